@@ -1,0 +1,89 @@
+"""Whole batches out of memory: one indexing operation a batch, no work per image."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fashion_cnn.data.seeding import derive_seed
+
+
+class Batch(NamedTuple):
+    """What every step gets.
+
+    images: `(B, C, H, W)`, uint8 as stored, normalised floats once it is on the device.
+    targets: `(B,)`, int64 class indices.
+    indices: `(B,)`, int64 positions in the data set that the split was cut from.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class InMemoryDataset(Dataset[Batch]):
+    """A split held as tensors: `images` `(N, C, H, W)` uint8 and `targets` `(N,)` int64.
+
+    `members` `(M,)` selects the split out of the N images and gives its order.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, members: Tensor) -> None:
+        self.images = images[members]
+        self.targets = targets[members]
+        self.indices = members
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these positions: what a DataLoader calls in place of one call an image."""
+        chosen = torch.tensor(indices)
+        return Batch(self.images[chosen], self.targets[chosen], self.indices[chosen])
+
+
+class EpochSampler(Sampler[int]):
+    """A random order that depends on `seed` and the epoch alone, so a resumed run repeats it."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
+        return iter(torch.randperm(self.size, generator=generator).tolist())
+
+
+def batch_loader(
+    dataset: InMemoryDataset, batch_size: int, *, shuffle_seed: int | None = None
+) -> DataLoader[Batch]:
+    """Load `dataset` in batches: in order, or shuffled anew each epoch where `shuffle_seed` is given.
+
+    Shuffled batches are all of one size (the images left over change from epoch to epoch), unless
+    the data set is smaller than one batch.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=None if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed),
+        drop_last=shuffle_seed is not None and len(dataset) >= batch_size,
+        collate_fn=_already_a_batch,
+        # Of its own, since the iterator draws a seed that would otherwise move the global one.
+        generator=torch.Generator(),
+    )
+
+
+def _already_a_batch(batch: Batch) -> Batch:
+    return batch

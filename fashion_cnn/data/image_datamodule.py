@@ -1,0 +1,139 @@
+"""A LightningDataModule over images that fit in memory: splits, rulers, batches, augmentation."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fashion_cnn.data.batches import Batch, InMemoryDataset, batch_loader
+from fashion_cnn.data.split import stratified_order
+from fashion_cnn.errors import UserError
+
+Augmentation = Callable[[Tensor], Tensor]
+
+
+class ImageDataModule(LightningDataModule):
+    """Train, validation and test splits of a data set that `load` reads as tensors.
+
+    A subclass says `class_names`, `image_shape` `(C, H, W)`, `train_size` (the images that
+    training and validation share) and `load`.
+
+    val_size: images carved out of the training set for validation, stratified. 0 trains on all.
+    train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
+    batch_size, eval_batch_size: images a step when training and when measuring.
+    seed: order of the training batches. split_seed: choice of the validation images.
+    mean, std: per channel, of pixels scaled to [0, 1].
+    augmentation: functions of a uint8 batch `(B, C, H, W)`, applied in order when training.
+        None in place of one switches it off.
+
+    Raises UserError for a value that leaves nothing to train on or measure.
+    """
+
+    class_names: Sequence[str]
+    image_shape: tuple[int, int, int]
+    train_size: int
+
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        val_size: int = 5000,
+        train_fraction: float = 1.0,
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        seed: int = 0,
+        split_seed: int = 0,
+        augmentation: Mapping[str, Augmentation | None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.val_size = val_size
+        self.train_fraction = train_fraction
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.split_seed = split_seed
+        self.augmentation = [part for part in (augmentation or {}).values() if part is not None]
+        # In the pixels' own scale, 0 to 255, so that normalising is one subtraction and one product.
+        self.pixel_mean = torch.tensor(mean).view(-1, 1, 1) * 255
+        self.pixel_scale = 1 / (torch.tensor(std).view(-1, 1, 1) * 255)
+        self._check()
+
+    def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Read images `(N, C, H, W)` uint8 and targets `(N,)` int64: all for training, or the test set."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        return self.image_shape[0]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the splits of `stage` into memory, once."""
+        if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):
+            images, targets = self.load(train=True)
+            order = stratified_order(targets, self.split_seed)
+            val, train = order[: self.val_size], order[self.val_size :]
+            train = train[: round(len(train) * self.train_fraction)]
+            self.train_split = InMemoryDataset(images, targets, train)
+            self.val_split = InMemoryDataset(images, targets, val)
+            # A prefix of a stratified order: a fixed, stratified sample of the training split.
+            self.train_probe = InMemoryDataset(images, targets, train[: self.val_size])
+        if stage in ("test", None) and not hasattr(self, "test_split"):
+            images, targets = self.load(train=False)
+            self.test_split = InMemoryDataset(images, targets, torch.arange(len(targets)))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return batch_loader(self.train_split, self.batch_size, shuffle_seed=self.seed)
+
+    def val_dataloader(self) -> dict[str, DataLoader[Batch]]:
+        """The two rulers of each validation pass, by the prefix of their metrics."""
+        rulers = {"train": self.train_probe, "val": self.val_split}
+        return {name: self._ruler(split) for name, split in rulers.items() if len(split)}
+
+    def test_dataloader(self) -> dict[str, DataLoader[Batch]]:
+        return {"test": self._ruler(self.test_split)}
+
+    def _ruler(self, split: InMemoryDataset) -> DataLoader[Batch]:
+        return batch_loader(split, self.eval_batch_size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (when training) and normalise a whole batch on its device."""
+        images = batch.images
+        if self.trainer is not None and self.trainer.training:
+            for augment in self.augmentation:
+                images = augment(images)
+        return batch._replace(images=self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bring uint8 images `(B, C, H, W)` to zero mean and unit variance, as float32."""
+        mean, scale = self.pixel_mean.to(images.device), self.pixel_scale.to(images.device)
+        return (images - mean) * scale
+
+    def _check(self) -> None:
+        classes, available = self.num_classes, self.train_size
+        if not (self.val_size == 0 or classes <= self.val_size <= available - classes):
+            raise UserError(
+                f"data.val_size={self.val_size} cannot be carved out of {available:,} training images: "
+                f"give {classes} to {available - classes:,}, or 0 to train on all of them."
+            )
+        if not 0 < self.train_fraction <= 1:
+            raise UserError(
+                f"data.train_fraction={self.train_fraction} is not a share of the images: "
+                "give a number above 0, up to 1."
+            )
+        if round((available - self.val_size) * self.train_fraction) < classes:
+            raise UserError(
+                f"data.train_fraction={self.train_fraction} of {available - self.val_size:,} images leaves "
+                f"fewer than one a class: give at least {classes / (available - self.val_size):.2g}."
+            )
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}={getattr(self, name)} is not possible: give 1 or more.")
+        if (self.pixel_scale <= 0).any() or self.pixel_scale.isinf().any():
+            raise UserError("data.std must be above 0 for every channel.")

@@ -1,0 +1,175 @@
+"""The LightningModule that trains and measures any network."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fashion_cnn.data import Batch
+from fashion_cnn.errors import UserError
+from fashion_cnn.models.ruler import Ruler
+
+# An object, or what Hydra's `instantiate` makes it from: {"_target_": "package.Class", ...}.
+Description = Mapping[str, Any]
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+class Outputs(TypedDict):
+    """What a step returns, and callbacks receive: the loss (a scalar) and the logits `(B, num_classes)`."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class ImageClassifier(LightningModule):
+    """Trains `network` by cross-entropy and measures it with one ruler on train, val and test.
+
+    network: maps normalised images `(B, C, H, W)` to logits `(B, num_classes)`, offers
+        `features(images)` `(B, D)` and ends in a linear layer named `classifier`. Or its
+        description, from which it is built with `in_channels` and `num_classes`.
+    image_shape: `(C, H, W)`.
+    optimizer: makes the optimizer from parameter groups. schedule: makes the schedule from the
+        optimizer and the number of steps; None keeps the learning rate. Or their descriptions.
+    label_smoothing: of the training loss only, in [0, 1).
+    channels_last: lay out the network's weights so, which is faster wherever convolutions are.
+
+    `load_from_checkpoint(path)` rebuilds a module that was made from descriptions.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module | Description,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        optimizer: OptimizerFactory | Description | None = None,
+        schedule: ScheduleFactory | Description | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        built = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        # Objects stay out of the checkpoint, which torch loads without unpickling code.
+        self.save_hyperparameters(
+            ignore=[name for name, value in built.items() if not isinstance(value, Mapping | None)],
+            logger=False,
+        )
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing={label_smoothing} is not possible: give 0 up to, but not, 1.")
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        if isinstance(network, Mapping):
+            network = instantiate(network, in_channels=image_shape[0], num_classes=num_classes, _convert_="all")
+        assert isinstance(network, nn.Module)
+        self.network = network
+        self._optimizer = instantiate(optimizer, _convert_="all") if isinstance(optimizer, Mapping) else optimizer
+        self._schedule = instantiate(schedule, _convert_="all") if isinstance(schedule, Mapping) else schedule
+        self._try_one_image()
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        self.running = Ruler(num_classes)
+        self.rulers = nn.ModuleDict()
+
+    def _try_one_image(self) -> None:
+        """Let layers that take their size from the first image do so, and meet a wrong size early."""
+        training = self.network.training
+        try:
+            with torch.no_grad():
+                logits = self.network.eval()(torch.zeros(1, *self.image_shape))
+        except RuntimeError as error:
+            raise UserError(
+                f"{type(self.network).__name__} cannot take images of shape {self.image_shape}: {error}"
+            ) from error
+        if logits.shape != (1, self.num_classes):
+            raise UserError(
+                f"{type(self.network).__name__} gives logits of shape {tuple(logits.shape[1:])}, "
+                f"but there are {self.num_classes} classes."
+            )
+        self.network.train(training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of normalised images `(B, C, H, W)`."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The feature vectors `(B, D)` that the classifier sees, of normalised images `(B, C, H, W)`."""
+        features: Tensor = self.network.features(images)  # type: ignore[operator]
+        return features
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        logits = self(batch.images).float()
+        loss = functional.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        self.running.add(logits.detach(), batch.targets, loss.detach())
+        # What the epoch sees as it trains: augmented batches, moving weights, the training loss.
+        running = {f"running/{name}": metric for name, metric in self.running.items()}
+        self.log_dict(running, on_step=False, on_epoch=True, logger=False)
+        return {"loss": loss, "logits": logits.detach()}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
+        return self._measure(batch, list(self.trainer.val_dataloaders)[dataloader_idx])
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
+        return self._measure(batch, list(self.trainer.test_dataloaders)[dataloader_idx])
+
+    def _measure(self, batch: Batch, split: str) -> Outputs:
+        logits = self(batch.images).float()
+        loss = functional.cross_entropy(logits, batch.targets)
+        self._ruler(split).add(logits, batch.targets, loss)
+        return {"loss": loss, "logits": logits}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the ruler's figures of each split, and the gap between train and val."""
+        measured = self._read_rulers(self.trainer.val_dataloaders)
+        if {"train", "val"} <= measured.keys():
+            train, val = measured["train"], measured["val"]
+            # Both grow as the network overfits.
+            self._log_all({"gap/loss": val["loss"] - train["loss"]})
+            self._log_all({"gap/accuracy": train["accuracy"] - val["accuracy"]})
+
+    def on_test_epoch_end(self) -> None:
+        self._read_rulers(self.trainer.test_dataloaders)
+
+    def _ruler(self, split: str) -> Ruler:
+        """The ruler of a split, whichever loaders the data module names; the name is the metrics' prefix."""
+        key = f"ruler_{split}"  # A module cannot be called `train`.
+        if key not in self.rulers:
+            self.rulers[key] = Ruler(self.num_classes).to(self.device)
+        ruler = self.rulers[key]
+        assert isinstance(ruler, Ruler)
+        return ruler
+
+    def _read_rulers(self, splits: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+        measured = {split: self._ruler(split).compute() for split in splits}
+        for split, figures in measured.items():
+            self._log_all({f"{split}/{name}": value for name, value in figures.items()})
+            self._ruler(split).reset()
+        return measured
+
+    def _log_all(self, figures: Mapping[str, Tensor]) -> None:
+        # To the callbacks only: `EpochLog` writes an epoch's figures to the loggers, all at one step.
+        self.log_dict(figures, logger=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self._optimizer is None:
+            raise UserError("This ImageClassifier has no optimizer: give it one before training.")
+        optimizer = self._optimizer(self._parameter_groups())
+        if self._schedule is None:
+            return optimizer
+        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Weight decay acts on weights only, not on biases and normalisation, which it would merely hinder."""
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        rest = [p for p in self.network.parameters() if p.ndim <= 1]
+        return [{"params": weights}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,39 @@
+"""The plain Keras notebook CNN that this project starts from."""
+
+from torch import Tensor, nn
+
+
+class KerasCNN(nn.Module):
+    """Unpadded 3x3 convolutions of 32, 64 and 128 channels, pooling, dropout and a dense layer.
+
+    Images `(B, C, H, W)` in, logits `(B, num_classes)` out; 241,546 parameters on 28 x 28 grey
+    images of ten classes. The dense layer takes its input size from the first batch.
+    """
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(in_channels, 32, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout(0.25),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout(0.25),
+            nn.Conv2d(64, 128, 3),
+            nn.ReLU(),
+            nn.Dropout(0.4),
+            nn.Flatten(),
+            nn.LazyLinear(128),
+            nn.ReLU(),
+        )
+        self.dropout = nn.Dropout(0.3)
+        self.classifier = nn.Linear(128, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier sees: `(B, 128)`."""
+        return self.trunk(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.features(images)))

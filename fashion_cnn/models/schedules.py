@@ -1,0 +1,46 @@
+"""Learning rates over a training, step by step.
+
+Each function takes an optimizer, whose own learning rate is the peak, and `total_steps`, which is
+known when the training starts, and returns a torch scheduler to be stepped once a batch.
+"""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
+
+
+def one_cycle(
+    optimizer: Optimizer, total_steps: int, *, warmup: float, start_factor: float, final_factor: float
+) -> LRScheduler:
+    """Rise from `start_factor` to the peak over the share `warmup` of all steps, then fall to `final_factor`.
+
+    Both legs are half cosines; the factors are shares of the peak. Smith and Topin, "Super-Convergence",
+    2017 (arXiv 1708.07120), with the momentum left alone.
+    """
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=total_steps,
+        pct_start=warmup,
+        div_factor=1 / start_factor,
+        final_div_factor=start_factor / final_factor,
+        cycle_momentum=False,
+    )
+
+
+def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
+    """A linear rise over the share `warmup` of all steps, then half a cosine down to nothing.
+
+    Loshchilov and Hutter, "SGDR", 2016 (arXiv 1608.03983), without restarts.
+    """
+    rising = round(warmup * total_steps)
+    falling = CosineAnnealingLR(optimizer, T_max=max(total_steps - rising, 1))
+    if not rising:
+        return falling
+    return SequentialLR(
+        optimizer, [LinearLR(optimizer, 1 / (rising + 1), total_iters=rising), falling], milestones=[rising]
+    )
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The optimizer's own learning rate throughout."""
+    return LambdaLR(optimizer, lambda step: 1.0)

@@ -1,0 +1,233 @@
+"""The run directory: the one place that knows its file names, where runs lie and how each one stands.
+
+`python -m fashion_cnn.runs` lists them.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from fashion_cnn.errors import UserError
+
+State = Literal["finished", "running", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory. It is a run as soon as it holds `config.yaml`."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights that were best on validation."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The state after the last finished epoch, to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        """The checkpoint that stands for the run: the best on validation, or the last where there is none."""
+        return self.best_checkpoint if self.best_checkpoint.exists() else self.last_checkpoint
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def curves_file(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def error_file(self) -> Path:
+        """Why the run failed; absent where it did not."""
+        return self.path / "error.txt"
+
+    @property
+    def state(self) -> State:
+        if self.results_file.exists():
+            return "finished"
+        if self._is_locked():
+            return "running"
+        return "failed" if self.error_file.exists() else "stopped"
+
+    @property
+    def started(self) -> float:
+        """Seconds since 1970 when the run began, which no later command changes."""
+        return self.config_file.stat().st_mtime
+
+    def create(self) -> None:
+        """Make the directory. Raises UserError where it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock_file.touch()
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}): choose another directory with runs_dir=DIR."
+            ) from error
+
+    def config(self) -> DictConfig:
+        config = OmegaConf.load(self.config_file)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def results(self) -> dict[str, Any]:
+        """The figures of a finished run; an unfinished one has none, `{}`."""
+        try:
+            results: dict[str, Any] = json.loads(self.results_file.read_text())
+        except FileNotFoundError:
+            return {}
+        return results
+
+    def write_config(self, config: DictConfig) -> None:
+        write_whole(self.config_file, OmegaConf.to_yaml(config))
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write last of all: its presence says that the run ended well."""
+        self.error_file.unlink(missing_ok=True)
+        write_whole(self.results_file, json.dumps(results, indent=2) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process, so that it shows as running and nobody else resumes it."""
+        with self._lock_file.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path} is being trained by another process.") from None
+            yield
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def _is_locked(self) -> bool:
+        try:
+            with self._lock_file.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+
+def choose_directory(runs_dir: Path, name: str) -> Run:
+    """A new run in `runs_dir/name/<time>-<short id>`, still to be created."""
+    return Run(runs_dir / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(3)}")
+
+
+def find_all(runs_dir: Path) -> list[Run]:
+    """All runs below `runs_dir`, at any depth, the oldest first."""
+    runs = [Run(file.parent) for file in runs_dir.rglob("config.yaml")]
+    return sorted(runs, key=lambda run: (run.started, run.path))
+
+
+def find_finished(reference: str | Path, runs_dir: Path) -> Run:
+    """The run that `reference` names: a directory, or `latest` for the newest finished one."""
+    if reference == "latest":
+        return _newest(runs_dir, {"finished"}, "finished run")
+    return _named(Path(reference), runs_dir)
+
+
+def find_unfinished(reference: str | Path, runs_dir: Path) -> Run:
+    """The run to resume: a directory, or `latest` for the newest unfinished one that nobody is training."""
+    if reference == "latest":
+        return _newest(runs_dir, {"stopped", "failed"}, "unfinished run")
+    run = _named(Path(reference), runs_dir)
+    if run.state == "finished":
+        raise UserError(
+            f"{run.path} is finished: there is nothing to resume. "
+            f"init_from={run.path} starts a new run from its weights."
+        )
+    return run
+
+
+def _newest(runs_dir: Path, states: set[State], wanted: str) -> Run:
+    for run in reversed(find_all(runs_dir)):
+        if run.state in states:
+            return run
+    raise UserError(f"There is no {wanted} in {runs_dir.resolve()}: name its directory, or say runs_dir=DIR.")
+
+
+def _named(path: Path, runs_dir: Path) -> Run:
+    run = Run(path.expanduser())
+    if not run.config_file.is_file():
+        what = "is not a run: it holds no config.yaml" if run.path.exists() else "does not exist"
+        newest = "".join(f"\n  {other.path}" for other in reversed(find_all(runs_dir)[-3:]))
+        raise UserError(f"{run.path} {what}." + (f" The newest runs here:{newest}" if newest else ""))
+    return run
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds the old content or the new, never half of it."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
+    os.replace(partial, path)
+
+
+def _list(config: DictConfig) -> None:
+    from rich.table import Table
+
+    from fashion_cnn.screen import wide_console
+
+    runs = find_all(Path(config.runs_dir))
+    if not runs:
+        raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: say runs_dir=DIR.")
+    table = Table()
+    for heading in ("name", "run", "state", "seed", "test", "val", "gap", "time"):
+        table.add_column(heading, justify="right" if heading in ("test", "val", "gap", "time", "seed") else "left")
+    for run in runs:
+        results = run.results()
+        settings = run.config()
+        table.add_row(
+            str(settings.get("name")),
+            os.path.relpath(run.path, config.runs_dir),
+            run.state,
+            str(settings.get("seed")),
+            *(f"{results[name]:.2%}" if name in results else "" for name in ("test/accuracy", "val/accuracy")),
+            f"{results['gap/accuracy'] * 100:+.2f}" if "gap/accuracy" in results else "",
+            f"{results['seconds'] / 60:.1f} min" if "seconds" in results else "",
+        )
+    wide_console().print(table)
+
+
+def main() -> None:
+    from fashion_cnn.command_line import run_command
+
+    run_command("runs", _list)
+
+
+if __name__ == "__main__":
+    main()

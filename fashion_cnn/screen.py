@@ -1,0 +1,76 @@
+"""What the training command prints: the settings at the start, the figures at the end."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.runs import Run
+
+
+def wide_console() -> Console:
+    """The terminal as wide as it is; in a file or pipe nothing is cut or wrapped."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule) -> None:
+    """Print the composed config, and what it comes to."""
+    console = wide_console()
+    console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
+    parameters = sum(parameter.numel() for parameter in module.network.parameters())
+    console.print(
+        f"\n{config.name}: {parameters:,} parameters; {len(data.train_split):,} images to train on, "
+        f"{len(data.val_split):,} to validate on. Writing to {run.path}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def print_end(results: dict[str, Any], run: Run) -> None:
+    """Print the figures of a finished run and what to type next."""
+    console = wide_console()
+    console.print(results_table(results))
+    minutes, seconds = divmod(round(results["seconds"]), 60)
+    console.print(
+        f"{results['epochs']} epochs in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
+        f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
+        f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds an image.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"\nRun directory: {run.path}\n"
+        f"  report      {run.report_file}\n"
+        f"  curves      scripts/dashboard   (or: tensorboard --logdir {run.path})\n"
+        f"  all runs    python -m fashion_cnn.runs\n"
+        f"  go further  python -m fashion_cnn.train init_from={run.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """Loss and accuracy on each split, and the gaps."""
+    table = Table(title=f"{results['name']}, weights of epoch {results['best_epoch']}", title_justify="left")
+    for heading in ("", "loss", "accuracy"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = [
+        ("train probe", "train", ""),
+        ("validation", "val", ""),
+        ("test", "test", ""),
+        ("gap train–val", "gap", "+"),
+        ("gap train–test", "gap_test", "+"),
+    ]
+    for label, prefix, sign in rows:
+        if f"{prefix}/loss" in results:
+            loss, accuracy = results[f"{prefix}/loss"], results[f"{prefix}/accuracy"]
+            unit = " points" if sign else " %"
+            table.add_row(label, f"{loss:{sign}.4f}", f"{accuracy * 100:{sign}.2f}{unit}")
+        else:
+            table.add_row(label, "not measured", "not measured")
+    return table

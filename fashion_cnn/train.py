@@ -1,0 +1,34 @@
+"""Train a network, test it once, and leave a run directory: `python -m fashion_cnn.train model=small`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fashion_cnn.command_line import run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Train as `config` says, which `fashion_cnn.command_line.compose("train", [...])` gives.
+
+    Returns the results that the run's results.json holds, with the run's directory as `"run"`.
+    Raises UserError for settings that cannot work, and Interrupted where it was stopped.
+    """
+    from fashion_cnn.training.session import run_training
+
+    return run_training(config)
+
+
+def _train_and_give_objective(config: DictConfig) -> float | None:
+    # What a Hydra sweeper optimises: never a figure of the test set.
+    return train(config).get("val/accuracy")
+
+
+def main() -> None:
+    run_command("train", _train_and_give_objective)
+
+
+if __name__ == "__main__":
+    main()

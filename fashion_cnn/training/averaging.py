@@ -1,0 +1,23 @@
+"""An exponential moving average of the weights that short trainings can use too."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class WarmedEMAWeightAveraging(WeightAveraging):
+    """Lightning's weight averaging with `decay` approached as min(decay, (1 + n) / (10 + n)) at update n.
+
+    A fixed decay of 0.999 would carry the random first weights through the first few thousand steps.
+    The ramp is that of TensorFlow's ExponentialMovingAverage. Buffers (the statistics of batch
+    normalisation) are averaged with the weights.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> Any:
+            count = float(updates)
+            return get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)
+
+        super().__init__(use_buffers=True, multi_avg_fn=average)

@@ -1,0 +1,109 @@
+"""Objects out of the config: data, module, trainer."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.training.checkpoints import AtomicCheckpointIO
+from fashion_cnn.training.epoch_log import EpochLog
+from fashion_cnn.training.hardware import fast_precision
+from fashion_cnn.training.repeatable import SeedEachEpoch
+from fashion_cnn.training.stopwatch import Stopwatch
+
+
+def checked_seed(config: DictConfig) -> int:
+    """The run's seed. Raises UserError where it is none."""
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} is not possible: give 0 to {2**32 - 1}.")
+    return int(config.seed)
+
+
+def data(config: DictConfig) -> ImageDataModule:
+    """The data module, its training images in memory."""
+    datamodule: ImageDataModule = instantiate(config.data, _convert_="all")
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
+    """The module, as descriptions, so that its checkpoint can rebuild it."""
+    classifier: ImageClassifier = instantiate(
+        config.model,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        image_shape=datamodule.image_shape,
+        num_classes=datamodule.num_classes,
+        _convert_="all",
+        _recursive_=False,
+    )
+    return classifier
+
+
+def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) -> Trainer:
+    """The Trainer with its callbacks and loggers, all of which write into `directory`."""
+    if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
+        raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
+    return _trainer(
+        config,
+        callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *_callbacks(config, datamodule)],
+        logger=_loggers(config, directory),
+        default_root_dir=directory,
+    )
+
+
+def measuring_trainer(config: DictConfig) -> Trainer:
+    """A Trainer of the same hardware and precision that only measures.
+
+    A fresh one, since EMAWeightAveraging would have the training's own measure the raw weights.
+    """
+    bar = [callback for callback in _parts(config.callbacks) if isinstance(callback, ProgressBar)]
+    return _trainer(
+        config, callbacks=bar, logger=False, enable_checkpointing=False, devices=1, strategy="auto", profiler=None
+    )
+
+
+def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) -> Trainer:
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision = fast_precision(config.trainer.accelerator)
+    if not config.trainer.enable_progress_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    built: Trainer = instantiate(
+        config.trainer,
+        **settings,
+        callbacks=callbacks,
+        precision=precision,
+        plugins=[AtomicCheckpointIO()],
+        _convert_="all",
+    )
+    return built
+
+
+def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback]:
+    callbacks = _parts(config.callbacks)
+    if datamodule.val_size:
+        return callbacks
+    # Without validation there is nothing to choose the best by: the last weights stand for the run.
+    return [c for c in callbacks if not (isinstance(c, EarlyStopping | ModelCheckpoint) and c.monitor)]
+
+
+def _loggers(config: DictConfig, directory: Path) -> list[Logger]:
+    return [instantiate(part, save_dir=str(directory), _convert_="all") for part in _described(config.logger)]
+
+
+def _parts(group: DictConfig | None) -> list[Any]:
+    return [instantiate(part, _convert_="all") for part in _described(group)]
+
+
+def _described(group: DictConfig | None) -> list[DictConfig]:
+    """The parts of a group of named parts; one set to null is dropped."""
+    return [part for part in (group or {}).values() if OmegaConf.is_dict(part)]

@@ -1,0 +1,52 @@
+"""Going on with a stopped run, so that the outcome is that of a run which never stopped."""
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import Run
+from fashion_cnn.training.loggers import ResumableLogger
+
+# Where things lie on this machine changes nothing about the run.
+_MAY_DIFFER = {"resume", "runs_dir", "data.root"}
+
+
+def resumed_config(config: DictConfig, run: Run) -> DictConfig:
+    """The run's own config; where the data lie may be said anew.
+
+    Raises UserError for an override that would make it another run.
+    """
+    own = run.config()
+    if HydraConfig.initialized():
+        keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+        for key in keys:
+            if key in _MAY_DIFFER:
+                continue
+            asked, has = OmegaConf.select(config, key), OmegaConf.select(own, key)
+            if asked != has or asked is None:
+                raise UserError(
+                    f"resume={run.path} goes on with that run as it was started, so {key} cannot change here "
+                    f"(it is {has}). Leave it out, or start a new run from its weights with init_from={run.path}.",
+                    status=2,
+                )
+        if "data.root" in keys:
+            own.data.root = config.data.root
+    return own
+
+
+def forget_unfinished_epoch(trainer: Trainer, run: Run) -> None:
+    """Have the loggers drop what was written after the checkpoint that the run goes on from."""
+    step = -1
+    if run.last_checkpoint.exists():
+        try:
+            step = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True)["global_step"]
+        except Exception as error:  # torch raises what its unpickler met
+            raise UserError(
+                f"{run.last_checkpoint} is no readable checkpoint ({error}). "
+                "Delete it, and the run starts again from its first epoch."
+            ) from error
+    for logger in trainer.loggers:
+        if isinstance(logger, ResumableLogger):
+            logger.resume_after(step)

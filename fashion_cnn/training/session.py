@@ -1,0 +1,113 @@
+"""One training, from its settings to its report."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
+
+from fashion_cnn import runs, screen
+from fashion_cnn.analysis.report import write_report
+from fashion_cnn.command_line import Interrupted
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.runs import Run
+from fashion_cnn.training import build
+from fashion_cnn.training.results import collect_results
+from fashion_cnn.training.resume import forget_unfinished_epoch, resumed_config
+from fashion_cnn.training.weights import initialise_from
+
+
+def run_training(config: DictConfig) -> dict[str, Any]:
+    """Train, measure and report as `config` says; see `fashion_cnn.train.train`."""
+    _quieten_lightning()
+    run = None
+    if config.resume is not None:
+        run = runs.find_unfinished(config.resume, Path(config.runs_dir))
+        config = resumed_config(config, run)
+    # What can be wrong with the settings comes out here, before there is a run directory.
+    seed_everything(build.checked_seed(config), verbose=False)
+    data = build.data(config)
+    module = build.module(config, data)
+    if config.init_from is not None and not (run and run.last_checkpoint.exists()):
+        source = runs.find_finished(config.init_from, Path(config.runs_dir))
+        initialise_from(module, source)
+        config.init_from = str(source.path.resolve())
+    if config.trainer.fast_dev_run:
+        return _try_out(config, data, module)
+    started_before = run is not None
+    run = run or _new_run(config)
+    trainer = build.trainer(config, data, run.path)
+    run.create()
+    with run.locked(), _ending_told(run):
+        if started_before:
+            forget_unfinished_epoch(trainer, run)
+        else:
+            run.write_config(config)
+        screen.print_start(config, run, module, data)
+        _fit(trainer, module, data, run)
+        results = collect_results(config, trainer, module, data, run)
+        write_report(run, results)
+        run.write_results(results)
+        screen.print_end(results, run)
+    return {**results, "run": str(run.path)}
+
+
+def _new_run(config: DictConfig) -> Run:
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Run(Path(HydraConfig.get().runtime.output_dir))
+    return runs.choose_directory(Path(config.runs_dir), config.name)
+
+
+def _fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run) -> None:
+    checkpoint = run.last_checkpoint if run.last_checkpoint.exists() else None
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+
+
+def _try_out(config: DictConfig, data: ImageDataModule, module: ImageClassifier) -> dict[str, Any]:
+    """Lightning's `fast_dev_run`: every loop for a few batches, nothing kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build.trainer(config, data, Path(folder))
+        trainer.fit(module, datamodule=data)
+        trainer.test(module, datamodule=data, verbose=False)
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    print("fast_dev_run: every loop ran; nothing was kept.")
+    return figures
+
+
+@contextmanager
+def _ending_told(run: Run) -> Iterator[None]:
+    """Say how to go on after a stop, and leave the reason of a failure in the run directory."""
+    how_to_resume = f"Stopped. Go on where it was with:\n  python -m fashion_cnn.train resume={run.path}"
+    run.error_file.unlink(missing_ok=True)
+    try:
+        yield
+    except SIGTERMException:
+        raise Interrupted(how_to_resume, status=143) from None
+    # Lightning turns Ctrl-C during fit into an exit of its own.
+    except (KeyboardInterrupt, SystemExit):
+        raise Interrupted(how_to_resume) from None
+    except Exception as error:
+        run.error_file.write_text(f"{type(error).__name__}: {error}\n")
+        raise
+
+
+def _quieten_lightning() -> None:
+    """Leave out what Lightning says about every run; its warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # The data lie in memory: workers would only copy them to and fro.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # All figures are logged at the end of an epoch.
+    warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
+    # Lightning's own use of torch.
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    # Resuming writes on into the run's own directory, on purpose.
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
