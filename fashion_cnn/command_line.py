@@ -3,10 +3,12 @@
 import difflib
 import os
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -40,9 +42,9 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C.
     """
     sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Have Hydra raise, not print and exit.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
 
     def checked_task(config: DictConfig) -> Any:
         try:
@@ -57,7 +59,8 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
     main = hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")
     try:
-        main(checked_task)()
+        with _hydra_raising():
+            main(checked_task)()
     except Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr)
         sys.exit(stop.status)
@@ -68,6 +71,19 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if wants_traceback:
             raise
         _explain_and_exit(error, config_name)
+
+
+@contextmanager
+def _hydra_raising() -> Iterator[None]:
+    """Have Hydra raise what went wrong, where it would print it and exit."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:
@@ -100,8 +116,8 @@ def _quoted(value: str) -> str:
 def job_name(overrides: list[str]) -> str:
     """A sweep job's directory: `lr-0.1_seed-1` for `optimizer.lr=0.1 seed=1`, with no sign that a shell minds."""
     pairs = [override.lstrip("+~").partition("=") for override in overrides]
-    names = [f"{key.rpartition('.')[2]}-{value}" for key, _, value in pairs]
-    return re.sub(r"[^\w.+-]+", "-", "_".join(names)).strip("-") or "job"
+    names = (f"{key.rpartition('.')[2]}-{value}" for key, _, value in pairs)
+    return "_".join(re.sub(r"[^\w.+]+", "-", name).strip("-") for name in names) or "job"
 
 
 def _name_run(config: DictConfig, choices: Any) -> None:
@@ -113,9 +129,9 @@ def _name_run(config: DictConfig, choices: Any) -> None:
 def _check_overrides(config_name: str, config: DictConfig) -> None:
     """Refuse unknown root keys and values of another type than the one they replace."""
     base = _without_values(config_name)
-    for key in config:
+    for key in map(str, config):
         if key not in base:
-            raise UserError(f"'{key}' is no option.{_did_you_mean(str(key), map(str, base))}", status=2)
+            raise UserError(f"'{key}' is no option.{_did_you_mean(key, map(str, base))}", status=2)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         before, after = OmegaConf.select(base, key), OmegaConf.select(config, key)
@@ -173,16 +189,22 @@ def _explain_and_exit(error: Exception, config_name: str) -> NoReturn:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [str(o) for o in error.options or []]
-        _exit(f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {_listed(options)}.", 2)
+        _exit(
+            f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {_listed(options)}.", 2
+        )
     if isinstance(error, OverrideParseException):
         _exit(
             f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
             f"brackets in quotes inside quotes, such as 'key=\"a, b\"'.\n{error}",
             2,
         )
-    if isinstance(error, ConfigCompositionException) and (unknown := re.match(r"Could not override '(.+?)'", str(error))):
+    if isinstance(error, ConfigCompositionException) and (
+        unknown := re.match(r"Could not override '(.+?)'", str(error))
+    ):
         key = unknown[1].partition("@")[0]
         _exit(f"'{key}' is no option.{_did_you_mean(key, _all_keys(config_name))} See --help for all of them.", 2)
+    if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
+        _exit(f"{error}: a group takes the name of one of its choices. See --help for all of them.", 2)
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         _exit("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
     if isinstance(error, OSError) and error.errno is not None:
@@ -210,7 +232,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _did_you_mean(word: str, choices: Iterable[str]) -> str:
     choices = list(choices)
-    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     # Where only the last part of a dotted key is known: `lr` for `optimizer.lr`.
     near += [choice for choice in choices if choice.rpartition(".")[2] == word.rpartition(".")[2]]
     return f" Did you mean {_listed(dict.fromkeys(near), ' or ')}?" if near else ""
@@ -225,11 +247,11 @@ def _all_keys(config_name: str) -> list[str]:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name)
         groups = GlobalHydra.instance().config_loader().list_groups("")
-    return [*groups, *_dotted(config)]
+    return [*groups, *_dotted(cast("dict[str, Any]", OmegaConf.to_container(config)))]
 
 
-def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key}"
-        if OmegaConf.is_dict(node := config._get_node(key)):
-            yield from _dotted(node, f"{prefix}{key}.")
+def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")

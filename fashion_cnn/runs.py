@@ -194,7 +194,7 @@ def write_whole(path: Path, text: str) -> None:
     with os.fdopen(handle, "w") as file:
         file.write(text)
         os.fchmod(file.fileno(), 0o644)
-    os.replace(partial, path)
+    Path(partial).replace(path)
 
 
 def _list(config: DictConfig) -> None:

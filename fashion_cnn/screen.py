@@ -63,8 +63,8 @@ def results_table(results: dict[str, Any]) -> Table:
         ("train probe", "train", ""),
         ("validation", "val", ""),
         ("test", "test", ""),
-        ("gap train–val", "gap", "+"),
-        ("gap train–test", "gap_test", "+"),
+        ("gap train-val", "gap", "+"),
+        ("gap train-test", "gap_test", "+"),
     ]
     for label, prefix, sign in rows:
         if f"{prefix}/loss" in results:

@@ -1,5 +1,7 @@
 """Loss above accuracy over the epochs, train and validation on each."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 from fashion_cnn.analysis.history import History
 
 # Told apart without colour too: train is dashed. The colours are Okabe and Ito's.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#0072B2", "linestyle": "--", "label": "train probe"},
     "val": {"color": "#D55E00", "linestyle": "-", "label": "validation"},
     "running": {"color": "#999999", "linestyle": ":", "label": "running training average"},

@@ -1,7 +1,7 @@
 """Whole batches out of memory: one indexing operation a batch, no work per image."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,9 +66,7 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
-def batch_loader(
-    dataset: InMemoryDataset, batch_size: int, *, shuffle_seed: int | None = None
-) -> DataLoader[Batch]:
+def batch_loader(dataset: InMemoryDataset, batch_size: int, *, shuffle_seed: int | None = None) -> DataLoader[Batch]:
     """Load `dataset` in batches: in order, or shuffled anew each epoch where `shuffle_seed` is given.
 
     Shuffled batches are all of one size (the images left over change from epoch to epoch), unless
@@ -85,5 +83,5 @@ def batch_loader(
     )
 
 
-def _already_a_batch(batch: Batch) -> Batch:
+def _already_a_batch(batch: Any) -> Any:
     return batch

@@ -65,8 +65,7 @@ def _download(root: Path, names: Iterable[str]) -> str:
     from torchvision.datasets import FashionMNIST
 
     print(
-        f"Downloading Fashion-MNIST (30 MB) into {root}, giving up after {DOWNLOAD_TIMEOUT:.0f} s "
-        "without an answer …",
+        f"Downloading Fashion-MNIST (30 MB) into {root}, giving up after {DOWNLOAD_TIMEOUT:.0f} s without an answer …",
         file=sys.stderr,
         flush=True,
     )

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.ruler import Ruler
+from fashion_cnn.models.schedules import constant
 
 # An object, or what Hydra's `instantiate` makes it from: {"_target_": "package.Class", ...}.
 Description = Mapping[str, Any]
@@ -111,15 +112,15 @@ class ImageClassifier(LightningModule):
         loss = functional.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         self.running.add(logits.detach(), batch.targets, loss.detach())
         # What the epoch sees as it trains: augmented batches, moving weights, the training loss.
-        running = {f"running/{name}": metric for name, metric in self.running.items()}
+        running = {f"running/{name}": metric for name, metric in self.running.metrics.items()}
         self.log_dict(running, on_step=False, on_epoch=True, logger=False)
         return {"loss": loss, "logits": logits.detach()}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        return self._measure(batch, list(self.trainer.val_dataloaders)[dataloader_idx])
+        return self._measure(batch, _names(self.trainer.val_dataloaders)[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        return self._measure(batch, list(self.trainer.test_dataloaders)[dataloader_idx])
+        return self._measure(batch, _names(self.trainer.test_dataloaders)[dataloader_idx])
 
     def _measure(self, batch: Batch, split: str) -> Outputs:
         logits = self(batch.images).float()
@@ -129,7 +130,7 @@ class ImageClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the ruler's figures of each split, and the gap between train and val."""
-        measured = self._read_rulers(self.trainer.val_dataloaders)
+        measured = self._read_rulers(_names(self.trainer.val_dataloaders))
         if {"train", "val"} <= measured.keys():
             train, val = measured["train"], measured["val"]
             # Both grow as the network overfits.
@@ -137,7 +138,7 @@ class ImageClassifier(LightningModule):
             self._log_all({"gap/accuracy": train["accuracy"] - val["accuracy"]})
 
     def on_test_epoch_end(self) -> None:
-        self._read_rulers(self.trainer.test_dataloaders)
+        self._read_rulers(_names(self.trainer.test_dataloaders))
 
     def _ruler(self, split: str) -> Ruler:
         """The ruler of a split, whichever loaders the data module names; the name is the metrics' prefix."""
@@ -148,11 +149,10 @@ class ImageClassifier(LightningModule):
         assert isinstance(ruler, Ruler)
         return ruler
 
-    def _read_rulers(self, splits: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
-        measured = {split: self._ruler(split).compute() for split in splits}
+    def _read_rulers(self, splits: list[str]) -> dict[str, dict[str, Tensor]]:
+        measured = {split: self._ruler(split).read_and_reset() for split in splits}
         for split, figures in measured.items():
             self._log_all({f"{split}/{name}": value for name, value in figures.items()})
-            self._ruler(split).reset()
         return measured
 
     def _log_all(self, figures: Mapping[str, Tensor]) -> None:
@@ -160,16 +160,27 @@ class ImageClassifier(LightningModule):
         self.log_dict(figures, logger=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, schedule = self.make_optimizer(total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """A new optimizer of the network's parameters, and its schedule, to be stepped once a batch."""
         if self._optimizer is None:
             raise UserError("This ImageClassifier has no optimizer: give it one before training.")
         optimizer = self._optimizer(self._parameter_groups())
-        if self._schedule is None:
-            return optimizer
-        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer, (self._schedule or constant)(optimizer, total_steps)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Weight decay acts on weights only, not on biases and normalisation, which it would merely hinder."""
         weights = [p for p in self.network.parameters() if p.ndim > 1]
         rest = [p for p in self.network.parameters() if p.ndim <= 1]
         return [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _names(loaders: Any) -> list[str]:
+    """The names of the data module's loaders: a dict, by the prefix of their metrics."""
+    if not isinstance(loaders, Mapping):
+        raise UserError(
+            "The loaders to measure must come in a dict, such as {'val': loader}: the names tell them apart."
+        )
+    return list(loaders)

@@ -49,10 +49,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(convolution(width, width), nn.ReLU(inplace=True), convolution(width, width))
+        first, second = convolution(width, width), convolution(width, width)
+        self.branch = nn.Sequential(first, nn.ReLU(inplace=True), second)
         self.activation = nn.ReLU(inplace=True)
         # Each block starts as the identity (Goyal et al., 2017), which steadies a high learning rate.
-        nn.init.zeros_(self.branch[-1][1].weight)
+        nn.init.zeros_(second.get_submodule("1").get_parameter("weight"))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.activation(images + self.branch(images))

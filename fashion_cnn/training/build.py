@@ -45,6 +45,10 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
         _convert_="all",
         _recursive_=False,
     )
+    try:  # The trainer makes its own; here a wrong option comes out before there is a run.
+        classifier.make_optimizer(total_steps=1000)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer or schedule: {error}. See conf/optimizer and conf/schedule.") from error
     return classifier
 
 
@@ -52,8 +56,11 @@ def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) ->
     """The Trainer with its callbacks and loggers, all of which write into `directory`."""
     if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
         raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
+    # Without validation images Lightning is to leave the validation out.
+    limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     return _trainer(
         config,
+        **limits,
         callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *_callbacks(config, datamodule)],
         logger=_loggers(config, directory),
         default_root_dir=directory,
@@ -65,7 +72,7 @@ def measuring_trainer(config: DictConfig) -> Trainer:
 
     A fresh one, since EMAWeightAveraging would have the training's own measure the raw weights.
     """
-    bar = [callback for callback in _parts(config.callbacks) if isinstance(callback, ProgressBar)]
+    bar: list[Callback] = [callback for callback in _parts(config.callbacks) if isinstance(callback, ProgressBar)]
     return _trainer(
         config, callbacks=bar, logger=False, enable_checkpointing=False, devices=1, strategy="auto", profiler=None
     )
@@ -100,7 +107,7 @@ def _loggers(config: DictConfig, directory: Path) -> list[Logger]:
     return [instantiate(part, save_dir=str(directory), _convert_="all") for part in _described(config.logger)]
 
 
-def _parts(group: DictConfig | None) -> list[Any]:
+def _parts(group: DictConfig | None) -> list[Callback]:
     return [instantiate(part, _convert_="all") for part in _described(group)]
 
 

@@ -1,6 +1,5 @@
 """Checkpoints that survive being killed while they are written, and runs that are moved."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        partial = f"{path}.partial"
+        partial = Path(f"{path}.partial")
         super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        partial.replace(path)
 
 
 class MovableModelCheckpoint(ModelCheckpoint):
@@ -33,4 +32,4 @@ class MovableModelCheckpoint(ModelCheckpoint):
         super().load_state_dict(moved)
 
     def _moved(self, path: str) -> str:
-        return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else path

@@ -38,13 +38,18 @@ class TensorBoard(TensorBoardLogger):
 class MetricsCSV(Logger):
     """`metrics.csv`: a row an epoch, a column a figure. Lightning's CSVLogger starts anew on resume."""
 
-    name = None
-    version = None
+    # As `TensorBoard` names itself: checkpoints lie in the run directory whichever logger comes first.
+    name = ""
+    version = ""
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
         self._file = Run(Path(save_dir)).metrics_file
         self._rows: list[dict[str, Any]] = []
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._file.parent)
 
     def resume_after(self, step: int) -> None:
         """Keep the rows up to `step`."""

@@ -41,4 +41,4 @@ class EpochLines(Callback):
 
 def _figure(figures: dict[str, float], name: str, form: str) -> str:
     """The figure in the format `form`; where it was not measured, a dash as wide as a figure."""
-    return format(figures[name], form) if name in figures else f"{'–':>{len(format(0.0, form))}}"
+    return format(figures[name], form) if name in figures else f"{'-':>{len(format(0.0, form))}}"

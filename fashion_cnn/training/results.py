@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
+from fashion_cnn.analysis.history import read_history
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
@@ -22,7 +23,7 @@ def collect_results(
     config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
 ) -> dict[str, Any]:
     """Measure the run's best weights on train probe, val and test, and say what they cost. Flat, for results.json."""
-    running = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("running/")}
+    history = read_history(run)
     stopwatch = Stopwatch.of(trainer)
     best = load_checkpoint(run)
     module.load_state_dict(best["state_dict"])
@@ -30,7 +31,7 @@ def collect_results(
         "name": config.name,
         "seed": config.seed,
         **measure(config, module, data),
-        **running,
+        **{name: float(history[name][-1]) for name in ("running/loss", "running/accuracy")},
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,
         "seconds": round(stopwatch.seconds, 3),

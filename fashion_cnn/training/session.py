@@ -28,7 +28,7 @@ from fashion_cnn.training.weights import initialise_from
 
 def run_training(config: DictConfig) -> dict[str, Any]:
     """Train, measure and report as `config` says; see `fashion_cnn.train.train`."""
-    _quieten_lightning()
+    quieten_lightning()
     run = None
     if config.resume is not None:
         run = runs.find_unfinished(config.resume, Path(config.runs_dir))
@@ -100,9 +100,10 @@ def _ending_told(run: Run) -> Iterator[None]:
         raise
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Leave out what Lightning says about every run; its warnings stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     # The data lie in memory: workers would only copy them to and fro.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # All figures are logged at the end of an epoch.

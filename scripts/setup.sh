@@ -1,0 +1,113 @@
+# Sourced by the scripts beside it. Makes .venv, installs the tested versions and gets the data;
+# what is done already is not done again. Leaves $python, and the repository root as the directory.
+#
+#   PYTHON=python3.12        the interpreter to make .venv with
+#   TORCH_INDEX_URL=URL      take torch and torchvision from there, such as
+#                            https://download.pytorch.org/whl/cpu (1.5 GB installed in place of 6 GB)
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=$PWD/.venv
+python=$venv/bin/python
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "Python 3.11 or newer is needed; found: $("${PYTHON:-python3}" --version 2>&1 || true)." \
+    "Install one, or name it: PYTHON=/path/to/python3.11 $0"
+}
+
+check_disk() {
+  local needed_gb=7 free_kb
+  [ -z "${TORCH_INDEX_URL:-}" ] || needed_gb=3
+  free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
+  [ "$free_kb" -ge $((needed_gb * 1024 * 1024)) ] ||
+    fail "$((free_kb / 1024)) MB are free on this disk, the packages need about $needed_gb GB." \
+      "Make room, or with a CPU only: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
+}
+
+pip_install() {
+  local log=$venv/install.log
+  "$python" -m pip install --disable-pip-version-check --progress-bar off -c scripts/constraints.txt "$@" 2>&1 |
+    tee -a "$log" | grep -v '^Requirement already satisfied' >&2 || {
+    if grep -q 'No space left' "$log"; then
+      fail "The disk is full. Make room and start again: it goes on where it was."
+    elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError' "$log"; then
+      fail "The package index cannot be reached. Check the network (and PIP_INDEX_URL) and start again."
+    fi
+    fail "pip failed, see above (and $log)."
+  }
+}
+
+# install [EXTRA]: fashion_cnn itself, editable, with what it needs.
+install() {
+  local extra=${1:-} wanted stamp=$venv/.installed
+  wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c 1-16)
+  # The stamp of the developers' tools serves a start without them too.
+  if [ -x "$python" ] && grep -qsE "^$wanted ${extra:-.*}$" "$stamp" && [ "$(tail -n 1 "$stamp")" = "$PWD" ]; then
+    return
+  fi
+  local base
+  base=$(find_python)
+  check_disk
+  echo "Setting up .venv; the first time this takes some minutes …" >&2
+  if ! "$python" -c '' 2>/dev/null; then
+    "$base" -m venv --clear "$venv" >&2 ||
+      fail "$base cannot make a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv"
+  fi
+  rm -f "$stamp" "$venv/install.log"
+  [ -z "${TORCH_INDEX_URL:-}" ] || pip_install --index-url "$TORCH_INDEX_URL" torch torchvision
+  pip_install -e ".${extra:+[$extra]}"
+  printf '%s %s\n%s\n' "$wanted" "$extra" "$PWD" >"$stamp"
+}
+
+# get_data ROOT: Fashion-MNIST from where it can be had, at last from Debian's archive, without root.
+get_data() {
+  local raw=$1/FashionMNIST/raw file missing=
+  for file in {train,t10k}-{images-idx3,labels-idx1}-ubyte; do
+    [ -f "$raw/$file" ] || missing=yes
+  done
+  [ -n "$missing" ] || return 0
+  local get="$python -m fashion_cnn.data.fashion_mnist_files"
+  local folder reason
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder of now
+  trap "rm -rf '$folder'" EXIT
+  if ! reason=$($get "$1" 2>&1); then
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || fail "${reason#error: }"
+    echo "Fashion-MNIST cannot be downloaded; trying Debian's package of it …" >&2
+    unpack_package "$folder" >"$folder/log" 2>&1 || fail "${reason#*error: } ($(tail -n 1 "$folder/log"))"
+    $get "$1" "$folder/unpacked" || exit 1
+  fi
+  rm -rf "$folder"
+  trap - EXIT
+}
+
+unpack_package() (
+  set -e
+  cd "$1"
+  if ! apt-get download dataset-fashion-mnist; then
+    # The lists of packages may be missing, and updating the system's needs root: keep lists of our own.
+    mkdir -p lists/partial cache/archives/partial
+    apt-get() { command apt-get -o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache" "$@"; }
+    apt-get update
+    apt-get download dataset-fashion-mnist
+  fi
+  dpkg -x dataset-fashion-mnist_*.deb unpacked
+)
+
+# Two scripts that start together take turns.
+if command -v flock >/dev/null; then
+  exec 9>.setup.lock || fail "$PWD cannot be written."
+  flock 9
+fi

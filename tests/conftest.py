@@ -1,0 +1,64 @@
+"""Tiny made images, a real Fashion-MNIST where a test asks for it, and the command line in this process."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+REPOSITORY = Path(__file__).parent.parent
+TINY_DATA = [
+    "data._target_=tiny_images.TinyDataModule",
+    "data.val_size=32",
+    "data.batch_size=16",
+    "data.eval_batch_size=20",
+    "model=tiny",
+    "model.network.stem=8",
+    "model.network.widths=[8,16]",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Any]:
+    """Compose the training config on tiny made images, writing below the test's own folder."""
+    from fashion_cnn.command_line import compose
+
+    def build(*overrides: str) -> Any:
+        return compose(overrides=[*TINY_DATA, f"runs_dir='{tmp_path / 'runs'}'", *overrides])
+
+    return build
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
+    """Run a command's `main` with arguments; gives its exit status, standard output and standard error."""
+
+    def run(main: Callable[[], None], *arguments: str) -> tuple[int, str, str]:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["fashion_cnn", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    yield run
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root() -> Path:
+    """The real data, which scripts/test provides."""
+    root = REPOSITORY / "data"
+    if not (root / "FashionMNIST" / "raw").is_dir():
+        pytest.skip("Fashion-MNIST is not in data/: scripts/test gets it")
+    return root

@@ -1,0 +1,72 @@
+"""Batched augmentations."""
+
+import pytest
+import torch
+
+from fashion_cnn.data import RandomCrop, RandomErasing, RandomFlip
+from fashion_cnn.errors import UserError
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return torch.randint(1, 256, (400, 2, 9, 12), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("augment", [RandomFlip(), RandomCrop(2), RandomErasing(1.0)])
+def test_shape_and_type_stay_and_the_seed_repeats_it(images, augment):
+    torch.manual_seed(1)
+    first = augment(images)
+    torch.manual_seed(1)
+    assert first.equal(augment(images))
+    assert first.shape == images.shape
+    assert first.dtype == torch.uint8
+    assert not first.equal(images)
+
+
+def test_flip_mirrors_the_given_share_of_whole_images(images):
+    flipped = RandomFlip(0.25)(images)
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
+    kept = (flipped == images).flatten(1).all(1)
+    assert (mirrored ^ kept).all()
+    assert 0.15 < mirrored.float().mean() < 0.35
+
+
+def test_crop_shifts_each_image_by_its_own_offset_and_fills_the_rest(images):
+    cropped = RandomCrop(1, fill=0)(images)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    windows = torch.stack([padded[:, :, y : y + 9, x : x + 12] for y in range(3) for x in range(3)])
+    matches = (windows == cropped).flatten(2).all(2)
+    assert (matches.sum(0) == 1).all()
+    assert matches.any(1).all(), "all nine offsets occur"
+
+
+def test_erasing_overwrites_one_rectangle_of_about_the_given_area(images):
+    erased = RandomErasing(1.0, scale=(0.2, 0.2), ratio=(1.0, 1.0))(images) != images
+    touched = erased.any(1)
+    side = (0.2 * 9 * 12) ** 0.5
+    assert touched.any(2).sum(1).max() <= side + 1
+    assert touched.any(1).sum(1).max() <= side + 1
+    # Each rectangle is full, but for noise that met its own value (1 in 256).
+    full = touched.any(2)[:, :, None] & touched.any(1)[:, None, :]
+    assert touched.sum() / full.sum() > 0.98
+
+
+def test_erasing_leaves_the_other_images_alone(images):
+    share = (RandomErasing(0.3)(images) != images).flatten(1).any(1).float().mean()
+    assert 0.2 < share < 0.4
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: RandomFlip(1.5),
+        lambda: RandomCrop(-1),
+        lambda: RandomErasing(-0.1),
+        lambda: RandomErasing(scale=(0.5, 0.2)),
+        lambda: RandomErasing(ratio=(0.0, 1.0)),
+    ],
+)
+def test_an_impossible_setting_is_refused(build):
+    with pytest.raises(UserError):
+        build()

@@ -1,0 +1,160 @@
+"""The command line: help, mistakes, paths as people type them."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, TINY_DATA
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fashion_cnn import train as train_command
+from fashion_cnn.command_line import job_name, quote_path
+from fashion_cnn.train import main
+
+
+@pytest.mark.parametrize("module", ["train", "runs"])
+def test_help_and_config_answer_in_under_a_second(module):
+    for arguments, expected in ((["--help"], "KEY=VALUE"), (["--cfg", "job"], "runs_dir: runs")):
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            answer = subprocess.run(
+                [sys.executable, "-m", f"fashion_cnn.{module}", *arguments],
+                capture_output=True,
+                text=True,
+                cwd=REPOSITORY,
+                check=True,
+            )
+            seconds.append(time.perf_counter() - started)
+        assert expected in answer.stdout
+        assert min(seconds) < 1
+
+
+def test_a_mistake_does_not_wait_for_torch():
+    code = (
+        "import sys; sys.argv = ['train', 'optimizer.lrr=1']\n"
+        "from fashion_cnn.train import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert answer.returncode == 2
+    assert (
+        answer.stderr == "error: 'optimizer.lrr' is no option. Did you mean optimizer.lr? See --help for all of them.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model=smal"], "Did you mean small?"),
+        (["modle=small"], "Did you mean model?"),
+        (["lr=0.1"], "Did you mean optimizer.lr?"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast is not possible: it takes a number"),
+        (["data.batch_size=0.5"], "it takes a whole number"),
+        (["test=maybe"], "it takes true or false"),
+        (["optimizer=3"], "takes the name of one of its choices"),
+        (["+colour=red"], "'colour' is no option"),
+        (["experiment=basline"], "Did you mean baseline?"),
+        (["data.batch_size=[1"], "cannot be understood"),
+        (["resume=nowhere"], "nowhere does not exist"),
+        (["init_from=nowhere"], "nowhere does not exist"),
+        (["trainer.max_epochs=-3"], "trainer.max_epochs=-3"),
+        (["data.val_size=60000"], "data.val_size=60000"),
+        (["+optimizer.speed=3"], "speed"),
+        (["+trainer.speed=3"], "speed"),
+        (["trainer.accelerator=abacus"], "abacus"),
+        (["trainer.precision=12"], "12"),
+        (["runs_dir=/proc/none"], "runs_dir=DIR"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command(main, *TINY_DATA[:4], "test=true", *arguments)
+    assert status in (1, 2)
+    assert said in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in out + err
+    assert not list(tmp_path.rglob("config.yaml")), "no run is left behind"
+
+
+def test_a_bug_keeps_its_traceback(command, monkeypatch):
+    def broken(config):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(train_command, "train", broken)
+    with pytest.raises(ZeroDivisionError):
+        command(main)
+
+
+def test_a_run_through_the_command_line(command, tmp_path):
+    folder = tmp_path / "it's (1), a=b"
+    status, out, err = command(main, *TINY_DATA, f"runs_dir={folder}", "trainer.max_epochs=1")
+    assert (status, err) == (0, "")
+    assert out.count("weight_decay") == 1, "the config is printed once"
+    assert "1/1 " in out
+    for part in ("train probe", "validation", "test", "gap train-test", "report.md", "scripts/dashboard"):
+        assert part in out
+    assert len(list(folder.rglob("results.json"))) == 1
+    status, _, err = command(main, f"resume={next(folder.glob('tiny/*'))}")
+    assert status == 1
+    assert "finished" in err
+
+
+def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, monkeypatch):
+    from fashion_cnn.training import session
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "collect_results", interrupted)
+        status, _, err = command(main, *TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1")
+    assert status == 130
+    assert "python -m fashion_cnn.train resume=" in err
+    for override in ("trainer.max_epochs=5", "optimizer=sgd", "experiment=baseline", "~callbacks.ema"):
+        status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", override)
+        assert status == 2
+        assert "cannot change" in err
+    status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
+    assert (status, err) == (0, "")
+
+
+def test_a_sweep_trains_each_and_names_them_by_what_differs(command, tmp_path):
+    status, _, _ = command(
+        main, "-m", *TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1", "optimizer.lr=1e-3,3e-3", "seed=0,1"
+    )
+    assert status == 0
+    jobs = {path.parent.name for path in tmp_path.rglob("results.json")}
+    assert len(jobs) == 4
+    assert all(any(f"lr-{lr}_seed-{seed}" in job for job in jobs) for lr in ("0.001", "0.003") for seed in (0, 1))
+    assert not any(sign in job for job in jobs for sign in "=,/ ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a,b", "x (1)", "a=b", "~/data", "é ü", "it's", 'say "hi"', "back\\slash", "end\\", "{x}", "a b", "C:\\d\\'q"],
+)
+def test_a_path_reaches_the_config_as_typed(value):
+    (override,) = OverridesParser.create().parse_overrides([quote_path(f"data.root={value}")])
+    assert override.value() == value
+
+
+@pytest.mark.parametrize(
+    "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "resume=${x}"]
+)
+def test_what_is_quoted_or_no_path_is_left_alone(argument):
+    assert quote_path(argument) == argument
+
+
+def test_several_paths_are_a_list(tmp_path):
+    (override,) = OverridesParser.create().parse_overrides([quote_path("data.root=[a b,c(1)]")])
+    assert override.value() == ["a b", "c(1)"]
+
+
+def test_a_jobs_name_can_be_typed():
+    assert job_name(["optimizer.lr=0.1", "seed=1"]) == "lr-0.1_seed-1"
+    assert job_name(["data.root='a b/c'", "~callbacks.ema"]) == "root-a-b-c_ema"
+    assert job_name([]) == "job"

@@ -1,0 +1,51 @@
+"""Every file under conf/ composes and what it describes can be built and used: a new file cannot escape."""
+
+import pytest
+import torch
+from conftest import TINY_DATA
+
+from fashion_cnn.command_line import CONFIG_DIR, compose
+from fashion_cnn.training import build
+
+CHOICES = [
+    (file.parent.relative_to(CONFIG_DIR).as_posix(), file.stem)
+    for file in sorted(CONFIG_DIR.rglob("*.yaml"))
+    if file.parent != CONFIG_DIR
+]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_commands_config_composes(file):
+    assert compose(file.stem)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["-".join(choice) for choice in CHOICES])
+def test_each_choice_builds_a_training(group, choice, tmp_path, request):
+    tiny_data = [part for part in TINY_DATA if part.startswith("data")]
+    config = compose(
+        overrides=[f"{group}={choice}", *(tiny_data if group != "data" else []), "trainer.accelerator=cpu"]
+    )
+    if group == "data":
+        config.data.root = str(request.getfixturevalue("fashion_mnist_root"))
+    data = build.data(config)
+    module = build.module(config, data)
+    trainer = build.trainer(config, data, tmp_path)
+    assert trainer.max_epochs >= 1
+    batch = next(iter(data.train_dataloader()))
+    images = data.normalise(batch.images)
+    for augment in data.augmentation:
+        images = augment(images)
+    assert torch.isfinite(module(images)).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
+def test_optimizers_and_schedules_compose_freely(optimizer, schedule):
+    from types import SimpleNamespace
+
+    config = compose(overrides=[*TINY_DATA, f"optimizer={optimizer}", f"schedule={schedule}"])
+    module = build.module(config, build.data(config))
+    module._trainer = SimpleNamespace(estimated_stepping_batches=10)
+    built = module.configure_optimizers()
+    assert built["lr_scheduler"]["interval"] == "step"
+    assert built["optimizer"].defaults["lr"] == config.optimizer.lr

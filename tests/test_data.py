@@ -1,0 +1,124 @@
+"""Splits, batches and the data module."""
+
+import pytest
+import torch
+from tiny_images import TinyDataModule
+
+from fashion_cnn.data import Batch, FashionMNISTDataModule, InMemoryDataset, batch_loader
+from fashion_cnn.data.split import stratified_order
+from fashion_cnn.errors import UserError
+
+SETTINGS = {"mean": [0.5], "std": [0.25], "val_size": 32, "batch_size": 16, "eval_batch_size": 20}
+
+
+def test_every_prefix_of_a_stratified_order_holds_the_classes_in_proportion():
+    targets = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
+    order = stratified_order(targets, seed=0)
+    assert order.sort().values.equal(torch.arange(1000))
+    for size in (10, 100, 550):
+        counts = targets[order[:size]].bincount(minlength=3)
+        assert (counts - torch.tensor([0.6, 0.3, 0.1]) * size).abs().max() <= 1
+
+
+def test_a_stratified_order_follows_its_seed():
+    targets = torch.arange(100) % 10
+    assert stratified_order(targets, 0).equal(stratified_order(targets, 0))
+    assert not stratified_order(targets, 0).equal(stratified_order(targets, 1))
+
+
+def test_the_real_split_is_stratified_disjoint_and_complete(fashion_mnist_root):
+    data = FashionMNISTDataModule(root=fashion_mnist_root)
+    data.setup()
+    assert (len(data.train_split), len(data.val_split), len(data.test_split)) == (55_000, 5_000, 10_000)
+    assert data.val_split.targets.bincount().tolist() == [500] * 10
+    assert data.train_probe.targets.bincount().tolist() == [500] * 10
+    members = torch.cat([data.train_split.indices, data.val_split.indices])
+    assert members.sort().values.equal(torch.arange(60_000))
+    assert set(data.train_probe.indices.tolist()) <= set(data.train_split.indices.tolist())
+    normalised = data.normalise(data.train_split.images)
+    assert abs(normalised.mean()) < 0.01
+    assert abs(normalised.std() - 1) < 0.01
+
+
+def test_a_smaller_train_fraction_is_part_of_a_larger_one_and_leaves_validation_alone():
+    members = []
+    for fraction in (0.25, 0.5):
+        data = TinyDataModule(**SETTINGS, train_fraction=fraction)
+        data.setup("fit")
+        members.append((set(data.train_split.indices.tolist()), data.val_split.indices.tolist()))
+    (small, val), (large, other_val) = members
+    assert len(small) == 32
+    assert small < large
+    assert val == other_val
+
+
+def test_a_batch_comes_from_one_indexing_and_tells_where_its_images_are_from():
+    images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1)
+    dataset = InMemoryDataset(images, torch.arange(20) % 3, members=torch.tensor([5, 7, 11]))
+    batch = dataset.__getitems__([2, 0])
+    assert isinstance(batch, Batch)
+    assert batch.images.flatten().tolist() == [11, 5]
+    assert batch.indices.tolist() == [11, 5]
+    assert batch.targets.tolist() == [2, 2]
+
+
+def test_training_batches_depend_on_seed_and_epoch_alone():
+    dataset = InMemoryDataset(torch.zeros(50, 1, 1, 1), torch.zeros(50), torch.arange(50))
+
+    def order(seed, epoch, global_seed):
+        torch.manual_seed(global_seed)
+        loader = batch_loader(dataset, 8, shuffle_seed=seed)
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([batch.indices for batch in loader]).tolist()
+
+    assert order(0, 3, global_seed=1) == order(0, 3, global_seed=2)
+    assert order(0, 3, 1) != order(0, 4, 1)
+    assert order(0, 3, 1) != order(1, 3, 1)
+    assert len(order(0, 3, 1)) == 48
+
+
+def test_reading_a_loader_leaves_the_global_random_state_alone():
+    dataset = InMemoryDataset(torch.zeros(50, 1, 1, 1), torch.zeros(50), torch.arange(50))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    list(batch_loader(dataset, 8, shuffle_seed=0))
+    assert torch.rand(1) == expected
+
+
+def test_augmentation_acts_on_training_batches_only():
+    from types import SimpleNamespace
+
+    data = TinyDataModule(**SETTINGS, augmentation={"invert": lambda images: 255 - images, "off": None})
+    images = torch.full((2, 1, 20, 20), 255, dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(2), torch.zeros(2))
+    data.trainer = SimpleNamespace(training=True)
+    assert torch.allclose(data.on_after_batch_transfer(batch, 0).images, torch.tensor(-2.0))
+    data.trainer = SimpleNamespace(training=False)
+    assert torch.allclose(data.on_after_batch_transfer(batch, 0).images, torch.tensor(2.0))
+
+
+def test_without_validation_all_images_are_trained_on():
+    data = TinyDataModule(**{**SETTINGS, "val_size": 0})
+    data.setup("fit")
+    assert len(data.train_split) == 160
+    assert data.val_dataloader() == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("val_size", 160),
+        ("val_size", -1),
+        ("val_size", 3),
+        ("train_fraction", 0),
+        ("train_fraction", 1.5),
+        ("train_fraction", 0.001),
+        ("batch_size", 0),
+        ("eval_batch_size", -5),
+        ("std", [0.0]),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(setting, value):
+    with pytest.raises(UserError, match=rf"data\.{setting}"):
+        TinyDataModule(**{**SETTINGS, setting: value})

@@ -1,0 +1,102 @@
+"""Getting the data and knowing that it is the real one, on small made files."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import pytest
+import torchvision.datasets
+
+from fashion_cnn.data import fashion_mnist_files
+from fashion_cnn.data.fashion_mnist_files import PACKAGE_FOLDER, ensure, raw_folder
+from fashion_cnn.errors import UserError
+
+
+@pytest.fixture
+def contents(monkeypatch):
+    """Four small files that pass for the real ones; no download answers."""
+    contents = {name: f"content of {name}".encode() * 50 for name in fashion_mnist_files.SHA256}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(fashion_mnist_files, "SHA256", hashes)
+
+    def unreachable(*args, **kwargs):
+        raise RuntimeError("Error downloading: timed out")
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", unreachable)
+    return contents
+
+
+@pytest.fixture
+def package(contents, tmp_path):
+    """The unpacked Debian package."""
+    folder = tmp_path / "package" / PACKAGE_FOLDER
+    folder.mkdir(parents=True)
+    for name, content in contents.items():
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+    return tmp_path / "package"
+
+
+def files_below(root: Path):
+    return {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_files_come_out_of_the_installed_package(contents, package, tmp_path):
+    ensure(tmp_path / "data", package)
+    assert files_below(tmp_path / "data") == contents
+
+
+def test_files_that_are_there_are_used_as_they_are(contents, package, tmp_path):
+    ensure(tmp_path / "data", package)
+    before = [path.stat().st_mtime_ns for path in sorted(raw_folder(tmp_path / "data").iterdir())]
+    ensure(tmp_path / "data", Path("/nowhere"))
+    assert before == [path.stat().st_mtime_ns for path in sorted(raw_folder(tmp_path / "data").iterdir())]
+
+
+def test_the_download_is_the_last_way(contents, tmp_path, monkeypatch):
+    def download(root, download):
+        raw_folder(Path(root)).mkdir(parents=True)
+        for name, content in contents.items():
+            (raw_folder(Path(root)) / name).write_bytes(content)
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
+    ensure(tmp_path / "data", Path("/nowhere"))
+    assert files_below(tmp_path / "data") == contents
+
+
+def test_where_nothing_helps_one_error_names_the_file_and_the_ways(contents, tmp_path, capsys):
+    with pytest.raises(UserError) as caught:
+        ensure(tmp_path / "data", Path("/nowhere"))
+    for part in ("train-images-idx3-ubyte is missing", "timed out", "apt-get install", "data.root="):
+        assert part in str(caught.value)
+    assert "giving up after" in capsys.readouterr().err
+    assert files_below(tmp_path / "data") == {}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-1], lambda content: b"X" + content[1:], lambda content: b""]
+)
+def test_a_truncated_or_altered_file_is_named_with_what_was_expected(contents, package, tmp_path, damage):
+    ensure(tmp_path / "data", package)
+    name = "t10k-labels-idx1-ubyte"
+    (raw_folder(tmp_path / "data") / name).write_bytes(damage(contents[name]))
+    with pytest.raises(UserError, match=name) as caught:
+        ensure(tmp_path / "data", package)
+    assert fashion_mnist_files.SHA256[name] in str(caught.value)
+
+
+def test_a_damaged_archive_leaves_no_half_written_file(contents, package, tmp_path):
+    archive = package / PACKAGE_FOLDER / "train-images-idx3-ubyte.gz"
+    archive.write_bytes(archive.read_bytes()[:40])
+    with pytest.raises((UserError, EOFError)):
+        ensure(tmp_path / "data", package)
+    assert "train-images-idx3-ubyte" not in files_below(tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_written_is_said(contents, package, tmp_path):
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        ensure(tmp_path / "data", package)
+
+
+def test_the_real_files_pass(fashion_mnist_root):
+    ensure(fashion_mnist_root)

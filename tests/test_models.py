@@ -1,0 +1,115 @@
+"""Every network, and the module that holds them."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from fashion_cnn.command_line import CONFIG_DIR, compose
+from fashion_cnn.data import Batch
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import ImageClassifier, KerasCNN, ResNet, WideResNet
+
+MOST_PARAMETERS = {"baseline": 241_546, "tiny": 100_000, "small": 300_000, "medium": 800_000, "large": 37_000_000}
+NETWORKS = {
+    "keras": lambda **data: KerasCNN(**data),
+    "resnet": lambda **data: ResNet(stem=8, widths=[8, 16], depths=[1, 2], dropout=0.1, **data),
+    "wide_resnet": lambda **data: WideResNet(depth=10, widen_factor=1, dropout=0.1, **data),
+}
+
+
+def configured(name):
+    network = compose(overrides=[f"model={name}"]).model.network
+    return instantiate(network, in_channels=1, num_classes=10, _convert_="all")
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_the_table_covers_every_model_config():
+    assert {file.stem for file in (CONFIG_DIR / "model").glob("*.yaml")} == set(MOST_PARAMETERS)
+
+
+@pytest.mark.parametrize("name", MOST_PARAMETERS)
+def test_a_configured_network_keeps_its_size_and_learns_from_a_batch(name):
+    network = configured(name)
+    logits = network(torch.rand(2, 1, 28, 28))
+    assert logits.shape == (2, 10)
+    assert count(network) <= MOST_PARAMETERS[name]
+    logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_the_baseline_is_the_notebooks_network():
+    network = configured("baseline")
+    network(torch.zeros(1, 1, 28, 28))
+    assert count(network) == 241_546
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(("channels", "side", "classes"), [(1, 28, 10), (3, 64, 7)])
+def test_networks_adapt_to_channels_size_and_classes(network, channels, side, classes):
+    built = network(in_channels=channels, num_classes=classes).eval()
+    images = torch.rand(5, channels, side, side)
+    logits = built(images)
+    assert logits.shape == (5, classes)
+    assert built.features(images).ndim == 2
+    assert torch.allclose(built.classifier(built.features(images)), logits, atol=1e-5)
+    one_by_one = torch.cat([built(image[None]) for image in images])
+    assert torch.allclose(one_by_one, logits, atol=1e-4), "the answer does not depend on the batch"
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_saved_weights_give_the_same_answer(network, tmp_path):
+    first, second = (network(in_channels=1, num_classes=10).eval() for _ in range(2))
+    images = torch.rand(2, 1, 28, 28)
+    expected = first(images)
+    second(images)
+    assert not torch.equal(second(images), expected)
+    torch.save(first.state_dict(), tmp_path / "weights.pt")
+    second.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    assert torch.equal(second(images), expected)
+
+
+def test_a_depth_that_no_wide_resnet_has_is_refused():
+    with pytest.raises(UserError, match="depth=11"):
+        WideResNet(in_channels=1, num_classes=10, depth=11, widen_factor=1)
+
+
+def classifier(**settings):
+    network = ResNet(in_channels=1, num_classes=4, stem=8, widths=[8], depths=[1])
+    return ImageClassifier(**{"network": network, "image_shape": (1, 12, 12), "num_classes": 4, **settings})
+
+
+def test_a_notebook_needs_no_hydra():
+    module = classifier(optimizer=torch.optim.AdamW, label_smoothing=0.1)
+    batch = Batch(torch.rand(6, 1, 12, 12), torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6))
+    module.log_dict = lambda *args, **kwargs: None
+    outputs = module.training_step(batch, 0)
+    expected = nn.functional.cross_entropy(outputs["logits"], batch.targets, label_smoothing=0.1)
+    assert torch.isclose(outputs["loss"], expected)
+    assert isinstance(module.make_optimizer(total_steps=10)[0], torch.optim.AdamW)
+    assert module.embed(batch.images).shape == (6, 8)
+
+
+def test_weight_decay_spares_biases_and_normalisation():
+    module = classifier(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.5))
+    decayed, spared = module.make_optimizer(total_steps=10)[0].param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.5, 0.0)
+    assert {parameter.ndim for parameter in spared["params"]} == {1}
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"image_shape": (3, 12, 12)}, r"\(3, 12, 12\)"),
+        ({"image_shape": (1, 1, 1)}, r"\(1, 1, 1\)"),
+        ({"num_classes": 5}, "5 classes"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_said(settings, said):
+    with pytest.raises(UserError, match=said):
+        classifier(**settings)

@@ -1,0 +1,84 @@
+"""The report, from stored figures alone."""
+
+import numpy as np
+import pytest
+
+from fashion_cnn.analysis.curves import plot_curves
+from fashion_cnn.analysis.history import History, read_history
+from fashion_cnn.analysis.report import describe_curves, write_report
+from fashion_cnn.runs import Run
+
+
+def history(train, val):
+    return History(
+        epochs=np.arange(1, len(val) + 1),
+        figures={"train/loss": np.array(train), "val/loss": np.array(val), "running/loss": np.array(val) + 1},
+    )
+
+
+RESULTS = {
+    "name": "small",
+    "seed": 0,
+    "epochs": 4,
+    "best_epoch": 2,
+    "train/loss": 0.1,
+    "val/loss": 0.3,
+    "test/loss": 0.31,
+    "train/accuracy": 0.96,
+    "val/accuracy": 0.94,
+    "test/accuracy": 0.935,
+    "gap/loss": 0.2,
+    "gap/accuracy": 0.02,
+    "gap_test/loss": 0.21,
+    "gap_test/accuracy": 0.025,
+    "seconds": 61.0,
+    "images_per_second": 1000.0,
+    "parameters": 7,
+    "multiply_adds": 8,
+    "precision": "32-true",
+    "hardware": "CPU",
+    "torch": "2",
+    "lightning": "2",
+}
+
+
+def test_rising_validation_loss_is_told_with_its_epoch():
+    said = describe_curves(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
+    assert "lowest, 0.4000, after epoch 2 of 4, and ended at 0.5000" in said
+    assert "from 0.3000 to 0.1000" in said
+    assert "+2.00 points, or 20 images in a thousand" in said
+    assert "+2.50 points below train" in said
+
+
+def test_falling_validation_loss_is_told_as_such():
+    said = describe_curves(history([0.4, 0.3], [0.5, 0.4]), RESULTS)
+    assert "still at its lowest, 0.4000, after the last epoch (2)" in said
+
+
+def test_no_validation_is_no_gap():
+    without = History(epochs=np.array([1, 2]), figures={"running/loss": np.array([2.0, 1.0])})
+    assert "no gap to measure" in describe_curves(without, {})
+
+
+def test_the_figure_shows_loss_above_accuracy_with_both_curves():
+    curves = history([0.4, 0.3], [0.5, 0.4])
+    loss, accuracy = plot_curves(curves, title="t", best_epoch=2).axes
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in loss.lines}
+    assert drawn["train probe"] == [0.4, 0.3]
+    assert drawn["validation"] == [0.5, 0.4]
+    assert "best epoch (2)" in drawn
+
+
+@pytest.mark.parametrize("missing", ["", "test"])
+def test_a_report_is_written_from_the_runs_files(tmp_path, missing):
+    run = Run(tmp_path)
+    run.metrics_file.write_text("epoch,step,train/loss,val/loss\n0,8,0.4,0.5\n1,16,0.3,\n")
+    assert np.isnan(read_history(run)["val/loss"][1])
+    assert np.isnan(read_history(run)["never/measured"]).all()
+    results = {name: value for name, value in RESULTS.items() if not missing or missing not in name}
+    write_report(run, results)
+    assert run.curves_file.stat().st_size > 10_000
+    text = run.report_file.read_text()
+    assert "| train probe | 0.1000 | 0.9600 |" in text
+    assert ("| test | not measured |" in text) == bool(missing)

@@ -1,0 +1,92 @@
+"""The run directory and the list of runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fashion_cnn import runs
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import Run
+
+
+def make_run(path, started, **results):
+    run = Run(path)
+    run.create()
+    run.write_config(OmegaConf.create({"name": path.parent.name, "seed": 3}))
+    os.utime(run.config_file, (started, started))
+    if results:
+        run.write_results({name.replace("__", "/"): value for name, value in results.items()})
+    return run
+
+
+@pytest.fixture
+def three(tmp_path):
+    """An older finished run, a newer one in a sweep, and the newest, unfinished."""
+    return [
+        make_run(
+            tmp_path / "small" / "one", 100, test__accuracy=0.9, val__accuracy=0.91, gap__accuracy=0.02, seconds=60
+        ),
+        make_run(tmp_path / "sweep" / "time" / "lr-0.1", 200, test__accuracy=0.8),
+        make_run(tmp_path / "small" / "three", 300),
+    ]
+
+
+def test_runs_are_found_at_any_depth_oldest_first(three, tmp_path):
+    assert runs.find_all(tmp_path) == three
+
+
+def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path):
+    assert runs.find_finished("latest", tmp_path) == three[1]
+    assert runs.find_unfinished("latest", tmp_path) == three[2]
+
+
+def test_a_run_in_training_is_not_the_latest_unfinished(three, tmp_path):
+    with three[2].locked(), pytest.raises(UserError, match="no unfinished run"):
+        runs.find_unfinished("latest", tmp_path)
+
+
+def test_a_missing_run_is_said_with_those_that_there_are(three, tmp_path):
+    with pytest.raises(UserError, match="does not exist") as caught:
+        runs.find_finished(tmp_path / "smal", tmp_path)
+    assert str(three[2].path) in str(caught.value)
+    with pytest.raises(UserError, match="is not a run"):
+        runs.find_finished(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="no finished run"):
+        runs.find_finished("latest", tmp_path / "empty")
+
+
+def test_results_are_written_whole_and_take_the_error_away(tmp_path):
+    run = make_run(tmp_path / "a" / "b", 100)
+    run.error_file.write_text("it failed")
+    assert run.state == "failed"
+    run.write_results({"seed": 1})
+    assert run.results() == {"seed": 1}
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "results.json", ".lock"}
+
+
+def test_two_runs_started_at_once_get_two_directories(tmp_path):
+    assert len({runs.choose_directory(tmp_path, "small").path for _ in range(100)}) == 100
+
+
+def test_a_directory_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="runs_dir"):
+        Run(tmp_path / "file" / "run").create()
+
+
+def test_the_command_lists_them(three, tmp_path, command):
+    status, out, _ = command(runs.main, f"runs_dir={tmp_path}")
+    assert status == 0
+    lines = [line for line in out.splitlines() if "small" in line or "sweep" in line]
+    assert [("90.00%" in line, "finished" in line, "stopped" in line) for line in lines] == [
+        (True, True, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+    assert "+2.00" in lines[0]
+    status, _, err = command(runs.main, f"runs_dir={tmp_path / 'nothing'}")
+    assert status == 1
+    assert err.startswith("error: There are no runs")
+    assert not Path("outputs").exists()

@@ -1,0 +1,332 @@
+"""Whole trainings on tiny made images: what a run leaves, repeats, resumes and refuses."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
+
+import fashion_cnn
+from fashion_cnn.command_line import Interrupted
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+from fashion_cnn.training import build
+
+FILES = {
+    ".lock",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "config.yaml",
+    "curves.png",
+    "metrics.csv",
+    "report.md",
+    "results.json",
+}
+
+
+class StopAtEpoch(Callback):
+    """Ends a training before an epoch, or in its midst, by `error`."""
+
+    def __init__(self, epoch, error, batch=None):
+        self.epoch, self.error, self.batch = epoch, error, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and batch_idx == (self.batch or 0):
+            raise self.error
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Have the next training stop."""
+    original = build._callbacks
+
+    def arm(epoch, error, batch=None):
+        stopper = StopAtEpoch(epoch, error, batch)
+        monkeypatch.setattr(build, "_callbacks", lambda *args: [*original(*args), stopper])
+
+    return arm
+
+
+@pytest.fixture
+def disarm(monkeypatch):
+    original = build._callbacks
+    return lambda: monkeypatch.setattr(build, "_callbacks", original)
+
+
+def scalars(run):
+    """All TensorBoard curves but the speed, as lists of (step, value)."""
+    events = EventAccumulator(str(run.path)).Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.startswith("throughput/")]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
+def read_rows(run):
+    with run.metrics_file.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def only_run(config):
+    (folder,) = Path(config.runs_dir).glob("*/*")
+    return Run(folder)
+
+
+def same_but_for_time(first, second):
+    timed = {"seconds", "images_per_second", "finished", "run"}
+    return {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
+
+
+def test_a_run_leaves_its_files_and_learns(tiny):
+    config = tiny("trainer.max_epochs=6")
+    results = train(config)
+    run = only_run(config)
+    found = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    assert {name for name in found if "tfevents" not in name} == FILES
+    assert sum("tfevents" in name for name in found) == 1
+    assert json.loads(run.results_file.read_text()) == {k: v for k, v in results.items() if k != "run"}
+    assert results["test/accuracy"] > 0.5, "a quarter would be chance"
+    assert results["gap/loss"] == pytest.approx(results["val/loss"] - results["train/loss"], abs=1e-6)
+    assert results["gap_test/accuracy"] == pytest.approx(results["train/accuracy"] - results["test/accuracy"])
+    rows = read_rows(run)
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [int(row["step"]) for row in rows] == [8, 16, 24, 32, 40, 48]
+    for name, curve in scalars(run).items():
+        assert [step for step, _ in curve] == [8, 16, 24, 32, 40, 48], name
+    assert run.state == "finished"
+
+
+def test_the_recorded_figures_are_those_of_the_saved_best_weights(tiny):
+    config = tiny()
+    results = train(config)
+    module = fashion_cnn.load(results["run"])
+    rows = read_rows(Run(Path(results["run"])))
+    assert float(rows[results["best_epoch"] - 1]["val/accuracy"]) == max(float(row["val/accuracy"]) for row in rows)
+    data = build.data(config)
+    data.setup("test")
+    splits = {"train": data.train_probe, "val": data.val_split, "test": data.test_split}
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=results["precision"] == "bf16-mixed")
+    for name, split in splits.items():
+        with torch.no_grad(), precision:
+            logits = module(data.normalise(split.images)).float()
+        assert results[f"{name}/accuracy"] == pytest.approx((logits.argmax(1) == split.targets).float().mean().item())
+        assert results[f"{name}/loss"] == pytest.approx(
+            functional.cross_entropy(logits, split.targets).item(), abs=1e-3
+        )
+
+
+def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
+    first, second, other = (train(tiny(f"seed={seed}")) for seed in (0, 0, 1))
+    texts = [Run(Path(results["run"])).metrics_file.read_text() for results in (first, second, other)]
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+    assert same_but_for_time(first, second)
+    assert first["run"] != second["run"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batch", "error"),
+    [(2, 3, KeyboardInterrupt()), (0, 4, KeyboardInterrupt()), (1, 0, RuntimeError("the disk fell out"))],
+    ids=["mid-epoch", "before the first epoch's end", "failed"],
+)
+def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_path, epoch, batch, error):
+    settings = ["trainer.max_epochs=4", "model.network.dropout=0.2", "data.augmentation.erasing.p=0.9"]
+    whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
+    config = tiny(*settings)
+    stop(epoch, error, batch)
+    with pytest.raises((Interrupted, RuntimeError)):
+        train(config)
+    run = only_run(config)
+    assert not run.results_file.exists()
+    assert run.state == ("failed" if isinstance(error, RuntimeError) else "stopped")
+    disarm()
+    resumed = train(tiny("resume=latest"))
+    assert resumed["run"] == str(run.path)
+    assert same_but_for_time(whole, resumed)
+    assert run.metrics_file.read_bytes() == Run(Path(whole["run"])).metrics_file.read_bytes()
+    assert scalars(run) == scalars(Run(Path(whole["run"])))
+    assert run.state == "finished"
+
+
+def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatch):
+    from fashion_cnn.training import session
+
+    config = tiny()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "collect_results", interrupted)
+        with pytest.raises(Interrupted):
+            train(config)
+    resumed = train(tiny("resume=latest"))
+    assert same_but_for_time(resumed, train(config))
+
+
+def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path):
+    whole = train(tiny("trainer.max_epochs=4", f"runs_dir='{tmp_path / 'whole'}'"))
+    config = tiny("trainer.max_epochs=4")
+    stop(3, KeyboardInterrupt())
+    with pytest.raises(Interrupted, match="resume="):
+        train(config)
+    moved = tmp_path / "elsewhere, with spaces"
+    shutil.move(only_run(config).path, moved)
+    disarm()
+    resumed = train(tiny(f"resume='{moved}'"))
+    assert same_but_for_time(whole, resumed)
+
+
+def test_a_finished_run_is_not_resumed(tiny):
+    results = train(tiny())
+    with pytest.raises(UserError, match="finished"):
+        train(tiny(f"resume='{results['run']}'"))
+    with pytest.raises(UserError, match="no unfinished run"):
+        train(tiny("resume=latest"))
+
+
+def test_a_run_that_somebody_trains_is_not_resumed(tiny, stop, disarm):
+    config = tiny()
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    run = only_run(config)
+    with run.locked():
+        assert run.state == "running"
+        with pytest.raises(UserError, match="another process"):
+            train(tiny(f"resume='{run.path}'"))
+    assert run.state == "stopped"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_said(tiny, stop, disarm):
+    config = tiny()
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    only_run(config).last_checkpoint.write_bytes(b"half a checkpoint")
+    with pytest.raises(UserError, match=r"last\.ckpt is no readable checkpoint"):
+        train(tiny("resume=latest"))
+
+
+def test_init_from_starts_with_the_weights_of_another_run(tiny):
+    first = train(tiny("trainer.max_epochs=8"))
+    second = train(tiny("init_from=latest", "trainer.max_epochs=1", "optimizer.lr=1e-6"))
+    assert second["val/accuracy"] == pytest.approx(first["val/accuracy"], abs=0.1)
+    cold = train(tiny("trainer.max_epochs=1", "optimizer.lr=1e-6"))
+    assert cold["val/loss"] > second["val/loss"] + 0.1
+    assert first["run"].endswith(Run(Path(second["run"])).config().init_from.rpartition("/")[2])
+
+
+def test_init_from_gives_other_classes_a_new_head(tiny):
+    from fashion_cnn.training.weights import initialise_from
+
+    results = train(tiny())
+    config = tiny()
+    module = build.module(config, build.data(config))
+    module = ImageClassifier(network=config_network(config, 7), image_shape=(1, 20, 20), num_classes=7)
+    head = module.network.classifier.weight.clone()
+    initialise_from(module, Run(Path(results["run"])))
+    trained = fashion_cnn.load(results["run"])
+    assert torch.equal(module.network.classifier.weight, head)
+    assert torch.equal(module.network.trunk[0][0].weight, trained.network.trunk[0][0].weight)
+
+
+def config_network(config, classes):
+    from hydra.utils import instantiate
+
+    return instantiate(config.model.network, in_channels=1, num_classes=classes, _convert_="all")
+
+
+def test_init_from_another_network_is_refused_and_leaves_no_run(tiny, tmp_path):
+    results = train(tiny())
+    with pytest.raises(UserError, match="another network"):
+        train(tiny(f"init_from='{results['run']}'", f"runs_dir='{tmp_path / 'other'}'", "model.network.widths=[16,32]"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_nan_stops_the_run_with_step_and_rate(tiny):
+    config = tiny("optimizer=sgd", "optimizer.lr=1e12", "schedule=constant")
+    with pytest.raises(UserError, match=r"at step \d+ .*learning rate of 1e\+12.*Try"):
+        train(config)
+    run = only_run(config)
+    assert run.state == "failed"
+    assert "learning rate" in run.error_file.read_text()
+
+
+def test_without_validation_the_last_weights_stand_and_the_gap_is_not_measured(tiny):
+    results = train(tiny("data.val_size=0"))
+    assert "val/loss" not in results
+    assert "gap/loss" not in results
+    assert math.isfinite(results["test/loss"])
+    run = Run(Path(results["run"]))
+    assert run.weights == run.last_checkpoint
+    assert "not measured" in run.report_file.read_text()
+
+
+def test_test_false_leaves_the_test_set_alone(tiny):
+    results = train(tiny("test=false"))
+    assert not [name for name in results if "test" in name]
+
+
+def test_early_stopping_is_an_option(tiny):
+    results = train(tiny("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.0"))
+    assert results["epochs"] == 2
+
+
+def test_validation_every_other_epoch_repeats_no_figure(tiny):
+    results = train(tiny("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"))
+    rows = read_rows(Run(Path(results["run"])))
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True]
+    assert all(row["running/loss"] for row in rows)
+
+
+def test_fast_dev_run_keeps_nothing(tiny, capsys):
+    config = tiny("trainer.fast_dev_run=true")
+    train(config)
+    assert not Path(config.runs_dir).exists()
+    assert "nothing was kept" in capsys.readouterr().out
+
+
+def test_overfit_batches_and_a_profiler_work_as_in_lightning(tiny, capsys):
+    with pytest.warns(UserWarning, match="You requested to overfit"):
+        results = train(tiny("trainer.overfit_batches=2", "trainer.profiler=simple", "trainer.max_epochs=10"))
+    assert results["running/accuracy"] > 0.5
+    assert "run_training_batch" in capsys.readouterr().out
+
+
+def test_parts_are_dropped_by_name(tiny):
+    results = train(tiny("~callbacks.ema", "~logger.tensorboard", "callbacks.bar=null"))
+    run = Run(Path(results["run"]))
+    assert not list(run.path.glob("*tfevents*"))
+    assert "current_model_state" not in torch.load(run.best_checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.max_epochs=-3", r"max_epochs=-3"),
+        ("data.val_size=60000", r"val_size=60000"),
+        ("seed=-1", "seed=-1"),
+        ("model.label_smoothing=2", "label_smoothing=2"),
+    ],
+)
+def test_an_impossible_value_is_refused_before_there_is_a_run(tiny, override, said):
+    config = tiny(override)
+    with pytest.raises(Exception, match=said):
+        train(config)
+    assert not Path(config.runs_dir).exists()
+
+
+def test_a_checkpoint_rebuilds_its_module(tiny):
+    results = train(tiny())
+    for name in ("best_checkpoint", "last_checkpoint"):
+        module = ImageClassifier.load_from_checkpoint(getattr(Run(Path(results["run"])), name))
+        assert module(torch.zeros(3, 1, 20, 20)).shape == (3, 4)
