@@ -78,7 +78,8 @@ get_data() {
     [ -f "$raw/$file" ] || missing=yes
   done
   [ -n "$missing" ] || return 0
-  local get="$python -m fashion_cnn.data.fashion_mnist_files"
+  echo "Getting Fashion-MNIST into $1 …" >&2
+  local get="$python -m fashion_cnn.data"
   local folder reason
   folder=$(mktemp -d)
   # shellcheck disable=SC2064 # the folder of now

@@ -1,8 +1,4 @@
-"""Getting the four Fashion-MNIST files, and knowing that they are the real ones.
-
-`python -m fashion_cnn.data.fashion_mnist_files ROOT [PACKAGE]` fetches them into ROOT, where
-PACKAGE is a folder that holds the unpacked Debian package.
-"""
+"""Getting the four Fashion-MNIST files, and knowing that they are the real ones."""
 
 import gzip
 import hashlib
@@ -121,10 +117,3 @@ def _verify(path: Path, expected: str, reason: str) -> None:
             f"{path} is truncated or altered: its SHA-256 is {found} ({path.stat().st_size:,} bytes), "
             f"expected {expected}. Delete it and start again. {ways}"
         )
-
-
-if __name__ == "__main__":
-    try:
-        ensure(Path(sys.argv[1]), *map(Path, sys.argv[2:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
