@@ -42,7 +42,7 @@ pip_install() {
     tee -a "$log" | grep -v '^Requirement already satisfied' >&2 || {
     if grep -q 'No space left' "$log"; then
       fail "The disk is full. Make room and start again: it goes on where it was."
-    elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError' "$log"; then
+    elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError|from versions: none' "$log"; then
       fail "The package index cannot be reached. Check the network (and PIP_INDEX_URL) and start again."
     fi
     fail "pip failed, see above (and $log)."

@@ -1,5 +1,7 @@
 """Every network, and the module that holds them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -85,7 +87,7 @@ def classifier(**settings):
 def test_a_notebook_needs_no_hydra():
     module = classifier(optimizer=torch.optim.AdamW, label_smoothing=0.1)
     batch = Batch(torch.rand(6, 1, 12, 12), torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6))
-    module.log_dict = lambda *args, **kwargs: None
+    module._trainer = SimpleNamespace(is_last_batch=False)
     outputs = module.training_step(batch, 0)
     expected = nn.functional.cross_entropy(outputs["logits"], batch.targets, label_smoothing=0.1)
     assert torch.isclose(outputs["loss"], expected)

@@ -217,6 +217,18 @@ def test_a_checkpoint_that_cannot_be_read_is_said(tiny, stop, disarm):
         train(tiny("resume=latest"))
 
 
+def test_a_checkpoint_of_another_network_is_said(tiny, stop, disarm, tmp_path):
+    other = train(tiny("model.network.widths=[16,32]", f"runs_dir='{tmp_path / 'other'}'"))
+    config = tiny()
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    shutil.copy(Run(Path(other["run"])).last_checkpoint, only_run(config).last_checkpoint)
+    with pytest.raises(UserError, match="another network"):
+        train(tiny("resume=latest"))
+
+
 def test_init_from_starts_with_the_weights_of_another_run(tiny):
     first = train(tiny("trainer.max_epochs=8"))
     second = train(tiny("init_from=latest", "trainer.max_epochs=1", "optimizer.lr=1e-6"))

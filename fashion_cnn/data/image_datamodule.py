@@ -112,8 +112,9 @@ class ImageDataModule(LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Bring uint8 images `(B, C, H, W)` to zero mean and unit variance, as float32."""
-        mean, scale = self.pixel_mean.to(images.device), self.pixel_scale.to(images.device)
-        return (images - mean) * scale
+        if self.pixel_mean.device != images.device:
+            self.pixel_mean, self.pixel_scale = self.pixel_mean.to(images.device), self.pixel_scale.to(images.device)
+        return (images - self.pixel_mean) * self.pixel_scale
 
     def _check(self) -> None:
         classes, available = self.num_classes, self.train_size

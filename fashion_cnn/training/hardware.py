@@ -17,9 +17,11 @@ def fast_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def describe() -> str:
-    """What the training runs on, in words."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
+def describe(device: torch.device) -> str:
+    """What computes there, in words."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    if device.type != "cpu":
+        return device.type
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' * (threads != 1)}, {torch.backends.cpu.get_cpu_capability()}"

@@ -16,7 +16,7 @@ from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.hardware import describe
 from fashion_cnn.training.stopwatch import Stopwatch
-from fashion_cnn.training.weights import load_checkpoint
+from fashion_cnn.training.weights import read_checkpoint
 
 
 def collect_results(
@@ -25,7 +25,7 @@ def collect_results(
     """Measure the run's best weights on train probe, val and test, and say what they cost. Flat, for results.json."""
     history = read_history(run)
     stopwatch = Stopwatch.of(trainer)
-    best = load_checkpoint(run)
+    best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
     return {
         "name": config.name,
@@ -39,7 +39,7 @@ def collect_results(
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "multiply_adds": multiply_adds(module),
         "precision": trainer.precision,
-        "hardware": describe(),
+        "hardware": describe(trainer.strategy.root_device),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,13 +1,14 @@
 """Going on with a stopped run, so that the outcome is that of a run which never stopped."""
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training.loggers import ResumableLogger
+from fashion_cnn.training.weights import differing_weights, read_checkpoint
 
 # Where things lie on this machine changes nothing about the run.
 _MAY_DIFFER = {"resume", "runs_dir", "data.root"}
@@ -36,17 +37,24 @@ def resumed_config(config: DictConfig, run: Run) -> DictConfig:
     return own
 
 
-def forget_unfinished_epoch(trainer: Trainer, run: Run) -> None:
-    """Have the loggers drop what was written after the checkpoint that the run goes on from."""
+def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run) -> None:
+    """Have the loggers drop what was written after the checkpoint that the run goes on from.
+
+    Raises UserError where that checkpoint cannot be read or is another network's.
+    """
     step = -1
     if run.last_checkpoint.exists():
+        start_again = "Delete it, and the run starts again from its first epoch."
         try:
-            step = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True)["global_step"]
-        except Exception as error:  # torch raises what its unpickler met
+            checkpoint = read_checkpoint(run.last_checkpoint)
+        except UserError as error:
+            raise UserError(f"{error} {start_again}") from error
+        if differing := differing_weights(module.state_dict(), checkpoint["state_dict"]):
             raise UserError(
-                f"{run.last_checkpoint} is no readable checkpoint ({error}). "
-                "Delete it, and the run starts again from its first epoch."
-            ) from error
+                f"{run.last_checkpoint} is a checkpoint of another network than {run.config_file} describes: "
+                f"{differing[0]} does not fit. {start_again}"
+            )
+        step = checkpoint["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, ResumableLogger):
             logger.resume_after(step)

@@ -1,6 +1,7 @@
 """One training, from its settings to its report."""
 
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
@@ -22,8 +24,11 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.results import collect_results
-from fashion_cnn.training.resume import forget_unfinished_epoch, resumed_config
+from fashion_cnn.training.resume import prepare_to_resume, resumed_config
 from fashion_cnn.training.weights import initialise_from
+
+# In the environment of the further processes of a distributed training.
+_RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
 
 
 def run_training(config: DictConfig) -> dict[str, Any]:
@@ -46,14 +51,19 @@ def run_training(config: DictConfig) -> dict[str, Any]:
     started_before = run is not None
     run = run or _new_run(config)
     trainer = build.trainer(config, data, run.path)
+    if not trainer.is_global_zero:
+        # A further process of a distributed training takes part in the fit and leaves the rest to the first.
+        _fit(trainer, module, data, run)
+        return {}
     run.create()
     with run.locked(), _ending_told(run):
         if started_before:
-            forget_unfinished_epoch(trainer, run)
+            prepare_to_resume(trainer, module, run)
         else:
             run.write_config(config)
         screen.print_start(config, run, module, data)
-        _fit(trainer, module, data, run)
+        with _shared_with_processes(run):
+            _fit(trainer, module, data, run)
         results = collect_results(config, trainer, module, data, run)
         write_report(run, results)
         run.write_results(results)
@@ -64,7 +74,22 @@ def run_training(config: DictConfig) -> dict[str, Any]:
 def _new_run(config: DictConfig) -> Run:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Run(Path(HydraConfig.get().runtime.output_dir))
+    if _RUN_OF_FIRST_PROCESS in os.environ:
+        return Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
     return runs.choose_directory(Path(config.runs_dir), config.name)
+
+
+@contextmanager
+def _shared_with_processes(run: Run) -> Iterator[None]:
+    """Tell the processes that Lightning starts for a distributed training which run they are part of."""
+    os.environ[_RUN_OF_FIRST_PROCESS] = str(run.path)
+    try:
+        yield
+    finally:
+        del os.environ[_RUN_OF_FIRST_PROCESS]
+        if torch.distributed.is_initialized():
+            # The others are done: what follows is measured by this process alone.
+            torch.distributed.destroy_process_group()
 
 
 def _fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run) -> None:
