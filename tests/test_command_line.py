@@ -63,7 +63,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["trainer.max_epochs=-3"], "trainer.max_epochs=-3"),
         (["data.val_size=60000"], "data.val_size=60000"),
         (["+optimizer.speed=3"], "speed"),
-        (["+trainer.speed=3"], "speed"),
+        (["+trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
         (["trainer.accelerator=abacus"], "abacus"),
         (["trainer.precision=12"], "12"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),

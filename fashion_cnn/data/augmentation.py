@@ -42,6 +42,8 @@ class RandomCrop:
     def __call__(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         pad = self.padding
+        if not pad:
+            return images
         padded = torch.nn.functional.pad(images, (pad, pad, pad, pad), value=self.fill)
         top, left = torch.randint(2 * pad + 1, (2, batch, 1), device=images.device)
         rows = top + torch.arange(height, device=images.device)

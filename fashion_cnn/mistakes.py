@@ -1,0 +1,158 @@
+"""What a person typed wrong, told in words: the value seen and the nearest choices there are."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, cast
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fashion_cnn.errors import UserError
+
+
+def check_overrides(config_name: str, config: DictConfig) -> None:
+    """Refuse unknown root keys and values of another type than the one they replace."""
+    base = _without_values(config_name)
+    for key in map(str, config):
+        if key not in base:
+            raise UserError(f"'{key}' is no option.{_did_you_mean(key, map(str, base))}", status=2)
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+").partition("=")
+        before, after = OmegaConf.select(base, key), OmegaConf.select(config, key)
+        if not _fits(before, after):
+            raise UserError(
+                f"{key}={value} is not possible: it takes {_kind(before)}, such as {_as_typed(before)}.", status=2
+            )
+
+
+def _without_values(config_name: str) -> DictConfig:
+    """The config with the chosen groups alone, before any single value was overridden."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = HydraConfig.get().overrides
+    groups = [o for o in overrides.task if "." not in o.partition("=")[0] and _is_group(o.partition("=")[0])]
+    hydra_groups = [o for o in overrides.hydra if "." not in o.partition("=")[0]]
+    return loader.load_configuration(config_name, [*groups, *hydra_groups], RunMode.RUN, from_shell=False)
+
+
+def _is_group(key: str) -> bool:
+    return key.lstrip("+~").partition("@")[0] in GlobalHydra.instance().config_loader().list_groups("")
+
+
+def _fits(before: Any, after: Any) -> bool:
+    if before is None or isinstance(before, str):
+        return True
+    if isinstance(before, bool):
+        return isinstance(after, bool | int | float)
+    if isinstance(before, int):
+        return isinstance(after, int) and not isinstance(after, bool)
+    if isinstance(before, float):
+        return isinstance(after, int | float) and not isinstance(after, bool)
+    # A part of the config, or a list: another of its kind, or null to drop it.
+    return after is None or type(before) is type(after)
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of options"}
+    return kinds.get(type(value), "a list")
+
+
+def _as_typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, DictConfig):
+        return "{" + ", ".join(map(str, value)) + "}"
+    return str(value)
+
+
+def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoReturn:
+    """Print what is wrong in words and exit; an error that no person caused keeps its traceback."""
+    causes = list(_causes(error))
+    user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
+    if user_error is not None:
+        _exit(str(user_error), user_error.status)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = [str(o) for o in error.options or []]
+        _exit(
+            f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {', '.join(options)}.", 2
+        )
+    if isinstance(error, OverrideParseException):
+        _exit(
+            f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
+            f"brackets in quotes inside quotes, such as 'key=\"a, b\"'.\n{error}",
+            2,
+        )
+    if isinstance(error, ConfigCompositionException) and (
+        unknown := re.match(r"Could not override '(.+?)'", str(error))
+    ):
+        _no_option(unknown[1].partition("@")[0], config_name, config_dir)
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
+    if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
+        _no_option(f"{part[1]}.{argument[1]}", config_name, config_dir)
+    if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
+        _exit(f"{error}: a group takes the name of one of its choices. See --help for all of them.", 2)
+    if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
+        _exit("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
+    if isinstance(error, OSError) and error.errno is not None:
+        _exit(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), 1)
+    if type(error).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
+        _exit(str(error), 1)
+    raise error
+
+
+def _no_option(key: str, config_name: str, config_dir: str) -> NoReturn:
+    near = _did_you_mean(key, _all_keys(config_name, config_dir))
+    _exit(f"'{key}' is no option.{near} See --help for all of them.", 2)
+
+
+def _is_bug(root: BaseException) -> bool:
+    """Whether what `instantiate` met is no consequence of a wrong name or argument in the config."""
+    return not isinstance(root, HydraException | OmegaConfBaseException | TypeError | ValueError | ImportError)
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _did_you_mean(word: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    # Where only the last part of a dotted key is known: `lr` for `optimizer.lr`.
+    near += [choice for choice in choices if choice.rpartition(".")[2] == word.rpartition(".")[2]]
+    return f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+
+
+def _all_keys(config_name: str, config_dir: str) -> list[str]:
+    """Every dotted key of the command's default config, and every config group."""
+    GlobalHydra.instance().clear()  # Of the command that has just failed.
+    with hydra.initialize_config_dir(config_dir, version_base="1.3"):
+        config = hydra.compose(config_name)
+        groups = GlobalHydra.instance().config_loader().list_groups("")
+    return [*groups, *_dotted(cast("dict[str, Any]", OmegaConf.to_container(config)))]
+
+
+def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
