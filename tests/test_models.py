@@ -15,7 +15,7 @@ from fashion_cnn.models import ImageClassifier, KerasCNN, ResNet, WideResNet
 MOST_PARAMETERS = {"baseline": 241_546, "tiny": 100_000, "small": 300_000, "medium": 800_000, "large": 37_000_000}
 NETWORKS = {
     "keras": lambda **data: KerasCNN(**data),
-    "resnet": lambda **data: ResNet(stem=8, widths=[8, 16], depths=[1, 2], dropout=0.1, **data),
+    "resnet": lambda **data: ResNet(stem=[8], widths=[8, 16], depths=[1, 2], dropout=0.1, **data),
     "wide_resnet": lambda **data: WideResNet(depth=10, widen_factor=1, dropout=0.1, **data),
 }
 
@@ -80,7 +80,7 @@ def test_a_depth_that_no_wide_resnet_has_is_refused():
 
 
 def classifier(**settings):
-    network = ResNet(in_channels=1, num_classes=4, stem=8, widths=[8], depths=[1])
+    network = ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[1])
     return ImageClassifier(**{"network": network, "image_shape": (1, 12, 12), "num_classes": 4, **settings})
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class ResNet(nn.Module):
     """A stem at full resolution, then stages of residual blocks, each behind a 2x2 max pooling.
 
-    stem: channels of the first convolution. widths: channels of each stage; multiples of 16 suit
+    stem: channels of each convolution before the first pooling. widths: channels of each stage; multiples of 16 suit
     the vector units. depths: residual blocks of each stage. dropout: before the classifier.
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out. H and W must be at least
     2 ** number of stages.
@@ -19,14 +19,17 @@ class ResNet(nn.Module):
         *,
         in_channels: int,
         num_classes: int,
-        stem: int,
+        stem: Sequence[int],
         widths: Sequence[int],
         depths: Sequence[int],
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [convolution(in_channels, stem), nn.ReLU(inplace=True)]
-        channels = stem
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for width in stem:
+            layers += [convolution(channels, width), nn.ReLU(inplace=True)]
+            channels = width
         for width, depth in zip(widths, depths, strict=True):
             # Pooling comes first, so that the widening convolution works at the lower resolution.
             layers += [nn.MaxPool2d(2), convolution(channels, width), nn.ReLU(inplace=True)]
