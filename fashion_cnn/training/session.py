@@ -35,7 +35,10 @@ def run_training(config: DictConfig) -> dict[str, Any]:
     """Train, measure and report as `config` says; see `fashion_cnn.train.train`."""
     quieten_lightning()
     run = None
-    if config.resume is not None:
+    if _RUN_OF_FIRST_PROCESS in os.environ:
+        run = Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
+        config = run.config()
+    elif config.resume is not None:
         run = runs.find_unfinished(config.resume, Path(config.runs_dir))
         config = resumed_config(config, run)
     # What can be wrong with the settings comes out here, before there is a run directory.
@@ -74,8 +77,6 @@ def run_training(config: DictConfig) -> dict[str, Any]:
 def _new_run(config: DictConfig) -> Run:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Run(Path(HydraConfig.get().runtime.output_dir))
-    if _RUN_OF_FIRST_PROCESS in os.environ:
-        return Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
     return runs.choose_directory(Path(config.runs_dir), config.name)
 
 
