@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).parent
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
-PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from"}
+PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,7 +45,7 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     def checked_task(config: DictConfig) -> Any:
         try:
             check_overrides(config_name, config)
-            _name_run(config, HydraConfig.get().runtime.choices)
+            _describe_run(config, HydraConfig.get())
             return task(config)
         except Exception as error:
             # One job of a sweep reports to the sweep, which goes on; Hydra would announce a single one twice.
@@ -86,11 +86,11 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
     """The config of a command as its command line would give it: for notebooks and tests."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
-    choices = config.hydra.runtime.choices
+    composed = config.hydra
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     OmegaConf.set_struct(config, True)
-    _name_run(config, choices)
+    _describe_run(config, composed)
     return config
 
 
@@ -116,7 +116,10 @@ def job_name(overrides: list[str]) -> str:
     return "_".join(re.sub(r"[^\w.+]+", "-", name).strip("-") for name in names) or "job"
 
 
-def _name_run(config: DictConfig, choices: Any) -> None:
-    """Fill in `name`, where the command has one: the experiment's, else the model's."""
+def _describe_run(config: DictConfig, composed: Any) -> None:
+    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that were typed."""
     if "name" in config and config.name is None:
+        choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
+    if "overrides" in config:
+        config.overrides = list(composed.overrides.task)

@@ -64,8 +64,24 @@ class Run:
         return self.path / "report.md"
 
     @property
-    def curves_file(self) -> Path:
-        return self.path / "curves.png"
+    def figures(self) -> Path:
+        """The folder of the report's figures."""
+        return self.path / "figures"
+
+    @property
+    def predictions_file(self) -> Path:
+        """What the network said of each image of train probe, validation and test."""
+        return self.path / "predictions.npz"
+
+    @property
+    def examples_file(self) -> Path:
+        """How each training image was learned."""
+        return self.path / "examples.csv"
+
+    @property
+    def ambiguous_file(self) -> Path:
+        """The validation and test images, the one that the network is least decided on first."""
+        return self.path / "ambiguous.csv"
 
     @property
     def error_file(self) -> Path:

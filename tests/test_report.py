@@ -5,7 +5,7 @@ import pytest
 
 from fashion_cnn.analysis.curves import plot_curves
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.analysis.report import describe_curves, write_report
+from fashion_cnn.analysis.report import describe_curves, describe_gap, summary, write_report
 from fashion_cnn.runs import Run
 
 
@@ -31,6 +31,21 @@ RESULTS = {
     "gap/accuracy": 0.02,
     "gap_test/loss": 0.21,
     "gap_test/accuracy": 0.025,
+    "gap/accuracy_low": 0.011,
+    "gap/accuracy_high": 0.029,
+    "gap/loss_low": 0.1,
+    "gap/loss_high": 0.3,
+    "gap_test/accuracy_low": -0.001,
+    "gap_test/accuracy_high": 0.05,
+    "gap_last/accuracy": 0.03,
+    "gap_last/accuracy_low": 0.02,
+    "gap_last/accuracy_high": 0.04,
+    "gap_carriers": ["Shirt", "Coat"],
+    "verdict": "overfitting",
+    "verdict_rule": "the rule",
+    "rising_since": 3,
+    "advice": ["python -m fashion_cnn.train callbacks=early_stopping"],
+    "advice_reasons": ["stop earlier"],
     "seconds": 61.0,
     "images_per_second": 1000.0,
     "parameters": 7,
@@ -46,8 +61,7 @@ def test_rising_validation_loss_is_told_with_its_epoch():
     said = describe_curves(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
     assert "lowest, 0.4000, after epoch 2 of 4, and ended at 0.5000" in said
     assert "from 0.3000 to 0.1000" in said
-    assert "+2.00 points, or 20 images in a thousand" in said
-    assert "+2.50 points below train" in said
+    assert "From epoch 3 on" in said
 
 
 def test_falling_validation_loss_is_told_as_such():
@@ -55,9 +69,23 @@ def test_falling_validation_loss_is_told_as_such():
     assert "still at its lowest, 0.4000, after the last epoch (2)" in said
 
 
+def test_a_gap_is_told_in_images_and_with_what_chance_can_do():
+    said = describe_gap(RESULTS)
+    assert "+2.00 points, 20 images in a thousand (interval +1.10 to +2.90, which leaves zero out)" in said
+    assert "+2.50 points, 25 images in a thousand (interval -0.10 to +5.00, which holds zero: it may be chance)" in said
+    assert "After the last epoch (4) the gap to validation was +3.00 points" in said
+    assert "in Shirt and Coat" in said
+
+
+def test_the_verdict_comes_first_and_what_to_try_last():
+    said = summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
+    assert said.startswith("**Verdict: overfitting.** By the rule: the rule.")
+    assert said.endswith("- stop earlier:\n  `python -m fashion_cnn.train callbacks=early_stopping`")
+
+
 def test_no_validation_is_no_gap():
     without = History(epochs=np.array([1, 2]), figures={"running/loss": np.array([2.0, 1.0])})
-    assert "no gap to measure" in describe_curves(without, {})
+    assert "no gap to measure" in summary(without, {})
 
 
 def test_the_figure_shows_loss_above_accuracy_with_both_curves():
@@ -78,7 +106,9 @@ def test_a_report_is_written_from_the_runs_files(tmp_path, missing):
     assert np.isnan(read_history(run)["never/measured"]).all()
     results = {name: value for name, value in RESULTS.items() if not missing or missing not in name}
     write_report(run, results)
-    assert run.curves_file.stat().st_size > 10_000
+    assert (run.figures / "curves.png").stat().st_size > 10_000
+    assert "figures/curves.png" in run.report_file.read_text()
+    assert "figures/confusion.png" not in run.report_file.read_text(), "not drawn"
     text = run.report_file.read_text()
     assert "| train probe | 0.1000 | 0.9600 |" in text
     assert ("| test | not measured |" in text) == bool(missing)

@@ -1,4 +1,4 @@
-"""report.md: what a run came to, with its curves and what they show in words."""
+"""report.md: what a run came to, in words and figures."""
 
 from typing import Any
 
@@ -16,23 +16,39 @@ _ROWS = [
     ("gap, train to test", "gap_test"),
     ("running training average, last epoch", "running"),
 ]
+# The figures after the curves, each with what it shows; those that a run has not drawn are left out.
+_FIGURES = {
+    "gap": "The gap over the epochs. Where the band leaves zero out, the gap is more than the luck of the draw.",
+    "gap_by_class": "The gap class by class, with the best weights.",
+    "confusion": "What is taken for what, with the best weights.",
+    "mistakes": "The validation images that it gets wrong and is surest of. Some of these labels are open to question.",
+    "reliability": "Calibration: on the dotted line, the network is right as often as it is sure.",
+    "cartography": "How each training image was learned: mean and spread of its label's probability over the epochs.",
+    "label_errors": "The training images whose label is likeliest to be wrong. All of them, ranked: `examples.csv`.",
+}
 
 
 def write_report(run: Run, results: dict[str, Any]) -> None:
     """Draw the curves and write report.md into the run directory."""
     history = read_history(run)
     title = f"{results['name']}, seed {results['seed']}"
-    figure = plot_curves(history, title=title, best_epoch=results["best_epoch"])
-    figure.savefig(run.curves_file, dpi=120)
+    run.figures.mkdir(exist_ok=True)
+    plot_curves(history, title=title, best_epoch=results["best_epoch"]).savefig(run.figures / "curves.png", dpi=110)
     run.report_file.write_text(_report(run, results, history))
 
 
 def _report(run: Run, results: dict[str, Any], history: History) -> str:
+    folder = run.figures.name
+    drawn = (
+        f"![{said.partition('.')[0]}]({folder}/{name}.png)\n\n{said}\n\n"
+        for name, said in _FIGURES.items()
+        if (run.figures / f"{name}.png").exists()
+    )
     return f"""# {results["name"]}, seed {results["seed"]}
 
-{describe_curves(history, results)}
+{summary(history, results)}
 
-![Loss above accuracy over the epochs]({run.curves_file.name})
+![Loss above accuracy over the epochs]({folder}/curves.png)
 
 | | loss | accuracy |
 |---|---:|---:|
@@ -42,6 +58,7 @@ Train probe, validation and test are measured by one ruler: the weights that wer
 cross-entropy. The running average is what the training itself saw, with augmentation, dropout and weights
 that moved under it; it is no measure of the gap.
 
+{"".join(drawn)}\
 {results["parameters"]:,} parameters, {results["multiply_adds"]:,} multiply-adds an image. Trained in \
 {results["seconds"]:.0f} s at {results["images_per_second"]:,.0f} images/s ({results["precision"]}, \
 {results["hardware"]}; torch {results["torch"]}, lightning {results["lightning"]}). All settings: \
@@ -54,36 +71,75 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
     if f"{prefix}/loss" not in results:
         return f"| {label} | not measured | not measured |\n"
     sign = "+" if prefix.startswith("gap") else ""
-    return f"| {label} | {results[f'{prefix}/loss']:{sign}.4f} | {results[f'{prefix}/accuracy']:{sign}.4f} |\n"
+    cells = [f"{results[f'{prefix}/{quantity}']:{sign}.4f}" for quantity in ("loss", "accuracy")]
+    if f"{prefix}/loss_low" in results:
+        for place, quantity in enumerate(("loss", "accuracy")):
+            low, high = (results[f"{prefix}/{quantity}_{end}"] for end in ("low", "high"))
+            cells[place] += f" ({low:+.4f} to {high:+.4f})"
+    return f"| {label} | {cells[0]} | {cells[1]} |\n"
+
+
+def summary(history: History, results: dict[str, Any]) -> str:
+    """The verdict, what the curves and the gaps say, and what to try: Markdown that follows from the figures alone."""
+    if "verdict" not in results:
+        return "Without a validation split there is no gap to measure: the last weights stand for this run."
+    parts = [
+        f"**Verdict: {results['verdict']}.** By the rule: {results['verdict_rule']}.",
+        describe_curves(history, results),
+        describe_gap(results),
+    ]
+    if results["advice"]:
+        pairs = zip(results["advice_reasons"], results["advice"], strict=True)
+        tries = "\n".join(f"- {reason}:\n  `{typed}`" for reason, typed in pairs)
+        parts.append(f"What to try next:\n\n{tries}")
+    return "\n\n".join(parts)
 
 
 def describe_curves(history: History, results: dict[str, Any]) -> str:
-    """What the curves show, in a few sentences; each follows from the figures alone."""
+    """What the curves of the loss show, in a sentence or two."""
     val, train = history["val/loss"], history["train/loss"]
     measured = np.isfinite(val) & np.isfinite(train)
-    if not measured.any():
-        return "Without a validation split there is no gap to measure: the last weights stand for this run."
     epochs, val, train = history.epochs[measured], val[measured], train[measured]
     lowest = int(val.argmin())
     if lowest == len(val) - 1:
         said = f"Validation loss was still at its lowest, {val[lowest]:.4f}, after the last epoch ({epochs[-1]})"
-        said += "." if len(val) == 1 else ": up to there, more training did not harm it."
-    else:
-        said = (
-            f"Validation loss was lowest, {val[lowest]:.4f}, after epoch {epochs[lowest]} of {epochs[-1]}, "
-            f"and ended at {val[-1]:.4f}, while the loss on the train probe went from "
-            f"{train[lowest]:.4f} to {train[-1]:.4f}."
-        )
-    gap = results["gap/accuracy"]
-    said += (
-        f" With the weights that were best on validation, {results['train/accuracy']:.2%} of the training images and "
-        f"{results['val/accuracy']:.2%} of the validation images are recognised: a gap of "
-        f"{gap * 100:+.2f} points, or {abs(round(gap * 1000))} images in a thousand"
-        f"{'' if gap >= 0 else ', in favour of validation'}."
+        return said + ("." if len(val) == 1 else ": up to there, more training did not harm it.")
+    said = (
+        f"Validation loss was lowest, {val[lowest]:.4f}, after epoch {epochs[lowest]} of {epochs[-1]}, and ended at "
+        f"{val[-1]:.4f}, while the loss on the train probe went from {train[lowest]:.4f} to {train[-1]:.4f}."
+    )
+    if results["rising_since"] is not None:
+        said += f" From epoch {results['rising_since']} on, one rose as the other fell."
+    return said
+
+
+def describe_gap(results: dict[str, Any]) -> str:
+    """How wide the gaps are, whether that is more than chance, and where they come from."""
+    said = (
+        f"With the weights that were best on validation (epoch {results['best_epoch']}), "
+        f"{results['train/accuracy']:.2%} of the train probe and {results['val/accuracy']:.2%} of the validation "
+        f"images are recognised: a gap of {_points(results, 'gap')}."
     )
     if "gap_test/accuracy" in results:
         said += (
-            f" Of the test images it recognises {results['test/accuracy']:.2%}, "
-            f"{results['gap_test/accuracy'] * 100:+.2f} points below train."
+            f" Of the test images it recognises {results['test/accuracy']:.2%}: "
+            f"a gap of {_points(results, 'gap_test')}."
         )
-    return said
+    if results["epochs"] != results["best_epoch"]:
+        said += f" After the last epoch ({results['epochs']}) the gap to validation was {_points(results, 'gap_last')}."
+    if results["gap_carriers"]:
+        *others, last = results["gap_carriers"]
+        said += f" Half of the gap or more is in {', '.join(others) + ' and ' if others else ''}{last}."
+    return (
+        f"{said} The intervals hold 95% and speak of the choice of the images (accuracy: Newcombe, 1998; loss: Welch); "
+        "what another seed changes is not in them."
+    )
+
+
+def _points(results: dict[str, Any], prefix: str) -> str:
+    gap, low, high = (results[f"{prefix}/accuracy{end}"] for end in ("", "_low", "_high"))
+    chance = "which holds zero: it may be chance" if low <= 0 <= high else "which leaves zero out"
+    return (
+        f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} images in a thousand "
+        f"(interval {low * 100:+.2f} to {high * 100:+.2f}, {chance})"
+    )

@@ -45,6 +45,11 @@ class InMemoryDataset(Dataset[Batch]):
         chosen = torch.tensor(indices)
         return Batch(self.images[chosen], self.targets[chosen], self.indices[chosen])
 
+    def images_at(self, indices: Tensor) -> Tensor:
+        """The images `(K, C, H, W)` at these positions `(K,)` of the data set that the split was cut from."""
+        ascending, order = self.indices.sort()
+        return self.images[order[torch.searchsorted(ascending, indices)]]
+
 
 class EpochSampler(Sampler[int]):
     """A random order that depends on `seed` and the epoch alone, so a resumed run repeats it."""

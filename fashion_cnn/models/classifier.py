@@ -119,10 +119,10 @@ class ImageClassifier(LightningModule):
         return {"loss": loss, "logits": logits.detach()}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        return self._measure(batch, _names(self.trainer.val_dataloaders)[dataloader_idx])
+        return self._measure(batch, split_names(self.trainer.val_dataloaders)[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
-        return self._measure(batch, _names(self.trainer.test_dataloaders)[dataloader_idx])
+        return self._measure(batch, split_names(self.trainer.test_dataloaders)[dataloader_idx])
 
     def _measure(self, batch: Batch, split: str) -> Outputs:
         logits = self(batch.images).float()
@@ -132,7 +132,7 @@ class ImageClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the ruler's figures of each split, and the gap between train and val."""
-        measured = self._read_rulers(_names(self.trainer.val_dataloaders))
+        measured = self._read_rulers(split_names(self.trainer.val_dataloaders))
         if {"train", "val"} <= measured.keys():
             train, val = measured["train"], measured["val"]
             # Both grow as the network overfits.
@@ -140,7 +140,7 @@ class ImageClassifier(LightningModule):
             self._log_all({"gap/accuracy": train["accuracy"] - val["accuracy"]})
 
     def on_test_epoch_end(self) -> None:
-        self._read_rulers(_names(self.trainer.test_dataloaders))
+        self._read_rulers(split_names(self.trainer.test_dataloaders))
 
     def _ruler(self, split: str) -> Ruler:
         """The ruler of a split, whichever loaders the data module names; the name is the metrics' prefix."""
@@ -179,8 +179,8 @@ class ImageClassifier(LightningModule):
         return [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
 
 
-def _names(loaders: Any) -> list[str]:
-    """The names of the data module's loaders: a dict, by the prefix of their metrics."""
+def split_names(loaders: Any) -> list[str]:
+    """The names of the data module's loaders, which are the prefixes of their metrics. Raises UserError for a list."""
     if not isinstance(loaders, Mapping):
         raise UserError(
             "The loaders to measure must come in a dict, such as {'val': loader}: the names tell them apart."

@@ -1,8 +1,33 @@
 """Loss and accuracy of one split, summed over its batches."""
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+
+
+class MeanLoss(Metric):
+    """The mean over images of a loss that comes as the means of batches, NaN if one of them is.
+
+    Torchmetrics' own MeanMetric drops NaN, or with `nan_strategy="disable"` the batches' sizes.
+    """
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Add the mean `loss` (a scalar) of so many images."""
+        self.total += loss * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
 
 
 class Ruler(nn.Module):
@@ -10,7 +35,7 @@ class Ruler(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")
+        self.loss = MeanLoss()
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     @property

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Progress
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from fashion_cnn.analysis.predictions import PredictionCollector
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
@@ -67,14 +68,20 @@ def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) ->
     )
 
 
-def measuring_trainer(config: DictConfig) -> Trainer:
-    """A Trainer of the same hardware and precision that only measures.
+def measuring_trainer(config: DictConfig, collector: PredictionCollector) -> Trainer:
+    """A Trainer of the same hardware and precision that only measures, and hands what it sees to `collector`.
 
     A fresh one, since EMAWeightAveraging would have the training's own measure the raw weights.
     """
     bar: list[Callback] = [callback for callback in _parts(config.callbacks) if isinstance(callback, ProgressBar)]
     return _trainer(
-        config, callbacks=bar, logger=False, enable_checkpointing=False, devices=1, strategy="auto", profiler=None
+        config,
+        callbacks=[*bar, collector],
+        logger=False,
+        enable_checkpointing=False,
+        devices=1,
+        strategy="auto",
+        profiler=None,
     )
 
 

@@ -9,7 +9,12 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from fashion_cnn.analysis.history import read_history
+from fashion_cnn.analysis.advice import advise, command
+from fashion_cnn.analysis.gap import gap_carriers, gap_figures
+from fashion_cnn.analysis.history import History, read_history
+from fashion_cnn.analysis.monitor import measure_gap
+from fashion_cnn.analysis.predictions import PredictionCollector, Predictions
+from fashion_cnn.analysis.verdict import judge
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
@@ -21,17 +26,22 @@ from fashion_cnn.training.weights import read_checkpoint
 
 def collect_results(
     config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
-) -> dict[str, Any]:
-    """Measure the run's best weights on train probe, val and test, and say what they cost. Flat, for results.json."""
+) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """Measure the run's best weights on train probe, val and test, and say what they cost and what they come to.
+
+    Returns the results, flat, for results.json, and the predictions by split. Leaves the best weights in `module`.
+    """
     history = read_history(run)
     stopwatch = Stopwatch.of(trainer)
     best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
-    return {
+    figures, predictions = measure(config, module, data, test=config.test)
+    results = {
         "name": config.name,
         "seed": config.seed,
-        **measure(config, module, data),
+        **figures,
         **{name: float(history[name][-1]) for name in ("running/loss", "running/accuracy")},
+        "train_images": len(data.train_split),
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,
         "seconds": round(stopwatch.seconds, 3),
@@ -44,22 +54,58 @@ def collect_results(
         "lightning": lightning.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    return results | judgement(config, history, results, predictions, data), predictions
 
 
-def measure(config: DictConfig, module: ImageClassifier, data: ImageDataModule) -> dict[str, float]:
-    """Loss and accuracy of `module` as it is on train probe, val and test, and the gaps between them."""
-    tester = build.measuring_trainer(config)
+def measure(
+    config: DictConfig, module: ImageClassifier, data: ImageDataModule, *, test: bool
+) -> tuple[dict[str, float], dict[str, Predictions]]:
+    """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions."""
+    collector = PredictionCollector()
+    tester = build.measuring_trainer(config, collector)
     figures: dict[str, Any] = {}
-    # The test images are read once, here, after every choice has been made.
-    passes = [(tester.validate, data.val_size > 0), (tester.test, config.test)]
+    # The test images are read once, by the run's best weights, after every choice has been made.
+    passes = [(tester.validate, data.val_size > 0), (tester.test, test)]
     for measure_pass, wanted in passes:
         if wanted:
             measure_pass(module, datamodule=data, verbose=False)
             figures |= tester.callback_metrics
-    if {"train/loss", "test/loss"} <= figures.keys():
+    predictions = collector.predictions
+    if {"train", "val"} <= predictions.keys():
+        figures |= measure_gap(predictions, data)
+    if {"train", "test"} <= predictions.keys():
         figures["gap_test/loss"] = figures["test/loss"] - figures["train/loss"]
         figures["gap_test/accuracy"] = figures["train/accuracy"] - figures["test/accuracy"]
-    return {name: float(value) for name, value in figures.items()}
+        figures |= gap_figures(predictions["train"], predictions["test"], prefix="gap_test")
+    return {name: float(value) for name, value in figures.items()}, predictions
+
+
+def judgement(
+    config: DictConfig,
+    history: History,
+    results: dict[str, Any],
+    predictions: dict[str, Predictions],
+    data: ImageDataModule,
+) -> dict[str, Any]:
+    """The verdict on the training, what carries its gap, and the commands to try; nothing where no gap was measured."""
+    if not {"train", "val"} <= predictions.keys():
+        return {}
+    verdict = judge(history, len(predictions["train"]), len(predictions["val"]))
+    if verdict is None:
+        return {}
+    advice = advise(verdict, config, results["best_epoch"], results["epochs"])
+    return {
+        "verdict": verdict.kind,
+        "verdict_rule": verdict.rule,
+        "rising_since": verdict.rising_since,
+        "gap_last/accuracy": verdict.gap.estimate,
+        "gap_last/accuracy_low": verdict.gap.low,
+        "gap_last/accuracy_high": verdict.gap.high,
+        "gap_last/loss": float(history["gap/loss"][-1]),
+        "gap_carriers": [data.class_names[label] for label in gap_carriers(predictions["train"], predictions["val"])],
+        "advice": [command(config.overrides or [], piece.overrides) for piece in advice],
+        "advice_reasons": [piece.reason for piece in advice],
+    }
 
 
 def multiply_adds(module: ImageClassifier) -> int:

@@ -17,12 +17,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from fashion_cnn import runs, screen
+from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_report
 from fashion_cnn.command_line import Interrupted
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
+from fashion_cnn.training.closing import analyse
 from fashion_cnn.training.results import collect_results
 from fashion_cnn.training.resume import prepare_to_resume, resumed_config
 from fashion_cnn.training.weights import initialise_from
@@ -67,7 +69,9 @@ def run_training(config: DictConfig) -> dict[str, Any]:
         screen.print_start(config, run, module, data)
         with _shared_with_processes(run):
             _fit(trainer, module, data, run)
-        results = collect_results(config, trainer, module, data, run)
+        results, predictions = collect_results(config, trainer, module, data, run)
+        if any(isinstance(callback, GapMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            analyse(config, trainer, module, data, run, results, predictions)
         write_report(run, results)
         run.write_results(results)
         screen.print_end(results, run)

@@ -1,0 +1,187 @@
+"""Runs side by side: grouped by what differs between their settings, mean and spread over the seeds."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fashion_cnn.analysis.settings import Setting, settings
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import Run, find_all
+
+# By heading: the figure in results.json, what it is multiplied by, and the digits shown.
+COLUMNS = {
+    "train acc. %": ("train/accuracy", 100, 2),
+    "val acc. %": ("val/accuracy", 100, 2),
+    "test acc. %": ("test/accuracy", 100, 2),
+    "gap, points": ("gap/accuracy", 100, 2),
+    "train loss": ("train/loss", 1, 4),
+    "val loss": ("val/loss", 1, 4),
+    "gap in loss": ("gap/loss", 1, 4),
+    "best epoch": ("best_epoch", 1, 1),
+    "minutes": ("seconds", 1 / 60, 1),
+}
+# A model is a choice of many settings at once: what it is measured by.
+SIZE = "parameters"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure over the seeds of a group: its mean, standard deviation (None of a single run) and raw values."""
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that differ in their seed alone.
+
+    factors: what tells the group from the others, by name. results: of each run, as in results.json.
+    """
+
+    factors: dict[str, Setting]
+    results: tuple[dict[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.factors.items()) or "all runs"
+
+    def figure(self, name: str) -> Figure | None:
+        """A figure of results.json over the runs; None where one of them lacks it."""
+        if not all(isinstance(result.get(name), int | float) for result in self.results):
+            return None
+        values = tuple(float(result[name]) for result in self.results)
+        return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, values)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """groups: of the finished runs. factors: the names of what differs. unfinished: the other runs."""
+
+    groups: tuple[Group, ...]
+    factors: tuple[str, ...]
+    unfinished: tuple[Run, ...]
+
+
+def find_runs(references: str | Sequence[str]) -> list[Run]:
+    """All runs in a folder at any depth, those that a glob matches, or those of a list of both, each once.
+
+    Raises UserError where one of them holds no run.
+    """
+    if not isinstance(references, str):
+        return list(dict.fromkeys(run for reference in references for run in find_runs(reference)))
+    path = Path(references).expanduser()
+    matched = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    found = [run for folder in matched for run in find_all(folder)]
+    if not found:
+        raise UserError(f"{references} holds no run: give a folder of runs, a glob such as 'runs/small/*', or a list.")
+    return found
+
+
+def compare(runs: Iterable[Run]) -> Comparison:
+    """Group the finished runs by their settings, the seed left out. Raises UserError where none is finished."""
+    runs = list(runs)
+    finished = [run for run in runs if run.state == "finished"]
+    if not finished:
+        states = ", ".join(f"{run.path} ({run.state})" for run in runs[:3])
+        raise UserError(f"None of the {len(runs)} runs is finished, so there is nothing to compare: {states}.")
+    chosen = {run: _settings_but_seed(run) for run in finished}
+    grouped: dict[tuple[tuple[str, Setting], ...], list[Run]] = {}
+    for run, values in chosen.items():
+        grouped.setdefault(tuple(sorted(values.items(), key=lambda pair: pair[0])), []).append(run)
+    distinct = [(dict(values), members) for values, members in grouped.items()]
+    factors = _factors([(values, _typed(members[0])) for values, members in distinct])
+    groups = [
+        Group(
+            factors=dict(zip(factors, (_value(name, values, members[0]) for name in factors), strict=True)),
+            results=tuple(run.results() for run in sorted(members, key=lambda run: run.results()["seed"])),
+        )
+        for values, members in distinct
+    ]
+    groups.sort(key=lambda group: [_order(value) for value in group.factors.values()])
+    return Comparison(tuple(groups), tuple(factors), tuple(run for run in runs if run not in finished))
+
+
+def _settings_but_seed(run: Run) -> dict[str, Setting]:
+    return {name: value for name, value in settings(run.config()).items() if name not in ("seed", "init_from")}
+
+
+def _typed(run: Run) -> dict[str, str]:
+    """What was typed to start the run, as it stands before and after the equals sign."""
+    pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
+    return dict(pairs)
+
+
+def _factors(groups: Sequence[tuple[dict[str, Setting], dict[str, str]]]) -> list[str]:
+    """The names of what tells the groups apart: the options that were typed, if that is enough, else the settings."""
+    settings_differing = _differing([values for values, _ in groups])
+    typed = [name for name in _differing([typed for _, typed in groups]) if name not in ("seed", "runs_dir", "name")]
+    if len({tuple(options.get(name) for name in typed) for _, options in groups}) == len(groups):
+        return typed
+    return settings_differing
+
+
+def _differing(choices: Sequence[dict[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for choice in choices for name in choice)
+    return [name for name in names if len({choice.get(name) for choice in choices}) > 1]
+
+
+def _value(name: str, values: dict[str, Setting], run: Run) -> Setting:
+    return values.get(name, _typed(run).get(name, "default"))
+
+
+def _order(value: Setting) -> tuple[bool, float, str]:
+    return (isinstance(value, str), 0.0 if isinstance(value, str) else float(value), str(value))
+
+
+def cells(group: Group) -> list[str]:
+    """The group's row of the table: how many seeds, then mean and standard deviation of each of `COLUMNS`."""
+    row = [str(len(group.results))]
+    for name, scale, digits in COLUMNS.values():
+        figure = group.figure(name)
+        said = "" if figure is None else f"{figure.mean * scale:.{digits}f}"
+        if figure is not None and figure.deviation is not None:
+            said += f" ± {figure.deviation * scale:.{digits}f}"
+        row.append(said)
+    return row
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A row a group: its factors, the seeds, and of each figure the mean and the standard deviation, unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [name for name, _, _ in COLUMNS.values()]
+    writer.writerow([*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))])
+    for group in comparison.groups:
+        figures = [group.figure(name) for name in names]
+        parts = [part for f in figures for part in ((f.mean, f.deviation) if f else (None, None))]
+        writer.writerow([*group.factors.values(), len(group.results), *parts])
+    return text.getvalue()
+
+
+def as_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequence[str]) -> str:
+    """The table, what did not finish, the figures (file names) and remarks, each a paragraph."""
+    headings = [*(comparison.factors or ["runs"]), "seeds", *COLUMNS]
+    rows = [
+        [*(map(str, group.factors.values()) if comparison.factors else ["all"]), *cells(group)]
+        for group in comparison.groups
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
+    parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
+    if comparison.unfinished:
+        listed = "\n".join(f"- {run.path}: {describe_unfinished(run)}" for run in comparison.unfinished)
+        parts.append(f"Not finished, so in none of the figures:\n\n{listed}")
+    parts += remarks
+    parts += [f"![{name}]({name})" for name in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def describe_unfinished(run: Run) -> str:
+    """How an unfinished run stands, with the reason where it failed."""
+    reason = run.error_file.read_text().strip().splitlines() if run.error_file.exists() else []
+    return f"{run.state} ({reason[0]})" if reason and run.state == "failed" else run.state

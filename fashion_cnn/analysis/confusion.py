@@ -1,0 +1,31 @@
+"""Which classes are taken for which."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from fashion_cnn.analysis.predictions import Predictions
+
+
+def confusion_matrix(predictions: Predictions) -> Tensor:
+    """Counts `(C, C)` int64: row true class, column predicted class."""
+    classes = predictions.num_classes
+    cell = predictions.targets * classes + predictions.predicted
+    return cell.bincount(minlength=classes**2).view(classes, classes)
+
+
+def plot_confusion(counts: Tensor, class_names: Sequence[str], axes: Axes, *, title: str) -> None:
+    """Draw a confusion matrix, each row as percent of that class's images; shares under 0.05% stay empty."""
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    # Mistakes are rare: the square root lets a share of 1% be seen beside one of 90%.
+    axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
+    for row, column in torch.nonzero(shares >= 0.0005).tolist():
+        share = shares[row, column].item()
+        color = "white" if share > 0.3 else "black"
+        axes.text(column, row, f"{share * 100:.1f}", ha="center", va="center", color=color, fontsize=8)
+    places = range(len(class_names))
+    axes.set_xticks(places, class_names, rotation=45, ha="right")
+    axes.set_yticks(places, class_names)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{title} (% of each row)")

@@ -1,0 +1,126 @@
+"""How each training image was learned: recorded from the training steps themselves, for next to nothing.
+
+Toneva et al., "An Empirical Study of Example Forgetting", 2019 (arXiv 1812.05159): an image is forgotten when it was
+recognised in one epoch and is not in the next. Swayamdipta et al., "Dataset Cartography", 2020 (arXiv 2009.10795): the
+mean and the standard deviation, over the epochs, of the probability that the network gives the label. Pleiss et al.,
+"Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020 (arXiv 2001.10528): the mean margin.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from fashion_cnn.data import Batch
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """The training of each image, told by what the network said each time that it saw it.
+
+    indices, targets: `(N,)` int64, in ascending order of the positions in the data set.
+    seen: `(N,)`, in how many epochs the image came up; images never seen are left out.
+    learned_epoch: `(N,)`, from 1, the first epoch that recognised it; 0 where none did.
+    recognised, forgotten: `(N,)`, in how many epochs it was recognised, and how often it no longer was.
+    confidence, variability: `(N,)`, mean and standard deviation of the label's probability.
+    margin: `(N,)`, mean of the label's logit less the highest other one; negative for images that look like another
+    class for most of the training.
+    """
+
+    indices: Tensor
+    targets: Tensor
+    seen: Tensor
+    learned_epoch: Tensor
+    recognised: Tensor
+    forgotten: Tensor
+    confidence: Tensor
+    variability: Tensor
+    margin: Tensor
+
+
+class TrainingDynamics(Callback):
+    """Follows each training image through the epochs, as the training saw it: augmented, under moving weights.
+
+    Its state is part of the checkpoints, so that a resumed run knows the epochs before.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self._epoch: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        split = trainer.datamodule.train_split  # type: ignore[attr-defined]
+        self._indices, order = split.indices.sort()
+        self._targets = split.targets[order]
+        size = int(self._indices[-1]) + 1
+        # By position in the data set: a batch then needs no look-up.
+        self._epoch = {
+            name: torch.zeros(size, device=pl_module.device) for name in ("seen", "probability", "margin", "right")
+        }
+        if not self._totals:
+            counted = ("seen", "learned_epoch", "recognised", "forgotten", "right_before")
+            summed = ("probability", "probability_squared", "margin")
+            self._totals = {name: torch.zeros(size, dtype=torch.int32) for name in counted}
+            self._totals |= {name: torch.zeros(size) for name in summed}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for values in self._epoch.values():
+            values.zero_()
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        logits, targets = outputs["logits"], batch.targets[:, None]
+        own = logits.gather(1, targets)
+        others = logits.scatter(1, targets, -torch.inf).amax(dim=1, keepdim=True)
+        probability = (own - logits.logsumexp(dim=1, keepdim=True)).exp()
+        ones = torch.ones_like(own)
+        values = {"seen": ones, "probability": probability, "margin": own - others, "right": (own > others).float()}
+        for name, column in values.items():
+            self._epoch[name][batch.indices] = column[:, 0]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = {name: trainer.strategy.reduce(values, reduce_op="sum") for name, values in self._epoch.items()}
+        # Where a distributed sampler showed an image to two processes, the mean of both counts.
+        shown = epoch["seen"].clamp(min=1)
+        self._add_epoch(trainer.current_epoch + 1, {name: (v / shown).cpu() for name, v in epoch.items()})
+
+    def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:
+        totals = self._totals
+        seen, right = epoch["seen"].bool(), epoch["right"] > 0.5
+        totals["seen"] += seen
+        totals["recognised"] += right
+        totals["forgotten"] += seen & ~right & totals["right_before"].bool()
+        totals["learned_epoch"][right & (totals["learned_epoch"] == 0)] = number
+        totals["right_before"] = torch.where(seen, right.int(), totals["right_before"])
+        totals["probability"] += epoch["probability"]
+        totals["probability_squared"] += epoch["probability"].square()
+        totals["margin"] += epoch["margin"]
+
+    def result(self) -> Dynamics:
+        """What was recorded so far, of all images that were seen."""
+        known = self._totals["seen"][self._indices] > 0
+        indices = self._indices[known]
+        totals = {name: values[indices] for name, values in self._totals.items()}
+        seen = totals["seen"].float()
+        mean = totals["probability"] / seen
+        return Dynamics(
+            indices=indices,
+            targets=self._targets[known],
+            seen=totals["seen"],
+            learned_epoch=totals["learned_epoch"],
+            recognised=totals["recognised"],
+            forgotten=totals["forgotten"],
+            confidence=mean,
+            variability=(totals["probability_squared"] / seen - mean.square()).clamp(min=0).sqrt(),
+            margin=totals["margin"] / seen,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._totals)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._totals = dict(state_dict)

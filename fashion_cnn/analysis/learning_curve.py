@@ -1,0 +1,108 @@
+"""How the error falls as the training images grow in number, and what more of them would bring.
+
+Hestness et al., "Deep Learning Scaling is Predictable, Empirically", 2017 (arXiv 1712.00409): error = a * n^-b + c.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+_RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """error = scale * n ** -exponent + floor, of n training images."""
+
+    scale: float
+    exponent: float
+    floor: float
+
+    def __call__(self, sizes: Floats) -> Floats:
+        return self.scale * sizes**-self.exponent + self.floor
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """The validation error at each number of training images, and the power law through the means.
+
+    sizes: `(K,)`, ascending. errors: K sequences, the error of each seed, as shares of 1. resampled: the laws through
+    seeds drawn anew, the spread of the law; empty where there is one seed a size.
+    """
+
+    sizes: Floats
+    errors: tuple[Floats, ...]
+    law: PowerLaw
+    resampled: tuple[PowerLaw, ...]
+
+    def interval(self, sizes: Floats) -> tuple[Floats, Floats] | None:
+        """The 95% interval of the law at `sizes` over the choice of the seeds."""
+        if not self.resampled:
+            return None
+        drawn = np.array([law(sizes) for law in self.resampled])
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        return low, high
+
+
+def learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]) -> LearningCurve:
+    """Fit the law to the mean error of each size; `sizes` ascending, at least two of them."""
+    ascending = np.array(sizes, dtype=np.float64)
+    raw = tuple(np.array(values, dtype=np.float64) for values in errors)
+    law = fit_power_law(ascending, np.array([values.mean() for values in raw]))
+    resampled: list[PowerLaw] = []
+    if all(len(values) > 1 for values in raw):
+        random = np.random.default_rng(0)
+        for _ in range(_RESAMPLES):
+            means = np.array([random.choice(values, len(values)).mean() for values in raw])
+            resampled.append(fit_power_law(ascending, means))
+    return LearningCurve(ascending, raw, law, tuple(resampled))
+
+
+def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:
+    """Least squares of the logarithms. Below four sizes the floor is taken as 0: it could not be told from the rest."""
+    floors = np.linspace(0, 0.99, 100) * errors.min() if len(sizes) > 3 else np.zeros(1)
+
+    def fit(floor: float) -> tuple[float, PowerLaw]:
+        slope, intercept = np.polyfit(np.log(sizes), np.log(np.maximum(errors - floor, 1e-9)), 1)
+        law = PowerLaw(float(np.exp(intercept)), -float(slope), floor)
+        return float(np.square(np.log(np.maximum(law(sizes), 1e-9)) - np.log(np.maximum(errors, 1e-9))).sum()), law
+
+    return min((fit(float(floor)) for floor in floors), key=lambda pair: pair[0])[1]
+
+
+def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0) -> None:
+    """Draw the errors and the law, `reach` times as far as there are images."""
+    percent = 100
+    for size, values in zip(curve.sizes, curve.errors, strict=True):
+        axes.plot([size] * len(values), values * percent, "o", color="#D55E00", alpha=0.6)
+    grid = np.geomspace(curve.sizes[0], curve.sizes[-1] * reach, 100)
+    law = curve.law
+    label = f"{law.scale:.3g} · n^-{law.exponent:.3f}" + (f" + {law.floor:.4f}" if law.floor else "")
+    axes.plot(grid, law(grid) * percent, color="#0072B2", label=label)
+    if band := curve.interval(grid):
+        axes.fill_between(
+            grid, band[0] * percent, band[1] * percent, color="#0072B2", alpha=0.2, linewidth=0, label="95%, over seeds"
+        )
+    axes.axvspan(curve.sizes[-1], grid[-1], color="#BBBBBB", alpha=0.25, label="extrapolated")
+    axes.set(xscale="log", yscale="log", xlabel="training images (n)", ylabel="validation error (%)")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+
+
+def describe_learning_curve(curve: LearningCurve) -> str:
+    """What twice and ten times the images would bring, if the law holds."""
+    said = []
+    for times in (2, 10):
+        size = np.array([curve.sizes[-1] * times])
+        band = curve.interval(size)
+        spread = "" if band is None else f" ({band[0][0] * 100:.2f} to {band[1][0] * 100:.2f})"
+        said.append(f"{times} times as many a validation error of {curve.law(size)[0] * 100:.2f}%{spread}")
+    at_most = f"{curve.sizes[-1]:,.0f}"
+    return (
+        f"If the power law through the {len(curve.sizes)} sizes up to {at_most} images holds beyond them, "
+        f"{' and '.join(said)}. An extrapolation, no measurement: the law ends where labels are ambiguous."
+    )

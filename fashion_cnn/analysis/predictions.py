@@ -1,0 +1,147 @@
+"""What a network says of the images of a split: the one thing that every analysis starts from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional
+
+from fashion_cnn.data import Batch
+from fashion_cnn.models import split_names
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of a split, with what is true of each image.
+
+    logits: `(N, C)` float32. targets: `(N,)` int64 class indices. indices: `(N,)` int64 positions in the
+    data set that the split was cut from, ascending. All on the CPU.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits.shape[1]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, `(N, C)`."""
+        return self.logits.softmax(dim=1)
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """The class with the highest logit, `(N,)`."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """The probability of the predicted class, `(N,)`."""
+        return self.probabilities.amax(dim=1)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """Whether the predicted class is the target, `(N,)` bool."""
+        return self.predicted == self.targets
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """Cross-entropy of each image, `(N,)`."""
+        return functional.cross_entropy(self.logits, self.targets, reduction="none")
+
+    def of_class(self, label: int) -> "Predictions":
+        """Those of the images whose target is `label`."""
+        chosen = self.targets == label
+        return Predictions(self.logits[chosen], self.targets[chosen], self.indices[chosen])
+
+
+class PredictionCollector(Callback):
+    """Keeps the predictions of the latest pass over each split, by the split's name, on every process.
+
+    An image that a distributed sampler repeats to fill a batch counts once.
+    """
+
+    def __init__(self) -> None:
+        self.predictions: dict[str, Predictions] = {}
+        self._batches: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(split_names(trainer.val_dataloaders)[dataloader_idx], outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(split_names(trainer.test_dataloaders)[dataloader_idx], outputs, batch)
+
+    def _add(self, split: str, outputs: Any, batch: Batch) -> None:
+        self._batches.setdefault(split, []).append((outputs["logits"], batch.targets, batch.indices))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gather(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gather(trainer)
+
+    def _gather(self, trainer: Trainer) -> None:
+        for split, batches in self._batches.items():
+            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+            if trainer.world_size > 1:
+                gathered: Any = trainer.strategy.all_gather(columns)  # type: ignore[arg-type]
+                columns = [column.flatten(0, 1) for column in gathered]
+            logits, targets, indices = (column.cpu() for column in columns)
+            order = indices.argsort(stable=True)
+            first = torch.ones(len(order), dtype=torch.bool)
+            first[1:] = indices[order][1:] != indices[order][:-1]
+            order = order[first]
+            self.predictions[split] = Predictions(logits[order].float(), targets[order], indices[order])
+        self._batches.clear()
+
+
+def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Store predictions by name in one .npz file: arrays `<name>.logits`, `<name>.targets` and `<name>.indices`."""
+    arrays = {f"{name}.{field}": values.numpy() for name, p in predictions.items() for field, values in _fields(p)}
+    partial = path.with_name(f".{path.name}")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    partial.replace(path)
+
+
+def _fields(predictions: Predictions) -> list[tuple[str, Tensor]]:
+    return [("logits", predictions.logits), ("targets", predictions.targets), ("indices", predictions.indices)]
+
+
+def read_predictions(path: Path) -> dict[str, Predictions]:
+    """What `write_predictions` stored."""
+    with np.load(path) as file:
+        names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
+        return {
+            name: Predictions(
+                *(torch.from_numpy(file[f"{name}.{field}"]) for field in ("logits", "targets", "indices"))
+            )
+            for name in names
+        }

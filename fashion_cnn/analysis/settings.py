@@ -1,0 +1,35 @@
+"""The settings of a run that a person may have chosen, flat, by their dotted names."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Where a run lies, what it goes on from and how it shows itself changes nothing about what it learns.
+_NO_SETTINGS = {"name", "overrides", "runs_dir", "resume", "test", "logger", "data.root", "data.seed"}
+_NO_SETTINGS |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last")}
+_NO_SETTINGS |= {f"trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "profiler")}
+
+Setting = str | int | float | bool
+
+
+def settings(config: DictConfig) -> dict[str, Setting]:
+    """`{"optimizer.lr": 0.008, "optimizer": "AdamW", …}`: a part's class stands under the name of the part."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return dict(_flat(container, ""))
+
+
+def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Setting]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in _NO_SETTINGS or key == "_partial_":
+            continue
+        if key == "_target_":
+            # Lightning's Trainer and the one LightningModule are no choices.
+            if prefix not in ("trainer.", "model."):
+                yield prefix.rstrip("."), str(value).rpartition(".")[2]
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif value is not None:
+            yield name, value if isinstance(value, str | int | float | bool) else str(value)

@@ -1,0 +1,92 @@
+"""Whether a training underfits, fits well, overfits or memorises, since when, and by which rule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fashion_cnn.analysis.gap import Gap, share_gap
+from fashion_cnn.analysis.history import History
+
+Kind = Literal["underfitting", "fits well", "overfitting", "memorising"]
+
+# Of Fashion-MNIST's kind: a few classes that people mix up too. The figures are shares, 0.1 for ten points.
+LEARNED_ALL = 0.99  # accuracy on the training images, from which on there is nothing left to fit
+LEARNED_LITTLE = 0.90  # below this accuracy on the training images there is more to fit
+WIDE_GAP = 0.10  # of accuracy
+RISE = 0.05  # of validation loss above its lowest, in relation to it
+STILL_FALLING = 0.02  # of validation loss over the last epoch, in relation to it
+MOSTLY_GAP = 2 / 3  # of the validation mistakes
+HARDLY_GAP = 1 / 4  # of the validation mistakes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the curves of a training come to.
+
+    kind: the verdict. rule: the rule that gave it, with the figures that met it. gap: of accuracy, train probe against
+    validation, after the last epoch. gap_share: of the validation mistakes, how many the gap makes up.
+    rising_since: the first epoch of the validation loss's rise, while the training loss fell; None without one.
+    """
+
+    kind: Kind
+    rule: str
+    gap: Gap
+    gap_share: float
+    rising_since: int | None
+
+
+def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
+    """Judge a training by its curves, of splits of so many images; None where no gap was measured.
+
+    The rules, in their order:
+
+    1. memorising: after the last epoch the training images are learned (99%) and the gap is ten points or more.
+    2. overfitting: the validation loss ended 5% or more above its lowest while the training loss fell; or the gap
+       makes up two thirds or more of the validation mistakes, and its interval leaves zero out.
+    3. underfitting: the gap makes up less than a quarter of the validation mistakes, or its interval holds zero, and
+       there was more to learn: less than 90% of the training images are recognised; or less than 99%, and the
+       validation loss was still falling by 2% or more in the last epoch, or only one epoch was measured.
+    4. fits well: anything else.
+    """
+    train, val = history["train/loss"], history["val/loss"]
+    measured = np.isfinite(train) & np.isfinite(val)
+    if not measured.any():
+        return None
+    epochs, train, val = history.epochs[measured], train[measured], val[measured]
+    train_accuracy, val_accuracy = (float(history[f"{name}/accuracy"][measured][-1]) for name in ("train", "val"))
+    gap = share_gap(train_accuracy, train_count, val_accuracy, val_count)
+    share = gap.estimate / max(1 - val_accuracy, 1 / val_count)
+    lowest = int(val.argmin())
+    rise = val[-1] / val[lowest] - 1
+    rising = rise >= RISE and train[-1] < train[lowest]
+
+    def verdict(kind: Kind, rule: str) -> Verdict:
+        return Verdict(kind, rule, gap, share, rising_since=int(epochs[lowest + 1]) if rising else None)
+
+    gap_said = f"the gap of {gap.estimate * 100:.1f} points makes up {max(share, 0):.0%} of the validation mistakes"
+    if train_accuracy >= LEARNED_ALL and gap.estimate >= WIDE_GAP:
+        return verdict(
+            "memorising",
+            f"{train_accuracy:.1%} of the training images are learned (99% or more) and the gap is "
+            f"{gap.estimate * 100:.1f} points (10 or more)",
+        )
+    if rising:
+        return verdict(
+            "overfitting",
+            f"the validation loss ended {rise:.0%} above its lowest (5% or more) while the training loss fell from "
+            f"{train[lowest]:.4f} to {train[-1]:.4f}",
+        )
+    if share >= MOSTLY_GAP and gap.low > 0:
+        return verdict("overfitting", f"{gap_said} (two thirds or more)")
+    small_gap = share < HARDLY_GAP or gap.holds_zero
+    fell = 1 - val[-1] / val[-2] if len(val) > 1 else np.inf
+    if small_gap and train_accuracy < LEARNED_LITTLE:
+        return verdict(
+            "underfitting", f"{gap_said}, and only {train_accuracy:.1%} of the training images are recognised"
+        )
+    if small_gap and fell >= STILL_FALLING and train_accuracy < LEARNED_ALL:
+        falling = "only one epoch was measured" if len(val) == 1 else f"the validation loss still fell by {fell:.0%}"
+        return verdict("underfitting", f"{gap_said}, and {falling}{' in the last epoch' * (len(val) > 1)}")
+    why = "the validation loss did not rise" if rise < RISE else "the training loss did not fall as the other rose"
+    return verdict("fits well", f"{why}, and {gap_said} (less than two thirds)")

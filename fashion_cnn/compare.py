@@ -1,0 +1,41 @@
+"""Compare runs: `python -m fashion_cnn.compare runs=runs/sweep/…` tells what a setting did to the gap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_cnn.command_line import run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def compare(config: DictConfig) -> None:
+    """Write the table and the plots of `config.runs`, and print the table.
+
+    Raises UserError where there is no run, or none that is finished.
+    """
+    import os
+
+    from omegaconf import OmegaConf
+
+    from fashion_cnn import screen
+    from fashion_cnn.analysis.comparison import compare as compare_runs
+    from fashion_cnn.analysis.comparison import find_runs
+    from fashion_cnn.analysis.comparison_files import write_comparison
+
+    references = OmegaConf.to_object(config.runs) if OmegaConf.is_list(config.runs) else str(config.runs)
+    runs = find_runs(references)  # type: ignore[arg-type]
+    comparison = compare_runs(runs)
+    beside = Path(os.path.commonpath([run.path.parent for run in runs])) / "comparison"
+    written = write_comparison(comparison, Path(config.out).expanduser() if config.out else beside)
+    screen.print_comparison(comparison, written)
+
+
+def main() -> None:
+    run_command("compare", compare)
+
+
+if __name__ == "__main__":
+    main()

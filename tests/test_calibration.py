@@ -1,0 +1,36 @@
+"""Calibration, against another implementation."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from fashion_cnn.analysis.calibration import plot_reliability, reliability
+from fashion_cnn.analysis.predictions import Predictions
+
+
+def made_up(count=500, classes=5):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(count, classes, generator=generator)
+    return Predictions(logits, torch.randint(classes, (count,), generator=generator), torch.arange(count))
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_the_expected_error_is_torchmetrics(bins):
+    predictions = made_up()
+    expected = multiclass_calibration_error(predictions.probabilities, predictions.targets, 5, n_bins=bins, norm="l1")
+    assert expected > 0.1, "the case is not trivial"
+    assert reliability(predictions, bins).expected_error == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_network_that_is_sure_and_right_has_no_error():
+    sure = Predictions(100 * torch.eye(4), torch.arange(4), torch.arange(4))
+    assert reliability(sure).expected_error == 0
+
+
+def test_the_diagram_draws_the_filled_bins():
+    result = reliability(made_up(), 10)
+    axes = Figure().subplots()
+    plot_reliability(result, axes, title="t", color="red")
+    drawn = next(line for line in axes.lines if line.get_label() == "accuracy")
+    assert list(drawn.get_ydata()) == result.accuracy[result.counts > 0].tolist()

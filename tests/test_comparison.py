@@ -1,0 +1,151 @@
+"""Comparing runs: groups, spread, what is left out, the learning curve."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from fashion_cnn.analysis.comparison import compare, find_runs
+from fashion_cnn.analysis.comparison_plots import plot_accuracy_against, plot_gap_against
+from fashion_cnn.analysis.learning_curve import fit_power_law, learning_curve
+from fashion_cnn.compare import main
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import Run
+
+
+def make_run(path, typed, seed, accuracy=None, **settings):
+    run = Run(path)
+    run.create()
+    config = {"name": "tiny", "overrides": [*typed, f"seed={seed}"], "seed": seed, **settings}
+    run.write_config(OmegaConf.create(config))
+    if accuracy is not None:
+        images = round(55_000 * settings.get("data", {}).get("train_fraction", 1))
+        run.results_file.write_text(
+            json.dumps(
+                {
+                    "seed": seed,
+                    "val/accuracy": accuracy,
+                    "train/accuracy": accuracy + 0.05,
+                    "gap/accuracy": 0.05,
+                    "train_images": images,
+                    "parameters": 1000,
+                    "seconds": 60,
+                }
+            )
+        )
+    return run
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three seeds of three train fractions whose error is n^-0.5, one crashed run, one that never ended."""
+    for fraction in (0.04, 0.16, 0.64):
+        for seed in (0, 1, 2):
+            error = (55_000 * fraction) ** -0.5 * (1 + 0.1 * (seed - 1))
+            make_run(
+                tmp_path / f"train_fraction-{fraction}_seed-{seed}",
+                [f"data.train_fraction={fraction}"],
+                seed,
+                1 - error,
+                data={"train_fraction": fraction},
+            )
+    crashed = make_run(tmp_path / "crashed", ["data.train_fraction=1.0"], 0, data={"train_fraction": 1.0})
+    crashed.error_file.write_text("UserError: The loss became nan\nmore\n")
+    make_run(tmp_path / "stopped", ["data.train_fraction=1.0"], 1, data={"train_fraction": 1.0})
+    return tmp_path
+
+
+def test_a_sweep_is_grouped_by_what_differs_with_mean_and_spread_over_the_seeds(sweep):
+    comparison = compare(find_runs(str(sweep)))
+    assert comparison.factors == ("data.train_fraction",)
+    assert [group.factors["data.train_fraction"] for group in comparison.groups] == [0.04, 0.16, 0.64]
+    figure = comparison.groups[0].figure("val/accuracy")
+    assert len(figure.values) == 3
+    error = 2200**-0.5
+    assert (figure.mean, figure.deviation) == pytest.approx((1 - error, 0.1 * error))
+    assert comparison.groups[0].figure("test/accuracy") is None
+    assert {run.path.name for run in comparison.unfinished} == {"crashed", "stopped"}
+
+
+def test_the_command_writes_table_plots_and_learning_curve(sweep, command):
+    status, out, err = command(main, f"runs={sweep}")
+    assert (status, err) == (0, "")
+    assert "crashed: failed (UserError: The loss became nan)" in out
+    folder = sweep / "comparison"
+    assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
+        "comparison.md",
+        "comparison.csv",
+        "against_data.train_fraction.png",
+        "learning_curve.png",
+    }
+    assert sum("tfevents" in path.name for path in folder.iterdir()) == 1
+    rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    assert [row["seeds"] for row in rows] == ["3", "3", "3"]
+    text = (folder / "comparison.md").read_text()
+    assert "97.87 ± 0.21" in text
+    assert "crashed: failed (UserError: The loss became nan)" in text
+    assert "stopped: stopped" in text
+    status, out, err = command(main, f"runs={sweep}", f"out={sweep / 'else where'}")
+    assert status == 0
+    assert (sweep / "else where" / "comparison.md").exists()
+    assert len(find_runs(str(sweep))) == 11, "what it wrote is no run"
+
+
+def test_globs_lists_and_folders_name_runs(sweep):
+    assert len(find_runs(f"{sweep}/*seed-0")) == 3
+    assert len(find_runs([f"{sweep}/*seed-0", f"{sweep}/train_fraction-0.04_*"])) == 5
+    with pytest.raises(UserError, match="nowhere holds no run"):
+        find_runs(f"{sweep}/nowhere")
+
+
+def test_nothing_finished_is_said(tmp_path, command):
+    make_run(tmp_path / "stopped", [], 0)
+    status, _, err = command(main, f"runs={tmp_path}")
+    assert status == 1
+    assert "stopped (stopped)" in err
+
+
+def test_a_model_is_one_factor_drawn_at_its_parameters(tmp_path):
+    for name, widths in (("tiny", [16]), ("small", [64])):
+        for seed in (0, 1):
+            model = {"network": {"widths": widths, "depths": widths}}
+            run = make_run(tmp_path / f"{name}{seed}", [f"model={name}"], seed, 0.9 + 0.01 * seed, model=model)
+            run.results_file.write_text(run.results_file.read_text().replace("1000", str(1000 * widths[0])))
+    comparison = compare(find_runs(str(tmp_path)))
+    assert comparison.factors == ("model",)
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plot_gap_against(comparison, "model", axes)
+    (line,) = (line for line in axes.lines if line.get_marker() == "o")
+    assert list(line.get_xdata()) == [16_000, 64_000]
+    assert list(line.get_ydata()) == pytest.approx([5, 5])
+    plot_accuracy_against(comparison, "model", axes)
+
+
+def test_settings_that_nobody_typed_still_part_the_groups(tmp_path):
+    for rate in (0.1, 0.2):
+        make_run(tmp_path / str(rate), [], 0, 0.9, optimizer={"lr": rate})
+    comparison = compare(find_runs(str(tmp_path)))
+    assert comparison.factors == ("optimizer.lr",)
+    assert [group.factors["optimizer.lr"] for group in comparison.groups] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(("floor", "sizes"), [(0.0, [100, 1000, 10000]), (0.04, [100, 300, 1000, 3000, 10000])])
+def test_a_power_law_is_recovered(floor, sizes):
+    sizes = np.array(sizes, dtype=float)
+    law = fit_power_law(sizes, 2.0 * sizes**-0.4 + floor)
+    assert (law.scale, law.exponent, law.floor) == pytest.approx((2.0, 0.4, floor), rel=0.1, abs=2e-3)
+
+
+def test_the_learning_curve_extrapolates_with_a_spread_over_seeds():
+    sizes = [1000, 4000, 16000]
+    errors = [[0.9 * size**-0.5, size**-0.5, 1.1 * size**-0.5] for size in sizes]
+    curve = learning_curve(sizes, errors)
+    beyond = np.array([160_000.0])
+    low, high = curve.interval(beyond)
+    assert low[0] < beyond[0] ** -0.5 < high[0]
+    assert curve.law(beyond)[0] == pytest.approx(0.0025, rel=0.01)
+    assert learning_curve(sizes, [[0.1], [0.05], [0.025]]).interval(beyond) is None

@@ -1,0 +1,102 @@
+"""Training dynamics on hand-made epochs, and what the table and the map make of them."""
+
+import csv
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from fashion_cnn.analysis.cartography import REGIONS, likely_label_errors, plot_map, regions, table
+from fashion_cnn.analysis.dynamics import Dynamics, TrainingDynamics
+from fashion_cnn.data import Batch
+
+# The probability of its label, epoch by epoch, of the images at positions 3, 5 and 8; None where it did not come up.
+EPOCHS = [(0.9, 0.2, 0.2), (0.9, 0.8, 0.1), (None, 0.1, 0.2), (0.9, 0.7, 0.3)]
+TARGETS = torch.tensor([0, 1, 0])
+PLACES = torch.tensor([3, 5, 8])
+
+
+def trainer(epoch=0):
+    split = SimpleNamespace(indices=PLACES, targets=TARGETS)
+    strategy = SimpleNamespace(reduce=lambda values, reduce_op: values)
+    return SimpleNamespace(current_epoch=epoch, datamodule=SimpleNamespace(train_split=split), strategy=strategy)
+
+
+def run_epochs(callback, epochs, first=0):
+    callback.on_fit_start(trainer(), SimpleNamespace(device="cpu"))
+    for number, probabilities in enumerate(epochs, start=first):
+        now = trainer(number)
+        callback.on_train_epoch_start(now, None)
+        for place in torch.randperm(3).tolist():
+            if probabilities[place] is not None:
+                own = torch.tensor(probabilities[place])
+                logits = torch.stack([own, 1 - own] if TARGETS[place] == 0 else [1 - own, own]).log()[None]
+                batch = Batch(torch.zeros(1), TARGETS[place : place + 1], PLACES[place : place + 1])
+                callback.on_train_batch_end(now, None, {"logits": logits}, batch, 0)
+        callback.on_train_epoch_end(now, None)
+    return callback
+
+
+def test_each_image_is_followed_through_the_epochs():
+    result = run_epochs(TrainingDynamics(), EPOCHS).result()
+    assert result.indices.tolist() == [3, 5, 8]
+    assert result.targets.tolist() == [0, 1, 0]
+    assert result.seen.tolist() == [3, 4, 4]
+    assert result.recognised.tolist() == [3, 2, 0]
+    assert result.learned_epoch.tolist() == [1, 2, 0]
+    assert result.forgotten.tolist() == [0, 1, 0]
+    assert result.confidence.tolist() == pytest.approx([0.9, 0.45, 0.2])
+    spread = torch.tensor([0.2, 0.8, 0.1, 0.7]).std(correction=0).item()
+    assert result.variability.tolist() == pytest.approx([0, spread, 0.0707], abs=1e-3)
+    assert result.margin[0].item() == pytest.approx(torch.tensor(0.9 / 0.1).log().item(), abs=1e-4)
+
+
+def test_going_on_from_a_checkpoint_changes_nothing():
+    whole = run_epochs(TrainingDynamics(), EPOCHS).result()
+    first = run_epochs(TrainingDynamics(), EPOCHS[:2])
+    second = TrainingDynamics()
+    second.load_state_dict(first.state_dict())
+    resumed = run_epochs(second, EPOCHS[2:], first=2).result()
+    for name in vars(whole):
+        assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
+
+
+def test_an_image_that_never_came_up_is_left_out():
+    assert run_epochs(TrainingDynamics(), [(0.9, None, 0.1)]).result().indices.tolist() == [3, 8]
+
+
+def placed(confidence, variability, recognised=None):
+    count = len(confidence)
+    whole = torch.full((count,), 10)
+    return Dynamics(
+        indices=torch.arange(count),
+        targets=torch.zeros(count, dtype=torch.int64),
+        seen=whole,
+        learned_epoch=whole,
+        recognised=torch.tensor(recognised or [10] * count),
+        forgotten=whole,
+        confidence=torch.tensor(confidence),
+        variability=torch.tensor(variability),
+        margin=torch.tensor(confidence) - 0.5,
+    )
+
+
+def test_regions_follow_confidence_and_variability():
+    dynamics = placed([0.9, 0.9, 0.5, 0.1, 0.1], [0.1, 0.3, 0.1, 0.1, 0.3])
+    names = [REGIONS[region] for region in regions(dynamics).tolist()]
+    assert names == ["easy", "ambiguous", "ambiguous", "hard", "ambiguous"]
+    axes = Figure().subplots()
+    plot_map(dynamics, axes)
+    assert [len(points.get_offsets()) for points in axes.collections] == [1, 3, 1]
+
+
+def test_label_errors_are_ranked_by_how_seldom_an_image_is_recognised_then_by_margin():
+    dynamics = placed([0.9, 0.2, 0.1, 0.4], [0.1] * 4, recognised=[10, 2, 2, 1])
+    assert likely_label_errors(dynamics).tolist() == [3, 2, 1, 0]
+    rows = list(csv.DictReader(io.StringIO(table(dynamics, ["Bag"]))))
+    assert [row["indices"] for row in rows] == ["3", "2", "1", "0"]
+    assert [row["label_error_rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert rows[0]["label"] == "Bag"
+    assert rows[1]["region"] == "hard"

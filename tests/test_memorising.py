@@ -1,0 +1,77 @@
+"""A network that learns wrong labels of real images by heart: the analysis must see through it."""
+
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc
+
+from fashion_cnn.analysis.cartography import likely_label_errors
+from fashion_cnn.analysis.dynamics import TrainingDynamics
+from fashion_cnn.analysis.history import read_history
+from fashion_cnn.analysis.verdict import judge
+from fashion_cnn.command_line import compose
+from fashion_cnn.data import FashionMNISTDataModule
+from fashion_cnn.runs import Run
+from fashion_cnn.training import build
+from fashion_cnn.training.session import quieten_lightning
+
+
+class HalfShuffled(FashionMNISTDataModule):
+    """Fashion-MNIST with the labels of half of the training split shuffled among themselves."""
+
+    def setup(self, stage=None):
+        if hasattr(self, "train_split"):
+            return
+        super().setup(stage)
+        split = self.train_split
+        self.true_targets = split.targets.clone()
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(split), generator=generator)[: len(split) // 2]
+        split.targets[chosen] = split.targets[chosen[torch.randperm(len(chosen), generator=generator)]]
+        self.train_probe.targets[:] = split.targets[: len(self.train_probe)]
+
+
+@pytest.fixture(scope="module")
+def memorised(fashion_mnist_root, tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("run"))
+    config = compose(
+        overrides=[
+            "experiment=overfit",
+            "model=tiny",
+            "data._target_=test_memorising.HalfShuffled",
+            f"data.train_fraction={1000 / 59_000}",
+            "data.val_size=1000",
+            "data.batch_size=32",
+            f"data.root='{fashion_mnist_root}'",
+            "trainer.accelerator=cpu",
+            "trainer.max_epochs=45",
+            "trainer.check_val_every_n_epoch=5",
+            "logger.tensorboard=null",
+            "callbacks.lines=null",
+        ]
+    )
+    quieten_lightning()
+    torch.manual_seed(0)
+    data = build.data(config)
+    module = build.module(config, data)
+    trainer = build.trainer(config, data, run.path)
+    trainer.fit(module, datamodule=data)
+    dynamics = next(part for part in trainer.callbacks if isinstance(part, TrainingDynamics)).result()
+    return read_history(run), dynamics, data
+
+
+def test_it_is_called_memorising(memorised):
+    history, _, data = memorised
+    assert len(data.train_probe) == 1000
+    verdict = judge(history, len(data.train_probe), len(data.val_split))
+    assert verdict.kind == "memorising", verdict.rule
+
+
+def test_the_shuffled_labels_are_ranked_as_likely_errors(memorised):
+    _, dynamics, data = memorised
+    order = data.train_split.indices.argsort()
+    assert torch.equal(dynamics.indices, data.train_split.indices[order])
+    wrong = (data.train_split.targets != data.true_targets)[order]
+    assert 400 < wrong.sum() < 500, "a tenth of the shuffled ones got their own label back"
+    suspicion = torch.empty(len(wrong))
+    suspicion[likely_label_errors(dynamics)] = torch.linspace(1, 0, len(wrong))
+    assert binary_auroc(suspicion, wrong.long()) >= 0.9
