@@ -28,7 +28,8 @@ def compare(config: DictConfig) -> None:
     references = OmegaConf.to_object(config.runs) if OmegaConf.is_list(config.runs) else str(config.runs)
     runs = find_runs(references)  # type: ignore[arg-type]
     comparison = compare_runs(runs)
-    beside = Path(os.path.commonpath([run.path.parent for run in runs])) / "comparison"
+    common = os.path.commonpath([run.path.absolute().parent for run in runs])
+    beside = Path(os.path.relpath(common)) / "comparison"
     written = write_comparison(comparison, Path(config.out).expanduser() if config.out else beside)
     screen.print_comparison(comparison, written)
 

@@ -13,15 +13,18 @@ from fashion_cnn.analysis.gap import figure_name
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.analysis.settings import settings
 
+_SUFFIX = ".analysis"
 # The figures that a sweep is sorted and plotted by. Never of the test set: nothing is chosen by that.
 _FINAL = ("val/accuracy", "val/loss", "gap/accuracy", "gap/loss")
 
 
 class Board:
-    """A writer beside the training's own, which ignores all that a killed run had written after its checkpoint."""
+    """A writer beside the training's own, in place of what an earlier one left in `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        self._writer = SummaryWriter(str(directory), filename_suffix=".analysis")
+        for stale in directory.glob(f"events.out.tfevents.*{_SUFFIX}"):
+            stale.unlink()
+        self._writer = SummaryWriter(str(directory), filename_suffix=_SUFFIX)
 
     def add_picture(self, name: str, path: Path, step: int) -> None:
         """A figure that was saved as a PNG."""

@@ -31,8 +31,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         remarks.append(describe_learning_curve(curve))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("events.out.tfevents.*"):
-            stale.unlink()
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=110)
         write_whole(folder / "comparison.csv", as_csv(comparison))

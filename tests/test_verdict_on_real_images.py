@@ -1,4 +1,4 @@
-"""A network that learns wrong labels of real images by heart: the analysis must see through it."""
+"""Networks on real images of which the truth is known: what the analysis says of them."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from fashion_cnn.analysis.verdict import judge
 from fashion_cnn.command_line import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.runs import Run
+from fashion_cnn.train import train
 from fashion_cnn.training import build
 from fashion_cnn.training.session import quieten_lightning
 
@@ -37,7 +38,7 @@ def memorised(fashion_mnist_root, tmp_path_factory):
         overrides=[
             "experiment=overfit",
             "model=tiny",
-            "data._target_=test_memorising.HalfShuffled",
+            "data._target_=test_verdict_on_real_images.HalfShuffled",
             f"data.train_fraction={1000 / 59_000}",
             "data.val_size=1000",
             "data.batch_size=32",
@@ -64,6 +65,23 @@ def test_it_is_called_memorising(memorised):
     assert len(data.train_probe) == 1000
     verdict = judge(history, len(data.train_probe), len(data.val_split))
     assert verdict.kind == "memorising", verdict.rule
+
+
+def test_after_one_epoch_it_underfits(fashion_mnist_root, tmp_path):
+    results = train(
+        compose(
+            overrides=[
+                "model=tiny",
+                "data.train_fraction=0.2",
+                f"data.root='{fashion_mnist_root}'",
+                f"runs_dir='{tmp_path}'",
+                "trainer.accelerator=cpu",
+                "trainer.max_epochs=1",
+                "test=false",
+            ]
+        )
+    )
+    assert results["verdict"] == "underfitting", results["verdict_rule"]
 
 
 def test_the_shuffled_labels_are_ranked_as_likely_errors(memorised):
