@@ -32,7 +32,8 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
         before, after = OmegaConf.select(base, key), OmegaConf.select(config, key)
-        if not _fits(before, after):
+        # Lightning's Trainer takes several kinds of some values, such as devices=auto, and says itself what is wrong.
+        if not _fits(before, after) and (not key.startswith("trainer.") or isinstance(before, DictConfig)):
             raise UserError(
                 f"{key}={value} is not possible: it takes {_kind(before)}, such as {_as_typed(before)}.", status=2
             )
@@ -104,12 +105,13 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
         _no_option(f"{part[1]}.{argument[1]}", config_name, config_dir)
     if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
         _exit(f"{error}: a group takes the name of one of its choices. See --help for all of them.", 2)
+    for cause in causes:
+        if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
+            _exit(str(cause), 1)
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         _exit("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
     if isinstance(error, OSError) and error.errno is not None:
         _exit(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), 1)
-    if type(error).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
-        _exit(str(error), 1)
     raise error
 
 

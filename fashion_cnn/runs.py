@@ -164,8 +164,16 @@ def choose_directory(runs_dir: Path, name: str) -> Run:
 
 def find_all(runs_dir: Path) -> list[Run]:
     """All runs below `runs_dir`, at any depth, the oldest first."""
-    runs = [Run(file.parent) for file in runs_dir.rglob("config.yaml")]
+    runs = [Run(file.parent) for file in runs_dir.rglob("config.yaml") if _is_run_config(file)]
     return sorted(runs, key=lambda run: (run.started, run.path))
+
+
+def _is_run_config(file: Path) -> bool:
+    """Whether it says of itself what every run's does: other programs leave a config.yaml too."""
+    try:
+        return any(line.startswith("seed:") for line in file.read_text().splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def find_finished(reference: str | Path, runs_dir: Path) -> Run:

@@ -1,5 +1,6 @@
 """What the training command prints: the settings at the start, the figures at the end."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ def print_end(results: dict[str, Any], run: Run) -> None:
     console.print(
         f"\nRun directory: {run.path}\n"
         f"  report      {run.report_file}\n"
-        f"  curves      scripts/dashboard   (or: tensorboard --logdir {run.path})\n"
+        f"  curves      scripts/dashboard   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
         f"  all runs    python -m fashion_cnn.runs\n"
-        f"  go further  python -m fashion_cnn.train init_from={run.path}",
+        f"  go further  python -m fashion_cnn.train {shlex.quote(f'init_from={run.path}')}",
         highlight=False,
         soft_wrap=True,
     )

@@ -79,16 +79,16 @@ get_data() {
   done
   [ -n "$missing" ] || return 0
   echo "Getting Fashion-MNIST into $1 …" >&2
-  local get="$python -m fashion_cnn.data"
+  get() { "$python" -m fashion_cnn.data "$@"; }
   local folder reason
   folder=$(mktemp -d)
   # shellcheck disable=SC2064 # the folder of now
   trap "rm -rf '$folder'" EXIT
-  if ! reason=$($get "$1" 2>&1); then
+  if ! reason=$(get "$1" 2>&1); then
     command -v apt-get >/dev/null && command -v dpkg >/dev/null || fail "${reason#error: }"
     echo "Fashion-MNIST cannot be downloaded; trying Debian's package of it …" >&2
     unpack_package "$folder" >"$folder/log" 2>&1 || fail "${reason#*error: } ($(tail -n 1 "$folder/log"))"
-    $get "$1" "$folder/unpacked" || exit 1
+    get "$1" "$folder/unpacked" || exit 1
   fi
   rm -rf "$folder"
   trap - EXIT

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import REPOSITORY, TINY_DATA
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -66,6 +67,15 @@ def test_a_mistake_does_not_wait_for_torch():
         (["+trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
         (["trainer.accelerator=abacus"], "abacus"),
         (["trainer.precision=12"], "12"),
+        (["trainer=gpu", "trainer.devices=1"], "GPU") if not torch.cuda.is_available() else (["seed=-1"], "seed=-1"),
+        (["trainer.limit_val_batches=-1"], "limit_val_batches"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.mode=up"], "mode"),
+        (["schedule.final_factor=0"], "final_factor"),
+        (["callbacks.histograms.every_n_epochs=0"], "every_n_epochs=0"),
+        (["callbacks.ema.decay=1.5"], "decay=1.5"),
+        (["~logger.csv"], "metrics.csv"),
+        (["~callbacks.last"], "callbacks.last"),
+        (["-m", "seed=0,1", "trainer.devices=2"], "trainer.devices=1"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

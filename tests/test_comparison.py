@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.comparison import compare, find_runs
@@ -115,14 +117,38 @@ def test_a_model_is_one_factor_drawn_at_its_parameters(tmp_path):
             run.results_file.write_text(run.results_file.read_text().replace("1000", str(1000 * widths[0])))
     comparison = compare(find_runs(str(tmp_path)))
     assert comparison.factors == ("model",)
-    from matplotlib.figure import Figure
-
     axes = Figure().subplots()
     plot_gap_against(comparison, "model", axes)
     (line,) = (line for line in axes.lines if line.get_marker() == "o")
     assert list(line.get_xdata()) == [16_000, 64_000]
     assert list(line.get_ydata()) == pytest.approx([5, 5])
     plot_accuracy_against(comparison, "model", axes)
+
+
+def test_numbers_beside_no_number_lie_side_by_side_by_name(tmp_path):
+    make_run(tmp_path / "a", ["trainer.gradient_clip_val=1"], 0, 0.9, trainer={"gradient_clip_val": 1})
+    make_run(tmp_path / "b", [], 0, 0.91, trainer={})
+    comparison = compare(find_runs(str(tmp_path)))
+    axes = Figure().subplots()
+    plot_gap_against(comparison, "trainer.gradient_clip_val", axes)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "default"]
+
+
+def test_a_repeated_seed_counts_once_and_a_warm_start_is_not_averaged_with_a_cold_one(tmp_path):
+    for name, seed, accuracy in (("old", 0, 0.8), ("new", 0, 0.9), ("other", 1, 0.92)):
+        run = make_run(tmp_path / name, [], seed, accuracy)
+        os.utime(run.config_file, (len(name), {"old": 1, "new": 2, "other": 3}[name]))
+    make_run(tmp_path / "warm", ["init_from=x"], 0, 0.99, init_from="x")
+    cold, warm = compare(find_runs(f"{tmp_path}/**")).groups
+    assert sorted([cold.figure("val/accuracy").values, warm.figure("val/accuracy").values]) == [(0.9, 0.92), (0.99,)]
+    assert len(find_runs([str(tmp_path), f"{tmp_path}/**"])) == 4
+
+
+def test_what_changes_nothing_about_the_learning_parts_no_groups(tmp_path):
+    for seed, typed in enumerate([["test=false"], ["callbacks=essential"], ["data.root=/elsewhere"], []]):
+        make_run(tmp_path / str(seed), typed, seed, 0.9)
+    (group,) = compare(find_runs(str(tmp_path))).groups
+    assert len(group.results) == 4
 
 
 def test_settings_that_nobody_typed_still_part_the_groups(tmp_path):

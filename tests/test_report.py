@@ -38,6 +38,7 @@ RESULTS = {
     "gap_test/accuracy_low": -0.001,
     "gap_test/accuracy_high": 0.05,
     "gap_last/accuracy": 0.03,
+    "gap_last/epoch": 4,
     "gap_last/accuracy_low": 0.02,
     "gap_last/accuracy_high": 0.04,
     "gap_carriers": ["Shirt", "Coat"],
@@ -73,7 +74,7 @@ def test_a_gap_is_told_in_images_and_with_what_chance_can_do():
     said = describe_gap(RESULTS)
     assert "+2.00 points, 20 images in a thousand (interval +1.10 to +2.90, which leaves zero out)" in said
     assert "+2.50 points, 25 images in a thousand (interval -0.10 to +5.00, which holds zero: it may be chance)" in said
-    assert "After the last epoch (4) the gap to validation was +3.00 points" in said
+    assert "After the last measured epoch (4) the gap to validation was +3.00 points" in said
     assert "in Shirt and Coat" in said
 
 

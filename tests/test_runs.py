@@ -37,6 +37,12 @@ def test_runs_are_found_at_any_depth_oldest_first(three, tmp_path):
     assert runs.find_all(tmp_path) == three
 
 
+@pytest.mark.parametrize("text", ["- a list\n", "{ no yaml", "other: program\n"])
+def test_the_config_of_another_program_is_no_run(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert runs.find_all(tmp_path) == []
+
+
 def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path):
     assert runs.find_finished("latest", tmp_path) == three[1]
     assert runs.find_unfinished("latest", tmp_path) == three[2]

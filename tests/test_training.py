@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -304,16 +305,74 @@ def test_early_stopping_is_an_option(tiny):
     assert results["epochs"] == 2
 
 
-def test_validation_every_other_epoch_repeats_no_figure(tiny):
-    results = train(tiny("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"))
-    rows = read_rows(Run(Path(results["run"])))
-    assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True]
+def test_early_stopping_still_holds_when_the_run_is_resumed_to_be_measured(tiny, monkeypatch):
+    from fashion_cnn.training import session
+
+    settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.0"]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "collect_results", interrupted)
+        with pytest.raises(Interrupted):
+            train(tiny(*settings, "trainer.max_epochs=6"))
+    assert train(tiny("resume=latest"))["epochs"] == 2
+
+
+def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):
+    results = train(tiny("trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"))
+    run = Run(Path(results["run"]))
+    rows = read_rows(run)
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True, False]
     assert all(row["running/loss"] for row in rows)
+    assert results["gap_last/epoch"] == 4
+    assert math.isfinite(results["gap_last/loss"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("3/5", "4/5"))]
+    assert [line.split()[1] == "-" for line in lines] == [True, False]
+    tags = EventAccumulator(str(run.path)).Reload().Tags()
+    assert tags["histograms"]
+    assert "custom_scalars__config__" in tags["tensors"]
+
+
+def test_an_epoch_that_ends_early_has_its_running_figures(tiny):
+    results = train(tiny("+trainer.max_steps=5"))
+    (row,) = read_rows(Run(Path(results["run"])))
+    assert row["step"] == "5"
+    assert math.isfinite(results["running/loss"])
+
+
+def test_without_any_validation_pass_the_report_says_so(tiny):
+    results = train(tiny("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
+    assert "No validation pass was made" in Run(Path(results["run"])).report_file.read_text()
+
+
+def test_the_speed_leaves_every_validation_out(monkeypatch):
+    from fashion_cnn.training import stopwatch
+
+    watch = stopwatch.Stopwatch()
+    batch, trainer = SimpleNamespace(targets=range(10)), SimpleNamespace(world_size=1)
+    calls = [
+        (0, lambda: watch.on_train_epoch_start(trainer, None)),
+        (3, lambda: watch.on_train_batch_end(trainer, None, None, batch, 0)),
+        (5, lambda: watch.on_validation_start(trainer, None)),
+        (7, lambda: watch.on_validation_end(trainer, None)),
+        (9, lambda: watch.on_train_batch_end(trainer, None, None, batch, 1)),
+        (12, lambda: watch.on_validation_start(trainer, None)),
+        (13, lambda: watch.on_validation_end(trainer, None)),
+        (15, lambda: watch.on_train_epoch_end(trainer, None)),
+    ]
+    for now, call in calls:
+        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda now=now: float(now))
+        call()
+    assert watch.images_per_second == pytest.approx(20 / 12)
+    assert watch.seconds == 15
 
 
 def test_fast_dev_run_keeps_nothing(tiny, capsys):
     config = tiny("trainer.fast_dev_run=true")
-    train(config)
+    assert "test/loss" in train(config)
+    assert "test/loss" not in train(tiny("trainer.fast_dev_run=true", "test=false"))
     assert not Path(config.runs_dir).exists()
     assert "nothing was kept" in capsys.readouterr().out
 
@@ -335,7 +394,9 @@ def test_a_profiler_works_as_in_lightning(tiny):
 
 
 def test_parts_are_dropped_by_name(tiny):
-    results = train(tiny("~callbacks.ema", "~logger.tensorboard", "callbacks.bar=null"))
+    config = tiny("~callbacks.ema", "~logger.tensorboard", "callbacks.bar=null")
+    assert not build.trainer(config, build.data(config), Path(config.runs_dir)).progress_bar_callback
+    results = train(config)
     run = Run(Path(results["run"]))
     assert not list(run.path.glob("*tfevents*"))
     assert "current_model_state" not in torch.load(run.best_checkpoint, weights_only=True)

@@ -50,7 +50,10 @@ def test_the_rise_is_dated_by_its_first_epoch():
     verdict = judge(MADE_UP["rising"][1], 5000, 5000)
     assert verdict.rising_since == 3
     assert "18% above its lowest" in verdict.rule
-    assert judge(MADE_UP["a usual good run"][1], 5000, 5000).rising_since is None
+    good = judge(MADE_UP["a usual good run"][1], 5000, 5000)
+    assert good.rising_since is None
+    assert good.lowest_at_end
+    assert advise(good, compose(), epochs=3)[0].overrides == ("trainer.max_epochs=6",)
 
 
 def test_a_loss_that_rises_on_both_sides_is_no_overfitting():
@@ -75,7 +78,7 @@ def test_without_a_measured_gap_there_is_no_verdict():
 def test_the_advice_is_a_command_that_composes(name, overrides):
     config = compose(overrides=overrides)
     verdict = judge(MADE_UP[name][1], 5000, 5000)
-    pieces = advise(verdict, config, best_epoch=4, epochs=4)
+    pieces = advise(verdict, config, epochs=4)
     assert 1 <= len(pieces) <= 3
     for piece in pieces:
         python, _, module, *typed = shlex.split(command(config.overrides, piece.overrides))

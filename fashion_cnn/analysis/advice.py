@@ -19,15 +19,12 @@ class Advice:
     overrides: tuple[str, ...]
 
 
-def advise(verdict: Verdict, config: DictConfig, best_epoch: int, epochs: int) -> list[Advice]:
-    """At most three things to try, the most promising first, each possible with `config` as it is.
-
-    best_epoch, epochs: the epoch that was best on validation, and the last one, from 1.
-    """
+def advise(verdict: Verdict, config: DictConfig, epochs: int) -> list[Advice]:
+    """At most three things to try after so many epochs, each possible with `config` as it is."""
     too_much = verdict.kind in ("overfitting", "memorising")
     advice = _against_overfitting(verdict, config) if too_much else _towards_a_better_fit(verdict, config)
-    if not too_much and best_epoch == epochs:
-        reason = "validation was still at its best at the end: train longer"
+    if not too_much and verdict.lowest_at_end:
+        reason = "the validation loss was still at its lowest at the end: train longer"
         advice.insert(0, Advice(reason, (f"trainer.max_epochs={2 * epochs}",)))
     return advice[:3]
 
@@ -79,4 +76,7 @@ def command(typed: Sequence[str], changes: Sequence[str]) -> str:
 
     flags = [change for change in changes if change.startswith("-")]
     values = {key(override): override for override in [*typed, *changes] if override not in flags}
+    if any(key(change) == "model" for change in changes):
+        # Another network cannot start from these weights.
+        values.pop("init_from", None)
     return shlex.join(["python", "-m", "fashion_cnn.train", *flags, *values.values()])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fashion_cnn.analysis.settings import Setting, settings
+from fashion_cnn.analysis.settings import Setting, is_setting, settings
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, find_all
 
@@ -36,20 +36,21 @@ class Figure:
     deviation: float | None
     values: tuple[float, ...]
 
+    def said(self, scale: float, digits: int) -> str:
+        """Mean ± standard deviation, multiplied by `scale`."""
+        spread = "" if self.deviation is None else f" ± {self.deviation * scale:.{digits}f}"
+        return f"{self.mean * scale:.{digits}f}{spread}"
+
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that differ in their seed alone.
+    """Finished runs that differ in their seed alone; of several with one seed the newest.
 
     factors: what tells the group from the others, by name. results: of each run, as in results.json.
     """
 
     factors: dict[str, Setting]
     results: tuple[dict[str, Any], ...]
-
-    @property
-    def label(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.factors.items()) or "all runs"
 
     def figure(self, name: str) -> Figure | None:
         """A figure of results.json over the runs; None where one of them lacks it."""
@@ -74,10 +75,10 @@ def find_runs(references: str | Sequence[str]) -> list[Run]:
     Raises UserError where one of them holds no run.
     """
     if not isinstance(references, str):
-        return list(dict.fromkeys(run for reference in references for run in find_runs(reference)))
+        return list({run.path.resolve(): run for reference in references for run in find_runs(reference)}.values())
     path = Path(references).expanduser()
     matched = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    found = [run for folder in matched for run in find_all(folder)]
+    found = list({run.path.resolve(): run for folder in matched for run in find_all(folder)}.values())
     if not found:
         raise UserError(f"{references} holds no run: give a folder of runs, a glob such as 'runs/small/*', or a list.")
     return found
@@ -99,7 +100,7 @@ def compare(runs: Iterable[Run]) -> Comparison:
     groups = [
         Group(
             factors=dict(zip(factors, (_value(name, values, members[0]) for name in factors), strict=True)),
-            results=tuple(run.results() for run in sorted(members, key=lambda run: run.results()["seed"])),
+            results=_one_for_each_seed(members),
         )
         for values, members in distinct
     ]
@@ -108,22 +109,34 @@ def compare(runs: Iterable[Run]) -> Comparison:
 
 
 def _settings_but_seed(run: Run) -> dict[str, Setting]:
-    return {name: value for name, value in settings(run.config()).items() if name not in ("seed", "init_from")}
+    """A run that began with another's weights is none from scratch, whichever run that was."""
+    return {
+        name: "another run" if name == "init_from" else value
+        for name, value in settings(run.config()).items()
+        if name != "seed"
+    }
+
+
+def _one_for_each_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
+    """A run that was repeated says nothing new: the newest of each seed counts."""
+    newest = {run.results()["seed"]: run.results() for run in sorted(runs, key=lambda run: run.started)}
+    return tuple(newest[seed] for seed in sorted(newest))
 
 
 def _typed(run: Run) -> dict[str, str]:
-    """What was typed to start the run, as it stands before and after the equals sign."""
+    """The settings that were typed to start the run, as they stand before and after the equals sign."""
     pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
-    return dict(pairs)
+    # Of these groups it is single settings that tell.
+    left_out = ("seed", "init_from", "callbacks", "logger", "trainer")
+    return {name: value for name, value in pairs if is_setting(name) and name not in left_out}
 
 
 def _factors(groups: Sequence[tuple[dict[str, Setting], dict[str, str]]]) -> list[str]:
     """The names of what tells the groups apart: the options that were typed, if that is enough, else the settings."""
-    settings_differing = _differing([values for values, _ in groups])
-    typed = [name for name in _differing([typed for _, typed in groups]) if name not in ("seed", "runs_dir", "name")]
+    typed = _differing([typed for _, typed in groups])
     if len({tuple(options.get(name) for name in typed) for _, options in groups}) == len(groups):
         return typed
-    return settings_differing
+    return _differing([values for values, _ in groups])
 
 
 def _differing(choices: Sequence[dict[str, Any]]) -> list[str]:
@@ -144,10 +157,7 @@ def cells(group: Group) -> list[str]:
     row = [str(len(group.results))]
     for name, scale, digits in COLUMNS.values():
         figure = group.figure(name)
-        said = "" if figure is None else f"{figure.mean * scale:.{digits}f}"
-        if figure is not None and figure.deviation is not None:
-            said += f" ± {figure.deviation * scale:.{digits}f}"
-        row.append(said)
+        row.append(figure.said(scale, digits) if figure else "")
     return row
 
 

@@ -47,10 +47,10 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
 
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:
-    """Over the train fractions, where they are all that differs and there are two or more."""
-    if comparison.factors != (_FRACTION,) or len(comparison.groups) < 2:
-        return None
+    """Over the train fractions, where they are all that differs and two or more were measured."""
     known = [group for group in comparison.groups if group.figure(_IMAGES) and group.figure("val/accuracy")]
+    if comparison.factors != (_FRACTION,) or len(known) < 2:
+        return None
     known.sort(key=_images)
     return learning_curve([_images(group) for group in known], [_errors(group) for group in known])
 

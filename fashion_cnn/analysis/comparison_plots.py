@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.curves import STYLES
 from fashion_cnn.analysis.gap_plots import COLOR
+from fashion_cnn.analysis.settings import Setting
 
 
 def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
@@ -23,21 +24,23 @@ def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
 
 def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw the accuracy gap against `factor`, a line for each choice of the other factors."""
+    scale = _Scale(comparison, factor)
     for number, (label, groups) in enumerate(_lines(comparison, factor).items()):
-        _plot(groups, factor, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=label or "gap")
+        scale.plot(groups, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=label or "gap")
     axes.axhline(0, color="black", linewidth=0.8)
-    _finish(comparison, factor, axes)
+    scale.finish(axes)
     axes.set_ylabel("gap in accuracy, train to validation (points)")
 
 
 def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw train and validation accuracy against `factor`, a pair of lines for each choice of the other factors."""
+    scale = _Scale(comparison, factor)
     for number, (label, groups) in enumerate(_lines(comparison, factor).items()):
         for split in ("train", "val"):
             style = {**STYLES[split], "alpha": _fade(number)}
             style["label"] = ", ".join(filter(None, (STYLES[split]["label"], label)))
-            _plot(groups, factor, f"{split}/accuracy", axes, **style)
-    _finish(comparison, factor, axes)
+            scale.plot(groups, f"{split}/accuracy", axes, **style)
+    scale.finish(axes)
     axes.set_ylabel("accuracy (%)")
 
 
@@ -54,30 +57,53 @@ def _fade(number: int) -> float:
     return 1 / (1 + 0.5 * number)
 
 
-def _plot(groups: list[Group], factor: str, name: str, axes: Axes, **style: object) -> None:
-    points = [(place, figure) for group in groups if (figure := group.figure(name)) for place in [_x(group, factor)]]
-    if points:
-        points.sort(key=lambda point: (isinstance(point[0], str), point[0]))
-        places = [place for place, _ in points]
+class _Scale:
+    """Where the groups lie on the axis of a factor: at their numbers, if all have one, else side by side by name.
+
+    A model lies at its number of parameters.
+    """
+
+    def __init__(self, comparison: Comparison, factor: str) -> None:
+        self.factor = factor
+        self.label = factor
+        values = {group.factors[factor] for group in comparison.groups}
+        sizes = [group.figure(SIZE) for group in comparison.groups]
+        self.by_size = factor == "model" and all(sizes)
+        if self.by_size:
+            self.label = "parameters"
+            numbers = [size.mean for size in sizes if size]
+        else:
+            numbers = [float(value) for value in values if _is_number(value)]
+        self.names: list[str] = []
+        if not self.by_size and len(numbers) < len(values):
+            self.names = sorted(map(str, values))
+        self.logarithmic = not self.names and min(numbers) > 0 and max(numbers) >= 8 * min(numbers)
+
+    def place(self, group: Group) -> float:
+        size = group.figure(SIZE)
+        if self.by_size and size:
+            return size.mean
+        value = group.factors[self.factor]
+        return self.names.index(str(value)) if self.names else float(value)
+
+    def plot(self, groups: list[Group], name: str, axes: Axes, **style: object) -> None:
+        """Draw mean and standard deviation of a figure over the groups that have it."""
+        points = [(self.place(group), figure) for group in groups if (figure := group.figure(name))]
+        points.sort(key=lambda point: point[0])
         means = np.array([figure.mean for _, figure in points]) * 100
         deviations = np.array([figure.deviation or 0.0 for _, figure in points]) * 100
+        places = [place for place, _ in points]
         axes.errorbar(places, means, yerr=deviations, marker="o", capsize=3, **style)  # type: ignore[arg-type]
 
+    def finish(self, axes: Axes) -> None:
+        if self.names:
+            axes.set_xticks(range(len(self.names)), self.names, rotation=20)
+        if self.logarithmic:
+            axes.set_xscale("log")
+        axes.set_xlabel(self.label)
+        axes.legend(frameon=False, fontsize="small")
+        axes.grid(alpha=0.3)
 
-def _x(group: Group, factor: str) -> float | str:
-    """Where the group lies: at its number of parameters for a model, at the value of a number, else at its name."""
-    size = group.figure(SIZE)
-    if factor == "model" and size is not None:
-        return size.mean
-    value = group.factors[factor]
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
-
-def _finish(comparison: Comparison, factor: str, axes: Axes) -> None:
-    places = [_x(group, factor) for group in comparison.groups]
-    numbers = [place for place in places if isinstance(place, float)]
-    if len(numbers) == len(places) and min(numbers) > 0 and max(numbers) >= 8 * min(numbers):
-        axes.set_xscale("log")
-    axes.set_xlabel("parameters" if factor == "model" else factor)
-    axes.legend(frameon=False, fontsize="small")
-    axes.grid(alpha=0.3)
+def _is_number(value: Setting) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,5 +1,6 @@
 """Loss above accuracy over the epochs, train and validation on each."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def plot_curves(history: History, *, title: str, best_epoch: int | None = None) -> Figure:
     """Draw both charts; `best_epoch` (from 1) is marked."""
+    return over_epochs(lambda quantity, axes: plot_curve(history, quantity, axes), title=title, best_epoch=best_epoch)
+
+
+def over_epochs(draw: Callable[[str, Axes], None], *, title: str, best_epoch: int | None = None) -> Figure:
+    """A chart that `draw` fills for the loss, above one for the accuracy; `best_epoch` (from 1) is marked."""
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
-    plot_curve(history, "loss", loss)
-    plot_curve(history, "accuracy", accuracy)
-    for axes in (loss, accuracy):
+    for quantity, axes in (("loss", loss), ("accuracy", accuracy)):
+        draw(quantity, axes)
         if best_epoch is not None:
             axes.axvline(best_epoch, color="black", linewidth=0.8, alpha=0.5, label=f"best epoch ({best_epoch})")
         axes.grid(alpha=0.3)

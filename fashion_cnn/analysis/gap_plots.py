@@ -23,7 +23,6 @@ def plot_gap(history: History, quantity: str, axes: Axes) -> None:
     )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylabel(f"{quantity} gap ({unit})")
-    axes.grid(alpha=0.3)
 
 
 def plot_gap_by_class(gaps: Sequence[Gap | None], class_names: Sequence[str], axes: Axes, *, total: Gap) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fashion_cnn.analysis.layout import board_writer
 from fashion_cnn.data import Batch
+from fashion_cnn.errors import UserError
 from fashion_cnn.models import split_names
 
 if TYPE_CHECKING:
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 class Histograms(Callback):
-    """Writes histograms in every `every_n_epochs`-th validation pass, in the first one too.
+    """Writes histograms in every `every_n_epochs`-th validation pass, in the first one too. Raises UserError below 1.
 
     The activations are those of the first `images` validation images in that very pass, after each non-linearity and
     of the logits; the weights are the ones that the pass measures (the averaged ones where there are such).
     """
 
     def __init__(self, every_n_epochs: int, images: int = 32) -> None:
+        if every_n_epochs < 1:
+            raise UserError(f"callbacks.histograms.every_n_epochs={every_n_epochs} is not possible: give 1 or more.")
         self.every_n_epochs = every_n_epochs
         self.images = images
         self._hooks: list[hooks.RemovableHandle] = []
@@ -30,7 +33,9 @@ class Histograms(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        due = trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
+        # With validation every n-th epoch only, the passes count.
+        passes = trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)
+        due = passes % self.every_n_epochs == 0 and not trainer.sanity_checking
         first = batch_idx == 0 and split_names(trainer.val_dataloaders)[dataloader_idx] == "val"
         if due and first and board_writer(trainer) is not None:
             assert isinstance(pl_module.network, nn.Module)

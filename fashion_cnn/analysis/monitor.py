@@ -17,7 +17,7 @@ class GapMonitor(PredictionCollector):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = board_writer(trainer)
-        if writer is not None and "val" in (trainer.val_dataloaders or {}):
+        if writer is not None and trainer.datamodule.val_size:  # type: ignore[attr-defined]
             writer.add_custom_scalars(dashboard_layout())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

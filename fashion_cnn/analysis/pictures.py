@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from fashion_cnn.analysis.calibration import plot_reliability, reliability
 from fashion_cnn.analysis.cartography import likely_label_errors, plot_map
 from fashion_cnn.analysis.confusion import confusion_matrix, plot_confusion
-from fashion_cnn.analysis.curves import STYLES
+from fashion_cnn.analysis.curves import STYLES, over_epochs
 from fashion_cnn.analysis.dynamics import Dynamics
 from fashion_cnn.analysis.gap import accuracy_gap, accuracy_gap_by_class
 from fashion_cnn.analysis.gap_plots import plot_gap, plot_gap_by_class
@@ -44,20 +44,13 @@ def of_training(
     return figures
 
 
-def gap_over_epochs(history: History, best_epoch: int | None) -> Figure:
+def gap_over_epochs(history: History, best_epoch: int) -> Figure:
     """The gap in loss above the gap in accuracy, each with its band."""
-    figure = Figure(figsize=(7, 6.4), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    plot_gap(history, "loss", upper)
-    plot_gap(history, "accuracy", lower)
-    for axes in (upper, lower):
-        if best_epoch is not None:
-            axes.axvline(best_epoch, color="black", linewidth=0.8, alpha=0.5, label=f"best epoch ({best_epoch})")
-    upper.legend(frameon=False)
-    lower.set_xlabel("epoch")
-    lower.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle("Gap between train probe and validation")
-    return figure
+    return over_epochs(
+        lambda quantity, axes: plot_gap(history, quantity, axes),
+        title="Gap between train probe and validation",
+        best_epoch=best_epoch,
+    )
 
 
 def gap_by_class(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:

@@ -53,10 +53,9 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
 | | loss | accuracy |
 |---|---:|---:|
 {"".join(_row(label, prefix, results) for label, prefix in _ROWS)}
-Train probe, validation and test are measured by one ruler: the weights that were best on validation
-(after epoch {results["best_epoch"]} of {results["epochs"]}), in evaluation mode, on images as they are, by plain
-cross-entropy. The running average is what the training itself saw, with augmentation, dropout and weights
-that moved under it; it is no measure of the gap.
+Train probe, validation and test are measured by one ruler: the weights {_which_weights(results)}, \
+in evaluation mode, on images as they are, by plain cross-entropy. The running average is what the training itself \
+saw, with augmentation, dropout and weights that moved under it; it is no measure of the gap.
 
 {"".join(drawn)}\
 {results["parameters"]:,} parameters, {results["multiply_adds"]:,} multiply-adds an image. Trained in \
@@ -65,6 +64,12 @@ that moved under it; it is no measure of the gap.
 [{run.config_file.name}]({run.config_file.name}); all figures: [{run.metrics_file.name}]({run.metrics_file.name}), \
 [{run.results_file.name}]({run.results_file.name}).
 """
+
+
+def _which_weights(results: dict[str, Any]) -> str:
+    if "val/loss" in results:
+        return f"that were best on validation (after epoch {results['best_epoch']} of {results['epochs']})"
+    return f"of the last epoch ({results['epochs']})"
 
 
 def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
@@ -82,7 +87,7 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
 def summary(history: History, results: dict[str, Any]) -> str:
     """The verdict, what the curves and the gaps say, and what to try: Markdown that follows from the figures alone."""
     if "verdict" not in results:
-        return "Without a validation split there is no gap to measure: the last weights stand for this run."
+        return "No validation pass was made, so there is no gap to measure."
     parts = [
         f"**Verdict: {results['verdict']}.** By the rule: {results['verdict_rule']}.",
         describe_curves(history, results),
@@ -125,8 +130,9 @@ def describe_gap(results: dict[str, Any]) -> str:
             f" Of the test images it recognises {results['test/accuracy']:.2%}: "
             f"a gap of {_points(results, 'gap_test')}."
         )
-    if results["epochs"] != results["best_epoch"]:
-        said += f" After the last epoch ({results['epochs']}) the gap to validation was {_points(results, 'gap_last')}."
+    if results["gap_last/epoch"] != results["best_epoch"]:
+        last = f"After the last measured epoch ({results['gap_last/epoch']})"
+        said += f" {last} the gap to validation was {_points(results, 'gap_last')}."
     if results["gap_carriers"]:
         *others, last = results["gap_carriers"]
         said += f" Half of the gap or more is in {', '.join(others) + ' and ' if others else ''}{last}."

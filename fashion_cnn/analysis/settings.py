@@ -21,10 +21,15 @@ def settings(config: DictConfig) -> dict[str, Setting]:
     return dict(_flat(container, ""))
 
 
+def is_setting(name: str) -> bool:
+    """Whether the option `name`, or the config group of that name, changes what a run learns."""
+    return not any(name == other or name.startswith(f"{other}.") for other in _NO_SETTINGS)
+
+
 def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Setting]]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if name in _NO_SETTINGS or key == "_partial_":
+        if not is_setting(name) or key == "_partial_":
             continue
         if key == "_target_":
             # Lightning's Trainer and the one LightningModule are no choices.

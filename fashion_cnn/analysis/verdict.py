@@ -24,16 +24,19 @@ HARDLY_GAP = 1 / 4  # of the validation mistakes
 class Verdict:
     """What the curves of a training come to.
 
-    kind: the verdict. rule: the rule that gave it, with the figures that met it. gap: of accuracy, train probe against
-    validation, after the last epoch. gap_share: of the validation mistakes, how many the gap makes up.
+    kind: the verdict. rule: the rule that gave it, with the figures that met it. last_epoch: the last one measured,
+    from 1. gap, loss_gap: train probe against validation after that epoch, of accuracy and (the estimate) of loss.
     rising_since: the first epoch of the validation loss's rise, while the training loss fell; None without one.
+    lowest_at_end: whether the validation loss was at its lowest after the last epoch.
     """
 
     kind: Kind
     rule: str
+    last_epoch: int
     gap: Gap
-    gap_share: float
+    loss_gap: float
     rising_since: int | None
+    lowest_at_end: bool
 
 
 def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
@@ -62,7 +65,16 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
     rising = rise >= RISE and train[-1] < train[lowest]
 
     def verdict(kind: Kind, rule: str) -> Verdict:
-        return Verdict(kind, rule, gap, share, rising_since=int(epochs[lowest + 1]) if rising else None)
+        rising_since = int(epochs[lowest + 1]) if rising else None
+        return Verdict(
+            kind=kind,
+            rule=rule,
+            last_epoch=int(epochs[-1]),
+            gap=gap,
+            loss_gap=float(val[-1] - train[-1]),
+            rising_since=rising_since,
+            lowest_at_end=lowest == len(val) - 1,
+        )
 
     gap_said = f"the gap of {gap.estimate * 100:.1f} points makes up {max(share, 0):.0%} of the validation mistakes"
     if train_accuracy >= LEARNED_ALL and gap.estimate >= WIDE_GAP:

@@ -7,8 +7,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fashion_cnn.errors import UserError
@@ -51,8 +52,10 @@ def _missing(raw: Path) -> list[str]:
 
 
 def _unpack(archive: Path, target: Path) -> None:
+    # A damaged archive is as good as none: the next way is tried.
     if archive.is_file():
-        with gzip.open(archive) as packed, _written_whole(target) as partial, partial.open("wb") as out:
+        damaged = suppress(gzip.BadGzipFile, EOFError, zlib.error)
+        with damaged, gzip.open(archive) as packed, _written_whole(target) as partial, partial.open("wb") as out:
             shutil.copyfileobj(packed, out)
 
 

@@ -69,10 +69,6 @@ class ImageDataModule(LightningDataModule):
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    @property
-    def in_channels(self) -> int:
-        return self.image_shape[0]
-
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of `stage` into memory, once."""
         if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):

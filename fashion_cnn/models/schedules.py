@@ -7,6 +7,8 @@ known when the training starts, and returns a torch scheduler to be stepped once
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
+from fashion_cnn.errors import UserError
+
 
 def one_cycle(
     optimizer: Optimizer, total_steps: int, *, warmup: float, start_factor: float, final_factor: float
@@ -16,11 +18,16 @@ def one_cycle(
     Both legs are half cosines; the factors are shares of the peak. Smith and Topin, "Super-Convergence",
     2017 (arXiv 1708.07120), with the momentum left alone.
     """
+    if start_factor <= 0 or final_factor <= 0:
+        raise UserError(
+            f"schedule.start_factor={start_factor} and schedule.final_factor={final_factor} are shares of the peak: "
+            "give numbers above 0."
+        )
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=total_steps,
-        pct_start=warmup,
+        pct_start=float(warmup),
         div_factor=1 / start_factor,
         final_div_factor=start_factor / final_factor,
         cycle_momentum=False,

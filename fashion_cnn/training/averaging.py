@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from fashion_cnn.errors import UserError
 
 
 class WarmedEMAWeightAveraging(WeightAveraging):
@@ -20,4 +23,11 @@ class WarmedEMAWeightAveraging(WeightAveraging):
             count = float(updates)
             return get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)
 
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay={decay} is not possible: give 0 up to, but not, 1.")
         super().__init__(use_buffers=True, multi_avg_fn=average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Where the weights will be: Lightning calls this before it moves them there.
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)

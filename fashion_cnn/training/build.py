@@ -16,6 +16,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
 from fashion_cnn.training.epoch_log import EpochLog
 from fashion_cnn.training.hardware import fast_precision
+from fashion_cnn.training.loggers import MetricsCSV
 from fashion_cnn.training.repeatable import SeedEachEpoch
 from fashion_cnn.training.stopwatch import Stopwatch
 
@@ -48,6 +49,8 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
     )
     try:  # The trainer makes its own; here a wrong option comes out before there is a run.
         classifier.make_optimizer(total_steps=1000)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer or schedule: {error}. See conf/optimizer and conf/schedule.") from error
     return classifier
@@ -57,13 +60,18 @@ def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) ->
     """The Trainer with its callbacks and loggers, all of which write into `directory`."""
     if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
         raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
+    callbacks, loggers = _callbacks(config, datamodule), _loggers(config, directory)
+    if not any(isinstance(logger, MetricsCSV) for logger in loggers):
+        raise UserError("logger.csv cannot be dropped: the report and a resumed run read the curves from metrics.csv.")
+    if not any(isinstance(callback, ModelCheckpoint) and callback.monitor is None for callback in callbacks):
+        raise UserError("callbacks.last cannot be dropped: it is what a stopped run goes on from.")
     # Without validation images Lightning is to leave the validation out.
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     return _trainer(
         config,
         **limits,
-        callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *_callbacks(config, datamodule)],
-        logger=_loggers(config, directory),
+        callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *callbacks],
+        logger=loggers,
         default_root_dir=directory,
     )
 
@@ -91,6 +99,8 @@ def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) 
         precision = fast_precision(config.trainer.accelerator)
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    # Where the bar was dropped, Lightning would put in one of its own.
+    settings["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
     built: Trainer = instantiate(
         config.trainer,
         **settings,

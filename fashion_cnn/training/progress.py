@@ -5,6 +5,7 @@ import sys
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from fashion_cnn.training.epoch_log import EpochLog
 from fashion_cnn.training.stopwatch import Stopwatch
 
 HEADER = "epoch      train acc   val acc      gap   train loss  val loss  running loss   images/s"
@@ -24,7 +25,7 @@ class EpochLines(Callback):
         pl_module.print(HEADER)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        figures = EpochLog.of(trainer).figures
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
         columns = [
             f"{epoch:<9}",

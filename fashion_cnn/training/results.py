@@ -93,7 +93,7 @@ def judgement(
     verdict = judge(history, len(predictions["train"]), len(predictions["val"]))
     if verdict is None:
         return {}
-    advice = advise(verdict, config, results["best_epoch"], results["epochs"])
+    advice = advise(verdict, config, results["epochs"])
     return {
         "verdict": verdict.kind,
         "verdict_rule": verdict.rule,
@@ -101,7 +101,8 @@ def judgement(
         "gap_last/accuracy": verdict.gap.estimate,
         "gap_last/accuracy_low": verdict.gap.low,
         "gap_last/accuracy_high": verdict.gap.high,
-        "gap_last/loss": float(history["gap/loss"][-1]),
+        "gap_last/loss": verdict.loss_gap,
+        "gap_last/epoch": verdict.last_epoch,
         "gap_carriers": [data.class_names[label] for label in gap_carriers(predictions["train"], predictions["val"])],
         "advice": [command(config.overrides or [], piece.overrides) for piece in advice],
         "advice_reasons": [piece.reason for piece in advice],

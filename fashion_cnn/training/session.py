@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_report
 from fashion_cnn.command_line import Interrupted
 from fashion_cnn.data import ImageDataModule
+from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
@@ -56,6 +58,13 @@ def run_training(config: DictConfig) -> dict[str, Any]:
     started_before = run is not None
     run = run or _new_run(config)
     trainer = build.trainer(config, data, run.path)
+    if trainer.num_devices * trainer.num_nodes > 1 and _in_sweep():
+        # The further processes repeat the command line, and with it the whole sweep.
+        raise UserError(
+            f"One job of a sweep trains on one device, not on {trainer.num_devices * trainer.num_nodes}: "
+            "say trainer.devices=1, or start the trainings one by one, without -m.",
+            status=2,
+        )
     if not trainer.is_global_zero:
         # A further process of a distributed training takes part in the fit and leaves the rest to the first.
         _fit(trainer, module, data, run)
@@ -79,9 +88,13 @@ def run_training(config: DictConfig) -> dict[str, Any]:
 
 
 def _new_run(config: DictConfig) -> Run:
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if _in_sweep():
         return Run(Path(HydraConfig.get().runtime.output_dir))
     return runs.choose_directory(Path(config.runs_dir), config.name)
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @contextmanager
@@ -106,8 +119,10 @@ def _try_out(config: DictConfig, data: ImageDataModule, module: ImageClassifier)
     """Lightning's `fast_dev_run`: every loop for a few batches, nothing kept."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build.trainer(config, data, Path(folder))
-        trainer.fit(module, datamodule=data)
-        trainer.test(module, datamodule=data, verbose=False)
+        with _stop_told("Stopped; nothing was kept."):
+            trainer.fit(module, datamodule=data)
+            if config.test:
+                trainer.test(module, datamodule=data, verbose=False)
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     print("fast_dev_run: every loop ran; nothing was kept.")
     return figures
@@ -116,18 +131,25 @@ def _try_out(config: DictConfig, data: ImageDataModule, module: ImageClassifier)
 @contextmanager
 def _ending_told(run: Run) -> Iterator[None]:
     """Say how to go on after a stop, and leave the reason of a failure in the run directory."""
-    how_to_resume = f"Stopped. Go on where it was with:\n  python -m fashion_cnn.train resume={run.path}"
     run.error_file.unlink(missing_ok=True)
+    command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={run.path}"])
     try:
-        yield
-    except SIGTERMException:
-        raise Interrupted(how_to_resume, status=143) from None
-    # Lightning turns Ctrl-C during fit into an exit of its own.
-    except (KeyboardInterrupt, SystemExit):
-        raise Interrupted(how_to_resume) from None
+        with _stop_told(f"Stopped. Go on where it was with:\n  {command}"):
+            yield
     except Exception as error:
         run.error_file.write_text(f"{type(error).__name__}: {error}\n")
         raise
+
+
+@contextmanager
+def _stop_told(message: str) -> Iterator[None]:
+    try:
+        yield
+    except SIGTERMException:
+        raise Interrupted(message, status=143) from None
+    # Lightning turns Ctrl-C during fit into an exit of its own.
+    except (KeyboardInterrupt, SystemExit):
+        raise Interrupted(message) from None
 
 
 def quieten_lightning() -> None:

@@ -14,7 +14,7 @@ class Stopwatch(Callback):
         self.training_seconds = 0.0
         self.training_images = 0
         self.epoch_images_per_second = 0.0
-        self._epoch_started = self._training_ended = 0.0
+        self._epoch_started = self._validation_started = self._epoch_validating = 0.0
         self._epoch_images = 0
 
     @classmethod
@@ -29,7 +29,7 @@ class Stopwatch(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_started = time.perf_counter()
-        self._training_ended = 0.0
+        self._epoch_validating = 0.0
         self._epoch_images = 0
 
     def on_train_batch_end(
@@ -38,12 +38,14 @@ class Stopwatch(Callback):
         self._epoch_images += len(batch.targets) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._training_ended:
-            self._training_ended = time.perf_counter()
+        self._validation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_validating += time.perf_counter() - self._validation_started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = time.perf_counter()
-        trained = (self._training_ended or now) - self._epoch_started
+        trained = now - self._epoch_started - self._epoch_validating
         self.epoch_images_per_second = self._epoch_images / trained
         self.seconds += now - self._epoch_started
         self.training_seconds += trained
