@@ -67,7 +67,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["+trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
         (["trainer.accelerator=abacus"], "abacus"),
         (["trainer.precision=12"], "12"),
-        (["trainer=gpu", "trainer.devices=1"], "GPU") if not torch.cuda.is_available() else (["seed=-1"], "seed=-1"),
+        (["seed=-1"], "seed=-1"),
         (["trainer.limit_val_batches=-1"], "limit_val_batches"),
         (["callbacks=early_stopping", "callbacks.early_stopping.mode=up"], "mode"),
         (["schedule.final_factor=0"], "final_factor"),
@@ -75,7 +75,6 @@ def test_a_mistake_does_not_wait_for_torch():
         (["callbacks.ema.decay=1.5"], "decay=1.5"),
         (["~logger.csv"], "metrics.csv"),
         (["~callbacks.last"], "callbacks.last"),
-        (["-m", "seed=0,1", "trainer.devices=2"], "trainer.devices=1"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
@@ -88,6 +87,20 @@ def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, argume
     assert err.startswith("error: ")
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("config.yaml")), "no run is left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command(main, *TINY_DATA[:4], "trainer=gpu")
+    assert (status, err) == (1, "error: No supported gpu backend found!\n")
+
+
+def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
+    status, _, err = command(main, "-m", *TINY_DATA, f"runs_dir={tmp_path}", "seed=0,1", "trainer.devices=2")
+    assert status != 0
+    assert "say trainer.devices=1" in err
+    assert not list(tmp_path.rglob("config.yaml"))
 
 
 def test_a_bug_keeps_its_traceback(command, monkeypatch):

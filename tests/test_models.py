@@ -49,6 +49,21 @@ def test_the_baseline_is_the_notebooks_network():
     assert count(network) == 241_546
 
 
+def test_the_baseline_starts_as_keras_starts():
+    network = configured("baseline")
+    network(torch.zeros(1, 1, 28, 28))
+    dense = network.trunk[12]
+    assert dense.weight.shape == (128, 1152)
+    for layer, fan_in, fan_out in (
+        (network.trunk[4], 32 * 9, 64 * 9),
+        (dense, 1152, 128),
+        (network.classifier, 128, 10),
+    ):
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.95 * bound < layer.weight.abs().max() <= bound, "Glorot's uniform distribution"
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize(("channels", "side", "classes"), [(1, 28, 10), (3, 64, 7)])
 def test_networks_adapt_to_channels_size_and_classes(network, channels, side, classes):

@@ -7,7 +7,8 @@ class KerasCNN(nn.Module):
     """Unpadded 3x3 convolutions of 32, 64 and 128 channels, pooling, dropout and a dense layer.
 
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out; 241,546 parameters on 28 x 28 grey
-    images of ten classes. The dense layer takes its input size from the first batch.
+    images of ten classes. The dense layer takes its input size from the first batch. Weights start as Keras starts
+    them: Glorot and Bengio's uniform distribution, 2010, and biases at zero.
     """
 
     def __init__(self, *, in_channels: int, num_classes: int) -> None:
@@ -25,11 +26,14 @@ class KerasCNN(nn.Module):
             nn.ReLU(),
             nn.Dropout(0.4),
             nn.Flatten(),
-            nn.LazyLinear(128),
+            _GlorotLazyLinear(128),
             nn.ReLU(),
         )
         self.dropout = nn.Dropout(0.3)
         self.classifier = nn.Linear(128, num_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) or layer is self.classifier:
+                _start_as_keras(layer)
 
     def features(self, images: Tensor) -> Tensor:
         """What the classifier sees: `(B, 128)`."""
@@ -37,3 +41,16 @@ class KerasCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.features(images)))
+
+
+def _start_as_keras(layer: nn.Module) -> None:
+    nn.init.xavier_uniform_(layer.get_parameter("weight"))
+    nn.init.zeros_(layer.get_parameter("bias"))
+
+
+class _GlorotLazyLinear(nn.LazyLinear):
+    """A dense layer that starts as Keras starts it, once it knows its size."""
+
+    def reset_parameters(self) -> None:
+        if self.in_features and not self.has_uninitialized_params():
+            _start_as_keras(self)
