@@ -93,6 +93,9 @@ class _Scale:
         means = np.array([figure.mean for _, figure in points]) * 100
         deviations = np.array([figure.deviation or 0.0 for _, figure in points]) * 100
         places = [place for place, _ in points]
+        if self.names:
+            # Nothing lies between two names.
+            style["linestyle"] = "none"
         axes.errorbar(places, means, yerr=deviations, marker="o", capsize=3, **style)  # type: ignore[arg-type]
 
     def finish(self, axes: Axes) -> None:
