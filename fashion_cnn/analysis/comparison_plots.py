@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.curves import STYLES
@@ -77,6 +78,7 @@ class _Scale:
         self.names: list[str] = []
         if not self.by_size and len(numbers) < len(values):
             self.names = sorted(map(str, values))
+        self.numbers = sorted(set(numbers))
         self.logarithmic = not self.names and min(numbers) > 0 and max(numbers) >= 8 * min(numbers)
 
     def place(self, group: Group) -> float:
@@ -103,6 +105,8 @@ class _Scale:
             axes.set_xticks(range(len(self.names)), self.names, rotation=20)
         if self.logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xticks(self.numbers, [f"{number:,.6g}" for number in self.numbers])
         axes.set_xlabel(self.label)
         axes.legend(frameon=False, fontsize="small")
         axes.grid(alpha=0.3)

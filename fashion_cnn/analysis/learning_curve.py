@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -89,6 +90,9 @@ def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0
         )
     axes.axvspan(curve.sizes[-1], grid[-1], color="#BBBBBB", alpha=0.25, label="extrapolated")
     axes.set(xscale="log", yscale="log", xlabel="training images (n)", ylabel="validation error (%)")
+    # Plain numbers: errors span less than two powers of ten.
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, which="both")
 
