@@ -10,6 +10,8 @@ from fashion_cnn.command_line import run_command
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from fashion_cnn.analysis.comparison import Comparison
+
 
 def compare(config: DictConfig) -> None:
     """Write the table and the plots of `config.runs`, and print the table.
@@ -20,7 +22,6 @@ def compare(config: DictConfig) -> None:
 
     from omegaconf import OmegaConf
 
-    from fashion_cnn import screen
     from fashion_cnn.analysis.comparison import compare as compare_runs
     from fashion_cnn.analysis.comparison import find_runs
     from fashion_cnn.analysis.comparison_files import write_comparison
@@ -31,7 +32,29 @@ def compare(config: DictConfig) -> None:
     common = os.path.commonpath([run.path.absolute().parent for run in runs])
     beside = Path(os.path.relpath(common)) / "comparison"
     written = write_comparison(comparison, Path(config.out).expanduser() if config.out else beside)
-    screen.print_comparison(comparison, written)
+    _print(comparison, written)
+
+
+def _print(comparison: Comparison, written: Path) -> None:
+    """Print the groups of runs, those that are not finished, and where all of it was written."""
+    from rich.table import Table
+
+    from fashion_cnn.analysis.comparison import COLUMNS, cells, describe_unfinished
+    from fashion_cnn.screen import wide_console
+
+    console = wide_console()
+    table = Table()
+    for heading in comparison.factors or ["runs"]:
+        table.add_column(heading)
+    for heading in ("seeds", *COLUMNS):
+        table.add_column(heading, justify="right")
+    for group in comparison.groups:
+        table.add_row(*(map(str, group.factors.values()) if comparison.factors else ["all"]), *cells(group))
+    console.print(table)
+    for run in comparison.unfinished:
+        said = f"Not finished, so left out: {run.path}: {describe_unfinished(run)}"
+        console.print(said, highlight=False, soft_wrap=True)
+    console.print(f"Table and plots: {written}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """What the training command prints: the settings at the start, the figures at the end."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,7 +8,6 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from fashion_cnn.analysis.comparison import COLUMNS, Comparison, cells, describe_unfinished
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
@@ -81,20 +79,3 @@ def results_table(results: dict[str, Any]) -> Table:
         else:
             table.add_row(label, "not measured", "not measured")
     return table
-
-
-def print_comparison(comparison: Comparison, written: Path) -> None:
-    """Print the groups of runs, those that are not finished, and where all of it was written."""
-    console = wide_console()
-    table = Table()
-    for heading in comparison.factors or ["runs"]:
-        table.add_column(heading)
-    for heading in ("seeds", *COLUMNS):
-        table.add_column(heading, justify="right")
-    for group in comparison.groups:
-        table.add_row(*(map(str, group.factors.values()) if comparison.factors else ["all"]), *cells(group))
-    console.print(table)
-    for run in comparison.unfinished:
-        said = f"Not finished, so left out: {run.path}: {describe_unfinished(run)}"
-        console.print(said, highlight=False, soft_wrap=True)
-    console.print(f"Table and plots: {written}", highlight=False, soft_wrap=True)

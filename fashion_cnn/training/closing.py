@@ -1,12 +1,10 @@
 """What is worked out, stored and drawn of a run once it is trained and measured."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -48,43 +46,32 @@ def analyse(
     if has_board and "val" in best:
         _write_embeddings(trainer, module, data, run, best["val"])
 
-    last = best
+    moments = {"best": (best, read_checkpoint(run.weights)["global_step"])}
     if results["best_epoch"] != results["epochs"]:
         module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
-        last = measure(config, module, data, test=False)[1]
-    stored = {f"best.{split}": predictions for split, predictions in best.items()}
-    stored |= {f"last.{split}": predictions for split, predictions in last.items() if last is not best}
+        moments["last"] = (measure(config, module, data, test=False)[1], trainer.global_step)
+    stored = {f"{moment}.{split}": p for moment, (splits, _) in moments.items() for split, p in splits.items()}
     write_predictions(run.predictions_file, stored)
 
     history = read_history(run)
-    figures = pictures.of_training(history, dynamics, data, results["best_epoch"])
-    last_figures = {}
-    if {"train", "val"} <= best.keys():
-        figures |= pictures.of_weights(best["train"], best["val"], data)
-        if last is not best:
-            last_figures = pictures.of_weights(last["train"], last["val"], data)
-    _save(figures, run, "")
-    _save(last_figures, run, "_last")
-    if has_board:
-        board = Board(run.path)
-        for moment, names, step in (
-            (best, figures, read_checkpoint(run.weights)["global_step"]),
-            (last, last_figures, trainer.global_step),
-        ):
-            suffix = "_last" * (names is last_figures)
-            for name in names:
-                board.add_picture(name, run.figures / f"{name}{suffix}.png", step)
-            if names and "val" in moment:
-                board.add_precision_recall(moment["val"], data.class_names, step)
+    board = Board(run.path) if has_board else None
+    run.figures.mkdir(exist_ok=True)
+    for moment, (splits, step) in moments.items():
+        of_training = moment == "best"
+        figures = pictures.of_training(history, dynamics, data, results["best_epoch"]) if of_training else {}
+        if {"train", "val"} <= splits.keys():
+            figures |= pictures.of_weights(splits["train"], splits["val"], data)
+        for name, figure in figures.items():
+            path = run.figures / f"{name}{'_last' if moment == 'last' else ''}.png"
+            figure.savefig(path, dpi=110)
+            if board:
+                board.add_picture(name, path, step)
+        if board and "val" in splits:
+            board.add_precision_recall(splits["val"], data.class_names, step)
+    if board:
         board.add_text("verdict", summary(history, results), trainer.global_step)
         board.add_settings(config, results)
         board.close()
-
-
-def _save(figures: Mapping[str, Figure], run: Run, suffix: str) -> None:
-    run.figures.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(run.figures / f"{name}{suffix}.png", dpi=110)
 
 
 def _write_embeddings(
