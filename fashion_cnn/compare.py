@@ -39,18 +39,18 @@ def _print(comparison: Comparison, written: Path) -> None:
     """Print the groups of runs, those that are not finished, and where all of it was written."""
     from rich.table import Table
 
-    from fashion_cnn.analysis.comparison import COLUMNS, cells, describe_unfinished
+    from fashion_cnn.analysis.comparison import describe_unfinished, table
     from fashion_cnn.screen import wide_console
 
     console = wide_console()
-    table = Table()
-    for heading in comparison.factors or ["runs"]:
-        table.add_column(heading)
-    for heading in ("seeds", *COLUMNS):
-        table.add_column(heading, justify="right")
-    for group in comparison.groups:
-        table.add_row(*(map(str, group.factors.values()) if comparison.factors else ["all"]), *cells(group))
-    console.print(table)
+    headings, *rows = table(comparison)
+    grid = Table()
+    for place, heading in enumerate(headings):
+        # What tells the groups apart, then figures.
+        grid.add_column(heading, justify="left" if place < max(len(comparison.factors), 1) else "right")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
     for run in comparison.unfinished:
         said = f"Not finished, so left out: {run.path}: {describe_unfinished(run)}"
         console.print(said, highlight=False, soft_wrap=True)

@@ -119,7 +119,8 @@ def _settings_but_seed(run: Run) -> dict[str, Setting]:
 
 def _one_for_each_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
     """A run that was repeated says nothing new: the newest of each seed counts."""
-    newest = {run.results()["seed"]: run.results() for run in sorted(runs, key=lambda run: run.started)}
+    results = (run.results() for run in sorted(runs, key=lambda run: run.started))
+    newest = {result["seed"]: result for result in results}
     return tuple(newest[seed] for seed in sorted(newest))
 
 
@@ -152,9 +153,14 @@ def _order(value: Setting) -> tuple[bool, float, str]:
     return (isinstance(value, str), 0.0 if isinstance(value, str) else float(value), str(value))
 
 
-def cells(group: Group) -> list[str]:
-    """The group's row of the table: how many seeds, then mean and standard deviation of each of `COLUMNS`."""
-    row = [str(len(group.results))]
+def table(comparison: Comparison) -> list[list[str]]:
+    """The headings, then a row a group: its factors, how many seeds, mean and deviation of each of `COLUMNS`."""
+    headings = [*(comparison.factors or ["runs"]), "seeds", *COLUMNS]
+    return [headings, *(_row(group) for group in comparison.groups)]
+
+
+def _row(group: Group) -> list[str]:
+    row = [*(map(str, group.factors.values()) if group.factors else ["all"]), str(len(group.results))]
     for name, scale, digits in COLUMNS.values():
         figure = group.figure(name)
         row.append(figure.said(scale, digits) if figure else "")
@@ -176,11 +182,7 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequence[str]) -> str:
     """The table, what did not finish, the figures (file names) and remarks, each a paragraph."""
-    headings = [*(comparison.factors or ["runs"]), "seeds", *COLUMNS]
-    rows = [
-        [*(map(str, group.factors.values()) if comparison.factors else ["all"]), *cells(group)]
-        for group in comparison.groups
-    ]
+    headings, *rows = table(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
     if comparison.unfinished:
