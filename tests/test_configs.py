@@ -38,7 +38,7 @@ def test_each_choice_builds_a_training(group, choice, tmp_path, request):
     assert torch.isfinite(module(images)).all()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
 def test_optimizers_and_schedules_compose_freely(optimizer, schedule):
     from types import SimpleNamespace

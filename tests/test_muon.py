@@ -1,0 +1,80 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fashion_cnn.models.muon import Muon, orthogonalised
+
+SETTINGS = {"lr": 0.02, "momentum": 0.9, "other_lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    torch.manual_seed(1)
+    images, targets = torch.randn(32, 1, 8, 8), torch.randint(3, (32,))
+    loss = nn.functional.cross_entropy(net(images), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    before = torch.linspace(1, 0.2, min(shape))
+    values = left.T @ orthogonalised(left @ torch.diag(before) @ right) @ right.T
+    assert values.diagonal().min() > 0.5 and values.diagonal().max() < 1.4
+    assert (values - torch.diag(values.diagonal())).abs().max() < 0.1
+
+
+def test_a_step_of_the_filters_is_of_the_same_size_whatever_the_gradient() -> None:
+    changes = []
+    for scale in (1.0, 1024.0):
+        net = network()
+        filters = net[0].weight
+        before = filters.detach().clone()
+        filters.grad = torch.randn(filters.shape, generator=torch.Generator().manual_seed(2)) * scale
+        Muon([{"params": [filters]}], **SETTINGS).step()
+        changes.append((filters - before).detach())
+    assert torch.allclose(*changes, atol=1e-4)
+    assert torch.linalg.matrix_norm(changes[0].flatten(1), 2) == pytest.approx(0.02, rel=0.3)
+
+
+def test_all_but_the_filters_move_as_under_adamw() -> None:
+    ours, theirs = network(), network()
+    for net in (ours, theirs):
+        net[0].requires_grad_(False)
+    step(ours, Muon([{"params": list(ours.parameters()), "weight_decay": 0.1}], **SETTINGS))
+    step(theirs, torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1))
+    assert torch.allclose(ours[3].weight, theirs[3].weight, atol=1e-6)
+
+
+def test_a_schedule_reaches_filters_and_the_rest() -> None:
+    net = network()
+    optimizer = Muon([{"params": list(net.parameters())}], **SETTINGS)
+    schedule = LambdaLR(optimizer, lambda count: 1.0 if count == 0 else 0.0)
+    step(net, optimizer)
+    schedule.step()
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    step(net, optimizer)
+    assert all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
+
+
+def test_a_reloaded_state_goes_on_where_it_was() -> None:
+    nets = network(), network()
+    optimizers = [Muon([{"params": list(net.parameters())}], **SETTINGS) for net in nets]
+    for _ in range(3):
+        step(nets[0], optimizers[0])
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    losses = [[step(net, optimizer) for _ in range(3)] for net, optimizer in zip(nets, optimizers, strict=True)]
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
