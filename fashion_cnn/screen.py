@@ -68,6 +68,7 @@ def results_table(results: dict[str, Any]) -> Table:
         ("train probe", "train", ""),
         ("validation", "val", ""),
         ("test", "test", ""),
+        ("test, flip-averaged", "test_flip", ""),
         ("gap train-val", "gap", "+"),
         ("gap train-test", "gap_test", "+"),
     ]
@@ -76,6 +77,6 @@ def results_table(results: dict[str, Any]) -> Table:
             loss, accuracy = results[f"{prefix}/loss"], results[f"{prefix}/accuracy"]
             unit = " points" if sign else " %"
             table.add_row(label, f"{loss:{sign}.4f}", f"{accuracy * 100:{sign}.2f}{unit}")
-        else:
+        elif prefix != "test_flip":
             table.add_row(label, "not measured", "not measured")
     return table

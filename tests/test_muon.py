@@ -31,7 +31,8 @@ def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shap
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     before = torch.linspace(1, 0.2, min(shape))
     values = left.T @ orthogonalised(left @ torch.diag(before) @ right) @ right.T
-    assert values.diagonal().min() > 0.5 and values.diagonal().max() < 1.4
+    assert values.diagonal().min() > 0.5
+    assert values.diagonal().max() < 1.4
     assert (values - torch.diag(values.diagonal())).abs().max() < 0.1
 
 

@@ -133,6 +133,29 @@ def test_the_recorded_figures_are_those_of_the_saved_best_weights(tiny):
         )
 
 
+def test_the_flip_average_is_measured_beside_the_single_view(tiny):
+    config = tiny("trainer.max_epochs=6", "trainer.precision=32-true")
+    results = train(config)
+    module = fashion_cnn.load(results["run"])
+    data = build.data(config)
+    data.setup("test")
+    images, targets = data.normalise(data.test_split.images), data.test_split.targets
+    with torch.no_grad():
+        single, mirrored = module(images), module(images.flip(-1))
+    averaged = functional.cross_entropy((single + mirrored) / 2, targets).item()
+    assert results["test_flip/loss"] == pytest.approx(averaged, rel=1e-5)
+    assert results["test/loss"] == pytest.approx(functional.cross_entropy(single, targets).item(), rel=1e-5)
+    assert abs(results["test/loss"] - averaged) > 1e-5, "the two views must differ"
+    assert "val_flip/accuracy" in results
+    assert "mirrored view" in Run(Path(results["run"])).report_file.read_text()
+
+
+def test_the_flip_average_is_an_option(tiny):
+    results = train(tiny("trainer.max_epochs=1", "flip_average=false"))
+    assert not [name for name in results if "flip" in name]
+    assert "mirrored view" not in Run(Path(results["run"])).report_file.read_text()
+
+
 def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
     first, second, other = (train(tiny(f"seed={seed}")) for seed in (0, 0, 1))
     texts = [Run(Path(results["run"])).metrics_file.read_text() for results in (first, second, other)]

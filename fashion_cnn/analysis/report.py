@@ -12,10 +12,12 @@ _ROWS = [
     ("train probe", "train"),
     ("validation", "val"),
     ("test", "test"),
+    ("test, averaged with the mirrored view", "test_flip"),
     ("gap, train to validation", "gap"),
     ("gap, train to test", "gap_test"),
     ("running training average, last epoch", "running"),
 ]
+_OPTIONAL_ROWS = {"test_flip"}
 # The figures after the curves, each with what it shows; those that a run has not drawn are left out.
 _FIGURES = {
     "gap": "The gap over the epochs. Where the band leaves zero out, the gap is more than the luck of the draw.",
@@ -74,6 +76,8 @@ def _which_weights(results: dict[str, Any]) -> str:
 
 def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
     if f"{prefix}/loss" not in results:
+        if prefix in _OPTIONAL_ROWS:
+            return ""
         return f"| {label} | not measured | not measured |\n"
     sign = "+" if prefix.startswith("gap") else ""
     cells = [f"{results[f'{prefix}/{quantity}']:{sign}.4f}" for quantity in ("loss", "accuracy")]

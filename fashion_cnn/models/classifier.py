@@ -42,6 +42,9 @@ class ImageClassifier(LightningModule):
     label_smoothing: of the training loss only, in [0, 1).
     channels_last: lay out the network's weights so, which is faster wherever convolutions are.
 
+    Set `flip_average` to have validation and test measure each split a second time, under `<split>_flip/…`, by the
+    mean of the logits of an image and of its mirror image.
+
     `load_from_checkpoint(path)` rebuilds a module that was made from descriptions.
     """
 
@@ -67,6 +70,7 @@ class ImageClassifier(LightningModule):
             raise UserError(f"model.label_smoothing={label_smoothing} is not possible: give 0 up to, but not, 1.")
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
+        self.flip_average = False
         self.label_smoothing = label_smoothing
         if isinstance(network, Mapping):
             network = instantiate(network, in_channels=image_shape[0], num_classes=num_classes, _convert_="all")
@@ -125,6 +129,10 @@ class ImageClassifier(LightningModule):
         logits = self(batch.images).float()
         loss = functional.cross_entropy(logits, batch.targets)
         self._ruler(split).add(logits, batch.targets, loss)
+        if self.flip_average:
+            averaged = (logits + self(batch.images.flip(-1)).float()) / 2
+            loss_averaged = functional.cross_entropy(averaged, batch.targets)
+            self._ruler(f"{split}_flip").add(averaged, batch.targets, loss_averaged)
         return {"loss": loss, "logits": logits}
 
     def on_validation_epoch_end(self) -> None:
@@ -149,7 +157,8 @@ class ImageClassifier(LightningModule):
         return ruler
 
     def _read_rulers(self, splits: list[str]) -> dict[str, dict[str, Tensor]]:
-        measured = {split: self._ruler(split).read_and_reset() for split in splits}
+        views = [f"{split}_flip" for split in splits] if self.flip_average else []
+        measured = {split: self._ruler(split).read_and_reset() for split in [*splits, *views]}
         for split, figures in measured.items():
             self._log_all({f"{split}/{name}": value for name, value in figures.items()})
         return measured

@@ -62,6 +62,7 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
     """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions."""
     collector = PredictionCollector()
+    module.flip_average = config.get("flip_average", False)
     tester = build.measuring_trainer(config, collector)
     figures: dict[str, Any] = {}
     # The test images are read once, by the run's best weights, after every choice has been made.
