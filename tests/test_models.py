@@ -10,12 +10,21 @@ from torch import nn
 from fashion_cnn.command_line import CONFIG_DIR, compose
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
-from fashion_cnn.models import ImageClassifier, KerasCNN, ResNet, WideResNet
+from fashion_cnn.models import FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
+from fashion_cnn.models.fast_cnn import Whitening
 
-MOST_PARAMETERS = {"baseline": 241_546, "tiny": 100_000, "small": 300_000, "medium": 800_000, "large": 37_000_000}
+MOST_PARAMETERS = {
+    "baseline": 241_546,
+    "tiny": 100_000,
+    "small": 300_000,
+    "fast": 300_000,
+    "medium": 800_000,
+    "large": 37_000_000,
+}
 NETWORKS = {
     "keras": lambda **data: KerasCNN(**data),
     "resnet": lambda **data: ResNet(stem=[8], widths=[8, 16], depths=[1, 2], dropout=0.1, **data),
+    "fast_cnn": lambda **data: FastCNN(whitened=8, widths=[8, 16], **data),
     "wide_resnet": lambda **data: WideResNet(depth=10, widen_factor=1, dropout=0.1, **data),
 }
 
@@ -87,6 +96,24 @@ def test_saved_weights_give_the_same_answer(network, tmp_path):
     torch.save(first.state_dict(), tmp_path / "weights.pt")
     second.load_state_dict(torch.load(tmp_path / "weights.pt"))
     assert torch.equal(second(images), expected)
+
+
+def test_whitening_makes_patches_uncorrelated_and_of_unit_variance():
+    torch.manual_seed(0)
+    images = nn.functional.avg_pool2d(torch.randn(50, 2, 22, 22), 3, 1)
+    whitening = Whitening(in_channels=2, channels=36)
+
+    def covariance():
+        outputs = whitening(images)[:, :18].transpose(0, 1).flatten(1)
+        return outputs @ outputs.T / outputs.shape[1]
+
+    assert (covariance() - torch.eye(18)).abs().max() > 0.5
+    whitening.fit(images, smallest_variance=0.0)
+    assert torch.allclose(covariance(), torch.eye(18), atol=0.01)
+    outputs = whitening(images)
+    assert torch.allclose(outputs[:, 18:], -outputs[:, :18])
+    whitening.fit(images * 2)
+    assert torch.equal(whitening(images), outputs), "the second fit does nothing"
 
 
 def test_a_depth_that_no_wide_resnet_has_is_refused():

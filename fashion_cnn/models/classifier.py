@@ -34,8 +34,9 @@ class ImageClassifier(LightningModule):
     """Trains `network` by cross-entropy and measures it with one ruler on train, val and test.
 
     network: maps normalised images `(B, C, H, W)` to logits `(B, num_classes)`, offers
-        `features(images)` `(B, D)` and ends in a linear layer named `classifier`. Or its
-        description, from which it is built with `in_channels` and `num_classes`.
+        `features(images)` `(B, D)` and ends in a linear layer named `classifier`; where it offers
+        `look_at(images)`, it is shown training images before the first step. Or its description,
+        from which it is built with `in_channels` and `num_classes`.
     image_shape: `(C, H, W)`.
     optimizer: makes the optimizer from parameter groups. schedule: makes the schedule from the
         optimizer and the number of steps; None keeps the learning rate. Or their descriptions.
@@ -110,6 +111,13 @@ class ImageClassifier(LightningModule):
         """The feature vectors `(B, D)` that the classifier sees, of normalised images `(B, C, H, W)`."""
         features: Tensor = self.network.features(images)  # type: ignore[operator]
         return features
+
+    def setup(self, stage: str) -> None:
+        # A network may want to see images before its training, as FastCNN does.
+        look_at = getattr(self.network, "look_at", None)
+        if stage == "fit" and look_at:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            look_at(data.normalise(data.train_split.images[:5000]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
         logits = self(batch.images).float()

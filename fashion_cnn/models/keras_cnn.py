@@ -15,12 +15,13 @@ class KerasCNN(nn.Module):
         super().__init__()
         self.trunk = nn.Sequential(
             nn.Conv2d(in_channels, 32, 3),
-            nn.ReLU(),
+            # Pooling before the activation gives the same numbers, from a quarter of the work.
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Dropout(0.25),
             nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Dropout(0.25),
             nn.Conv2d(64, 128, 3),
             nn.ReLU(),
