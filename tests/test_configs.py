@@ -39,7 +39,7 @@ def test_each_choice_builds_a_training(group, choice, tmp_path, request):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "linear", "constant"])
 def test_optimizers_and_schedules_compose_freely(optimizer, schedule):
     from types import SimpleNamespace
 

@@ -42,3 +42,12 @@ def test_one_cycle_starts_peaks_and_ends_where_told():
     assert max(seen) == pytest.approx(2.0, rel=1e-2)
     assert 27 <= seen.index(max(seen)) <= 31
     assert seen[-1] == pytest.approx(0.002)
+
+
+def test_linear_rises_to_the_peak_and_falls_to_nothing_on_straight_lines():
+    seen = rates(schedules.linear, 10, warmup=0.2)
+    assert seen == pytest.approx([2 / 3, 4 / 3, *(2 * (10 - step) / 8 for step in range(2, 10))])
+
+
+def test_linear_without_warmup_starts_at_the_peak():
+    assert rates(schedules.linear, 4, warmup=0.0) == pytest.approx([2.0, 1.5, 1.0, 0.5])

@@ -48,6 +48,16 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
     )
 
 
+def linear(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
+    """A straight rise over the share `warmup` of all steps, then straight down to nothing."""
+    rising = round(warmup * total_steps)
+
+    def share_of_peak(step: int) -> float:
+        return min((step + 1) / (rising + 1), (total_steps - step) / max(total_steps - rising, 1))
+
+    return LambdaLR(optimizer, share_of_peak)
+
+
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
     """The optimizer's own learning rate throughout."""
     return LambdaLR(optimizer, lambda step: 1.0)
