@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from fashion_cnn.models.dropout import Dropout
+
 
 class KerasCNN(nn.Module):
     """Unpadded 3x3 convolutions of 32, 64 and 128 channels, pooling, dropout and a dense layer.
@@ -18,19 +20,19 @@ class KerasCNN(nn.Module):
             # Pooling before the activation gives the same numbers, from a quarter of the work.
             nn.MaxPool2d(2),
             nn.ReLU(),
-            nn.Dropout(0.25),
+            Dropout(0.25),
             nn.Conv2d(32, 64, 3),
             nn.MaxPool2d(2),
             nn.ReLU(),
-            nn.Dropout(0.25),
+            Dropout(0.25),
             nn.Conv2d(64, 128, 3),
             nn.ReLU(),
-            nn.Dropout(0.4),
+            Dropout(0.4),
             nn.Flatten(),
             _GlorotLazyLinear(128),
             nn.ReLU(),
         )
-        self.dropout = nn.Dropout(0.3)
+        self.dropout = Dropout(0.3)
         self.classifier = nn.Linear(128, num_classes)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d) or layer is self.classifier:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fashion_cnn.models.dropout import Dropout
+
 
 class ResNet(nn.Module):
     """A stem at full resolution, then stages of residual blocks, each behind a 2x2 max pooling.
@@ -38,7 +40,7 @@ class ResNet(nn.Module):
             layers += [ResidualBlock(width) for _ in range(depth)]
             channels = width
         self.trunk = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
 
     def features(self, images: Tensor) -> Tensor:

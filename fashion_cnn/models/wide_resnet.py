@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.dropout import Dropout
 
 
 class WideResNet(nn.Module):
@@ -51,7 +52,7 @@ class PreActivationBlock(nn.Module):
             nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
         )
         self.same = in_channels == out_channels and stride == 1

@@ -1,22 +1,8 @@
-#!/usr/bin/env python
-"""How fast the training path is, against a bare PyTorch loop and against the usual way to write it.
+"""The ways to train that scripts/benchmark times against each other: each gives the seconds of one short epoch."""
 
-    scripts/benchmark_training [--model small] [--rounds 5] [--fraction 0.2] [--ways pipeline,bare,usual]
-
-One run measures all ways, alternating, so that a noisy machine treats them alike; what counts are
-the ratios of neighbours. Each does a short epoch: the same network, augmentations, EMA, metrics and
-validation of the train probe and the validation split.
-
-    pipeline     python -m fashion_cnn.train callbacks=essential
-    bare         a plain loop over the same tensors, with the same operations and no Lightning
-    usual        Lightning, DataLoader with workers, per-image torchvision transforms, float32
-    analysed     python -m fashion_cnn.train as it is, with the overfitting analysis (--fraction 1: it costs a pass)
-    unmeasured   the pipeline without any validation
-"""
-
-import argparse
 import copy
-import statistics
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,21 +10,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
-from fashion_cnn.command_line import compose
 from fashion_cnn.data import Batch, ImageDataModule
+from fashion_cnn.data.batches import InMemoryDataset
 from fashion_cnn.training import build
 from fashion_cnn.training.averaging import WarmedEMAWeightAveraging
-from fashion_cnn.training.hardware import describe, fast_precision
-from fashion_cnn.training.results import multiply_adds
-from fashion_cnn.training.session import quieten_lightning
+from fashion_cnn.training.hardware import fast_precision
+
+ANALYSIS = ("gap", "dynamics", "histograms")
 
 
 class EpochTimer(Callback):
@@ -173,79 +160,47 @@ def usual(config: DictConfig, data: ImageDataModule) -> float:
     return timer.seconds
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 10) -> float:
-    """Multiply-adds a second of a square matrix product: the best of `repeats`."""
-    left, right = torch.randn(2, size, size).to(dtype)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - started)
-    return size**3 / min(seconds)
+class Keras:
+    """The network of `model=baseline` in Keras on TensorFlow, in a process of its own that lives through all rounds."""
+
+    def __init__(self, python: str, data: ImageDataModule) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        splits = {"train": data.train_split, "val": data.val_split}
+        self.process = start_keras(python, Path(self.folder.name), splits)
+        self._answer()
+
+    def __call__(self, config: DictConfig, data: ImageDataModule) -> float:
+        assert self.process.stdin
+        self.process.stdin.write("epoch\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("error: Keras ended; see what it said above. Its environment needs tensorflow-cpu.")
+        return line
 
 
-WAYS = {"pipeline": pipeline, "bare": bare, "usual": usual, "analysed": analysed, "unmeasured": unmeasured}
-RATIOS = [("usual", "pipeline"), ("pipeline", "bare"), ("analysed", "pipeline"), ("analysed", "unmeasured")]
-ANALYSIS = ("gap", "dynamics", "histograms")
+def start_keras(
+    python: str, folder: Path, splits: dict[str, InMemoryDataset], *arguments: str
+) -> subprocess.Popen[str]:
+    """Start keras_epochs.py on `splits`, which it reads from a file in `folder`."""
+    arrays = folder / "images.npz"
+    # Keras takes (N, H, W, C).
+    images = {f"{name}.images": split.images.permute(0, 2, 3, 1).numpy() for name, split in splits.items()}
+    targets = {f"{name}.targets": split.targets.numpy() for name, split in splits.items()}
+    np.savez(arrays, allow_pickle=False, **images, **targets)
+    command = [python, str(Path(__file__).with_name("keras_epochs.py")), str(arrays), *arguments]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PROCESS_STARTED": str(time.time())}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after one that warms up")
-    parser.add_argument("--fraction", type=float, default=0.2, help="share of an epoch that each measurement does")
-    parser.add_argument("--ways", default="pipeline,bare,usual", help="which to measure, of " + ", ".join(WAYS))
-    options = parser.parse_args()
-    if unknown := set(options.ways.split(",")) - WAYS.keys():
-        parser.error(f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}")
-    val_size = round(5000 * options.fraction)
-    config = compose(
-        overrides=[
-            f"model={options.model}",
-            f"data.train_fraction={options.fraction * 55_000 / (60_000 - val_size)}",
-            f"data.val_size={val_size}",
-            "trainer.max_epochs=1",
-            "trainer.accelerator=cpu",
-            "trainer.enable_progress_bar=false",
-            "~callbacks.lines",
-        ]
-    )
-    quieten_lightning()
-    seed_everything(0, verbose=False)
-    data = build.data(config)
-    images = len(data.train_split) // data.batch_size * data.batch_size
-    ways = {name: WAYS[name] for name in options.ways.split(",")}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = []
-    dtype = torch.bfloat16 if fast_precision("cpu") == "bf16-mixed" else torch.float32
-    machine = f"{describe(torch.device('cpu'))}, {dtype}"
-    print(f"{options.model}, {images:,} images an epoch, {options.rounds} rounds; {machine}")
-    for round_number in range(options.rounds + 1):
-        measured = {name: way(config, data) for name, way in ways.items()}
-        peak = matmul_peak(dtype)
-        said = "  ".join(f"{name} {value:6.2f} s" for name, value in measured.items())
-        print(
-            f"round {round_number}  {said}  peak {peak / 1e9:.0f} G/s{'  (warm-up)' * (not round_number)}", flush=True
-        )
-        if round_number:
-            peaks.append(peak)
-            for name, value in measured.items():
-                seconds[name].append(value)
-    arithmetic = 3 * multiply_adds(build.module(config, data)) * images
-    for name in ways:
-        print(f"{name:<10} {images / statistics.median(seconds[name]):7,.0f} images/s, validation included")
-    for upper, lower in RATIOS:
-        if {upper, lower} <= ways.keys():
-            print_ratio(f"{upper} / {lower}", seconds[upper], seconds[lower])
-    if "pipeline" in ways:
-        shares = [arithmetic / s / peak for s, peak in zip(seconds["pipeline"], peaks, strict=True)]
-        print(f"share of the matrix-multiply peak (validation counted as loss): median {statistics.median(shares):.0%}")
-
-
-def print_ratio(label: str, upper: list[float], lower: list[float]) -> None:
-    ratios = [a / b for a, b in zip(upper, lower, strict=True)]
-    print(f"{label:<21} median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
-
-
-if __name__ == "__main__":
-    main()
+WAYS: dict[str, Callable[[DictConfig, ImageDataModule], float]] = {
+    "pipeline": pipeline,
+    "bare": bare,
+    "usual": usual,
+    "analysed": analysed,
+    "unmeasured": unmeasured,
+}

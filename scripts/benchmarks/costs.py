@@ -1,0 +1,70 @@
+"""What a training costs beside its epochs: start, memory, validation, checkpoints."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from omegaconf import DictConfig
+
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.training import build
+
+SCRIPTS = Path(__file__).parent.parent
+
+
+class EndAfterFirstStep(Callback):
+    """Ends the process as soon as one step is done."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os._exit(0)
+
+
+def start_to_first_step(overrides: list[str]) -> float:
+    """Seconds from the start of `python -m fashion_cnn.train` until its first step is done."""
+    seconds, _ = _time_command([*overrides, "+callbacks.first._target_=benchmarks.costs.EndAfterFirstStep"])
+    return seconds
+
+
+def peak_memory(overrides: list[str]) -> float:
+    """Bytes of resident memory that one epoch, its validation, test and report take at most."""
+    return _time_command([*overrides, "trainer.max_epochs=1"])[1]
+
+
+def _time_command(overrides: list[str]) -> tuple[float, float]:
+    """Seconds and most bytes of resident memory of one training, whose output is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "fashion_cnn.train", *overrides, f"runs_dir={folder}"]
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=SCRIPTS.parent, env=environment, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    if status:
+        raise SystemExit("error: the training failed; see what it said above.")
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def validation_and_checkpoint(config: DictConfig, data: ImageDataModule) -> tuple[float, float]:
+    """Seconds of one validation pass over train probe and validation split, and of one checkpoint."""
+    module = build.module(config, data)
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build.trainer(config, data, Path(folder))
+        trainer.callbacks.append(clock)
+        trainer.fit(module, datamodule=data)
+        started = time.perf_counter()
+        trainer.save_checkpoint(Path(folder) / "timed.ckpt")
+        return clock.seconds, time.perf_counter() - started
+
+
+class _Clock(Callback):
+    def on_validation_start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.seconds = time.perf_counter() - self.started

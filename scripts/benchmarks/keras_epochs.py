@@ -1,0 +1,74 @@
+"""Short epochs of the Keras notebook's network, for scripts/benchmark: run by the Python of an environment of its own.
+
+    python scripts/benchmarks/keras_epochs.py DATA.npz     answers each line on standard input with an epoch's seconds
+    python scripts/benchmarks/keras_epochs.py DATA.npz --until 0.9261     trains until that test accuracy is reached
+
+DATA.npz holds `train.images` (N, 28, 28, 1) uint8 and `train.targets` (N,), and `val.…` or `test.…` likewise.
+"""
+
+import os
+import sys
+import time
+
+import keras
+import numpy as np
+
+
+def network():
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Dropout(0.25),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Dropout(0.25),
+            layers.Conv2D(128, 3, activation="relu"),
+            layers.Dropout(0.4),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dropout(0.3),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def read(data, split):
+    return data[f"{split}.images"].astype(np.float32) / 255, data[f"{split}.targets"]
+
+
+def answer_with_epochs(model, data):
+    train, val = read(data, "train"), read(data, "val")
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        model.fit(*train, batch_size=128, epochs=1, validation_data=val, verbose=0)
+        print(time.perf_counter() - started, flush=True)
+
+
+def train_until(model, data, wanted, patience=100):
+    """Print epoch, seconds since this process began, without those of the evaluation, and test accuracy."""
+    train, test = read(data, "train"), read(data, "test")
+    evaluating = 0.0
+    for epoch in range(1, patience + 1):
+        model.fit(*train, batch_size=128, epochs=1, verbose=0)
+        started = time.time()
+        seconds = started - evaluating - float(os.environ["PROCESS_STARTED"])
+        accuracy = model.evaluate(*test, batch_size=250, verbose=0)[1]
+        evaluating += time.time() - started
+        print(f"epoch {epoch}, {seconds:.1f} s, test accuracy {accuracy:.4f}", flush=True)
+        if accuracy >= wanted:
+            break
+
+
+if __name__ == "__main__":
+    keras.utils.set_random_seed(0)
+    arrays = np.load(sys.argv[1])
+    if "--until" in sys.argv:
+        train_until(network(), arrays, float(sys.argv[sys.argv.index("--until") + 1]))
+    else:
+        answer_with_epochs(network(), arrays)
