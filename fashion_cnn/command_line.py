@@ -1,5 +1,6 @@
 """The door of every command: Hydra's command line in, one message out where a person made a mistake."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -22,6 +23,8 @@ CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "co
 
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
 PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
+# Of a sweep job's directory, in characters.
+_LONGEST_NAME = 120
 
 
 class Interrupted(KeyboardInterrupt):
@@ -113,7 +116,12 @@ def job_name(overrides: list[str]) -> str:
     """A sweep job's directory: `lr-0.1_seed-1` for `optimizer.lr=0.1 seed=1`, with no sign that a shell minds."""
     pairs = [override.lstrip("+~").partition("=") for override in overrides]
     names = (f"{key.rpartition('.')[2]}-{value}" for key, _, value in pairs)
-    return "_".join(re.sub(r"[^\w.+]+", "-", name).strip("-") for name in names) or "job"
+    name = "_".join(re.sub(r"[^\w.+]+", "-", name).strip("-") for name in names) or "job"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    # Still one name for each job, and short enough for any file system.
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
 
 
 def _describe_run(config: DictConfig, composed: Any) -> None:

@@ -181,3 +181,10 @@ def test_a_jobs_name_can_be_typed():
     assert job_name(["optimizer.lr=0.1", "seed=1"]) == "lr-0.1_seed-1"
     assert job_name(["data.root='a b/c'", "~callbacks.ema"]) == "root-a-b-c_ema"
     assert job_name([]) == "job"
+
+
+def test_many_overrides_still_make_one_short_name_for_each_job():
+    names = [job_name([*(f"optimizer.lr{number}=0.12345" for number in range(30)), f"seed={seed}"]) for seed in (0, 1)]
+    assert max(map(len, names)) <= 120
+    assert names[0] != names[1]
+    assert names[0].startswith("lr0-0.12345_lr1-0.12345")
