@@ -24,7 +24,7 @@ CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "co
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
 PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
 # Of a sweep job's directory, in characters.
-_LONGEST_NAME = 120
+_LONGEST_NAME = 200
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,9 +119,9 @@ def job_name(overrides: list[str]) -> str:
     name = "_".join(re.sub(r"[^\w.+]+", "-", name).strip("-") for name in names) or "job"
     if len(name) <= _LONGEST_NAME:
         return name
-    # Still one name for each job, and short enough for any file system.
+    # The end says most, since what a sweep varies tends to stand there; the digest keeps jobs apart.
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+    return f"{digest}-{name[9 - _LONGEST_NAME :]}"
 
 
 def _describe_run(config: DictConfig, composed: Any) -> None:
