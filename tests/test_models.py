@@ -98,6 +98,23 @@ def test_saved_weights_give_the_same_answer(network, tmp_path):
     assert torch.equal(second(images), expected)
 
 
+def test_pooling_before_the_activation_gives_what_pooling_behind_it_gives():
+    torch.manual_seed(0)
+    network = NETWORKS["resnet"](in_channels=1, num_classes=10).eval()
+    layers = list(network.trunk)
+    pooling = next(place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
+    assert isinstance(layers[pooling + 1], nn.ReLU)
+    behind = nn.Sequential(*layers[:pooling], layers[pooling + 1], layers[pooling], *layers[pooling + 2 :])
+    images = torch.randn(4, 1, 28, 28)
+    assert torch.equal(network.trunk(images.clone()), behind(images.clone()))
+
+
+@pytest.mark.parametrize("whitened", [0, 7, 20])
+def test_a_whitening_that_there_is_not_is_refused(whitened):
+    with pytest.raises(UserError, match=f"whitened={whitened}"):
+        FastCNN(in_channels=1, num_classes=10, whitened=whitened, widths=[8])
+
+
 def test_whitening_makes_patches_uncorrelated_and_of_unit_variance():
     torch.manual_seed(0)
     images = nn.functional.avg_pool2d(torch.randn(50, 2, 22, 22), 3, 1)

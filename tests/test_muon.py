@@ -69,6 +69,17 @@ def test_a_schedule_reaches_filters_and_the_rest() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
 
 
+def test_a_copy_and_a_later_group_are_moved_too() -> None:
+    net = network()
+    optimizer = copy.deepcopy(Muon([{"params": [net[0].weight]}], **SETTINGS))
+    optimizer.step()
+    optimizer = Muon([{"params": [net[0].weight]}], **SETTINGS)
+    optimizer.add_param_group({"params": list(net[3].parameters())})
+    before = net[3].weight.detach().clone()
+    step(net, optimizer)
+    assert not torch.equal(before, net[3].weight)
+
+
 def test_a_reloaded_state_goes_on_where_it_was() -> None:
     nets = network(), network()
     optimizers = [Muon([{"params": list(net.parameters())}], **SETTINGS) for net in nets]

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import TINY_DATA
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 
 import fashion_cnn
-from fashion_cnn.command_line import Interrupted
+from fashion_cnn.command_line import Interrupted, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
@@ -203,6 +204,20 @@ def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatc
             train(config)
     resumed = train(tiny("resume=latest"))
     assert same_but_for_time(resumed, train(config))
+
+
+def test_the_parts_of_the_speed_records_resume_as_if_never_stopped(stop, disarm, tmp_path):
+    data = [part for part in TINY_DATA if part.startswith("data")]
+    network = ["model=fast", "model.network.whitened=8", "model.network.widths=[8,16]"]
+    settings = [*data, *network, "optimizer=muon", "schedule=linear", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
+    whole = train(compose(overrides=[*settings, f"runs_dir='{tmp_path / 'whole'}'"]))
+    stop(1, KeyboardInterrupt(), 3)
+    with pytest.raises(Interrupted):
+        train(compose(overrides=[*settings, f"runs_dir='{tmp_path / 'parted'}'"]))
+    disarm()
+    resumed = train(compose(overrides=["resume=latest", f"runs_dir='{tmp_path / 'parted'}'"]))
+    assert same_but_for_time(whole, resumed)
+    assert fashion_cnn.load(resumed["run"]).network.whitening.fitted
 
 
 def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Where a run lies, what it goes on from and how it shows itself changes nothing about what it learns.
-_NO_SETTINGS = {"name", "overrides", "runs_dir", "resume", "test", "logger", "data.root", "data.seed"}
+_NO_SETTINGS = {"name", "overrides", "runs_dir", "resume", "test", "flip_average", "logger", "data.root", "data.seed"}
 _NO_SETTINGS |= {"data.eval_batch_size"}
 _NO_SETTINGS |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "divergence")}
 _NO_SETTINGS |= {f"callbacks.{part}" for part in ("gap", "dynamics", "histograms")}

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fashion_cnn.data import Batch
+from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.ruler import Ruler
 from fashion_cnn.models.schedules import constant
@@ -117,6 +117,11 @@ class ImageClassifier(LightningModule):
         look_at = getattr(self.network, "look_at", None)
         if stage == "fit" and look_at:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if not isinstance(data, ImageDataModule):
+                raise UserError(
+                    f"{type(self.network).__name__} looks at training images before its first step: "
+                    "train it with an ImageDataModule (fit(module, datamodule=data))."
+                )
             look_at(data.normalise(data.train_split.images[:5000]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:

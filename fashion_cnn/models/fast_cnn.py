@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fashion_cnn.errors import UserError
+
 
 class FastCNN(nn.Module):
     """A frozen convolution that whitens 3x3 patches, then for each of `widths` a pooling and a 3x3 convolution.
@@ -57,6 +59,10 @@ class Whitening(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
+        if channels % 2 or not 2 <= channels <= 18 * in_channels:
+            raise UserError(
+                f"model.network.whitened={channels} is not possible: give an even number, 2 to {18 * in_channels}."
+            )
         directions = nn.init.orthogonal_(torch.empty(channels // 2, in_channels * 9)).view(-1, in_channels, 3, 3)
         self.register_buffer("weight", torch.cat([directions, -directions]))
         self.register_buffer("fitted", torch.tensor(False))

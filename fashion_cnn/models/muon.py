@@ -5,19 +5,19 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
-# Of the quintic iteration: five steps bring every singular value to between 0.7 and 1.2.
+# Of the quintic iteration: five steps bring all but tiny singular values near 1.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(Optimizer):
+class Muon(AdamW):
     """Muon on the filters of convolutions, each flattened to a matrix, and AdamW on the other parameters.
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (torch.optim.Muon takes
     matrices only).
 
-    lr, momentum: of the filters; a step changes a filter's outputs by about `lr`, whatever its shape.
+    lr, momentum: of the filters; a step moves all directions of a filter by about `lr`, whatever the gradient's size.
     other_lr, betas: of the rest. weight_decay: of both, times the learning rate; one of the group's own goes first.
     """
 
@@ -31,16 +31,14 @@ class Muon(Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        filters: list[dict[str, Any]] = []
-        others: list[dict[str, Any]] = []
-        for group in params:
-            for is_filter, chosen in ((True, filters), (False, others)):
-                members = [parameter for parameter in group["params"] if (parameter.ndim == 4) == is_filter]
-                chosen.append({**group, "params": members, "filters": is_filter})
-        self._adamw = AdamW(others, lr=other_lr, betas=betas, weight_decay=weight_decay, fused=True)
-        # AdamW has filled in its groups with all that it wants to know of them.
-        groups = filters + self._adamw.param_groups
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._settings = {True: {"lr": lr, "momentum": momentum}, False: {"lr": other_lr}}
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take a group in as two: its filters, and the rest of it."""
+        for is_filter, settings in self._settings.items():
+            members = [parameter for parameter in param_group["params"] if (parameter.ndim == 4) == is_filter]
+            super().add_param_group({**param_group, "params": members, "filters": is_filter, **settings})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -55,13 +53,15 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             if group["filters"]:
                 _step_filters(group, self.state)
-        # State and groups are this optimizer's, so that schedules and checkpoints see those of AdamW too.
-        self._adamw.state = self.state
-        self._adamw.param_groups = [group for group in self.param_groups if not group["filters"]]
-        self._adamw.step()
+        self.param_groups = [group for group in groups if not group["filters"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
         return loss
 
 
@@ -71,7 +71,9 @@ def _step_filters(group: dict[str, Any], states: dict[Tensor, Any]) -> None:
             continue
         state = states[filters]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(filters)
+            # AdamW, whose state this is too, looks for a count of the steps in it.
+            state.update(momentum=torch.zeros_like(filters), step=torch.tensor(0.0))
+        state["step"] += 1
         state["momentum"].lerp_(filters.grad, 1 - group["momentum"])
         # Nesterov's look ahead.
         direction = filters.grad.lerp(state["momentum"], group["momentum"])
@@ -81,7 +83,7 @@ def _step_filters(group: dict[str, Any], states: dict[Tensor, Any]) -> None:
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix `(M, N)` with the same singular vectors whose singular values are all about 1 (0.7 to 1.2).
+    """The matrix `(M, N)` with the same singular vectors and all but tiny singular values brought near 1.
 
     By Newton and Schulz's iteration, in bfloat16, which is as fine as an update needs.
     """

@@ -35,7 +35,7 @@ class ResNet(nn.Module):
         for width, depth in zip(widths, depths, strict=True):
             # Pooling comes first, so that the widening convolution works at the lower resolution.
             # Before an activation it gives the same numbers, and leaves it a quarter of the work.
-            layers.insert(len(layers) - isinstance(layers[-1], nn.ReLU), nn.MaxPool2d(2))
+            layers.insert(len(layers) - (bool(layers) and isinstance(layers[-1], nn.ReLU)), nn.MaxPool2d(2))
             layers += [convolution(channels, width), nn.ReLU(inplace=True)]
             layers += [ResidualBlock(width) for _ in range(depth)]
             channels = width

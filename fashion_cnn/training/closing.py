@@ -49,7 +49,7 @@ def analyse(
     moments = {"best": (best, read_checkpoint(run.weights)["global_step"])}
     if results["best_epoch"] != results["epochs"]:
         module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
-        moments["last"] = (measure(config, module, data, test=False)[1], trainer.global_step)
+        moments["last"] = (measure(config, module, data, test=False, flip_average=False)[1], trainer.global_step)
     stored = {f"{moment}.{split}": p for moment, (splits, _) in moments.items() for split, p in splits.items()}
     write_predictions(run.predictions_file, stored)
 

@@ -35,7 +35,8 @@ def collect_results(
     stopwatch = Stopwatch.of(trainer)
     best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
-    figures, predictions = measure(config, module, data, test=config.test)
+    flip_average = config.get("flip_average", False)  # A run of an older version has none.
+    figures, predictions = measure(config, module, data, test=config.test, flip_average=flip_average)
     results = {
         "name": config.name,
         "seed": config.seed,
@@ -58,11 +59,11 @@ def collect_results(
 
 
 def measure(
-    config: DictConfig, module: ImageClassifier, data: ImageDataModule, *, test: bool
+    config: DictConfig, module: ImageClassifier, data: ImageDataModule, *, test: bool, flip_average: bool
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
     """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions."""
     collector = PredictionCollector()
-    module.flip_average = config.get("flip_average", False)
+    module.flip_average = flip_average
     tester = build.measuring_trainer(config, collector)
     figures: dict[str, Any] = {}
     # The test images are read once, by the run's best weights, after every choice has been made.
@@ -71,6 +72,7 @@ def measure(
         if wanted:
             measure_pass(module, datamodule=data, verbose=False)
             figures |= tester.callback_metrics
+    module.flip_average = False
     predictions = collector.predictions
     if {"train", "val"} <= predictions.keys():
         figures |= measure_gap(predictions, data)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.training import build
@@ -51,6 +51,7 @@ def _time_command(overrides: list[str]) -> tuple[float, float]:
 
 def validation_and_checkpoint(config: DictConfig, data: ImageDataModule) -> tuple[float, float]:
     """Seconds of one validation pass over train probe and validation split, and of one checkpoint."""
+    config = OmegaConf.merge(config, {"trainer": {"limit_train_batches": 10}})
     module = build.module(config, data)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:

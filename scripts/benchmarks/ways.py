@@ -111,15 +111,17 @@ class UsualDataModule(LightningDataModule):
         self.data, self.root = data, config.data.root
         as_tensor = [transforms.ToTensor(), transforms.Normalize(config.data.mean, config.data.std)]
         self.evaluation = transforms.Compose(as_tensor)
-        erasing = config.data.augmentation.erasing
-        self.training = transforms.Compose(
-            [
-                transforms.RandomHorizontalFlip(config.data.augmentation.flip.p),
-                transforms.RandomCrop(data.image_shape[1], padding=config.data.augmentation.crop.padding),
-                *as_tensor,
-                transforms.RandomErasing(erasing.p, tuple(erasing.scale), tuple(erasing.ratio), value="random"),
-            ]
-        )
+        on_pictures: list[Any] = []
+        on_tensors: list[Any] = []
+        parts = config.data.augmentation or {}
+        if flip := parts.get("flip"):
+            on_pictures.append(transforms.RandomHorizontalFlip(flip.p))
+        if crop := parts.get("crop"):
+            on_pictures.append(transforms.RandomCrop(data.image_shape[1], padding=crop.padding))
+        if erasing := parts.get("erasing"):
+            scale, ratio = tuple(erasing.scale), tuple(erasing.ratio)
+            on_tensors.append(transforms.RandomErasing(erasing.p, scale, ratio, value="random"))
+        self.training = transforms.Compose([*on_pictures, *as_tensor, *on_tensors])
 
     def loader(self, members: torch.Tensor, transform: Callable[..., Any], **settings: Any) -> DataLoader[Any]:
         dataset = Subset(FashionMNIST(self.root, train=True, transform=transform), members.tolist())
@@ -165,7 +167,7 @@ class Keras:
 
     def __init__(self, python: str, data: ImageDataModule) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        splits = {"train": data.train_split, "val": data.val_split}
+        splits = {"train": data.train_split, "probe": data.train_probe, "val": data.val_split}
         self.process = start_keras(python, Path(self.folder.name), splits)
         self._answer()
 
