@@ -27,6 +27,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.closing import analyse
+from fashion_cnn.training.memory import keep_freed_memory
 from fashion_cnn.training.results import collect_results
 from fashion_cnn.training.resume import prepare_to_resume, resumed_config
 from fashion_cnn.training.weights import initialise_from
@@ -38,6 +39,7 @@ _RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
 def run_training(config: DictConfig) -> dict[str, Any]:
     """Train, measure and report as `config` says; see `fashion_cnn.train.train`."""
     quieten_lightning()
+    keep_freed_memory()
     run = None
     if _RUN_OF_FIRST_PROCESS in os.environ:
         run = Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
