@@ -1,13 +1,11 @@
 """The ways to train that scripts/benchmark times against each other: each gives the seconds of one short epoch."""
 
 import copy
-import multiprocessing
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -144,7 +142,7 @@ def as_batch(items: list[tuple[torch.Tensor, int]]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(targets), torch.zeros(len(items), dtype=torch.int64))
 
 
-def _usual(config: DictConfig, data: ImageDataModule) -> float:
+def usual(config: DictConfig, data: ImageDataModule) -> float:
     module = build.module(config, data)
     module.network.to(memory_format=torch.contiguous_format)
     timer = EpochTimer()
@@ -162,17 +160,6 @@ def _usual(config: DictConfig, data: ImageDataModule) -> float:
     )
     trainer.fit(module, datamodule=UsualDataModule(config, data))
     return timer.seconds
-
-
-class InItsOwnProcess:
-    """Calls a way in a process that lives through all rounds, and has no part of what this one was told."""
-
-    def __init__(self, way: Callable[[DictConfig, ImageDataModule], float]) -> None:
-        self.way = way
-        self.processes = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-    def __call__(self, config: DictConfig, data: ImageDataModule) -> float:
-        return self.processes.submit(self.way, config, data).result()
 
 
 class Keras:
@@ -215,7 +202,7 @@ def start_keras(
 WAYS: dict[str, Callable[[DictConfig, ImageDataModule], float]] = {
     "pipeline": pipeline,
     "bare": bare,
-    "usual": InItsOwnProcess(_usual),
+    "usual": usual,
     "analysed": analysed,
     "unmeasured": unmeasured,
 }
