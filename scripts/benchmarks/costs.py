@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.ways import fit
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.training import build
 
 SCRIPTS = Path(__file__).parent.parent
 
@@ -52,12 +52,9 @@ def _time_command(overrides: list[str]) -> tuple[float, float]:
 def validation_and_checkpoint(config: DictConfig, data: ImageDataModule) -> tuple[float, float]:
     """Seconds of one validation pass over train probe and validation split, and of one checkpoint."""
     config = OmegaConf.merge(config, {"trainer": {"limit_train_batches": 10}})
-    module = build.module(config, data)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build.trainer(config, data, Path(folder))
-        trainer.callbacks.append(clock)
-        trainer.fit(module, datamodule=data)
+        trainer = fit(config, data, clock, Path(folder))
         started = time.perf_counter()
         trainer.save_checkpoint(Path(folder) / "timed.ckpt")
         return clock.seconds, time.perf_counter() - started

@@ -51,13 +51,19 @@ def unmeasured(config: DictConfig, data: ImageDataModule) -> float:
 
 
 def analysed(config: DictConfig, data: ImageDataModule) -> float:
-    module = build.module(config, data)
     timer = EpochTimer()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build.trainer(config, data, Path(folder))
-        trainer.callbacks.append(timer)
-        trainer.fit(module, datamodule=data)
+        fit(config, data, timer, Path(folder))
     return timer.seconds
+
+
+def fit(config: DictConfig, data: ImageDataModule, timer: Callback, folder: Path) -> Trainer:
+    """Train as the training command does, with `timer` behind all of its callbacks."""
+    module = build.module(config, data)
+    trainer = build.trainer(config, data, folder)
+    trainer.callbacks.append(timer)
+    trainer.fit(module, datamodule=data)
+    return trainer
 
 
 def bare(config: DictConfig, data: ImageDataModule) -> float:
