@@ -44,3 +44,13 @@ def test_a_seed_repeats_the_draw_and_all_is_dropped_at_one():
     assert torch.equal(*draws)
     assert not torch.equal(draws[0], Dropout(0.5)(images))
     assert not Dropout(1.0)(images).any()
+
+
+def test_the_mask_lies_in_memory_as_the_input_does_even_when_that_is_a_part_of_a_tensor():
+    torch.manual_seed(0)
+    whole = torch.ones(4, 6, 10, 10).to(memory_format=torch.channels_last)
+    for images in (whole, whole[..., 2:9], whole[:1].expand(3, -1, -1, -1)):
+        outputs = Dropout(0.5)(images)
+        assert set(outputs.unique().tolist()) == {0, 2}
+        assert 0.4 < (outputs == 0).float().mean() < 0.6
+    assert Dropout(0.5)(whole).is_contiguous(memory_format=torch.channels_last)

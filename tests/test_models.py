@@ -58,6 +58,13 @@ def test_the_baseline_is_the_notebooks_network():
     assert count(network) == 241_546
 
 
+@pytest.mark.parametrize("side", [20, 27, 28, 30])
+def test_the_baseline_leaves_out_only_what_no_output_depends_on(side):
+    network = KerasCNN(in_channels=1, num_classes=10).eval()
+    images = torch.rand(2, 1, side, side)
+    torch.testing.assert_close(network.features(images), network.trunk(images))
+
+
 def test_the_baseline_starts_as_keras_starts():
     network = configured("baseline")
     network(torch.zeros(1, 1, 28, 28))

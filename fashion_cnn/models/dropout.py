@@ -18,7 +18,9 @@ class Dropout(nn.Dropout):
         if not self.training or self.p in (0, 1) or input.device.type != "cpu":
             return functional.dropout(input, self.p, self.training)
         drawn = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = drawn.view(torch.int16)[: input.numel()].view(input.shape)
+        # In the order in which the input lies in memory: across it, the product takes ten times as long.
+        bits = drawn.view(torch.int16)[: input.numel()].as_strided(input.shape, torch.empty_like(input).stride())
         dropped = round(self.p * _LEVELS)
-        kept = (bits >= dropped - _LEVELS // 2).to(input.dtype)
+        # The comparison in place stays an integer of 16 bits, which is vectorised where a bool's conversion is not.
+        kept = bits.ge_(dropped - _LEVELS // 2).to(input.dtype)
         return input * kept.mul_(_LEVELS / (_LEVELS - dropped))

@@ -40,10 +40,20 @@ class KerasCNN(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the classifier sees: `(B, 128)`."""
-        return self.trunk(images)
+        height, width = (_seen_of(side) for side in images.shape[2:])
+        return self.trunk(images[..., :height, :width])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.features(images)))
+
+
+def _seen_of(side: int) -> int:
+    """How much of an image's side reaches the classifier: the poolings leave out a last row that has no partner.
+
+    Without it the numbers are the same, and the convolutions do a sixth less.
+    """
+    after_last_pooling = ((side - 2) // 2 - 2) // 2
+    return (2 * after_last_pooling + 2) * 2 + 2
 
 
 def _start_as_keras(layer: nn.Module) -> None:
