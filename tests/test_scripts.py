@@ -1,9 +1,12 @@
 """What the scripts of the records rest on."""
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 
 import pytest
 import yaml
@@ -63,3 +66,44 @@ def test_seeds_that_are_none_are_refused(typed):
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert f"seeds={typed} names no seed" in ended.stderr
+
+
+@pytest.fixture
+def reproduce(tmp_path, monkeypatch):
+    """The script as a module, with a plan of one change over two seeds, no records, and trainings that cost nothing."""
+    loader = SourceFileLoader("reproduce", str(REPOSITORY / "scripts" / "reproduce"))
+    script = module_from_spec(spec_from_loader("reproduce", loader))
+    loader.exec_module(script)
+    plan = {
+        "speedrun_93": {"seeds": 2, "measured_with": ["test=false"], "changes": {"longer": ["trainer.max_epochs=5"]}}
+    }
+    script.ABLATIONS, script.RECORDS = tmp_path / "plan.yaml", tmp_path / "records.jsonl"
+    script.ABLATIONS.write_text(yaml.safe_dump(plan))
+    script.trained = []
+
+    def train(typed, seed):
+        script.trained.append((typed[-1], seed))
+        return {"command": shlex.join(script.command_of(typed, seed)), "results": {"seed": seed, "val/accuracy": 0.5}}
+
+    monkeypatch.setattr(script, "train", train)
+    return script
+
+
+def test_recorded_ablations_go_on_where_they_were_stopped(reproduce, capsys):
+    reproduce.ablate("speedrun_93", record=True)
+    assert reproduce.trained == [("test=false", 0), ("test=false", 1)] + [("trainer.max_epochs=5", s) for s in (0, 1)]
+    whole = reproduce.RECORDS.read_text()
+    reproduce.RECORDS.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    reproduce.trained.clear()
+    reproduce.ablate("speedrun_93", record=True)
+    assert reproduce.trained == [("trainer.max_epochs=5", 1)]
+    assert reproduce.RECORDS.read_text() == whole
+    assert "| speedrun_93: longer | 2 | 50.00 ± 0.00 |" in capsys.readouterr().out
+
+
+def test_an_ablation_whose_settings_were_changed_is_made_anew(reproduce):
+    reproduce.ablate("speedrun_93", record=True)
+    reproduce.ABLATIONS.write_text(reproduce.ABLATIONS.read_text().replace("epochs=5", "epochs=6"))
+    reproduce.trained.clear()
+    reproduce.ablate("speedrun_93", record=True)
+    assert reproduce.trained == [("trainer.max_epochs=6", 0), ("trainer.max_epochs=6", 1)]
