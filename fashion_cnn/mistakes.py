@@ -99,7 +99,9 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
     if isinstance(error, ConfigCompositionException) and (
         unknown := re.match(r"Could not override '(.+?)'", str(error))
     ):
-        _no_option(unknown[1].partition("@")[0], config_name, config_dir)
+        # Of `model={a: 1}` the cause names the part that there is not.
+        inner = re.search(r"full_key: (\S+)", str(causes[-1]))
+        _no_option(inner[1] if inner else unknown[1].partition("@")[0], config_name, config_dir)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
     if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
         _no_option(f"{part[1]}.{argument[1]}", config_name, config_dir)

@@ -58,6 +58,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["optimizer=3"], "takes the name of one of its choices"),
         (["+colour=red"], "'colour' is no option"),
         (["experiment=basline"], "Did you mean baseline?"),
+        (["model.network={members:4}"], "'model.network.members' is no option."),
         (["data.batch_size=[1"], "cannot be understood"),
         (["resume=nowhere"], "nowhere does not exist"),
         (["init_from=nowhere"], "nowhere does not exist"),

@@ -10,7 +10,7 @@ from torch import nn
 from fashion_cnn.command_line import CONFIG_DIR, compose
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
-from fashion_cnn.models import FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
+from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
 from fashion_cnn.models.fast_cnn import Whitening
 
 MOST_PARAMETERS = {
@@ -19,12 +19,14 @@ MOST_PARAMETERS = {
     "small": 300_000,
     "fast": 300_000,
     "medium": 800_000,
+    "ensemble": 700_000,
     "large": 37_000_000,
 }
 NETWORKS = {
     "keras": lambda **data: KerasCNN(**data),
     "resnet": lambda **data: ResNet(stem=[8], widths=[8, 16], depths=[1, 2], dropout=0.1, **data),
     "fast_cnn": lambda **data: FastCNN(whitened=8, widths=[8, 16], **data),
+    "ensemble": lambda **data: Ensemble(members=3, member=NETWORKS["fast_cnn"], **data),
     "wide_resnet": lambda **data: WideResNet(depth=10, widen_factor=1, dropout=0.1, **data),
 }
 
@@ -45,8 +47,8 @@ def test_the_table_covers_every_model_config():
 @pytest.mark.parametrize("name", MOST_PARAMETERS)
 def test_a_configured_network_keeps_its_size_and_learns_from_a_batch(name):
     network = configured(name)
-    logits = network(torch.rand(2, 1, 28, 28))
-    assert logits.shape == (2, 10)
+    logits = network(torch.rand(4, 1, 28, 28))
+    assert logits.shape == (4, 10)
     assert count(network) <= MOST_PARAMETERS[name]
     logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -138,6 +140,41 @@ def test_whitening_makes_patches_uncorrelated_and_of_unit_variance():
     assert torch.allclose(outputs[:, 18:], -outputs[:, :18])
     whitening.fit(images * 2)
     assert torch.equal(whitening(images), outputs), "the second fit does nothing"
+
+
+def test_each_member_of_an_ensemble_learns_from_its_own_share_of_a_batch():
+    torch.manual_seed(0)
+    ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
+    logits = ensemble(torch.rand(6, 1, 28, 28))
+    assert logits.shape == (6, 10)
+    logits[2:4].sum().backward()
+    learned = [any(p.grad is not None and bool(p.grad.any()) for p in m.parameters()) for m in ensemble.members]
+    assert learned == [False, True, False]
+    used = ensemble.classifier.weight.grad.view(10, 3, ensemble.width).abs().sum(dim=(0, 2))
+    assert (used > 0).tolist() == [False, True, False]
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_logits():
+    torch.manual_seed(0)
+    ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
+    one = torch.rand(5, 1, 28, 28)
+    for network in ensemble.members:
+        network.eval()
+    # In training each member answers for its share, here for the same images.
+    alone = ensemble(one.repeat(3, 1, 1, 1)).view(3, 5, 10)
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(ensemble.eval()(one), alone.mean(dim=0))
+
+
+def test_members_of_an_ensemble_look_at_images_before_training():
+    ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
+    ensemble.look_at(torch.rand(20, 1, 28, 28))
+    assert all(network.whitening.fitted for network in ensemble.members)
+
+
+def test_an_ensemble_of_none_is_refused():
+    with pytest.raises(UserError, match="members=0"):
+        Ensemble(in_channels=1, num_classes=10, members=0, member=NETWORKS["resnet"])
 
 
 def test_a_depth_that_no_wide_resnet_has_is_refused():

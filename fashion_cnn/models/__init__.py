@@ -1,9 +1,10 @@
 """The networks, and the LightningModule that trains and measures them."""
 
 from fashion_cnn.models.classifier import ImageClassifier, Outputs, split_names
+from fashion_cnn.models.ensemble import Ensemble
 from fashion_cnn.models.fast_cnn import FastCNN
 from fashion_cnn.models.keras_cnn import KerasCNN
 from fashion_cnn.models.resnet import ResNet
 from fashion_cnn.models.wide_resnet import WideResNet
 
-__all__ = ["FastCNN", "ImageClassifier", "KerasCNN", "Outputs", "ResNet", "WideResNet", "split_names"]
+__all__ = ["Ensemble", "FastCNN", "ImageClassifier", "KerasCNN", "Outputs", "ResNet", "WideResNet", "split_names"]
