@@ -10,7 +10,8 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 
 
-def _check_probability(p: float) -> float:
+def check_probability(p: float) -> float:
+    """`p`, or a UserError where it is none."""
     if not 0 <= p <= 1:
         raise UserError(f"p={p!r} is not a probability: give a number from 0 to 1.")
     return p
@@ -20,7 +21,7 @@ class RandomFlip:
     """Mirror each image left to right with probability `p`."""
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = _check_probability(p)
+        self.p = check_probability(p)
 
     def __call__(self, images: Tensor) -> Tensor:
         mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
@@ -72,7 +73,7 @@ class RandomErasing:
             raise UserError(f"scale={list(scale)!r} must be two shares of the area, 0 <= low <= high <= 1.")
         if not 0 < ratio[0] <= ratio[1]:
             raise UserError(f"ratio={list(ratio)!r} must be two positive numbers, low <= high.")
-        self.p = _check_probability(p)
+        self.p = check_probability(p)
         self.scale = scale
         self.ratio = ratio
 
@@ -82,11 +83,19 @@ class RandomErasing:
         area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
         low, high = torch.tensor(self.ratio).log().tolist()
         ratio = (low + (high - low) * ratio).exp()
-        rows = _covered(height, centre_y, (area * ratio).sqrt())
-        columns = _covered(width, centre_x, (area / ratio).sqrt())
-        erased = rows[:, :, None] & columns[:, None, :] & (chosen < self.p)[:, None, None]
+        erased = rectangles((height, width), (centre_y, centre_x), area, ratio) & (chosen < self.p)[:, None, None]
         noise = torch.randint_like(images, 256)
         return torch.where(erased[:, None], noise, images)
+
+
+def rectangles(size: tuple[int, int], centre: tuple[Tensor, Tensor], area: Tensor, ratio: Tensor) -> Tensor:
+    """The pixels of a rectangle in each image, cut off at the edge: `(B, *size)` bool.
+
+    centre: of y and x, `(B,)` shares of the sides. area, in pixels, and ratio, of height to width: `(B,)`.
+    """
+    rows = _covered(size[0], centre[0], (area * ratio).sqrt())
+    columns = _covered(size[1], centre[1], (area / ratio).sqrt())
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _covered(size: int, centre: Tensor, length: Tensor) -> Tensor:

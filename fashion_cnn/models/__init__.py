@@ -4,7 +4,19 @@ from fashion_cnn.models.classifier import ImageClassifier, Outputs, split_names
 from fashion_cnn.models.ensemble import Ensemble
 from fashion_cnn.models.fast_cnn import FastCNN
 from fashion_cnn.models.keras_cnn import KerasCNN
+from fashion_cnn.models.mixing import CutMix, MixUp
 from fashion_cnn.models.resnet import ResNet
 from fashion_cnn.models.wide_resnet import WideResNet
 
-__all__ = ["Ensemble", "FastCNN", "ImageClassifier", "KerasCNN", "Outputs", "ResNet", "WideResNet", "split_names"]
+__all__ = [
+    "CutMix",
+    "Ensemble",
+    "FastCNN",
+    "ImageClassifier",
+    "KerasCNN",
+    "MixUp",
+    "Outputs",
+    "ResNet",
+    "WideResNet",
+    "split_names",
+]

@@ -21,6 +21,7 @@ from fashion_cnn.models.schedules import constant
 Description = Mapping[str, Any]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Outputs(TypedDict):
@@ -40,6 +41,8 @@ class ImageClassifier(LightningModule):
     image_shape: `(C, H, W)`.
     optimizer: makes the optimizer from parameter groups. schedule: makes the schedule from the
         optimizer and the number of steps; None keeps the learning rate. Or their descriptions.
+    mixing: mixes the images of a training batch, and their labels (models/mixing.py); None leaves them alone. Or its
+        description.
     label_smoothing: of the training loss only, in [0, 1).
     channels_last: lay out the network's weights so, which is faster wherever convolutions are.
 
@@ -57,11 +60,12 @@ class ImageClassifier(LightningModule):
         num_classes: int,
         optimizer: OptimizerFactory | Description | None = None,
         schedule: ScheduleFactory | Description | None = None,
+        mixing: Mixing | Description | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        built = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        built = {"network": network, "optimizer": optimizer, "schedule": schedule, "mixing": mixing}
         # Objects stay out of the checkpoint, which torch loads without unpickling code.
         self.save_hyperparameters(
             ignore=[name for name, value in built.items() if not isinstance(value, Mapping | None)],
@@ -79,6 +83,7 @@ class ImageClassifier(LightningModule):
         self.network = network
         self._optimizer = instantiate(optimizer, _convert_="all") if isinstance(optimizer, Mapping) else optimizer
         self._schedule = instantiate(schedule, _convert_="all") if isinstance(schedule, Mapping) else schedule
+        self._mixing = instantiate(mixing, _convert_="all") if isinstance(mixing, Mapping) else mixing
         self._try_one_image()
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -125,8 +130,11 @@ class ImageClassifier(LightningModule):
             look_at(data.normalise(data.train_split.images[:5000]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        logits = self(batch.images).float()
-        loss = functional.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        images, targets = batch.images, batch.targets
+        if self._mixing:
+            images, targets = self._mixing(images, functional.one_hot(targets, self.num_classes).float())
+        logits = self(images).float()
+        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         # What the epoch sees as it trains: augmented batches, moving weights, the training loss. `EpochLog` reads and
         # resets it at the epoch's end; logged at every step it costs 4% of the time.
         self.running.add(logits.detach(), batch.targets, loss.detach())

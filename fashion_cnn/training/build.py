@@ -42,6 +42,7 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
         config.model,
         optimizer=config.optimizer,
         schedule=config.schedule,
+        mixing=config.get("mixing"),
         image_shape=datamodule.image_shape,
         num_classes=datamodule.num_classes,
         _convert_="all",

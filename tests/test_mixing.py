@@ -1,0 +1,76 @@
+"""Two images in one, with the labels of both."""
+
+import pytest
+import torch
+
+from fashion_cnn.data import Batch
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import CutMix, ImageClassifier, MixUp, ResNet
+
+COUNT = 400
+
+
+@pytest.fixture
+def batch():
+    """Images of one grey each, and one-hot labels."""
+    torch.manual_seed(0)
+    images = torch.arange(1.0, COUNT + 1)[:, None, None, None].expand(-1, 2, 8, 12)
+    return images, torch.nn.functional.one_hot(torch.arange(COUNT) % 10, 10).float()
+
+
+@pytest.mark.parametrize("mix", [CutMix(p=1.0), MixUp(p=1.0, alpha=1.0)])
+def test_labels_are_mixed_as_the_pixels_are(batch, mix):
+    images, probabilities = batch
+    mixed, mixed_probabilities = mix(images, probabilities)
+    assert mixed.shape == images.shape
+    torch.testing.assert_close(mixed_probabilities.sum(1), torch.ones(COUNT))
+    own, partner = images[1:, 0, 0, 0], images[:-1, 0, 0, 0]
+    # What share of the partner's grey an image holds, over all its pixels, is what its label says of the partner.
+    share = (mixed[1:].mean(dim=(1, 2, 3)) - own) / (partner - own)
+    expected = (1 - share)[:, None] * probabilities[1:] + share[:, None] * probabilities[:-1]
+    torch.testing.assert_close(mixed_probabilities[1:], expected, atol=1e-3, rtol=0)
+    assert 0.05 < share.mean() < 0.6
+    assert share.std() > 0.05
+
+
+def test_cutmix_pastes_one_rectangle_in_all_channels(batch):
+    images, probabilities = batch
+    mixed, _ = CutMix(p=1.0)(images, probabilities)
+    pasted = mixed != images
+    assert (pasted[:, 0] == pasted[:, 1]).all()
+    rows, columns = pasted[:, 0].any(2), pasted[:, 0].any(1)
+    assert (pasted[:, 0] == rows[:, :, None] & columns[:, None, :]).all()
+    assert ((rows.float().diff(dim=1) > 0).sum(1) <= 1).all(), "the rows lie side by side"
+
+
+@pytest.mark.parametrize("mix", [CutMix, MixUp])
+def test_only_the_given_share_of_the_images_is_mixed(batch, mix):
+    images, probabilities = batch
+    mixed, _ = mix(p=0.25, alpha=1.0)(images, probabilities)
+    assert 0.15 < (mixed != images).flatten(1).any(1).float().mean() < 0.35
+    unmixed, same = mix(p=0.0)(images, probabilities)
+    assert unmixed.equal(images)
+    assert same.equal(probabilities)
+
+
+@pytest.mark.parametrize("mix", [CutMix, MixUp])
+@pytest.mark.parametrize(("settings", "said"), [({"p": 1.5}, "p=1.5"), ({"alpha": 0}, "mixing.alpha=0")])
+def test_what_is_no_probability_and_no_alpha_is_refused(mix, settings, said):
+    with pytest.raises(UserError, match=said):
+        mix(**settings)
+
+
+def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_own():
+    def swapped(images, probabilities):
+        return images.roll(1, 0), probabilities.roll(1, 0)
+
+    torch.manual_seed(0)
+    network = ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[0])
+    modules = [
+        ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=4, mixing=mixing, label_smoothing=0.1)
+        for mixing in (swapped, None)
+    ]
+    batch = Batch(torch.rand(4, 1, 12, 12), torch.arange(4), torch.arange(4))
+    mixed, plain = [module.training_step(batch, 0)["loss"] for module in modules]
+    torch.testing.assert_close(mixed, plain)
+    assert modules[0].running.read_and_reset()["loss"] == mixed
