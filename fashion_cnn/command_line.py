@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -112,6 +113,15 @@ def _quoted(value: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
+def unquote_path(override: str) -> str:
+    """What a person would type for an override that `quote_path` may have quoted."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in PATH_KEYS or value[:1] != "'":
+        return override
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    return f"{key}={parsed.value()}"
+
+
 def job_name(overrides: list[str]) -> str:
     """A sweep job's directory: `lr-0.1_seed-1` for `optimizer.lr=0.1 seed=1`, with no sign that a shell minds."""
     pairs = [override.lstrip("+~").partition("=") for override in overrides]
@@ -130,4 +140,4 @@ def _describe_run(config: DictConfig, composed: Any) -> None:
         choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
-        config.overrides = list(composed.overrides.task)
+        config.overrides = [unquote_path(override) for override in composed.overrides.task]

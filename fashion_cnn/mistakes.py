@@ -99,9 +99,10 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
     if isinstance(error, ConfigCompositionException) and (
         unknown := re.match(r"Could not override '(.+?)'", str(error))
     ):
+        key = unknown[1].partition("@")[0]
         # Of `model={a: 1}` the cause names the part that there is not.
-        inner = re.search(r"full_key: (\S+)", str(causes[-1]))
-        _no_option(inner[1] if inner else unknown[1].partition("@")[0], config_name, config_dir)
+        inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(causes[-1]))
+        _no_option(inner[1] if inner else key, config_name, config_dir)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
     if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
         _no_option(f"{part[1]}.{argument[1]}", config_name, config_dir)
@@ -118,7 +119,14 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
 
 
 def _no_option(key: str, config_name: str, config_dir: str) -> NoReturn:
-    near = _did_you_mean(key, _all_keys(config_name, config_dir))
+    keys = _all_keys(config_name, config_dir)
+    group = key.partition(".")[0]
+    chosen = any(part.startswith(f"{group}.") for part in keys) or any(
+        word.startswith(f"{group}=") for word in sys.argv
+    )
+    if group in keys and group != key and not chosen:
+        _exit(f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", 2)
+    near = _did_you_mean(key, keys)
     _exit(f"'{key}' is no option.{near} See --help for all of them.", 2)
 
 

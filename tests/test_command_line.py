@@ -10,7 +10,7 @@ from conftest import REPOSITORY, TINY_DATA
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fashion_cnn import train as train_command
-from fashion_cnn.command_line import job_name, quote_path
+from fashion_cnn.command_line import job_name, quote_path, unquote_path
 from fashion_cnn.train import main
 
 
@@ -59,6 +59,8 @@ def test_a_mistake_does_not_wait_for_torch():
         (["+colour=red"], "'colour' is no option"),
         (["experiment=basline"], "Did you mean baseline?"),
         (["model.network={members:4}"], "'model.network.members' is no option."),
+        (["mixing.p=0.3"], "nothing is chosen of mixing. Say mixing=… too"),
+        (["mixing=cutmix", "mixing.q=0.3"], "'mixing.q' is no option"),
         (["data.batch_size=[1"], "cannot be understood"),
         (["resume=nowhere"], "nowhere does not exist"),
         (["init_from=nowhere"], "nowhere does not exist"),
@@ -164,6 +166,7 @@ def test_a_sweep_trains_each_and_names_them_by_what_differs(command, tmp_path):
 def test_a_path_reaches_the_config_as_typed(value):
     (override,) = OverridesParser.create().parse_overrides([quote_path(f"data.root={value}")])
     assert override.value() == value
+    assert unquote_path(quote_path(f"data.root={value}")) == f"data.root={value}"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,16 @@ def test_an_image_that_never_came_up_is_left_out():
     assert run_epochs(TrainingDynamics(), [(0.9, None, 0.1)]).result().indices.tolist() == [3, 8]
 
 
+def test_images_that_are_mixed_with_others_have_not_come_up():
+    callback = TrainingDynamics()
+    callback.on_fit_start(trainer(), SimpleNamespace(device="cpu"))
+    callback.on_train_epoch_start(trainer(), None)
+    outputs = {"logits": torch.eye(3)[:, :2], "own_share": torch.tensor([1.0, 0.5, 0.95])}
+    callback.on_train_batch_end(trainer(), None, outputs, Batch(torch.zeros(3), TARGETS, PLACES), 0)
+    callback.on_train_epoch_end(trainer(), None)
+    assert callback.result().indices.tolist() == [3, 8]
+
+
 def placed(confidence, variability, recognised=None):
     count = len(confidence)
     whole = torch.full((count,), 10)

@@ -46,7 +46,7 @@ def test_cutmix_pastes_one_rectangle_in_all_channels(batch):
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
 def test_only_the_given_share_of_the_images_is_mixed(batch, mix):
     images, probabilities = batch
-    mixed, _ = mix(p=0.25, alpha=1.0)(images, probabilities)
+    mixed, _ = mix(p=0.25, alpha=1)(images, probabilities)
     assert 0.15 < (mixed != images).flatten(1).any(1).float().mean() < 0.35
     unmixed, same = mix(p=0.0)(images, probabilities)
     assert unmixed.equal(images)
@@ -71,6 +71,10 @@ def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_
         for mixing in (swapped, None)
     ]
     batch = Batch(torch.rand(4, 1, 12, 12), torch.arange(4), torch.arange(4))
-    mixed, plain = [module.training_step(batch, 0)["loss"] for module in modules]
-    torch.testing.assert_close(mixed, plain)
-    assert modules[0].running.read_and_reset()["loss"] == mixed
+    mixed, plain = [module.training_step(batch, 0) for module in modules]
+    torch.testing.assert_close(mixed["loss"], plain["loss"])
+    assert mixed["own_share"].tolist() == [0, 0, 0, 0]
+    assert "own_share" not in plain
+    running, running_plain = [module.running.read_and_reset()["accuracy"].item() for module in modules]
+    assert running == (mixed["logits"].argmax(1) == batch.targets).float().mean().item()
+    assert running_plain == (plain["logits"].argmax(1) == batch.targets).float().mean().item()

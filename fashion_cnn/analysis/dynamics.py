@@ -15,6 +15,9 @@ from torch import Tensor
 
 from fashion_cnn.data import Batch
 
+# Of the label of a mixed image: more of another image makes it no picture of its class.
+_OWN = 0.9
+
 
 @dataclass(frozen=True)
 class Dynamics:
@@ -43,6 +46,7 @@ class Dynamics:
 class TrainingDynamics(Callback):
     """Follows each training image through the epochs, as the training saw it: augmented, under moving weights.
 
+    Where images are mixed, one whose own label counts for less than nine tenths has not come up in that epoch.
     Its state is part of the checkpoints, so that a resumed run knows the epochs before.
     """
 
@@ -79,8 +83,9 @@ class TrainingDynamics(Callback):
         probability = (own - logits.logsumexp(dim=1, keepdim=True)).exp()
         ones = torch.ones_like(own)
         values = {"seen": ones, "probability": probability, "margin": own - others, "right": (own > others).float()}
+        chosen = outputs["own_share"] >= _OWN if "own_share" in outputs else slice(None)
         for name, column in values.items():
-            self._epoch[name][batch.indices] = column[:, 0]
+            self._epoch[name][batch.indices[chosen]] = column[chosen, 0]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = {name: trainer.strategy.reduce(values, reduce_op="sum") for name, values in self._epoch.items()}

@@ -1,7 +1,7 @@
 """The LightningModule that trains and measures any network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from hydra.utils import instantiate
@@ -25,10 +25,14 @@ Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Outputs(TypedDict):
-    """What a step returns, and callbacks receive: the loss (a scalar) and the logits `(B, num_classes)`."""
+    """What a step returns, and callbacks receive: the loss (a scalar) and the logits `(B, num_classes)`.
+
+    own_share `(B,)`: where training images are mixed, how much the label of each counts as its own.
+    """
 
     loss: Tensor
     logits: Tensor
+    own_share: NotRequired[Tensor]
 
 
 class ImageClassifier(LightningModule):
@@ -138,7 +142,10 @@ class ImageClassifier(LightningModule):
         # What the epoch sees as it trains: augmented batches, moving weights, the training loss. `EpochLog` reads and
         # resets it at the epoch's end; logged at every step it costs 4% of the time.
         self.running.add(logits.detach(), batch.targets, loss.detach())
-        return {"loss": loss, "logits": logits.detach()}
+        outputs: Outputs = {"loss": loss, "logits": logits.detach()}
+        if self._mixing:
+            outputs["own_share"] = targets.gather(1, batch.targets[:, None])[:, 0]
+        return outputs
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         return self._measure(batch, split_names(self.trainer.val_dataloaders)[dataloader_idx])

@@ -54,7 +54,7 @@ class MixUp:
 
 def _shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
     """How much of each image `(B,)` its partner becomes: none with probability 1 - `p`."""
-    concentration = torch.full((batch,), alpha, device=device)
+    concentration = torch.full((batch,), float(alpha), device=device)
     share = torch.distributions.Beta(concentration, concentration).sample()
     return torch.where(torch.rand(batch, device=device) < p, share, 0.0)
 
