@@ -126,6 +126,8 @@ def _no_option(key: str, config_name: str, config_dir: str) -> NoReturn:
     )
     if group in keys and group != key and not chosen:
         _exit(f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", 2)
+    if key in keys:
+        _exit(f"'{key}' is no option here: the choices made dropped or replaced what it belongs to. See --cfg job.", 2)
     near = _did_you_mean(key, keys)
     _exit(f"'{key}' is no option.{near} See --help for all of them.", 2)
 
