@@ -22,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError
 
+# Groups that a run cannot do without.
+_REQUIRED = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
+
 
 def check_overrides(config_name: str, config: DictConfig) -> None:
     """Refuse unknown root keys and values of another type than the one they replace."""
@@ -31,6 +34,8 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
             raise UserError(f"'{key}' is no option.{_did_you_mean(key, map(str, base))}", status=2)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+").partition("=")
+        if key.startswith("~") and key[1:] in _REQUIRED:
+            raise UserError(f"{key} is not possible: each run needs one. --help lists the choices.", status=2)
         before, after = OmegaConf.select(base, key), OmegaConf.select(config, key)
         # Lightning's Trainer takes several kinds of some values, such as devices=auto, and says itself what is wrong.
         if not _fits(before, after) and (not key.startswith("trainer.") or isinstance(before, DictConfig)):
@@ -105,12 +110,15 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
         _no_option(inner[1] if inner else key, config_name, config_dir)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
     if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
-        _no_option(f"{part[1]}.{argument[1]}", config_name, config_dir)
+        typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
+        key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
+        _no_option(key, config_name, config_dir)
     if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
-        _exit(f"{error}: a group takes the name of one of its choices. See --help for all of them.", 2)
+        _exit(f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", 2)
     for cause in causes:
         if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
-            _exit(str(cause), 1)
+            hint = " trainer=default takes what the machine has." if "gpu backend" in str(cause) else ""
+            _exit(f"{cause}{hint}", 1)
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         _exit("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
     if isinstance(error, OSError) and error.errno is not None:

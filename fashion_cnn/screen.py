@@ -24,21 +24,24 @@ def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: Ima
     console = wide_console()
     console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
+    limits = (f"trainer.{name}={value}" for name, value in config.trainer.items() if name.startswith("limit_"))
+    limited = "".join(f" {limit}." for limit in limits if not limit.endswith("=1.0"))
     console.print(
         f"\n{config.name}: {parameters:,} parameters; {len(data.train_split):,} images to train on, "
-        f"{len(data.val_split):,} to validate on. Writing to {run.path}",
+        f"{len(data.val_split):,} to validate on.{limited} Writing to {run.path}",
         soft_wrap=True,
         highlight=False,
     )
 
 
-def print_end(results: dict[str, Any], run: Run) -> None:
+def print_end(results: dict[str, Any], run: Run, runs_dir: str) -> None:
     """Print the figures of a finished run and what to type next."""
     console = wide_console()
     console.print(results_table(results))
     minutes, seconds = divmod(round(results["seconds"]), 60)
+    epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
     console.print(
-        f"{results['epochs']} epochs in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
+        f"{epochs} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
         f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
         f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds an image.",
         highlight=False,
@@ -48,11 +51,13 @@ def print_end(results: dict[str, Any], run: Run) -> None:
         console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False, soft_wrap=True)
         for reason, typed in zip(results["advice_reasons"], results["advice"], strict=True):
             console.print(f"  {reason}:\n    {typed}", highlight=False, soft_wrap=True)
+    folder = shlex.quote(runs_dir)
+    dashboard, others = ("", "") if runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
     console.print(
         f"\nRun directory: {run.path}\n"
         f"  report      {run.report_file}\n"
-        f"  curves      scripts/dashboard   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
-        f"  all runs    python -m fashion_cnn.runs\n"
+        f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
+        f"  all runs    python -m fashion_cnn.runs{others}\n"
         f"  go further  python -m fashion_cnn.train {shlex.quote(f'init_from={run.path}')}",
         highlight=False,
         soft_wrap=True,

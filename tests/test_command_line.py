@@ -66,6 +66,11 @@ def test_a_mistake_does_not_wait_for_torch():
         (["resume=nowhere"], "nowhere does not exist"),
         (["init_from=nowhere"], "nowhere does not exist"),
         (["trainer.max_epochs=-3"], "trainer.max_epochs=-3"),
+        (["trainer.max_epochs=two"], "trainer.max_epochs=two"),
+        (["trainer.limit_train_batches=0"], "limit_train_batches=0"),
+        (["~optimizer"], "~optimizer"),
+        (["model=ensemble", "+model.network.foo=1"], "'model.network.foo' is no option"),
+        (["mixing=null"], "~mixing drops one"),
         (["data.val_size=60000"], "data.val_size=60000"),
         (["+optimizer.speed=3"], "speed"),
         (["+trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
@@ -97,7 +102,7 @@ def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, argume
 def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(main, *TINY_DATA[:4], "trainer=gpu")
-    assert (status, err) == (1, "error: No supported gpu backend found!\n")
+    assert (status, err) == (1, "error: No supported gpu backend found! trainer=default takes what the machine has.\n")
 
 
 def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.comparison import compare, find_runs
-from fashion_cnn.analysis.comparison_plots import plot_accuracy_against, plot_gap_against
+from fashion_cnn.analysis.comparison_plots import plot_accuracy_against, plot_gap_against, plots
 from fashion_cnn.analysis.learning_curve import fit_power_law, learning_curve
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
@@ -93,6 +93,31 @@ def test_the_command_writes_table_plots_and_learning_curve(sweep, command):
     assert status == 0
     assert (sweep / "else where" / "comparison.md").exists()
     assert len(find_runs(str(sweep))) == 11, "what it wrote is no run"
+
+
+def test_settings_that_no_two_runs_differ_in_alone_have_no_figure(tmp_path):
+    for number, (model, rate, seed) in enumerate([("small", 0.1, 0), ("tiny", 0.2, 0), ("tiny", 0.4, 0)]):
+        typed = [f"model={model}", f"optimizer.lr={rate}"]
+        make_run(tmp_path / str(number), typed, seed, 0.9, model={"size": model}, optimizer={"lr": rate})
+    comparison = compare(find_runs(str(tmp_path)))
+    assert comparison.factors == ("model", "optimizer.lr")
+    assert [name for name, _ in plots(comparison)] == ["against_optimizer.lr"]
+
+
+def test_a_run_that_saw_only_some_batches_is_told_from_the_others(tmp_path):
+    for number, limit in enumerate([1.0, 40]):
+        make_run(tmp_path / str(number), [f"model=m{number}"], 0, 0.9, trainer={"limit_train_batches": limit})
+    assert compare(find_runs(str(tmp_path))).factors == ("model", "trainer.limit_train_batches")
+
+
+def test_a_narrower_comparison_leaves_no_figures_of_the_one_before(sweep, command):
+    assert command(main, f"runs={sweep}")[0] == 0
+    folder = sweep.parent / sweep.name / "comparison"
+    assert (folder / "learning_curve.png").exists()
+    kept = folder / "mine.png"
+    kept.touch()
+    assert command(main, f"runs={sweep}/train_fraction-0.04*", f"out={folder}")[0] == 0
+    assert [path.name for path in folder.glob("*.png")] == ["mine.png"]
 
 
 def test_globs_lists_and_folders_name_runs(sweep):

@@ -87,3 +87,5 @@ def test_the_classes_that_carry_the_gap_are_the_fewest_that_make_up_half():
     val = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((5, 6, 7))))
     assert gap_carriers(train, val) == [2, 1]
     assert gap_carriers(train, train) == []
+    better = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((50, 0, 0))))
+    assert gap_carriers(better, val) == [], "no class carries a gap that there is not"

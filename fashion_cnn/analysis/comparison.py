@@ -133,11 +133,15 @@ def _typed(run: Run) -> dict[str, str]:
 
 
 def _factors(groups: Sequence[tuple[dict[str, Setting], dict[str, str]]]) -> list[str]:
-    """The names of what tells the groups apart: the options that were typed, if that is enough, else the settings."""
+    """The names of what tells the groups apart: the options that were typed, if that is enough, else the settings.
+
+    That a run saw only some batches is always told.
+    """
     typed = _differing([typed for _, typed in groups])
+    settings = _differing([values for values, _ in groups])
     if len({tuple(options.get(name) for name in typed) for _, options in groups}) == len(groups):
-        return typed
-    return _differing([values for values, _ in groups])
+        return [*typed, *(name for name in settings if name.startswith("trainer.limit_") and name not in typed)]
+    return settings
 
 
 def _differing(choices: Sequence[dict[str, Any]]) -> list[str]:

@@ -31,6 +31,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         remarks.append(describe_learning_curve(curve))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
+            old.unlink()
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=110)
         write_whole(folder / "comparison.csv", as_csv(comparison))

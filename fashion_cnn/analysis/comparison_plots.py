@@ -12,10 +12,15 @@ from fashion_cnn.analysis.curves import STYLES
 from fashion_cnn.analysis.gap_plots import COLOR
 from fashion_cnn.analysis.settings import Setting
 
+# Lines whose names have room among them.
+_MOST_INSIDE = 4
+
 
 def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
-    """For each factor with two values or more, a figure and its name."""
+    """For each factor in which alone two groups or more differ, a figure and its name."""
     for factor in comparison.factors:
+        if all(len(groups) < 2 for groups in _lines(comparison, factor).values()):
+            continue
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         plot_gap_against(comparison, factor, left)
@@ -108,7 +113,11 @@ class _Scale:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xticks(self.numbers, [f"{number:,.6g}" for number in self.numbers])
         axes.set_xlabel(self.label)
-        axes.legend(frameon=False, fontsize="small")
+        if len(axes.get_lines()) > _MOST_INSIDE:
+            # The names of many choices would lie over the lines.
+            axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        else:
+            axes.legend(frameon=False, fontsize="small")
         axes.grid(alpha=0.3)
 
 

@@ -81,8 +81,10 @@ def accuracy_gap_by_class(train: Predictions, held_out: Predictions) -> list[Gap
 def gap_carriers(train: Predictions, held_out: Predictions) -> list[int]:
     """The fewest classes that make up half of what the classes with a gap lose, the one that loses most first.
 
-    A class loses its accuracy gap times its share of the held-out images.
+    A class loses its accuracy gap times its share of the held-out images. None where all of them together lose nothing.
     """
+    if accuracy_gap(train, held_out).estimate <= 0:
+        return []
     gaps = accuracy_gap_by_class(train, held_out)
     counts = held_out.targets.bincount(minlength=len(gaps)).tolist()
     losses = [max(gap.estimate, 0) * count if gap else 0.0 for gap, count in zip(gaps, counts, strict=True)]

@@ -55,7 +55,7 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
 | | loss | accuracy |
 |---|---:|---:|
 {"".join(_row(label, prefix, results) for label, prefix in _ROWS)}
-Train probe, validation and test are measured by one ruler: the weights {_which_weights(results)}, \
+The splits are measured by one ruler: the weights {_which_weights(results)}, \
 in evaluation mode, on images as they are, by plain cross-entropy. The running average is what the training itself \
 saw, with augmentation, dropout and weights that moved under it; it is no measure of the gap.
 

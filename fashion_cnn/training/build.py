@@ -59,8 +59,10 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
 
 def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) -> Trainer:
     """The Trainer with its callbacks and loggers, all of which write into `directory`."""
-    if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
+    if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
         raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
+    if config.trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches=0 leaves nothing to train on: give 1 or more, or a share.")
     callbacks, loggers = _callbacks(config, datamodule), _loggers(config, directory)
     if not any(isinstance(logger, MetricsCSV) for logger in loggers):
         raise UserError("logger.csv cannot be dropped: the report and a resumed run read the curves from metrics.csv.")

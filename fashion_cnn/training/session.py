@@ -85,7 +85,7 @@ def run_training(config: DictConfig) -> dict[str, Any]:
             analyse(config, trainer, module, data, run, results, predictions)
         write_report(run, results)
         run.write_results(results)
-        screen.print_end(results, run)
+        screen.print_end(results, run, config.runs_dir)
     return {**results, "run": str(run.path)}
 
 
