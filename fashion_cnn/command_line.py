@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.mistakes import check_overrides, explain_and_exit
+from fashion_cnn.mistakes import check_overrides, exit_with, explain_and_exit
 
 _PACKAGE = Path(__file__).parent
 # In the wheel conf/ lies inside the package, in a checkout beside it.
@@ -41,6 +41,7 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
     Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C.
     """
+    _refuse_dashes(sys.argv[1:])
     sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
@@ -71,6 +72,15 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if wants_traceback:
             raise
         explain_and_exit(error, config_name, str(CONFIG_DIR))
+
+
+def _refuse_dashes(arguments: Iterable[str]) -> None:
+    """Exit where a setting was typed as other programs have it, `--model fast`."""
+    groups = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
+    for argument in arguments:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and key.partition(".")[0] in groups | PATH_KEYS | {"seed", "test"}:
+            exit_with(f"{argument} is no option: type {key}=…, without dashes.", 2)
 
 
 @contextmanager

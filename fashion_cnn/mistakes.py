@@ -88,15 +88,15 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
     causes = list(_causes(error))
     user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
     if user_error is not None:
-        _exit(str(user_error), user_error.status)
+        exit_with(str(user_error), user_error.status)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [str(o) for o in error.options or []]
-        _exit(
+        exit_with(
             f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {', '.join(options)}.", 2
         )
     if isinstance(error, OverrideParseException):
-        _exit(
+        exit_with(
             f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
             f"brackets in quotes inside quotes, such as 'key=\"a, b\"'.\n{error}",
             2,
@@ -114,15 +114,15 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
         key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
         _no_option(key, config_name, config_dir)
     if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
-        _exit(f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", 2)
+        exit_with(f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", 2)
     for cause in causes:
         if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
             hint = " trainer=default takes what the machine has." if "gpu backend" in str(cause) else ""
-            _exit(f"{cause}{hint}", 1)
+            exit_with(f"{cause}{hint}", 1)
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
-        _exit("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
+        exit_with("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
     if isinstance(error, OSError) and error.errno is not None:
-        _exit(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), 1)
+        exit_with(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), 1)
     raise error
 
 
@@ -133,11 +133,11 @@ def _no_option(key: str, config_name: str, config_dir: str) -> NoReturn:
         word.startswith(f"{group}=") for word in sys.argv
     )
     if group in keys and group != key and not chosen:
-        _exit(f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", 2)
+        exit_with(f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", 2)
     if key in keys:
-        _exit(f"'{key}' is no option here: the choices made dropped or replaced what it belongs to. See --cfg job.", 2)
+        exit_with(f"'{key}' is no option here: what it belongs to was dropped or replaced. See --cfg job.", 2)
     near = _did_you_mean(key, keys)
-    _exit(f"'{key}' is no option.{near} See --help for all of them.", 2)
+    exit_with(f"'{key}' is no option.{near} See --help for all of them.", 2)
 
 
 def _is_bug(root: BaseException) -> bool:
@@ -145,7 +145,8 @@ def _is_bug(root: BaseException) -> bool:
     return not isinstance(root, HydraException | OmegaConfBaseException | TypeError | ValueError | ImportError)
 
 
-def _exit(message: str, status: int) -> NoReturn:
+def exit_with(message: str, status: int) -> NoReturn:
+    """Print the message as an error and exit, without a traceback."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 
 
-def check_probability(p: float) -> float:
-    """`p`, or a UserError where it is none."""
+def check_probability(owner: object, p: float) -> float:
+    """`p`, or a UserError where it is none, which names the class of `owner`."""
     if not 0 <= p <= 1:
-        raise UserError(f"p={p!r} is not a probability: give a number from 0 to 1.")
+        raise UserError(f"{type(owner).__name__}: p={p!r} is not a probability: give a number from 0 to 1.")
     return p
 
 
@@ -21,7 +21,7 @@ class RandomFlip:
     """Mirror each image left to right with probability `p`."""
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = check_probability(p)
+        self.p = check_probability(self, p)
 
     def __call__(self, images: Tensor) -> Tensor:
         mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
@@ -73,7 +73,7 @@ class RandomErasing:
             raise UserError(f"scale={list(scale)!r} must be two shares of the area, 0 <= low <= high <= 1.")
         if not 0 < ratio[0] <= ratio[1]:
             raise UserError(f"ratio={list(ratio)!r} must be two positive numbers, low <= high.")
-        self.p = check_probability(p)
+        self.p = check_probability(self, p)
         self.scale = scale
         self.ratio = ratio
 

@@ -19,7 +19,7 @@ class CutMix:
     """
 
     def __init__(self, p: float = 0.5, alpha: float = 1.0) -> None:
-        self.p = check_probability(p)
+        self.p = check_probability(self, p)
         self.alpha = _check_alpha(alpha)
 
     def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class MixUp:
     """
 
     def __init__(self, p: float = 1.0, alpha: float = 0.2) -> None:
-        self.p = check_probability(p)
+        self.p = check_probability(self, p)
         self.alpha = _check_alpha(alpha)
 
     def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
