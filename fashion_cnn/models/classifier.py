@@ -85,9 +85,9 @@ class ImageClassifier(LightningModule):
             network = instantiate(network, in_channels=image_shape[0], num_classes=num_classes, _convert_="all")
         assert isinstance(network, nn.Module)
         self.network = network
-        self._optimizer = instantiate(optimizer, _convert_="all") if isinstance(optimizer, Mapping) else optimizer
-        self._schedule = instantiate(schedule, _convert_="all") if isinstance(schedule, Mapping) else schedule
-        self._mixing = instantiate(mixing, _convert_="all") if isinstance(mixing, Mapping) else mixing
+        self._optimizer: OptimizerFactory | None = _built(optimizer)
+        self._schedule: ScheduleFactory | None = _built(schedule)
+        self._mixing: Mixing | None = _built(mixing)
         self._try_one_image()
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -211,6 +211,11 @@ class ImageClassifier(LightningModule):
         weights = [p for p in self.network.parameters() if p.ndim > 1]
         rest = [p for p in self.network.parameters() if p.ndim <= 1]
         return [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _built(part: Any) -> Any:
+    """An object as it is, or what its description says."""
+    return instantiate(part, _convert_="all") if isinstance(part, Mapping) else part
 
 
 def split_names(loaders: Any) -> list[str]:

@@ -27,11 +27,9 @@ class CutMix:
         centre_y, centre_x = torch.rand(2, batch, device=images.device)
         area = _shares(self.p, self.alpha, batch, images.device) * height * width
         pasted = rectangles((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
-        kept = 1 - pasted.float().mean(dim=(1, 2))[:, None]
-        return (
-            torch.where(pasted[:, None], images.roll(1, 0), images),
-            kept * probabilities + (1 - kept) * probabilities.roll(1, 0),
-        )
+        share = pasted.float().mean(dim=(1, 2))
+        mixed = torch.where(pasted[:, None], images.roll(1, 0), images)
+        return mixed, _with_partner(probabilities, share[:, None])
 
 
 class MixUp:
@@ -46,10 +44,7 @@ class MixUp:
 
     def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         share = _shares(self.p, self.alpha, len(images), images.device)
-        return (
-            images.lerp(images.roll(1, 0), share[:, None, None, None]),
-            probabilities.lerp(probabilities.roll(1, 0), share[:, None]),
-        )
+        return _with_partner(images, share[:, None, None, None]), _with_partner(probabilities, share[:, None])
 
 
 def _shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
@@ -57,6 +52,11 @@ def _shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
     concentration = torch.full((batch,), float(alpha), device=device)
     share = torch.distributions.Beta(concentration, concentration).sample()
     return torch.where(torch.rand(batch, device=device) < p, share, 0.0)
+
+
+def _with_partner(values: Tensor, share: Tensor) -> Tensor:
+    """Values `(B, …)` of which so much comes from the image before."""
+    return values.lerp(values.roll(1, 0), share)
 
 
 def _check_alpha(alpha: float) -> float:
