@@ -89,9 +89,7 @@ class TrainingDynamics(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = {name: trainer.strategy.reduce(values, reduce_op="sum") for name, values in self._epoch.items()}
-        # Where a distributed sampler showed an image to two processes, the mean of both counts.
-        shown = epoch["seen"].clamp(min=1)
-        self._add_epoch(trainer.current_epoch + 1, {name: (v / shown).cpu() for name, v in epoch.items()})
+        self._add_epoch(trainer.current_epoch + 1, {name: values.cpu() for name, values in epoch.items()})
 
     def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:
         totals = self._totals

@@ -1,6 +1,6 @@
 """What a network says of the images of a split: the one thing that every analysis starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fashion_cnn.data import Batch
 from fashion_cnn.models import split_names
@@ -67,10 +68,7 @@ class Predictions:
 
 
 class PredictionCollector(Callback):
-    """Keeps the predictions of the latest pass over each split, by the split's name, on every process.
-
-    An image that a distributed sampler repeats to fill a batch counts once.
-    """
+    """Keeps the predictions of the latest pass over each split, by the split's name, on every process."""
 
     def __init__(self) -> None:
         self.predictions: dict[str, Predictions] = {}
@@ -111,15 +109,16 @@ class PredictionCollector(Callback):
         for split, batches in self._batches.items():
             columns = [torch.cat(column) for column in zip(*batches, strict=True)]
             if trainer.world_size > 1:
-                gathered: Any = trainer.strategy.all_gather(columns)  # type: ignore[arg-type]
-                columns = [column.flatten(0, 1) for column in gathered]
+                columns = _of_all_processes(columns)
             logits, targets, indices = (column.cpu() for column in columns)
-            order = indices.argsort(stable=True)
-            first = torch.ones(len(order), dtype=torch.bool)
-            first[1:] = indices[order][1:] != indices[order][:-1]
-            order = order[first]
+            order = indices.argsort()
             self.predictions[split] = Predictions(logits[order].float(), targets[order], indices[order])
         self._batches.clear()
+
+
+def _of_all_processes(columns: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all processes, which may have different numbers of them."""
+    return [torch.cat(gather_all_tensors(column.contiguous())) for column in columns]
 
 
 def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:

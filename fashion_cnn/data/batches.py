@@ -51,12 +51,27 @@ class InMemoryDataset(Dataset[Batch]):
         return self.images[order[torch.searchsorted(ascending, indices)]]
 
 
-class EpochSampler(Sampler[int]):
-    """A random order that depends on `seed` and the epoch alone, so a resumed run repeats it."""
+class Share(NamedTuple):
+    """The part of a split that one of the processes of a distributed training sees."""
 
-    def __init__(self, size: int, seed: int) -> None:
+    process: int
+    processes: int
+
+
+WHOLE = Share(process=0, processes=1)
+
+
+class EpochSampler(Sampler[int]):
+    """A random order that depends on `seed` and the epoch alone, so a resumed run repeats it.
+
+    Of several processes each takes every so-manieth image of that order: batch for batch, all of them together see what
+    one process would with batches so many times as large. What cannot be dealt out evenly is left for another epoch.
+    """
+
+    def __init__(self, size: int, seed: int, share: Share = WHOLE) -> None:
         self.size = size
         self.seed = seed
+        self.share = share
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,24 +79,32 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // self.share.processes
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        order = torch.randperm(self.size, generator=generator)
+        return iter(order[self.share.process :: self.share.processes][: len(self)].tolist())
 
 
-def batch_loader(dataset: InMemoryDataset, batch_size: int, *, shuffle_seed: int | None = None) -> DataLoader[Batch]:
+def batch_loader(
+    dataset: InMemoryDataset, batch_size: int, *, shuffle_seed: int | None = None, share: Share = WHOLE
+) -> DataLoader[Batch]:
     """Load `dataset` in batches: in order, or shuffled anew each epoch where `shuffle_seed` is given.
 
     Shuffled batches are all of one size (the images left over change from epoch to epoch), unless
-    the data set is smaller than one batch.
+    the data set is smaller than one batch. In order, each image comes up in one process, once.
     """
+    sampler = (
+        range(share.process, len(dataset), share.processes)
+        if shuffle_seed is None
+        else EpochSampler(len(dataset), shuffle_seed, share)
+    )
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=None if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed),
-        drop_last=shuffle_seed is not None and len(dataset) >= batch_size,
+        sampler=sampler,
+        drop_last=shuffle_seed is not None and len(sampler) >= batch_size,
         collate_fn=_already_a_batch,
         # Of its own, since the iterator draws a seed that would otherwise move the global one.
         generator=torch.Generator(),

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fashion_cnn.data.batches import Batch, InMemoryDataset, batch_loader
+from fashion_cnn.data.batches import WHOLE, Batch, InMemoryDataset, Share, batch_loader
 from fashion_cnn.data.split import stratified_order
 from fashion_cnn.errors import UserError
 
@@ -22,7 +22,7 @@ class ImageDataModule(LightningDataModule):
 
     val_size: images carved out of the training set for validation, stratified. 0 trains on all.
     train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
-    batch_size, eval_batch_size: images a step when training and when measuring.
+    batch_size, eval_batch_size: images a step when training and when measuring, in each process.
     seed: order of the training batches. split_seed: choice of the validation images.
     mean, std: per channel, of pixels scaled to [0, 1].
     augmentation: functions of a uint8 batch `(B, C, H, W)`, applied in order when training.
@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule):
             self.test_split = InMemoryDataset(images, targets, torch.arange(len(targets)))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return batch_loader(self.train_split, self.batch_size, shuffle_seed=self.seed)
+        return batch_loader(self.train_split, self.batch_size, shuffle_seed=self.seed, share=self._share)
 
     def val_dataloader(self) -> dict[str, DataLoader[Batch]]:
         """The two rulers of each validation pass, by the prefix of their metrics."""
@@ -96,7 +96,12 @@ class ImageDataModule(LightningDataModule):
         return {"test": self._ruler(self.test_split)}
 
     def _ruler(self, split: InMemoryDataset) -> DataLoader[Batch]:
-        return batch_loader(split, self.eval_batch_size)
+        return batch_loader(split, self.eval_batch_size, share=self._share)
+
+    @property
+    def _share(self) -> Share:
+        trainer = self.trainer
+        return WHOLE if trainer is None else Share(trainer.global_rank, trainer.world_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (when training) and normalise a whole batch on its device."""
