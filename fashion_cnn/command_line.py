@@ -1,6 +1,5 @@
 """The door of every command: Hydra's command line in, one message out where a person made a mistake."""
 
-import hashlib
 import os
 import re
 import secrets
@@ -16,7 +15,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.mistakes import check_overrides, exit_with, explain_and_exit
+from fashion_cnn.errors import UserError
+from fashion_cnn.mistakes import check_overrides, exit_with, explain, explain_and_exit
+from fashion_cnn.sweeps.directory import resumed_sweep
+from fashion_cnn.sweeps.end import conclude
+from fashion_cnn.sweeps.job import run_job
+from fashion_cnn.sweeps.jobs import job_name
+from fashion_cnn.sweeps.start import SweepStart
 
 _PACKAGE = Path(__file__).parent
 # In the wheel conf/ lies inside the package, in a checkout beside it.
@@ -24,8 +29,6 @@ CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "co
 
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
 PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
-# Of a sweep job's directory, in characters.
-_LONGEST_NAME = 200
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,36 +45,66 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C.
     """
     _refuse_dashes(sys.argv[1:])
-    sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda choices: choices.get("sweep") or "sweep", replace=True)
     OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
-
-    def checked_task(config: DictConfig) -> Any:
-        try:
-            check_overrides(config_name, config)
-            _describe_run(config, HydraConfig.get())
-            return task(config)
-        except Exception as error:
-            # One job of a sweep reports to the sweep, which goes on; Hydra would announce a single one twice.
-            if wants_traceback or HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            explain_and_exit(error, config_name, str(CONFIG_DIR))
-
-    main = hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")
+    SweepStart.sweep = None
+    stop: KeyboardInterrupt | None = None
     try:
+        sys.argv[1:] = [quote_path(argument) for argument in resumed_sweep(sys.argv[1:])]
         with _hydra_raising():
-            main(checked_task)()
-    except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
-        sys.exit(stop.status)
-    except KeyboardInterrupt:
-        print("\nStopped before anything was begun.", file=sys.stderr)
-        sys.exit(130)
+            hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
+                _Task(config_name, task, wants_traceback)
+            )()
+    except KeyboardInterrupt as error:
+        stop = error
     except Exception as error:
         if wants_traceback:
             raise
-        explain_and_exit(error, config_name, str(CONFIG_DIR))
+        if SweepStart.sweep is None or not SweepStart.sweep.begun:
+            if SweepStart.sweep:
+                SweepStart.sweep.discard()
+            explain_and_exit(error, config_name, str(CONFIG_DIR))
+        print(f"error: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
+    if sweep := SweepStart.sweep:
+        status = conclude(sweep, stopped=stop is not None)
+    elif stop:
+        said = stop if isinstance(stop, Interrupted) else "Stopped before anything was begun."
+        print(f"\n{said}", file=sys.stderr)
+        status = stop.status if isinstance(stop, Interrupted) else 130
+    else:
+        return
+    if status:
+        sys.exit(status)
+
+
+class _Task:
+    """What Hydra calls with the composed config; for a sweep's jobs in other processes too, so it can be pickled."""
+
+    def __init__(self, config_name: str, task: Callable[[DictConfig], Any], wants_traceback: bool) -> None:
+        self.config_name = config_name
+        self.task = task
+        self.wants_traceback = wants_traceback
+
+    def __call__(self, config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return run_job(self._checked, config, self._explain)
+        try:
+            return self._checked(config)
+        except Exception as error:
+            if self.wants_traceback:
+                raise
+            # Hydra would announce it twice.
+            explain_and_exit(error, self.config_name, str(CONFIG_DIR))
+
+    def _checked(self, config: DictConfig) -> Any:
+        check_overrides(self.config_name, config)
+        _describe_run(config, HydraConfig.get())
+        return self.task(config)
+
+    def _explain(self, error: Exception) -> UserError | None:
+        return explain(error, self.config_name, str(CONFIG_DIR))
 
 
 def _refuse_dashes(arguments: Iterable[str]) -> None:
@@ -132,22 +165,15 @@ def unquote_path(override: str) -> str:
     return f"{key}={parsed.value()}"
 
 
-def job_name(overrides: list[str]) -> str:
-    """A sweep job's directory: `lr-0.1_seed-1` for `optimizer.lr=0.1 seed=1`, with no sign that a shell minds."""
-    pairs = [override.lstrip("+~").partition("=") for override in overrides]
-    names = (f"{key.rpartition('.')[2]}-{value}" for key, _, value in pairs)
-    name = "_".join(re.sub(r"[^\w.+]+", "-", name).strip("-") for name in names) or "job"
-    if len(name) <= _LONGEST_NAME:
-        return name
-    # The end says most, since what a sweep varies tends to stand there; the digest keeps jobs apart.
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{digest}-{name[9 - _LONGEST_NAME :]}"
-
-
 def _describe_run(config: DictConfig, composed: Any) -> None:
     """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that were typed."""
     if "name" in config and config.name is None:
         choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
-        config.overrides = [unquote_path(override) for override in composed.overrides.task]
+        config.overrides = [unquote_path(override) for override in composed.overrides.task if not _is_sweep(override)]
+
+
+def _is_sweep(override: str) -> bool:
+    """Whether it chooses a sweep, which one of its jobs is none of."""
+    return override.lstrip("+").startswith("sweep=")

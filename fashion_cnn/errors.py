@@ -10,3 +10,7 @@ class UserError(ValueError):
     def __init__(self, message: str, *, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Pruned(Exception):  # noqa: N818 # no mistake of anyone's
+    """A search ended a training that did worse than others."""

@@ -85,21 +85,30 @@ def _as_typed(value: Any) -> str:
 
 def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoReturn:
     """Print what is wrong in words and exit; an error that no person caused keeps its traceback."""
+    mistake = explain(error, config_name, config_dir)
+    if mistake is None:
+        raise error
+    exit_with(str(mistake), mistake.status)
+
+
+def explain(error: Exception, config_name: str, config_dir: str) -> UserError | None:
+    """What is wrong, in words, with the exit status for it; None for an error that no person caused."""
     causes = list(_causes(error))
     user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
     if user_error is not None:
-        exit_with(str(user_error), user_error.status)
+        return user_error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [str(o) for o in error.options or []]
-        exit_with(
-            f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {', '.join(options)}.", 2
+        return UserError(
+            f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {', '.join(options)}.",
+            status=2,
         )
     if isinstance(error, OverrideParseException):
-        exit_with(
+        return UserError(
             f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
             f"brackets in quotes inside quotes, such as 'key=\"a, b\"'.\n{error}",
-            2,
+            status=2,
         )
     if isinstance(error, ConfigCompositionException) and (
         unknown := re.match(r"Could not override '(.+?)'", str(error))
@@ -107,37 +116,43 @@ def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoR
         key = unknown[1].partition("@")[0]
         # Of `model={a: 1}` the cause names the part that there is not.
         inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(causes[-1]))
-        _no_option(inner[1] if inner else key, config_name, config_dir)
+        return _no_option(inner[1] if inner else key, config_name, config_dir)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
     if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
         typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
         key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
-        _no_option(key, config_name, config_dir)
+        return _no_option(key, config_name, config_dir)
     if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
-        exit_with(f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", 2)
+        return UserError(
+            f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", status=2
+        )
     for cause in causes:
         if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
             hint = " trainer=default takes what the machine has." if "gpu backend" in str(cause) else ""
-            exit_with(f"{cause}{hint}", 1)
+            return UserError(f"{cause}{hint}")
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
-        exit_with("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), 2)
+        return UserError("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), status=2)
     if isinstance(error, OSError) and error.errno is not None:
-        exit_with(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), 1)
-    raise error
+        return UserError(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+    return None
 
 
-def _no_option(key: str, config_name: str, config_dir: str) -> NoReturn:
+def _no_option(key: str, config_name: str, config_dir: str) -> UserError:
     keys = _all_keys(config_name, config_dir)
     group = key.partition(".")[0]
     chosen = any(part.startswith(f"{group}.") for part in keys) or any(
         word.startswith(f"{group}=") for word in sys.argv
     )
     if group in keys and group != key and not chosen:
-        exit_with(f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", 2)
+        return UserError(
+            f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", status=2
+        )
     if key in keys:
-        exit_with(f"'{key}' is no option here: what it belongs to was dropped or replaced. See --cfg job.", 2)
+        return UserError(
+            f"'{key}' is no option here: what it belongs to was dropped or replaced. See --cfg job.", status=2
+        )
     near = _did_you_mean(key, keys)
-    exit_with(f"'{key}' is no option.{near} See --help for all of them.", 2)
+    return UserError(f"'{key}' is no option.{near} See --help for all of them.", status=2)
 
 
 def _is_bug(root: BaseException) -> bool:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 
-State = Literal["finished", "running", "failed", "stopped"]
+State = Literal["finished", "running", "failed", "pruned", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def error_file(self) -> Path:
-        """Why the run failed; absent where it did not."""
+        """Why the run failed, or that a search pruned it; absent where neither is so."""
         return self.path / "error.txt"
 
     @property
@@ -94,7 +94,15 @@ class Run:
             return "finished"
         if self._is_locked():
             return "running"
-        return "failed" if self.error_file.exists() else "stopped"
+        if not self.error_file.exists():
+            return "stopped"
+        return "pruned" if self.error_file.read_text().startswith("pruned") else "failed"
+
+    def how_it_stands(self) -> str:
+        """The state, with the reason where it failed."""
+        state = self.state
+        reason = self.error_file.read_text().strip().splitlines() if state in ("failed", "pruned") else []
+        return f"{state} ({reason[0]})" if reason else state
 
     @property
     def started(self) -> float:
@@ -210,6 +218,12 @@ def _named(path: Path, runs_dir: Path) -> Run:
         newest = "".join(f"\n  {other.path}" for other in reversed(find_all(runs_dir)[-3:]))
         raise UserError(f"{run.path} {what}." + (f" The newest runs here:{newest}" if newest else ""))
     return run
+
+
+def as_typed(path: Path) -> Path:
+    """The path as a person would type it: from here where it lies below, else in full."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def write_whole(path: Path, text: str) -> None:

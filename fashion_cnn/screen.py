@@ -1,6 +1,7 @@
-"""What the training command prints: the settings at the start, the figures at the end."""
+"""What the commands print: a training's settings at the start, the figures at the end, the table of a comparison."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,9 +9,11 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from fashion_cnn.analysis.comparison import Comparison
+from fashion_cnn.analysis.comparison import table as comparison_table
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run
+from fashion_cnn.runs import Run, as_typed
 
 
 def wide_console() -> Console:
@@ -19,10 +22,11 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=200)
 
 
-def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule) -> None:
-    """Print the composed config, and what it comes to."""
+def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:
+    """Print the composed config, and what it comes to; where `brief`, the latter alone."""
     console = wide_console()
-    console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
+    if not brief:
+        console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     limits = (f"trainer.{name}={value}" for name, value in config.trainer.items() if name.startswith("limit_"))
     limited = "".join(f" {limit}." for limit in limits if not limit.endswith("=1.0"))
@@ -34,10 +38,12 @@ def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: Ima
     )
 
 
-def print_end(results: dict[str, Any], run: Run, runs_dir: str) -> None:
-    """Print the figures of a finished run and what to type next."""
+def print_end(results: dict[str, Any], run: Run, runs_dir: str, *, brief: bool) -> None:
+    """Print the figures of a finished run and what to type next; where `brief`, the figures alone."""
     console = wide_console()
     console.print(results_table(results))
+    if brief:
+        return
     minutes, seconds = divmod(round(results["seconds"]), 60)
     epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
     console.print(
@@ -85,3 +91,20 @@ def results_table(results: dict[str, Any]) -> Table:
         elif prefix != "test_flip":
             table.add_row(label, "not measured", "not measured")
     return table
+
+
+def print_comparison(comparison: Comparison, written: Path) -> None:
+    """Print the groups of runs, those that are not finished, and where all of it was written."""
+    console = wide_console()
+    headings, *rows = comparison_table(comparison)
+    grid = Table()
+    for place, heading in enumerate(headings):
+        # What tells the groups apart, then figures.
+        grid.add_column(heading, justify="left" if place < max(len(comparison.factors), 1) else "right")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
+    for run in comparison.unfinished:
+        said = f"Not finished, so left out: {as_typed(run.path)}: {run.how_it_stands()}"
+        console.print(said, highlight=False, soft_wrap=True)
+    console.print(f"Table and plots: {as_typed(written)}", highlight=False, soft_wrap=True)

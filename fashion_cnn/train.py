@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING, Any
 from fashion_cnn.command_line import run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lightning.pytorch import Callback
     from omegaconf import DictConfig
 
 
-def train(config: DictConfig) -> dict[str, Any]:
+def train(config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train as `config` says, which `fashion_cnn.command_line.compose("train", [...])` gives.
 
+    directory: the run's own, in place of a new one below `runs_dir`: one that is finished is left as it is, one that
+    was stopped goes on. callbacks: Lightning's, beside those of the config.
     Returns the results that the run's results.json holds, with the run's directory as `"run"`.
     Raises UserError for settings that cannot work, and Interrupted where it was stopped.
     """
     from fashion_cnn.training.session import run_training
 
-    return run_training(config)
+    return run_training(config, directory=directory, callbacks=callbacks)
 
 
 def _train_and_give_objective(config: DictConfig) -> float | None:

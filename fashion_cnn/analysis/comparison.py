@@ -190,14 +190,8 @@ def as_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequenc
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
     if comparison.unfinished:
-        listed = "\n".join(f"- {run.path}: {describe_unfinished(run)}" for run in comparison.unfinished)
+        listed = "\n".join(f"- {run.path}: {run.how_it_stands()}" for run in comparison.unfinished)
         parts.append(f"Not finished, so in none of the figures:\n\n{listed}")
     parts += remarks
     parts += [f"![{name}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"
-
-
-def describe_unfinished(run: Run) -> str:
-    """How an unfinished run stands, with the reason where it failed."""
-    reason = run.error_file.read_text().strip().splitlines() if run.error_file.exists() else []
-    return f"{run.state} ({reason[0]})" if reason and run.state == "failed" else run.state

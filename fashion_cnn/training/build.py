@@ -1,5 +1,6 @@
 """Objects out of the config: data, module, trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
     return classifier
 
 
-def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) -> Trainer:
-    """The Trainer with its callbacks and loggers, all of which write into `directory`."""
+def trainer(
+    config: DictConfig, datamodule: ImageDataModule, directory: Path, further: Sequence[Callback] = ()
+) -> Trainer:
+    """The Trainer with its callbacks, the `further` ones last, and loggers, all of which write into `directory`."""
     if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
         raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
     if config.trainer.limit_train_batches == 0:
@@ -73,7 +76,7 @@ def trainer(config: DictConfig, datamodule: ImageDataModule, directory: Path) ->
     return _trainer(
         config,
         **limits,
-        callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *callbacks],
+        callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *callbacks, *further],
         logger=loggers,
         default_root_dir=directory,
     )
@@ -110,6 +113,8 @@ def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) 
         callbacks=callbacks,
         precision=precision,
         plugins=[AtomicCheckpointIO()],
+        # The loaders deal the images out themselves: Lightning's sampler would show some of them twice.
+        use_distributed_sampler=False,
         _convert_="all",
     )
     return built

@@ -5,7 +5,7 @@ import os
 import shlex
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
@@ -22,7 +22,7 @@ from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_report
 from fashion_cnn.command_line import Interrupted
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
@@ -36,17 +36,24 @@ from fashion_cnn.training.weights import initialise_from
 _RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
 
 
-def run_training(config: DictConfig) -> dict[str, Any]:
-    """Train, measure and report as `config` says; see `fashion_cnn.train.train`."""
+def run_training(
+    config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
+    """Train, measure and report as `config` says; see `fashion_cnn.train.train`.
+
+    directory: the run's own, where it is given: one that is finished is left as it is, one that was stopped goes on.
+    callbacks: beside those of the config.
+    """
     quieten_lightning()
     keep_freed_memory()
-    run = None
-    if _RUN_OF_FIRST_PROCESS in os.environ:
-        run = Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
-        config = run.config()
-    elif config.resume is not None:
-        run = runs.find_unfinished(config.resume, Path(config.runs_dir))
-        config = resumed_config(config, run)
+    if directory is None and _in_sweep():
+        directory = Path(HydraConfig.get().runtime.output_dir)
+    run = _begun_before(config, directory)
+    if run is not None and directory is not None and run.state == "finished":
+        return {**run.results(), "run": str(run.path)}
+    if run is not None:
+        asked = config.resume is not None and _RUN_OF_FIRST_PROCESS not in os.environ
+        config = resumed_config(config, run) if asked else run.config()
     # What can be wrong with the settings comes out here, before there is a run directory.
     seed_everything(build.checked_seed(config), verbose=False)
     data = build.data(config)
@@ -58,8 +65,8 @@ def run_training(config: DictConfig) -> dict[str, Any]:
     if config.trainer.fast_dev_run:
         return _try_out(config, data, module)
     started_before = run is not None
-    run = run or _new_run(config)
-    trainer = build.trainer(config, data, run.path)
+    run = run or (Run(directory) if directory else runs.choose_directory(Path(config.runs_dir), config.name))
+    trainer = build.trainer(config, data, run.path, callbacks)
     if trainer.num_devices * trainer.num_nodes > 1 and _in_sweep():
         # The further processes repeat the command line, and with it the whole sweep.
         raise UserError(
@@ -77,7 +84,7 @@ def run_training(config: DictConfig) -> dict[str, Any]:
             prepare_to_resume(trainer, module, run)
         else:
             run.write_config(config)
-        screen.print_start(config, run, module, data)
+        screen.print_start(config, run, module, data, brief=directory is not None)
         with _shared_with_processes(run):
             _fit(trainer, module, data, run)
         results, predictions = collect_results(config, trainer, module, data, run)
@@ -85,14 +92,20 @@ def run_training(config: DictConfig) -> dict[str, Any]:
             analyse(config, trainer, module, data, run, results, predictions)
         write_report(run, results)
         run.write_results(results)
-        screen.print_end(results, run, config.runs_dir)
+        screen.print_end(results, run, config.runs_dir, brief=directory is not None)
     return {**results, "run": str(run.path)}
 
 
-def _new_run(config: DictConfig) -> Run:
-    if _in_sweep():
-        return Run(Path(HydraConfig.get().runtime.output_dir))
-    return runs.choose_directory(Path(config.runs_dir), config.name)
+def _begun_before(config: DictConfig, directory: Path | None) -> Run | None:
+    """The run to go on with, or to take part in; None for a new one."""
+    if _RUN_OF_FIRST_PROCESS in os.environ:
+        return Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
+    if directory is not None:
+        run = Run(directory)
+        return run if run.results_file.exists() or run.last_checkpoint.exists() else None
+    if config.resume is not None:
+        return runs.find_unfinished(config.resume, Path(config.runs_dir))
+    return None
 
 
 def _in_sweep() -> bool:
@@ -138,6 +151,9 @@ def _ending_told(run: Run) -> Iterator[None]:
     try:
         with _stop_told(f"Stopped. Go on where it was with:\n  {command}"):
             yield
+    except Pruned as error:
+        run.error_file.write_text(f"{error}\n")
+        raise
     except Exception as error:
         run.error_file.write_text(f"{type(error).__name__}: {error}\n")
         raise

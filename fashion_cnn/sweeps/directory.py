@@ -1,0 +1,118 @@
+"""A sweep's directory: a sub-directory a job, and `multirun.yaml`, in which Hydra keeps what was typed."""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import Run
+from fashion_cnn.sweeps.jobs import Job
+
+COMMAND_FILE = "multirun.yaml"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep and its jobs, of which some have no directory yet."""
+
+    path: Path
+    jobs: tuple[Job, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The jobs' directories, in the order of the jobs."""
+        return [Run(self.path / job.name) for job in self.jobs]
+
+    @property
+    def begun(self) -> bool:
+        """Whether any job has come so far as to have a directory."""
+        return any(run.path.exists() for run in self.runs)
+
+    def discard(self) -> None:
+        """Remove what a sweep that came to no job leaves behind."""
+        (self.path / COMMAND_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def check_same_settings(self) -> None:
+        """Raise UserError where a job's directory holds a run of other settings."""
+        for job, run in zip(self.jobs, self.runs, strict=True):
+            if run.config_file.exists():
+                before = own_overrides(run.config().get("overrides") or [])
+                now = own_overrides(job.overrides)
+                if differing := sorted(_as_set(before) ^ _as_set(now)):
+                    raise UserError(
+                        f"{run.path} was trained with other settings ({', '.join(differing)} differ): "
+                        "a resumed sweep repeats its own command. Leave resume=… out to start a new one.",
+                        status=2,
+                    )
+
+
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """The overrides that make the training what it is: not where things lie, nor the sweep that it is a job of."""
+    left_out = ("sweep", "runs_dir", "resume", "data.root")
+    return [override for override in overrides if override.lstrip("+").partition("=")[0] not in left_out]
+
+
+def _as_set(overrides: Iterable[str]) -> set[str]:
+    return {override.rstrip("=") for override in overrides}
+
+
+def resumed_sweep(arguments: Sequence[str]) -> list[str]:
+    """The command line with which a sweep goes on: `resume=DIR` names it, beside its own `-m` command or alone.
+
+    A command line that resumes no sweep stays as it is.
+    """
+    named = next((argument for argument in arguments if argument.startswith("resume=")), None)
+    if named is None:
+        return [*arguments]
+    others = [argument for argument in arguments if argument != named]
+    is_sweep = any(word in ("-m", "--multirun") or word.lstrip("+").startswith("sweep=") for word in others)
+    runs_dir = next((word.partition("=")[2] for word in others if word.startswith("runs_dir=")), "runs")
+    reference = named.partition("=")[2].strip("'\"")
+    sweep = _find_sweep(reference, Path(runs_dir)) if is_sweep or reference != "latest" else None
+    if sweep is None and is_sweep:
+        raise UserError(
+            f"{named}: there is no sweep there: name the directory of one, with its {COMMAND_FILE}.", status=2
+        )
+    if sweep is None:
+        return [*arguments]
+    return [*([] if is_sweep else _typed_before(sweep)), *others, f"hydra.sweep.dir={_quoted(str(sweep))}"]
+
+
+def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
+    """The sweep that `reference` names, a directory or `latest`; None where it names something else."""
+    if reference == "latest":
+        sweeps = sorted(runs_dir.rglob(COMMAND_FILE), key=lambda file: file.stat().st_mtime)
+        return sweeps[-1].parent if sweeps else None
+    path = Path(reference).expanduser()
+    return path if (path / COMMAND_FILE).is_file() else None
+
+
+def _typed_before(path: Path) -> list[str]:
+    """The arguments that began the sweep in `path`."""
+    overrides: Any = OmegaConf.load(path / COMMAND_FILE).hydra.overrides
+    return ["-m", *(o for o in overrides.hydra if not _is_pinned(o)), *overrides.task]
+
+
+def pins(path: Path, shared: Sequence[str]) -> list[str]:
+    """Overrides that tell each job, in whichever process it runs, where the sweep lies and what names it.
+
+    shared: the keys that no job's name needs.
+    """
+    return [
+        f"hydra.sweep.dir={_quoted(str(path))}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, shared))}]",
+    ]
+
+
+def _is_pinned(override: str) -> bool:
+    return override.startswith(("hydra.sweep.dir=", "hydra.job.config.override_dirname.", "hydra.mode="))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'

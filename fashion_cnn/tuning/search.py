@@ -1,0 +1,111 @@
+"""A whole search: its study, its trials one after the other, and what they came to."""
+
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from optuna.trial import FrozenTrial
+
+from fashion_cnn.command_line import Interrupted, unquote_path
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import as_typed
+from fashion_cnn.train import train
+from fashion_cnn.tuning.outcome import best_of, describe, write_outcome
+from fashion_cnn.tuning.pruning import PruneTrial
+from fashion_cnn.tuning.space import search_space
+from fashion_cnn.tuning.study import counted, open_study, run_trials
+
+
+def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
+    """See `fashion_cnn.tune.tune`."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if config.tune.trials < 1:
+        raise UserError(f"tune.trials={config.tune.trials} is not possible: give 1 or more.", status=2)
+    if not config.data.val_size:
+        raise UserError("data.val_size=0 leaves nothing to choose by: a search needs validation images.", status=2)
+    space = search_space(HydraConfig.get().sweeper.params or {}, swept)
+    fixed = [override for override in config.overrides if _is_training(override)]
+    _config_of(fixed, {key: _any_of(distribution) for key, distribution in space.items()})
+    name = config.tune.study or config.name
+    folder = (Path(config.runs_dir).expanduser() / "tune" / name).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = config.tune.storage or f"sqlite:///{folder / 'study.db'}"
+    settings = {"fixed": sorted(fixed), "searched": {key: str(space[key]) for key in sorted(space)}}
+    study = open_study(storage, name, settings, instantiate(config.tune.pruner))
+    # So that a search is repeatable, and a process that joins draws trials of its own.
+    study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
+    there = len(counted(study))
+    print(f"Study {name}: {there} of {config.tune.trials} trials are there; {as_typed(folder)}", flush=True)
+
+    def train_trial(trial: optuna.Trial, directory: Path) -> float:
+        print(f"\ntrial {trial.number}: {_typed(trial.params)}", flush=True)
+        composed = _config_of(fixed, trial.params)
+        return float(train(composed, directory=directory, callbacks=[PruneTrial(trial)])["val/accuracy"])
+
+    def tell(trial: FrozenTrial) -> None:
+        best = best_of(study)
+        so_far = f"; best so far: {best.value:.2%}, trial {best.number}" if best else ""
+        print(f"trial {trial.number}: {describe(trial)}{so_far}", flush=True)
+
+    try:
+        run_trials(study, space, config.tune.trials, folder, train_trial, tell)
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_path, config.overrides), *swept])
+        status = stop.status if isinstance(stop, Interrupted) else 130
+        raise Interrupted(f"Stopped. The same command goes on where it was:\n  {again}", status) from None
+    write_outcome(study, folder)
+    _print_outcome(study, folder, fixed)
+    return study
+
+
+def _print_outcome(study: optuna.Study, folder: Path, fixed: Sequence[str]) -> None:
+    trials = counted(study)
+    ended = Counter(trial.state.name.lower() for trial in trials)
+    best = best_of(study)
+    if best is None:
+        raise UserError(f"None of the {len(trials)} trials came to its end: see {as_typed(folder / 'trials.csv')}.")
+    typed = [*fixed, *(f"{key}={value}" for key, value in best.params.items())]
+    command = shlex.join(["python", "-m", "fashion_cnn.train", *typed])
+    print(
+        f"\n{len(trials)} trials: {', '.join(f'{number} {state}' for state, number in ended.items())}\n"
+        f"Best: trial {best.number}, validation {best.value:.2%}: {_typed(best.params)}\n"
+        f"Trials and plots: {as_typed(folder)}\n"
+        f"Train with its settings, and measure on test:\n  {command}"
+    )
+
+
+def _is_training(override: str) -> bool:
+    return not override.lstrip("+~").startswith(("tune.", "sweep=", "runs_dir=", "data.root="))
+
+
+def _config_of(fixed: Sequence[str], drawn: dict[str, Any]) -> DictConfig:
+    """The config of one trial's training."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [*fixed, *(f"{key}={value}" for key, value in drawn.items())]
+    config = loader.load_configuration("train", [*overrides, "test=false"], RunMode.RUN, from_shell=False)
+    with open_dict(config):
+        del config["hydra"]
+        config.name = config.name or "trial"
+        config.overrides = overrides
+    return config
+
+
+def _any_of(distribution: Any) -> Any:
+    choices = getattr(distribution, "choices", None)
+    return choices[0] if choices else distribution.low
+
+
+def _typed(params: dict[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
+    )

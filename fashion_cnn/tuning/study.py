@@ -1,0 +1,121 @@
+"""The trials of a search: drawn from a study that outlives its processes, each an ordinary run."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.runs import Run
+
+# Of a trial's attributes.
+RUN, GOES_ON_WITH, ERROR = "run", "goes on with", "error"
+# A worker needs less from drawing a trial to holding its run, and from the run's end to telling the study.
+_SECONDS_BETWEEN = 60
+
+
+def open_study(
+    storage: str,
+    name: str,
+    settings: Mapping[str, Any],
+    pruner: optuna.pruners.BasePruner,
+) -> optuna.Study:
+    """The study of this name, made where there is none.
+
+    settings: what is fixed and what is searched. Raises UserError where the study is there with others, or where
+    the storage cannot be reached.
+    """
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=name, pruner=pruner, direction="maximize", load_if_exists=True
+        )
+    except Exception as error:  # Each database has errors of its own.
+        raise UserError(f"The study cannot be kept in {storage}: {error}".splitlines()[0]) from error
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", dict(settings))
+    elif before != dict(settings):
+        differing = [key for key in {*before, *settings} if before.get(key) != settings.get(key)]
+        raise UserError(
+            f"The study {name} searches with other settings ({', '.join(sorted(differing))} differ): "
+            "repeat its command to go on with it, or begin another with tune.study=NAME.",
+            status=2,
+        )
+    return study
+
+
+def run_trials(
+    study: optuna.Study,
+    space: dict[str, BaseDistribution],
+    trials: int,
+    folder: Path,
+    train: Callable[[optuna.Trial, Path], float],
+    told: Callable[[FrozenTrial], None],
+) -> None:
+    """Run trials until the study has so many, whoever ran them; other processes may do the same at once.
+
+    train: trains a trial in a directory and returns its validation accuracy. told: called with each ended trial.
+    A trial that fails is kept with its error. One whose process was killed goes on where it was.
+    """
+    while True:
+        revive(study)
+        known = counted(study)
+        waiting = any(trial.state == TrialState.WAITING for trial in known)
+        if len(known) >= trials and not waiting:
+            return
+        trial = study.ask(space)
+        path = Path(trial.user_attrs.get(RUN) or folder / f"trial-{trial.number:04}")
+        trial.set_user_attr(RUN, str(path))
+        try:
+            study.tell(trial, train(trial, path))
+        except Pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        except Exception as error:
+            trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}".splitlines()[0])
+            study.tell(trial, state=TrialState.FAIL)
+        told(study.trials[trial.number])
+
+
+def counted(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials, each once: without those that another goes on with."""
+    trials = study.get_trials(deepcopy=False)
+    superseded = {trial.user_attrs.get(GOES_ON_WITH) for trial in trials}
+    return [trial for trial in trials if trial.number not in superseded]
+
+
+def revive(study: optuna.Study) -> None:
+    """Put trials whose process is gone back in the queue, to go on from their last epoch."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if _is_alive(trial):
+            continue
+        try:
+            study.tell(trial.number, state=TrialState.FAIL)
+        except ValueError:  # Another process was quicker.
+            continue
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={**trial.user_attrs, GOES_ON_WITH: trial.number},
+                intermediate_values=trial.intermediate_values,
+            )
+        )
+
+
+def _is_alive(trial: FrozenTrial) -> bool:
+    """Whether a process holds its run, or has had no time yet to begin it, or to tell the study of its end."""
+    run = Run(Path(trial.user_attrs[RUN])) if RUN in trial.user_attrs else None
+    if run is not None and run.state == "running":
+        return True
+    started = (trial.datetime_start or datetime.now()).timestamp()
+    if run is not None and run.results_file.exists():
+        started = run.results_file.stat().st_mtime
+    elif run is not None and run.config_file.exists():
+        return False
+    return time.time() - started < _SECONDS_BETWEEN

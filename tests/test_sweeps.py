@@ -1,0 +1,138 @@
+"""Sweeps: independent jobs, one table, a bad job told, the missing ones run again."""
+
+import json
+import os
+import re
+
+import pytest
+from conftest import TINY_DATA
+from omegaconf import OmegaConf
+
+from fashion_cnn import train as train_command
+from fashion_cnn.sweeps.jobs import job_name, jobs_of
+from fashion_cnn.train import main
+
+SWEPT = ["model.network.stem=[8],[16]", "optimizer.lr=1e-3,3e-3", "seed=0,1"]
+ARGUMENTS = ["-m", *(part for part in TINY_DATA if "stem" not in part and "epochs" not in part), "trainer.max_epochs=1"]
+
+
+def test_a_jobs_name_can_be_typed():
+    assert job_name(["optimizer.lr=0.1", "seed=1"]) == "lr-0.1_seed-1"
+    assert job_name(["data.root='a b/c'", "~callbacks.ema"]) == "root-a-b-c_ema"
+    assert job_name(["model.network.stem=[16]", "x=-1"]) == "stem-16_x--1"
+    assert job_name(["model=tiny", "seed=1"], shared=["model"]) == "seed-1"
+    assert job_name([]) == "job"
+
+
+def test_many_overrides_still_make_one_short_name_for_each_job():
+    names = [job_name([*(f"optimizer.lr{number}=0.12345" for number in range(30)), f"seed={seed}"]) for seed in (0, 1)]
+    assert max(map(len, names)) == 200
+    assert names[0] != names[1]
+    assert names[0].endswith("lr29-0.12345_seed-0")
+    assert len({name[:8] for name in names}) == 2
+
+
+def test_jobs_are_all_combinations_and_typed_values_come_before_the_sweeps_own():
+    jobs, shared = jobs_of(["model=tiny", "seed=range(2)", "lr=1,2"], {"seed": "5,6,7", "x": "a,b"})
+    assert [job.name for job in jobs][:3] == ["seed-0_x-a_lr-1", "seed-0_x-a_lr-2", "seed-0_x-b_lr-1"]
+    assert len(jobs) == 8
+    assert shared == {"model"}
+    with pytest.raises(ValueError, match="no list"):
+        jobs_of(["lr=interval(0,1)"], {})
+
+
+def the_sweep(folder):
+    (file,) = folder.rglob("multirun.yaml")
+    return file.parent
+
+
+def figures(sweep):
+    """Of each finished job what does not depend on the time."""
+    results = {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/results.json")}
+    return {job: {k: v for k, v in found.items() if "/" in k} for job, found in results.items()}
+
+
+@pytest.fixture
+def failing_once(monkeypatch):
+    """One job of the sweep that fails as long as `FAILING` is set."""
+    train = train_command.train
+
+    def fails(config):
+        if (
+            config.seed == 1
+            and config.optimizer.lr == 3e-3
+            and config.model.network.stem == [8]
+            and "FAILING" in os.environ
+        ):
+            raise MemoryError("no room")
+        return train(config)
+
+    monkeypatch.setattr(train_command, "train", fails)
+    monkeypatch.setenv("FAILING", "1")
+
+
+def test_a_failed_job_is_told_and_alone_run_again(command, tmp_path, failing_once, monkeypatch):
+    arguments = [*ARGUMENTS, *SWEPT, f"runs_dir={tmp_path}"]
+    status, out, _ = command(main, *arguments)
+    sweep = the_sweep(tmp_path)
+    assert status == 1
+    assert "7 of 8 jobs finished" in out
+    assert re.search(r"stem-8_lr-0.003_seed-1: failed \(MemoryError: no room\)", out)
+    before = figures(sweep)
+    assert len(before) == 7
+    assert (sweep / "comparison" / "comparison.csv").read_text().count("\n") == 5
+    assert not any(sign in job for job in before for sign in "=,/[ ")
+
+    monkeypatch.delenv("FAILING")
+    started = {job: (sweep / job / "config.yaml").stat().st_mtime_ns for job in before}
+    status, out, _ = command(main, *arguments, f"resume={sweep}")
+    assert status == 0
+    assert "8 of 8 jobs finished" in out
+    assert out.count("weights of epoch") == 1, "one was trained"
+    assert {job: (sweep / job / "config.yaml").stat().st_mtime_ns for job in before} == started
+    assert the_sweep(tmp_path) == sweep, "no second sweep"
+    assert figures(sweep).items() >= before.items()
+
+
+def test_a_job_gives_the_figures_of_the_same_settings_alone(command, tmp_path):
+    alone = [part for part in ARGUMENTS if part != "-m"]
+    assert command(main, *ARGUMENTS, "model.network.stem=[8]", "seed=3,4", f"runs_dir={tmp_path}")[0] == 0
+    assert command(main, *alone, "model.network.stem=[8]", "seed=4", f"runs_dir={tmp_path / 'alone'}")[0] == 0
+    (single,) = (tmp_path / "alone").rglob("results.json")
+    expected = {k: v for k, v in json.loads(single.read_text()).items() if "/" in k}
+    assert figures(the_sweep(tmp_path / "sweep"))["seed-4"] == expected
+
+
+def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
+    assert command(main, *ARGUMENTS, "seed=0,1", f"runs_dir={tmp_path}")[0] == 0
+    sweep = the_sweep(tmp_path)
+    status, out, _ = command(main, f"resume={sweep}")
+    assert status == 0, "alone it knows its command"
+    assert "2 of 2 jobs finished" in out
+    status, _, err = command(main, *ARGUMENTS, "seed=0,1", "optimizer.lr=1", f"resume={sweep}")
+    assert status == 2
+    assert "optimizer.lr=1 differ" in err
+    status, _, err = command(main, "-m", "seed=0,1", f"resume={tmp_path / 'nowhere'}")
+    assert status == 2
+    assert "there is no sweep there" in err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("model=tiny,smal", "Did you mean small?"), ("optimizer.lr=interval(0,1)", "is no list of values")],
+)
+def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument, said):
+    status, _, err = command(main, *ARGUMENTS, argument, f"runs_dir={tmp_path}")
+    assert status == 2
+    assert said in err
+    assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_a_ready_sweep_needs_no_flag(command, tmp_path):
+    tiny = [part for part in ARGUMENTS if part != "-m"]
+    status, out, _ = command(main, *tiny, "sweep=seeds", "seed=0,1", f"runs_dir={tmp_path}")
+    assert status == 0
+    assert "2 of 2 jobs finished" in out
+    (sweep,) = (tmp_path / "seeds").iterdir()
+    assert {job.name for job in sweep.iterdir() if job.is_dir()} == {"seed-0", "seed-1", "comparison"}
+    assert "sweep=seeds" not in OmegaConf.load(sweep / "seed-1" / "config.yaml").overrides

@@ -1,0 +1,180 @@
+"""The hyper-parameter search: its space, its trials, stopping and going on."""
+
+import csv
+import io
+
+import optuna
+import pytest
+from conftest import TINY_DATA
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from fashion_cnn import tune as tune_command
+from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.runs import Run
+from fashion_cnn.tune import main
+from fashion_cnn.tuning.space import search_space
+from fashion_cnn.tuning.study import counted, open_study, run_trials
+from fashion_cnn.tuning.swept import take_swept
+
+SPACE = {"x": FloatDistribution(0.0, 1.0)}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_what_is_left_open_is_told_from_what_is_said():
+    swept, others = take_swept(["model=tiny", "lr=interval(0,1)", "seed=1,2", "--help", "a[=b", "x=[1,2]"])
+    assert swept == ["lr=interval(0,1)", "seed=1,2"]
+    assert others == ["model=tiny", "--help", "a[=b", "x=[1,2]"]
+
+
+def test_hydras_words_for_sweeps_become_distributions():
+    space = search_space(
+        {"lr": "tag(log,interval(0.001,0.1))", "wd": "interval(0.0,1.0)"},
+        ["n=int(interval(1,9))", "w=[1],[2]", "d=range(0,5,2)", "wd=choice(a,b)"],
+    )
+    assert space == {
+        "lr": FloatDistribution(0.001, 0.1, log=True),
+        "wd": CategoricalDistribution(["a", "b"]),
+        "n": IntDistribution(1, 9),
+        "w": CategoricalDistribution(["[1]", "[2]"]),
+        "d": IntDistribution(0, 4, step=2),
+    }
+    with pytest.raises(UserError, match="nothing to search"):
+        search_space({}, [])
+    with pytest.raises(UserError, match="leaves nothing open"):
+        search_space({"lr": 0.1}, [])
+    with pytest.raises(UserError, match="no range to search"):
+        search_space({"lr": "tag(log,interval(0.0,1.0))"}, [])
+
+
+def a_study(folder, **settings):
+    return open_study(f"sqlite:///{folder}/study.db", "test", settings, optuna.pruners.NopPruner())
+
+
+def test_each_way_to_end_is_accounted_for(tmp_path):
+    def train(trial, path):
+        if trial.number == 1:
+            raise Pruned("pruned after epoch 1")
+        if trial.number == 2:
+            raise MemoryError("no room")
+        return trial.params["x"]
+
+    study = a_study(tmp_path)
+    told = []
+    run_trials(study, SPACE, 5, tmp_path, train, told.append)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+    assert study.trials[2].user_attrs["error"] == "MemoryError: no room"
+    assert len(told) == 5
+
+
+def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def dies(trial, path):
+        trial.report(0.5, 1)
+        Run(path).create()
+        Run(path).config_file.write_text("seed: 0\n")
+        raise Killed
+
+    study = a_study(tmp_path)
+    with pytest.raises(Killed):
+        run_trials(study, SPACE, 3, tmp_path, dies, print)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+    paths = []
+
+    def train(trial, path):
+        paths.append((path, trial.params["x"]))
+        return 1.0
+
+    again = a_study(tmp_path)
+    run_trials(again, SPACE, 3, tmp_path, train, lambda trial: None)
+    first = study.trials[0]
+    assert paths[0] == (tmp_path / "trial-0000", first.params["x"]), "the same settings, where it was"
+    assert again.trials[1].intermediate_values == {1: 0.5}
+    assert len(again.trials) == 4
+    assert len(counted(again)) == 3
+    assert {trial.state for trial in counted(again)} == {TrialState.COMPLETE}
+
+
+def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path):
+    study = a_study(tmp_path)
+    trial = study.ask(SPACE)
+    run = Run(tmp_path / "trial-0000")
+    trial.set_user_attr("run", str(run.path))
+    run.create()
+    run.config_file.write_text("seed: 0\n")
+    with run.locked():
+        run_trials(study, SPACE, 2, tmp_path, lambda trial, path: 1.0, lambda trial: None)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.COMPLETE]
+
+
+def test_a_study_goes_on_with_its_own_settings_only(tmp_path):
+    a_study(tmp_path, fixed=["seed=1"])
+    assert a_study(tmp_path, fixed=["seed=1"])
+    with pytest.raises(UserError, match=r"fixed differ.*tune.study=NAME"):
+        a_study(tmp_path, fixed=["seed=2"])
+    with pytest.raises(UserError, match="cannot be kept"):
+        open_study("sqlite:////nowhere/study.db", "test", {}, optuna.pruners.NopPruner())
+
+
+def test_a_search_through_the_command_line(command, tmp_path):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.pruner.n_startup_trials=2"]
+    swept = ["optimizer.lr=tag(log,interval(1e-4,1e30))", "seed=0,1"]
+    status, out, err = command(main, *arguments, *swept, "tune.trials=4")
+    assert (status, err) == (0, "")
+    folder = tmp_path / "tune" / "tiny"
+    rows = list(csv.DictReader(io.StringIO((folder / "trials.csv").read_text())))
+    assert len(rows) == 4
+    assert {row["state"] for row in rows} <= {"complete", "pruned", "fail"}
+    complete = [row for row in rows if row["state"] == "complete"]
+    best = max(complete, key=lambda row: float(row["val/accuracy"]))
+    assert f"Best: trial {best['trial']}, validation {float(best['val/accuracy']):.2%}" in out
+    assert Run(folder / f"trial-{int(best['trial']):04}").results()["val/accuracy"] == float(best["val/accuracy"])
+    assert not any("test/accuracy" in Run(file.parent).results() for file in folder.glob("*/results.json"))
+    assert (folder / "history.png").exists()
+
+    status, out, _ = command(main, *arguments, *swept, "tune.trials=5")
+    assert status == 0
+    assert "4 of 5 trials are there" in out
+    status, _, err = command(main, *arguments, *swept, "tune.trials=5", "optimizer=sgd")
+    assert status == 2
+    assert "tune.study=NAME" in err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("tune.trials=0", "tune.trials=0"),
+        ("data.val_size=0", "validation images"),
+        ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
+        ("tune.trails=3", "Did you mean tune.trials?"),
+    ],
+)
+def test_a_mistake_is_told_before_there_is_a_study(command, tmp_path, argument, said):
+    status, out, err = command(main, *TINY_DATA, f"runs_dir={tmp_path / 'runs'}", argument)
+    assert status == 2
+    assert said in err
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_optuna_the_command_says_what_to_install(command, monkeypatch):
+    import builtins
+
+    imported = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "fashion_cnn.tuning.search":
+            raise ModuleNotFoundError("No module named 'optuna'", name="optuna")
+        return imported(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    status, _, err = command(tune_command.main)
+    assert status == 1
+    assert "pip install" in err
