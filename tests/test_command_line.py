@@ -14,7 +14,7 @@ from fashion_cnn.command_line import quote_path, unquote_path
 from fashion_cnn.train import main
 
 
-@pytest.mark.parametrize("module", ["train", "runs"])
+@pytest.mark.parametrize("module", ["train", "tune", "runs"])
 def test_help_and_config_answer_in_under_a_second(module):
     for arguments, expected in ((["--help"], "KEY=VALUE"), (["--cfg", "job"], "runs_dir: runs")):
         seconds = []

@@ -125,7 +125,7 @@ def test_a_study_goes_on_with_its_own_settings_only(tmp_path):
 
 def test_a_search_through_the_command_line(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.pruner.n_startup_trials=2"]
-    swept = ["optimizer.lr=tag(log,interval(1e-4,1e30))", "seed=0,1"]
+    swept = ["optimizer.lr=tag(log,interval(1e-4,1e-1))", "seed=0,1"]
     status, out, err = command(main, *arguments, *swept, "tune.trials=4")
     assert (status, err) == (0, "")
     folder = tmp_path / "tune" / "tiny"
@@ -138,6 +138,9 @@ def test_a_search_through_the_command_line(command, tmp_path):
     assert Run(folder / f"trial-{int(best['trial']):04}").results()["val/accuracy"] == float(best["val/accuracy"])
     assert not any("test/accuracy" in Run(file.parent).results() for file in folder.glob("*/results.json"))
     assert (folder / "history.png").exists()
+
+    assert set(rows[0]) >= {"optimizer.lr", "optimizer.weight_decay", "seed"}
+    assert "data.batch_size" not in rows[0], "what was typed is not searched"
 
     status, out, _ = command(main, *arguments, *swept, "tune.trials=5")
     assert status == 0

@@ -33,10 +33,12 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
         raise UserError(f"tune.trials={config.tune.trials} is not possible: give 1 or more.", status=2)
     if not config.data.val_size:
         raise UserError("data.val_size=0 leaves nothing to choose by: a search needs validation images.", status=2)
-    space = search_space(HydraConfig.get().sweeper.params or {}, swept)
-    fixed = [override for override in config.overrides if _is_training(override)]
-    _config_of(fixed, {key: _any_of(distribution) for key, distribution in space.items()})
     name = config.tune.study or config.name
+    fixed = [override for override in config.overrides if _is_training(override)]
+    said = {override.lstrip("+").partition("=")[0] for override in fixed}
+    params = HydraConfig.get().sweeper.params or {}
+    space = search_space({key: words for key, words in params.items() if key not in said}, swept)
+    _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
     folder = (Path(config.runs_dir).expanduser() / "tune" / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     storage = config.tune.storage or f"sqlite:///{folder / 'study.db'}"
@@ -49,7 +51,7 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
 
     def train_trial(trial: optuna.Trial, directory: Path) -> float:
         print(f"\ntrial {trial.number}: {_typed(trial.params)}", flush=True)
-        composed = _config_of(fixed, trial.params)
+        composed = _config_of(name, fixed, trial.params)
         return float(train(composed, directory=directory, callbacks=[PruneTrial(trial)])["val/accuracy"])
 
     def tell(trial: FrozenTrial) -> None:
@@ -88,14 +90,14 @@ def _is_training(override: str) -> bool:
     return not override.lstrip("+~").startswith(("tune.", "sweep=", "runs_dir=", "data.root="))
 
 
-def _config_of(fixed: Sequence[str], drawn: dict[str, Any]) -> DictConfig:
+def _config_of(name: str, fixed: Sequence[str], drawn: dict[str, Any]) -> DictConfig:
     """The config of one trial's training."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [*fixed, *(f"{key}={value}" for key, value in drawn.items())]
     config = loader.load_configuration("train", [*overrides, "test=false"], RunMode.RUN, from_shell=False)
     with open_dict(config):
         del config["hydra"]
-        config.name = config.name or "trial"
+        config.name = name
         config.overrides = overrides
     return config
 
