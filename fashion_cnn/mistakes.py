@@ -182,10 +182,15 @@ def _did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 def _all_keys(config_name: str, config_dir: str) -> list[str]:
     """Every dotted key of the command's default config, and every config group."""
-    GlobalHydra.instance().clear()  # Of the command that has just failed.
-    with hydra.initialize_config_dir(config_dir, version_base="1.3"):
-        config = hydra.compose(config_name)
-        groups = GlobalHydra.instance().config_loader().list_groups("")
+    command = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(config_dir, version_base="1.3"):
+            config = hydra.compose(config_name)
+            groups = GlobalHydra.instance().config_loader().list_groups("")
+    finally:
+        # Further jobs of a sweep need it.
+        GlobalHydra.instance().hydra = command
     return [*groups, *_dotted(cast("dict[str, Any]", OmegaConf.to_container(config)))]
 
 
