@@ -81,9 +81,9 @@ def reproduce(tmp_path, monkeypatch):
     script.ABLATIONS.write_text(yaml.safe_dump(plan))
     script.trained = []
 
-    def train(typed, seed):
-        script.trained.append((typed[-1], seed))
-        return {"command": shlex.join(script.command_of(typed, seed)), "results": {"seed": seed, "val/accuracy": 0.5}}
+    def train(training, at_once):
+        script.trained.append((training.typed[-1], training.seed))
+        return {"command": shlex.join(training.command), "results": {"seed": training.seed, "val/accuracy": 0.5}}
 
     monkeypatch.setattr(script, "train", train)
     return script
