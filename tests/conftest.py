@@ -19,6 +19,7 @@ TINY_DATA = [
     "model=tiny",
     "model.network.stem=[8]",
     "model.network.widths=[8,16]",
+    "model.network.depths=[1,1]",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=3",
 ]

@@ -25,6 +25,12 @@ MOST_PARAMETERS = {
 NETWORKS = {
     "keras": lambda **data: KerasCNN(**data),
     "resnet": lambda **data: ResNet(stem=[8], widths=[8, 16], depths=[1, 2], dropout=0.1, **data),
+    "group_norm_resnet": lambda **data: ResNet(
+        stem=[8], widths=[8, 16], depths=[1, 0], activation="silu", normalisation="group", **data
+    ),
+    "plain_network": lambda **data: ResNet(
+        stem=[8], widths=[8], depths=[1], activation="gelu", normalisation="none", residual=False, **data
+    ),
     "fast_cnn": lambda **data: FastCNN(whitened=8, widths=[8, 16], **data),
     "ensemble": lambda **data: Ensemble(members=3, member=NETWORKS["fast_cnn"], **data),
     "wide_resnet": lambda **data: WideResNet(depth=10, widen_factor=1, dropout=0.1, **data),
@@ -170,6 +176,37 @@ def test_members_of_an_ensemble_look_at_images_before_training():
     ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
     ensemble.look_at(torch.rand(20, 1, 28, 28))
     assert all(network.whitening.fitted for network in ensemble.members)
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "group", "none"])
+def test_a_residual_block_starts_as_the_identity(normalisation):
+    torch.manual_seed(0)
+    with_block, without = (
+        ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[depth], normalisation=normalisation).eval()
+        for depth in (1, 0)
+    )
+    with_block.load_state_dict(without.state_dict(), strict=False)
+    images = torch.rand(3, 1, 12, 12)
+    assert torch.equal(with_block(images), without(images))
+
+
+def test_a_block_that_is_not_residual_adds_nothing():
+    torch.manual_seed(0)
+    network = NETWORKS["plain_network"](in_channels=1, num_classes=4).eval()
+    block = network.trunk[-1]
+    images = torch.rand(2, 8, 6, 6)
+    assert torch.equal(block(images), block.activation(block.branch(images)))
+
+
+def test_widths_and_depths_that_do_not_agree_are_refused():
+    with pytest.raises(UserError, match=r"widths=\[8, 16\] and depths=\[1\] do not agree"):
+        ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8, 16], depths=[1])
+
+
+@pytest.mark.parametrize(("key", "value"), [("activation", "rellu"), ("normalisation", "layer")])
+def test_an_unknown_activation_or_normalisation_is_told_with_what_there_is(key, value):
+    with pytest.raises(UserError, match=f"model.network.{key}={value} is not known: choose one of"):
+        ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[1], **{key: value})
 
 
 def test_an_ensemble_of_none_is_refused():
