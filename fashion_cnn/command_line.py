@@ -1,7 +1,6 @@
 """The door of every command: Hydra's command line in, one message out where a person made a mistake."""
 
 import os
-import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +10,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.mistakes import check_overrides, exit_with, explain, explain_and_exit
+from fashion_cnn.overrides import PATH_KEYS, key_of, quote_path, unquote_path
 from fashion_cnn.sweeps.directory import resumed_sweep
 from fashion_cnn.sweeps.end import conclude
 from fashion_cnn.sweeps.job import run_job
@@ -26,9 +25,6 @@ from fashion_cnn.sweeps.start import SweepStart
 _PACKAGE = Path(__file__).parent
 # In the wheel conf/ lies inside the package, in a checkout beside it.
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
-
-# Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
-PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -141,39 +137,12 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
     return config
 
 
-def quote_path(argument: str) -> str:
-    """Quote the value of `key=value` for Hydra where the key is a path, or a list `[a,b]` of paths."""
-    key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+") not in PATH_KEYS or value in ("", "null") or value[0] in "'\"" or "${" in value:
-        return argument
-    if value[0] == "[" and value[-1] == "]" and not Path(value).exists():
-        return f"{key}=[{','.join(_quoted(part) for part in value[1:-1].split(','))}]"
-    return f"{key}={_quoted(value)}"
-
-
-def _quoted(value: str) -> str:
-    # In Hydra's quotes a backslash counts only before a quote.
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
-def unquote_path(override: str) -> str:
-    """What a person would type for an override that `quote_path` may have quoted."""
-    key, _, value = override.partition("=")
-    if key.lstrip("+") not in PATH_KEYS or value[:1] != "'":
-        return override
-    (parsed,) = OverridesParser.create().parse_overrides([override])
-    return f"{key}={parsed.value()}"
-
-
 def _describe_run(config: DictConfig, composed: Any) -> None:
     """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that were typed."""
     if "name" in config and config.name is None:
         choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
-        config.overrides = [unquote_path(override) for override in composed.overrides.task if not _is_sweep(override)]
-
-
-def _is_sweep(override: str) -> bool:
-    """Whether it chooses a sweep, which one of its jobs is none of."""
-    return override.lstrip("+").startswith("sweep=")
+        config.overrides = [
+            unquote_path(override) for override in composed.overrides.task if key_of(override) != "sweep"
+        ]

@@ -7,10 +7,8 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY, TINY_DATA
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fashion_cnn import train as train_command
-from fashion_cnn.command_line import quote_path, unquote_path
 from fashion_cnn.train import main
 
 
@@ -155,25 +153,3 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
         assert "cannot change" in err
     status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
     assert (status, err) == (0, "")
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["a,b", "x (1)", "a=b", "~/data", "é ü", "it's", 'say "hi"', "back\\slash", "end\\", "{x}", "a b", "C:\\d\\'q"],
-)
-def test_a_path_reaches_the_config_as_typed(value):
-    (override,) = OverridesParser.create().parse_overrides([quote_path(f"data.root={value}")])
-    assert override.value() == value
-    assert unquote_path(quote_path(f"data.root={value}")) == f"data.root={value}"
-
-
-@pytest.mark.parametrize(
-    "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "resume=${x}"]
-)
-def test_what_is_quoted_or_no_path_is_left_alone(argument):
-    assert quote_path(argument) == argument
-
-
-def test_several_paths_are_a_list(tmp_path):
-    (override,) = OverridesParser.create().parse_overrides([quote_path("data.root=[a b,c(1)]")])
-    assert override.value() == ["a b", "c(1)"]

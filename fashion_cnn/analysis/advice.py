@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.verdict import Verdict
+from fashion_cnn.overrides import key_of
 
 _SIZES = ("tiny", "small", "medium", "large")
 
@@ -71,12 +72,9 @@ def _towards_a_better_fit(verdict: Verdict, config: DictConfig) -> list[Advice]:
 def command(typed: Sequence[str], changes: Sequence[str]) -> str:
     """The command that repeats a training, which was started with the overrides `typed`, with `changes` to it."""
 
-    def key(override: str) -> str:
-        return override.lstrip("+~").partition("=")[0]
-
     flags = [change for change in changes if change.startswith("-")]
-    values = {key(override): override for override in [*typed, *changes] if override not in flags}
-    if any(key(change) == "model" for change in changes):
+    values = {key_of(override): override for override in [*typed, *changes] if override not in flags}
+    if any(key_of(change) == "model" for change in changes):
         # Another network cannot start from these weights.
         values.pop("init_from", None)
     return shlex.join(["python", "-m", "fashion_cnn.train", *flags, *values.values()])

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.overrides import key_of, makes_the_training, quoted
 from fashion_cnn.runs import Run
 from fashion_cnn.sweeps.jobs import Job
 
@@ -41,25 +42,18 @@ class Sweep:
     def check_same_settings(self) -> None:
         """Raise UserError where a job's directory holds a run of other settings."""
         for job, run in zip(self.jobs, self.runs, strict=True):
-            if run.config_file.exists():
-                before = own_overrides(run.config().get("overrides") or [])
-                now = own_overrides(job.overrides)
-                if differing := sorted(_as_set(before) ^ _as_set(now)):
-                    raise UserError(
-                        f"{run.path} was trained with other settings ({', '.join(differing)} differ): "
-                        "a resumed sweep repeats its own command. Leave resume=… out to start a new one.",
-                        status=2,
-                    )
+            if not run.config_file.exists():
+                continue
+            if differing := sorted(_own(run.config().get("overrides") or []) ^ _own(job.overrides)):
+                raise UserError(
+                    f"{run.path} was trained with other settings ({', '.join(differing)} differ): "
+                    "a resumed sweep repeats its own command. Leave resume=… out to start a new one.",
+                    status=2,
+                )
 
 
-def own_overrides(overrides: Iterable[str]) -> list[str]:
-    """The overrides that make the training what it is: not where things lie, nor the sweep that it is a job of."""
-    left_out = ("sweep", "runs_dir", "resume", "data.root")
-    return [override for override in overrides if override.lstrip("+").partition("=")[0] not in left_out]
-
-
-def _as_set(overrides: Iterable[str]) -> set[str]:
-    return {override.rstrip("=") for override in overrides}
+def _own(overrides: Iterable[str]) -> set[str]:
+    return {override.rstrip("=") for override in overrides if makes_the_training(override)}
 
 
 def resumed_sweep(arguments: Sequence[str]) -> list[str]:
@@ -71,7 +65,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
     if named is None:
         return [*arguments]
     others = [argument for argument in arguments if argument != named]
-    is_sweep = any(word in ("-m", "--multirun") or word.lstrip("+").startswith("sweep=") for word in others)
+    is_sweep = any(word in ("-m", "--multirun") or key_of(word) == "sweep" for word in others)
     runs_dir = next((word.partition("=")[2] for word in others if word.startswith("runs_dir=")), "runs")
     reference = named.partition("=")[2].strip("'\"")
     sweep = _find_sweep(reference, Path(runs_dir)) if is_sweep or reference != "latest" else None
@@ -81,7 +75,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         )
     if sweep is None:
         return [*arguments]
-    return [*([] if is_sweep else _typed_before(sweep)), *others, f"hydra.sweep.dir={_quoted(str(sweep))}"]
+    return [*([] if is_sweep else _typed_before(sweep)), *others, f"hydra.sweep.dir={quoted(str(sweep))}"]
 
 
 def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
@@ -105,14 +99,10 @@ def pins(path: Path, shared: Sequence[str]) -> list[str]:
     shared: the keys that no job's name needs.
     """
     return [
-        f"hydra.sweep.dir={_quoted(str(path))}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, shared))}]",
+        f"hydra.sweep.dir={quoted(str(path))}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, shared))}]",
     ]
 
 
 def _is_pinned(override: str) -> bool:
     return override.startswith(("hydra.sweep.dir=", "hydra.job.config.override_dirname.", "hydra.mode="))
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"'

@@ -6,12 +6,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.overrides import PLACES, key_of
 from fashion_cnn.runs import Run
 from fashion_cnn.training.loggers import ResumableLogger
 from fashion_cnn.training.weights import differing_weights, read_checkpoint
-
-# Where things lie on this machine changes nothing about the run.
-_MAY_DIFFER = {"resume", "runs_dir", "data.root"}
 
 
 def resumed_config(config: DictConfig, run: Run) -> DictConfig:
@@ -21,9 +19,9 @@ def resumed_config(config: DictConfig, run: Run) -> DictConfig:
     """
     own = run.config()
     if HydraConfig.initialized():
-        keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+        keys = [key_of(override) for override in HydraConfig.get().overrides.task]
         for key in keys:
-            if key in _MAY_DIFFER:
+            if key in PLACES:
                 continue
             asked, has = OmegaConf.select(config, key), OmegaConf.select(own, key)
             if asked != has or asked is None:

@@ -15,8 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from optuna.trial import FrozenTrial
 
-from fashion_cnn.command_line import Interrupted, unquote_path
+from fashion_cnn.command_line import Interrupted
 from fashion_cnn.errors import UserError
+from fashion_cnn.overrides import key_of, makes_the_training, unquote_path
 from fashion_cnn.runs import as_typed
 from fashion_cnn.train import train
 from fashion_cnn.tuning.outcome import best_of, describe, write_outcome
@@ -34,8 +35,8 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     if not config.data.val_size:
         raise UserError("data.val_size=0 leaves nothing to choose by: a search needs validation images.", status=2)
     name = config.tune.study or config.name
-    fixed = [override for override in config.overrides if _is_training(override)]
-    said = {override.lstrip("+").partition("=")[0] for override in fixed}
+    fixed = [override for override in config.overrides if makes_the_training(override)]
+    said = {key_of(override) for override in fixed}
     params = HydraConfig.get().sweeper.params or {}
     space = search_space({key: words for key, words in params.items() if key not in said}, swept)
     _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
@@ -84,10 +85,6 @@ def _print_outcome(study: optuna.Study, folder: Path, fixed: Sequence[str]) -> N
         f"Trials and plots: {as_typed(folder)}\n"
         f"Train with its settings, and measure on test:\n  {command}"
     )
-
-
-def _is_training(override: str) -> bool:
-    return not override.lstrip("+~").startswith(("tune.", "sweep=", "runs_dir=", "data.root="))
 
 
 def _config_of(name: str, fixed: Sequence[str], drawn: dict[str, Any]) -> DictConfig:

@@ -1,0 +1,47 @@
+"""Overrides as people type them, `key=value`: what each is about, and paths quoted as Hydra's grammar wants them."""
+
+import re
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+# Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
+PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
+# Where things lie on this machine changes nothing about a training.
+PLACES = {"data.root", "runs_dir", "resume"}
+
+
+def key_of(override: str) -> str:
+    """`optimizer.lr` of `optimizer.lr=0.1`, `+optimizer.lr=0.1` and `~optimizer.lr`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def makes_the_training(override: str) -> bool:
+    """Whether a training is another one with it: not where things lie, nor the sweep or search it is a part of."""
+    key = key_of(override)
+    return key not in PLACES | {"sweep"} and not key.startswith("tune.")
+
+
+def quote_path(argument: str) -> str:
+    """Quote the value of `key=value` for Hydra where the key is a path, or a list `[a,b]` of paths."""
+    key, equals, value = argument.partition("=")
+    if not equals or key_of(argument) not in PATH_KEYS or value in ("", "null") or value[0] in "'\"" or "${" in value:
+        return argument
+    if value[0] == "[" and value[-1] == "]" and not Path(value).exists():
+        return f"{key}=[{','.join(quoted(part) for part in value[1:-1].split(','))}]"
+    return f"{key}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """As Hydra's grammar quotes a text, whatever is in it."""
+    # In Hydra's quotes a backslash counts only before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def unquote_path(override: str) -> str:
+    """What a person would type for an override that `quote_path` may have quoted."""
+    key, _, value = override.partition("=")
+    if key_of(override) not in PATH_KEYS or value[:1] != "'":
+        return override
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    return f"{key}={parsed.value()}"

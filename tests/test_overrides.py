@@ -1,0 +1,51 @@
+"""Overrides: paths as people type them, and what makes a training another one."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fashion_cnn.overrides import makes_the_training, quote_path, quoted, unquote_path
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a,b", "x (1)", "a=b", "~/data", "é ü", "it's", 'say "hi"', "back\\slash", "end\\", "{x}", "a b", "C:\\d\\'q"],
+)
+def test_a_path_reaches_the_config_as_typed(value):
+    (override,) = OverridesParser.create().parse_overrides([quote_path(f"data.root={value}")])
+    assert override.value() == value
+    assert unquote_path(quote_path(f"data.root={value}")) == f"data.root={value}"
+
+
+@pytest.mark.parametrize(
+    "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "resume=${x}"]
+)
+def test_what_is_quoted_or_no_path_is_left_alone(argument):
+    assert quote_path(argument) == argument
+
+
+def test_several_paths_are_a_list(tmp_path):
+    (override,) = OverridesParser.create().parse_overrides([quote_path("data.root=[a b,c(1)]")])
+    assert override.value() == ["a b", "c(1)"]
+
+
+@pytest.mark.parametrize("text", ['a\\"b', "a\\'b", "(x),[y]", ""])
+def test_any_text_can_be_quoted(text):
+    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
+    assert override.value() == text
+
+
+@pytest.mark.parametrize(
+    ("override", "makes"),
+    [
+        ("seed=1", True),
+        ("+trainer.max_time=1", True),
+        ("~mixing", True),
+        ("data.root=x", False),
+        ("sweep=seeds", False),
+        ("+sweep=seeds", False),
+        ("tune.trials=3", False),
+        ("resume=latest", False),
+    ],
+)
+def test_where_things_lie_does_not_make_the_training(override, makes):
+    assert makes_the_training(override) == makes
