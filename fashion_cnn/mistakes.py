@@ -25,6 +25,10 @@ from fashion_cnn.errors import UserError
 # Groups that a run cannot do without.
 _REQUIRED = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
 
+_MORE_LAUNCHERS = (
+    "joblib comes with pip install -c scripts/constraints.txt -e '.[sweeps]', ray and submitit with '.[cluster]'."
+)
+
 
 def check_overrides(config_name: str, config: DictConfig) -> None:
     """Refuse unknown root keys and values of another type than the one they replace."""
@@ -100,10 +104,10 @@ def explain(error: Exception, config_name: str, config_dir: str) -> UserError | 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [str(o) for o in error.options or []]
-        return UserError(
-            f"{group}={option} does not exist.{_did_you_mean(option, options)} {group} offers: {', '.join(options)}.",
-            status=2,
-        )
+        offers = f"{group} offers: {', '.join(options)}."
+        if group == "hydra/launcher":
+            offers += f" {_MORE_LAUNCHERS}"
+        return UserError(f"{group}={option} does not exist.{_did_you_mean(option, options)} {offers}", status=2)
     if isinstance(error, OverrideParseException):
         return UserError(
             f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
@@ -122,6 +126,10 @@ def explain(error: Exception, config_name: str, config_dir: str) -> UserError | 
         typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
         key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
         return _no_option(key, config_name, config_dir)
+    if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
+        return UserError(f"{error}: it is not installed. {_MORE_LAUNCHERS}", status=2)
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
+        return UserError(f"{error}: leave -m out beside --cfg and --info.", status=2)
     if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
         return UserError(
             f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", status=2

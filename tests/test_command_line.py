@@ -86,6 +86,9 @@ def test_a_mistake_does_not_wait_for_torch():
         (["~logger.csv"], "metrics.csv"),
         (["~callbacks.last"], "callbacks.last"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),
+        (["seed=0,1", "--cfg", "job", "-m"], "leave -m out"),
+        (["hydra/launcher=jolib"], "Did you mean joblib?"),
+        (["seed=0,1", "hydra/launcher=ray", "hydra.launcher._target_=hydra_plugins.no.Ray", "-m"], "'.[cluster]'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

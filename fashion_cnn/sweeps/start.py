@@ -35,4 +35,7 @@ class SweepStart(Callback):
         with open_dict(config):
             config.hydra.overrides.hydra += pins(sweep.path, sorted(shared))
             config.hydra.sweep.dir = str(sweep.path)
+            if "ray" in config.hydra.launcher:
+                # Else the launcher asks for memory of its own, which a cluster that is there already refuses.
+                config.hydra.launcher.ray.init.setdefault("object_store_memory", None)
         SweepStart.sweep = sweep
