@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import TINY_DATA
+from conftest import REPOSITORY, TINY_DATA
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
 from fashion_cnn import train as train_command
+from fashion_cnn.models import ResNet
 from fashion_cnn.sweeps.jobs import job_name, jobs_of
 from fashion_cnn.train import main
 
@@ -52,29 +57,37 @@ def figures(sweep):
     return {job: {k: v for k, v in found.items() if "/" in k} for job, found in results.items()}
 
 
-@pytest.fixture
-def failing_once(monkeypatch):
+class Failing(Callback):
     """One job of the sweep that fails as long as `FAILING` is set."""
-    train = train_command.train
 
-    def fails(config):
-        if (
-            config.seed == 1
-            and config.optimizer.lr == 3e-3
-            and config.model.network.stem == [8]
-            and "FAILING" in os.environ
-        ):
+    def setup(self, trainer, pl_module, stage):
+        (network,) = (part for part in pl_module.network.modules() if isinstance(part, ResNet))
+        optimizer, _ = pl_module.make_optimizer(2)
+        settings = (network.trunk[0][0].out_channels, optimizer.param_groups[0]["initial_lr"], trainer.datamodule.seed)
+        if settings == (8, 3e-3, 1) and "FAILING" in os.environ:
             raise MemoryError("no room")
-        return train(config)
 
-    monkeypatch.setattr(train_command, "train", fails)
+
+def in_a_process_of_its_own(main, *arguments):
+    """As the fixture `command`, which joblib's processes would outlive, with the environment that they began with."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")}
+    typed = [sys.executable, "-m", main.__module__, *arguments]
+    ended = subprocess.run(typed, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
+    """Figures of the finished jobs before and after the one that failed was run again."""
+    arguments = [
+        *ARGUMENTS,
+        *SWEPT,
+        "callbacks=essential",
+        "+callbacks.failing._target_=test_sweeps.Failing",
+        f"hydra/launcher={launcher}",
+    ]
     monkeypatch.setenv("FAILING", "1")
-
-
-def test_a_failed_job_is_told_and_alone_run_again(command, tmp_path, failing_once, monkeypatch):
-    arguments = [*ARGUMENTS, *SWEPT, f"runs_dir={tmp_path}"]
-    status, out, _ = command(main, *arguments)
-    sweep = the_sweep(tmp_path)
+    status, out, _ = command(main, *arguments, f"runs_dir={folder}")
+    sweep = the_sweep(folder)
     assert status == 1
     assert "7 of 8 jobs finished" in out
     assert re.search(r"stem-8_lr-0.003_seed-1: failed \(MemoryError: no room\)", out)
@@ -84,14 +97,38 @@ def test_a_failed_job_is_told_and_alone_run_again(command, tmp_path, failing_onc
     assert not any(sign in job for job in before for sign in "=,/[ ")
 
     monkeypatch.delenv("FAILING")
-    started = {job: (sweep / job / "config.yaml").stat().st_mtime_ns for job in before}
-    status, out, _ = command(main, *arguments, f"resume={sweep}")
+    started = {job: (sweep / job / "results.json").stat().st_mtime_ns for job in before}
+    status, out, _ = command(main, *arguments, f"resume={sweep}", f"runs_dir={folder}")
     assert status == 0
     assert "8 of 8 jobs finished" in out
-    assert out.count("weights of epoch") == 1, "one was trained"
-    assert {job: (sweep / job / "config.yaml").stat().st_mtime_ns for job in before} == started
-    assert the_sweep(tmp_path) == sweep, "no second sweep"
-    assert figures(sweep).items() >= before.items()
+    assert {job: (sweep / job / "results.json").stat().st_mtime_ns for job in before} == started, "one was trained"
+    assert the_sweep(folder) == sweep, "no second sweep"
+    return before, figures(sweep)
+
+
+def test_a_failed_job_is_told_and_alone_run_again_whether_one_by_one_or_side_by_side(command, tmp_path, monkeypatch):
+    serial = run_with_a_failure_then_resume(command, tmp_path / "serial", monkeypatch, "basic")
+    parallel = run_with_a_failure_then_resume(in_a_process_of_its_own, tmp_path / "parallel", monkeypatch, "joblib")
+    for one_by_one, side_by_side in zip(serial, parallel, strict=True):
+        assert one_by_one.keys() == side_by_side.keys()
+        for job, expected in one_by_one.items():
+            # On one thread in place of two, sums are added up in another order.
+            assert side_by_side[job]["val/loss"] == pytest.approx(expected["val/loss"], rel=0.02), job
+
+
+def test_eight_jobs_in_one_process_need_no_more_memory_than_two(command, tmp_path, monkeypatch):
+    resident = []
+    train = train_command.train
+
+    def measured(config):
+        results = train(config)
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        return results
+
+    monkeypatch.setattr(train_command, "train", measured)
+    assert command(main, *ARGUMENTS, "callbacks=essential", "seed=range(8)", f"runs_dir={tmp_path}")[0] == 0
+    assert len(resident) == 8
+    assert resident[-1] <= 1.1 * resident[1]
 
 
 def test_a_job_gives_the_figures_of_the_same_settings_alone(command, tmp_path):
