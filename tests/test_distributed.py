@@ -55,6 +55,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     settings = ["~mixing", "data.val_size=33", "trainer.precision=32-true", "trainer.max_epochs=4"]
     several = train(tmp_path, *settings, "trainer=ddp", "trainer.devices=2", "data.batch_size=8", "name=two")
     assert several.returncode == 0, several.stderr
+    assert "sync_dist" not in several.stderr
     assert train(tmp_path, *settings, "data.batch_size=16", "name=one").returncode == 0
     (config,) = (tmp_path / "two").rglob("config.yaml")
     two, one = Run(config.parent), Run(next((tmp_path / "one").iterdir()))

@@ -182,3 +182,5 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     # Resuming writes on into the run's own directory, on purpose.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    # They are of all processes before they are logged.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
