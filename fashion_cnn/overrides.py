@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
-PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "runs", "out"}
+PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "run", "runs", "out"}
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}
 
@@ -25,7 +25,13 @@ def makes_the_training(override: str) -> bool:
 def quote_path(argument: str) -> str:
     """Quote the value of `key=value` for Hydra where the key is a path, or a list `[a,b]` of paths."""
     key, equals, value = argument.partition("=")
-    if not equals or key_of(argument) not in PATH_KEYS or value in ("", "null") or value[0] in "'\"" or "${" in value:
+    if (
+        not equals
+        or key_of(argument) not in PATH_KEYS
+        or value in ("", "null", "[]")
+        or value[0] in "'\""
+        or "${" in value
+    ):
         return argument
     if value[0] == "[" and value[-1] == "]" and not Path(value).exists():
         return f"{key}=[{','.join(quoted(part) for part in value[1:-1].split(','))}]"

@@ -9,7 +9,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,11 @@ class Run:
     def ambiguous_file(self) -> Path:
         """The validation and test images, the one that the network is least decided on first."""
         return self.path / "ambiguous.csv"
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of what `python -m fashion_cnn.evaluate` found, a sub-folder a split."""
+        return self.path / "evaluation"
 
     @property
     def error_file(self) -> Path:
@@ -189,6 +194,16 @@ def find_finished(reference: str | Path, runs_dir: Path) -> Run:
     if reference == "latest":
         return _newest(runs_dir, {"finished"}, "finished run")
     return _named(Path(reference), runs_dir)
+
+
+def find_several(references: str | Iterable[str], runs_dir: Path) -> list[Run]:
+    """The runs that one reference or a list of them names, each as `find_finished` takes it. Raises UserError."""
+    if isinstance(references, str):
+        return [find_finished(references, runs_dir)]
+    found = [find_finished(reference, runs_dir) for reference in references]
+    if not found:
+        raise UserError("run=[] names no run: give a run's directory, or latest.")
+    return found
 
 
 def find_unfinished(reference: str | Path, runs_dir: Path) -> Run:

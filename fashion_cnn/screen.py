@@ -93,6 +93,54 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def print_evaluation(outcome: dict[str, Any]) -> None:
+    """Print what `fashion_cnn.evaluate` found: the figures of the split, then of each class."""
+    console = wide_console()
+    runs, split = outcome["runs"], outcome["split"]
+    who = runs[0] if len(runs) == 1 else f"The mean of {len(runs)} networks"
+    console.print(f"{who}, {outcome['images']:,} images of {split}", highlight=False, soft_wrap=True)
+    console.print(_evaluation_table(outcome))
+    grid = Table()
+    for heading in ("class", "precision", "95%", "recall", "95%", "F1", "images"):
+        grid.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in outcome["classes"]:
+        shares = [cell for part in ("precision", "recall") for cell in _share_cells(row[part])]
+        grid.add_row(row["name"], *shares, f"{row['f1']:.4f}", f"{row['images']:,}")
+    console.print(grid)
+    console.print(f"Figures: {outcome['written_to']}", highlight=False, soft_wrap=True)
+
+
+def _evaluation_table(outcome: dict[str, Any]) -> Table:
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    interval = f"({outcome['accuracy_low']:.2%} to {outcome['accuracy_high']:.2%})"
+    rows = [
+        ("accuracy, 95% interval", f"{outcome['accuracy']:.2%} {interval}"),
+        ("accuracy, flip-averaged", f"{outcome['flip']['accuracy']:.2%}"),
+        ("loss", f"{outcome['loss']:.4f}"),
+        ("loss, flip-averaged", f"{outcome['flip']['loss']:.4f}"),
+        ("macro F1", f"{outcome['macro_f1']:.4f}"),
+        ("among the two likeliest", f"{outcome['top2_accuracy']:.2%}"),
+    ]
+    rows += [
+        (f"accuracy on the surest {float(coverage):.0%}", f"{accuracy:.2%}")
+        for coverage, accuracy in outcome["selective_accuracy"].items()
+        if coverage != "1.0"
+    ]
+    rows.append(("calibration error", f"{outcome['calibration_error']:.4f}"))
+    if calibrated := outcome["calibrated"]:
+        label = f"calibration error, temperature {calibrated['temperature']:.2f} (fitted on val)"
+        rows.append((label, f"{calibrated['calibration_error']:.4f}"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _share_cells(share: dict[str, float] | None) -> tuple[str, str]:
+    return ("", "") if share is None else (f"{share['value']:.2%}", f"{share['low']:.1%} to {share['high']:.1%}")
+
+
 def print_comparison(comparison: Comparison, written: Path) -> None:
     """Print the groups of runs, those that are not finished, and where all of it was written."""
     console = wide_console()

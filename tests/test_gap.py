@@ -89,3 +89,9 @@ def test_the_classes_that_carry_the_gap_are_the_fewest_that_make_up_half():
     assert gap_carriers(train, train) == []
     better = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((50, 0, 0))))
     assert gap_carriers(better, val) == [], "no class carries a gap that there is not"
+
+
+@pytest.mark.parametrize("count", [10, 1000, 9999])
+def test_an_interval_holds_its_share(count):
+    assert wilson_interval(1.0, count)[1] == 1
+    assert wilson_interval(0.0, count)[0] == 0

@@ -17,7 +17,7 @@ def test_a_path_reaches_the_config_as_typed(value):
 
 
 @pytest.mark.parametrize(
-    "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "resume=${x}"]
+    "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "runs=[]", "resume=${x}"]
 )
 def test_what_is_quoted_or_no_path_is_left_alone(argument):
     assert quote_path(argument) == argument

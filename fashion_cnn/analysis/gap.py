@@ -57,7 +57,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """The 95% interval of a share seen in `count` draws. Wilson, 1927."""
     centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at 1 one end is the share itself, but for rounding.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def loss_gap(train: Predictions, held_out: Predictions) -> Gap:

@@ -1,6 +1,6 @@
-"""Several networks that are trained side by side and answer as one."""
+"""Several networks that answer as one: trained side by side, or each on its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,3 +62,21 @@ class Ensemble(nn.Module):
                 if len(share)
             ]
         )
+
+
+class MeanOfNetworks(nn.Module):
+    """Networks that were trained each on its own, and whose logits are averaged.
+
+    Images `(B, C, H, W)` in, logits `(B, num_classes)` out.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The networks' features side by side, `(B, sum of their D)`."""
+        return torch.cat([network.features(images) for network in self.networks], dim=1)  # type: ignore[operator]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([network(images) for network in self.networks]).mean(dim=0)

@@ -21,7 +21,7 @@ from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.hardware import describe
 from fashion_cnn.training.stopwatch import Stopwatch
-from fashion_cnn.training.weights import read_checkpoint
+from fashion_cnn.training.weights import read_checkpoint, weights_sha256
 
 
 def collect_results(
@@ -49,6 +49,7 @@ def collect_results(
         "images_per_second": round(stopwatch.images_per_second, 1),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "multiply_adds": multiply_adds(module),
+        "weights_sha256": weights_sha256(best["state_dict"]),
         "precision": trainer.precision,
         "hardware": describe(trainer.strategy.root_device),
         "torch": torch.__version__,

@@ -1,5 +1,6 @@
 """Weights out of run directories."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,34 @@ def load_classifier(run: Run) -> ImageClassifier:
     """The run's network with its best weights, in eval mode on the CPU."""
     read_checkpoint(run.weights)
     return ImageClassifier.load_from_checkpoint(run.weights, map_location="cpu", weights_only=True).eval()
+
+
+def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of weights by name, the same wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        digest.update(name.encode())
+        digest.update(state_dict[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def restore(module: ImageClassifier, run: Run) -> None:
+    """Give `module`, built from the run's config, the run's best weights.
+
+    Raises UserError where the checkpoint is that of another network, or not the one that the run ended with.
+    """
+    weights = read_checkpoint(run.weights)["state_dict"]
+    if differing := differing_weights(module.state_dict(), weights):
+        raise UserError(
+            f"{run.weights} does not belong to {run.config_file}: {len(differing)} weights do not fit the network "
+            f"described there, such as {differing[0]}."
+        )
+    recorded = run.results().get("weights_sha256")
+    if recorded not in (None, weights_sha256(weights)):
+        raise UserError(
+            f"{run.weights} does not belong to {run.results_file}: its weights are not those that the run ended with."
+        )
+    module.load_state_dict(weights)
 
 
 def initialise_from(module: ImageClassifier, run: Run) -> None:

@@ -1,0 +1,69 @@
+"""Measure a trained network from its run directory alone: `python -m fashion_cnn.evaluate run=latest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fashion_cnn.command_line import run_command
+from fashion_cnn.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omegaconf import DictConfig
+
+    from fashion_cnn.runs import Run
+
+_SPLITS, _FORMATS = ("test", "val"), ("table", "json")
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Measure `config.run` on `config.split`, write the figures into the run's directory and return them.
+
+    Raises UserError where there is no such run or split, or its checkpoint is not its own.
+    """
+    from fashion_cnn.evaluation.measuring import measure_runs
+    from fashion_cnn.evaluation.outcome import outcome_of, write_outcome
+    from fashion_cnn.runs import as_typed, find_several
+    from fashion_cnn.training.session import quieten_lightning
+
+    for key, choices in (("split", _SPLITS), ("format", _FORMATS)):
+        if config[key] not in choices:
+            raise UserError(f"{key}={config[key]} is not possible: choose {' or '.join(choices)}.", status=2)
+    runs = find_several(config.run, Path(config.runs_dir))
+    quieten_lightning()
+    measured = measure_runs(runs, config.split, data_root=config.data.root)
+    outcome = outcome_of(runs, measured)
+    folder = Path(config.out).expanduser() if config.out else _folder_of(runs) / config.split
+    write_outcome(outcome, measured, folder)
+    return outcome | {"written_to": str(as_typed(folder))}
+
+
+def _folder_of(runs: Sequence[Run]) -> Path:
+    """In the run, or beside the runs that are measured as one."""
+    import os
+
+    if len(runs) == 1:
+        return runs[0].evaluation
+    return Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "ensemble"
+
+
+def _evaluate_and_tell(config: DictConfig) -> None:
+    import json
+
+    from fashion_cnn.screen import print_evaluation
+
+    outcome = evaluate(config)
+    if config.format == "json":
+        print(json.dumps(outcome, indent=2))
+    else:
+        print_evaluation(outcome)
+
+
+def main() -> None:
+    run_command("evaluate", _evaluate_and_tell)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A trained network measured again, from its run directory alone."""

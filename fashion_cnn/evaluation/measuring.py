@@ -1,0 +1,100 @@
+"""Networks rebuilt from their run directories, and what they say of a split."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from fashion_cnn.analysis.predictions import Predictions
+from fashion_cnn.data import ImageDataModule, InMemoryDataset
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.ensemble import MeanOfNetworks
+from fashion_cnn.runs import Run
+from fashion_cnn.training import build
+from fashion_cnn.training.results import measure
+from fashion_cnn.training.weights import restore
+
+Split = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a network, or several as one, says of a split.
+
+    figures: `<split>/loss` and so on, as the training writes them into results.json. val: what it says of the
+    validation images; None where the training kept none. data_sha256: of the split's images and labels.
+    """
+
+    config: DictConfig
+    module: ImageClassifier
+    data: ImageDataModule
+    split: Split
+    predictions: Predictions
+    val: Predictions | None
+    figures: dict[str, float]
+    data_sha256: str
+
+
+def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = None) -> Measured:
+    """Measure the run's network, or the mean of several runs' networks, on `split`.
+
+    data_root: where the data lie on this machine, if not where the run had them.
+    Raises UserError where a checkpoint is not its run's, the runs are of different data, or there is no such split.
+    """
+    rebuilt = [_rebuild(run, data_root) for run in runs]
+    config, module, data = rebuilt[0]
+    if split == "val" and not data.val_size:
+        raise UserError(f"{runs[0].path} kept no validation images (data.val_size=0): say split=test.")
+    for run, (_, _, other) in zip(runs[1:], rebuilt[1:], strict=True):
+        if _described(other, split) != _described(data, split):
+            raise UserError(
+                f"{run.path} saw other data than {runs[0].path}: their answers cannot be averaged. Name runs of the "
+                "same classes, image size, normalisation and validation split."
+            )
+    if len(runs) > 1:
+        module = ImageClassifier(
+            network=MeanOfNetworks([other.network for _, other, _ in rebuilt]),
+            image_shape=data.image_shape,
+            num_classes=data.num_classes,
+        )
+    figures, predictions = measure(config, module, data, test=split == "test", flip_average=True)
+    return Measured(
+        config=config,
+        module=module,
+        data=data,
+        split=split,
+        predictions=predictions[split],
+        val=predictions.get("val"),
+        figures=figures,
+        data_sha256=data_sha256(data.val_split if split == "val" else data.test_split),
+    )
+
+
+def _rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:
+    config = run.config()
+    # It may have been trained on other hardware than it is measured on.
+    OmegaConf.update(config, "trainer.accelerator", "auto")
+    if data_root is not None:
+        config.data.root = data_root
+    data = build.data(config)
+    module = build.module(config, data)
+    restore(module, run)
+    return config, module, data
+
+
+def _described(data: ImageDataModule, split: Split) -> tuple[object, ...]:
+    """What two runs must share for their answers to be answers to the same question."""
+    normalised = (data.pixel_mean.tolist(), data.pixel_scale.tolist())
+    validated = (data.val_size, data.split_seed) if split == "val" else ()
+    return (tuple(data.class_names), data.image_shape, *normalised, *validated)
+
+
+def data_sha256(split: InMemoryDataset) -> str:
+    """The SHA-256 of a split's images and labels, in the order of the data set that it was cut from."""
+    order = split.indices.argsort()
+    digest = hashlib.sha256(split.images[order].numpy().tobytes())
+    digest.update(split.targets[order].numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,168 @@
+"""A trained network measured again from its run directory alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_DATA
+
+from fashion_cnn.analysis.predictions import Predictions
+from fashion_cnn.command_line import compose
+from fashion_cnn.data import InMemoryDataset
+from fashion_cnn.evaluate import main
+from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
+from fashion_cnn.evaluation.measuring import data_sha256
+from fashion_cnn.evaluation.temperature import fit_temperature
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+
+# Six images of three classes: the network is right about the first four.
+PREDICTIONS = Predictions(
+    logits=torch.tensor(
+        [[4.0, 0, 0], [0, 3.0, 0], [2.0, 0, 1], [0, 0, 1.0], [0, 0.5, 0.1], [0.2, 0, 0.1]],
+    ),
+    targets=torch.tensor([0, 1, 0, 2, 2, 1]),
+    indices=torch.arange(6),
+)
+
+
+def test_precision_and_recall_are_of_each_class():
+    first, second, third = by_class(PREDICTIONS, ["a", "b", "c"])
+    assert (first.precision.value, first.recall.value, first.images) == (pytest.approx(2 / 3), 1.0, 2)
+    assert (second.precision.value, second.recall.value) == (0.5, 0.5)
+    assert (third.precision.value, third.recall.value, third.f1) == (1.0, 0.5, pytest.approx(2 / 3))
+    assert second.recall.low < 0.5 < second.recall.high
+
+
+def test_a_class_that_never_comes_has_no_share():
+    never = Predictions(torch.tensor([[1.0, 0, 0]]), torch.tensor([0]), torch.tensor([0]))
+    _, second, _ = by_class(never, ["a", "b", "c"])
+    assert second.precision is second.recall is None
+    assert second.f1 == 0
+
+
+def test_the_second_likeliest_class_counts_too():
+    assert top_accuracy(PREDICTIONS, 1) == pytest.approx(4 / 6)
+    assert top_accuracy(PREDICTIONS, 2) == pytest.approx(5 / 6)
+    assert top_accuracy(PREDICTIONS, 9) == 1
+
+
+def test_accuracy_on_the_surest_images_comes_first():
+    expected = [1, 1, 1, 1, 4 / 5, 4 / 6]
+    assert selective_accuracy(PREDICTIONS).tolist() == pytest.approx(expected)
+    figures = figures_of(PREDICTIONS, ["a", "b", "c"])
+    assert figures["selective_accuracy"]["0.5"] == 1
+    assert figures["macro_f1"] == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
+    assert sum(map(sum, figures["confusion"])) == 6
+
+
+def test_the_same_images_have_the_same_hash_in_whatever_order():
+    images, targets = torch.randint(0, 256, (6, 1, 4, 4), dtype=torch.uint8), torch.arange(6)
+    first = data_sha256(InMemoryDataset(images, targets, torch.arange(6)))
+    assert data_sha256(InMemoryDataset(images, targets, torch.arange(6).flip(0))) == first
+    assert data_sha256(InMemoryDataset(images + 1, targets, torch.arange(6))) != first
+    assert data_sha256(InMemoryDataset(images, targets + 1, torch.arange(6))) != first
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs of other seeds, a run of another network, and one that kept no validation images."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = [*TINY_DATA, "callbacks=essential", f"runs_dir='{folder}'"]
+    changes = {"first": [], "second": ["seed=1"], "wider": ["model.network.stem=[16]"], "all": ["data.val_size=0"]}
+    return {
+        name: Run(Path(train(compose(overrides=[*settings, *typed, f"name={name}"]))["run"]))
+        for name, typed in changes.items()
+    }
+
+
+def evaluated(command, run, *arguments):
+    status, out, err = command(main, f"run={run.path}", "format=json", *arguments)
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_the_figures_are_those_that_training_wrote(command, trained, split):
+    run = trained["first"]
+    found, results = evaluated(command, run, f"split={split}"), run.results()
+    for name in ("accuracy", "loss"):
+        assert found[name] == results[f"{split}/{name}"]
+        assert found["flip"][name] == results[f"{split}_flip/{name}"]
+    assert found["accuracy"] == pytest.approx(sum(row[k] for k, row in enumerate(found["confusion"])) / found["images"])
+    assert found["calibrated"]["temperature"] > 0
+    assert found["weights_sha256"] == [results["weights_sha256"]]
+    written = {file.name for file in (run.evaluation / split).iterdir()}
+    assert written == {"evaluation.json", "confusion.png", "classes.png", "selective.png", "reliability.png"}
+
+
+def test_a_copied_run_gives_the_same_figures(command, trained, tmp_path):
+    copy = Run(shutil.copytree(trained["first"].path, tmp_path / "elsewhere, (1)"))
+    assert evaluated(command, copy)["loss"] == trained["first"].results()["test/loss"]
+    assert (copy.evaluation / "test" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("other", ["second", "wider"])
+def test_a_checkpoint_of_another_run_is_refused(command, trained, tmp_path, other):
+    copy = Run(shutil.copytree(trained["first"].path, tmp_path / "run"))
+    shutil.copy(trained[other].best_checkpoint, copy.best_checkpoint)
+    status, _, err = command(main, f"run={copy.path}")
+    assert status == 1
+    assert "best.ckpt does not belong to" in err
+    assert err.count("\n") == 1
+
+
+def test_several_runs_answer_as_one(command, trained, tmp_path):
+    paths = f"[{trained['first'].path},{trained['second'].path}]"
+    status, out, err = command(main, f"run={paths}", f"out={tmp_path / 'both'}")
+    assert (status, err) == (0, "")
+    assert "The mean of 2 networks" in out
+    both = json.loads((tmp_path / "both" / "evaluation.json").read_text())
+    alone = [evaluated(command, trained[name])["loss"] for name in ("first", "second")]
+    # The cross-entropy of averaged logits is at most the average of the cross-entropies.
+    assert both["loss"] <= sum(alone) / 2 + 1e-3
+    assert both["loss"] not in alone
+    assert evaluated(command, trained["first"], f"run=[{trained['first'].path},{trained['first'].path}]")[
+        "loss"
+    ] == pytest.approx(alone[0], abs=1e-4)
+
+
+def test_without_validation_images_there_is_no_temperature(command, trained):
+    assert evaluated(command, trained["all"])["calibrated"] is None
+    status, _, err = command(main, f"run={trained['all'].path}", "split=val")
+    assert status == 1
+    assert "kept no validation images" in err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("split=train", "split=train is not possible: choose test or val"),
+        ("format=xml", "choose table or json"),
+        ("run=nowhere", "nowhere does not exist"),
+        ("run=[]", "names no run"),
+        ("sp=1", "'sp' is no option"),
+    ],
+)
+def test_a_mistake_is_told_in_one_message(command, trained, monkeypatch, argument, said):
+    monkeypatch.chdir(trained["first"].path.parent.parent)
+    status, _, err = command(main, "runs_dir=.", argument)
+    assert status in (1, 2)
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_the_temperature_that_spoilt_the_logits_is_found(true):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 4, generator=generator) * 2
+    targets = logits.softmax(1).multinomial(1, generator=generator)[:, 0]
+    spoilt = Predictions(logits * true, targets, torch.arange(len(targets)))
+    assert fit_temperature(spoilt) == pytest.approx(true, rel=0.05)
+
+
+def test_the_temperature_of_a_network_that_errs_never_is_bounded():
+    never = Predictions(torch.eye(3), torch.arange(3), torch.arange(3))
+    assert fit_temperature(never) == pytest.approx(0.05, rel=0.01)
