@@ -38,5 +38,6 @@ def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Setting
                 yield prefix.rstrip("."), str(value).rpartition(".")[2]
         elif isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
-        elif value is not None:
+        # An empty list is as good as no such option, which older runs do not have.
+        elif value is not None and value != []:
             yield name, value if isinstance(value, str | int | float | bool) else str(value)

@@ -1,6 +1,6 @@
 """A LightningDataModule over images that fit in memory: splits, rulers, batches, augmentation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fashion_cnn.data.batches import WHOLE, Batch, InMemoryDataset, Share, batch_loader
+from fashion_cnn.data.left_out import left_out_labels, renumbered
 from fashion_cnn.data.split import stratified_order
 from fashion_cnn.errors import UserError
 
@@ -27,6 +28,8 @@ class ImageDataModule(LightningDataModule):
     mean, std: per channel, of pixels scaled to [0, 1].
     augmentation: functions of a uint8 batch `(B, C, H, W)`, applied in order when training.
         None in place of one switches it off.
+    left_out: names or numbers of classes that no split holds; `class_names` and the targets are of the others alone.
+        Their test images are `left_out_split`, whose targets are the data set's own.
 
     Raises UserError for a value that leaves nothing to train on or measure.
     """
@@ -47,8 +50,12 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
         split_seed: int = 0,
         augmentation: Mapping[str, Augmentation | None] | None = None,
+        left_out: Collection[str | int] | None = None,
     ) -> None:
         super().__init__()
+        self.left_out = left_out_labels(left_out or (), self.class_names)
+        if self.left_out:
+            self.class_names = [name for label, name in enumerate(self.class_names) if label not in self.left_out]
         self.val_size = val_size
         self.train_fraction = train_fraction
         self.batch_size = batch_size
@@ -59,7 +66,7 @@ class ImageDataModule(LightningDataModule):
         # In the pixels' own scale, 0 to 255, so that normalising is one subtraction and one product.
         self.pixel_mean = torch.tensor(mean).view(-1, 1, 1) * 255
         self.pixel_scale = 1 / (torch.tensor(std).view(-1, 1, 1) * 255)
-        self._check()
+        self._check(self.train_size)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Read images `(N, C, H, W)` uint8 and targets `(N,)` int64: all for training, or the test set."""
@@ -74,6 +81,10 @@ class ImageDataModule(LightningDataModule):
         if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):
             images, targets = self.load(train=True)
             order = stratified_order(targets, self.split_seed)
+            targets = renumbered(targets, self.left_out, self.num_classes)
+            # Without some classes it is still stratified, and each of the others keeps its own order.
+            order = order[targets[order] >= 0]
+            self._check(len(order))
             val, train = order[: self.val_size], order[self.val_size :]
             train = train[: round(len(train) * self.train_fraction)]
             self.train_split = InMemoryDataset(images, targets, train)
@@ -82,7 +93,9 @@ class ImageDataModule(LightningDataModule):
             self.train_probe = InMemoryDataset(images, targets, train[: self.val_size])
         if stage in ("test", None) and not hasattr(self, "test_split"):
             images, targets = self.load(train=False)
-            self.test_split = InMemoryDataset(images, targets, torch.arange(len(targets)))
+            numbers = renumbered(targets, self.left_out, self.num_classes)
+            self.test_split = InMemoryDataset(images, numbers, (numbers >= 0).nonzero()[:, 0])
+            self.left_out_split = InMemoryDataset(images, targets, (numbers < 0).nonzero()[:, 0])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return batch_loader(self.train_split, self.batch_size, shuffle_seed=self.seed, share=self._share)
@@ -117,8 +130,9 @@ class ImageDataModule(LightningDataModule):
             self.pixel_mean, self.pixel_scale = self.pixel_mean.to(images.device), self.pixel_scale.to(images.device)
         return (images - self.pixel_mean) * self.pixel_scale
 
-    def _check(self) -> None:
-        classes, available = self.num_classes, self.train_size
+    def _check(self, available: int) -> None:
+        """Refuse what `available` images, for training and validation together, cannot be cut into."""
+        classes = self.num_classes
         if not (self.val_size == 0 or classes <= self.val_size <= available - classes):
             raise UserError(
                 f"data.val_size={self.val_size} cannot be carved out of {available:,} training images: "
