@@ -1,0 +1,140 @@
+"""Accuracy under corruptions, and the mean corruption error beside a baseline's."""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from fashion_cnn.evaluation.logits import Classify, all_logits
+from fashion_cnn.runs import write_whole
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy, 0 to 1, on a split as it is and under corruptions.
+
+    clean: as it is. accuracy: by corruption, at the severities 1 to 5. standard_error: of `mean`, as far as the choice
+    of the images goes. images: how many there were. seed and strengths (by corruption, of the five severities): which
+    spoilt images these were.
+    """
+
+    clean: float
+    accuracy: dict[str, tuple[float, ...]]
+    standard_error: float
+    images: int
+    seed: int
+    strengths: dict[str, tuple[float, ...]]
+
+    @property
+    def mean(self) -> float:
+        """The accuracy over all corruptions and severities."""
+        return fmean(fmean(row) for row in self.accuracy.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"mean": self.mean, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Robustness":
+        """What `to_dict` made, also after a way through JSON."""
+        accuracy, strengths = (
+            {name: tuple(row) for name, row in values[field].items()} for field in ("accuracy", "strengths")
+        )
+        plain: dict[str, Any] = {field: values[field] for field in ("clean", "standard_error", "images", "seed")}
+        return cls(accuracy=accuracy, strengths=strengths, **plain)
+
+
+def write_robustness(path: Path, result: Robustness) -> None:
+    """Store a measurement as JSON."""
+    write_whole(path, json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def read_robustness(path: Path) -> Robustness:
+    """What `write_robustness` stored. Raises UserError where it cannot be read."""
+    try:
+        return Robustness.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: measure the robustness of that run first.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no record of a robustness ({error!r}): measure it again.") from error
+
+
+def measure_robustness(
+    classify: Classify,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    corruptions: Collection[str] = tuple(CORRUPTIONS),
+    progress: Callable[[int, int], None] | None = None,
+) -> Robustness:
+    """Measure the accuracy on images `(N, C, H, W)` uint8 with `targets` `(N,)`, as they are and under corruptions.
+
+    seed: of what is random in the corruptions. progress: called after each pass over the images with the number of
+    passes made and of all passes. Raises UserError for a corruption that there is not.
+    """
+    passes = list(product(corruptions, SEVERITIES))
+
+    def measure(shown: Tensor, done: int) -> Tensor:
+        """Whether each image is recognised, `(N,)`."""
+        right = (all_logits(classify, shown, batch_size).argmax(dim=1) == targets).double()
+        if progress:
+            progress(done, 1 + len(passes))
+        return right
+
+    clean = measure(images, 1).mean().item()
+    accuracy: dict[str, tuple[float, ...]] = {name: () for name in corruptions}
+    shares = torch.zeros(len(images), dtype=torch.float64)
+    for done, (name, severity) in enumerate(passes, start=2):
+        right = measure(corrupt(images, name, severity, seed=seed), done)
+        accuracy[name] += (right.mean().item(),)
+        shares += right / len(passes)
+    return Robustness(
+        clean=clean,
+        accuracy=accuracy,
+        standard_error=shares.std().item() / len(images) ** 0.5,
+        images=len(images),
+        seed=seed,
+        strengths={name: CORRUPTIONS[name].strengths for name in corruptions},
+    )
+
+
+@dataclass(frozen=True)
+class CorruptionErrors:
+    """Errors as percent of a baseline's, by corruption: 100 is as robust, less is more robust."""
+
+    by_corruption: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean corruption error (mCE)."""
+        return fmean(self.by_corruption.values())
+
+
+def corruption_errors(result: Robustness, baseline: Robustness) -> CorruptionErrors:
+    """The errors summed over the severities, divided by those of the baseline (Hendrycks and Dietterich, 2019).
+
+    Raises UserError where the two were not measured on the same spoilt images, or the baseline makes no errors.
+    """
+    if (result.seed, result.images) != (baseline.seed, baseline.images) or any(
+        baseline.strengths.get(name) != strengths for name, strengths in result.strengths.items()
+    ):
+        raise UserError(
+            "The baseline was measured under other corruptions or on other images: measure both in the same way."
+        )
+
+    def error(of: Robustness, name: str) -> float:
+        return sum(1 - accuracy for accuracy in of.accuracy[name])
+
+    if flawless := [name for name in result.accuracy if error(baseline, name) == 0]:
+        raise UserError(f"The baseline makes no error under {', '.join(flawless)}, so there is nothing to divide by.")
+    return CorruptionErrors({name: 100 * error(result, name) / error(baseline, name) for name in result.accuracy})
