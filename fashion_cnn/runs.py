@@ -64,6 +64,16 @@ class Run:
         return self.path / "report.md"
 
     @property
+    def model_card_file(self) -> Path:
+        """What the network is for, what it cannot do, and how it was made."""
+        return self.path / "model_card.md"
+
+    @property
+    def export(self) -> Path:
+        """The folder of what `python -m fashion_cnn.export` made."""
+        return self.path / "export"
+
+    @property
     def figures(self) -> Path:
         """The folder of the report's figures."""
         return self.path / "figures"

@@ -141,6 +141,33 @@ def _share_cells(share: dict[str, float] | None) -> tuple[str, str]:
     return ("", "") if share is None else (f"{share['value']:.2%}", f"{share['low']:.1%} to {share['high']:.1%}")
 
 
+def print_export(outcome: dict[str, Any]) -> None:
+    """Print what `fashion_cnn.export` wrote, and how it does beside PyTorch."""
+    console = wide_console()
+    grid = Table()
+    headings = ("", "file", "MB", "test", "val", "unlike PyTorch", "largest difference", "one image, ms", "")
+    for heading in headings:
+        grid.add_column(heading, justify="left" if heading in ("", "file") else "right")
+    reference = outcome["ways"][0]["latency"]
+    for way in outcome["ways"]:
+        val = way["val_accuracy"]
+        grid.add_row(
+            way["name"],
+            way["file"] or "",
+            f"{way['bytes'] / 1e6:.2f}" if way["bytes"] else "",
+            f"{way['test_accuracy']:.2%}",
+            "" if val is None else f"{val:.2%}",
+            str(way["differing"]),
+            f"{way['max_difference']:.1e}",
+            f"{way['latency'] * 1000:.3f}",
+            f"{reference / way['latency']:.1f} x",
+        )
+    console.print(grid)
+    for remark in outcome["remarks"]:
+        console.print(remark, highlight=False, soft_wrap=True)
+    console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
+
+
 def print_comparison(comparison: Comparison, written: Path) -> None:
     """Print the groups of runs, those that are not finished, and where all of it was written."""
     console = wide_console()

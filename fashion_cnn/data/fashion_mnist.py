@@ -35,6 +35,17 @@ class FashionMNISTDataModule(ImageDataModule):
     )
     image_shape = (1, 28, 28)
     train_size = 60_000
+    about = (
+        "Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017, arXiv 1708.07747): 60,000 training and 10,000 test images of "
+        "ten kinds of clothing from Zalando's shop, 28 x 28 pixels, grey, the item light on black, centred, upright."
+    )
+    limits = (
+        "It knows these ten kinds of clothing alone, and calls anything else one of them.",
+        "28 x 28 grey pixels hold no colour, no fabric, no print and no brand.",
+        "A photograph with a person, a background or several items is another kind of image than it was trained on.",
+        "Some labels are open to question, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree "
+        "there too, and most of its mistakes lie there.",
+    )
 
     def __init__(
         self,

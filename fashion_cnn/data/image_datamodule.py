@@ -37,6 +37,9 @@ class ImageDataModule(LightningDataModule):
     class_names: Sequence[str]
     image_shape: tuple[int, int, int]
     train_size: int
+    # For the model card: what the images are, and what a network that knows them alone cannot do.
+    about: str = ""
+    limits: Sequence[str] = ()
 
     def __init__(
         self,

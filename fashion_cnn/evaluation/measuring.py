@@ -44,7 +44,7 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
     data_root: where the data lie on this machine, if not where the run had them.
     Raises UserError where a checkpoint is not its run's, the runs are of different data, or there is no such split.
     """
-    rebuilt = [_rebuild(run, data_root) for run in runs]
+    rebuilt = [rebuild(run, data_root) for run in runs]
     config, module, data = rebuilt[0]
     if split == "val" and not data.val_size:
         raise UserError(f"{runs[0].path} kept no validation images (data.val_size=0): say split=test.")
@@ -73,7 +73,8 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
     )
 
 
-def _rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:
+def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:
+    """A run's config, its network with its best weights, and its data. Raises UserError where they do not fit."""
     config = run.config()
     # It may have been trained on other hardware than it is measured on.
     OmegaConf.update(config, "trainer.accelerator", "auto")

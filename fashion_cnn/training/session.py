@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from fashion_cnn import runs, screen
+from fashion_cnn.analysis.model_card import write_model_card
 from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_report
 from fashion_cnn.command_line import Interrupted
@@ -91,6 +92,7 @@ def run_training(
         if any(isinstance(callback, GapMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             analyse(config, trainer, module, data, run, results, predictions)
         write_report(run, results)
+        write_model_card(run, config, data, results)
         run.write_results(results)
         screen.print_end(results, run, config.runs_dir, brief=directory is not None)
     return {**results, "run": str(run.path)}
