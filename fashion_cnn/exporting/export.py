@@ -151,8 +151,8 @@ def _check_parity(logits: Array, expected: Array, file: Path) -> None:
     if differing.any():
         file.unlink()
         raise UserError(
-            f"The exported network puts {differing.sum()} of {len(logits):,} test images into another class than PyTorch "
-            "does: it is not kept. Please report the model and the versions of torch and onnxruntime."
+            f"The exported network puts {differing.sum()} of {len(logits):,} test images into another class "
+            "than PyTorch does: it is not kept. Please report the model and the versions of torch and onnxruntime."
         )
 
 
