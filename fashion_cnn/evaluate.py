@@ -37,6 +37,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     outcome = outcome_of(runs, measured)
     folder = Path(config.out).expanduser() if config.out else _folder_of(runs) / config.split
     write_outcome(outcome, measured, folder)
+    if config.robustness:
+        from fashion_cnn.evaluation.strength import measure_strength
+        from fashion_cnn.screen import progress_bar
+
+        baseline = Path(config.baseline).expanduser() if config.baseline else None
+        with progress_bar("corruptions") as progress:
+            outcome["robustness"] = measure_strength(measured, folder, baseline=baseline, progress=progress)
     return outcome | {"written_to": str(as_typed(folder))}
 
 

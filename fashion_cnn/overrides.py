@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
-PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "run", "runs", "out"}
+PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "run", "runs", "out", "baseline"}
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}
 

@@ -1,11 +1,14 @@
 """What the commands print: a training's settings at the start, the figures at the end, the table of a comparison."""
 
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.progress import Progress
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -20,6 +23,15 @@ def wide_console() -> Console:
     """The terminal as wide as it is; in a file or pipe nothing is cut or wrapped."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, in a terminal only; gives what to call with the steps done and of all steps."""
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:
@@ -107,7 +119,26 @@ def print_evaluation(outcome: dict[str, Any]) -> None:
         shares = [cell for part in ("precision", "recall") for cell in _share_cells(row[part])]
         grid.add_row(row["name"], *shares, f"{row['f1']:.4f}", f"{row['images']:,}")
     console.print(grid)
+    if "robustness" in outcome:
+        _print_robustness(console, outcome["robustness"])
     console.print(f"Figures: {outcome['written_to']}", highlight=False, soft_wrap=True)
+
+
+def _print_robustness(console: Console, robustness: dict[str, Any]) -> None:
+    errors = robustness["corruption_errors"]
+    relative = f", mean corruption error {errors['mean']:.1f}% of the baseline's" if errors else ""
+    said = f"Under corruptions: {robustness['mean']:.2%} on average{relative}"
+    console.print(said, highlight=False, soft_wrap=True)
+    grid = Table("corruption", *(f"severity {number}" for number in range(1, 6)))
+    for name, row in robustness["accuracy"].items():
+        grid.add_row(name.replace("_", " "), *(f"{accuracy:.2%}" for accuracy in row))
+    console.print(grid)
+    outside = Table("outside the classes", "AUROC of confidence", "of energy")
+    for name, scores in robustness["outliers"].items():
+        outside.add_row(
+            name.replace("_", " "), *(f"{scores[score]['auroc']:.3f}" for score in ("confidence", "energy"))
+        )
+    console.print(outside)
 
 
 def _evaluation_table(outcome: dict[str, Any]) -> Table:

@@ -10,10 +10,9 @@ from conftest import TINY_DATA
 
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.command_line import compose
-from fashion_cnn.data import InMemoryDataset
+from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
-from fashion_cnn.evaluation.measuring import data_sha256
 from fashion_cnn.evaluation.temperature import fit_temperature
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
@@ -58,12 +57,11 @@ def test_accuracy_on_the_surest_images_comes_first():
     assert sum(map(sum, figures["confusion"])) == 6
 
 
-def test_the_same_images_have_the_same_hash_in_whatever_order():
+def test_other_images_or_labels_have_another_fingerprint():
     images, targets = torch.randint(0, 256, (6, 1, 4, 4), dtype=torch.uint8), torch.arange(6)
-    first = data_sha256(InMemoryDataset(images, targets, torch.arange(6)))
-    assert data_sha256(InMemoryDataset(images, targets, torch.arange(6).flip(0))) == first
-    assert data_sha256(InMemoryDataset(images + 1, targets, torch.arange(6))) != first
-    assert data_sha256(InMemoryDataset(images, targets + 1, torch.arange(6))) != first
+    first = fingerprint(images, targets)
+    assert fingerprint(images.clone(), targets.clone()) == first
+    assert len({first, fingerprint(images + 1, targets), fingerprint(images, targets + 1)}) == 3
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +150,23 @@ def test_a_mistake_is_told_in_one_message(command, trained, monkeypatch, argumen
     assert status in (1, 2)
     assert said in err
     assert "Traceback" not in err
+
+
+def test_robustness_is_measured_and_held_against_another_run(command, trained):
+    first, second = trained["first"], trained["second"]
+    found = evaluated(command, first, "robustness=true")["robustness"]
+    assert found["clean"] == first.results()["test/accuracy"]
+    assert found["corruption_errors"] is None, "no baseline is recorded for these images"
+    assert set(found["outliers"]) >= {"uniform_noise", "inverted"}
+    folder = first.evaluation / "test"
+    assert {"robustness.json", "robustness.png", "outliers.png"} <= {file.name for file in folder.iterdir()}
+    against = evaluated(command, second, "robustness=true", f"baseline={first.path}")["robustness"]
+    assert against["corruption_errors"]["mean"] > 0
+    status, _, err = command(
+        main, f"run={second.path}", "robustness=true", "split=val", f"baseline={folder}/robustness.json"
+    )
+    assert status == 1
+    assert "other images" in err
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 3.0])

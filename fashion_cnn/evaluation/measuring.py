@@ -1,14 +1,17 @@
 """Networks rebuilt from their run directories, and what they say of a split."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from fashion_cnn.analysis.predictions import Predictions
+from fashion_cnn.analysis.predictions import PredictionCollector, Predictions
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
+from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.ensemble import MeanOfNetworks
@@ -25,7 +28,7 @@ class Measured:
     """What a network, or several as one, says of a split.
 
     figures: `<split>/loss` and so on, as the training writes them into results.json. val: what it says of the
-    validation images; None where the training kept none. data_sha256: of the split's images and labels.
+    validation images; None where the training kept none.
     """
 
     config: DictConfig
@@ -35,7 +38,28 @@ class Measured:
     predictions: Predictions
     val: Predictions | None
     figures: dict[str, float]
-    data_sha256: str
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The split's images `(N, C, H, W)` uint8, in the order of the predictions."""
+        split: InMemoryDataset = self.data.val_split if self.split == "val" else self.data.test_split
+        return split.images_at(self.predictions.indices)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the split's images and labels."""
+        return fingerprint(self.images, self.predictions.targets)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of images `(B, C, H, W)` uint8, on the hardware and in the precision of the run."""
+        trainer = self._trainer
+        device = trainer.strategy.root_device
+        with trainer.precision_plugin.forward_context():
+            return self.module.to(device).eval()(self.data.normalise(images.to(device)))
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        return build.measuring_trainer(self.config, PredictionCollector())
 
 
 def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = None) -> Measured:
@@ -69,7 +93,6 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
         predictions=predictions[split],
         val=predictions.get("val"),
         figures=figures,
-        data_sha256=data_sha256(data.val_split if split == "val" else data.test_split),
     )
 
 
@@ -91,11 +114,3 @@ def _described(data: ImageDataModule, split: Split) -> tuple[object, ...]:
     normalised = (data.pixel_mean.tolist(), data.pixel_scale.tolist())
     validated = (data.val_size, data.split_seed) if split == "val" else ()
     return (tuple(data.class_names), data.image_shape, *normalised, *validated)
-
-
-def data_sha256(split: InMemoryDataset) -> str:
-    """The SHA-256 of a split's images and labels, in the order of the data set that it was cut from."""
-    order = split.indices.argsort()
-    digest = hashlib.sha256(split.images[order].numpy().tobytes())
-    digest.update(split.targets[order].numpy().tobytes())
-    return digest.hexdigest()

@@ -37,7 +37,7 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
         "flip": {name: figures[f"{split}_flip/{name}"] for name in ("accuracy", "loss")},
         "calibrated": _calibrated(measured),
         "class_names": list(measured.data.class_names),
-        "data_sha256": measured.data_sha256,
+        "data_sha256": measured.fingerprint,
         "weights_sha256": [run.results().get("weights_sha256") for run in runs],
         "precision": fast_precision(measured.config.trainer.accelerator) if precision == "auto" else precision,
         "hardware": describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),

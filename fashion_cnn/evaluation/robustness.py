@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fashion_cnn.evaluation.logits import Classify, all_logits
-from fashion_cnn.runs import write_whole
+
+_PLAIN = ("clean", "standard_error", "images", "data_sha256", "seed")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Robustness:
     accuracy: dict[str, tuple[float, ...]]
     standard_error: float
     images: int
+    data_sha256: str
     seed: int
     strengths: dict[str, tuple[float, ...]]
 
@@ -48,17 +51,12 @@ class Robustness:
         accuracy, strengths = (
             {name: tuple(row) for name, row in values[field].items()} for field in ("accuracy", "strengths")
         )
-        plain: dict[str, Any] = {field: values[field] for field in ("clean", "standard_error", "images", "seed")}
+        plain: dict[str, Any] = {field: values[field] for field in _PLAIN}
         return cls(accuracy=accuracy, strengths=strengths, **plain)
 
 
-def write_robustness(path: Path, result: Robustness) -> None:
-    """Store a measurement as JSON."""
-    write_whole(path, json.dumps(result.to_dict(), indent=2) + "\n")
-
-
 def read_robustness(path: Path) -> Robustness:
-    """What `write_robustness` stored. Raises UserError where it cannot be read."""
+    """What `to_dict` made, stored as JSON. Raises UserError where it cannot be read."""
     try:
         return Robustness.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
@@ -103,6 +101,7 @@ def measure_robustness(
         accuracy=accuracy,
         standard_error=shares.std().item() / len(images) ** 0.5,
         images=len(images),
+        data_sha256=fingerprint(images, targets),
         seed=seed,
         strengths={name: CORRUPTIONS[name].strengths for name in corruptions},
     )
@@ -125,7 +124,7 @@ def corruption_errors(result: Robustness, baseline: Robustness) -> CorruptionErr
 
     Raises UserError where the two were not measured on the same spoilt images, or the baseline makes no errors.
     """
-    if (result.seed, result.images) != (baseline.seed, baseline.images) or any(
+    if (result.seed, result.data_sha256) != (baseline.seed, baseline.data_sha256) or any(
         baseline.strengths.get(name) != strengths for name, strengths in result.strengths.items()
     ):
         raise UserError(
