@@ -1,0 +1,1 @@
+"""Why a network says what it says of an image: the pixels that mattered, and the training images most like it."""

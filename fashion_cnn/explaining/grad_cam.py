@@ -1,0 +1,39 @@
+"""Grad-CAM: where the features lie that speak for a class."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """How much each place speaks for the class, `(B, H, W)` from 0 to 1, of normalised images `(B, C, H, W)`.
+
+    classes: `(B,)` int64. The features are those of the last layer that still has a quarter of the image's height:
+    behind it, three or four pixels would have to say where. Selvaraju et al., 2017 (arXiv 1610.02391).
+    """
+    least = images.shape[-2] // 4
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.ndim == 4 and output.shape[-2] >= least:
+            outputs.append(output)
+
+    # A layer that writes into its input would spoil what was kept of the layer before.
+    in_place = [layer for layer in network.modules() if getattr(layer, "inplace", False)]
+    hooks = [layer.register_forward_hook(keep) for layer in network.modules() if not list(layer.children())]
+    try:
+        for layer in in_place:
+            layer.inplace = False  # type: ignore[assignment]
+        with torch.enable_grad():
+            logits = network(images.requires_grad_())
+            features = outputs[-1]
+            (slopes,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
+    finally:
+        for layer in in_place:
+            layer.inplace = True  # type: ignore[assignment]
+        for hook in hooks:
+            hook.remove()
+    weights = slopes.mean(dim=(2, 3), keepdim=True)
+    places = (weights * features.detach()).sum(dim=1, keepdim=True).relu()
+    places = functional.interpolate(places, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return places / places.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)

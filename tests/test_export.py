@@ -1,0 +1,116 @@
+"""A network as an ONNX file: it answers as PyTorch does, and says what it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_DATA
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.errors import UserError
+from fashion_cnn.export import main
+from fashion_cnn.exporting import export as exporting
+from fashion_cnn.exporting import onnx_file
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+from fashion_cnn.training import build
+from fashion_cnn.training.weights import load_classifier
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    settings = [*TINY_DATA, f"runs_dir='{tmp_path_factory.mktemp('runs')}'"]
+    return Run(Path(train(compose(overrides=settings))["run"]))
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """What the command wrote, with 8-bit integers whatever they lose."""
+    folder = run.path.parent / "exported"
+    outcome = exporting.export_run(run, folder, data_root=None, int8=True, int8_tolerance=1.0)
+    return folder, outcome
+
+
+@pytest.fixture(scope="module")
+def images(run):
+    data = build.data(run.config())
+    data.setup("test")
+    return data.test_split.images
+
+
+def test_the_file_answers_as_pytorch_does_for_batches_of_any_size(run, exported, images):
+    folder, outcome = exported
+    session = onnx_file.open_onnx(folder / "network.onnx")
+    module, data = load_classifier(run), build.data(run.config())
+    for count in (1, 7, 40):
+        logits, probabilities, embedding = session.run(None, {"images": images[:count].numpy()})
+        with torch.inference_mode():
+            normalised = data.normalise(images[:count])
+            expected, features = module(normalised), module.embed(normalised)
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(embedding, features.numpy(), atol=1e-4)
+        scaled = (expected / outcome["temperature"]).softmax(dim=1)
+        np.testing.assert_allclose(probabilities, scaled.numpy(), atol=1e-4)
+    by_name = {way["name"]: way for way in outcome["ways"]}
+    assert by_name["ONNX, float32"]["differing"] == 0
+    assert by_name["ONNX, float32"]["test_accuracy"] == by_name["PyTorch, float32"]["test_accuracy"]
+
+
+@pytest.mark.parametrize("name", ["network.onnx", "network_int8.onnx"])
+def test_the_file_says_what_it_is(run, exported, name):
+    folder, _ = exported
+    stored = onnx_file.open_onnx(folder / name).get_modelmeta().custom_metadata_map
+    told = {key: json.loads(value) for key, value in stored.items() if not key.startswith("onnx.")}
+    assert told["class_names"] == ["top", "middle", "low", "bottom"]
+    assert told["image_shape"] == [1, 20, 20]
+    assert told["mean"] == pytest.approx(run.config().data["mean"])
+    assert told["std"] == pytest.approx(run.config().data["std"])
+    assert told["results"]["weights_sha256"] == run.results()["weights_sha256"]
+    assert told["config"]["model"]["network"]["widths"] == [8, 16]
+
+
+def test_integers_answer_nearly_as_floats_do(exported):
+    folder, outcome = exported
+    way = next(way for way in outcome["ways"] if way["name"] == "ONNX, int8")
+    assert way["file"] == "network_int8.onnx"
+    assert 0 < way["max_difference"] < 5
+    assert (folder / "export.json").exists()
+
+
+def test_integers_that_lose_too_much_are_not_kept(run, tmp_path):
+    outcome = exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=-1.0)
+    assert [way["name"] for way in outcome["ways"]] == ["PyTorch, float32", "ONNX, float32"]
+    assert "int8 was not kept" in outcome["remarks"][0]
+    assert {file.name for file in tmp_path.iterdir()} == {"network.onnx", "export.json"}
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(run, tmp_path, monkeypatch):
+    wrong = lambda session, images, batch: -onnx_logits(session, images, batch)  # noqa: E731
+    onnx_logits = onnx_file.logits_of
+    monkeypatch.setattr(onnx_file, "logits_of", wrong)
+    with pytest.raises(UserError, match=r"of 40 test images into another class than PyTorch"):
+        exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_tells_and_the_model_card_lists_the_files(command, run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "a run"))
+    status, out, err = command(main, f"run={copy.path}", "int8=false")
+    assert (status, err) == (0, "")
+    assert "ONNX, float32" in out
+    assert (copy.export / "network.onnx").exists()
+    card = copy.model_card_file.read_text()
+    assert "**Exported.**" in card
+    assert "`network.onnx`" in card
+
+
+def test_a_missing_package_is_told_with_what_to_type(command, run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = command(main, f"run={run.path}")
+    assert status == 1
+    assert "'.[export]'" in err
