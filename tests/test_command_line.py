@@ -57,7 +57,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["+colour=red"], "'colour' is no option"),
         (["experiment=basline"], "Did you mean baseline?"),
         (["model.network={members:4}"], "'model.network.members' is no option."),
-        (["sweep.p=0.3"], "nothing is chosen of sweep. Say sweep=… too"),
+        (["mixing.p=0.3"], "nothing is chosen of mixing. Say mixing=… too"),
         (["experiment=speedrun_94", "data.augmentation.erasing.p=0.3"], "erasing.p' is no option here"),
         (["mixing=cutmix", "mixing.q=0.3"], "'mixing.q' is no option"),
         (["data.batch_size=[1"], "cannot be understood"),

@@ -52,7 +52,7 @@ def train(folder, *overrides):
 
 def test_two_processes_train_as_one_does(tmp_path):
     # 33 validation images do not part evenly, nor do 127 training images.
-    settings = ["~mixing", "data.val_size=33", "trainer.precision=32-true", "trainer.max_epochs=4"]
+    settings = ["data.val_size=33", "trainer.precision=32-true", "trainer.max_epochs=4"]
     several = train(tmp_path, *settings, "trainer=ddp", "trainer.devices=2", "data.batch_size=8", "name=two")
     assert several.returncode == 0, several.stderr
     assert "sync_dist" not in several.stderr
