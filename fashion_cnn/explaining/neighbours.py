@@ -24,15 +24,21 @@ class Neighbours:
     similarity: Tensor
 
 
-@torch.inference_mode()
-def nearest_training_images(module: ImageClassifier, data: ImageDataModule, images: Tensor, most: int) -> Neighbours:
-    """The `most` training images nearest to each of images `(B, C, H, W)` uint8, by the angle of their embeddings."""
-    split = data.train_split
-    wanted = _directions(module, data, images)
-    catalogue = torch.cat([_directions(module, data, part) for part in split.images.split(data.eval_batch_size)])
-    similarity, places = (wanted @ catalogue.T).topk(min(most, len(split)), dim=1)
-    return Neighbours(split.images[places], split.targets[places], split.indices[places], similarity)
+class TrainingImages:
+    """The images that a network was trained on, by the direction of their embeddings."""
 
+    def __init__(self, module: ImageClassifier, data: ImageDataModule) -> None:
+        self._module, self._data = module, data
+        batches = data.train_split.images.split(data.eval_batch_size)
+        self._catalogue = torch.cat([self._directions(batch) for batch in batches])
 
-def _directions(module: ImageClassifier, data: ImageDataModule, images: Tensor) -> Tensor:
-    return functional.normalize(module.embed(data.normalise(images)).float(), dim=1)
+    @torch.inference_mode()
+    def nearest(self, images: Tensor, most: int) -> Neighbours:
+        """The `most` training images nearest to each of images `(B, C, H, W)` uint8, by the angle between them."""
+        split = self._data.train_split
+        similarity, places = (self._directions(images) @ self._catalogue.T).topk(min(most, len(split)), dim=1)
+        return Neighbours(split.images[places], split.targets[places], split.indices[places], similarity)
+
+    @torch.inference_mode()
+    def _directions(self, images: Tensor) -> Tensor:
+        return functional.normalize(self._module.embed(self._data.normalise(images)).float(), dim=1)

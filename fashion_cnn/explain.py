@@ -1,0 +1,66 @@
+"""Show why a network says what it says of a picture: `python -m fashion_cnn.explain run=latest images=shirt.jpg`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_cnn.command_line import run_command
+from fashion_cnn.errors import UserError
+from fashion_cnn.extras import require
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def explain(config: DictConfig) -> list[Path]:
+    """Draw a page for each of `config.images` and return where they were written.
+
+    Raises UserError for a mistake in the options, and at the end where a file could not be read.
+    """
+    require("explain", "captum")
+    from omegaconf import OmegaConf
+
+    from fashion_cnn.explaining.page import Explainer
+    from fashion_cnn.pictures import UnreadablePictureError, find_pictures
+    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.runs import find_finished
+    from fashion_cnn.screen import progress_bar
+
+    if config.images is None:
+        raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
+    if config.neighbours < 1:
+        raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
+    run = find_finished(config.run, Path(config.runs_dir).expanduser())
+    references = OmegaConf.to_object(config.images) if OmegaConf.is_list(config.images) else str(config.images)
+    found = find_pictures(references)  # type: ignore[arg-type]
+    folder = Path(config.out).expanduser() if config.out else run.path / "explained"
+    written, unreadable = [], 0
+    with quiet_pillow(), progress_bar("pictures") as progress:
+        explainer = Explainer(run, data_root=config.data.root, neighbours=config.neighbours, about=config.about)
+        for number, path in enumerate(found.paths, start=1):
+            try:
+                written.append(explainer.explain(path, folder))
+            except UnreadablePictureError as error:
+                unreadable += 1
+                print(f"{path}: {error}", file=sys.stderr)
+            progress(number, len(found.paths))
+    if unreadable:
+        raise UserError(f"{unreadable} of {len(found.paths)} files could not be read.")
+    return written
+
+
+def _explain_and_tell(config: DictConfig) -> None:
+    from fashion_cnn.runs import as_typed
+
+    for path in explain(config):
+        print(as_typed(path))
+
+
+def main() -> None:
+    run_command("explain", _explain_and_tell)
+
+
+if __name__ == "__main__":
+    main()

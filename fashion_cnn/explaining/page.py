@@ -1,0 +1,85 @@
+"""A page for each picture: what the network sees, what mattered, and what it has seen that is like it."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.errors import UserError
+from fashion_cnn.evaluation.measuring import rebuild
+from fashion_cnn.explaining.drawing import Explanation, draw
+from fashion_cnn.explaining.grad_cam import grad_cam
+from fashion_cnn.explaining.gradients import integrated_gradients
+from fashion_cnn.explaining.neighbours import TrainingImages
+from fashion_cnn.pictures import Preparation, decode
+from fashion_cnn.runs import Run
+
+
+class Explainer:
+    """Explains pictures by a run's network, in float32.
+
+    about: the class to explain, by name; None for the one that the network says. neighbours: how many training images
+    to show. Raises UserError where the run's weights or data cannot be read, or there is no such class.
+    """
+
+    def __init__(self, run: Run, *, data_root: str | None, neighbours: int, about: str | None) -> None:
+        _, module, data = rebuild(run, data_root)
+        self.module, self.data = module.eval(), data
+        self.about = None if about is None else _label(about, data)
+        self.preparation = Preparation(data.image_shape, cut_out=data.cut_out)
+        self.training_images = TrainingImages(self.module, data)
+        self.neighbours = neighbours
+        self._named: Counter[str] = Counter()
+
+    def explain(self, path: Path, folder: Path) -> Path:
+        """Write the page of one picture into `folder`. Raises UnreadablePictureError where it is none."""
+        picture = decode(path, enough=self.preparation.enough)
+        image = self.preparation(picture)
+        normalised = self.data.normalise(image[None])
+        names = self.data.class_names
+        with torch.inference_mode():
+            logits = self.module(normalised)[0]
+        said = int(logits.argmax())
+        label = said if self.about is None else self.about
+        classes = torch.tensor([label])
+        black = self.data.normalise(torch.zeros_like(image))
+        network = self.module.network
+        about = "" if label == said else f"; explained: {names[label]}"
+        near = self.training_images.nearest(image[None], self.neighbours)
+        explanation = Explanation(
+            title=f"{path.name}: {names[said]}{about}",
+            image=image,
+            places=grad_cam(network, normalised.clone(), classes)[0],
+            attribution=integrated_gradients(network, normalised, classes, black)[0],
+            neighbours=[
+                (seen, f"{names[target]}\nimage {index}, {likeness:.2f}")
+                for seen, target, index, likeness in zip(
+                    near.images[0],
+                    near.targets[0].tolist(),
+                    near.indices[0].tolist(),
+                    near.similarity[0].tolist(),
+                    strict=True,
+                )
+            ],
+        )
+        page = self._page(folder, path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            draw(explanation, np.asarray(picture.convert("RGB"))).savefig(page, dpi=110)
+        except OSError as error:
+            raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error
+        return page
+
+    def _page(self, folder: Path, path: Path) -> Path:
+        """Named as the picture is, with a number where several are called alike."""
+        self._named[path.name] += 1
+        number = self._named[path.name]
+        return folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png")
+
+
+def _label(name: str, data: ImageDataModule) -> int:
+    if name not in data.class_names:
+        raise UserError(f"about={name} is no class: choose one of {', '.join(data.class_names)}.")
+    return list(data.class_names).index(name)

@@ -1,0 +1,79 @@
+"""Why a network says what it says: pixels that mattered, and training images that are alike."""
+
+import pytest
+import torch
+from conftest import TINY_DATA
+from torch import nn
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.explaining.grad_cam import grad_cam
+from fashion_cnn.explaining.neighbours import TrainingImages
+from fashion_cnn.models import ResNet
+from fashion_cnn.training import build
+
+
+class SeesLight(nn.Module):
+    """Class 0 for light images, class 1 for dark ones, by one feature of each place."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(inplace=True))
+        self.classifier = nn.Linear(1, 2)
+        nn.init.ones_(self.trunk[0].weight)
+        self.classifier.weight.data = torch.tensor([[1.0], [-1.0]])
+
+    def features(self, images):
+        return self.trunk(images).mean(dim=(2, 3))
+
+    def forward(self, images):
+        return self.classifier(self.features(images))
+
+
+@pytest.fixture
+def lit_corner():
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., :3, :3] = 1
+    return image
+
+
+def test_what_speaks_for_a_class_lies_where_it_was_put(lit_corner):
+    network = SeesLight()
+    for_light, for_dark = (grad_cam(network, lit_corner.clone(), torch.tensor([label]))[0] for label in (0, 1))
+    assert torch.equal(for_light, lit_corner[0, 0])
+    assert not for_dark.any()
+    assert network.trunk[1].inplace, "the network is left as it was"
+
+
+def test_a_network_that_halves_the_resolution_is_asked_where_it_still_sees():
+    torch.manual_seed(0)
+    network = ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8, 16, 16], depths=[1, 0, 0]).eval()
+    images = torch.rand(3, 1, 28, 28)
+    before = network(images)
+    places = grad_cam(network, images.clone(), torch.tensor([0, 1, 2]))
+    assert places.shape == (3, 28, 28)
+    assert places.amin() >= 0
+    assert places.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1])
+    assert torch.equal(network(images), before)
+
+
+def test_the_attributions_of_all_pixels_add_up_to_the_logit(lit_corner):
+    pytest.importorskip("captum")
+    from fashion_cnn.explaining.gradients import integrated_gradients
+
+    network = SeesLight()
+    for label in (0, 1):
+        given = integrated_gradients(network, lit_corner, torch.tensor([label]), torch.zeros(1, 8, 8))
+        expected = network(lit_corner)[0, label] - network(torch.zeros(1, 1, 8, 8))[0, label]
+        assert given.sum().item() == pytest.approx(expected.item(), abs=1e-5)
+        assert not given[0, 3:, 3:].any()
+
+
+def test_a_training_image_is_nearest_to_itself():
+    config = compose(overrides=TINY_DATA)
+    data = build.data(config)
+    module = build.module(config, data).eval()
+    near = TrainingImages(module, data).nearest(data.train_split.images[5:7], 3)
+    assert torch.equal(near.images[:, 0], data.train_split.images[5:7])
+    assert near.similarity[:, 0].tolist() == pytest.approx([1, 1])
+    assert torch.equal(near.indices[:, 0], data.train_split.indices[5:7])
+    assert (near.similarity.diff(dim=1) <= 0).all()
