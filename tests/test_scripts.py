@@ -83,7 +83,11 @@ def reproduce(tmp_path, monkeypatch):
 
     def train(training, at_once):
         script.trained.append((training.typed[-1], training.seed))
-        return {"command": shlex.join(training.command), "results": {"seed": training.seed, "val/accuracy": 0.5}}
+        return {
+            "command": shlex.join(training.command),
+            "results": {"seed": training.seed, "val/accuracy": 0.5},
+            "machine": "M",
+        }
 
     monkeypatch.setattr(script, "train", train)
     return script
