@@ -53,8 +53,8 @@ class Group:
     results: tuple[dict[str, Any], ...]
 
     def figure(self, name: str) -> Figure | None:
-        """A figure of results.json over the runs; None where one of them lacks it."""
-        if not all(isinstance(result.get(name), int | float) for result in self.results):
+        """A figure of results.json over the runs; None where one of them lacks it, or there is none."""
+        if not self.results or not all(isinstance(result.get(name), int | float) for result in self.results):
             return None
         values = tuple(float(result[name]) for result in self.results)
         return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, values)
