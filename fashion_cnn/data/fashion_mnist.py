@@ -46,6 +46,7 @@ class FashionMNISTDataModule(ImageDataModule):
         "Some labels are open to question, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree "
         "there too, and most of its mistakes lie there.",
     )
+    cut_out = True
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ class ImageDataModule(LightningDataModule):
     """Train, validation and test splits of a data set that `load` reads as tensors.
 
     A subclass says `class_names`, `image_shape` `(C, H, W)`, `train_size` (the images that
-    training and validation share) and `load`.
+    training and validation share) and `load`; `cut_out` where its images are such.
 
     val_size: images carved out of the training set for validation, stratified. 0 trains on all.
     train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
@@ -40,6 +40,8 @@ class ImageDataModule(LightningDataModule):
     # For the model card: what the images are, and what a network that knows them alone cannot do.
     about: str = ""
     limits: Sequence[str] = ()
+    # Whether each image shows one item alone, on black and as large as the frame allows.
+    cut_out = False
 
     def __init__(
         self,

@@ -1,0 +1,17 @@
+"""Pictures as people have them, brought to what a network expects."""
+
+from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, UnreadablePictureError, decode
+from fashion_cnn.pictures.files import FoundPictures, find_pictures
+from fashion_cnn.pictures.preparation import Preparation
+from fashion_cnn.pictures.reading import read_pictures
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "FoundPictures",
+    "Preparation",
+    "UnreadablePictureError",
+    "decode",
+    "find_pictures",
+    "read_pictures",
+]

@@ -1,0 +1,119 @@
+"""A picture out of a file of any kind: by its content, upright, eight bits a channel."""
+
+import io
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What Pillow tells by its first bytes. Others, such as EPS, would start a program of the machine.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "ICO")
+# The largest cameras have a little more than 100 million; a file of a few kilobytes can claim any number.
+MAX_PIXELS = 120_000_000
+# Larger ones are unpacked two at a time, so that a folder of them does not fill the memory.
+_LARGE = 16_000_000
+_turn = threading.BoundedSemaphore(2)
+
+
+class UnreadablePictureError(ValueError):
+    """The file is no picture, or a damaged one; the message is the reason, to be read behind the file's name."""
+
+
+def decode(source: Path | bytes, *, enough: int | None = None) -> Image.Image:
+    """The picture in a file or in memory, in mode L, LA, RGB or RGBA, turned as its EXIF orientation says.
+
+    Of an animation the first frame. More than eight bits a channel are scaled to eight.
+    enough: so many pixels do; a picture of many more is shrunk by a whole factor, a JPEG while it is decoded.
+    Raises UnreadablePictureError.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadablePictureError(_too_large(f"{image.width:,} x {image.height:,} pixels"))
+            if enough:
+                factor = _factor(image, enough)
+                image.draft(None, (image.width // factor, image.height // factor))
+            with _turn if image.width * image.height > _LARGE else nullcontext():
+                image.load()
+                decoded = _eight_bit(ImageOps.exif_transpose(image))
+                return decoded.reduce(_factor(decoded, enough)) if enough else decoded
+    except UnreadablePictureError:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadablePictureError(_what_else(source)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadablePictureError(_too_large("it claims more pixels")) from None
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})" if error.errno else f"is damaged ({error})"
+        raise UnreadablePictureError(reason) from error
+    except Exception as error:  # a damaged file leads Pillow into errors of all kinds
+        raise UnreadablePictureError(f"is damaged ({error or type(error).__name__})") from error
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the file begins as a picture does."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:
+        return False
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Leave out Pillow's warnings about odd files, in all threads: `decode` raises what matters of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _factor(image: Image.Image, enough: int) -> int:
+    """The whole factor that shrinks both sides and leaves at least `enough` pixels."""
+    return max(1, math.isqrt(image.width * image.height // enough))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image)
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        return image.convert("LA" if grey else "RGBA")
+    return image.convert("L" if grey else "RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Integers of 16 or 32 bits, or floats, from their range to 0 to 255."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    low, high = float(values.min()), float(values.max())
+    # Of the usual ranges the first that holds all values; where none does, their own.
+    usual = (1, 255, 65535) if image.mode == "F" else (65535,)
+    end = next((end for end in usual if low >= 0 and high <= end), None)
+    low, high = (0, end) if end else (low, high)
+    return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
+
+
+def _too_large(seen: str) -> str:
+    return f"is too large ({seen}; {MAX_PIXELS // 1_000_000} million are the most)"
+
+
+def _what_else(source: Path | bytes) -> str:
+    """What a file is that is no picture."""
+    if isinstance(source, bytes):
+        head = source[:512]
+    else:
+        with source.open("rb") as file:
+            head = file.read(512)
+    if not head:
+        return "is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "is a HEIC picture, which is not read here: convert it to JPEG or PNG"
+    if b"\0" not in head and head.isascii():
+        return "is no picture: it holds text"
+    return f"is no picture of a kind that is read here ({', '.join(FORMATS)})"
