@@ -1,6 +1,17 @@
-"""The number format that this machine computes fast in."""
+"""What this machine computes on, and the number format that it computes fast in."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+
+def device_for(accelerator: str) -> torch.device:
+    """The device that Lightning takes for this `accelerator`, `auto` included; the CPU where there is none of it."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def fast_precision(accelerator: str) -> str:
@@ -9,12 +20,28 @@ def fast_precision(accelerator: str) -> str:
     accelerator: as given to the Trainer, `auto` included. bfloat16 is emulated, and slow, on a
     processor without AVX512-BF16 or AMX.
     """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    device = device_for(accelerator).type
+    if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if device == "mps":
         return "32-true"
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def precision_context(precision: str, accelerator: str) -> AbstractContextManager[object]:
+    """Has networks compute as Lightning's Trainer does with these two settings; `auto` is what is fast here.
+
+    What a CPU cannot do well, float16, is float32 there.
+    """
+    if precision == "auto":
+        precision = fast_precision(accelerator)
+    device = device_for(accelerator).type
+    if precision == "bf16-mixed":
+        return torch.autocast(device, torch.bfloat16)
+    if precision == "16-mixed" and device != "cpu":
+        return torch.autocast(device, torch.float16)
+    return nullcontext()
 
 
 def describe(device: torch.device) -> str:
