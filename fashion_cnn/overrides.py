@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
-PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "run", "runs", "out", "baseline"}
+PATH_KEYS = {"data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"}
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}
 
@@ -25,17 +25,32 @@ def makes_the_training(override: str) -> bool:
 def quote_path(argument: str) -> str:
     """Quote the value of `key=value` for Hydra where the key is a path, or a list `[a,b]` of paths."""
     key, equals, value = argument.partition("=")
-    if (
-        not equals
-        or key_of(argument) not in PATH_KEYS
-        or value in ("", "null", "[]")
-        or value[0] in "'\""
-        or "${" in value
-    ):
+    if not equals or key_of(argument) not in PATH_KEYS or value in ("", "null") or "${" in value or _is_quoted(value):
         return argument
     if value[0] == "[" and value[-1] == "]" and not Path(value).exists():
-        return f"{key}=[{','.join(quoted(part) for part in value[1:-1].split(','))}]"
+        return f"{key}=[{','.join(part if _is_quoted(part) else quoted(part) for part in _parts(value[1:-1]))}]"
     return f"{key}={quoted(value)}"
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+
+
+def _parts(listed: str) -> list[str]:
+    """What the commas of a list part; one in quotes, or in the name of a file that is there, parts nothing."""
+    words = listed.split(",")
+    parts = []
+    while words:
+        candidates = (",".join(words[:count]).strip() for count in range(1, len(words) + 1))
+        part = next(filter(_is_one, candidates), words[0].strip())
+        parts.append(part)
+        del words[: part.count(",") + 1]
+    return [part for part in parts if part]
+
+
+def _is_one(part: str) -> bool:
+    """Whether it is one path for certain."""
+    return (_is_quoted(part) and part[0] not in part[1:-1]) or Path(part).expanduser().exists()
 
 
 def quoted(value: str) -> str:

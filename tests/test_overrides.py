@@ -8,7 +8,21 @@ from fashion_cnn.overrides import makes_the_training, quote_path, quoted, unquot
 
 @pytest.mark.parametrize(
     "value",
-    ["a,b", "x (1)", "a=b", "~/data", "é ü", "it's", 'say "hi"', "back\\slash", "end\\", "{x}", "a b", "C:\\d\\'q"],
+    [
+        "a,b",
+        "x (1)",
+        "a=b",
+        "~/data",
+        "é ü",
+        "it's",
+        "'tis",
+        'say "hi"',
+        "back\\slash",
+        "end\\",
+        "{x}",
+        "a b",
+        "C:\\d\\'q",
+    ],
 )
 def test_a_path_reaches_the_config_as_typed(value):
     (override,) = OverridesParser.create().parse_overrides([quote_path(f"data.root={value}")])
@@ -23,9 +37,28 @@ def test_what_is_quoted_or_no_path_is_left_alone(argument):
     assert quote_path(argument) == argument
 
 
-def test_several_paths_are_a_list(tmp_path):
-    (override,) = OverridesParser.create().parse_overrides([quote_path("data.root=[a b,c(1)]")])
-    assert override.value() == ["a b", "c(1)"]
+@pytest.mark.parametrize(
+    ("typed", "paths"),
+    [
+        ("[a b,c(1)]", ["a b", "c(1)"]),
+        ("[a=b.png, é.png]", ["a=b.png", "é.png"]),
+        ("[x,there, too.png,y]", ["x", "there, too.png", "y"]),
+        ("['p,q',\"it's\",r]", ["p,q", "it's", "r"]),
+        ("[one]", ["one"]),
+        ("[]", []),
+    ],
+)
+def test_several_paths_are_a_list(tmp_path, monkeypatch, typed, paths):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there, too.png").touch()
+    (override,) = OverridesParser.create().parse_overrides([quote_path(f"images={typed}")])
+    assert override.value() == paths
+
+
+def test_a_path_in_brackets_that_is_there_is_one(tmp_path):
+    (tmp_path / "[a,b]").touch()
+    (override,) = OverridesParser.create().parse_overrides([quote_path(f"images={tmp_path}/[a,b]")])
+    assert override.value() == f"{tmp_path}/[a,b]"
 
 
 @pytest.mark.parametrize("text", ['a\\"b', "a\\'b", "(x),[y]", ""])
