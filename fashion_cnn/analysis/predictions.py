@@ -136,7 +136,8 @@ def _fields(predictions: Predictions) -> list[tuple[str, Tensor]]:
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
     """What `write_predictions` stored."""
-    with np.load(path) as file:
+    # NumPy leaves a damaged file open that it opens itself.
+    with path.open("rb") as opened, np.load(opened) as file:
         names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
         return {
             name: Predictions(
