@@ -108,7 +108,9 @@ def _refuse_dashes(arguments: Iterable[str]) -> None:
     groups = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
     for argument in arguments:
         key = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("--") and key.partition(".")[0] in groups | PATH_KEYS | {"seed", "test"}:
+        # `--run` is Hydra's own.
+        is_option = argument.startswith("--") and argument != "--run"
+        if is_option and key.partition(".")[0] in groups | PATH_KEYS | {"seed", "test"}:
             exit_with(f"{argument} is no option: type {key}=…, without dashes.", 2)
 
 

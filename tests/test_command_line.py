@@ -12,7 +12,7 @@ from fashion_cnn import train as train_command
 from fashion_cnn.train import main
 
 
-@pytest.mark.parametrize("module", ["train", "tune", "runs"])
+@pytest.mark.parametrize("module", ["train", "tune", "runs", "predict"])
 def test_help_and_config_answer_in_under_a_second(module):
     for arguments, expected in ((["--help"], "KEY=VALUE"), (["--cfg", "job"], "runs_dir: runs")):
         seconds = []

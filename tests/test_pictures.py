@@ -53,13 +53,14 @@ def garment(size=(600, 800), ground=(255, 255, 255), colour=(40, 60, 120), inset
         (encoded(garment(), "JPEG")[:3000], "is damaged .*truncated"),
         (encoded(garment())[:1000], "is damaged"),
         (png_that_claims(1, 1), "is damaged"),
+        (b"\xff\xd8\xff" + bytes(40), "is damaged, or of a rare kind"),
         (png_that_claims(50_000, 50_000), "too large"),
         (png_that_claims(12_000, 11_000), r"too large \(12,000 x 11,000 pixels"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC picture"),
         (bytes(range(256)), "no picture of a kind that is read here"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
     ],
-    ids=["empty", "text", "cut JPEG", "cut PNG", "no rows", "bomb", "too large", "HEIC", "noise", "EPS"],
+    ids=["empty", "text", "cut JPEG", "cut PNG", "no rows", "header", "bomb", "too large", "HEIC", "noise", "EPS"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_is_no_picture_has_its_reason(tmp_path, content, reason):
@@ -130,6 +131,11 @@ def test_a_photograph_is_turned_upright():
     assert decoded.size == (40, 60)
     assert decoded.getpixel((20, 5)) > 250
     assert decoded.getpixel((20, 50)) < 5
+
+
+def test_damaged_exif_turns_nothing():
+    picture = garment((60, 40))
+    assert decode(encoded(picture, "JPEG", exif=b"Exif\0\0MM nothing of the kind")).size == (60, 40)
 
 
 def test_large_pictures_are_shrunk_to_what_is_enough():

@@ -1,6 +1,7 @@
 """A picture out of a file of any kind: by its content, upright, eight bits a channel."""
 
 import io
+import logging
 import math
 import threading
 import warnings
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "ICO")
 # The largest cameras have a little more than 100 million; a file of a few kilobytes can claim any number.
 MAX_PIXELS = 120_000_000
+_MOST = f"{MAX_PIXELS // 1_000_000} million pixels are the most"
 # Larger ones are unpacked two at a time, so that a folder of them does not fill the memory.
 _LARGE = 16_000_000
 _turn = threading.BoundedSemaphore(2)
@@ -34,25 +36,25 @@ def decode(source: Path | bytes, *, enough: int | None = None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UnreadablePictureError(_too_large(f"{image.width:,} x {image.height:,} pixels"))
+                raise UnreadablePictureError(f"is too large ({image.width:,} x {image.height:,} pixels; {_MOST})")
             if enough:
                 factor = _factor(image, enough)
                 image.draft(None, (image.width // factor, image.height // factor))
             with _turn if image.width * image.height > _LARGE else nullcontext():
                 image.load()
-                decoded = _eight_bit(ImageOps.exif_transpose(image))
+                decoded = _eight_bit(_upright(image))
                 return decoded.reduce(_factor(decoded, enough)) if enough else decoded
     except UnreadablePictureError:
         raise
     except UnidentifiedImageError:
         raise UnreadablePictureError(_what_else(source)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadablePictureError(_too_large("it claims more pixels")) from None
+        raise UnreadablePictureError(f"is too large ({_MOST})") from None
     except OSError as error:
         reason = f"cannot be read ({error.strerror})" if error.errno else f"is damaged ({error})"
         raise UnreadablePictureError(reason) from error
     except Exception as error:  # a damaged file leads Pillow into errors of all kinds
-        raise UnreadablePictureError(f"is damaged ({error or type(error).__name__})") from error
+        raise UnreadablePictureError(f"is damaged ({str(error) or type(error).__name__})") from error
 
 
 def is_picture(path: Path) -> bool:
@@ -69,14 +71,27 @@ def is_picture(path: Path) -> bool:
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Leave out Pillow's warnings about odd files, in all threads: `decode` raises what matters of them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+    logger = logging.getLogger("PIL")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _factor(image: Image.Image, enough: int) -> int:
     """The whole factor that shrinks both sides and leaves at least `enough` pixels."""
     return max(1, math.isqrt(image.width * image.height // enough))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -99,10 +114,6 @@ def _scaled(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8))
 
 
-def _too_large(seen: str) -> str:
-    return f"is too large ({seen}; {MAX_PIXELS // 1_000_000} million are the most)"
-
-
 def _what_else(source: Path | bytes) -> str:
     """What a file is that is no picture."""
     if isinstance(source, bytes):
@@ -114,6 +125,8 @@ def _what_else(source: Path | bytes) -> str:
         return "is empty"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "is a HEIC picture, which is not read here: convert it to JPEG or PNG"
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")):
+        return "is damaged, or of a rare kind (its header cannot be read)"
     if b"\0" not in head and head.isascii():
         return "is no picture: it holds text"
     return f"is no picture of a kind that is read here ({', '.join(FORMATS)})"

@@ -28,7 +28,7 @@ def read_pictures(paths: Iterable[Path], preparation: Preparation) -> Generator[
             return error
 
     # Pillow decodes and scales without holding Python's lock.
-    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 16))
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
     try:
         left = iter(paths)
         ahead: deque[tuple[Path, Future[Read]]] = deque()

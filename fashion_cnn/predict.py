@@ -1,0 +1,93 @@
+"""Say what is on pictures: `python -m fashion_cnn.predict images=photos/ run=latest`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_cnn.command_line import Interrupted, run_command
+from fashion_cnn.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from omegaconf import DictConfig
+
+    from fashion_cnn.prediction import Answer
+
+
+def predict(config: DictConfig) -> None:
+    """Print what is on `config.images` on standard output, and on stderr what could not be read.
+
+    Raises UserError for a mistake in the options, and at the end where a file could not be read.
+    """
+    from omegaconf import OmegaConf
+
+    from fashion_cnn import runs
+
+    _check(config)
+    run = runs.find_finished(str(config.run), Path(str(config.runs_dir)).expanduser())
+    references = OmegaConf.to_object(config.images) if OmegaConf.is_list(config.images) else str(config.images)
+
+    from fashion_cnn.evaluation.temperature import calibrate
+    from fashion_cnn.pictures import find_pictures
+    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.prediction import Predictor, validation_predictions
+    from fashion_cnn.prediction.output import PRINTERS, reader_may_leave, with_progress
+
+    with quiet_pillow():
+        found = find_pictures(references)  # type: ignore[arg-type]
+        if found.left_out:
+            _say(f"Files left out, since they are no pictures: {found.left_out}")
+        validation = validation_predictions(run)
+        if validation is None:
+            _say(f"{run.path} holds no predictions of validation images: the probabilities are not calibrated.")
+        predictor = Predictor(
+            run,
+            calibration=calibrate(validation, reject=config.reject) if validation else None,
+            flip_average=config.flip_average,
+            invert=config.invert,
+        )
+        unreadable: list[Answer] = []
+        top_k = min(config.top_k, len(predictor.class_names))
+        try:
+            with closing(predictor.answers(found.paths, top_k=top_k)) as answers, reader_may_leave():
+                told = _telling(answers, unreadable)
+                PRINTERS[config.format](with_progress(told, len(found.paths), config.format), top_k)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped.") from None
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(found.paths)} files could not be read.")
+
+
+def _check(config: DictConfig) -> None:
+    if config.images in (None, ""):
+        raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
+    for option, choices in (("format", ("table", "json", "csv")), ("invert", ("auto", "never", "always"))):
+        if config[option] not in choices:
+            raise UserError(f"{option}={config[option]} is not possible: choose {', '.join(choices)}.", status=2)
+    if config.top_k < 1:
+        raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
+
+
+def _telling(answers: Iterable[Answer], unreadable: list[Answer]) -> Iterator[Answer]:
+    """The same answers; those of files that could not be read are told on stderr and added to `unreadable`."""
+    for answer in answers:
+        if answer.error is not None:
+            unreadable.append(answer)
+            _say(f"{answer.path}: {answer.error}")
+        yield answer
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def main() -> None:
+    run_command("predict", predict)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""What is on pictures that nobody has labelled."""
+
+from fashion_cnn.prediction.answers import NONE_OF_THESE, Answer
+from fashion_cnn.prediction.predictor import Predictor, validation_predictions
+
+__all__ = ["NONE_OF_THESE", "Answer", "Predictor", "validation_predictions"]

@@ -1,0 +1,277 @@
+"""`python -m fashion_cnn.predict` on a network that was trained on real images: files in, answers out."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from test_pictures import encoded, garment, png_that_claims
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.data import FashionMNISTDataModule
+from fashion_cnn.evaluation.temperature import calibrate
+from fashion_cnn.predict import main
+from fashion_cnn.prediction import Predictor, validation_predictions
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+
+NAMES = FashionMNISTDataModule.class_names
+
+
+@pytest.fixture(scope="module")
+def run(fashion_mnist_root, tmp_path_factory):
+    """A short training whose figures are those of the first 500 validation and test images."""
+    folder = tmp_path_factory.mktemp("runs")
+    limits = [f"trainer.limit_{split}_batches={count}" for split, count in (("train", 40), ("val", 2), ("test", 2))]
+    given = [f"data.root='{fashion_mnist_root}'", f"runs_dir='{folder}'", "trainer.max_epochs=1"]
+    results = train(compose(overrides=["model=tiny", "trainer.accelerator=cpu", *given, *limits]))
+    return Run(Path(results["run"]))
+
+
+@pytest.fixture(scope="module")
+def picture_files(fashion_mnist_root, tmp_path_factory):
+    """The first 500 test images as PNG files, the class in the name."""
+    folder = tmp_path_factory.mktemp("test images")
+    images, targets = FashionMNISTDataModule(root=fashion_mnist_root).load(train=False)
+    for number in range(500):
+        Image.fromarray(images[number, 0].numpy()).save(folder / f"{number:05d} {targets[number]}.png")
+    return folder
+
+
+@pytest.fixture
+def predict(command, run):
+    return lambda *arguments: command(main, f"run={run.path}", *arguments)
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize(("flip_average", "figure"), [("false", "test/accuracy"), ("true", "test_flip/accuracy")])
+def test_test_images_as_files_reach_the_accuracy_of_the_run(predict, run, picture_files, flip_average, figure):
+    status, out, err = predict(f"images={picture_files}", "format=csv", f"flip_average={flip_average}")
+    assert (status, err) == (0, "")
+    rows = read_csv(out)
+    right = [row["class_1"] == NAMES[int(Path(row["file"]).stem.split()[1])] for row in rows]
+    assert len(right) == 500
+    accuracy = run.results()[figure]
+    assert accuracy > 0.4, "a tenth would be chance"
+    assert sum(right) / 500 == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_photographs_of_test_images_are_recognised_as_well(run, picture_files):
+    predictor = Predictor(run)
+
+    def accuracy(prepared, targets):
+        return (predictor.logits(torch.stack(prepared)).argmax(dim=1) == torch.tensor(targets)).float().mean().item()
+
+    files = sorted(picture_files.iterdir())
+    targets = [int(file.stem.split()[1]) for file in files]
+    as_they_are, photographed = [], []
+    for file in files:
+        picture = Image.open(file)
+        as_they_are.append(predictor.preparation(picture))
+        item = Image.fromarray(255 - np.asarray(picture)).resize((224, 224), Image.Resampling.BICUBIC)
+        photograph = Image.new("RGB", (400, 300), (255, 255, 255))
+        photograph.paste(item, (120, 40))
+        photographed.append(predictor.preparation(photograph))
+    assert accuracy(photographed, targets) > accuracy(as_they_are, targets) - 0.04
+
+
+def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predict, run, picture_files):
+    status, out, _ = predict(f"images={picture_files}", "format=json", "top_k=10", "reject=0.2")
+    assert status == 0
+    records = json.loads(out)
+    calibration = calibrate(validation_predictions(run), reject=0.2)
+    assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
+    logits = Predictor(run).logits(FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500])
+    for record, expected in zip(records, calibration.probabilities(logits).sort(descending=True).values, strict=True):
+        shares = [each["probability"] for each in record["classes"]]
+        assert shares == pytest.approx(expected.tolist(), abs=2e-6)
+        unsure = shares[0] < calibration.threshold
+        assert record["answer"] == ("none of these" if unsure else record["classes"][0]["class"])
+    assert 0.1 < np.mean([record["answer"] == "none of these" for record in records]) < 0.3
+    assert all(
+        r["answer"] != "none of these"
+        for r in json.loads(predict(f"images={picture_files}", "format=json", "reject=0")[1])
+    )
+
+
+@pytest.fixture
+def odd_files(tmp_path):
+    """Files as people have them, by name, with whether they can be read."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    sixteen_bits = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
+    clear = Image.merge("RGBA", (*garment((60, 80)).split(), Image.new("L", (60, 80), 128)))
+    frames = [garment((60, 80)), garment((60, 80), inset=0.1)]
+    files = {
+        "empty.png": (b"", False),
+        "text.png": (b"no picture\n", False),
+        "truncated.jpg": (encoded(garment(), "JPEG")[:4000], False),
+        "bomb.png": (png_that_claims(60_000, 60_000), False),
+        "tiny.png": (encoded(Image.new("L", (1, 1))), True),
+        "huge.png": (encoded(Image.new("1", (8000, 8000))), True),
+        "cmyk.jpg": (encoded(garment().convert("CMYK"), "JPEG"), True),
+        "sixteen.png": (encoded(Image.fromarray(sixteen_bits)), True),
+        "animated.gif": (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), True),
+        "rotated.jpg": (encoded(garment(), "JPEG", exif=exif), True),
+        "alpha.png": (encoded(clear), True),
+        "a,b (1)=[é] {x} 'ü' \"y\" 👗.png": (encoded(garment((60, 80))), True),
+        "deep/er/no suffix": (encoded(garment((60, 80)), "WEBP"), True),
+    }
+    for name, (content, _) in files.items():
+        path = tmp_path / "odd files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return {name: readable for name, (_, readable) in files.items()}
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_odd_files_have_their_line_each_and_the_status_tells_of_the_unreadable(
+    predict, tmp_path, monkeypatch, odd_files, form
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = predict("images=odd files", f"format={form}")
+    assert status == 1
+    *lines, last = err.splitlines()
+    unreadable = [name for name, readable in odd_files.items() if not readable]
+    assert sorted(line.split(":")[0] for line in lines) == sorted(f"odd files/{name}" for name in unreadable)
+    assert last == "error: 4 of 13 files could not be read."
+    if form == "table":
+        for name, readable in odd_files.items():
+            assert (name in out) == readable
+        return
+    records = json.loads(out) if form == "json" else read_csv(out)
+    assert {record["file"].removeprefix("odd files/"): not record["error"] for record in records} == odd_files
+    assert {record["answer"] or None for record in records if record["error"]} == {None}
+    assert all(record["answer"] in (*NAMES, "none of these") for record in records if not record["error"])
+
+
+def test_names_are_typed_as_they_are_alone_and_in_a_list(predict, tmp_path, monkeypatch, odd_files):
+    monkeypatch.chdir(tmp_path / "odd files")
+    for name, readable in odd_files.items():
+        if readable and name != "huge.png":
+            status, out, err = predict(f"images={name}", "format=csv")
+            assert (status, err) == (0, "")
+            assert [row["file"] for row in read_csv(out)] == [name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b (1)=é.png").write_bytes(encoded(garment((60, 80))))
+    status, out, _ = predict("images=[a,b (1)=é.png,odd files/*.gif]", "format=csv")
+    assert [row["file"] for row in read_csv(out)] == ["a,b (1)=é.png", "odd files/animated.gif"]
+    status, out, err = predict(f"images={tmp_path}/a,b (1)=é.png")
+    assert (status, err) == (0, "")
+    assert "a,b (1)=é.png" in out
+
+
+def test_a_name_that_is_no_text_survives_json(predict, tmp_path):
+    name = os.fsdecode(b"caf\xe9\n\x1b[31m.png")
+    (tmp_path / name).write_bytes(encoded(garment((60, 80))))
+    status, out, _ = predict(f"images={tmp_path}", "format=json")
+    assert status == 0
+    assert json.loads(out)[0]["file"] == f"{tmp_path}/{name}"
+    status, out, _ = predict(f"images={tmp_path}")
+    assert status == 0
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, "images is missing: say images=PATH"),
+        (["images="], 2, "images is missing"),
+        (["images=nowhere.png"], 1, "images=nowhere.png does not exist"),
+        (["images=."], 1, ". holds no picture, one file that is none"),
+        (["images=.", "format=xml"], 2, "format=xml is not possible: choose table, json, csv"),
+        (["images=.", "top_k=0"], 2, "top_k=0 is not possible"),
+        (["images=.", "top_k=three"], 2, "it takes a whole number"),
+        (["images=.", "invert=yes"], 2, "invert=yes is not possible"),
+        (["images=notes.md", "reject=1"], 1, "reject=1 is not possible"),
+        (["images=.", "colour=red"], 2, "'colour' is no option"),
+        (["image=."], 2, "Did you mean images?"),
+        (["--images", "."], 2, "type images=…, without dashes"),
+        (["images=.", "run=nowhere"], 1, "nowhere does not exist"),
+        (["images=.", "run=latest", "runs_dir=nothing"], 1, "There is no finished run in"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_in_one_message(predict, tmp_path, monkeypatch, arguments, status, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("no picture")
+    found, out, err = predict(*arguments)
+    assert (found, out) == (status, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_without_validation_images_it_says_that_nothing_is_calibrated(predict, run, tmp_path):
+    (tmp_path / "garment.png").write_bytes(encoded(garment()))
+    hidden = run.predictions_file.rename(tmp_path / "kept.npz")
+    try:
+        status, out, err = predict(f"images={tmp_path}/garment.png", "format=csv")
+    finally:
+        hidden.rename(run.predictions_file)
+    assert status == 0
+    assert "probabilities are not calibrated" in err
+    assert read_csv(out)[0]["answer"] in NAMES
+
+
+def test_what_the_run_is_missing_is_told(command, run, tmp_path):
+    copied = Run(tmp_path / "copied")
+    copied.create()
+    copied.write_config(run.config())
+    (tmp_path / "garment.png").write_bytes(encoded(garment()))
+    arguments = [f"run={copied.path}", f"images={tmp_path}/garment.png"]
+    status, _, err = command(main, *arguments)
+    assert status == 1
+    assert "last.ckpt is missing" in err
+    copied.predictions_file.write_bytes(run.predictions_file.read_bytes()[:2000])
+    status, _, err = command(main, *arguments)
+    assert status == 1
+    assert "predictions.npz is damaged" in err
+
+
+def test_a_data_set_is_not_needed(command, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = run.config()
+    config.data.root = str(tmp_path / "nowhere")
+    copied = Run(tmp_path / "copied")
+    copied.create()
+    copied.write_config(config)
+    copied.checkpoints.symlink_to(run.checkpoints)
+    (tmp_path / "garment.png").write_bytes(encoded(garment()))
+    assert command(main, f"run={copied.path}", "images=garment.png")[0] == 0
+
+
+def start(run, *arguments, **options):
+    command = [sys.executable, "-m", "fashion_cnn.predict", f"run={run.path}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
+
+
+def test_ctrl_c_and_a_reader_that_leaves_end_it_without_a_traceback(run, picture_files, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for copy in range(16):
+        for file in picture_files.iterdir():
+            (many / f"{copy} {file.name}").symlink_to(file)
+    with start(run, f"images={many}", "format=json") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(120), process.stderr.read()) == (141, b"")
+    with start(run, f"images={many}", "format=csv") as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (130, b"\nStopped.\n")
+    assert not list(tmp_path.glob("outputs"))
