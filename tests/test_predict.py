@@ -87,6 +87,16 @@ def test_photographs_of_test_images_are_recognised_as_well(run, picture_files):
     assert accuracy(photographed, targets) > accuracy(as_they_are, targets) - 0.04
 
 
+def test_of_equally_likely_classes_the_first_is_named_as_accuracy_counts_them(run, picture_files, monkeypatch):
+    predictor = Predictor(run)
+    logits = torch.zeros(1, 10)
+    logits[0, [8, 3, 6]] = 2.0
+    monkeypatch.setattr(predictor, "logits", lambda images: logits.expand(len(images), -1))
+    (answer,) = predictor.answers([next(picture_files.iterdir())], top_k=5)
+    assert [name for name, _ in answer.classes] == [NAMES[label] for label in (3, 6, 8, 0, 1)]
+    assert logits.argmax() == 3
+
+
 def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predict, run, picture_files):
     status, out, _ = predict(f"images={picture_files}", "format=json", "top_k=10", "reject=0.2")
     assert status == 0

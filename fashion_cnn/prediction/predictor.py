@@ -78,9 +78,10 @@ class Predictor:
                         yield self._answer(path, next(known), top_k)
 
     def _answer(self, path: Path, probabilities: Tensor, top_k: int) -> Answer:
-        likeliest = probabilities.topk(min(top_k, len(probabilities)))
-        names = (self.class_names[label] for label in likeliest.indices.tolist())
-        classes = tuple(zip(names, likeliest.values.tolist(), strict=True))
+        # Of classes that are as likely, which bfloat16 makes common, the first comes first, as accuracy counts them.
+        likeliest = probabilities.sort(descending=True, stable=True)
+        names = (self.class_names[label] for label in likeliest.indices[:top_k].tolist())
+        classes = tuple(zip(names, likeliest.values[:top_k].tolist(), strict=True))
         return Answer(path, classes, none_of_these=classes[0][1] < self.calibration.threshold)
 
 
