@@ -13,7 +13,6 @@ from fashion_cnn.command_line import compose
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
-from fashion_cnn.evaluation.temperature import fit_temperature
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -167,17 +166,3 @@ def test_robustness_is_measured_and_held_against_another_run(command, trained):
     )
     assert status == 1
     assert "other images" in err
-
-
-@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
-def test_the_temperature_that_spoilt_the_logits_is_found(true):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(20_000, 4, generator=generator) * 2
-    targets = logits.softmax(1).multinomial(1, generator=generator)[:, 0]
-    spoilt = Predictions(logits * true, targets, torch.arange(len(targets)))
-    assert fit_temperature(spoilt) == pytest.approx(true, rel=0.05)
-
-
-def test_the_temperature_of_a_network_that_errs_never_is_bounded():
-    never = Predictions(torch.eye(3), torch.arange(3), torch.arange(3))
-    assert fit_temperature(never) == pytest.approx(0.05, rel=0.01)

@@ -1,5 +1,7 @@
 """Why a network says what it says: pixels that mattered, and training images that are alike."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import TINY_DATA
@@ -52,7 +54,9 @@ def test_a_network_that_halves_the_resolution_is_asked_where_it_still_sees():
     places = grad_cam(network, images.clone(), torch.tensor([0, 1, 2]))
     assert places.shape == (3, 28, 28)
     assert places.amin() >= 0
-    assert places.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1])
+    # Nothing at all may speak for a class.
+    assert {round(most, 4) for most in places.amax(dim=(1, 2)).tolist()} <= {0, 1}
+    assert places.any()
     assert torch.equal(network(images), before)
 
 
@@ -77,3 +81,25 @@ def test_a_training_image_is_nearest_to_itself():
     assert near.similarity[:, 0].tolist() == pytest.approx([1, 1])
     assert torch.equal(near.indices[:, 0], data.train_split.indices[5:7])
     assert (near.similarity.diff(dim=1) <= 0).all()
+
+
+def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_path):
+    pytest.importorskip("captum")
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.train import train
+
+    run = train(compose(overrides=[*TINY_DATA, "callbacks=essential", f"runs_dir='{tmp_path / 'runs'}'"]))["run"]
+    pictures = tmp_path / "pictures, (1)"
+    pictures.mkdir()
+    Image.new("L", (20, 20), 200).save(pictures / "light.png")
+    (pictures / "none.png").write_text("none")
+    status, out, err = command(main, f"run={run}", f"images={pictures}", "neighbours=2", "about=low")
+    assert status == 1
+    assert "1 of 2 files could not be read" in err
+    (page,) = (Path(run) / "explained").iterdir()
+    assert page.name == "light.png.png"
+    assert out.strip().endswith("light.png.png")
+    status, _, err = command(main, f"run={run}", f"images={pictures}", "about=Hat")
+    assert (status, err) == (1, "error: about=Hat is no class: choose one of top, middle, low, bottom.\n")

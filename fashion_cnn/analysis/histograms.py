@@ -10,6 +10,7 @@ from fashion_cnn.analysis.layout import board_writer
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import split_names
+from fashion_cnn.models.layers import is_nonlinearity
 
 if TYPE_CHECKING:
     from torch.utils import hooks
@@ -40,7 +41,7 @@ class Histograms(Callback):
         if due and first and board_writer(trainer) is not None:
             assert isinstance(pl_module.network, nn.Module)
             for name, layer in pl_module.network.named_modules():
-                if _is_nonlinearity(layer) or name == "classifier":
+                if is_nonlinearity(layer) or name == "classifier":
                     self._hooks.append(layer.register_forward_hook(self._keep(name)))
 
     def _keep(self, name: str) -> Any:
@@ -71,7 +72,3 @@ class Histograms(Callback):
             writer.add_histogram(f"weights/{name}", parameter.detach().float(), step)
         self._hooks.clear()
         self._activations.clear()
-
-
-def _is_nonlinearity(layer: nn.Module) -> bool:
-    return type(layer).__module__ == "torch.nn.modules.activation"

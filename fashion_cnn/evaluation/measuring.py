@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fashion_cnn.analysis.predictions import PredictionCollector, Predictions
+from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.errors import UserError
@@ -17,6 +16,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.ensemble import MeanOfNetworks
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
+from fashion_cnn.training.hardware import device_for, precision_context
 from fashion_cnn.training.results import measure
 from fashion_cnn.training.weights import restore
 
@@ -52,14 +52,10 @@ class Measured:
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)` uint8, on the hardware and in the precision of the run."""
-        trainer = self._trainer
-        device = trainer.strategy.root_device
-        with trainer.precision_plugin.forward_context():
+        accelerator, precision = self.config.trainer.accelerator, self.config.trainer.precision
+        device = device_for(accelerator)
+        with precision_context(precision, accelerator):
             return self.module.to(device).eval()(self.data.normalise(images.to(device)))
-
-    @cached_property
-    def _trainer(self) -> Trainer:
-        return build.measuring_trainer(self.config, PredictionCollector())
 
 
 def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = None) -> Measured:

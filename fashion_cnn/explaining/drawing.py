@@ -39,9 +39,8 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
     _show(explanation.image, upper[2], "where it looks (Grad-CAM)")
     upper[2].imshow(explanation.places, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
     most = max(explanation.attribution.abs().max().item(), 1e-12)
-    drawn = upper[3].imshow(explanation.attribution, cmap="RdBu", vmin=-most, vmax=most)
-    upper[3].set_title("for (blue) and against (red)", fontsize=10)
-    figure.colorbar(drawn, ax=upper[3], shrink=0.7, label="logits")
+    upper[3].imshow(explanation.attribution, cmap="RdBu", vmin=-most, vmax=most)
+    upper[3].set_title(f"for (blue), against (red)\nby up to {most:.2f}", fontsize=10)
     for axes, (image, said) in zip(lower, explanation.neighbours, strict=False):
         _show(image, axes, said)
     return figure

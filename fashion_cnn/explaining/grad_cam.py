@@ -4,12 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fashion_cnn.models.layers import is_nonlinearity
+
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """How much each place speaks for the class, `(B, H, W)` from 0 to 1, of normalised images `(B, C, H, W)`.
 
-    classes: `(B,)` int64. The features are those of the last layer that still has a quarter of the image's height:
-    behind it, three or four pixels would have to say where. Selvaraju et al., 2017 (arXiv 1610.02391).
+    classes: `(B,)` int64. The features are those behind the last activation that still has a quarter of the image's
+    height: further on, three or four pixels would have to say where. Selvaraju et al., 2017 (arXiv 1610.02391).
     """
     least = images.shape[-2] // 4
     outputs: list[Tensor] = []
@@ -20,7 +22,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
     # A layer that writes into its input would spoil what was kept of the layer before.
     in_place = [layer for layer in network.modules() if getattr(layer, "inplace", False)]
-    hooks = [layer.register_forward_hook(keep) for layer in network.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(keep) for layer in network.modules() if is_nonlinearity(layer)]
     try:
         for layer in in_place:
             layer.inplace = False  # type: ignore[assignment]

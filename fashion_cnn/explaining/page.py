@@ -9,11 +9,13 @@ import torch
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import rebuild
+from fashion_cnn.evaluation.temperature import Calibration, calibrate
 from fashion_cnn.explaining.drawing import Explanation, draw
 from fashion_cnn.explaining.grad_cam import grad_cam
 from fashion_cnn.explaining.gradients import integrated_gradients
 from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.pictures import Preparation, decode
+from fashion_cnn.prediction import validation_predictions
 from fashion_cnn.runs import Run
 
 
@@ -29,6 +31,8 @@ class Explainer:
         self.module, self.data = module.eval(), data
         self.about = None if about is None else _label(about, data)
         self.preparation = Preparation(data.image_shape, cut_out=data.cut_out)
+        validation = validation_predictions(run)
+        self.calibration = calibrate(validation) if validation else Calibration()
         self.training_images = TrainingImages(self.module, data)
         self.neighbours = neighbours
         self._named: Counter[str] = Counter()
@@ -42,6 +46,7 @@ class Explainer:
         with torch.inference_mode():
             logits = self.module(normalised)[0]
         said = int(logits.argmax())
+        probability = self.calibration.probabilities(logits[None])[0, said]
         label = said if self.about is None else self.about
         classes = torch.tensor([label])
         black = self.data.normalise(torch.zeros_like(image))
@@ -49,7 +54,7 @@ class Explainer:
         about = "" if label == said else f"; explained: {names[label]}"
         near = self.training_images.nearest(image[None], self.neighbours)
         explanation = Explanation(
-            title=f"{path.name}: {names[said]}{about}",
+            title=f"{path.name}: {names[said]}, {probability:.0%}{about}",
             image=image,
             places=grad_cam(network, normalised.clone(), classes)[0],
             attribution=integrated_gradients(network, normalised, classes, black)[0],

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 
 import fashion_cnn
 from fashion_cnn.analysis.model_card import write_model_card
-from fashion_cnn.analysis.predictions import read_predictions
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import rebuild
@@ -23,6 +22,7 @@ from fashion_cnn.exporting import onnx_file
 from fashion_cnn.exporting.deployed import Deployed
 from fashion_cnn.exporting.onnx_file import Array
 from fashion_cnn.exporting.timing import latencies
+from fashion_cnn.prediction import validation_predictions
 from fashion_cnn.runs import Run, as_typed, write_whole
 
 FLOAT_FILE, INT8_FILE, FIGURES_FILE = "network.onnx", "network_int8.onnx", "export.json"
@@ -65,7 +65,8 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
-    temperature = _temperature(run)
+    validation = validation_predictions(run)
+    temperature = fit_temperature(validation) if validation else 1.0
     deployed = Deployed(module, data, temperature).eval()
     batch = data.eval_batch_size
     answers: dict[str, tuple[Path | None, Answer]] = {
@@ -101,12 +102,6 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
     if results := run.results():
         write_model_card(run, config, data, results, [_line(way) for way in ways if way.file] + remarks)
     return outcome
-
-
-def _temperature(run: Run) -> float:
-    """Fitted on the run's validation images; 1 where it kept none."""
-    stored = read_predictions(run.predictions_file) if run.predictions_file.exists() else {}
-    return fit_temperature(stored["best.val"]) if "best.val" in stored else 1.0
 
 
 def _metadata(run: Run, data: ImageDataModule, temperature: float) -> dict[str, str]:
