@@ -37,9 +37,9 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
     upper[0].set_title("the picture", fontsize=10)
     _show(explanation.image, upper[1], "what the network sees")
     _show(explanation.image, upper[2], "where it looks (Grad-CAM)")
-    upper[2].imshow(explanation.places, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+    upper[2].imshow(explanation.places.numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
     most = max(explanation.attribution.abs().max().item(), 1e-12)
-    upper[3].imshow(explanation.attribution, cmap="RdBu", vmin=-most, vmax=most)
+    upper[3].imshow(explanation.attribution.numpy(), cmap="RdBu", vmin=-most, vmax=most)
     upper[3].set_title(f"for (blue), against (red)\nby up to {most:.2f}", fontsize=10)
     for axes, (image, said) in zip(lower, explanation.neighbours, strict=False):
         _show(image, axes, said)
