@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def explain(config: DictConfig) -> list[Path]:
-    """Draw a page for each of `config.images` and return where they were written.
+def explain(config: DictConfig) -> None:
+    """Draw a page for each of `config.images`, and print where each was written.
 
     Raises UserError for a mistake in the options, and at the end where a file could not be read.
     """
@@ -25,7 +25,7 @@ def explain(config: DictConfig) -> list[Path]:
     from fashion_cnn.explaining.page import Explainer
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.runs import find_finished
+    from fashion_cnn.runs import as_typed, find_finished
     from fashion_cnn.screen import progress_bar
 
     if config.images is None:
@@ -36,30 +36,22 @@ def explain(config: DictConfig) -> list[Path]:
     references = OmegaConf.to_object(config.images) if OmegaConf.is_list(config.images) else str(config.images)
     found = find_pictures(references)  # type: ignore[arg-type]
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
-    written, unreadable = [], 0
+    unreadable = 0
     with quiet_pillow(), progress_bar("pictures") as progress:
         explainer = Explainer(run, data_root=config.data.root, neighbours=config.neighbours, about=config.about)
         for number, path in enumerate(found.paths, start=1):
             try:
-                written.append(explainer.explain(path, folder))
+                print(as_typed(explainer.explain(path, folder)), flush=True)
             except UnreadablePictureError as error:
                 unreadable += 1
                 print(f"{path}: {error}", file=sys.stderr)
             progress(number, len(found.paths))
     if unreadable:
         raise UserError(f"{unreadable} of {len(found.paths)} files could not be read.")
-    return written
-
-
-def _explain_and_tell(config: DictConfig) -> None:
-    from fashion_cnn.runs import as_typed
-
-    for path in explain(config):
-        print(as_typed(path))
 
 
 def main() -> None:
-    run_command("explain", _explain_and_tell)
+    run_command("explain", explain)
 
 
 if __name__ == "__main__":
