@@ -41,6 +41,8 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C.
     """
     _refuse_dashes(sys.argv[1:])
+    if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
+        exit_with(f"-m is for sweeps of fashion_cnn.train: leave it out of fashion_cnn.{config_name}.", 2)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("sweep_name", lambda choices: choices.get("sweep") or "sweep", replace=True)

@@ -12,7 +12,7 @@ from fashion_cnn import train as train_command
 from fashion_cnn.train import main
 
 
-@pytest.mark.parametrize("module", ["train", "tune", "runs", "predict"])
+@pytest.mark.parametrize("module", ["train", "tune", "runs", "evaluate", "predict", "explain", "export"])
 def test_help_and_config_answer_in_under_a_second(module):
     for arguments, expected in ((["--help"], "KEY=VALUE"), (["--cfg", "job"], "runs_dir: runs")):
         seconds = []
@@ -156,3 +156,13 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
         assert "cannot change" in err
     status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
     assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize("module", ["compare", "evaluate", "predict", "explain", "export", "tune"])
+def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
+    monkeypatch.chdir(tmp_path)
+    main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
+    status, _, err = command(main, "runs_dir=a,b", "-m")
+    assert status == 2
+    assert f"leave it out of fashion_cnn.{module}" in err
+    assert not list(tmp_path.iterdir())
