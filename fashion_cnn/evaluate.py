@@ -31,6 +31,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     for key, choices in (("split", _SPLITS), ("format", _FORMATS)):
         if config[key] not in choices:
             raise UserError(f"{key}={config[key]} is not possible: choose {' or '.join(choices)}.", status=2)
+    if config.baseline and not config.robustness:
+        raise UserError(f"baseline={config.baseline} is for robustness=true: say it too, or leave both out.", status=2)
     runs = find_several(config.run, Path(config.runs_dir))
     quieten_lightning()
     measured = measure_runs(runs, config.split, data_root=config.data.root)
@@ -49,11 +51,15 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
 def _folder_of(runs: Sequence[Run]) -> Path:
     """In the run, or beside the runs that are measured as one."""
+    import hashlib
     import os
 
     if len(runs) == 1:
         return runs[0].evaluation
-    return Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "ensemble"
+    beside = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    # Each ensemble has a folder of its own, the same every time.
+    members = hashlib.sha256("\n".join(sorted(str(run.path.absolute()) for run in runs)).encode()).hexdigest()
+    return beside / f"ensemble-{members[:6]}"
 
 
 def _evaluate_and_tell(config: DictConfig) -> None:

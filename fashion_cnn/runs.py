@@ -199,18 +199,28 @@ def _is_run_config(file: Path) -> bool:
         return False
 
 
-def find_finished(reference: str | Path, runs_dir: Path) -> Run:
+def find_finished(reference: str | Path | None, runs_dir: Path) -> Run:
     """The run that `reference` names: a directory, or `latest` for the newest finished one."""
+    if reference is None:
+        raise UserError("run=null names no run: give a run's directory, or latest.")
     if reference == "latest":
         return _newest(runs_dir, {"finished"}, "finished run")
     return _named(Path(reference), runs_dir)
 
 
-def find_several(references: str | Iterable[str], runs_dir: Path) -> list[Run]:
-    """The runs that one reference or a list of them names, each as `find_finished` takes it. Raises UserError."""
-    if isinstance(references, str):
-        return [find_finished(references, runs_dir)]
-    found = [find_finished(reference, runs_dir) for reference in references]
+def find_measured(reference: str | Path | None, runs_dir: Path) -> Run:
+    """As `find_finished`; a run that is still going, or was stopped, is none whose weights stand for it."""
+    run = find_finished(reference, runs_dir)
+    if run.state != "finished":
+        raise UserError(f"{run.path} is not finished ({run.how_it_stands()}): its weights are not its last word.")
+    return run
+
+
+def find_several(references: str | Iterable[str] | None, runs_dir: Path) -> list[Run]:
+    """The runs that one reference or a list of them names, each as `find_measured` takes it. Raises UserError."""
+    if references is None or isinstance(references, str):
+        return [find_measured(references, runs_dir)]
+    found = list({run.path.resolve(): run for run in (find_measured(one, runs_dir) for one in references)}.values())
     if not found:
         raise UserError("run=[] names no run: give a run's directory, or latest.")
     return found

@@ -38,8 +38,8 @@ def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], ex
         "**Intended use.** Research and teaching, and as the eye of a product search over images of the same kind. Not "
         "for decisions about people.",
     ]
-    if data.limits:
-        parts.append("**Limits.**\n\n" + "\n".join(f"- {limit}" for limit in data.limits))
+    limits = [f"It knows these {data.num_classes} classes alone, and calls anything else one of them.", *data.limits]
+    parts.append("**Limits.**\n\n" + "\n".join(f"- {limit}" for limit in limits))
     if rows:
         parts.append("**Figures.**\n\n| | accuracy | loss |\n|---|---:|---:|\n" + "\n".join(rows))
     if exported:

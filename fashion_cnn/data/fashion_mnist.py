@@ -40,7 +40,6 @@ class FashionMNISTDataModule(ImageDataModule):
         "ten kinds of clothing from Zalando's shop, 28 x 28 pixels, grey, the item light on black, centred, upright."
     )
     limits = (
-        "It knows these ten kinds of clothing alone, and calls anything else one of them.",
         "28 x 28 grey pixels hold no colour, no fabric, no print and no brand.",
         "A photograph with a person, a background or several items is another kind of image than it was trained on.",
         "Some labels are open to question, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree "

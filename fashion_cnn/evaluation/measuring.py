@@ -28,7 +28,7 @@ class Measured:
     """What a network, or several as one, says of a split.
 
     figures: `<split>/loss` and so on, as the training writes them into results.json. val: what it says of the
-    validation images; None where the training kept none.
+    validation images; None where the trainings kept none, or not the same.
     """
 
     config: DictConfig
@@ -87,7 +87,7 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
         data=data,
         split=split,
         predictions=predictions[split],
-        val=predictions.get("val"),
+        val=predictions.get("val") if all(_validated(other) == _validated(data) for _, _, other in rebuilt) else None,
         figures=figures,
     )
 
@@ -95,18 +95,25 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
 def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:
     """A run's config, its network with its best weights, and its data. Raises UserError where they do not fit."""
     config = run.config()
-    # It may have been trained on other hardware than it is measured on.
-    OmegaConf.update(config, "trainer.accelerator", "auto")
+    # All of the split, on one machine, which may lack the hardware that it was trained on.
+    limits = {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0, "num_nodes": 1}
+    config.trainer = OmegaConf.merge(config.trainer, limits)
+    if device_for(config.trainer.accelerator).type == "cpu":
+        config.trainer.accelerator = "cpu"
     if data_root is not None:
         config.data.root = data_root
     data = build.data(config)
     module = build.module(config, data)
     restore(module, run)
-    return config, module, data
+    return config, module.eval(), data
 
 
 def _described(data: ImageDataModule, split: Split) -> tuple[object, ...]:
     """What two runs must share for their answers to be answers to the same question."""
     normalised = (data.pixel_mean.tolist(), data.pixel_scale.tolist())
-    validated = (data.val_size, data.split_seed) if split == "val" else ()
-    return (tuple(data.class_names), data.image_shape, *normalised, *validated)
+    return (tuple(data.class_names), data.image_shape, *normalised, *(_validated(data) if split == "val" else ()))
+
+
+def _validated(data: ImageDataModule) -> tuple[int, int]:
+    """Which images were kept for validation."""
+    return data.val_size, data.split_seed

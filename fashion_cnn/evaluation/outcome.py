@@ -46,8 +46,8 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
 
 
 def _calibrated(measured: Measured) -> dict[str, float] | None:
-    """Calibration after temperature scaling; None where no validation images were kept to fit the temperature on."""
-    if measured.val is None:
+    """Calibration after temperature scaling; None where there are no other images to fit the temperature on."""
+    if measured.val is None or measured.split == "val":
         return None
     temperature = fit_temperature(measured.val)
     scaled = _scaled(measured.predictions, temperature)

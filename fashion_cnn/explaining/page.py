@@ -14,6 +14,7 @@ from fashion_cnn.explaining.drawing import Explanation, draw
 from fashion_cnn.explaining.grad_cam import grad_cam
 from fashion_cnn.explaining.gradients import integrated_gradients
 from fashion_cnn.explaining.neighbours import TrainingImages
+from fashion_cnn.models import Ensemble
 from fashion_cnn.pictures import Preparation, decode
 from fashion_cnn.prediction import validation_predictions
 from fashion_cnn.runs import Run
@@ -28,7 +29,9 @@ class Explainer:
 
     def __init__(self, run: Run, *, data_root: str | None, neighbours: int, about: str | None) -> None:
         _, module, data = rebuild(run, data_root)
-        self.module, self.data = module.eval(), data
+        if isinstance(module.network, Ensemble):
+            raise UserError(f"{run.path} is an ensemble, whose networks look each elsewhere: explain one network.")
+        self.module, self.data = module, data
         self.about = None if about is None else _label(about, data)
         self.preparation = Preparation(data.image_shape, cut_out=data.cut_out)
         validation = validation_predictions(run)

@@ -26,8 +26,9 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         normalised = (images.float() - self.mean) * self.scale
-        logits = self.network(normalised)
-        return logits, (logits / self.temperature).softmax(dim=1), self.network.features(normalised)  # type: ignore[operator]
+        embedding = self.network.features(normalised)  # type: ignore[operator]
+        logits = self.network.classifier(embedding)  # type: ignore[operator]
+        return logits, (logits / self.temperature).softmax(dim=1), embedding
 
 
 OUTPUTS = ("logits", "probabilities", "embedding")
