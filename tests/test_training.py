@@ -31,6 +31,7 @@ FILES = {
     "config.yaml",
     "metrics.csv",
     "predictions.npz",
+    "model_card.md",
     "report.md",
     "results.json",
     "examples.csv",
