@@ -23,7 +23,7 @@ def arguments(fashion_mnist_root, tmp_path):
         f"runs_dir={tmp_path / 'runs'}",
         "model=tiny",
         "trainer.max_epochs=3",
-        "trainer.limit_train_batches=60",
+        "trainer.limit_train_batches=30",
         "trainer.limit_val_batches=2",
         "trainer.limit_test_batches=2",
     ]
