@@ -142,7 +142,14 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
 
 
 def _describe_run(config: DictConfig, composed: Any) -> None:
-    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that were typed."""
+    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that were typed.
+
+    A `~` that no shell has expanded, as in quotes, is the home directory in every command's `runs_dir`.
+    """
+    if "runs_dir" in config:
+        if config.runs_dir is None:
+            raise UserError("runs_dir=null names no directory: give one, or leave it out.", status=2)
+        config.runs_dir = os.path.expanduser(config.runs_dir)  # noqa: PTH111 # which keeps ./ and a final slash
     if "name" in config and config.name is None:
         choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")

@@ -32,7 +32,7 @@ def explain(config: DictConfig) -> None:
         raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
-    run = find_finished(config.run, Path(config.runs_dir).expanduser())
+    run = find_finished(config.run, Path(config.runs_dir))
     references = OmegaConf.to_object(config.images) if OmegaConf.is_list(config.images) else str(config.images)
     found = find_pictures(references)  # type: ignore[arg-type]
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.command_line import run_command
+from fashion_cnn.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,14 +21,9 @@ def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
     swept: what was left open on the command line, such as `optimizer.lr=interval(0.001,0.1)`. Raises UserError for
     settings that cannot work or are not those of the study that is there, and Interrupted where it was stopped.
     """
-    try:
-        from fashion_cnn.tuning.search import search
-    except ModuleNotFoundError as error:
-        from fashion_cnn.errors import UserError
+    require("sweeps", "optuna")
+    from fashion_cnn.tuning.search import search
 
-        if error.name != "optuna":
-            raise
-        raise UserError("The search needs Optuna: pip install -c scripts/constraints.txt -e '.[sweeps]'") from error
     return search(config, swept)
 
 

@@ -86,6 +86,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["~logger.csv"], "metrics.csv"),
         (["~callbacks.last"], "callbacks.last"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),
+        (["runs_dir=null"], "runs_dir=null names no directory"),
         (["seed=0,1", "--cfg", "job", "-m"], "leave -m out"),
         (["hydra/launcher=jolib"], "Did you mean joblib?"),
         (["seed=0,1", "hydra/launcher=ray", "hydra.launcher._target_=hydra_plugins.no.Ray", "-m"], "'.[cluster]'"),
@@ -166,3 +167,12 @@ def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
     assert status == 2
     assert f"leave it out of fashion_cnn.{module}" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "none").mkdir()
+    for module in ("runs", "evaluate", "predict"):
+        main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
+        _, _, err = command(main, "runs_dir='~/none'", *(["images=x"] if module == "predict" else []))
+        assert f"in {tmp_path / 'none'}" in err, module

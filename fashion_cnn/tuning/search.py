@@ -40,7 +40,7 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     params = HydraConfig.get().sweeper.params or {}
     space = search_space({key: words for key, words in params.items() if key not in said}, swept)
     _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
-    folder = (Path(config.runs_dir).expanduser() / "tune" / name).absolute()
+    folder = (Path(config.runs_dir) / "tune" / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     storage = config.tune.storage or f"sqlite:///{folder / 'study.db'}"
     settings = {"fixed": sorted(fixed), "searched": {key: str(space[key]) for key in sorted(space)}}
