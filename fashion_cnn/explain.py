@@ -20,8 +20,6 @@ def explain(config: DictConfig) -> None:
     Raises UserError for a mistake in the options, and at the end where a file could not be read.
     """
     require("explain", "captum")
-    from omegaconf import OmegaConf
-
     from fashion_cnn.explaining.page import Explainer
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
@@ -33,8 +31,7 @@ def explain(config: DictConfig) -> None:
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
     run = find_finished(config.run, Path(config.runs_dir))
-    references = OmegaConf.to_object(config.images) if OmegaConf.is_list(config.images) else str(config.images)
-    found = find_pictures(references)  # type: ignore[arg-type]
+    found = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
     unreadable = 0
     with quiet_pillow(), progress_bar("pictures") as progress:

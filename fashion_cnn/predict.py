@@ -23,13 +23,10 @@ def predict(config: DictConfig) -> None:
 
     Raises UserError for a mistake in the options, and at the end where a file could not be read.
     """
-    from omegaconf import OmegaConf
-
     from fashion_cnn import runs
 
     _check(config)
     run = runs.find_finished(str(config.run), Path(str(config.runs_dir)).expanduser())
-    references = OmegaConf.to_object(config.images) if OmegaConf.is_list(config.images) else str(config.images)
 
     from fashion_cnn.evaluation.temperature import calibrate
     from fashion_cnn.pictures import find_pictures
@@ -38,7 +35,7 @@ def predict(config: DictConfig) -> None:
     from fashion_cnn.prediction.output import PRINTERS, reader_may_leave, with_progress
 
     with quiet_pillow():
-        found = find_pictures(references)  # type: ignore[arg-type]
+        found = find_pictures(config.images)
         if found.left_out:
             _say(f"Files left out, since they are no pictures: {found.left_out}")
         validation = validation_predictions(run)
