@@ -19,7 +19,7 @@ def key_of(override: str) -> str:
 def makes_the_training(override: str) -> bool:
     """Whether a training is another one with it: not where things lie, nor the sweep or search it is a part of."""
     key = key_of(override)
-    return key not in PLACES | {"sweep"} and not key.startswith("tune.")
+    return key not in PLACES | {"sweep"} and not key.startswith(("tune.", "tune/"))
 
 
 def quote_path(argument: str) -> str:

@@ -176,3 +176,11 @@ def test_without_optuna_the_command_says_what_to_install(command, monkeypatch):
     status, _, err = command(tune_command.main)
     assert status == 1
     assert "This needs optuna: pip install -c scripts/constraints.txt -e '.[sweeps]'" in err
+
+
+def test_random_search_as_the_help_has_it(command, tmp_path):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune/sampler=random", "tune/pruner=none"]
+    status, out, err = command(main, *arguments, "optimizer.lr=interval(0.01,0.1)", "tune.trials=2")
+    assert (status, err) == (0, "")
+    assert "2 trials: 2 complete" in out
+    assert "tune/" not in out.splitlines()[-1], "its best command is one of train"
