@@ -31,7 +31,7 @@ def predict(config: DictConfig) -> None:
     from fashion_cnn.evaluation.temperature import calibrate
     from fashion_cnn.pictures import find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.prediction import Predictor, validation_predictions
+    from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
     from fashion_cnn.prediction.output import PRINTERS, reader_may_leave, with_progress
 
     with quiet_pillow():
@@ -41,14 +41,10 @@ def predict(config: DictConfig) -> None:
         validation = validation_predictions(run)
         if validation is None:
             _say(f"{run.path} holds no predictions of validation images: the probabilities are not calibrated.")
-        predictor = Predictor(
-            run,
-            calibration=calibrate(validation, reject=config.reject) if validation else None,
-            flip_average=config.flip_average,
-            invert=config.invert,
-        )
+        network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
+        predictor = Predictor(network, calibrate(validation, reject=config.reject) if validation else None)
         unreadable: list[Answer] = []
-        top_k = min(config.top_k, len(predictor.class_names))
+        top_k = min(config.top_k, len(network.class_names))
         try:
             with closing(predictor.answers(found.paths, top_k=top_k)) as answers, reader_may_leave():
                 told = _telling(answers, unreadable)

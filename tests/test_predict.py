@@ -20,7 +20,7 @@ from fashion_cnn.command_line import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.predict import main
-from fashion_cnn.prediction import Predictor, validation_predictions
+from fashion_cnn.prediction import Predictor, Seen, TrainedNetwork, validation_predictions
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -69,30 +69,31 @@ def test_test_images_as_files_reach_the_accuracy_of_the_run(predict, run, pictur
 
 
 def test_photographs_of_test_images_are_recognised_as_well(run, picture_files):
-    predictor = Predictor(run)
+    network = TrainedNetwork(run)
 
     def accuracy(prepared, targets):
-        return (predictor.logits(torch.stack(prepared)).argmax(dim=1) == torch.tensor(targets)).float().mean().item()
+        return (network.look(torch.stack(prepared)).logits.argmax(dim=1) == torch.tensor(targets)).float().mean().item()
 
     files = sorted(picture_files.iterdir())
     targets = [int(file.stem.split()[1]) for file in files]
     as_they_are, photographed = [], []
     for file in files:
         picture = Image.open(file)
-        as_they_are.append(predictor.preparation(picture))
+        as_they_are.append(network.preparation(picture))
         item = Image.fromarray(255 - np.asarray(picture)).resize((224, 224), Image.Resampling.BICUBIC)
         photograph = Image.new("RGB", (400, 300), (255, 255, 255))
         photograph.paste(item, (120, 40))
-        photographed.append(predictor.preparation(photograph))
+        photographed.append(network.preparation(photograph))
     assert accuracy(photographed, targets) > accuracy(as_they_are, targets) - 0.04
 
 
 def test_of_equally_likely_classes_the_first_is_named_as_accuracy_counts_them(run, picture_files, monkeypatch):
-    predictor = Predictor(run)
+    network = TrainedNetwork(run)
     logits = torch.zeros(1, 10)
     logits[0, [8, 3, 6]] = 2.0
-    monkeypatch.setattr(predictor, "logits", lambda images: logits.expand(len(images), -1))
-    (answer,) = predictor.answers([next(picture_files.iterdir())], top_k=5)
+    seen = Seen(logits, torch.zeros(1, 1))
+    monkeypatch.setattr(network, "look", lambda images: seen)
+    (answer,) = Predictor(network).answers([next(picture_files.iterdir())], top_k=5)
     assert [name for name, _ in answer.classes] == [NAMES[label] for label in (3, 6, 8, 0, 1)]
     assert logits.argmax() == 3
 
@@ -103,7 +104,9 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predi
     records = json.loads(out)
     calibration = calibrate(validation_predictions(run), reject=0.2)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
-    logits = Predictor(run).logits(FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500])
+    logits = (
+        TrainedNetwork(run).look(FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500]).logits
+    )
     for record, expected in zip(records, calibration.probabilities(logits).sort(descending=True).values, strict=True):
         shares = [each["probability"] for each in record["classes"]]
         assert shares == pytest.approx(expected.tolist(), abs=2e-6)

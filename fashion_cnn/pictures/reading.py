@@ -2,10 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from fashion_cnn.pictures.preparation import Preparation
 _AHEAD = 1024
 
 Read = Tensor | UnreadablePictureError
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def read_pictures(paths: Iterable[Path], preparation: Preparation) -> Generator[tuple[Path, Read]]:
@@ -27,15 +30,20 @@ def read_pictures(paths: Iterable[Path], preparation: Preparation) -> Generator[
         except UnreadablePictureError as error:
             return error
 
+    return read_ahead(paths, read)
+
+
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Result]) -> Generator[tuple[Item, Result]]:
+    """Each item with what `read` makes of it, in the given order; threads do so ahead of whoever takes them."""
     # Pillow decodes and scales without holding Python's lock.
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
     try:
-        left = iter(paths)
-        ahead: deque[tuple[Path, Future[Read]]] = deque()
-        ahead.extend((path, pool.submit(read, path)) for path in islice(left, _AHEAD))
+        left = iter(items)
+        ahead: deque[tuple[Item, Future[Result]]] = deque()
+        ahead.extend((item, pool.submit(read, item)) for item in islice(left, _AHEAD))
         while ahead:
-            path, future = ahead.popleft()
-            yield path, future.result()
-            ahead.extend((path, pool.submit(read, path)) for path in islice(left, 1))
+            item, future = ahead.popleft()
+            yield item, future.result()
+            ahead.extend((item, pool.submit(read, item)) for item in islice(left, 1))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -2,5 +2,6 @@
 
 from fashion_cnn.prediction.answers import NONE_OF_THESE, Answer
 from fashion_cnn.prediction.predictor import Predictor, validation_predictions
+from fashion_cnn.prediction.trained import Seen, TrainedNetwork
 
-__all__ = ["NONE_OF_THESE", "Answer", "Predictor", "validation_predictions"]
+__all__ = ["NONE_OF_THESE", "Answer", "Predictor", "Seen", "TrainedNetwork", "validation_predictions"]
