@@ -74,6 +74,11 @@ class Run:
         return self.path / "export"
 
     @property
+    def catalogue(self) -> Path:
+        """The products that `python -m fashion_cnn.index` looked at with this network."""
+        return self.path / "catalogue"
+
+    @property
     def figures(self) -> Path:
         """The folder of the report's figures."""
         return self.path / "figures"

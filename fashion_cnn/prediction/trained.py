@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
@@ -45,6 +45,13 @@ class TrainedNetwork:
         self._data = data
         self._accelerator, self._precision = config.trainer.accelerator, config.trainer.precision
         self._module = load_classifier(run).to(device_for(self._accelerator))
+
+    @property
+    def dimensions(self) -> int:
+        """D of the embeddings."""
+        classifier = self._module.network.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        return classifier.in_features
 
     @property
     def identity(self) -> str:

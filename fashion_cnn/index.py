@@ -1,0 +1,94 @@
+"""Bring products into a catalogue: `python -m fashion_cnn.index run=latest images=photos/`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_cnn.command_line import Interrupted, run_command
+from fashion_cnn.errors import UserError
+from fashion_cnn.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from omegaconf import DictConfig
+
+    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.products import Products
+    from fashion_cnn.runs import Run
+
+
+def index(config: DictConfig) -> None:
+    """Index what `config` names, and print what was done.
+
+    Raises UserError for a mistake in the options, and at the end where a picture could not be read.
+    """
+    require("search", "lancedb")
+    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.indexing import index as index_products
+    from fashion_cnn.retrieval.named import catalogue_at, listed
+    from fashion_cnn.runs import find_measured
+    from fashion_cnn.screen import progress_bar
+
+    run = find_measured(config.run, Path(config.runs_dir))
+    catalogue = Catalogue(catalogue_at(config.catalogue, run))
+    if config.remove:
+        _remove(catalogue, listed(config.remove))
+        return
+    network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
+    try:
+        with quiet_pillow():
+            with progress_bar("reading") as progress:
+                products = _products(config, run, progress)
+            with progress_bar("looking at pictures") as progress:
+                done = index_products(
+                    products, catalogue, network, prune=config.prune, rebuild=config.rebuild, progress=progress
+                )
+    except KeyboardInterrupt:
+        raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
+    print(
+        f"{catalogue.uri}, version {done.version}: {done.added:,} products added, {done.changed:,} changed, "
+        f"{done.removed:,} removed, {done.unchanged:,} as they were."
+    )
+    if done.gone:
+        print(
+            f"{len(done.gone):,} products of the catalogue are not among these (such as {done.gone[0]}): "
+            "prune=true takes them out."
+        )
+    for one, reason in done.unreadable.items():
+        print(f"{one}: {reason}", file=sys.stderr)
+    if done.unreadable:
+        raise UserError(f"The pictures of {len(done.unreadable)} of {len(products.ids)} products could not be read.")
+
+
+def _products(config: DictConfig, run: Run, progress: Callable[[int, int], None]) -> Products:
+    from hydra.utils import instantiate
+
+    from fashion_cnn.retrieval.data_set_products import products_of_data_set
+    from fashion_cnn.retrieval.file_products import products_of_files
+
+    if config.images is not None or config.products is not None:
+        return products_of_files(config.images, config.products, progress)
+    settings = run.config().data
+    if config.data.root is not None:
+        settings.root = config.data.root
+    return products_of_data_set(instantiate(settings, _convert_="all"))
+
+
+def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:
+    removed = catalogue.remove(ids)
+    print(f"{catalogue.uri}, version {catalogue.newest()}: {removed:,} products removed.")
+    if removed < len(ids):
+        raise UserError(f"{len(ids) - removed} of {len(ids)} ids are not in the catalogue.")
+
+
+def main() -> None:
+    run_command("index", index)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The catalogue of a shop's products, on disk: a LanceDB table of vectors, thumbnails and attributes.
+
+What is new is written to a second table, the staging table, batch by batch, and moved into the first in one
+transaction: whoever searches sees the catalogue of before or of after, and an interrupted indexing goes on with what
+it has staged.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+# Before its import: it tells of each table that it makes.
+os.environ.setdefault("LANCEDB_LOG", "error")
+
+import lancedb
+import pyarrow as pa
+from lancedb.expr import col
+from lancedb.index import FTS
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.pictures.preparation import Invert
+
+_TABLE, _STAGING = "products", "staging"
+_ABOUT = b"fashion_cnn"
+# Readers may have a version open for so long after the next one.
+_KEPT = timedelta(days=1)
+# What a shop says of every product; its further columns come behind them.
+OWN_COLUMNS = ("id", "title", "category", "price")
+# What indexing adds.
+RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector")
+
+
+@dataclass(frozen=True)
+class About:
+    """Whose vectors a catalogue holds.
+
+    network: `TrainedNetwork.identity`. run: the directory of that run, as it was called then. dimensions: of a vector.
+    flip_average, invert: how the pictures were looked at.
+    """
+
+    network: str
+    run: str
+    dimensions: int
+    flip_average: bool
+    invert: Invert
+
+
+class Catalogue:
+    """The products at `uri`: a folder, or an object store's address such as s3://bucket/shop.
+
+    Raises UserError where it cannot be opened.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            self._database = lancedb.connect(uri)
+            self._names()
+        except Exception as error:  # each store has errors of its own
+            raise UserError(f"catalogue={uri} cannot be opened: {_first_line(error)}") from error
+
+    def exists(self) -> bool:
+        return _TABLE in self._names()
+
+    def begin(self, about: About, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
+        """Make ready to `stage` products with a shop's own columns; the catalogue itself stays as it is.
+
+        rebuild: what is staged will replace the whole catalogue.
+        Raises UserError where the catalogue holds another network's vectors, or a column is of another type there.
+        """
+        if self.exists() and not rebuild:
+            table = self._database.open_table(_TABLE)
+            before = about_of(table)
+            if before.network != about.network:
+                raise UserError(
+                    f"{self.uri} holds what another network saw ({before.run}): index with that run, name another "
+                    "catalogue=DIR, or say rebuild=true to replace all of it."
+                )
+            if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
+                field = differing[0]
+                raise UserError(
+                    f"Column {field.name} holds {field.type} now, and {_type_of(table, field.name)} in {self.uri}: "
+                    "give it as before, or say rebuild=true."
+                )
+        schema = _schema(about, columns)
+        if _STAGING in self._names():
+            if self._database.open_table(_STAGING).schema.equals(schema, check_metadata=True):
+                return
+            self._database.drop_table(_STAGING)
+        self._database.create_table(_STAGING, schema=schema)
+
+    def keys(self, *, staged: bool = False) -> dict[str, str]:
+        """The key of each product's content, by id; of those that are staged, or of the catalogue's own."""
+        name = _STAGING if staged else _TABLE
+        if name not in self._names():
+            return {}
+        table = self._database.open_table(name).search().select(["id", "key"]).limit(None).to_arrow()
+        return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+
+    def stage(self, products: pa.Table) -> None:
+        """Write finished products down, for `commit`."""
+        _upsert(self._database.open_table(_STAGING), products)
+
+    def commit(self, ids: Iterable[str], *, rebuild: bool = False) -> int:
+        """Move the staged products of these ids into the catalogue, all at once; the catalogue's version then."""
+        staging = self._database.open_table(_STAGING)
+        wanted = set(ids)
+        if rebuild or not self.exists():
+            staged = _batches(staging, wanted, staging.schema)
+            table = self._database.create_table(_TABLE, staged, schema=staging.schema, mode="overwrite")
+        else:
+            table = self._database.open_table(_TABLE)
+            if missing := [field for field in staging.schema if _type_of(table, field.name) is None]:
+                table.add_columns(missing)
+            if wanted:
+                _upsert(table, _batches(staging, wanted, table.schema))
+        version = self._tidied(table)
+        self._database.drop_table(_STAGING)
+        return version
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Delete products; the number that were there."""
+        table = self._database.open_table(_TABLE)
+        before = table.count_rows()
+        table.delete(col("id").isin(list(ids)))
+        removed: int = before - table.count_rows()
+        if removed:
+            self._tidied(table)
+        return removed
+
+    def newest(self) -> int:
+        """The number of the newest version. Raises UserError where there is no catalogue."""
+        return int(self.open().version)
+
+    def open(self) -> Any:
+        """LanceDB's table, at its newest version. Raises UserError where there is none."""
+        if not self.exists():
+            begun = (
+                " (an indexing was begun and stopped: the same command goes on)" if _STAGING in self._names() else ""
+            )
+            raise UserError(f"There is no catalogue at {self.uri}{begun}: python -m fashion_cnn.index makes one.")
+        return self._database.open_table(_TABLE)
+
+    def _tidied(self, table: Any) -> int:
+        """Have an index of the titles' words, and large files in place of many small ones."""
+        if not any(index.columns == ["title"] for index in table.list_indices()) and table.count_rows():
+            table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
+        table.optimize(cleanup_older_than=_KEPT)
+        return int(table.version)
+
+    def _names(self) -> list[str]:
+        return list(self._database.list_tables().tables)
+
+
+def about_of(table: Any) -> About:
+    """Whose vectors a LanceDB table of products holds."""
+    return About(**json.loads(table.schema.metadata[_ABOUT]))
+
+
+def _type_of(table: Any, column: str) -> pa.DataType | None:
+    place = table.schema.get_field_index(column)
+    return None if place < 0 else table.schema.field(place).type
+
+
+def _schema(about: About, columns: Sequence[pa.Field]) -> pa.Schema:
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("key", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("price", pa.float64()),
+        pa.field("seen_as", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("thumbnail", pa.binary()),
+        pa.field("vector", pa.list_(pa.float32(), about.dimensions)),
+        *columns,
+    ]
+    return pa.schema(fields, metadata={_ABOUT: json.dumps(asdict(about)).encode()})
+
+
+def _upsert(table: Any, products: pa.Table | pa.RecordBatchReader) -> None:
+    table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(products)
+
+
+def _batches(staging: Any, ids: set[str], schema: pa.Schema) -> pa.RecordBatchReader:
+    """The staged products of these ids in the columns of `schema`, as they are read."""
+
+    def read() -> Iterator[pa.RecordBatch]:
+        for batch in staging.search().limit(None).to_batches(1024):
+            chosen = batch.filter(pa.array([one in ids for one in batch["id"].to_pylist()], pa.bool_()))
+            there = set(batch.schema.names)
+            yield pa.record_batch(
+                [chosen[f.name] if f.name in there else pa.nulls(chosen.num_rows, f.type) for f in schema],
+                schema=schema,
+            )
+
+    return pa.RecordBatchReader.from_batches(schema, read())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,67 @@
+"""A labelled data set as the products of a shop: for trying the search, and for measuring it."""
+
+import hashlib
+from collections.abc import Generator, Iterable
+
+import pyarrow as pa
+from PIL import Image
+from torch import Tensor
+
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.pictures import Preparation, UnreadablePictureError
+from fashion_cnn.retrieval.products import Picture, Products, png
+
+
+def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Products:
+    """All images that a run's data set has for training (validation included), or for testing, one product each.
+
+    The category is the label and the tone is measured. The price, which no such data set knows, is made up.
+    """
+    data.prepare_data()
+    images, targets = data.load(train=train)
+    split = "train" if train else "test"
+    names = list(type(data).class_names)
+    categories = [names[target] for target in targets.tolist()]
+    tones = _tones(images, negative=data.cut_out)
+    ids = [f"{split}-{number:05}" for number in range(len(images))]
+    titles = [f"{tone} {category}".capitalize() for tone, category in zip(tones, categories, strict=True)]
+    # The same each time, and dearer the later the class comes.
+    prices = [5 + 8.0 * target + number * 7919 % 2300 / 100 for number, target in enumerate(targets.tolist())]
+    table = pa.table(
+        {
+            "id": ids,
+            "title": titles,
+            "category": categories,
+            "price": [round(price, 2) for price in prices],
+            "tone": tones,
+        }
+    )
+    keys = (hashlib.sha1(image.tobytes()).hexdigest() for image in images.numpy())
+    return Products(
+        table, tuple(f"{key} {title}" for key, title in zip(keys, titles, strict=True)), _ImagesInMemory(images)
+    )
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """An image `(C, H, W)` uint8 as Pillow has it."""
+    return Image.fromarray(image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy())
+
+
+class _ImagesInMemory:
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
+
+    def read(
+        self, rows: Iterable[int], preparation: Preparation
+    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
+        for row in rows:
+            # They are what the network was trained on: there is nothing to prepare.
+            yield row, Picture(self._images[row], png(as_picture(self._images[row])))
+
+
+def _tones(images: Tensor, *, negative: bool) -> list[str]:
+    """How light the item is, in thirds; of a negative, as Fashion-MNIST's images are, how it was in the photograph."""
+    item = images > 16
+    mean = (images * item).flatten(1).sum(1) / item.flatten(1).sum(1).clamp(min=1)
+    names = ("light", "grey", "dark") if negative else ("dark", "grey", "light")
+    return [names[int(value > 140) + int(value > 181)] for value in mean.tolist()]

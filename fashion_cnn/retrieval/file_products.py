@@ -1,0 +1,139 @@
+"""A shop's own pictures as products: a folder, with or without a table that says what they are."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode, find_pictures
+from fashion_cnn.pictures.reading import read_ahead
+from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
+from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, thumbnail
+
+Progress = Callable[[int, int], None]
+_TYPES = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "image": pa.string(), "price": pa.float64()}
+
+
+def products_of_files(images: str | Sequence[str] | None, table: str | None, progress: Progress) -> Products:
+    """The products of a folder, glob or list of pictures, of a CSV or Parquet table, or of both.
+
+    images: without a table each picture is a product: its id is its path below the folder, its title its name, and its
+        category the folder that it lies in. With a table, where the table's pictures lie.
+    table: has a column `id` and, as it may be, title, category, price, image (a file below `images`, or else beside the
+        table; without it the file is named as the id) and columns of the shop's own.
+    Raises UserError where there is no product, or a table that cannot be used.
+    """
+    if table is None:
+        described, files = _from_pictures([] if images is None else images)
+    else:
+        described, files = _from_table(Path(table).expanduser(), images)
+    rows = described.to_pylist()
+    keys = []
+    for number, (_, digest) in enumerate(read_ahead(files, _digest), start=1):
+        keys.append(_key(rows[number - 1], digest))
+        progress(number, len(files))
+    return Products(described, tuple(keys), _Files(files))
+
+
+class _Files:
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+
+    def read(
+        self, rows: Iterable[int], preparation: Preparation
+    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
+        enough = max(preparation.enough, THUMBNAIL_SIDE**2)
+
+        def read(row: int) -> Picture | UnreadablePictureError:
+            try:
+                picture = decode(self._files[row], enough=enough)
+                return Picture(preparation(picture), thumbnail(picture))
+            except UnreadablePictureError as error:
+                return error
+
+        return read_ahead(rows, read)
+
+
+def _from_pictures(images: str | Sequence[str]) -> tuple[pa.Table, list[Path]]:
+    files = list(find_pictures(images).paths)
+    folder = Path(images).expanduser() if isinstance(images, str) else None
+    below = [file.relative_to(folder) if folder and file.is_relative_to(folder) else file for file in files]
+    # A folder named itself holds products; a folder in it is a kind of product.
+    categories = [path.parent.name or None if len(path.parts) > 1 else None for path in below]
+    titles = [" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem for path in below]
+    ids = [path.as_posix() for path in below]
+    columns = {"id": ids, "title": titles, "category": categories, "price": [None] * len(ids)}
+    schema = pa.schema([(name, _TYPES[name]) for name in columns])
+    return pa.table(columns, schema=schema), files
+
+
+def _from_table(path: Path, images: str | Sequence[str] | None) -> tuple[pa.Table, list[Path]]:
+    table = _read_table(path)
+    _check(table, path)
+    folder = path.parent
+    if isinstance(images, str) and Path(images).expanduser().is_dir():
+        folder = Path(images).expanduser()
+    elif images is not None:
+        raise UserError(f"images={images} is no folder: beside products= say the folder of its pictures.")
+    ids = table["id"].to_pylist()
+    if "image" in table.column_names:
+        files = [folder / (name or "") for name in table["image"].to_pylist()]
+        table = table.drop_columns(["image"])
+    else:
+        named = {file.stem: file for file in sorted(folder.iterdir())} | {file.name: file for file in folder.iterdir()}
+        files = [named.get(one, folder / one) for one in ids]
+    for name in OWN_COLUMNS:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(ids), _TYPES[name]))
+    table = table.set_column(table.column_names.index("title"), "title", pc.coalesce(table["title"], table["id"]))
+    others = [name for name in table.column_names if name not in OWN_COLUMNS]
+    return table.select([*OWN_COLUMNS, *others]).combine_chunks(), files
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise UserError(f"products={path} does not exist: give a CSV or Parquet file.")
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            table = pyarrow.parquet.read_table(path)
+            return table.cast(pa.schema([(f.name, _TYPES.get(f.name, f.type)) for f in table.schema]))
+        options = pyarrow.csv.ConvertOptions(column_types=_TYPES, strings_can_be_null=True)
+        return pyarrow.csv.read_csv(path, convert_options=options)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"products={path} cannot be read ({reason}): give a CSV with a heading, or Parquet.") from error
+
+
+def _check(table: pa.Table, path: Path) -> None:
+    if "id" not in table.column_names:
+        raise UserError(f"{path} has no column id, but {', '.join(table.column_names)}: each product needs an id.")
+    if not table.num_rows:
+        raise UserError(f"{path} holds no product.")
+    if taken := set(table.column_names) & set(RESERVED_COLUMNS):
+        raise UserError(f"{path} has a column {min(taken)}, which the catalogue fills in itself: give it another name.")
+    ids = table["id"].to_pylist()
+    if missing := [number for number, one in enumerate(ids, start=1) if not one]:
+        raise UserError(f"{path}: {len(missing)} rows have no id, the first is row {missing[0]}.")
+    if twice := [one for one, count in Counter(ids).items() if count > 1]:
+        raise UserError(f"{path}: {len(twice)} ids come up more than once, such as {twice[0]}.")
+
+
+def _digest(file: Path) -> str:
+    """The SHA-256 of a file's content; of one that cannot be read, nothing."""
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _key(row: dict[str, Any], digest: str) -> str:
+    return hashlib.sha256(json.dumps([row, digest], default=str).encode()).hexdigest()[:32]

@@ -1,0 +1,106 @@
+"""Products into a catalogue: what is new or changed is looked at, the rest left as it is."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as pa
+import torch
+
+from fashion_cnn.pictures import UnreadablePictureError
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, About, Catalogue
+from fashion_cnn.retrieval.products import Picture, Products
+
+# So many products are written down together: what a stop costs at most.
+_STAGED_TOGETHER = 2000
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """added, changed, unchanged, removed: numbers of products. gone: ids that are in the catalogue and no longer among
+    the products, and were not removed. unreadable: by id, why a product's picture could not be read. version: the
+    catalogue's.
+    """
+
+    added: int
+    changed: int
+    unchanged: int
+    removed: int
+    gone: tuple[str, ...]
+    unreadable: dict[str, str]
+    version: int
+
+
+def index(
+    products: Products,
+    catalogue: Catalogue,
+    network: TrainedNetwork,
+    *,
+    prune: bool = False,
+    rebuild: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Indexed:
+    """Bring the catalogue up to the products, in one transaction at the end; a stopped one goes on when called again.
+
+    prune: remove what the catalogue has and the products have not. rebuild: begin anew, with this network.
+    Raises UserError where the catalogue holds another network's vectors.
+    """
+    about = About(
+        network=network.identity,
+        run=str(network.run.path),
+        dimensions=network.dimensions,
+        flip_average=network.flip_average,
+        invert=network.preparation.invert,
+    )
+    own = [field for field in products.table.schema if field.name not in OWN_COLUMNS]
+    catalogue.begin(about, own, rebuild=rebuild)
+    ids = products.ids
+    before = {} if rebuild else catalogue.keys()
+    wanted = [row for row, one in enumerate(ids) if before.get(one) != products.keys[row]]
+    staged = catalogue.keys(staged=True)
+    waiting = [row for row in wanted if staged.get(ids[row]) != products.keys[row]]
+    unreadable: dict[str, str] = {}
+    done = len(wanted) - len(waiting)
+    with closing(products.pictures.read(waiting, network.preparation)) as read:
+        while batch := list(islice(read, _STAGED_TOGETHER)):
+            unreadable |= {ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)}
+            seen = [(row, picture) for row, picture in batch if isinstance(picture, Picture)]
+            if seen:
+                catalogue.stage(_finished(products, network, seen))
+            done += len(batch)
+            progress(done, len(wanted))
+    ready = [ids[row] for row in wanted if ids[row] not in unreadable]
+    version = catalogue.commit(ready, rebuild=rebuild)
+    gone = sorted(before.keys() - set(ids))
+    removed = catalogue.remove(gone) if prune and gone else 0
+    changed = sum(one in before for one in ready)
+    return Indexed(
+        added=len(ready) - changed,
+        changed=changed,
+        unchanged=len(ids) - len(wanted),
+        removed=removed,
+        gone=() if prune else tuple(gone),
+        unreadable=unreadable,
+        version=version if not removed else catalogue.newest(),
+    )
+
+
+def _finished(products: Products, network: TrainedNetwork, seen: Sequence[tuple[int, Picture]]) -> pa.Table:
+    """The catalogue's rows of these products."""
+    looked = network.look(torch.stack([picture.prepared for _, picture in seen]))
+    shares, labels = looked.logits.softmax(dim=1).max(dim=1)
+    names = [network.class_names[label] for label in labels.tolist()]
+    table = products.table.take([row for row, _ in seen])
+    columns = {
+        "key": [products.keys[row] for row, _ in seen],
+        "seen_as": names,
+        "confidence": pa.array(shares.tolist(), pa.float32()),
+        "thumbnail": pa.array([picture.thumbnail for _, picture in seen], pa.binary()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(looked.embeddings.numpy().ravel()), network.dimensions),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column if isinstance(column, pa.Array) else pa.array(column))
+    categories = [given or seen_as for given, seen_as in zip(table["category"].to_pylist(), names, strict=True)]
+    return table.set_column(table.column_names.index("category"), "category", pa.array(categories, pa.string()))

@@ -1,0 +1,65 @@
+"""Products on their way into a catalogue: a table of what a shop knows of them, and their pictures."""
+
+import io
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+from PIL import Image
+from torch import Tensor
+
+from fashion_cnn.pictures import Preparation, UnreadablePictureError
+
+# Of the longer side of a thumbnail, in pixels.
+THUMBNAIL_SIDE = 192
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A product's picture as the network takes it, `(C, H, W)` uint8, and as people see it, an encoded image."""
+
+    prepared: Tensor
+    thumbnail: bytes
+
+
+class Pictures(Protocol):
+    """The pictures of products, by the numbers of their rows."""
+
+    def read(
+        self, rows: Iterable[int], preparation: Preparation
+    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
+        """Each row with its picture, or with the reason why it has none, in the given order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Products:
+    """table: one row a product, with the columns id, title, category (null where the shop says none), price (likewise)
+    and the shop's own. keys: of each row; another one where its picture or anything in the row is another.
+    """
+
+    table: pa.Table
+    keys: tuple[str, ...]
+    pictures: Pictures
+
+    @property
+    def ids(self) -> list[str]:
+        ids: list[str] = self.table["id"].to_pylist()
+        return ids
+
+
+def png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG file: exact, for pictures of few pixels."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """The bytes of a WebP file, of a picture made small; what is transparent stays so."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,161 @@
+"""What in a catalogue looks like pictures, sounds like words, or both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.filters import Condition
+from fashion_cnn.retrieval.snapshot import Snapshot
+
+# How much "less like that" counts against "more like this".
+_AGAINST = 0.5
+# Of reciprocal rank fusion, and how many of the likest pictures and of the best titles take part in it.
+_RANK_OFFSET, _TAKING_PART = 60, 1000
+
+
+@dataclass(frozen=True)
+class Query:
+    """like, unlike: ids of products to be like, and not to be like. pictures, other_pictures: the same of pictures
+    `(C, H, W)` uint8 as the network takes them. words: any of which a title is to hold. conditions: on columns, all of
+    which are to be met. A query that says nothing of these gives the catalogue from its start. skip: so many hits.
+    """
+
+    pictures: tuple[Tensor, ...] = ()
+    other_pictures: tuple[Tensor, ...] = ()
+    like: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+    words: str = ""
+    conditions: tuple[Condition, ...] = ()
+    top_k: int = 12
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A product found. similarity: the cosine with what was asked for, None where no picture was. thumbnail: an encoded
+    image. attributes: the shop's own columns among them.
+    """
+
+    id: str
+    title: str
+    category: str
+    price: float | None
+    similarity: float | None
+    attributes: dict[str, Any]
+    thumbnail: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """hits: the best first. matching: how many products meet the conditions, and hold the words where nothing else was
+    asked for.
+    """
+
+    hits: tuple[Hit, ...]
+    matching: int
+
+
+class Searcher:
+    """Searches a catalogue with the network that made it. Raises UserError where another network made it."""
+
+    def __init__(self, snapshot: Snapshot, network: TrainedNetwork) -> None:
+        self.snapshot = snapshot
+        self.network = network
+        made_by = snapshot.about
+        if made_by.network != network.identity:
+            raise UserError(
+                f"{snapshot.uri} holds what another network saw ({made_by.run}), whose vectors mean something else "
+                f"than those of {network.run.path}: search with run={made_by.run}, or index again with this run."
+            )
+
+    def search(self, query: Query) -> Found:
+        """The products that fit best. Raises UserError for an id that the catalogue does not hold."""
+        direction = self._direction(query)
+        allowed = self.snapshot.holding(query.conditions)
+        asked_by_id = [self.snapshot.row_of[one] for one in (*query.like, *query.unlike)]
+        if asked_by_id:
+            allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
+            allowed[asked_by_id] = False
+        similarity = None if direction is None else self.snapshot.similarity(direction)
+        if query.words.strip():
+            ranked = self._by_words(query, similarity, allowed)
+        elif similarity is not None:
+            ranked = _best(similarity, allowed, query.skip + query.top_k)
+        else:
+            everything = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
+            ranked = everything[: query.skip + query.top_k].tolist()
+        matching = len(self.snapshot) if allowed is None else int(allowed.sum())
+        if query.words.strip() and similarity is None:
+            matching = len(ranked)
+        return Found(self._hits(ranked[query.skip : query.skip + query.top_k], similarity), matching)
+
+    def _direction(self, query: Query) -> Tensor | None:
+        """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
+        towards = self._vectors(query.pictures, query.like)
+        away = self._vectors(query.other_pictures, query.unlike)
+        if towards is None and away is None:
+            return None
+        direction = torch.zeros(self.network.dimensions)
+        if towards is not None:
+            direction += towards.mean(dim=0)
+        if away is not None:
+            direction -= (_AGAINST if towards is not None else 1) * away.mean(dim=0)
+        return functional.normalize(direction, dim=0)
+
+    def _vectors(self, pictures: Sequence[Tensor], ids: Sequence[str]) -> Tensor | None:
+        parts = [self.network.look(torch.stack(list(pictures))).embeddings] if pictures else []
+        if unknown := [one for one in ids if one not in self.snapshot.row_of]:
+            raise UserError(f"The catalogue holds no product {unknown[0]}.")
+        parts += [self.snapshot.vectors[[self.snapshot.row_of[one] for one in ids]]] if ids else []
+        return torch.cat(parts) if parts else None
+
+    def _by_words(self, query: Query, similarity: Tensor | None, allowed: Tensor | None) -> list[int]:
+        """By the titles alone, or by title and picture: the sum of 1 / (60 + rank) over both orders; a product whose
+        title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009).
+        """
+        titled = [
+            row
+            for row, _ in self.snapshot.rows_with_words(query.words, len(self.snapshot))
+            if allowed is None or allowed[row]
+        ]
+        if similarity is None:
+            return titled
+        titled = titled[:_TAKING_PART]
+        alike = _best(similarity, allowed, _TAKING_PART)
+        # Those with the words have their rank among all pictures, wherever it is.
+        others = sorted(set(titled) - set(alike), key=lambda row: -similarity[row].item())
+        scores: dict[int, float] = {}
+        for order in ([*alike, *others], titled):
+            for rank, row in enumerate(order, start=1):
+                scores[row] = scores.get(row, 0.0) + 1 / (_RANK_OFFSET + rank)
+        return sorted(scores, key=lambda row: -scores[row])
+
+    def _hits(self, rows: Sequence[int], similarity: Tensor | None) -> tuple[Hit, ...]:
+        hits = []
+        for row, thumbnail in zip(rows, self.snapshot.thumbnails(rows), strict=True):
+            attributes = self.snapshot.described(row)
+            del attributes["key"]
+            hits.append(
+                Hit(
+                    **{name: attributes.pop(name) for name in ("id", "title", "category", "price")},
+                    similarity=None if similarity is None else round(similarity[row].item(), 6),
+                    attributes=attributes,
+                    thumbnail=thumbnail,
+                )
+            )
+        return tuple(hits)
+
+
+def _best(scores: Tensor, allowed: Tensor | None, most: int) -> list[int]:
+    """The rows of the highest scores, the best first; of equal ones the first."""
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+        most = min(most, int(allowed.sum()))
+    rows: list[int] = scores.topk(min(most, len(scores))).indices.tolist()
+    return rows

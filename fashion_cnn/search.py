@@ -1,0 +1,156 @@
+"""Find what looks like a picture in a catalogue: `python -m fashion_cnn.search run=latest image=shirt.jpg`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fashion_cnn.command_line import run_command
+from fashion_cnn.errors import UserError
+from fashion_cnn.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omegaconf import DictConfig
+    from PIL import Image
+    from torch import Tensor
+
+    from fashion_cnn.retrieval.searcher import Found, Query, Searcher
+
+_ASKED = ("image", "unlike_image", "like", "unlike", "text")
+
+
+def search(config: DictConfig) -> None:
+    """Print what fits `config` best, or which products are near duplicates.
+
+    Raises UserError for a mistake in the options, a picture that cannot be read, and a catalogue of another network.
+    """
+    require("search", "lancedb")
+    _check(config)
+    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.named import catalogue_at
+    from fashion_cnn.retrieval.searcher import Searcher
+    from fashion_cnn.retrieval.snapshot import Snapshot
+    from fashion_cnn.runs import find_measured
+
+    run = find_measured(config.run, Path(config.runs_dir))
+    catalogue = Catalogue(catalogue_at(config.catalogue, run))
+    snapshot = Snapshot(catalogue)
+    network = TrainedNetwork(run, flip_average=snapshot.about.flip_average, invert=snapshot.about.invert)
+    searcher = Searcher(snapshot, network)
+    if config.duplicates is not None:
+        _tell_duplicates(searcher, config)
+        return
+    with quiet_pillow():
+        query, asked = _query(config, searcher)
+    found = searcher.search(query)
+    if config.sheet:
+        _draw(found, asked, Path(config.sheet).expanduser())
+    _tell(found, config.format)
+    if config.sheet:
+        print(f"Contact sheet: {config.sheet}", file=sys.stderr)
+
+
+def _check(config: DictConfig) -> None:
+    if config.format not in ("table", "json"):
+        raise UserError(f"format={config.format} is not possible: choose table or json.", status=2)
+    if config.top_k < 1:
+        raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
+    if config.duplicates is not None and not 0 < config.duplicates <= 1:
+        raise UserError(f"duplicates={config.duplicates} is no similarity: give one above 0, up to 1.", status=2)
+    if config.price is not None and len(config.price) != 2:
+        raise UserError("price= is [least,most], such as price=[10,50] or price=[null,50].", status=2)
+    asked = [name for name in _ASKED if config[name]]
+    if config.duplicates is None and not asked:
+        raise UserError(
+            "Nothing is asked for: say image=PATH, like=ID or text='some words' (or several), or duplicates=0.999.",
+            status=2,
+        )
+    if config.duplicates is not None and asked:
+        raise UserError(f"duplicates= looks at the whole catalogue: leave out {asked[0]}=.", status=2)
+
+
+def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Image]]:
+    """What `config` asks for, and the pictures that it names."""
+    from omegaconf import OmegaConf
+
+    from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures
+    from fashion_cnn.retrieval.filters import conditions
+    from fashion_cnn.retrieval.named import listed
+    from fashion_cnn.retrieval.searcher import Query
+
+    preparation = searcher.network.preparation
+    shown: dict[str, list[Image.Image]] = {"image": [], "unlike_image": []}
+    prepared: dict[str, list[Tensor]] = {"image": [], "unlike_image": []}
+    for name in shown:
+        for path in find_pictures(config[name]).paths if config[name] else ():
+            try:
+                picture = decode(path, enough=preparation.enough)
+            except UnreadablePictureError as error:
+                raise UserError(f"{path}: {error}") from error
+            shown[name].append(picture)
+            prepared[name].append(preparation(picture))
+    described: dict[str, Any] = OmegaConf.to_container(config.where, resolve=True)  # type: ignore[assignment]
+    described |= {
+        "category": OmegaConf.to_container(config.category) if OmegaConf.is_list(config.category) else config.category
+    }
+    if config.price is not None:
+        described["price"] = {"min": config.price[0], "max": config.price[1]}
+    query = Query(
+        pictures=tuple(prepared["image"]),
+        other_pictures=tuple(prepared["unlike_image"]),
+        like=listed(config.like),
+        unlike=listed(config.unlike),
+        words=str(config.text or ""),
+        conditions=conditions(described, searcher.snapshot.attributes.schema),
+        top_k=config.top_k,
+    )
+    return query, shown["image"]
+
+
+def _tell(found: Found, form: str) -> None:
+    import json
+
+    from fashion_cnn.retrieval.output import as_record, print_hits
+
+    if form == "json":
+        print(json.dumps([as_record(hit) for hit in found.hits], ensure_ascii=False, indent=1, default=str))
+    else:
+        print_hits(found)
+
+
+def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
+    from fashion_cnn.retrieval.contact_sheet import contact_sheet
+
+    try:
+        contact_sheet(found.hits, asked).savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"sheet={path} cannot be written ({error}): name a file such as found.png.") from error
+
+
+def _tell_duplicates(searcher: Searcher, config: DictConfig) -> None:
+    import json
+
+    from fashion_cnn.retrieval.duplicates import near_duplicates
+    from fashion_cnn.retrieval.output import print_duplicates
+    from fashion_cnn.screen import progress_bar
+
+    with progress_bar("pairs") as progress:
+        groups = near_duplicates(searcher.snapshot.vectors, config.duplicates, progress)
+    products = [[searcher.snapshot.described(row) for row in group] for group in groups]
+    if config.format == "json":
+        print(json.dumps([[one["id"] for one in group] for group in products], ensure_ascii=False, indent=1))
+    else:
+        print_duplicates(products, config.duplicates)
+
+
+def main() -> None:
+    run_command("search", search)
+
+
+if __name__ == "__main__":
+    main()
