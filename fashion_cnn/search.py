@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,6 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from omegaconf import DictConfig
     from PIL import Image
     from torch import Tensor
@@ -62,7 +61,7 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
     if config.duplicates is not None and not 0 < config.duplicates <= 1:
         raise UserError(f"duplicates={config.duplicates} is no similarity: give one above 0, up to 1.", status=2)
-    if config.price is not None and len(config.price) != 2:
+    if config.price is not None and (not isinstance(config.price, Sequence) or len(config.price) != 2):
         raise UserError("price= is [least,most], such as price=[10,50] or price=[null,50].", status=2)
     asked = [name for name in _ASKED if config[name]]
     if config.duplicates is None and not asked:
@@ -87,14 +86,17 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     shown: dict[str, list[Image.Image]] = {"image": [], "unlike_image": []}
     prepared: dict[str, list[Tensor]] = {"image": [], "unlike_image": []}
     for name in shown:
-        for path in find_pictures(config[name]).paths if config[name] else ():
+        for path in find_pictures(config[name], option=name).paths if config[name] else ():
             try:
                 picture = decode(path, enough=preparation.enough)
             except UnreadablePictureError as error:
                 raise UserError(f"{path}: {error}") from error
             shown[name].append(picture)
             prepared[name].append(preparation(picture))
-    described: dict[str, Any] = OmegaConf.to_container(config.where, resolve=True)  # type: ignore[assignment]
+    where = OmegaConf.to_container(config.where) if OmegaConf.is_config(config.where) else config.where
+    if not isinstance(where, dict | None):
+        raise UserError(f"where={where} names no column: say it as 'where={{colour:red}}'.", status=2)
+    described: dict[str, Any] = dict(where or {})  # type: ignore[arg-type]
     described |= {
         "category": OmegaConf.to_container(config.category) if OmegaConf.is_list(config.category) else config.category
     }

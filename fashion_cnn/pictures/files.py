@@ -24,38 +24,39 @@ class FoundPictures:
     left_out: int
 
 
-def find_pictures(references: str | Sequence[str]) -> FoundPictures:
+def find_pictures(references: str | Sequence[str], *, option: str = "images") -> FoundPictures:
     """The files that `references` name; folders at any depth, hidden files left out.
 
-    A file that is named itself is always among them. Raises UserError where a reference names nothing.
+    A file that is named itself is always among them. option: what they were given as. Raises UserError where a
+    reference names nothing.
     """
     paths: dict[Path, Path] = {}
     left_out = 0
     for reference in [references] if isinstance(references, str) else references:
-        found = _expand(reference)
+        found = _expand(reference, option)
         for path in found.paths:
             paths.setdefault(path.absolute(), path)
         left_out += found.left_out
     if not paths:
-        raise UserError("images=[] names no picture: give a file, a folder, a glob or a list of these.")
+        raise UserError(f"{option}=[] names no picture: give a file, a folder, a glob or a list of these.")
     return FoundPictures(tuple(paths.values()), left_out)
 
 
-def _expand(reference: str) -> FoundPictures:
+def _expand(reference: str, option: str) -> FoundPictures:
     path = Path(reference).expanduser()
     if path.is_file():
         return FoundPictures((path,), 0)
     if path.is_dir():
         candidates, what = list(_files_in(path)), f"{reference} holds no picture"
     elif path.exists():
-        raise UserError(f"images={reference} is neither a file nor a folder.")
+        raise UserError(f"{option}={reference} is neither a file nor a folder.")
     elif glob.has_magic(reference):
         # As in a shell; pathlib's takes hidden files too.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
         candidates = [file for match in matches for file in (_files_in(match) if match.is_dir() else [match])]
         what = f"{reference} matches no picture"
     else:
-        raise UserError(f"images={reference} does not exist: give a file, a folder, a glob or a list of these.")
+        raise UserError(f"{option}={reference} does not exist: give a file, a folder, a glob or a list of these.")
     pictures = tuple(file for file in candidates if file.suffix.lower() in SUFFIXES or is_picture(file))
     left_out = len(candidates) - len(pictures)
     if not pictures:
