@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 # Before its import: it tells of each table that it makes.
@@ -57,10 +59,14 @@ class Catalogue:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self._database = lancedb.connect(uri)
             self._names()
         except Exception as error:  # each store has errors of its own
             raise UserError(f"catalogue={uri} cannot be opened: {_first_line(error)}") from error
+
+    @cached_property
+    def _database(self) -> lancedb.DBConnection:
+        # This makes the folder where there is none.
+        return lancedb.connect(self.uri)
 
     def exists(self) -> bool:
         return _TABLE in self._names()
@@ -152,6 +158,8 @@ class Catalogue:
         return int(table.version)
 
     def _names(self) -> list[str]:
+        if "://" not in self.uri and not Path(self.uri).exists():
+            return []
         return list(self._database.list_tables().tables)
 
 

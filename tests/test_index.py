@@ -1,0 +1,290 @@
+"""`python -m fashion_cnn.index`: products of a shop into a catalogue, changed ones alone, and never half."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import REPOSITORY, TINY_DATA
+from PIL import Image
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.errors import UserError
+from fashion_cnn.index import main
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.file_products import products_of_files
+from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+
+
+def trained(folder, *overrides):
+    arguments = [*TINY_DATA, f"runs_dir='{folder}'", "trainer.max_epochs=1", "callbacks=essential", *overrides]
+    return Run(Path(train(compose(overrides=arguments))["run"]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Six pictures in two folders, one of them no picture."""
+    folder = tmp_path / "shop"
+    rng = np.random.default_rng(0)
+    for name in ("shirts/blue_shirt-1", "shirts/red shirt", "bags/bag", "bags/sack", "loose"):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
+    (folder / "bags" / "broken.jpg").write_bytes(b"\xff\xd8\xffno")
+    return folder
+
+
+@pytest.fixture
+def indexed(command, run, tmp_path):
+    """Index into the test's own catalogue; the status, the outputs, and the catalogue's rows by id."""
+
+    def call(*arguments):
+        uri = str(tmp_path / "catalogue")
+        status, out, err = command(main, f"run={run.path}", f"catalogue={uri}", *map(str, arguments))
+        catalogue = Catalogue(uri)
+        table = catalogue.open().to_arrow().to_pylist() if catalogue.exists() else []
+        return status, out, err, {row["id"]: row for row in table}
+
+    return call
+
+
+def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop):
+    status, out, err, rows = indexed(f"images={shop}")
+    assert status == 1
+    assert "5 products added" in out
+    assert "bags/broken.jpg: is damaged" in err
+    assert "The pictures of 1 of 6 products could not be read." in err
+    assert rows.keys() == {
+        *("shirts/blue_shirt-1.png", "shirts/red shirt.png", "bags/bag.png", "bags/sack.png", "loose.png")
+    }
+    shirt = rows["shirts/blue_shirt-1.png"]
+    assert (shirt["title"], shirt["category"], shirt["price"]) == ("blue shirt 1", "shirts", None)
+    assert rows["loose.png"]["category"] == rows["loose.png"]["seen_as"], "where nobody says, the network does"
+    assert np.linalg.norm(shirt["vector"]) == pytest.approx(1, abs=1e-5)
+    assert shirt["thumbnail"][8:12] == b"WEBP"
+
+
+def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
+    (shop / "bags" / "broken.jpg").unlink()
+    indexed(f"images={shop}")
+    _, out, _, before = indexed(f"images={shop}")
+    assert "0 products added, 0 changed, 0 removed, 5 as they were" in out
+    Image.new("RGB", (20, 20), (200, 0, 0)).save(shop / "loose.png")
+    Image.new("RGB", (20, 20), (0, 200, 0)).save(shop / "new.png")
+    (shop / "bags" / "sack.png").unlink()
+    status, out, _, after = indexed(f"images={shop}")
+    assert status == 0
+    assert "1 products added, 1 changed, 0 removed, 4 as they were" not in out
+    assert "1 products added, 1 changed, 0 removed, 3 as they were" in out
+    assert "1 products of the catalogue are not among these (such as bags/sack.png): prune=true" in out
+    assert after["loose.png"]["vector"] != before["loose.png"]["vector"]
+    assert after["bags/bag.png"] == before["bags/bag.png"]
+    assert "bags/sack.png" in after
+    _, out, _, pruned = indexed(f"images={shop}", "prune=true")
+    assert "1 removed" in out
+    assert pruned.keys() == after.keys() - {"bags/sack.png"}
+
+
+def test_products_are_taken_out_by_their_ids(indexed, shop):
+    indexed(f"images={shop}")
+    status, out, _, rows = indexed("remove=loose.png")
+    assert (status, len(rows)) == (0, 4)
+    assert "1 products removed" in out
+    status, _, err, rows = indexed("remove=['bags/bag.png',nosuch,\"' OR 1=1 --\"]")
+    assert (status, len(rows)) == (1, 3)
+    assert "2 of 3 ids are not in the catalogue" in err
+
+
+def write_csv(path, *lines):
+    path.write_text("\n".join(["id,title,category,price,image,colour,stock", *lines]) + "\n")
+    return path
+
+
+def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
+    table = write_csv(
+        tmp_path / "shop.csv",
+        '007,"Shirt, blue",Shirts,19.90,shirts/blue_shirt-1.png,blue,3',
+        "8,Bag,,,bags/bag.png,,",
+        "9,Gone,Bags,5,bags/nosuch.png,black,1",
+    )
+    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    assert status == 1
+    assert "9: cannot be read (No such file or directory)" in err
+    assert rows.keys() == {"007", "8"}
+    shirt, bag = rows["007"], rows["8"]
+    assert [shirt[n] for n in ("title", "category", "price", "colour", "stock")] == [
+        "Shirt, blue",
+        "Shirts",
+        19.9,
+        "blue",
+        3,
+    ]
+    assert (bag["category"], bag["price"], bag["stock"]) == (bag["seen_as"], None, None)
+    # A price that changed is a product that changed; a column that is new is filled where it is known.
+    parquet = tmp_path / "shop.parquet"
+    columns = {
+        "id": ["007"],
+        "title": ["Shirt, blue"],
+        "price": [15],
+        "image": ["shirts/blue_shirt-1.png"],
+        "new": [True],
+    }
+    pyarrow.parquet.write_table(pa.table(columns), parquet)
+    status, out, _, rows = indexed(f"images={shop}", f"products={parquet}")
+    assert status == 0
+    assert "0 products added, 1 changed" in out
+    assert (rows["007"]["price"], rows["007"]["new"], rows["8"]["new"]) == (15.0, True, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("id,title\n1,a\n1,b\n", "1 ids come up more than once, such as 1"),
+        ("id,title\n,a\n", "1 rows have no id, the first is row 1"),
+        ("name\na\n", "has no column id, but name"),
+        ("id\n", "holds no product"),
+        ("", "cannot be read"),
+        ("id,price\n1,cheap\n", "cannot be read"),
+        ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path, content, said):
+    table = tmp_path / "shop.csv"
+    table.write_text(content)
+    status, _, err, rows = indexed(f"products={table}")
+    assert status == 1
+    assert said in err
+    assert not rows
+    assert not (tmp_path / "catalogue" / "products.lance").exists()
+
+
+def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):
+    table = write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3")
+    assert indexed(f"images={shop}", f"products={table}")[0] == 0
+    write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,many")
+    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    assert status == 1
+    assert "Column stock holds string now, and int64 in" in err
+    assert rows["1"]["stock"] == 3
+
+
+def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, command, shop, tmp_path):
+    (shop / "bags" / "broken.jpg").unlink()
+    indexed(f"images={shop}")
+    other = trained(tmp_path / "other", "seed=1")
+    arguments = (f"run={other.path}", f"catalogue={tmp_path / 'catalogue'}", f"images={shop / 'bags'}")
+    status, _, err = command(main, *arguments)
+    assert status == 1
+    assert "holds what another network saw" in err
+    assert "rebuild=true" in err
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    before = Snapshot(catalogue)
+    status, out, _ = command(main, *arguments, "rebuild=true")
+    assert status == 0
+    assert "2 products added" in out
+    assert len(before) == 5
+    assert len(before.thumbnails([0, 4])) == 2, "whoever has the version of before goes on with it"
+    assert set(catalogue.keys()) == {"bag.png", "sack.png"}
+    assert Snapshot(catalogue).about.network == TrainedNetwork(other, flip_average=True).identity
+
+
+def test_the_images_of_the_runs_own_data_are_products_too(run, tmp_path, monkeypatch, command):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tests"))
+    status, out, err = command(main, f"run={run.path}", f"catalogue={tmp_path / 'own'}")
+    assert (status, err) == (0, "")
+    assert "160 products added" in out
+    rows = Catalogue(str(tmp_path / "own")).open().to_arrow().sort_by("id").to_pylist()
+    assert [row["category"] for row in rows[:4]] == ["top", "middle", "low", "bottom"]
+    assert rows[0]["thumbnail"].startswith(b"\x89PNG")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp_path, monkeypatch):
+    (shop / "bags" / "broken.jpg").unlink()
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    monkeypatch.setattr("fashion_cnn.retrieval.indexing._STAGED_TOGETHER", 2)
+    index(products_of_files(str(shop / "bags"), None, lambda *_: None), catalogue, network)
+    before = catalogue.open().to_arrow()
+    products = products_of_files(str(shop), None, lambda *_: None)
+
+    def stop(done, total):
+        if done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        index(products, catalogue, network, progress=stop)
+    assert catalogue.open().to_arrow() == before
+    looked_at = []
+    look = network.look
+    monkeypatch.setattr(network, "look", lambda images: looked_at.append(len(images)) or look(images))
+    done = index(products, catalogue, network)
+    assert sum(looked_at) == 1, "four of the five were looked at before"
+    assert (done.added, done.gone) == (5, ("bag.png", "sack.png"))
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.1])
+def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, delay):
+    """A process that adds to the catalogue again and again is killed; what it confirmed is there."""
+    folder, uri = tmp_path / "pictures", tmp_path / "catalogue"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    code = f"""
+import sys
+from pathlib import Path
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.file_products import products_of_files
+from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.runs import Run
+network, catalogue = TrainedNetwork(Run(Path({str(run.path)!r}))), Catalogue({str(uri)!r})
+for count in range(1, 31):
+    files = [str(file) for file in sorted(Path({str(folder)!r}).iterdir())[:count]]
+    index(products_of_files(files, None, lambda *_: None), catalogue, network)
+    print(count, flush=True)
+"""
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        confirmed = int(process.stdout.readline())
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0].split()
+    confirmed = int(rest[-1]) if rest else confirmed
+    snapshot = Snapshot(Catalogue(str(uri)))
+    assert confirmed <= len(snapshot) <= confirmed + 1
+    assert len(snapshot.thumbnails(range(len(snapshot)))) == len(snapshot)
+    network, catalogue = TrainedNetwork(run), Catalogue(str(uri))
+    done = index(products_of_files(str(folder), None, lambda *_: None), catalogue, network)
+    assert len(catalogue.keys()) == len(snapshot) + done.added
+
+
+def test_no_catalogue_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"no catalogue at .*fashion_cnn.index makes one"):
+        Catalogue(str(tmp_path)).open()
+
+
+def test_without_lancedb_the_command_says_what_to_install(command, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    status, _, err = command(main)
+    assert status == 1
+    assert "This needs lancedb: pip install -c scripts/constraints.txt -e '.[search]'" in err
