@@ -1,6 +1,7 @@
 """The networks, and the LightningModule that trains and measures them."""
 
 from fashion_cnn.models.classifier import ImageClassifier, Outputs, split_names
+from fashion_cnn.models.contrastive import SupervisedContrastive
 from fashion_cnn.models.ensemble import Ensemble
 from fashion_cnn.models.fast_cnn import FastCNN
 from fashion_cnn.models.keras_cnn import KerasCNN
@@ -17,6 +18,7 @@ __all__ = [
     "MixUp",
     "Outputs",
     "ResNet",
+    "SupervisedContrastive",
     "WideResNet",
     "split_names",
 ]

@@ -22,6 +22,7 @@ Description = Mapping[str, Any]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Outputs(TypedDict):
@@ -47,6 +48,8 @@ class ImageClassifier(LightningModule):
         optimizer and the number of steps; None keeps the learning rate. Or their descriptions.
     mixing: mixes the images of a training batch, and their labels (models/mixing.py); None leaves them alone. Or its
         description.
+    embedding_loss: of the embeddings and the class indices of a training batch, added to the cross-entropy
+        (models/contrastive.py); None for none. Or its description. Not together with `mixing`.
     label_smoothing: of the training loss only, in [0, 1).
     channels_last: lay out the network's weights so, which is faster wherever convolutions are.
 
@@ -65,11 +68,18 @@ class ImageClassifier(LightningModule):
         optimizer: OptimizerFactory | Description | None = None,
         schedule: ScheduleFactory | Description | None = None,
         mixing: Mixing | Description | None = None,
+        embedding_loss: EmbeddingLoss | Description | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        built = {"network": network, "optimizer": optimizer, "schedule": schedule, "mixing": mixing}
+        built = {
+            "network": network,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "mixing": mixing,
+            "embedding_loss": embedding_loss,
+        }
         # Objects stay out of the checkpoint, which torch loads without unpickling code.
         self.save_hyperparameters(
             ignore=[name for name, value in built.items() if not isinstance(value, Mapping | None)],
@@ -88,6 +98,9 @@ class ImageClassifier(LightningModule):
         self._optimizer: OptimizerFactory | None = _built(optimizer)
         self._schedule: ScheduleFactory | None = _built(schedule)
         self._mixing: Mixing | None = _built(mixing)
+        self._embedding_loss: EmbeddingLoss | None = _built(embedding_loss)
+        if self._mixing and self._embedding_loss:
+            raise UserError("embedding_loss and mixing do not go together: a mixed image is of no one class. Drop one.")
         self._try_one_image()
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -137,8 +150,14 @@ class ImageClassifier(LightningModule):
         images, targets = batch.images, batch.targets
         if self._mixing:
             images, targets = self._mixing(images, functional.one_hot(targets, self.num_classes).float())
-        logits = self(images).float()
+        if self._embedding_loss:
+            logits, embeddings = self._look(images)
+        else:
+            logits = self(images)
+        logits = logits.float()
         loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self._embedding_loss:
+            loss = loss + self._embedding_loss(embeddings, targets)
         # What the epoch sees as it trains: augmented batches, moving weights, the training loss. `EpochLog` reads and
         # resets it at the epoch's end; logged at every step it costs 4% of the time.
         self.running.add(logits.detach(), batch.targets, loss.detach())
@@ -146,6 +165,16 @@ class ImageClassifier(LightningModule):
         if self._mixing:
             outputs["own_share"] = targets.gather(1, batch.targets[:, None])[:, 0]
         return outputs
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and embeddings in one pass."""
+        seen: list[Tensor] = []
+        classifier = self.network.get_submodule("classifier")
+        with classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            logits = self(images)
+        if not seen:
+            raise UserError(f"{type(self.network).__name__} has no embedding while it trains: drop embedding_loss.")
+        return logits, seen[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Outputs:
         return self._measure(batch, split_names(self.trainer.val_dataloaders)[dataloader_idx])
