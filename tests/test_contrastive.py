@@ -1,14 +1,18 @@
 """The loss on embeddings."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
+from torch.nn import functional
 
+from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
-from fashion_cnn.models import ImageClassifier, SupervisedContrastive
-from fashion_cnn.train import train
+from fashion_cnn.models import Ensemble, ImageClassifier, ResNet, SupervisedContrastive
+from fashion_cnn.models.mixing import CutMix
+
+NETWORK = partial(ResNet, stem=[8], widths=[8], depths=[0])
 
 
 def test_it_is_what_the_paper_has_by_hand():
@@ -31,28 +35,52 @@ def test_without_kin_it_is_zero_and_has_a_gradient():
     assert torch.isfinite(embeddings.grad).all()
 
 
-def test_a_training_with_it_draws_classes_together(tiny):
-    def kinship(*overrides):
-        module = ImageClassifier.load_from_checkpoint(train(tiny(*overrides))["run"] + "/checkpoints/last.ckpt")
-        data = module_data(tiny)
-        vectors = torch.nn.functional.normalize(module.eval().embed(data.normalise(data.train_split.images)), dim=1)
-        same = data.train_split.targets[:, None] == data.train_split.targets
-        cosines = vectors @ vectors.T
-        return (cosines[same].mean() - cosines[~same].mean()).item()
+def test_it_draws_classes_together_and_apart():
+    torch.manual_seed(0)
+    embeddings, targets = torch.randn(40, 8, requires_grad=True), torch.arange(40) % 4
+    optimizer = torch.optim.Adam([embeddings], lr=0.1)
 
-    assert kinship("embedding_loss=contrastive", "embedding_loss.weight=2") > kinship() + 0.1
+    def cosines():
+        directions = functional.normalize(embeddings.detach(), dim=1)
+        same = targets[:, None] == targets
+        found = directions @ directions.T
+        return found[same].mean().item(), found[~same].mean().item()
+
+    assert abs(cosines()[0] - cosines()[1]) < 0.2
+    for _ in range(100):
+        optimizer.zero_grad()
+        SupervisedContrastive()(embeddings, targets).backward()
+        optimizer.step()
+    same, others = cosines()
+    assert same > 0.9
+    assert others < 0
 
 
-def module_data(tiny):
-    from fashion_cnn.training import build
+def a_batch():
+    generator = torch.Generator().manual_seed(0)
+    return Batch(torch.randn(12, 1, 12, 12, generator=generator), torch.arange(12) % 3, torch.arange(12))
 
-    return build.data(tiny())
+
+def test_a_training_step_adds_it_to_the_cross_entropy():
+    network, loss = NETWORK(in_channels=1, num_classes=3), SupervisedContrastive(weight=0.5)
+    with_it, without = (
+        ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=3, embedding_loss=chosen).eval()
+        for chosen in (loss, None)
+    )
+    batch = a_batch()
+    added = loss(without.embed(batch.images), batch.targets)
+    assert added > 0.1
+    together = without.training_step(batch, 0)["loss"] + added
+    torch.testing.assert_close(with_it.training_step(batch, 0)["loss"], together)
 
 
-def test_mixed_images_and_wrong_settings_are_refused(tiny):
-    with pytest.raises(InstantiationException, match="embedding_loss and mixing do not go together"):
-        train(tiny("embedding_loss=contrastive", "mixing=cutmix"))
+def test_what_it_cannot_be_used_with_is_told():
+    network, loss = NETWORK(in_channels=1, num_classes=3), SupervisedContrastive()
+    with pytest.raises(UserError, match="embedding_loss and mixing do not go together"):
+        ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=3, embedding_loss=loss, mixing=CutMix())
     with pytest.raises(UserError, match="temperature=0"):
         SupervisedContrastive(temperature=0)
+    ensemble = Ensemble(in_channels=1, num_classes=3, members=2, member=NETWORK)
+    module = ImageClassifier(network=ensemble, image_shape=(1, 12, 12), num_classes=3, embedding_loss=loss)
     with pytest.raises(UserError, match="Ensemble has no embedding while it trains"):
-        train(tiny("embedding_loss=contrastive", "model=ensemble", "model.network.members=2"))
+        module.train().training_step(a_batch(), 0)
