@@ -41,7 +41,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     write_outcome(outcome, measured, folder)
     if config.robustness:
         from fashion_cnn.evaluation.strength import measure_strength
-        from fashion_cnn.screen import progress_bar
+        from fashion_cnn.progress_bar import progress_bar
 
         baseline = Path(config.baseline).expanduser() if config.baseline else None
         with progress_bar("corruptions") as progress:

@@ -23,8 +23,8 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.explaining.page import Explainer
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.runs import as_typed, find_finished
-    from fashion_cnn.screen import progress_bar
 
     if config.images is None:
         raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)

@@ -28,11 +28,11 @@ def index(config: DictConfig) -> None:
     require("search", "lancedb")
     from fashion_cnn.pictures.decoding import quiet_pillow
     from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.retrieval.catalogue import Catalogue
     from fashion_cnn.retrieval.indexing import index as index_products
     from fashion_cnn.retrieval.named import catalogue_at, listed
     from fashion_cnn.runs import find_measured
-    from fashion_cnn.screen import progress_bar
 
     run = find_measured(config.run, Path(config.runs_dir))
     catalogue = Catalogue(catalogue_at(config.catalogue, run))

@@ -1,14 +1,11 @@
 """What the commands print: a training's settings at the start, the figures at the end, the table of a comparison."""
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import Progress
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -23,15 +20,6 @@ def wide_console() -> Console:
     """The terminal as wide as it is; in a file or pipe nothing is cut or wrapped."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, in a terminal only; gives what to call with the steps done and of all steps."""
-    console = Console(stderr=True)
-    with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:

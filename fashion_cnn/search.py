@@ -137,9 +137,9 @@ def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
 def _tell_duplicates(searcher: Searcher, config: DictConfig) -> None:
     import json
 
+    from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.retrieval.duplicates import near_duplicates
     from fashion_cnn.retrieval.output import print_duplicates
-    from fashion_cnn.screen import progress_bar
 
     with progress_bar("pairs") as progress:
         groups = near_duplicates(searcher.snapshot.vectors, config.duplicates, progress)

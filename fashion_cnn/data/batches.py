@@ -24,15 +24,21 @@ class Batch(NamedTuple):
 
 
 class InMemoryDataset(Dataset[Batch]):
-    """A split held as tensors: `images` `(N, C, H, W)` uint8 and `targets` `(N,)` int64.
+    """A split of the tensors `images` `(N, C, H, W)` uint8 and `targets` `(N,)` int64.
 
     `members` `(M,)` selects the split out of the N images and gives its order.
     """
 
     def __init__(self, images: Tensor, targets: Tensor, members: Tensor) -> None:
-        self.images = images[members]
+        # Several splits share them, and they may be a file mapped into memory.
+        self._images = images
         self.targets = targets[members]
         self.indices = members
+
+    @property
+    def images(self) -> Tensor:
+        """All images of the split `(M, C, H, W)` uint8, copied."""
+        return self._images[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -43,12 +49,12 @@ class InMemoryDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these positions: what a DataLoader calls in place of one call an image."""
         chosen = torch.tensor(indices)
-        return Batch(self.images[chosen], self.targets[chosen], self.indices[chosen])
+        places = self.indices[chosen]
+        return Batch(self._images[places], self.targets[chosen], places)
 
     def images_at(self, indices: Tensor) -> Tensor:
         """The images `(K, C, H, W)` at these positions `(K,)` of the data set that the split was cut from."""
-        ascending, order = self.indices.sort()
-        return self.images[order[torch.searchsorted(ascending, indices)]]
+        return self._images[indices]
 
 
 class Share(NamedTuple):

@@ -1,6 +1,7 @@
 """A LightningDataModule over images that fit in memory: splits, rulers, batches, augmentation."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -77,6 +78,24 @@ class ImageDataModule(LightningDataModule):
         """Read images `(N, C, H, W)` uint8 and targets `(N,)` int64: all for training, or the test set."""
         raise NotImplementedError
 
+    def order(self, targets: Tensor) -> Tensor:
+        """The positions `(N,)` of what `load` reads for training: the first `val_size` validate, the others train.
+
+        targets: `(M,)`, of all that `load` reads. Every prefix of those that train is stratified.
+        """
+        return stratified_order(targets, self.split_seed)
+
+    def test_order(self, targets: Tensor) -> Tensor:
+        """The positions `(N,)` of the test images in what `load` reads for testing; targets: `(M,)`, of all of that."""
+        return torch.arange(len(targets))
+
+    @property
+    def found(self) -> dict[str, Any] | None:
+        """What was found out about the images, for a config that is to describe the same data anywhere; None where the
+        class itself says it all.
+        """
+        return None
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
@@ -85,7 +104,7 @@ class ImageDataModule(LightningDataModule):
         """Read the splits of `stage` into memory, once."""
         if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):
             images, targets = self.load(train=True)
-            order = stratified_order(targets, self.split_seed)
+            order = self.order(targets)
             targets = renumbered(targets, self.left_out, self.num_classes)
             # Without some classes it is still stratified, and each of the others keeps its own order.
             order = order[targets[order] >= 0]
@@ -98,9 +117,9 @@ class ImageDataModule(LightningDataModule):
             self.train_probe = InMemoryDataset(images, targets, train[: self.val_size])
         if stage in ("test", None) and not hasattr(self, "test_split"):
             images, targets = self.load(train=False)
-            numbers = renumbered(targets, self.left_out, self.num_classes)
-            self.test_split = InMemoryDataset(images, numbers, (numbers >= 0).nonzero()[:, 0])
-            self.left_out_split = InMemoryDataset(images, targets, (numbers < 0).nonzero()[:, 0])
+            numbers, members = renumbered(targets, self.left_out, self.num_classes), self.test_order(targets)
+            self.test_split = InMemoryDataset(images, numbers, members[numbers[members] >= 0])
+            self.left_out_split = InMemoryDataset(images, targets, members[numbers[members] < 0])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return batch_loader(self.train_split, self.batch_size, shuffle_seed=self.seed, share=self._share)

@@ -144,7 +144,7 @@ class ImageClassifier(LightningModule):
                     f"{type(self.network).__name__} looks at training images before its first step: "
                     "train it with an ImageDataModule (fit(module, datamodule=data))."
                 )
-            look_at(data.normalise(data.train_split.images[:5000]))
+            look_at(data.normalise(data.train_split.images_at(data.train_split.indices[:5000])))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
         images, targets = batch.images, batch.targets

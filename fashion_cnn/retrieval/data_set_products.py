@@ -19,6 +19,8 @@ def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Produc
     """
     data.prepare_data()
     images, targets = data.load(train=train)
+    members = (data.order(targets) if train else data.test_order(targets)).sort().values
+    images, targets = images[members], targets[members]
     split = "train" if train else "test"
     names = list(type(data).class_names)
     categories = [names[target] for target in targets.tolist()]

@@ -1,0 +1,84 @@
+"""Which pictures a folder holds for training, validation and test: a sub-folder a class."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.pictures.files import SUFFIXES
+
+_SPLITS = ("train", "val", "test")
+GROUPS_FILE = "groups.csv"
+
+
+@dataclass(frozen=True)
+class FolderFile:
+    """A picture: its path below the root, its class, the split that its place says, if any, and the group of pictures
+    of one thing, its own path where it is alone.
+    """
+
+    path: str
+    label: str
+    split: str | None
+    group: str
+
+
+def find_files(root: Path) -> tuple[FolderFile, ...]:
+    """All pictures below `root`, in order.
+
+    `root/<class>/…`, or `root/train/<class>/…` with `root/test/<class>/…` and perhaps `root/val/<class>/…`. A file
+    `groups.csv` (columns file and group) says which pictures are of the same thing. Raises UserError where there are
+    fewer than two classes, or the layout is neither of these.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.root={root} is no folder: give one with a sub-folder of pictures for each class.")
+    folders = _folders(root)
+    there = [split for split in _SPLITS if split in folders]
+    groups = _groups(root / GROUPS_FILE)
+    if not there:
+        files = _files_of(root, root, None, groups)
+    elif "train" not in there or set(folders) - set(_SPLITS):
+        others = ", ".join(sorted(set(folders) - {"train"})[:5])
+        raise UserError(
+            f"{root} holds {others} and {'a' if 'train' in there else 'no'} folder train: put a folder for each class "
+            "into train (and test, and val), or the classes alone into it."
+        )
+    else:
+        files = [file for split in there for file in _files_of(root, root / split, split, groups)]
+    classes = sorted({file.label for file in files})
+    if len(classes) < 2:
+        raise UserError(
+            f"{root} holds pictures of {len(classes)} classes{': ' + classes[0] if classes else ''}: two or more are "
+            "needed, a sub-folder each."
+        )
+    trained = {file.label for file in files if file.split in (None, "train")}
+    if missing := [name for name in classes if name not in trained]:
+        raise UserError(f"{root / 'train'} holds no picture of the class {missing[0]}, which another split has.")
+    return tuple(files)
+
+
+def _files_of(root: Path, folder: Path, split: str | None, groups: dict[str, str]) -> list[FolderFile]:
+    files = []
+    for label in _folders(folder):
+        for path in sorted((folder / label).rglob("*")):
+            below = path.relative_to(root)
+            if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in below.parts):
+                name = below.as_posix()
+                files.append(FolderFile(name, label, split, groups.get(name, name)))
+    return files
+
+
+def _folders(folder: Path) -> Sequence[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _groups(path: Path) -> dict[str, str]:
+    """The group of each file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"file", "group"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{path} has the columns {', '.join(rows.fieldnames or ())}: it needs file and group.")
+        return {row["file"]: row["group"] for row in rows if row["group"]}

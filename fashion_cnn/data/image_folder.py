@@ -1,0 +1,230 @@
+"""A person's own pictures: a folder with a sub-folder for each class."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fashion_cnn.data.folder_files import FolderFile, find_files
+from fashion_cnn.data.folder_split import split_files
+from fashion_cnn.data.image_datamodule import ImageDataModule
+from fashion_cnn.data.picture_cache import Looked, cache_folder, decoded, look_at
+from fashion_cnn.data.split import stratified_order
+from fashion_cnn.errors import UserError
+from fashion_cnn.pictures import Preparation
+from fashion_cnn.progress_bar import progress_bar
+
+# Unless an image size is asked for: the pictures' own, within what a small network takes in good time.
+_SMALLEST, _LARGEST = 28, 64
+# So many pictures that cannot be read, or that two splits share, are told one by one.
+_TOLD = 10
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What was read: images `(N, C, H, W)` uint8 and targets `(N,)` of all files, and the positions of each split."""
+
+    images: Tensor
+    targets: Tensor
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Pictures of any kind below `root`, decoded once and cached (data/picture_cache.py).
+
+    root: `<class>/…`, or `train/<class>/…` with `test/<class>/…` and perhaps `val/<class>/…`; a `groups.csv` in it
+        (columns file and group) says which pictures show the same thing and belong into the same split.
+    image_size: of the sides in pixels; None takes the median of the pictures' longer sides, 28 to 64.
+    channels: 1 for grey, 3 for colour; None takes 1 where all pictures are grey.
+    background: the grey behind transparent pixels, 0 to 255.
+    val_share, test_share: of the pictures, where no folder `val` or `test` holds some; of each class, groups whole.
+    in_memory_share: of the machine's memory; pixels that take more stay in the cache's file.
+    found: what an earlier look at the same folder found, as the property of this name gives it: then the folder need
+        not be there until its images are asked for.
+    mean, std: of the training split where they are None. Further arguments: those of `ImageDataModule`.
+
+    Raises UserError for a folder that cannot be learned from, or that is another one than was found.
+    """
+
+    about = "A folder of pictures with a sub-folder for each class."
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None,
+        image_size: int | None = None,
+        channels: int | None = None,
+        background: int = 255,
+        val_share: float = 0.15,
+        test_share: float = 0.15,
+        in_memory_share: float = 0.25,
+        split_seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        found: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if root is None:
+            raise UserError("data.root is missing: say data.root=DIR, a folder with a sub-folder for each class.")
+        if channels not in (None, 1, 3):
+            raise UserError(f"data.channels={channels} is not possible: give 1 for grey, 3 for colour, or null.")
+        if image_size is not None and image_size < 1:
+            raise UserError(f"data.image_size={image_size} is not possible: give the pixels of a side, or null.")
+        for name, share in (("val_share", val_share), ("test_share", test_share)):
+            if not 0 <= share < 1:
+                raise UserError(f"data.{name}={share} is not a share of the pictures: give 0 up to, but not, 1.")
+        self.root = Path(root).expanduser()
+        self._image_size, self._channels, self._background = image_size, channels, background
+        self._shares, self._split_seed = (val_share, test_share), split_seed
+        self._in_memory_share = in_memory_share
+        self._folder: _Folder | None = None
+        self._found = dict(found) if found else self._look()
+        self.class_names = list(self._found["class_names"])
+        self.image_shape = (self._found["channels"], self._found["image_size"], self._found["image_size"])
+        self.train_size = self._found["train_size"]
+        super().__init__(
+            mean=mean or self._found["mean"],
+            std=std or self._found["std"],
+            val_size=self._found["val_size"],
+            split_seed=split_seed,
+            **settings,
+        )
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return self._found
+
+    def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        folder = self._read()
+        return folder.images, folder.targets
+
+    def order(self, targets: Tensor) -> Tensor:
+        folder = self._read()
+        return torch.cat([folder.val, folder.train[stratified_order(targets[folder.train], self.split_seed)]])
+
+    def test_order(self, targets: Tensor) -> Tensor:
+        return self._read().test
+
+    def _read(self) -> _Folder:
+        if self._folder is None:
+            before, now = self._found, self._look()
+            if differing := [key for key in before if before[key] != now[key]]:
+                raise UserError(
+                    f"{self.root} holds other pictures than before ({', '.join(differing)} differ): train anew with "
+                    "them, or name the folder of before with data.root=DIR."
+                )
+        assert self._folder is not None
+        return self._folder
+
+    def _look(self) -> dict[str, Any]:
+        """Read the folder, and say what was found."""
+        files = find_files(self.root)
+        paths = [file.path for file in files]
+        with progress_bar("looking at files") as progress:
+            looked = look_at(self.root, paths, cache_folder(), progress)
+        shown = [one for one, file in zip(looked, files, strict=True) if file.split != "test" and one.width]
+        size = self._image_size or _usual_size(shown)
+        channels = self._channels or (1 if all(one.grey for one in shown) else 3)
+        preparation = Preparation((channels, size, size), cut_out=False, background=self._background)
+        with progress_bar("decoding") as progress:
+            pictures = decoded(
+                self.root,
+                paths,
+                looked,
+                preparation,
+                cache_folder(),
+                in_memory_up_to=int(self._in_memory_share * _memory()),
+                progress=progress,
+            )
+        _tell_unreadable(self.root, paths, pictures.unreadable)
+        kept = [place for place in range(len(files)) if place not in pictures.unreadable]
+        names = sorted({files[place].label for place in kept})
+        if len(names) < 2:
+            raise UserError(f"{self.root} holds pictures that can be read of {len(names)} classes: two are needed.")
+        targets = torch.tensor([names.index(file.label) if file.label in names else -1 for file in files])
+        val_share, test_share = self._shares
+        splits = split_files(
+            [files[place] for place in kept], val_share=val_share, test_share=test_share, seed=self._split_seed
+        )
+        members = {
+            name: torch.tensor(
+                [place for place, split in zip(kept, splits, strict=True) if split == name], dtype=torch.long
+            )
+            for name in ("train", "val", "test")
+        }
+        if 0 < len(members["val"]) < len(names):
+            raise UserError(
+                f"data.val_share={val_share} of {self.root} leaves {len(members['val'])} pictures to validate on for "
+                f"{len(names)} classes: give a larger share, or 0 to train on all."
+            )
+        self._folder = _Folder(pictures.images, targets, **members)
+        _tell_shared(files, looked, members)
+        mean, std = _statistics(pictures.images, members["train"])
+        return {
+            "class_names": names,
+            "image_size": size,
+            "channels": channels,
+            "mean": mean,
+            "std": std,
+            "train_size": len(members["train"]) + len(members["val"]),
+            "val_size": len(members["val"]),
+        }
+
+
+def _usual_size(looked: Sequence[Looked]) -> int:
+    """The median of the longer sides, a multiple of four within what a small network takes in good time."""
+    longer = median([max(one.width, one.height) for one in looked]) if looked else _SMALLEST
+    return min(max(int(longer) // 4 * 4, _SMALLEST), _LARGEST)
+
+
+def _memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _statistics(images: Tensor, members: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over these images, of pixels scaled to [0, 1]."""
+    total, squares = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    count = 0
+    for part in members.split(1000):
+        pixels = images[part].double() / 255
+        total += pixels.sum(dim=(0, 2, 3))
+        squares += pixels.square().sum(dim=(0, 2, 3))
+        count += pixels[:, 0].numel()
+    mean = total / count
+    # Pictures of one colour have no variance to divide by.
+    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
+
+
+def _tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str]) -> None:
+    if unreadable:
+        print(f"{len(unreadable)} of {len(paths)} files in {root} are left out:", file=sys.stderr)
+        _tell([f"{paths[place]}: {reason}" for place, reason in sorted(unreadable.items())])
+
+
+def _tell_shared(files: Sequence[FolderFile], looked: Sequence[Looked], members: Mapping[str, Tensor]) -> None:
+    """Say which pictures stand in two splits: what is measured on them was trained on."""
+    splits: dict[str, dict[str, str]] = {}
+    for name, places in members.items():
+        for place in places.tolist():
+            splits.setdefault(looked[place].content, {}).setdefault(name, files[place].path)
+    shared = [" = ".join(by_split.values()) for by_split in splits.values() if len(by_split) > 1]
+    if shared:
+        print(f"{len(shared)} pictures stand in more than one of train, val and test:", file=sys.stderr)
+        _tell(shared)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines[:_TOLD]:
+        print(f"  {line}", file=sys.stderr)
+    if len(lines) > _TOLD:
+        print(f"  … and {len(lines) - _TOLD} more", file=sys.stderr)

@@ -1,0 +1,253 @@
+"""`data=image_folder`: a person's own pictures, decoded once, split, measured."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.data import ImageFolderDataModule
+from fashion_cnn.errors import UserError
+from fashion_cnn.evaluation.measuring import measure_runs
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.runs import Run
+from fashion_cnn.train import main, train
+
+NETWORK = ["model=tiny", "model.network.stem=[8]", "model.network.widths=[8,16]", "model.network.depths=[1,1]"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fashion_cnn"
+
+
+def draw(path, seed, *, bar=0, mode="RGB", size=(40, 30)):
+    """A picture of noise, a quarter of which is bright."""
+    pixels = np.random.default_rng(seed).integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
+    rows = size[1] // 4
+    pixels[bar * rows : (bar + 1) * rows, :, bar % 3] += 150
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """20 pictures each of three classes."""
+    root = tmp_path / "my pictures"
+    for bar, name in enumerate(("cats & dogs", "Bäume", "logo=1")):
+        for number in range(20):
+            draw(root / name / f"{number:02}.png", 100 * bar + number, bar=bar)
+    return root
+
+
+def module(root, **settings):
+    data = ImageFolderDataModule(root=root, **settings)
+    data.setup()
+    return data
+
+
+def test_each_picture_is_in_one_split_and_each_class_in_all(folder):
+    data = module(folder, val_share=0.2, test_share=0.25)
+    splits = (data.train_split, data.val_split, data.test_split)
+    assert [len(split) for split in splits] == [36, 9, 15]
+    assert sorted(torch.cat([split.indices for split in splits]).tolist()) == list(range(60))
+    assert all(split.targets.bincount().tolist() == [len(split) // 3] * 3 for split in splits)
+    assert data.class_names == ["Bäume", "cats & dogs", "logo=1"]
+    again, other = module(folder, val_share=0.2, test_share=0.25), module(folder, val_share=0.2, split_seed=1)
+    assert again.test_split.indices.tolist() == data.test_split.indices.tolist()
+    assert other.test_split.indices.tolist() != data.test_split.indices.tolist()
+
+
+def test_pictures_come_as_they_are_in_size_and_colour(folder):
+    data = module(folder)
+    assert data.image_shape == (3, 40, 40)
+    # 40 x 30 in a frame of 40 x 40: the ground above and below, and the pixels as they were.
+    picture = np.asarray(Image.open(folder / "Bäume" / "00.png"))
+    image = data.train_split.images_at(torch.tensor([0]))[0]
+    assert np.array_equal(image[:, 5:35].permute(1, 2, 0).numpy(), picture)
+    images = data.train_split.images.double() / 255
+    assert data.pixel_mean.flatten().tolist() == pytest.approx((images.mean(dim=(0, 2, 3)) * 255).tolist(), abs=0.02)
+    normalised = data.normalise(data.train_split.images)
+    assert normalised.std(dim=(0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.01)
+
+
+def test_grey_pictures_give_one_channel_and_size_and_channels_can_be_said(tmp_path):
+    for bar, name in enumerate("ab"):
+        for number in range(5):
+            draw(tmp_path / "grey" / name / f"{number}.png", number, bar=bar, mode="L", size=(300, 200))
+    assert module(tmp_path / "grey").image_shape == (1, 64, 64), "no larger than a small network takes"
+    assert module(tmp_path / "grey", image_size=20, channels=3).image_shape == (3, 20, 20)
+
+
+def test_folders_train_val_and_test_are_taken_as_they_are(tmp_path):
+    root = tmp_path / "split"
+    for split, count in (("train", 6), ("val", 2), ("test", 3)):
+        for bar, name in enumerate("ab"):
+            for number in range(count):
+                draw(root / split / name / f"{number}.jpg", hash((split, number)) % 1000, bar=bar)
+    data = module(root)
+    assert [len(split) for split in (data.train_split, data.val_split, data.test_split)] == [12, 4, 6]
+    (root / "val").rename(root / ".val")
+    data = module(root, val_share=0.5)
+    assert [len(split) for split in (data.train_split, data.val_split, data.test_split)] == [6, 6, 6]
+
+
+def test_pictures_of_one_thing_stay_together(folder):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    lines = [f'"{name}",{name.split("/")[0]}-{int(name[-6:-4]) // 5}' for name in names]
+    (folder / "groups.csv").write_text("file,group\n" + "\n".join(lines) + "\n")
+    data = module(folder, val_share=0.25, test_share=0.25)
+    group = torch.tensor([int(Path(name).stem) // 5 + 10 * "Bcl".index(name[0]) for name in names])
+    sets = [set(group[split.indices].tolist()) for split in (data.train_split, data.val_split, data.test_split)]
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    assert [len(one) for one in sets] == [6, 3, 3]
+
+
+def test_what_cannot_be_read_is_told_and_left_out(folder, capsys):
+    (folder / "Bäume" / "00.png").write_text("no picture")
+    (folder / "Bäume" / "notes.txt").write_text("no picture by its name either")
+    data = module(folder)
+    assert data.train_size + len(data.test_split) == 59
+    err = capsys.readouterr().err
+    assert "1 of 60 files" in err
+    assert "Bäume/00.png: is no picture: it holds text" in err
+    assert 0 not in torch.cat([data.train_split.indices, data.val_split.indices, data.test_split.indices]).tolist()
+
+
+def test_the_same_picture_in_two_splits_is_told(tmp_path, capsys):
+    for split in ("train", "test"):
+        for bar, name in enumerate("ab"):
+            for number in range(4):
+                draw(tmp_path / "x" / split / name / f"{number}.png", number + 10 * (split == "test"), bar=bar)
+    copy = (tmp_path / "x" / "train" / "a" / "1.png").read_bytes()
+    (tmp_path / "x" / "test" / "a" / "copy.png").write_bytes(copy)
+    module(tmp_path / "x", val_share=0)
+    assert "1 pictures stand in more than one of train, val and test:\n  train/a/1.png = test/a/copy.png" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypatch):
+    first = module(folder)
+    decodes = []
+    decode = __import__("fashion_cnn.pictures", fromlist=["decode"]).decode
+    monkeypatch.setattr(
+        "fashion_cnn.data.picture_cache.decode", lambda *args, **kw: decodes.append(args) or decode(*args, **kw)
+    )
+    reads = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    second = module(folder)
+    assert (decodes, reads) == ([], [])
+    assert torch.equal(second.train_split.images, first.train_split.images)
+    time.sleep(0.01)
+    draw(folder / "Bäume" / "03.png", 999, bar=2)
+    third = module(folder)
+    assert len(reads) == 1, "only what changed is read for its content"
+    assert len(decodes) == 60
+    place = torch.tensor([3])
+    assert not torch.equal(third.train_split.images_at(place), first.train_split.images_at(place))
+
+
+def test_a_stop_while_decoding_leaves_no_half_a_cache(folder, cache, monkeypatch):
+    write_whole = "fashion_cnn.data.picture_cache.write_whole"
+    written = []
+
+    def stop(path, text):
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    monkeypatch.setattr(write_whole, stop)
+    with pytest.raises(KeyboardInterrupt):
+        module(folder)
+    assert not list(cache.glob("*.npy")) + list(cache.glob("*.partial"))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    assert len(module(folder).train_split) > 0
+
+
+def test_what_does_not_fit_into_memory_stays_in_the_file(folder):
+    in_memory, mapped = module(folder), module(folder, in_memory_share=0)
+    places = torch.tensor([5, 17, 40])
+    assert torch.equal(in_memory.train_split.images_at(places), mapped.train_split.images_at(places))
+    with Path("/proc/self/maps").open() as maps:
+        assert any("fashion_cnn" in line and ".npy" in line for line in maps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"channels": 4}, "data.channels=4"),
+        ({"image_size": 0}, "data.image_size=0"),
+        ({"val_share": 1}, "data.val_share=1"),
+        ({"test_share": -0.1}, "data.test_share=-0.1"),
+        ({"root": None}, "data.root is missing"),
+        ({"root": "/nowhere"}, "data.root=/nowhere is no folder"),
+    ],
+)
+def test_settings_that_cannot_work_are_told(folder, settings, said):
+    with pytest.raises(UserError, match=said):
+        ImageFolderDataModule(**{"root": folder, **settings})
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["a/1.png"], "holds pictures of 1 classes: a"),
+        ([], "holds pictures of 0 classes"),
+        (["train/a/1.png", "other/b/1.png"], "holds other and a folder train"),
+        (["val/a/1.png", "test/b/1.png"], "holds test, val and no folder train"),
+        (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "no picture of the class c"),
+        (["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"], "leaves 1 pictures to validate on for 2 classes"),
+    ],
+)
+def test_folders_that_cannot_be_learned_from_are_told(tmp_path, files, said):
+    root = tmp_path / "root"
+    root.mkdir()
+    for number, name in enumerate(files):
+        draw(root / name, number)
+    with pytest.raises(UserError, match=said):
+        ImageFolderDataModule(root=root)
+
+
+def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(folder, tmp_path):
+    overrides = [
+        f"data.root='{folder}'",
+        f"runs_dir='{tmp_path / 'runs'}'",
+        "trainer.max_epochs=4",
+        "data.batch_size=8",
+    ]
+    results = train(compose(overrides=["data=image_folder", *NETWORK, *overrides]))
+    assert results["test/accuracy"] > 0.6, "a third would be chance"
+    run = Run(Path(results["run"]))
+    measured = measure_runs([run], "test")
+    assert measured.figures["test/accuracy"] == results["test/accuracy"]
+    folder.rename(tmp_path / "moved")
+    network = TrainedNetwork(run)
+    assert network.class_names == ("Bäume", "cats & dogs", "logo=1")
+    assert network.preparation.image_shape == (3, 40, 40)
+    assert not network.preparation.cut_out
+    with pytest.raises(UserError, match="is no folder"):
+        measure_runs([run], "test")
+    assert measure_runs([run], "test", data_root=str(tmp_path / "moved")).figures == measured.figures
+    (tmp_path / "moved" / "Bäume" / "00.png").unlink()
+    with pytest.raises(UserError, match="holds other pictures than before"):
+        measure_runs([run], "test", data_root=str(tmp_path / "moved"))
+
+
+def test_the_command_says_what_is_missing(command):
+    status, _, err = command(main, "data=image_folder")
+    assert status != 0
+    assert "data.root is missing: say data.root=DIR" in err
+    assert err.count("\n") == 1
+
+
+def test_found_can_be_written_down(folder):
+    assert json.loads(json.dumps(module(folder).found)) == module(folder).found
