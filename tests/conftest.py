@@ -63,3 +63,19 @@ def fashion_mnist_root() -> Path:
     if not (root / "FashionMNIST" / "raw").is_dir():
         pytest.skip("Fashion-MNIST is not in data/: scripts/test gets it")
     return root
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight small pictures of each of two classes, and a cache of their own."""
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "pictures"
+    for label, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.random.default_rng(number).integers(100 * label, 100 * label + 150, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
