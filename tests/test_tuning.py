@@ -133,6 +133,7 @@ def test_a_search_through_the_command_line(command, tmp_path):
     rows = list(csv.DictReader(io.StringIO((folder / "trials.csv").read_text())))
     assert len(rows) == 4
     assert {row["state"] for row in rows} <= {"complete", "pruned", "fail"}
+    assert all(row["epochs"] == "3" for row in rows if row["state"] == "complete")
     complete = [row for row in rows if row["state"] == "complete"]
     best = max(complete, key=lambda row: float(row["val/accuracy"]))
     assert f"Best: trial {best['trial']}, validation {float(best['val/accuracy']):.2%}" in out

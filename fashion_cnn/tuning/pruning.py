@@ -19,8 +19,9 @@ class PruneTrial(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         accuracy = EpochLog.of(trainer).figures.get("val/accuracy")
         epoch = trainer.current_epoch + 1
-        if accuracy is None or epoch == trainer.max_epochs:
+        if accuracy is None:
             return
         self.trial.report(accuracy, epoch)
-        if self.trial.should_prune():
+        # After its last epoch there is nothing left to spare.
+        if epoch != trainer.max_epochs and self.trial.should_prune():
             raise Pruned(f"pruned after epoch {epoch}: validation {accuracy:.2%}")
