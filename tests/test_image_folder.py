@@ -251,3 +251,27 @@ def test_the_command_says_what_is_missing(command):
 
 def test_found_can_be_written_down(folder):
     assert json.loads(json.dumps(module(folder).found)) == module(folder).found
+
+
+def test_rare_classes_are_drawn_as_often_where_asked(folder):
+    for number in range(4, 20):
+        (folder / "Bäume" / f"{number:02}.png").unlink()
+
+    def drawn(**settings):
+        data = module(folder, test_share=0, batch_size=7, **settings)
+        counts = sum(
+            torch.cat([batch.targets for batch in loader]).bincount(minlength=3)
+            for loader in [data.train_dataloader()]
+            for _ in range(100)
+        )
+        return (counts / counts.sum()).tolist()
+
+    assert drawn()[0] < 0.1
+    assert drawn(balanced=True) == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_without_test_pictures_nothing_is_tested(folder, tmp_path):
+    overrides = ["data=image_folder", *NETWORK, f"data.root='{folder}'", f"runs_dir='{tmp_path / 'runs'}'"]
+    results = train(compose(overrides=[*overrides, "data.test_share=0", "trainer.max_epochs=1", "data.batch_size=8"]))
+    assert "test/accuracy" not in results
+    assert 0 <= results["val/balanced_accuracy"] <= 1

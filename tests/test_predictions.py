@@ -64,3 +64,9 @@ def test_mistakes_come_by_confidence_and_ambiguity_by_entropy():
         ("val", "3"),
     ]
     assert (rows[1]["label"], rows[1]["first"], rows[1]["second"]) == ("Coat", "Bag", "Coat")
+
+
+def test_balanced_accuracy_counts_each_class_alike_however_many_images_it_has():
+    logits = torch.eye(3)[[0, 0, 1, 1]]
+    # Two of three, and the only one; of the third class there is no image.
+    assert Predictions(logits, torch.tensor([0, 0, 0, 1]), torch.arange(4)).balanced_accuracy == pytest.approx(5 / 6)

@@ -57,6 +57,13 @@ class Predictions:
         return self.predicted == self.targets
 
     @cached_property
+    def balanced_accuracy(self) -> float:
+        """The mean over the classes of the share of a class's images that are recognised (macro recall)."""
+        counts = self.targets.bincount(minlength=self.num_classes)
+        right = self.targets[self.correct].bincount(minlength=self.num_classes)
+        return (right[counts > 0] / counts[counts > 0]).mean().item()
+
+    @cached_property
     def losses(self) -> Tensor:
         """Cross-entropy of each image, `(N,)`."""
         return functional.cross_entropy(self.logits, self.targets, reduction="none")

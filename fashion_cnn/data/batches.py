@@ -72,12 +72,15 @@ class EpochSampler(Sampler[int]):
 
     Of several processes each takes every so-manieth image of that order: batch for batch, all of them together see what
     one process would with batches so many times as large. What cannot be dealt out evenly is left for another epoch.
+
+    weights: `(size,)`; with them as many images as there are, each drawn by its weight, again and again.
     """
 
-    def __init__(self, size: int, seed: int, share: Share = WHOLE) -> None:
+    def __init__(self, size: int, seed: int, share: Share = WHOLE, weights: Tensor | None = None) -> None:
         self.size = size
         self.seed = seed
         self.share = share
+        self.weights = weights
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,14 +92,24 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator)
+        if self.weights is None:
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.size, replacement=True, generator=generator)
         return iter(order[self.share.process :: self.share.processes][: len(self)].tolist())
 
 
 def batch_loader(
-    dataset: InMemoryDataset, batch_size: int, *, shuffle_seed: int | None = None, share: Share = WHOLE
+    dataset: InMemoryDataset,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    share: Share = WHOLE,
+    weights: Tensor | None = None,
 ) -> DataLoader[Batch]:
     """Load `dataset` in batches: in order, or shuffled anew each epoch where `shuffle_seed` is given.
+
+    weights: how often each image is drawn when shuffled, see `EpochSampler`.
 
     Shuffled batches are all of one size (the images left over change from epoch to epoch), unless
     the data set is smaller than one batch. In order, each image comes up in one process, once.
@@ -104,7 +117,7 @@ def batch_loader(
     sampler = (
         range(share.process, len(dataset), share.processes)
         if shuffle_seed is None
-        else EpochSampler(len(dataset), shuffle_seed, share)
+        else EpochSampler(len(dataset), shuffle_seed, share, weights)
     )
     return DataLoader(
         dataset,

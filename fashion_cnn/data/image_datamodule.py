@@ -25,6 +25,7 @@ class ImageDataModule(LightningDataModule):
     val_size: images carved out of the training set for validation, stratified. 0 trains on all.
     train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
     batch_size, eval_batch_size: images a step when training and when measuring, in each process.
+    balanced: draw as many training images of each class, those of rare classes more often than once an epoch.
     seed: order of the training batches. split_seed: choice of the validation images.
     mean, std: per channel, of pixels scaled to [0, 1].
     augmentation: functions of a uint8 batch `(B, C, H, W)`, applied in order when training.
@@ -41,6 +42,8 @@ class ImageDataModule(LightningDataModule):
     # For the model card: what the images are, and what a network that knows them alone cannot do.
     about: str = ""
     limits: Sequence[str] = ()
+    # Whether there is anything to test on.
+    has_test = True
     # Whether each image shows one item alone, on black and as large as the frame allows.
     cut_out = False
 
@@ -53,6 +56,7 @@ class ImageDataModule(LightningDataModule):
         train_fraction: float = 1.0,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
+        balanced: bool = False,
         seed: int = 0,
         split_seed: int = 0,
         augmentation: Mapping[str, Augmentation | None] | None = None,
@@ -66,6 +70,7 @@ class ImageDataModule(LightningDataModule):
         self.train_fraction = train_fraction
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.balanced = balanced
         self.seed = seed
         self.split_seed = split_seed
         self.augmentation = [part for part in (augmentation or {}).values() if part is not None]
@@ -122,7 +127,14 @@ class ImageDataModule(LightningDataModule):
             self.left_out_split = InMemoryDataset(images, targets, members[numbers[members] < 0])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return batch_loader(self.train_split, self.batch_size, shuffle_seed=self.seed, share=self._share)
+        targets = self.train_split.targets
+        return batch_loader(
+            self.train_split,
+            self.batch_size,
+            shuffle_seed=self.seed,
+            share=self._share,
+            weights=1 / targets.bincount()[targets] if self.balanced else None,
+        )
 
     def val_dataloader(self) -> dict[str, DataLoader[Batch]]:
         """The two rulers of each validation pass, by the prefix of their metrics."""

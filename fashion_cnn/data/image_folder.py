@@ -90,6 +90,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.class_names = list(self._found["class_names"])
         self.image_shape = (self._found["channels"], self._found["image_size"], self._found["image_size"])
         self.train_size = self._found["train_size"]
+        self.has_test = self._found["test_size"] > 0
         super().__init__(
             mean=mean or self._found["mean"],
             std=std or self._found["std"],
@@ -176,6 +177,7 @@ class ImageFolderDataModule(ImageDataModule):
             "std": std,
             "train_size": len(members["train"]) + len(members["val"]),
             "val_size": len(members["val"]),
+            "test_size": len(members["test"]),
         }
 
 

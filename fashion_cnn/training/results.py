@@ -68,13 +68,14 @@ def measure(
     tester = build.measuring_trainer(config, collector)
     figures: dict[str, Any] = {}
     # The test images are read once, by the run's best weights, after every choice has been made.
-    passes = [(tester.validate, data.val_size > 0), (tester.test, test)]
+    passes = [(tester.validate, data.val_size > 0), (tester.test, test and data.has_test)]
     for measure_pass, wanted in passes:
         if wanted:
             measure_pass(module, datamodule=data, verbose=False)
             figures |= tester.callback_metrics
     module.flip_average = False
     predictions = collector.predictions
+    figures |= {f"{split}/balanced_accuracy": seen.balanced_accuracy for split, seen in predictions.items()}
     if {"train", "val"} <= predictions.keys():
         figures |= measure_gap(predictions, data)
     if {"train", "test"} <= predictions.keys():
