@@ -79,3 +79,25 @@ def picture_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             pixels = np.random.default_rng(number).integers(100 * label, 100 * label + 150, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def torchvision_root(tmp_path: Path) -> Path:
+    """Small sets of made images, laid out as torchvision lays out KMNIST and EMNIST."""
+    import struct
+
+    import numpy as np
+
+    def write_idx(path: Path, array: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+        path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+    rng = np.random.default_rng(0)
+    for split, name, count in (("train", "train", 94), ("t10k", "test", 47)):
+        images = rng.integers(0, 255, (count, 28, 28))
+        labels = np.arange(count)
+        for folder, prefix, classes in (("KMNIST", split, 10), ("EMNIST", f"emnist-balanced-{name}", 47)):
+            write_idx(tmp_path / folder / "raw" / f"{prefix}-images-idx3-ubyte", images)
+            write_idx(tmp_path / folder / "raw" / f"{prefix}-labels-idx1-ubyte", labels % classes)
+    return tmp_path

@@ -13,6 +13,13 @@ CHOICES = [
     # Those of the search for settings have a training of their own each (test_tuning.py).
     if file.parent != CONFIG_DIR and file.parent.parent == CONFIG_DIR
 ]
+# The fixture that makes the data of each choice.
+DATA = {
+    "fashion_mnist": "fashion_mnist_root",
+    "image_folder": "picture_folder",
+    "kmnist": "torchvision_root",
+    "emnist": "torchvision_root",
+}
 
 
 @pytest.mark.parametrize("file", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda file: file.stem)
@@ -26,10 +33,10 @@ def test_each_choice_builds_a_training(group, choice, tmp_path, request):
     config = compose(
         overrides=[f"{group}={choice}", *(tiny_data if group != "data" else []), "trainer.accelerator=cpu"]
     )
-    if choice == "image_folder":
-        config.data.root = str(request.getfixturevalue("picture_folder"))
-    elif group == "data":
-        config.data.root = str(request.getfixturevalue("fashion_mnist_root"))
+    if group == "data":
+        config.data.root = str(request.getfixturevalue(DATA[choice]))
+    if choice in ("kmnist", "emnist"):
+        config.data.val_size = 47
     data = build.data(config)
     module = build.module(config, data)
     trainer = build.trainer(config, data, tmp_path)

@@ -5,6 +5,7 @@ from fashion_cnn.data.batches import Batch, InMemoryDataset, batch_loader
 from fashion_cnn.data.fashion_mnist import FashionMNISTDataModule
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.image_folder import ImageFolderDataModule
+from fashion_cnn.data.torchvision_set import TorchvisionDataModule
 
 __all__ = [
     "Batch",
@@ -15,5 +16,6 @@ __all__ = [
     "RandomCrop",
     "RandomErasing",
     "RandomFlip",
+    "TorchvisionDataModule",
     "batch_loader",
 ]

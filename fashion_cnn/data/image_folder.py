@@ -16,6 +16,7 @@ from fashion_cnn.data.folder_split import split_files
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.picture_cache import Looked, cache_folder, decoded, look_at
 from fashion_cnn.data.split import stratified_order
+from fashion_cnn.data.statistics import channel_statistics
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.progress_bar import progress_bar
@@ -168,7 +169,7 @@ class ImageFolderDataModule(ImageDataModule):
             )
         self._folder = _Folder(pictures.images, targets, **members)
         _tell_shared(files, looked, members)
-        mean, std = _statistics(pictures.images, members["train"])
+        mean, std = channel_statistics(pictures.images, members["train"])
         return {
             "class_names": names,
             "image_size": size,
@@ -190,21 +191,6 @@ def _usual_size(looked: Sequence[Looked]) -> int:
 def _memory() -> int:
     """Bytes that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _statistics(images: Tensor, members: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over these images, of pixels scaled to [0, 1]."""
-    total, squares = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    count = 0
-    for part in members.split(1000):
-        pixels = images[part].double() / 255
-        total += pixels.sum(dim=(0, 2, 3))
-        squares += pixels.square().sum(dim=(0, 2, 3))
-        count += pixels[:, 0].numel()
-    mean = total / count
-    # Pictures of one colour have no variance to divide by.
-    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
-    return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
 
 
 def _tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str]) -> None:

@@ -1,0 +1,22 @@
+"""Mean and spread of pixels, to normalise by."""
+
+from torch import Tensor, zeros
+from torch import float64 as double
+
+
+def channel_statistics(images: Tensor, members: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, of pixels scaled to [0, 1], to four digits.
+
+    images: `(N, C, H, W)` uint8. members: `(M,)`, the positions of those that count.
+    """
+    total, squares = zeros(2, images.shape[1], dtype=double)
+    count = 0
+    for part in members.split(1000):
+        pixels = images[part].double() / 255
+        total += pixels.sum(dim=(0, 2, 3))
+        squares += pixels.square().sum(dim=(0, 2, 3))
+        count += pixels[:, 0].numel()
+    mean = total / count
+    # Pictures of one colour have no variance to divide by.
+    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]

@@ -1,0 +1,58 @@
+"""Data sets of torchvision's by name: `data=kmnist`, `data=emnist`."""
+
+import numpy as np
+import pytest
+import torch
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.data import TorchvisionDataModule
+from fashion_cnn.errors import UserError
+from fashion_cnn.training import build
+
+
+@pytest.mark.parametrize(("name", "classes", "first"), [("kmnist", 10, "o"), ("emnist", 47, "0")])
+def test_a_set_by_name_is_read_split_and_fed_to_a_network(torchvision_root, name, classes, first):
+    config = compose(
+        overrides=[f"data={name}", f"data.root='{torchvision_root}'", f"data.val_size={classes}", "model=tiny"]
+    )
+    data = build.data(config)
+    assert (data.num_classes, data.class_names[0], data.image_shape) == (classes, first, (1, 28, 28))
+    assert [len(data.train_split), len(data.val_split)] == [94 - classes, classes]
+    images, _ = data.load(train=True)
+    stored = np.frombuffer(
+        next((torchvision_root / name.upper() / "raw").glob("*train-images*")).read_bytes()[16:], np.uint8
+    )
+    upright = torch.from_numpy(stored.reshape(94, 28, 28).copy())
+    assert torch.equal(images[:, 0], upright.transpose(1, 2) if name == "emnist" else upright)
+    assert data.pixel_mean.item() == pytest.approx(images.double().mean().item(), abs=0.02)
+    module = build.module(config, data)
+    assert module(data.normalise(images[:3])).shape == (3, classes)
+    # What was found is in the config: the same without the files.
+    elsewhere = compose(overrides=[f"data={name}", "data.root=/nowhere", f"data.val_size={classes}"])
+    elsewhere.data.found = config.data.found
+    from hydra.utils import instantiate
+
+    assert instantiate(elsewhere.data, _convert_="all").class_names == data.class_names
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dataset": "torchvision.datasets.NoSuch"}, "is no class"),
+        ({"dataset": "torchvision.datasets.KMNIST", "train": {"part": 1}}, "does not take"),
+        ({"dataset": "torchvision.datasets.KMNIST", "class_names": ["a", "b"]}, "does not name its 10 classes"),
+        ({"dataset": "torchvision.datasets.ImageFolder", "train": {}}, "does not take"),
+    ],
+)
+def test_a_class_that_is_no_such_set_is_told(torchvision_root, settings, said):
+    with pytest.raises(UserError, match=said):
+        TorchvisionDataModule(root=torchvision_root, **settings)
+
+
+def test_what_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    with pytest.raises(UserError, match=r"KMNIST is not in .* and cannot be downloaded"):
+        TorchvisionDataModule(dataset="torchvision.datasets.KMNIST", root=tmp_path)
