@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 # Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
 PATH_KEYS = {
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
-    *("catalogue", "products", "image", "unlike_image", "sheet"),
+    *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
 }
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}

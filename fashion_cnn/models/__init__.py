@@ -7,6 +7,7 @@ from fashion_cnn.models.fast_cnn import FastCNN
 from fashion_cnn.models.keras_cnn import KerasCNN
 from fashion_cnn.models.mixing import CutMix, MixUp
 from fashion_cnn.models.resnet import ResNet
+from fashion_cnn.models.torchvision_backbone import TorchvisionBackbone
 from fashion_cnn.models.wide_resnet import WideResNet
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Outputs",
     "ResNet",
     "SupervisedContrastive",
+    "TorchvisionBackbone",
     "WideResNet",
     "split_names",
 ]

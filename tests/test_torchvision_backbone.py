@@ -1,0 +1,68 @@
+"""Networks of torchvision's, with weights from a file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import TorchvisionBackbone
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_network_takes_grey_and_colour_and_any_classes(name, channels):
+    network = TorchvisionBackbone(in_channels=channels, num_classes=7, name=name, size=64).eval()
+    images = torch.randn(2, channels, 28, 28)
+    logits = network(images)
+    assert logits.shape == (2, 7)
+    torch.testing.assert_close(network.classifier(network.features(images)), logits)
+
+
+def test_pretrained_weights_are_read_once_and_all_but_the_head(tmp_path):
+    published = torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=1000)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    network = TorchvisionBackbone(
+        in_channels=3, num_classes=4, name="shufflenet_v2_x0_5", weights=str(tmp_path / "weights.pth")
+    )
+    network.look_at(torch.zeros(1))
+    ours = network.backbone.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in published.state_dict().items() if "fc." not in key)
+    (tmp_path / "weights.pth").unlink()
+    network.look_at(torch.zeros(1))
+
+
+def test_a_finished_run_needs_the_file_no_more(tiny, tmp_path):
+    torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
+    config = tiny("trainer.max_epochs=1", "callbacks=essential", "test=false")
+    config.model.network = {
+        "_target_": "fashion_cnn.models.TorchvisionBackbone",
+        "name": "shufflenet_v2_x0_5",
+        "weights": str(tmp_path / "weights.pth"),
+        "size": 32,
+    }
+    run = Run(Path(train(config)["run"]))
+    (tmp_path / "weights.pth").unlink()
+    network = TrainedNetwork(run)
+    assert network.look(torch.zeros(2, 1, 20, 20, dtype=torch.uint8)).logits.shape == (2, 4)
+
+
+def test_what_is_none_is_told(tmp_path):
+    def made(**settings):
+        return TorchvisionBackbone(**{"in_channels": 3, "num_classes": 4, "name": "resnet18"} | settings)
+
+    with pytest.raises(UserError, match="name=resnet19 is none of torchvision's networks: alexnet"):
+        made(name="resnet19")
+    with pytest.raises(UserError, match="not of 2"):
+        made(in_channels=2)
+    with pytest.raises(UserError, match="ends in no linear layer"):
+        made(name="squeezenet1_0")
+    with pytest.raises(UserError, match="cannot be read"):
+        made(weights=str(tmp_path / "nosuch.pth")).look_at(torch.zeros(1))
+    torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="are those of another network than ResNet"):
+        made(weights=str(tmp_path / "weights.pth")).look_at(torch.zeros(1))
