@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.mistakes import check_overrides, exit_with, explain, explain_and_exit
-from fashion_cnn.overrides import PATH_KEYS, key_of, quote_path, unquote_path
+from fashion_cnn.overrides import QUOTED_KEYS, key_of, quote_text, unquote_text
 from fashion_cnn.sweeps.directory import resumed_sweep
 from fashion_cnn.sweeps.end import conclude
 from fashion_cnn.sweeps.job import run_job
@@ -50,7 +50,7 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     SweepStart.sweep = None
     stop: KeyboardInterrupt | None = None
     try:
-        sys.argv[1:] = [quote_path(argument) for argument in resumed_sweep(sys.argv[1:])]
+        sys.argv[1:] = [quote_text(argument) for argument in resumed_sweep(sys.argv[1:])]
         with _hydra_raising():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
@@ -112,7 +112,7 @@ def _refuse_dashes(arguments: Iterable[str]) -> None:
         key = argument.removeprefix("--").partition("=")[0]
         # `--run` is Hydra's own.
         is_option = argument.startswith("--") and argument != "--run"
-        if is_option and key.partition(".")[0] in groups | PATH_KEYS | {"seed", "test"}:
+        if is_option and key.partition(".")[0] in groups | QUOTED_KEYS | {"seed", "test"}:
             exit_with(f"{argument} is no option: type {key}=…, without dashes.", 2)
 
 
@@ -155,5 +155,5 @@ def _describe_run(config: DictConfig, composed: Any) -> None:
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
         config.overrides = [
-            unquote_path(override) for override in composed.overrides.task if key_of(override) != "sweep"
+            unquote_text(override) for override in composed.overrides.task if key_of(override) != "sweep"
         ]

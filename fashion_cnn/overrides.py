@@ -1,14 +1,15 @@
-"""Overrides as people type them, `key=value`: what each is about, and paths quoted as Hydra's grammar wants them."""
+"""Overrides as people type them, `key=value`: what each is about, and texts quoted as Hydra's grammar wants them."""
 
 import re
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-# Values that are paths, which people type with characters that Hydra's grammar gives a meaning.
-PATH_KEYS = {
+# Values that are paths or words, which people type with characters that Hydra's grammar gives a meaning.
+QUOTED_KEYS = {
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
+    *("name", "text", "remove", "like", "unlike", "category", "concept"),
 }
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}
@@ -25,10 +26,10 @@ def makes_the_training(override: str) -> bool:
     return key not in PLACES | {"sweep"} and not key.startswith(("tune.", "tune/"))
 
 
-def quote_path(argument: str) -> str:
-    """Quote the value of `key=value` for Hydra where the key is a path, or a list `[a,b]` of paths."""
+def quote_text(argument: str) -> str:
+    """Quote the value of `key=value` for Hydra where it is a path or words, or a list `[a,b]` of these."""
     key, equals, value = argument.partition("=")
-    if not equals or key_of(argument) not in PATH_KEYS or value in ("", "null") or "${" in value or _is_quoted(value):
+    if not equals or key_of(argument) not in QUOTED_KEYS or value in ("", "null") or "${" in value or _is_quoted(value):
         return argument
     if value[0] == "[" and value[-1] == "]" and not Path(value).exists():
         return f"{key}=[{','.join(part if _is_quoted(part) else quoted(part) for part in _parts(value[1:-1]))}]"
@@ -62,10 +63,10 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
-def unquote_path(override: str) -> str:
-    """What a person would type for an override that `quote_path` may have quoted."""
+def unquote_text(override: str) -> str:
+    """What a person would type for an override that `quote_text` may have quoted."""
     key, _, value = override.partition("=")
-    if key_of(override) not in PATH_KEYS or value[:1] != "'":
+    if key_of(override) not in QUOTED_KEYS or value[:1] != "'":
         return override
     (parsed,) = OverridesParser.create().parse_overrides([override])
     return f"{key}={parsed.value()}"

@@ -28,6 +28,7 @@ def predict(config: DictConfig) -> None:
     _check(config)
     run = runs.find_finished(str(config.run), Path(str(config.runs_dir)).expanduser())
 
+    from fashion_cnn.concepts import Concepts
     from fashion_cnn.evaluation.temperature import calibrate
     from fashion_cnn.pictures import find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
@@ -42,7 +43,11 @@ def predict(config: DictConfig) -> None:
         if validation is None:
             _say(f"{run.path} holds no predictions of validation images: the probabilities are not calibrated.")
         network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
-        predictor = Predictor(network, calibrate(validation, reject=config.reject) if validation else None)
+        predictor = Predictor(
+            network,
+            calibrate(validation, reject=config.reject) if validation else None,
+            Concepts(run, network.identity).recognise,
+        )
         unreadable: list[Answer] = []
         top_k = min(config.top_k, len(network.class_names))
         try:

@@ -79,6 +79,11 @@ class Run:
         return self.path / "catalogue"
 
     @property
+    def concepts(self) -> Path:
+        """What `python -m fashion_cnn.teach` taught this network."""
+        return self.path / "concepts"
+
+    @property
     def figures(self) -> Path:
         """The folder of the report's figures."""
         return self.path / "figures"

@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fashion_cnn.overrides import makes_the_training, quote_path, quoted, unquote_path
+from fashion_cnn.overrides import makes_the_training, quote_text, quoted, unquote_text
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,16 @@ from fashion_cnn.overrides import makes_the_training, quote_path, quoted, unquot
     ],
 )
 def test_a_path_reaches_the_config_as_typed(value):
-    (override,) = OverridesParser.create().parse_overrides([quote_path(f"data.root={value}")])
+    (override,) = OverridesParser.create().parse_overrides([quote_text(f"data.root={value}")])
     assert override.value() == value
-    assert unquote_path(quote_path(f"data.root={value}")) == f"data.root={value}"
+    assert unquote_text(quote_text(f"data.root={value}")) == f"data.root={value}"
 
 
 @pytest.mark.parametrize(
     "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "runs=[]", "resume=${x}"]
 )
 def test_what_is_quoted_or_no_path_is_left_alone(argument):
-    assert quote_path(argument) == argument
+    assert quote_text(argument) == argument
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_what_is_quoted_or_no_path_is_left_alone(argument):
 def test_several_paths_are_a_list(tmp_path, monkeypatch, typed, paths):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there, too.png").touch()
-    (override,) = OverridesParser.create().parse_overrides([quote_path(f"images={typed}")])
+    (override,) = OverridesParser.create().parse_overrides([quote_text(f"images={typed}")])
     assert override.value() == paths
 
 
 def test_a_path_in_brackets_that_is_there_is_one(tmp_path):
     (tmp_path / "[a,b]").touch()
-    (override,) = OverridesParser.create().parse_overrides([quote_path(f"images={tmp_path}/[a,b]")])
+    (override,) = OverridesParser.create().parse_overrides([quote_text(f"images={tmp_path}/[a,b]")])
     assert override.value() == f"{tmp_path}/[a,b]"
 
 

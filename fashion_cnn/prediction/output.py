@@ -33,6 +33,8 @@ def print_table(answers: Iterable[Answer], top_k: int) -> None:
         if answer.error is None:
             (likeliest, probability), *others = answer.classes
             said = f"{NONE_OF_THESE} (most like {likeliest})" if answer.none_of_these else likeliest
+            if answer.taught:
+                said = f"{', '.join(name for name, _ in answer.taught)} (taught; of the classes {likeliest})"
             following = ", ".join(f"{name} {share:.1%}" for name, share in others)
             cells = [_shown(answer.path), said, f"{probability:.1%}", *([following] if top_k > 1 else [])]
             table.add_row(*map(Text, cells))
@@ -48,6 +50,7 @@ def print_json(answers: Iterable[Answer], top_k: int) -> None:
             "file": str(answer.path),
             "answer": answer.said,
             "classes": [{"class": name, "probability": round(share, 6)} for name, share in answer.classes],
+            "taught": [{"concept": name, "score": round(score, 3)} for name, score in answer.taught],
             "error": answer.error,
         }
         line = json.dumps(record, ensure_ascii=False)

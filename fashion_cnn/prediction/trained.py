@@ -55,12 +55,11 @@ class TrainedNetwork:
 
     @property
     def identity(self) -> str:
-        """The same for networks whose embeddings of a picture are the same: weights, normalisation and preparation."""
+        """The same for networks that see a picture alike: weights, normalisation and preparation."""
         described = {
             "weights": weights_sha256(self._module.state_dict()),
             "normalisation": [self._data.pixel_mean.tolist(), self._data.pixel_scale.tolist()],
             "preparation": [*self.preparation.image_shape, self.preparation.cut_out, self.preparation.background],
-            "flip_average": self.flip_average,
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 

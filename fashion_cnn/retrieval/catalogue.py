@@ -40,7 +40,7 @@ class About:
     """Whose vectors a catalogue holds.
 
     network: `TrainedNetwork.identity`. run: the directory of that run, as it was called then. dimensions: of a vector.
-    flip_average, invert: how the pictures were looked at.
+    flip_average: whether the mirror images were looked at too. invert: see `Preparation`.
     """
 
     network: str
@@ -84,6 +84,11 @@ class Catalogue:
                 raise UserError(
                     f"{self.uri} holds what another network saw ({before.run}): index with that run, name another "
                     "catalogue=DIR, or say rebuild=true to replace all of it."
+                )
+            if before.flip_average != about.flip_average:
+                raise UserError(
+                    f"{self.uri} was made with flip_average={str(before.flip_average).lower()}: say the same, or "
+                    "rebuild=true to replace all of it."
                 )
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from fashion_cnn.command_line import Interrupted
 from fashion_cnn.errors import UserError
-from fashion_cnn.overrides import key_of, makes_the_training, unquote_path
+from fashion_cnn.overrides import key_of, makes_the_training, unquote_text
 from fashion_cnn.runs import as_typed
 from fashion_cnn.train import train
 from fashion_cnn.tuning.outcome import best_of, describe, write_outcome
@@ -63,7 +63,7 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     try:
         run_trials(study, space, config.tune.trials, folder, train_trial, tell)
     except KeyboardInterrupt as stop:
-        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_path, config.overrides), *swept])
+        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_text, config.overrides), *swept])
         status = stop.status if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"Stopped. The same command goes on where it was:\n  {again}", status) from None
     write_outcome(study, folder)

@@ -1,0 +1,119 @@
+"""The concepts of a run, in its own directory: a file each, and the background that they were learned against."""
+
+import re
+import zlib
+from dataclasses import asdict
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fashion_cnn.concepts.background import Background
+from fashion_cnn.concepts.concept import Concept
+from fashion_cnn.errors import UserError
+from fashion_cnn.runs import Run
+
+_BACKGROUND = "background.npz"
+
+
+class Concepts:
+    """What a run was taught. network: the identity of its network; concepts of another one are refused by UserError."""
+
+    def __init__(self, run: Run, network: str) -> None:
+        self._folder = run.concepts
+        self._network = network
+
+    def all(self) -> list[Concept]:
+        """The concepts, by name."""
+        found = [self._read(path) for path in self._folder.glob("concept-*.npz")]
+        return sorted(found, key=lambda concept: concept.name)
+
+    def recognise(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
+        """The concepts that each of `(N, D)` embeddings is over the threshold of, with their scores, the best first."""
+        background = self._known_background
+        if not self._known or background is None:
+            return [[] for _ in embeddings]
+        whitened = background.whiten(embeddings)
+        scores = torch.stack([concept.scores(whitened) for concept in self._known], dim=1)
+        found = []
+        for row in scores.tolist():
+            named = [(one.name, score) for one, score in zip(self._known, row, strict=True) if score > one.threshold]
+            found.append(sorted(named, key=lambda pair: -pair[1]))
+        return found
+
+    @cached_property
+    def _known(self) -> list[Concept]:
+        return self.all()
+
+    @cached_property
+    def _known_background(self) -> Background | None:
+        return self.background()
+
+    def background(self) -> Background | None:
+        """What they were learned against; None before the first."""
+        path = self._folder / _BACKGROUND
+        if not path.exists():
+            return None
+        stored = self._load(path)
+        return Background(*(torch.from_numpy(stored[name]) for name in ("mean", "whitener", "others")))
+
+    def keep_background(self, background: Background) -> None:
+        self._write(_BACKGROUND, {name: value.numpy() for name, value in vars(background).items()})
+
+    def keep(self, concept: Concept) -> bool:
+        """Write a concept down; whether it takes the place of one of the same name."""
+        there = (self._folder / _file_of(concept.name)).exists()
+        described = {**asdict(concept), "direction": concept.direction.numpy()}
+        if concept.recognised is None:
+            del described["recognised"]
+        self._write(_file_of(concept.name), described)
+        return there
+
+    def remove(self, name: str) -> None:
+        """Forget a concept. Raises UserError where there is none of this name."""
+        try:
+            (self._folder / _file_of(name)).unlink()
+        except FileNotFoundError:
+            known = ", ".join(concept.name for concept in self.all()) or "none"
+            raise UserError(f"remove={name}: there is no such concept. There are: {known}.") from None
+
+    def _read(self, path: Path) -> Concept:
+        stored = self._load(path)
+        return Concept(
+            name=str(stored["name"]),
+            direction=torch.from_numpy(stored["direction"]),
+            threshold=float(stored["threshold"]),
+            false_alarms=float(stored["false_alarms"]),
+            examples=int(stored["examples"]),
+            recognised=int(stored["recognised"]) if "recognised" in stored else None,
+        )
+
+    def _load(self, path: Path) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        try:
+            with np.load(path) as stored:
+                values = dict(stored)
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it, and teach its concept again.") from error
+        if str(values["network"]) != self._network:
+            raise UserError(
+                f"{path} was taught to another network than the one that lies in {self._folder.parent} now: delete "
+                f"{self._folder}, and teach it again."
+            )
+        return values
+
+    def _write(self, name: str, values: dict[str, object]) -> None:
+        self._folder.mkdir(exist_ok=True)
+        partial = self._folder / f".{name}"
+        with partial.open("wb") as file:
+            np.savez(file, network=self._network, **values)  # type: ignore[arg-type]
+        partial.replace(self._folder / name)
+
+
+def _file_of(name: str) -> str:
+    """A file name for any name; two names never share one."""
+    readable = re.sub(r"[^\w]+", "-", name.lower(), flags=re.ASCII).strip("-")[:40]
+    return f"concept-{readable}-{sha256(name.encode()).hexdigest()[:8]}.npz"

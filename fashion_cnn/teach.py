@@ -1,0 +1,131 @@
+"""Teach a trained network a concept: `python -m fashion_cnn.teach run=latest name="striped shirt" images=shirts/`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_cnn.command_line import run_command
+from fashion_cnn.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from fashion_cnn.concepts import Background, Concept, Concepts
+    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.runs import Run
+
+
+def teach(config: DictConfig) -> None:
+    """Teach, list or forget, as `config` says. Raises UserError for a mistake in the options or the pictures."""
+    _check(config)
+    from fashion_cnn.concepts import Concepts, learn
+    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.runs import find_measured
+
+    run = find_measured(config.run, Path(config.runs_dir))
+    network = TrainedNetwork(run, invert=config.invert)
+    concepts = Concepts(run, network.identity)
+    if config.remove is not None:
+        concepts.remove(str(config.remove))
+    elif config.name is None:
+        _list(concepts.all(), run)
+        return
+    else:
+        examples = _examples(config.images, network)
+        background = _background(concepts, network, config.data.root)
+        concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
+        replaced = concepts.keep(concept)
+        print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {_counted(concept.examples)}.")
+        print(f"  {_reliability(concept)}")
+    _list(concepts.all(), run)
+
+
+def _check(config: DictConfig) -> None:
+    if (config.name is None) != (config.images is None):
+        missing = "images=PATH, its examples" if config.images is None else "name='some words', what they show"
+        raise UserError(f"To teach something, say {missing}, too.", status=2)
+    if config.name is not None and not str(config.name).strip():
+        raise UserError("name= is empty: say what the pictures show.", status=2)
+    if config.name is not None and config.remove is not None:
+        raise UserError("remove= and name= do not go together: do one after the other.", status=2)
+    if not 0 < config.false_alarms < 1:
+        raise UserError(f"false_alarms={config.false_alarms} is no share: give one above 0, below 1.", status=2)
+
+
+def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
+    """The embeddings `(K, 2, D)` of the pictures and of their mirror images."""
+    import torch
+
+    from fashion_cnn.pictures import UnreadablePictureError, find_pictures, read_pictures
+    from fashion_cnn.pictures.decoding import quiet_pillow
+
+    pictures = []
+    with quiet_pillow():
+        for path, picture in read_pictures(find_pictures(images).paths, network.preparation):
+            if isinstance(picture, UnreadablePictureError):
+                print(f"{path}: {picture}", file=sys.stderr)
+            else:
+                pictures.append(picture)
+    if not pictures:
+        raise UserError("None of the pictures could be read.")
+    shown = torch.stack(pictures)
+    views = [network.look(view).embeddings for view in (shown, shown.flip(-1))]
+    return torch.stack(views, dim=1)
+
+
+def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:
+    from hydra.utils import instantiate
+
+    from fashion_cnn.concepts import background_of
+
+    background = concepts.background()
+    if background is None:
+        settings = network.run.config().data
+        if data_root is not None:
+            settings.root = data_root
+        background = background_of(network, instantiate(settings, _convert_="all"))
+        concepts.keep_background(background)
+    return background
+
+
+def _list(concepts: Sequence[Concept], run: Run) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from fashion_cnn.screen import wide_console
+
+    if not concepts:
+        print(f"{run.path} was taught nothing. To teach it: name='some words' images=PATH")
+        return
+    table = Table(title=f"Taught to {run.path}", title_justify="left")
+    for heading in ("concept", "examples", "recognised without itself", "false alarms allowed"):
+        table.add_column(heading, justify="left" if heading == "concept" else "right", overflow="fold")
+    for one in concepts:
+        recognised = "" if one.recognised is None else f"{one.recognised} of {one.examples}"
+        table.add_row(Text(one.name), str(one.examples), recognised, f"{one.false_alarms:.1%}")
+    wide_console().print(table)
+
+
+def _reliability(concept: Concept) -> str:
+    if concept.recognised is None:
+        return "How reliable that is cannot be told from one example: give a few more."
+    said = f"Each example left out in turn, {concept.recognised} of {concept.examples} were recognised by the others"
+    weak = concept.recognised < concept.examples * 0.7
+    return f"{said}{': more examples, or more alike, would help' if weak else ''}."
+
+
+def _counted(examples: int) -> str:
+    return "one example" if examples == 1 else f"{examples} examples"
+
+
+def main() -> None:
+    run_command("teach", teach)
+
+
+if __name__ == "__main__":
+    main()
