@@ -225,8 +225,8 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
         (["text=x", "where={colour:red}"], 1, "There is no column colour"),
         (["like=nosuch"], 1, "holds no product nosuch"),
         (["txt=x"], 2, "Did you mean text?"),
-        (["text=x", "catalogue=/nowhere/at all"], 1, "no catalogue at /nowhere/at all"),
-        (["text=x", "sheet=/nowhere/x.png"], 1, "sheet=/nowhere/x.png cannot be written"),
+        (["text=x", "catalogue=nosuch/at all"], 1, "no catalogue at nosuch/at all"),
+        (["text=x", "sheet=nosuch/x.png"], 1, "sheet=nosuch/x.png cannot be written"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(search, arguments, status, said):

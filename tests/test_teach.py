@@ -1,0 +1,167 @@
+"""`python -m fashion_cnn.teach`: a concept from a few examples, and what then knows it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_DATA
+from PIL import Image
+from tiny_images import TinyDataModule
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.concepts import Background, learn
+from fashion_cnn.predict import main as predict_main
+from fashion_cnn.runs import Run
+from fashion_cnn.teach import main
+from fashion_cnn.train import train
+
+
+def a_background(generator):
+    """Known images that vary ten times as much along the first of eight directions as along the others."""
+    spread = torch.tensor([10.0] + [1.0] * 7)
+    known = torch.randn(4000, 8, generator=generator) * spread
+    covariance = torch.cov(known.T)
+    variances, directions = torch.linalg.eigh(covariance)
+    whitener = directions / variances.sqrt() @ directions.T
+    return Background(
+        known.mean(dim=0), whitener, (torch.randn(5000, 8, generator=generator) * spread) @ whitener
+    ), spread
+
+
+def test_a_concept_stands_out_where_the_known_hardly_vary_and_its_false_alarms_are_as_allowed():
+    generator = torch.Generator().manual_seed(0)
+    background, spread = a_background(generator)
+    offset = torch.tensor([3.0, 4.0] + [0.0] * 6)
+
+    def kin(count):
+        return offset + torch.randn(count, 8, generator=generator) * spread * 0.7
+
+    concept = learn("new", kin(10)[:, None], background, false_alarms=0.05)
+    known = background.whiten(torch.randn(20000, 8, generator=generator) * spread)
+    assert concept.scores(known).mean().item() == pytest.approx(0, abs=0.1)
+    assert concept.scores(known).std().item() == pytest.approx(1, abs=0.1)
+    assert (concept.scores(known) > concept.threshold).float().mean().item() == pytest.approx(0.05, abs=0.01)
+    found = (concept.scores(background.whiten(kin(2000))) > concept.threshold).float().mean().item()
+    assert found > 0.9
+    assert concept.recognised is not None
+    assert concept.recognised / concept.examples == pytest.approx(found, abs=0.2), "what is foretold comes true"
+    strict = learn("new", kin(10)[:, None], background, false_alarms=0.001)
+    assert strict.threshold > concept.threshold
+    assert learn("new", kin(1)[:, None], background).recognised is None
+
+
+def test_examples_that_have_nothing_in_common_are_foretold_to_fail():
+    generator = torch.Generator().manual_seed(1)
+    background, spread = a_background(generator)
+    concept = learn("nothing", (torch.randn(20, 8, generator=generator) * spread)[:, None], background)
+    assert concept.recognised is not None
+    assert concept.recognised <= 5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A network of three classes of four."""
+    folder = tmp_path_factory.mktemp("runs")
+    overrides = [
+        *TINY_DATA,
+        f"runs_dir='{folder}'",
+        "callbacks=essential",
+        "data.left_out=[bottom]",
+        "data.val_size=24",
+    ]
+    return Run(Path(train(compose(overrides=[*overrides, "trainer.max_epochs=8"]))["run"]))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """40 pictures, ten of each class, as files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    images, targets = TinyDataModule(mean=[0.3], std=[0.3], val_size=32).load(train=False)
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        Image.fromarray(image[0].numpy()).save(folder / f"{TinyDataModule.class_names[target]} {number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def teach(command, run):
+    return lambda *arguments: command(main, f"run={run.path}", *map(str, arguments))
+
+
+@pytest.fixture
+def forgetful(run):
+    yield
+    for file in run.concepts.glob("concept-*"):
+        file.unlink()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, command, run, pictures):
+    assert "was taught nothing" in teach()[1]
+    examples = [file for file in sorted(pictures.glob("bottom*"))][:5]
+    listed = "images=[" + ",".join(map(str, examples)) + "]"
+    status, out, err = teach("name=at the bottom, (new)", listed, "false_alarms=0.1")
+    assert (status, err) == (0, "")
+    assert "Taught: at the bottom, (new), from 5 examples." in out
+    assert "Each example left out in turn, " in out
+    status, out, _ = command(predict_main, f"run={run.path}", f"images={pictures}", "format=json", "reject=0")
+    records = json.loads(out)
+    new = {Path(r["file"]).name[:-7]: [] for r in records}
+    for record in records:
+        new[Path(record["file"]).name[:-7]].append(record["answer"] == "at the bottom, (new)")
+        assert bool(record["taught"]) == (record["answer"] == "at the bottom, (new)")
+    assert np.mean(new["bottom"]) > 0.7
+    assert np.mean(new["top"] + new["middle"] + new["low"]) < 0.4
+    status, out, _ = teach("name=at the bottom, (new)", f"images={examples[0]}")
+    assert "Replaced: at the bottom, (new), from one example.\n  How reliable that is cannot be told" in out
+    status, out, _ = teach("name=another", f"images={examples[0]}")
+    assert out.index("another") < out.index("at the bottom")
+    status, out, _ = teach("remove=at the bottom, (new)")
+    assert status == 0
+    assert "at the bottom" not in out
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["name=x"], 2, "say images=PATH, its examples, too"),
+        (["images=."], 2, "say name='some words', what they show, too"),
+        (["name= ", "images=."], 2, "name= is empty"),
+        (["name=x", "images=nosuch"], 1, "images=nosuch does not exist"),
+        (["remove=nosuch"], 1, "there is no such concept. There are: none."),
+        (["name=x", "images=.", "false_alarms=1.5"], 2, "false_alarms=1.5"),
+        (["name=x", "images=.", "remove=y"], 2, "do not go together"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(teach, arguments, status, said):
+    found, out, err = teach(*arguments)
+    assert found == status
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_another_network_was_taught_is_refused(teach, run, pictures):
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    (file,) = run.concepts.glob("concept-*")
+    with np.load(file) as stored:
+        values = dict(stored)
+    np.savez(file, **(values | {"network": "another"}))
+    status, _, err = teach()
+    assert status == 1
+    assert "was taught to another network" in err
+    file.write_bytes(b"no archive")
+    assert "is damaged" in teach()[2]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_taught(teach, pictures, tmp_path):
+    (tmp_path / "a.png").write_bytes((pictures / "bottom 03.png").read_bytes())
+    (tmp_path / "b.png").write_text("text")
+    status, out, err = teach("name=x", f"images={tmp_path}")
+    assert status == 0
+    assert "from one example" in out
+    assert "b.png: is no picture" in err
