@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,21 @@ TINY_DATA = [
     "trainer.accelerator=cpu",
     "trainer.max_epochs=3",
 ]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A script of scripts/ as a module."""
+
+    def load(name: str) -> Any:
+        loader = SourceFileLoader(name, str(REPOSITORY / "scripts" / name))
+        module = module_from_spec(spec_from_loader(name, loader))  # type: ignore[arg-type]
+        # Its dataclasses look themselves up there.
+        monkeypatch.setitem(sys.modules, name, module)
+        loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

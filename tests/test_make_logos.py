@@ -133,9 +133,11 @@ def test_of_icons_drawn_alike_there_is_one_and_none_is_called_by_a_number(packag
         (["train=-1"], "is below 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(words, said, capsys, monkeypatch):
+def test_what_makes_no_sense_is_refused_in_one_line(words, said, script, capsys, monkeypatch):
+    make_logos = script("make_logos")
+    monkeypatch.setattr(sys, "argv", ["make_logos", *words])
     with pytest.raises(SystemExit) as exit_:
-        _main_of("make_logos", words, monkeypatch)
+        make_logos.arguments.run(make_logos.main, make_logos.Options, make_logos.__doc__)
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -154,28 +156,17 @@ def test_what_makes_no_sense_is_refused_in_one_line(words, said, capsys, monkeyp
         ([], "npm, which gets the icons, is not installed"),
     ],
 )
-def test_what_cannot_be_had_or_written_is_said(words, said, package, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_had_or_written_is_said(words, said, package, tmp_path, script, capsys, monkeypatch):
+    make_logos = script("make_logos")
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(make_logos, "FETCHED", tmp_path / "fetched")
+    monkeypatch.setattr(sys, "argv", ["make_logos", *(word.format(tmp=tmp_path) for word in words)])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit):
-        _main_of("make_logos", [word.format(tmp=tmp_path) for word in words], monkeypatch, fetched=tmp_path / "fetched")
+        make_logos.arguments.run(make_logos.main, make_logos.Options, make_logos.__doc__)
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
-
-
-def _main_of(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch, fetched: Path | None = None) -> None:
-    """Call the script's main in this process."""
-    from importlib.machinery import SourceFileLoader
-    from importlib.util import module_from_spec, spec_from_loader
-
-    loader = SourceFileLoader(script, str(REPOSITORY / "scripts" / script))
-    module = module_from_spec(spec_from_loader(script, loader))
-    monkeypatch.setitem(sys.modules, script, module)
-    loader.exec_module(module)
-    module.FETCHED = fetched
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    module.arguments.run(module.main, module.Options, module.__doc__)
 
 
 @needs_renderer

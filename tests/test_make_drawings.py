@@ -1,0 +1,106 @@
+"""Pictures of drawings, from the font that comes with matplotlib and a list of a few emoji."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+from conftest import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+from pictograms import debian, emoji
+from pictograms.glyphs import Glyph, has
+
+from fashion_cnn.errors import UserError
+
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+LIST = """\
+# subgroup: face-smiling
+1F600                                                  ; fully-qualified     # 😀 E1.0 grinning face
+1F603                                                  ; fully-qualified     # 😃 E0.6 grinning face with big eyes
+1F604                                                  ; fully-qualified     # 😄 E0.6 grinning face with smiling eyes
+263A FE0F                                              ; fully-qualified     # ☺️ E0.6 smiling face
+263A                                                   ; unqualified         # ☺ E0.6 smiling face
+1F62E 200D 1F4A8                                       ; fully-qualified     # 😮‍💨 E13.1 face exhaling
+# subgroup: sky & weather
+2600 FE0F                                              ; fully-qualified     # ☀️ E0.6 sun
+2601 FE0F                                              ; fully-qualified     # ☁️ E0.6 cloud
+2602 FE0F                                              ; fully-qualified     # ☂️ E0.7 umbrella
+1F525                                                  ; fully-qualified     # 🔥 E0.6 fire
+1FAB7                                                  ; fully-qualified     # 🪷 E14.0 lotus{}s piñata (new)
+# subgroup: arrow
+2B06 FE0F                                              ; fully-qualified     # ⬆️ E0.6 up arrow
+"""
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    file = tmp_path / "emoji-test.txt"
+    file.write_text(LIST.format("\u2019"), encoding="utf-8")
+    return file
+
+
+def make_drawings(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "scripts" / "make_drawings"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_the_list_gives_characters_by_category_called_as_can_be_typed(listed):
+    found = {one.slug: (one.character, one.category) for one in emoji.read(listed)}
+    assert found["smiling_face"] == ("☺", "faces")
+    assert found["sun"] == ("☀", "weather")
+    assert found["lotuss_pinata_new"] == ("\U0001fab7", "weather")
+    # Sequences, other subgroups and what is no weather are left out.
+    assert len(found) == 8
+    listed.write_text("nothing of the kind")
+    with pytest.raises(UserError, match="lists no emoji"):
+        emoji.read(listed)
+
+
+def test_a_font_says_what_it_has():
+    assert has(FONT, "☀")
+    assert not has(FONT, "\U0001fab7")
+    symbol = Glyph(FONT, "☀").symbol()
+    assert symbol.one_colour
+    assert symbol.elongation == pytest.approx(1, abs=0.1)
+    with pytest.raises(UserError, match="no font"):
+        has(Path(__file__), "☀")
+
+
+def test_drawings_of_a_category_are_others_in_training_than_in_test(listed, script):
+    drawings = emoji.read(listed)
+    faces, weather = script("make_drawings").by_category(drawings, FONT, seed=0)
+    assert (faces.name, weather.name) == ("faces", "weather")
+    for one in (faces, weather):
+        assert {*one.train, *one.test} == {Glyph(FONT, d.character) for d in drawings if d.category == one.name}
+        assert (len(one.train), len(one.test)) == (3, 1)
+
+
+def test_each_drawing_is_a_class_and_those_skipped_are_those_taken(listed, script):
+    make_drawings = script("make_drawings")
+    drawings = emoji.read(listed)
+    taken, left = (
+        {one.name for one in make_drawings.one_by_one(drawings[:], FONT, make_drawings.Options(classes=4, skip=skip))}
+        for skip in (0, 4)
+    )
+    assert taken | left == {one.slug for one in drawings}
+    with pytest.raises(UserError, match="classes=30 skip=0: there are 8 drawings in all"):
+        make_drawings.one_by_one(drawings, FONT, make_drawings.Options(classes=30))
+
+
+def test_one_shot_is_one_training_picture_and_several_for_testing(listed, tmp_path):
+    out = tmp_path / "glyphs"
+    made = make_drawings("kind=glyphs", "classes=3", f"out={out}", f"font={FONT}", f"emoji_test={listed}", "size=32")
+    assert made.returncode == 0, made.stderr
+    assert [len(list(folder.iterdir())) for folder in (out / "train").iterdir()] == [1, 1, 1]
+    assert [len(list(folder.iterdir())) for folder in (out / "test").iterdir()] == [8, 8, 8]
+
+
+def test_a_package_that_cannot_be_had_names_the_other_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="apt-get is not on this machine: say font=FILE"):
+        debian.fetch("fonts-symbola", tmp_path / "fetched", "say font=FILE")
+    (tmp_path / "fetched" / "fonts-symbola").mkdir(parents=True)
+    assert debian.fetch("fonts-symbola", tmp_path / "fetched", "say font=FILE").is_dir()
