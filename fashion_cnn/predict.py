@@ -42,7 +42,8 @@ def predict(config: DictConfig) -> None:
         validation = validation_predictions(run)
         if validation is None:
             _say(f"{run.path} holds no predictions of validation images: the probabilities are not calibrated.")
-        network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
+        taught = run.concepts.exists()
+        network = TrainedNetwork(run, flip_average=config.flip_average, flip_embeddings=taught, invert=config.invert)
         predictor = Predictor(
             network,
             calibrate(validation, reject=config.reject) if validation else None,

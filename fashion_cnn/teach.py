@@ -28,7 +28,7 @@ def teach(config: DictConfig) -> None:
     from fashion_cnn.runs import find_measured
 
     run = find_measured(config.run, Path(config.runs_dir))
-    network = TrainedNetwork(run, invert=config.invert)
+    network = TrainedNetwork(run, flip_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
     if config.remove is not None:
         concepts.remove(str(config.remove))
@@ -58,7 +58,7 @@ def _check(config: DictConfig) -> None:
 
 
 def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
-    """The embeddings `(K, 2, D)` of the pictures and of their mirror images."""
+    """The embeddings `(K, D)` of the pictures."""
     import torch
 
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures, read_pictures
@@ -73,9 +73,7 @@ def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
                 pictures.append(picture)
     if not pictures:
         raise UserError("None of the pictures could be read.")
-    shown = torch.stack(pictures)
-    views = [network.look(view).embeddings for view in (shown, shown.flip(-1))]
-    return torch.stack(views, dim=1)
+    return network.look(torch.stack(pictures)).embeddings
 
 
 def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:

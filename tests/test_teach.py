@@ -38,7 +38,7 @@ def test_a_concept_stands_out_where_the_known_hardly_vary_and_its_false_alarms_a
     def kin(count):
         return offset + torch.randn(count, 8, generator=generator) * spread * 0.7
 
-    concept = learn("new", kin(10)[:, None], background, false_alarms=0.05)
+    concept = learn("new", kin(10), background, false_alarms=0.05)
     known = background.whiten(torch.randn(20000, 8, generator=generator) * spread)
     assert concept.scores(known).mean().item() == pytest.approx(0, abs=0.1)
     assert concept.scores(known).std().item() == pytest.approx(1, abs=0.1)
@@ -47,15 +47,15 @@ def test_a_concept_stands_out_where_the_known_hardly_vary_and_its_false_alarms_a
     assert found > 0.9
     assert concept.recognised is not None
     assert concept.recognised / concept.examples == pytest.approx(found, abs=0.2), "what is foretold comes true"
-    strict = learn("new", kin(10)[:, None], background, false_alarms=0.001)
+    strict = learn("new", kin(10), background, false_alarms=0.001)
     assert strict.threshold > concept.threshold
-    assert learn("new", kin(1)[:, None], background).recognised is None
+    assert learn("new", kin(1), background).recognised is None
 
 
 def test_examples_that_have_nothing_in_common_are_foretold_to_fail():
     generator = torch.Generator().manual_seed(1)
     background, spread = a_background(generator)
-    concept = learn("nothing", (torch.randn(20, 8, generator=generator) * spread)[:, None], background)
+    concept = learn("nothing", (torch.randn(20, 8, generator=generator) * spread), background)
     assert concept.recognised is not None
     assert concept.recognised <= 5
 

@@ -29,11 +29,11 @@ class Concept:
 
 
 def learn(name: str, examples: Tensor, background: Background, *, false_alarms: float = 0.05) -> Concept:
-    """A concept out of embeddings of its examples `(K, V, D)`, each in V views.
+    """A concept out of the embeddings of its examples `(K, D)`.
 
     false_alarms: the share of images of what the network knows that may be taken for it.
     """
-    whitened = background.whiten(examples.flatten(0, 1)).view(examples.shape)
+    whitened = background.whiten(examples)
     direction, threshold = _found(whitened, background, false_alarms)
     recognised = None
     if len(examples) > 1:
@@ -41,11 +41,10 @@ def learn(name: str, examples: Tensor, background: Background, *, false_alarms: 
         for left_out in range(len(examples)):
             others = torch.cat([whitened[:left_out], whitened[left_out + 1 :]])
             found, least = _found(others, background, false_alarms)
-            # As it was shown, which is the first view.
-            recognised += int(whitened[left_out, 0] @ found > least)
+            recognised += int(whitened[left_out] @ found > least)
     return Concept(name, direction, threshold, false_alarms, len(examples), recognised)
 
 
 def _found(whitened: Tensor, background: Background, false_alarms: float) -> tuple[Tensor, float]:
-    direction = functional.normalize(whitened.flatten(0, 1).mean(dim=0), dim=0)
+    direction = functional.normalize(whitened.mean(dim=0), dim=0)
     return direction, (background.others @ direction).quantile(1 - false_alarms).item()

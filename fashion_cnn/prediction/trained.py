@@ -28,11 +28,13 @@ class TrainedNetwork:
     """A run's network with its best weights, in the run's precision and batches. No data set is needed.
 
     flip_average: the mean of the logits, and the direction of the mean of the embeddings, of an image and its mirror
-    image. invert: see `Preparation`.
+    image. flip_embeddings: the latter alone. invert: see `Preparation`.
     Raises UserError where the run's weights cannot be read.
     """
 
-    def __init__(self, run: Run, *, flip_average: bool = False, invert: Invert = "auto") -> None:
+    def __init__(
+        self, run: Run, *, flip_average: bool = False, flip_embeddings: bool = False, invert: Invert = "auto"
+    ) -> None:
         config = run.config()
         # It knows the classes and the normalisation without reading an image.
         data = instantiate(config.data, _convert_="all")
@@ -41,6 +43,7 @@ class TrainedNetwork:
         self.class_names = tuple(data.class_names)
         self.preparation = Preparation(data.image_shape, cut_out=data.cut_out, invert=invert)
         self.flip_average = flip_average
+        self.flip_embeddings = flip_average or flip_embeddings
         self.batch_size = data.eval_batch_size
         self._data = data
         self._accelerator, self._precision = config.trainer.accelerator, config.trainer.precision
@@ -74,9 +77,9 @@ class TrainedNetwork:
         with precision_context(self._precision, self._accelerator):
             normalised = self._data.normalise(images.to(self._module.device))
             views = [self._view(normalised)]
-            if self.flip_average:
+            if self.flip_embeddings:
                 views.append(self._view(normalised.flip(-1)))
-        logits = torch.stack([view.logits for view in views]).mean(dim=0)
+        logits = torch.stack([view.logits for view in views[: 1 + self.flip_average]]).mean(dim=0)
         embeddings = torch.stack([view.embeddings for view in views]).mean(dim=0)
         return Seen(logits.cpu(), functional.normalize(embeddings, dim=1).cpu())
 
