@@ -109,6 +109,11 @@ class Run:
         return self.path / "evaluation"
 
     @property
+    def search_evaluation(self) -> Path:
+        """The folder of what `python -m fashion_cnn.evaluate_search` found, a sub-folder a split."""
+        return self.path / "search_evaluation"
+
+    @property
     def error_file(self) -> Path:
         """Why the run failed, or that a search pruned it; absent where neither is so."""
         return self.path / "error.txt"

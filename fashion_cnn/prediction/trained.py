@@ -1,5 +1,6 @@
 """A run's network as it was measured, without its data set: pictures in; logits and embeddings out."""
 
+import copy
 import hashlib
 import json
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
+from fashion_cnn.models import ImageClassifier
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
@@ -65,6 +67,15 @@ class TrainedNetwork:
             "preparation": [*self.preparation.image_shape, self.preparation.cut_out, self.preparation.background],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+    def untrained(self, seed: int) -> "TrainedNetwork":
+        """A network of the same shape that has learned nothing, for comparison: its weights are drawn anew."""
+        other = copy.copy(self)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            drawn = ImageClassifier(**self._module.hparams)
+        other._module = drawn.to(self._module.device).eval()
+        return other
 
     @torch.inference_mode()
     def look(self, images: Tensor) -> Seen:

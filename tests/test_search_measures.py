@@ -1,0 +1,311 @@
+"""How good the search is: the measures on lists placed by hand, and the command on a tiny run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_DATA
+from tiny_images import TinyDataModule
+from torch.nn import functional
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.errors import UserError
+from fashion_cnn.evaluate_search import main
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.evaluating import (
+    NETWORK,
+    TOGETHER,
+    Altered,
+    Images,
+    evaluate_search,
+    images_of,
+)
+from fashion_cnn.retrieval.evaluation_files import drawn
+from fashion_cnn.retrieval.evaluation_summary import summary_of
+from fashion_cnn.retrieval.measures import Mean, measure_instances, measure_labelled, measure_ranking
+from fashion_cnn.retrieval.ranking import nearest
+from fashion_cnn.retrieval.yardsticks import PrincipalComponents, pixel_directions, pixels
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs on tiny made images: of all classes, and of two of the four."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(*overrides):
+        results = train(compose(overrides=[*TINY_DATA, f"runs_dir='{folder}'", "callbacks=essential", *overrides]))
+        return Run(folder / results["run"])
+
+    return {"whole": run("trainer.max_epochs=8"), "without": run("data.left_out=[1,3]", "data.val_size=16")}
+
+
+# The lists.
+
+
+def test_precision_recall_and_average_precision_of_a_list_reckoned_by_hand():
+    # Right at 1, 3 and 4 of ten, of five right ones in all.
+    relevant = torch.zeros(1, 10, dtype=torch.bool)
+    relevant[0, [0, 2, 3]] = True
+    found = measure_ranking(relevant, torch.tensor([5]))
+    assert {k: mean.value for k, mean in found.precision.items()} == pytest.approx({1: 1.0, 10: 0.3})
+    assert {k: mean.value for k, mean in found.recall.items()} == {1: 1.0, 10: 1.0}
+    summed = 1 + 2 / 3 + 3 / 4
+    assert found.map_at_100.value == pytest.approx(summed / 3)
+    assert found.map_at_r.value == pytest.approx(summed / 5)
+    assert found.curve[:4] == pytest.approx((1, 1 / 2, 2 / 3, 3 / 4))
+
+
+def test_a_query_that_finds_nothing_counts_as_nothing_and_is_not_left_out():
+    relevant = torch.tensor([[True] * 10, [False] * 10])
+    found = measure_ranking(relevant, torch.tensor([10, 0]))
+    assert (found.queries, found.precision[1].value, found.recall[10].value) == (2, 0.5, 0.5)
+    assert (found.map_at_100.value, found.map_at_r.value) == (0.5, 0.5)
+
+
+def test_the_measures_are_those_of_a_plain_loop():
+    generator = torch.Generator().manual_seed(1)
+    relevant = torch.rand(30, 120, generator=generator) < torch.rand(30, 1, generator=generator) * 0.3
+    in_all = relevant.sum(dim=1) + 7
+    found = measure_ranking(relevant, in_all)
+    mean_average, at_r = [], []
+    for row, total in zip(relevant.tolist(), in_all.tolist(), strict=True):
+        right, summed = 0, 0.0
+        for place, hit in enumerate(row[:100], start=1):
+            if hit:
+                right += 1
+                summed += right / place
+        mean_average.append(summed / right if right else 0.0)
+        at_r.append(summed / min(100, total))
+    assert found.map_at_100.value == pytest.approx(np.mean(mean_average))
+    assert found.map_at_r.value == pytest.approx(np.mean(at_r))
+    for k in (1, 10, 100):
+        assert found.precision[k].value == pytest.approx(np.mean([sum(row[:k]) / k for row in relevant.tolist()]))
+        assert found.recall[k].value == pytest.approx(np.mean([any(row[:k]) for row in relevant.tolist()]))
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    generator = torch.Generator().manual_seed(0)
+    for draw in (lambda: torch.rand(200, generator=generator) < 0.9, lambda: torch.rand(200, generator=generator)):
+        truth = 0.9 if draw().dtype == torch.bool else 0.5
+        held = np.mean([mean.low <= truth <= mean.high for mean in (Mean.of(draw()) for _ in range(400))])
+        assert 0.91 < held < 0.99
+
+
+def test_nothing_to_measure_is_said():
+    with pytest.raises(UserError, match="nothing can be measured"):
+        measure_ranking(torch.zeros(0, 10, dtype=torch.bool), torch.zeros(0))
+
+
+# The vectors.
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_nearest_are_those_that_all_distances_give_whatever_the_blocks_are(metric, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, catalogue = torch.randn(23, 5, generator=generator), torch.randn(70, 5, generator=generator)
+    if metric == "cosine":
+        queries, catalogue = functional.normalize(queries, dim=1), functional.normalize(catalogue, dim=1)
+        expected = (-queries @ catalogue.T).argsort(dim=1)
+    else:
+        expected = torch.cdist(queries, catalogue).argsort(dim=1)
+        assert not expected[:, :10].equal(nearest(queries, catalogue, 10)), "not trivial"
+    for held in (70 * 4, 2**24):
+        monkeypatch.setattr("fashion_cnn.retrieval.ranking._HELD", held)
+        steps = []
+        found = nearest(queries, catalogue, 10, metric=metric, progress=steps.append)
+        assert found.equal(expected[:, :10])
+        assert sum(steps) == 23
+    assert nearest(queries, catalogue, 100).shape == (23, 70)
+
+
+def test_principal_components_are_those_of_the_singular_values():
+    images, _ = TinyDataModule(mean=[0.5], std=[0.25], val_size=32).load(train=True)
+    found = PrincipalComponents.of(images, 3)
+    centred = pixels(images) - pixels(images).mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    cosines = (found.components * directions[:3].T).sum(dim=0).abs()
+    assert cosines.tolist() == pytest.approx([1, 1, 1], abs=1e-3)
+    assert found(images).norm(dim=1).tolist() == pytest.approx([1] * len(images), abs=1e-5)
+    assert pixel_directions(images).norm(dim=1).tolist() == pytest.approx([1] * len(images), abs=1e-5)
+
+
+def test_points_placed_by_hand_are_found_by_class():
+    # Two of class 0 on the right, three of class 1 above; the last query lies among those of the other class.
+    catalogue = functional.normalize(torch.tensor([[1, 0.1], [1, 0.2], [0.1, 1], [0.2, 1], [0.3, 1]]), dim=1)
+    queries = functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 0.15]]), dim=1)
+    labels, of_queries = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1])
+    found = measure_labelled(nearest(queries, catalogue, 100), of_queries, labels, ("right", "above"))
+    assert found.overall.precision[1].value == pytest.approx(2 / 3)
+    assert {name: one.precision[1].value for name, one in found.by_class.items()} == {"right": 1.0, "above": 0.5}
+    # The last one's are at 3, 4 and 5.
+    assert found.by_class["above"].map_at_100.value == pytest.approx((1 + (1 / 3 + 2 / 4 + 3 / 5) / 3) / 2)
+    assert found.chance == pytest.approx((2 / 5 + 3 / 5 + 3 / 5) / 3)
+
+
+def test_of_single_products_the_original_alone_counts():
+    ranked = torch.tensor([[4, 1, 2, 3, 0, 5, 6, 7, 8, 9]] * 2)
+    found = measure_instances(ranked, torch.tensor([4, 0]))
+    assert (found.recall[1].value, found.recall[10].value) == (0.5, 1.0)
+    assert found.map_at_100.value == pytest.approx((1 + 1 / 5) / 2)
+
+
+# The whole of it.
+
+
+def images_of_run(run, split="test", most=None):
+    data = TinyDataModule(**{"val_size": 32, "mean": [0.5], "std": [0.25], "left_out": run.config().data.left_out})
+    return images_of(data, split, most)
+
+
+def test_the_test_images_search_among_all_training_images(runs):
+    images, network = images_of_run(runs["whole"]), TrainedNetwork(runs["whole"])
+    assert (len(images.queries), len(images.catalogue)) == (40, 160)
+    result = evaluate_search(network, images, altered=None, baselines=False)
+    (search,) = result.searches.values()
+    similarity = network.look(images.queries).embeddings @ network.look(images.catalogue).embeddings.T
+    right = images.catalogue_labels[similarity.argmax(dim=1)] == images.query_labels
+    assert search[NETWORK].overall.precision[1].value == pytest.approx(right.double().mean().item())
+    assert result.accuracy.value == pytest.approx(runs["whole"].results()["test/accuracy"])
+    assert result.instances == {}
+
+
+def test_validation_images_search_among_the_others():
+    data = TinyDataModule(val_size=32, mean=[0.5], std=[0.25])
+    images = images_of(data, "val", None)
+    assert (len(images.queries), len(images.catalogue)) == (32, 128)
+    both = {image.numpy().tobytes() for image in images.queries} & {
+        image.numpy().tobytes() for image in images.catalogue
+    }
+    assert not both
+    assert images_of(data, "test", 8).query_labels.bincount().tolist() == [2, 2, 2, 2]
+    with pytest.raises(UserError, match="kept no validation images"):
+        images_of(TinyDataModule(val_size=0, mean=[0.5], std=[0.25]), "val", None)
+
+
+def test_classes_that_the_network_never_saw_are_searched_for_among_themselves_and_among_all(runs):
+    run = runs["without"]
+    images = images_of_run(run)
+    assert images.unseen == (1, 3)
+    result = evaluate_search(TrainedNetwork(run), images, altered=None, baselines=True)
+    queries, catalogue, chance = (
+        {name: value(found[NETWORK]) for name, found in result.searches.items()}
+        for value in (lambda one: one.overall.queries, lambda one: one.catalogue, lambda one: one.chance)
+    )
+    among_themselves, among_all = "unseen classes, among themselves", "unseen classes, among all"
+    assert queries == {"classes it knows": 20, among_themselves: 20, among_all: 20}
+    assert catalogue == {"classes it knows": 80, among_themselves: 80, among_all: 160}
+    assert chance == pytest.approx({"classes it knows": 0.5, among_themselves: 0.5, among_all: 0.25})
+    for name in (among_themselves, among_all):
+        assert set(result.searches[name][NETWORK].by_class) == {"middle", "bottom"}
+        assert "pixels, cosine" in result.searches[name]
+    # Logits are of the classes that it knows, whose labels are 0 and 2.
+    assert result.accuracy.value == pytest.approx(run.results()["test_flip/accuracy"], abs=0.1)
+
+
+def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
+    noise = torch.randint(256, (200, 1, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(200) % 4
+    images = Images(noise, labels, noise[:4], labels[:4], ("a", "b", "c", "d"), ())
+    network = TrainedNetwork(runs["whole"])
+    result = evaluate_search(
+        network, images, altered=Altered(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
+    )
+    assert set(result.instances) == {"translation", "shot_noise", TOGETHER}
+    by_pixels = {name: found["pixels, cosine"].recall[1].value for name, found in result.instances.items()}
+    # Noise laid over noise leaves most of it; noise that is moved is another noise.
+    assert by_pixels["shot_noise"] == 1
+    assert by_pixels["translation"] < 0.2
+    again = evaluate_search(
+        network, images, altered=Altered(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
+    )
+    assert again == result
+
+
+def test_the_untrained_network_is_the_same_for_a_seed_and_leaves_the_trained_one_alone(runs):
+    network = TrainedNetwork(runs["whole"])
+    images = images_of_run(runs["whole"]).queries
+    before = network.look(images).embeddings
+    state = torch.random.get_rng_state()
+    first, again, other = (network.untrained(seed).look(images).embeddings for seed in (0, 0, 1))
+    assert torch.random.get_rng_state().equal(state)
+    assert first.equal(again)
+    assert not first.allclose(other)
+    assert not first.allclose(before)
+    assert network.look(images).embeddings.equal(before)
+
+
+# The command.
+
+
+@pytest.fixture
+def evaluate(command, runs):
+    folder = runs["whole"].path.parent
+    return lambda *arguments: command(main, f"runs_dir={folder}", *arguments)
+
+
+def test_the_command_writes_what_it_prints(evaluate, runs):
+    run = runs["whole"]
+    status, out, err = evaluate(f"run={run.path}", "format=json", "instances=20")
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    folder = run.search_evaluation / "test"
+    stored = json.loads((folder / "measures.json").read_text())
+    assert told == stored | {"written_to": told["written_to"]}
+    assert {file.name for file in folder.iterdir()} == {"measures.json", "precision_by_class.png", "precision_at_k.png"}
+    assert stored["weights_sha256"] == run.results()["weights_sha256"]
+    found = stored["searches"]["all classes"][NETWORK]["overall"]["precision"]["1"]["value"]
+    assert stored["below_accuracy"]["precision_at_1"] == pytest.approx(stored["accuracy"]["value"] - found)
+    axes = drawn(stored)["precision_at_k"].axes[0]
+    drawn_curve = next(line for line in axes.lines if line.get_label() == NETWORK).get_ydata()
+    assert drawn_curve[0] == pytest.approx(found * 100)
+
+
+def test_the_table_tells_each_search_and_the_accuracy_beside_it(evaluate, runs):
+    status, out, _ = evaluate(f"run={runs['without'].path}", "queries=20", "instances=10")
+    assert status == 0
+    for said in ("Unseen classes, among themselves", "pixels, cosine", "points", "one on top of the other", "bottom"):
+        assert said in out
+
+
+def test_several_runs_are_told_by_their_mean(evaluate, runs, tmp_path):
+    folder = runs["whole"].path.parent
+    status, out, _ = evaluate(f"run={folder}", "format=json", "baselines=false", "instances=0", f"out={tmp_path}")
+    assert status == 0
+    told = json.loads(out)
+    assert json.loads((tmp_path / "summary.json").read_text()) == told["summary"]
+    values = [run["accuracy"]["value"] for run in told["runs"]]
+    assert told["summary"]["accuracy"]["values"] == values
+    assert told["summary"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert told["summary"]["accuracy"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    # One run alone left classes out.
+    assert told["summary"]["searches"]["unseen classes, among all"]["by_vectors"][NETWORK]["mAP@100"]["values"]
+    status, out, _ = evaluate(f"run={folder}/*", "baselines=false", "instances=10")
+    assert status == 0
+    assert "Mean ± standard deviation over 2 runs" in out
+    assert summary_of(told["runs"]) == told["summary"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("split=train", "split=train is not possible: choose test or val."),
+        ("format=csv", "format=csv is not possible"),
+        ("queries=0", "queries=0 is not possible: give 1 or more."),
+        ("instances=-1", "instances=-1 is not possible: give 0 or more."),
+        ("severity=6", "severity=6 is not possible"),
+        ("altered_by=[rotation,hail]", "altered_by=hail is not possible: there are shot_noise"),
+        ("querys=3", "queries"),
+        ("run=nowhere", "nowhere does not exist"),
+        ("run=[]", "run=[] names no run"),
+        ("run=null", "run=null names no run"),
+    ],
+)
+def test_a_mistake_is_said_in_one_message(evaluate, typed, said):
+    status, out, err = evaluate(typed)
+    assert status in (1, 2)
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
