@@ -1,0 +1,99 @@
+"""One query from file to hits, stage by stage, and many clients at once."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fashion_cnn.pictures.decoding import decode
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.searcher import Query, Searcher
+from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.runs import Run
+
+
+def searcher_of(run: Run, catalogue: str) -> Searcher:
+    snapshot = Snapshot(Catalogue(catalogue))
+    about = snapshot.about
+    return Searcher(snapshot, TrainedNetwork(run, flip_average=about.flip_average, invert=about.invert))
+
+
+def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
+    """Seconds of each stage of a query by one picture file, and of all of it."""
+    seconds: dict[str, float] = {}
+    network, snapshot = searcher.network, searcher.snapshot
+
+    def timed(stage: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = call()
+        seconds[stage] = time.perf_counter() - started
+        return result
+
+    picture = timed("decode", lambda: decode(file, enough=network.preparation.enough))
+    prepared = timed("prepare", lambda: network.preparation(picture))
+    direction = timed("embed", lambda: network.look(prepared[None]).embeddings[0])
+    similarity = timed("search", lambda: snapshot.similarity(direction))
+    rows = timed("order", lambda: similarity.topk(top_k).indices.tolist())
+    timed("attributes", lambda: [snapshot.described(row) for row in rows])
+    timed("thumbnails", lambda: snapshot.thumbnails(rows))
+
+    def whole() -> None:
+        prepared = network.preparation(decode(file, enough=network.preparation.enough))
+        searcher.search(Query(pictures=(prepared,), top_k=top_k))
+
+    timed("all of it", whole)
+    # Both belong to the search itself.
+    seconds["search"] += seconds.pop("order")
+    return seconds
+
+
+@dataclass(frozen=True)
+class Load:
+    """latencies: of each answered query, in seconds. resident: most bytes of memory that were seen in use."""
+
+    seconds: float
+    latencies: list[float]
+    errors: list[str]
+    resident: int
+
+
+def put_under_load(run: Path, catalogue: str, files: Sequence[Path], clients: int, seconds: float) -> Load:
+    """Have so many threads ask without a pause; in a process of its own, the memory is that of a search alone."""
+    searcher = searcher_of(Run(run), catalogue)
+    latencies: list[float] = []
+    errors: list[str] = []
+    started = time.perf_counter()
+
+    def ask(client: int) -> None:
+        number = client
+        while time.perf_counter() - started < seconds:
+            begun = time.perf_counter()
+            try:
+                preparation = searcher.network.preparation
+                prepared = preparation(decode(files[number % len(files)], enough=preparation.enough))
+                searcher.search(Query(pictures=(prepared,)))
+            except Exception as error:  # whatever it is, it is counted
+                errors.append(f"{type(error).__name__}: {error}")
+            latencies.append(time.perf_counter() - begun)
+            number += clients
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    resident = 0
+    while any(thread.is_alive() for thread in threads):
+        resident = max(resident, _resident())
+        time.sleep(0.2)
+    return Load(time.perf_counter() - started, latencies, errors, max(resident, _resident()))
+
+
+def _resident() -> int:
+    """Bytes of resident memory of this process; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

@@ -1,0 +1,67 @@
+"""Ways to find the nearest of a catalogue's vectors: this project's, and what others offer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import lancedb
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+# From a unit vector (D,) to the rows of the nearest, the nearest first.
+Way = Callable[[Tensor], list[int]]
+
+
+def ways(vectors: Tensor, top_k: int, folder: Path) -> dict[str, Way]:
+    """Each way, ready to search `vectors` `(N, D)`; LanceDB keeps its tables in `folder`."""
+    array = vectors.numpy()
+    flat = faiss.IndexFlatIP(array.shape[1])
+    flat.add(array)
+    exact, approximate = (lance_table(array, folder / name) for name in ("exact", "approximate"))
+    approximate.create_index(metric="cosine", vector_column_name="vector")
+
+    def snapshot(query: Tensor) -> list[int]:
+        # What Snapshot.similarity and Searcher do.
+        return torch.mv(vectors, query).topk(top_k).indices.tolist()
+
+    def numpy(query: Tensor) -> list[int]:
+        scores = array @ query.numpy()
+        best = np.argpartition(scores, -top_k)[-top_k:]
+        return best[np.argsort(-scores[best])].tolist()
+
+    def faiss_flat(query: Tensor) -> list[int]:
+        return flat.search(query.numpy()[None], top_k)[1][0].tolist()
+
+    def lance_exact(query: Tensor) -> list[int]:
+        return _rows(exact.search(query.numpy()).distance_type("cosine").bypass_vector_index(), top_k)
+
+    def lance_approximate(query: Tensor) -> list[int]:
+        return _rows(approximate.search(query.numpy()).distance_type("cosine"), top_k)
+
+    return {
+        "snapshot": snapshot,
+        "numpy": numpy,
+        "faiss": faiss_flat,
+        "lancedb, exact": lance_exact,
+        "lancedb, default index": lance_approximate,
+    }
+
+
+def lance_table(array: np.ndarray[Any, Any], folder: Path) -> Any:
+    """A LanceDB table of vectors and the numbers of their rows."""
+    column = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+    table = pa.table({"row": pa.array(range(len(array))), "vector": column})
+    return lancedb.connect(folder).create_table("vectors", table)
+
+
+def _rows(query: Any, top_k: int) -> list[int]:
+    return query.select(["row", "_distance"]).limit(top_k).to_arrow()["row"].to_pylist()
+
+
+def recall(found: list[list[int]], exact: list[list[int]]) -> float:
+    """The share of the exact answers that were found."""
+    shares = [len(set(one) & set(truth)) / len(truth) for one, truth in zip(found, exact, strict=True)]
+    return sum(shares) / len(shares)
