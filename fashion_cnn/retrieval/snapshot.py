@@ -33,9 +33,10 @@ class Snapshot:
         table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
         self._row_ids: list[int] = table["_rowid"].to_pylist()
         vectors = table["vector"].combine_chunks()
+        # Column by column in memory, which halves the time of a product with one vector.
         self.vectors: Tensor = torch.from_numpy(
-            np.array(vectors.flatten(), dtype=np.float32).reshape(len(table), self.about.dimensions)
-        )
+            np.array(vectors.flatten(), dtype=np.float32).reshape(len(table), self.about.dimensions).T.copy()
+        ).T
         self.attributes: pa.Table = table.drop_columns(["vector", "_rowid"])
 
     def __len__(self) -> int:
