@@ -59,7 +59,8 @@ def png(picture: Image.Image) -> bytes:
 def thumbnail(picture: Image.Image) -> bytes:
     """The bytes of a WebP file, of a picture made small; what is transparent stays so."""
     small = picture.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    # Halved first where that leaves enough, and packed with less pains: less than half the time, and few more bytes.
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=1.0)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80)
+    small.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
