@@ -107,8 +107,8 @@ class Preparation:
 
     def _differs(self, picture: Image.Image, ground: Image.Image) -> Image.Image:
         """Mode L: 255 where a pixel is no ground, else 0."""
-        distance = ImageChops.difference(picture, ground.resize(picture.size))
-        return _largest_channel(distance).point([255 * (value > self._limit) for value in range(256)])
+        distance, limit = ImageChops.difference(picture, ground.resize(picture.size)), self._limit
+        return _largest_channel(distance).point([255 * (value > limit) for value in range(256)])
 
     def _framed(self, picture: Image.Image, ground: Image.Image) -> Image.Image:
         """The picture as large as the frame allows, in its middle, with ground on the sides."""
