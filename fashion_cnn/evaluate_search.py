@@ -30,7 +30,9 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     from fashion_cnn.retrieval.evaluating import evaluate_search as measure
     from fashion_cnn.retrieval.evaluating import images_of
     from fashion_cnn.retrieval.evaluation_files import outcome_of, write_outcome
+    from fashion_cnn.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     outcomes = []
     runs = _runs(config)
     for number, run in enumerate(runs, start=1):

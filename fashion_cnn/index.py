@@ -33,7 +33,9 @@ def index(config: DictConfig) -> None:
     from fashion_cnn.retrieval.indexing import index as index_products
     from fashion_cnn.retrieval.named import catalogue_at, listed
     from fashion_cnn.runs import find_measured
+    from fashion_cnn.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     run = find_measured(config.run, Path(config.runs_dir))
     catalogue = Catalogue(catalogue_at(config.catalogue, run))
     if config.remove:
