@@ -48,7 +48,13 @@ def index(config: DictConfig) -> None:
                 products = _products(config, run, progress)
             with progress_bar("looking at pictures") as progress:
                 done = index_products(
-                    products, catalogue, network, prune=config.prune, rebuild=config.rebuild, progress=progress
+                    products,
+                    catalogue,
+                    network,
+                    prune=config.prune,
+                    rebuild=config.rebuild,
+                    approximate_above=config.approximate_above,
+                    progress=progress,
                 )
     except KeyboardInterrupt:
         raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
@@ -56,6 +62,11 @@ def index(config: DictConfig) -> None:
         f"{catalogue.uri}, version {done.version}: {done.added:,} products added, {done.changed:,} changed, "
         f"{done.removed:,} removed, {done.unchanged:,} as they were."
     )
+    if found := done.approximate:
+        print(
+            f"Searched by an index, which finds {found.recall:.1%} of the nearest 12 "
+            f"(of {found.sample} products; {found.probes} lists are looked at)."
+        )
     if done.gone:
         print(
             f"{len(done.gone):,} products of the catalogue are not among these (such as {done.gone[0]}): "

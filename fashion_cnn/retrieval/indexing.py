@@ -10,6 +10,7 @@ import torch
 
 from fashion_cnn.pictures import UnreadablePictureError
 from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.approximate import Approximate, bring_up_to_date
 from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, About, Catalogue
 from fashion_cnn.retrieval.products import Picture, Products
 
@@ -21,7 +22,7 @@ _STAGED_TOGETHER = 2000
 class Indexed:
     """added, changed, unchanged, removed: numbers of products. gone: ids that are in the catalogue and no longer among
     the products, and were not removed. unreadable: by id, why a product's picture could not be read. version: the
-    catalogue's.
+    catalogue's. approximate: the index that it is searched by; None where it is searched exactly.
     """
 
     added: int
@@ -31,6 +32,7 @@ class Indexed:
     gone: tuple[str, ...]
     unreadable: dict[str, str]
     version: int
+    approximate: Approximate | None
 
 
 def index(
@@ -40,11 +42,13 @@ def index(
     *,
     prune: bool = False,
     rebuild: bool = False,
+    approximate_above: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Indexed:
     """Bring the catalogue up to the products, in one transaction at the end; a stopped one goes on when called again.
 
     prune: remove what the catalogue has and the products have not. rebuild: begin anew, with this network.
+    approximate_above: of more products than that, have an index that looks at a part of them; None and 0: never.
     Raises UserError where the catalogue holds another network's vectors.
     """
     about = About(
@@ -72,9 +76,10 @@ def index(
             done += len(batch)
             progress(done, len(wanted))
     ready = [ids[row] for row in wanted if ids[row] not in unreadable]
-    version = catalogue.commit(ready, rebuild=rebuild)
+    catalogue.commit(ready, rebuild=rebuild)
     gone = sorted(before.keys() - set(ids))
     removed = catalogue.remove(gone) if prune and gone else 0
+    approximate = bring_up_to_date(catalogue.open(), approximate_above)
     changed = sum(one in before for one in ready)
     return Indexed(
         added=len(ready) - changed,
@@ -83,7 +88,8 @@ def index(
         removed=removed,
         gone=() if prune else tuple(gone),
         unreadable=unreadable,
-        version=version if not removed else catalogue.newest(),
+        version=catalogue.newest(),
+        approximate=approximate,
     )
 
 

@@ -82,18 +82,19 @@ class Searcher:
         if asked_by_id:
             allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
             allowed[asked_by_id] = False
-        similarity = None if direction is None else self.snapshot.similarity(direction)
+        most = query.skip + query.top_k
+        ranked: Sequence[tuple[int, float | None]]
         if query.words.strip():
-            ranked = self._by_words(query, similarity, allowed)
-        elif similarity is not None:
-            ranked = _best(similarity, allowed, query.skip + query.top_k)
+            ranked = self._by_words(query, direction, allowed, asked_by_id)
+        elif direction is not None:
+            ranked = self.snapshot.nearest(direction, most, query.conditions, asked_by_id)
         else:
             everything = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
-            ranked = everything[: query.skip + query.top_k].tolist()
+            ranked = [(row, None) for row in everything[:most].tolist()]
         matching = len(self.snapshot) if allowed is None else int(allowed.sum())
-        if query.words.strip() and similarity is None:
+        if query.words.strip() and direction is None:
             matching = len(ranked)
-        return Found(self._hits(ranked[query.skip : query.skip + query.top_k], similarity), matching)
+        return Found(self._hits(ranked[query.skip : most]), matching)
 
     def _direction(self, query: Query) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
@@ -112,10 +113,12 @@ class Searcher:
         parts = [self.network.look(torch.stack(list(pictures))).embeddings] if pictures else []
         if unknown := [one for one in ids if one not in self.snapshot.row_of]:
             raise UserError(f"The catalogue holds no product {unknown[0]}.")
-        parts += [self.snapshot.vectors[[self.snapshot.row_of[one] for one in ids]]] if ids else []
+        parts += [self.snapshot.vectors_of([self.snapshot.row_of[one] for one in ids])] if ids else []
         return torch.cat(parts) if parts else None
 
-    def _by_words(self, query: Query, similarity: Tensor | None, allowed: Tensor | None) -> list[int]:
+    def _by_words(
+        self, query: Query, direction: Tensor | None, allowed: Tensor | None, without: Sequence[int]
+    ) -> Sequence[tuple[int, float | None]]:
         """By the titles alone, or by title and picture: the sum of 1 / (60 + rank) over both orders; a product whose
         title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009).
         """
@@ -124,38 +127,34 @@ class Searcher:
             for row, _ in self.snapshot.rows_with_words(query.words, len(self.snapshot))
             if allowed is None or allowed[row]
         ]
-        if similarity is None:
-            return titled
+        if direction is None:
+            return [(row, None) for row in titled]
         titled = titled[:_TAKING_PART]
-        alike = _best(similarity, allowed, _TAKING_PART)
+        similarity = dict(self.snapshot.nearest(direction, _TAKING_PART, query.conditions, without))
+        alike = list(similarity)
         # Those with the words have their rank among all pictures, wherever it is.
-        others = sorted(set(titled) - set(alike), key=lambda row: -similarity[row].item())
+        if others := sorted(set(titled) - set(alike)):
+            cosines = (self.snapshot.vectors_of(others) @ direction).tolist()
+            similarity |= dict(zip(others, cosines, strict=True))
+            others.sort(key=lambda row: -similarity[row])
         scores: dict[int, float] = {}
         for order in ([*alike, *others], titled):
             for rank, row in enumerate(order, start=1):
                 scores[row] = scores.get(row, 0.0) + 1 / (_RANK_OFFSET + rank)
-        return sorted(scores, key=lambda row: -scores[row])
+        return [(row, similarity[row]) for row in sorted(scores, key=lambda row: -scores[row])]
 
-    def _hits(self, rows: Sequence[int], similarity: Tensor | None) -> tuple[Hit, ...]:
+    def _hits(self, ranked: Sequence[tuple[int, float | None]]) -> tuple[Hit, ...]:
         hits = []
-        for row, thumbnail in zip(rows, self.snapshot.thumbnails(rows), strict=True):
+        thumbnails = self.snapshot.thumbnails([row for row, _ in ranked])
+        for (row, similarity), thumbnail in zip(ranked, thumbnails, strict=True):
             attributes = self.snapshot.described(row)
             del attributes["key"]
             hits.append(
                 Hit(
                     **{name: attributes.pop(name) for name in ("id", "title", "category", "price")},
-                    similarity=None if similarity is None else round(similarity[row].item(), 6),
+                    similarity=None if similarity is None else round(similarity, 6),
                     attributes=attributes,
                     thumbnail=thumbnail,
                 )
             )
         return tuple(hits)
-
-
-def _best(scores: Tensor, allowed: Tensor | None, most: int) -> list[int]:
-    """The rows of the highest scores, the best first; of equal ones the first."""
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf)
-        most = min(most, int(allowed.sum()))
-    rows: list[int] = scores.topk(min(most, len(scores))).indices.tolist()
-    return rows

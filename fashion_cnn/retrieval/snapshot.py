@@ -1,24 +1,27 @@
-"""One version of a catalogue, its vectors and attributes in memory: exact search is a matrix product."""
+"""One version of a catalogue, its vectors and attributes in memory: exact search is a matrix product.
+
+Of a catalogue with an index (approximate.py) the vectors stay on disk.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from fashion_cnn.retrieval import approximate
 from fashion_cnn.retrieval.catalogue import Catalogue, about_of
 from fashion_cnn.retrieval.filters import Condition
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class Snapshot:
     """The newest version of a catalogue when it was taken, which later changes of the catalogue leave alone.
 
-    attributes: all columns but vector and thumbnail, in the order of the ids. vectors `(N, D)` float32, of length 1.
+    attributes: all columns but vector and thumbnail, in the order of the ids. approximate: the index that it is
+    searched by, None where it is searched exactly.
     Raises UserError where there is no catalogue.
     """
 
@@ -29,15 +32,15 @@ class Snapshot:
         # Whatever else happens to the catalogue, this handle reads this version.
         self._table.checkout(self.version)
         self.about = about_of(self._table)
-        columns = [name for name in self._table.schema.names if name != "thumbnail"]
+        self.approximate = approximate.approximate_of(self._table)
+        left_on_disk = {"thumbnail"} | ({"vector"} if self.approximate else set())
+        columns = [name for name in self._table.schema.names if name not in left_on_disk]
         table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
         self._row_ids: list[int] = table["_rowid"].to_pylist()
-        vectors = table["vector"].combine_chunks()
-        # Column by column in memory, which halves the time of a product with one vector.
-        self.vectors: Tensor = torch.from_numpy(
-            np.array(vectors.flatten(), dtype=np.float32).reshape(len(table), self.about.dimensions).T.copy()
-        ).T
-        self.attributes: pa.Table = table.drop_columns(["vector", "_rowid"])
+        if not self.approximate:
+            self.vectors = self._as_tensor(table["vector"])
+            table = table.drop_columns(["vector"])
+        self.attributes: pa.Table = table.drop_columns(["_rowid"])
 
     def __len__(self) -> int:
         return len(self._row_ids)
@@ -47,9 +50,50 @@ class Snapshot:
         """The row of each id."""
         return {one: row for row, one in enumerate(self.attributes["id"].to_pylist())}
 
+    @cached_property
+    def vectors(self) -> Tensor:
+        """Those of all products, `(N, D)` float32, of length 1."""
+        return self.vectors_of(range(len(self)))
+
+    def vectors_of(self, rows: Sequence[int]) -> Tensor:
+        """Those of some products, `(len(rows), D)`."""
+        if not self.approximate:
+            return self.vectors[list(rows)]
+        found = self._table.take_row_ids([self._row_ids[row] for row in rows]).select(["id", "vector"]).to_arrow()
+        place = {one: number for number, one in enumerate(found["id"].to_pylist())}
+        ids = self.attributes["id"].take(list(rows)).to_pylist()
+        return self._as_tensor(found["vector"].take([place[one] for one in ids]))
+
+    def _as_tensor(self, column: pa.ChunkedArray) -> Tensor:
+        flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
+        # Column by column in memory, which halves the time of a product with one vector.
+        return torch.from_numpy(flat.reshape(-1, self.about.dimensions).T.copy()).T
+
     def similarity(self, direction: Tensor) -> Tensor:
         """The cosine of each product `(N,)` with a unit vector `(D,)`."""
         return torch.mv(self.vectors, direction)
+
+    def nearest(
+        self, direction: Tensor, most: int, conditions: Sequence[Condition] = (), without: Sequence[int] = ()
+    ) -> list[tuple[int, float]]:
+        """The products that are likest to a unit vector `(D,)`, as (row, cosine), the likest first.
+
+        conditions: all of which are to be met. without: rows that are not wanted.
+        """
+        if self.approximate:
+            found = approximate.nearest(
+                self._table, direction, most + len(without), conditions=conditions, probes=self.approximate.probes
+            )
+            rows = [(self.row_of[one], score) for one, score in found]
+            return [(row, score) for row, score in rows if row not in without][:most]
+        scores = self.similarity(direction)
+        allowed = self.holding(conditions)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        scores[list(without)] = -torch.inf
+        best = scores.topk(min(most, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(row, score) for row, score in pairs if score > -torch.inf]
 
     def holding(self, conditions: Sequence[Condition]) -> Tensor | None:
         """Which products meet all of the conditions, `(N,)` bool; None without conditions."""
