@@ -17,7 +17,8 @@ Way = Callable[[Tensor], list[int]]
 
 def ways(vectors: Tensor, top_k: int, folder: Path) -> dict[str, Way]:
     """Each way, ready to search `vectors` `(N, D)`; LanceDB keeps its tables in `folder`."""
-    array = vectors.numpy()
+    # Row by row, as anybody has them.
+    array = np.ascontiguousarray(vectors.numpy())
     flat = faiss.IndexFlatIP(array.shape[1])
     flat.add(array)
     exact, approximate = (lance_table(array, folder / name) for name in ("exact", "approximate"))
