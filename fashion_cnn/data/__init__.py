@@ -6,6 +6,7 @@ from fashion_cnn.data.fashion_mnist import FashionMNISTDataModule
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.image_folder import ImageFolderDataModule
 from fashion_cnn.data.torchvision_set import TorchvisionDataModule
+from fashion_cnn.data.variation import RandomAffine, RandomBlur, RandomColour
 
 __all__ = [
     "Batch",
@@ -13,6 +14,9 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "InMemoryDataset",
+    "RandomAffine",
+    "RandomBlur",
+    "RandomColour",
     "RandomCrop",
     "RandomErasing",
     "RandomFlip",
