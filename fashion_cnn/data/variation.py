@@ -1,7 +1,7 @@
 """Augmentations for pictures that were taken from many sides and in many lights, a whole batch at once.
 
-They take `(B, C, H, W)` tensors of 0 to 255 and return them as float32, each image with its own random draw from torch's
-global generator of its device.
+They take `(B, C, H, W)` tensors of 0 to 255 and return them as float32, each image with its own random draw from
+torch's global generator of its device.
 """
 
 import math
