@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from fashion_cnn.prediction import TrainedNetwork
     from fashion_cnn.retrieval.searcher import Found, Query, Searcher
 
-_ASKED = ("image", "unlike_image", "like", "unlike", "text")
+_ASKED = ("image", "unlike_image", "like", "unlike", "concept", "text")
 
 
 def search(config: DictConfig) -> None:
@@ -107,11 +108,20 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
         other_pictures=tuple(prepared["unlike_image"]),
         like=listed(config.like),
         unlike=listed(config.unlike),
+        concepts=tuple(_directions(searcher.network, listed(config.concept))),
         words=str(config.text or ""),
         conditions=conditions(described, searcher.snapshot.attributes.schema),
         top_k=config.top_k,
     )
     return query, shown["image"]
+
+
+def _directions(network: TrainedNetwork, names: Sequence[str]) -> list[Tensor]:
+    """Where the concepts of these names lie, which the network was taught."""
+    from fashion_cnn.concepts import Concepts
+
+    concepts = Concepts(network.run, network.identity)
+    return [concepts.direction(name) for name in names]
 
 
 def _tell(found: Found, form: str) -> None:

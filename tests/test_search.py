@@ -23,6 +23,7 @@ from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main
+from fashion_cnn.teach import main as teach_main
 from fashion_cnn.train import train
 
 
@@ -91,6 +92,19 @@ def test_like_a_product_leaves_out_that_product_and_unlike_pushes_away(searcher)
     assert all(int(hit[6:]) % 4 != 0 for hit in ids(away)), "the least like it are of another class"
     with pytest.raises(UserError, match="no product nosuch"):
         searcher.search(Query(like=("nosuch",)))
+
+
+def test_what_it_was_taught_finds_more_of_it(search, command, run, tmp_path):
+    images, targets = TinyDataModule(mean=[0.3], std=[0.3], val_size=32).load(train=False)
+    for number in (targets == 2).nonzero()[:6, 0].tolist():
+        Image.fromarray(images[number, 0].numpy()).save(tmp_path / f"{number}.png")
+    assert command(teach_main, f"run={run.path}", "name=rather low", f"images={tmp_path}")[0] == 0
+    status, out, _ = search("concept=rather low", "top_k=10", "format=json")
+    assert status == 0
+    assert [one["category"] for one in json.loads(out)].count("low") >= 8
+    status, _, err = search("concept=rather high")
+    assert status == 1
+    assert "concept=rather high: there is no such concept. There are: rather low." in err
 
 
 def test_words_alone_and_beside_a_picture(searcher, picture):

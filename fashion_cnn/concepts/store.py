@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fashion_cnn.concepts.background import Background
 from fashion_cnn.concepts.concept import Concept
@@ -31,6 +32,20 @@ class Concepts:
         """The concepts, by name."""
         found = [self._read(path) for path in self._folder.glob("concept-*.npz")]
         return sorted(found, key=lambda concept: concept.name)
+
+    def direction(self, name: str) -> Tensor:
+        """The unit vector `(D,)` that embeddings are the more of a concept the further they point along it.
+
+        Raises UserError where there is none of this name.
+        """
+        background = self._known_background
+        for concept in self._known:
+            if concept.name == name and background is not None:
+                return functional.normalize(background.whitener @ concept.direction, dim=0)
+        raise UserError(f"concept={name}: there is no such concept. There are: {self._names()}.")
+
+    def _names(self) -> str:
+        return ", ".join(concept.name for concept in self._known) or "none"
 
     def recognise(self, embeddings: Tensor) -> list[list[tuple[str, float]]]:
         """The concepts that each of `(N, D)` embeddings is over the threshold of, with their scores, the best first."""
@@ -78,8 +93,7 @@ class Concepts:
         try:
             (self._folder / _file_of(name)).unlink()
         except FileNotFoundError:
-            known = ", ".join(concept.name for concept in self.all()) or "none"
-            raise UserError(f"remove={name}: there is no such concept. There are: {known}.") from None
+            raise UserError(f"remove={name}: there is no such concept. There are: {self._names()}.") from None
 
     def _read(self, path: Path) -> Concept:
         stored = self._load(path)

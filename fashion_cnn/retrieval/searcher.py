@@ -22,7 +22,7 @@ _RANK_OFFSET, _TAKING_PART = 60, 1000
 @dataclass(frozen=True)
 class Query:
     """like, unlike: ids of products to be like, and not to be like. pictures, other_pictures: the same of pictures
-    `(C, H, W)` uint8 as the network takes them. words: any of which a title is to hold. conditions: on columns, all of
+    `(C, H, W)` uint8 as the network takes them. concepts: directions `(D,)` of what the network was taught. words: any of which a title is to hold. conditions: on columns, all of
     which are to be met. A query that says nothing of these gives the catalogue from its start. skip: so many hits.
     """
 
@@ -30,6 +30,7 @@ class Query:
     other_pictures: tuple[Tensor, ...] = ()
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
+    concepts: tuple[Tensor, ...] = ()
     words: str = ""
     conditions: tuple[Condition, ...] = ()
     top_k: int = 12
@@ -98,7 +99,7 @@ class Searcher:
 
     def _direction(self, query: Query) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
-        towards = self._vectors(query.pictures, query.like)
+        towards = self._vectors(query.pictures, query.like, query.concepts)
         away = self._vectors(query.other_pictures, query.unlike)
         if towards is None and away is None:
             return None
@@ -109,11 +110,14 @@ class Searcher:
             direction -= (_AGAINST if towards is not None else 1) * away.mean(dim=0)
         return functional.normalize(direction, dim=0)
 
-    def _vectors(self, pictures: Sequence[Tensor], ids: Sequence[str]) -> Tensor | None:
+    def _vectors(
+        self, pictures: Sequence[Tensor], ids: Sequence[str], directions: Sequence[Tensor] = ()
+    ) -> Tensor | None:
         parts = [self.network.look(torch.stack(list(pictures))).embeddings] if pictures else []
         if unknown := [one for one in ids if one not in self.snapshot.row_of]:
             raise UserError(f"The catalogue holds no product {unknown[0]}.")
         parts += [self.snapshot.vectors_of([self.snapshot.row_of[one] for one in ids])] if ids else []
+        parts += [torch.stack(list(directions))] if directions else []
         return torch.cat(parts) if parts else None
 
     def _by_words(
