@@ -22,8 +22,9 @@ _RANK_OFFSET, _TAKING_PART = 60, 1000
 @dataclass(frozen=True)
 class Query:
     """like, unlike: ids of products to be like, and not to be like. pictures, other_pictures: the same of pictures
-    `(C, H, W)` uint8 as the network takes them. concepts: directions `(D,)` of what the network was taught. words: any of which a title is to hold. conditions: on columns, all of
-    which are to be met. A query that says nothing of these gives the catalogue from its start. skip: so many hits.
+    `(C, H, W)` uint8 as the network takes them. concepts: directions `(D,)` of what the network was taught. words: any
+    of which a title is to hold. conditions: on columns, all of which are to be met. A query that says nothing of these
+    gives the catalogue from its start. skip: so many hits.
     """
 
     pictures: tuple[Tensor, ...] = ()
