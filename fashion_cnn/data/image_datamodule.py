@@ -63,6 +63,8 @@ class ImageDataModule(LightningDataModule):
         left_out: Collection[str | int] | None = None,
     ) -> None:
         super().__init__()
+        # Those that are left out too, as `load` numbers them.
+        self.all_class_names = tuple(self.class_names)
         self.left_out = left_out_labels(left_out or (), self.class_names)
         if self.left_out:
             self.class_names = [name for label, name in enumerate(self.class_names) if label not in self.left_out]

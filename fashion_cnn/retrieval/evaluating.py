@@ -106,7 +106,7 @@ def images_of(data: ImageDataModule, split: str, most: int | None) -> Images:
     if most is not None:
         chosen = stratified_order(query_labels, 0)[:most]
         queries, query_labels = queries[chosen], query_labels[chosen]
-    return Images(catalogue, labels, queries, query_labels, tuple(type(data).class_names), tuple(sorted(data.left_out)))
+    return Images(catalogue, labels, queries, query_labels, tuple(data.all_class_names), tuple(sorted(data.left_out)))
 
 
 def _members(data: ImageDataModule, *, train: bool) -> tuple[Tensor, Tensor]:
