@@ -1,6 +1,6 @@
 """Pictures as people have them, brought to what a network expects."""
 
-from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, UnreadablePictureError, decode
+from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, TooManyPixelsError, UnreadablePictureError, decode
 from fashion_cnn.pictures.files import FoundPictures, find_pictures
 from fashion_cnn.pictures.preparation import Preparation
 from fashion_cnn.pictures.reading import read_pictures
@@ -10,6 +10,7 @@ __all__ = [
     "MAX_PIXELS",
     "FoundPictures",
     "Preparation",
+    "TooManyPixelsError",
     "UnreadablePictureError",
     "decode",
     "find_pictures",

@@ -16,7 +16,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "ICO")
 # The largest cameras have a little more than 100 million; a file of a few kilobytes can claim any number.
 MAX_PIXELS = 120_000_000
-_MOST = f"{MAX_PIXELS // 1_000_000} million pixels are the most"
 # Larger ones are unpacked two at a time, so that a folder of them does not fill the memory.
 _LARGE = 16_000_000
 _turn = threading.BoundedSemaphore(2)
@@ -26,17 +25,23 @@ class UnreadablePictureError(ValueError):
     """The file is no picture, or a damaged one; the message is the reason, to be read behind the file's name."""
 
 
-def decode(source: Path | bytes, *, enough: int | None = None) -> Image.Image:
+class TooManyPixelsError(UnreadablePictureError):
+    """The picture would fill too much memory."""
+
+
+def decode(source: Path | bytes, *, enough: int | None = None, most: int = MAX_PIXELS) -> Image.Image:
     """The picture in a file or in memory, in mode L, LA, RGB or RGBA, turned as its EXIF orientation says.
 
     Of an animation the first frame. More than eight bits a channel are scaled to eight.
     enough: so many pixels do; a picture of many more is shrunk by a whole factor, a JPEG while it is decoded.
+    most: a picture of more pixels is not unpacked, TooManyPixelsError.
     Raises UnreadablePictureError.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadablePictureError(f"is too large ({image.width:,} x {image.height:,} pixels; {_MOST})")
+            if image.width * image.height > most:
+                seen = f"{image.width:,} x {image.height:,} pixels"
+                raise TooManyPixelsError(f"is too large ({seen}; {most / 1e6:g} million pixels are the most)")
             if enough:
                 factor = _factor(image, enough)
                 image.draft(None, (image.width // factor, image.height // factor))
@@ -49,7 +54,7 @@ def decode(source: Path | bytes, *, enough: int | None = None) -> Image.Image:
     except UnidentifiedImageError:
         raise UnreadablePictureError(_what_else(source)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadablePictureError(f"is too large ({_MOST})") from None
+        raise TooManyPixelsError(f"is too large ({most / 1e6:g} million pixels are the most)") from None
     except OSError as error:
         reason = f"cannot be read ({error.strerror})" if error.errno else f"is damaged ({error})"
         raise UnreadablePictureError(reason) from error

@@ -1,7 +1,7 @@
 """What a run's network says of picture files, in probabilities."""
 
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import Calibration
 from fashion_cnn.pictures import UnreadablePictureError, read_pictures
 from fashion_cnn.prediction.answers import Answer
-from fashion_cnn.prediction.trained import TrainedNetwork
+from fashion_cnn.prediction.trained import Seen, TrainedNetwork
 from fashion_cnn.runs import Run
 
 
@@ -40,26 +40,26 @@ class Predictor:
         """What is on each picture, with its `top_k` likeliest classes, in the given order, batch by batch."""
         with closing(read_pictures(paths, self.network.preparation)) as read:
             while batch := list(islice(read, self.network.batch_size)):
-                pictures = [picture for _, picture in batch if isinstance(picture, Tensor)]
-                known = iter(self._known(torch.stack(pictures)) if pictures else ())
+                pictures = {path: picture for path, picture in batch if isinstance(picture, Tensor)}
+                said = {}
+                if pictures:
+                    seen = self.network.look(torch.stack(list(pictures.values())))
+                    said = dict(zip(pictures, self.said(seen, list(pictures), top_k=top_k), strict=True))
                 for path, picture in batch:
                     if isinstance(picture, UnreadablePictureError):
                         yield Answer(path, error=str(picture))
                     else:
-                        yield self._answer(path, *next(known), top_k)
+                        yield said[path]
 
-    def _known(self, images: Tensor) -> Iterator[tuple[Tensor, list[tuple[str, float]]]]:
-        """The probabilities of the classes and the concepts of each image."""
-        seen = self.network.look(images)
-        return zip(self.calibration.probabilities(seen.logits), self.taught(seen.embeddings), strict=True)
-
-    def _answer(self, path: Path, probabilities: Tensor, taught: list[tuple[str, float]], top_k: int) -> Answer:
+    def said(self, seen: Seen, paths: Sequence[Path], *, top_k: int = 3) -> Iterator[Answer]:
+        """What is on each picture that the network has looked at, with its `top_k` likeliest classes."""
         # Of classes that are as likely, which bfloat16 makes common, the first comes first, as accuracy counts them.
-        likeliest = probabilities.sort(descending=True, stable=True)
-        names = (self.network.class_names[label] for label in likeliest.indices[:top_k].tolist())
-        classes = tuple(zip(names, likeliest.values[:top_k].tolist(), strict=True))
-        unsure = classes[0][1] < self.calibration.threshold
-        return Answer(path, classes, none_of_these=unsure, taught=tuple(taught))
+        likeliest = self.calibration.probabilities(seen.logits).sort(dim=1, descending=True, stable=True)
+        shares, labels = likeliest.values[:, :top_k].tolist(), likeliest.indices[:, :top_k].tolist()
+        for path, best, numbers, taught in zip(paths, shares, labels, self.taught(seen.embeddings), strict=True):
+            classes = tuple(zip((self.network.class_names[label] for label in numbers), best, strict=True))
+            unsure = classes[0][1] < self.calibration.threshold
+            yield Answer(path, classes, none_of_these=unsure, taught=tuple(taught))
 
 
 def validation_predictions(run: Run) -> Predictions | None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.prediction import Seen, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.snapshot import Snapshot
 
@@ -63,6 +63,15 @@ class Found:
     matching: int
 
 
+class Ranked(NamedTuple):
+    """rows: of the snapshot, the best first, each with its similarity, None where no picture was asked for. matching:
+    as in `Found`.
+    """
+
+    rows: tuple[tuple[int, float | None], ...]
+    matching: int
+
+
 class Searcher:
     """Searches a catalogue with the network that made it. Raises UserError where another network made it."""
 
@@ -78,7 +87,16 @@ class Searcher:
 
     def search(self, query: Query) -> Found:
         """The products that fit best. Raises UserError for an id that the catalogue does not hold."""
-        direction = self._direction(query)
+        return self.found(self.rank(query, self.look(query)))
+
+    def look(self, query: Query) -> Seen | None:
+        """What the network makes of the query's pictures, those to be like first; None where there is none."""
+        pictures = (*query.pictures, *query.other_pictures)
+        return self.network.look(torch.stack(pictures)) if pictures else None
+
+    def rank(self, query: Query, seen: Seen | None) -> Ranked:
+        """Which products fit best; seen: as `look` gave it. Raises UserError as `search` does."""
+        direction = self._direction(query, seen)
         allowed = self.snapshot.holding(query.conditions)
         asked_by_id = [self.snapshot.row_of[one] for one in (*query.like, *query.unlike)]
         if asked_by_id:
@@ -96,30 +114,36 @@ class Searcher:
         matching = len(self.snapshot) if allowed is None else int(allowed.sum())
         if query.words.strip() and direction is None:
             matching = len(ranked)
-        return Found(self._hits(ranked[query.skip : most]), matching)
+        return Ranked(tuple(ranked[query.skip : most]), matching)
 
-    def _direction(self, query: Query) -> Tensor | None:
+    def found(self, ranked: Ranked) -> Found:
+        """The products of a ranking, with their attributes and thumbnails."""
+        return Found(self._hits(ranked.rows), ranked.matching)
+
+    def named(self, ids: Sequence[str]) -> tuple[Hit, ...]:
+        """The products of these ids, which the catalogue must hold."""
+        return self._hits([(self.snapshot.row_of[one], None) for one in ids])
+
+    def _direction(self, query: Query, seen: Seen | None) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
-        towards = self._vectors(query.pictures, query.like, query.concepts)
-        away = self._vectors(query.other_pictures, query.unlike)
-        if towards is None and away is None:
+        embeddings = torch.empty(0, self.network.dimensions) if seen is None else seen.embeddings
+        towards = self._vectors(embeddings[: len(query.pictures)], query.like, query.concepts)
+        away = self._vectors(embeddings[len(query.pictures) :], query.unlike)
+        if not len(towards) and not len(away):
             return None
         direction = torch.zeros(self.network.dimensions)
-        if towards is not None:
+        if len(towards):
             direction += towards.mean(dim=0)
-        if away is not None:
-            direction -= (_AGAINST if towards is not None else 1) * away.mean(dim=0)
+        if len(away):
+            direction -= (_AGAINST if len(towards) else 1) * away.mean(dim=0)
         return functional.normalize(direction, dim=0)
 
-    def _vectors(
-        self, pictures: Sequence[Tensor], ids: Sequence[str], directions: Sequence[Tensor] = ()
-    ) -> Tensor | None:
-        parts = [self.network.look(torch.stack(list(pictures))).embeddings] if pictures else []
+    def _vectors(self, embeddings: Tensor, ids: Sequence[str], directions: Sequence[Tensor] = ()) -> Tensor:
         if unknown := [one for one in ids if one not in self.snapshot.row_of]:
             raise UserError(f"The catalogue holds no product {unknown[0]}.")
+        parts = [embeddings, *(direction[None] for direction in directions)]
         parts += [self.snapshot.vectors_of([self.snapshot.row_of[one] for one in ids])] if ids else []
-        parts += [torch.stack(list(directions))] if directions else []
-        return torch.cat(parts) if parts else None
+        return torch.cat(parts)
 
     def _by_words(
         self, query: Query, direction: Tensor | None, allowed: Tensor | None, without: Sequence[int]
@@ -127,14 +151,12 @@ class Searcher:
         """By the titles alone, or by title and picture: the sum of 1 / (60 + rank) over both orders; a product whose
         title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009).
         """
-        titled = [
-            row
-            for row, _ in self.snapshot.rows_with_words(query.words, len(self.snapshot))
-            if allowed is None or allowed[row]
-        ]
+        with_words = self.snapshot.rows_with_words(query.words)
+        if allowed is not None:
+            with_words = with_words[allowed[with_words]]
         if direction is None:
-            return [(row, None) for row in titled]
-        titled = titled[:_TAKING_PART]
+            return [(row, None) for row in with_words.tolist()]
+        titled: list[int] = with_words[:_TAKING_PART].tolist()
         similarity = dict(self.snapshot.nearest(direction, _TAKING_PART, query.conditions, without))
         alike = list(similarity)
         # Those with the words have their rank among all pictures, wherever it is.
