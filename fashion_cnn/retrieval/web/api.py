@@ -1,0 +1,157 @@
+"""The JSON API: what the pages do, for programs."""
+
+import json
+import math
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from fashion_cnn.retrieval.output import as_record
+from fashion_cnn.retrieval.searcher import Hit
+from fashion_cnn.retrieval.web.answering import Answered
+from fashion_cnn.retrieval.web.asked import MOST_PICTURES, Asked
+from fashion_cnn.retrieval.web.carried import carried
+from fashion_cnn.retrieval.web.desk import Desk, asked_of
+from fashion_cnn.retrieval.web.refusals import Refused, no_product
+from fashion_cnn.retrieval.web.shown import kind
+from fashion_cnn.retrieval.web.storefront import Storefront
+
+Id = Annotated[str, Query(max_length=1000, description="The id of a product")]
+_ERROR = {"content": {"application/json": {"example": {"error": "What was wrong.", "status": 422}}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    422: {"description": "A value that cannot be", **_ERROR},
+    503: {"description": "No catalogue yet, or too much at once: see Retry-After", **_ERROR},
+}
+_NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"description": "No such product", **_ERROR}}
+
+
+class Json(JSONResponse):
+    """A shop's columns hold dates, too, and numbers that JSON has not."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(_finite(content), ensure_ascii=False, default=str).encode()
+
+
+def api(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix="/api", default_response_class=Json)
+
+    @router.get("/search", summary="Search by products, words and filters", responses=_NOT_THERE | _ERRORS)
+    async def search(asked: Annotated[Asked, Query()]) -> Response:
+        """Without anything asked for, the catalogue from its start."""
+        front = desk.shop.open()
+        return _results(front, asked, await desk.answer(front, asked))
+
+    @router.post(
+        "/search",
+        summary="Search by picture files",
+        responses={
+            400: {"description": "The form cannot be read", **_ERROR},
+            413: {"description": "Too many bytes or pixels", **_ERROR},
+            415: {"description": "No form, or no picture", **_ERROR},
+            **_NOT_THERE,
+            **_ERRORS,
+        },
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _form()}}}},
+    )
+    async def search_pictures(request: Request) -> Response:
+        """A form: picture files beside the fields of the search above. The answer's link shows it as a page."""
+        front = desk.shop.open()
+        async with desk.uploads.read(request) as form:
+            asked = asked_of(form)
+            if any(len(files) > MOST_PICTURES for files in form.files.values()):
+                raise Refused(422, f"Too many pictures: {MOST_PICTURES} are the most at once.")
+            return _results(front, asked, await desk.answer(front, asked, form))
+
+    @router.get("/product", summary="All that is known of a product", responses=_NOT_THERE | _ERRORS)
+    async def product(id: Id) -> Response:
+        return Json(_record(_named(desk.shop.open(), id)))
+
+    @router.get(
+        "/thumbnail",
+        summary="The picture of a product",
+        response_class=Response,
+        responses={200: {"content": {"image/webp": {}, "image/png": {}}}, **_NOT_THERE, **_ERRORS},
+    )
+    async def thumbnail(id: Id) -> Response:
+        content = _named(desk.shop.open(), id).thumbnail
+        return Response(content, media_type=kind(content))
+
+    @router.get("/status", summary="What is searched, and how long it takes")
+    async def status() -> Response:
+        shop, front = desk.shop, desk.shop.storefront
+        return Json(
+            {
+                "run": str(shop.run.path),
+                "catalogue": shop.catalogue.uri,
+                "version": front and front.snapshot.version,
+                "products": front and len(front.snapshot),
+                "problem": shop.problem,
+                "probabilities_calibrated": shop.calibrated,
+                "milliseconds": {
+                    one.stage: {"searches": one.count, "p50": round(one.p50, 2), "p95": round(one.p95, 2)}
+                    for one in shop.latencies.percentiles()
+                },
+            }
+        )
+
+    return router
+
+
+def _named(front: Storefront, one: str) -> Hit:
+    if one not in front.snapshot.row_of:
+        raise no_product(one)
+    return front.searcher.named([one])[0]
+
+
+def _results(front: Storefront, asked: Asked, answered: Answered) -> Response:
+    return Json(
+        {
+            "version": front.snapshot.version,
+            "matching": answered.found.matching,
+            "page": asked.page,
+            "link": _link(asked, answered),
+            "pictures": [
+                {
+                    "said": said.said,
+                    "classes": [{"class": name, "probability": round(share, 6)} for name, share in said.classes],
+                }
+                for said in answered.said
+            ],
+            "hits": [_record(hit) for hit in answered.found.hits],
+            "milliseconds": {stage: round(value, 2) for stage, value in answered.watch.milliseconds.items()},
+        }
+    )
+
+
+def _link(asked: Asked, answered: Answered) -> str | None:
+    """The page that shows the same; None where its pictures are too large for an address."""
+    try:
+        pictures, others = ([carried(one) for one in those] for those in (answered.pictures, answered.other_pictures))
+    except Refused:
+        return None
+    return asked.model_copy(update={"picture": pictures, "unlike_picture": others}).link()
+
+
+def _record(hit: Hit) -> dict[str, Any]:
+    return as_record(hit) | {"thumbnail": f"/api/thumbnail?{urlencode({'id': hit.id})}"}
+
+
+def _form() -> dict[str, Any]:
+    """The schema of the form: the fields of a search, where pictures are files."""
+    schema = Asked.model_json_schema()
+    file = {"type": "array", "maxItems": MOST_PICTURES, "items": {"type": "string", "format": "binary"}}
+    files = {
+        "picture": file | {"description": "Pictures to be like"},
+        "unlike_picture": file | {"description": "Pictures not to be like"},
+    }
+    return {"type": "object", "properties": schema["properties"] | files}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,60 @@
+"""Something to try the search with: a test image of each class, or else a product of each category."""
+
+from dataclasses import dataclass
+
+from hydra.utils import instantiate
+
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.errors import UserError
+from fashion_cnn.retrieval.web.asked import Asked
+from fashion_cnn.retrieval.web.carried import carried
+from fashion_cnn.retrieval.web.refusals import Refused
+from fashion_cnn.retrieval.web.shown import Shown, shown, shown_tensor
+from fashion_cnn.retrieval.web.storefront import Storefront
+from fashion_cnn.runs import Run
+
+_MOST = 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    picture: Shown
+    link: str
+
+
+def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
+    """The first test image of each class, which no catalogue of training images holds; none where the data is not here.
+
+    root: where it lies, if not where the run had it.
+    """
+    settings = run.config().data
+    if root is not None:
+        settings.root = root
+    data = instantiate(settings, _convert_="all")
+    assert isinstance(data, ImageDataModule)
+    try:
+        images, targets = data.load(train=False)
+    except (UserError, RuntimeError, OSError, ValueError):
+        return ()
+    found = []
+    for label, name in enumerate(data.class_names[:_MOST]):
+        rows = (targets == label).nonzero()
+        if len(rows):
+            picture = images[rows[0, 0]]
+            try:
+                found.append(Sample(name, shown_tensor(picture), Asked(picture=[carried(picture)]).link()))
+            except Refused:
+                return ()
+    return tuple(found)
+
+
+def samples_of_catalogue(front: Storefront) -> tuple[Sample, ...]:
+    """A product of each of the largest categories."""
+    ids = front.first_of_each(_MOST)
+    rows = [front.snapshot.row_of[one] for one in ids]
+    names = [front.snapshot.described(row)["category"] for row in rows]
+    pictures = map(shown, front.snapshot.thumbnails(rows))
+    return tuple(
+        Sample(name, picture, Asked(like=[one]).link()) for name, picture, one in zip(names, pictures, ids, strict=True)
+    )

@@ -1,0 +1,75 @@
+"""A catalogue with the network that searches it, kept at the catalogue's newest version."""
+
+import sys
+import time
+
+from fashion_cnn.evaluation.temperature import calibrate
+from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
+from fashion_cnn.retrieval.catalogue import About, Catalogue
+from fashion_cnn.retrieval.searcher import Searcher
+from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.web.latency import Latencies
+from fashion_cnn.retrieval.web.refusals import NoCatalogue
+from fashion_cnn.retrieval.web.storefront import Storefront
+from fashion_cnn.runs import Run
+
+
+class Shop:
+    """storefront: the newest version of the catalogue that could be taken over, None before there is one. problem: why
+    the newest could not be, if so. changed: when another version was taken over, in seconds since 1970. calibrated:
+    whether the network's probabilities are.
+
+    reject: the share of validation images that are called none of the classes.
+    Raises UserError where the catalogue is of another network.
+    """
+
+    def __init__(self, run: Run, catalogue: Catalogue, *, reject: float) -> None:
+        self.run = run
+        self.catalogue = catalogue
+        self.storefront: Storefront | None = None
+        self.problem: str | None = None
+        self.changed: float | None = None
+        self.latencies = Latencies()
+        validation = validation_predictions(run)
+        self.calibrated = validation is not None
+        self._calibration = calibrate(validation, reject=reject) if validation else None
+        self._network: TrainedNetwork | None = None
+        if catalogue.exists():
+            self._take_over()
+
+    def open(self) -> Storefront:
+        """What to search in; it stays as it is for whoever holds it. Raises NoCatalogue."""
+        if self.storefront is None:
+            raise NoCatalogue
+        return self.storefront
+
+    def refresh(self) -> None:
+        """Take over the catalogue's newest version, if that is another one; what is in the way becomes `problem`."""
+        try:
+            if self.storefront is None and not self.catalogue.exists():
+                return
+            newest = self.catalogue.newest()
+            if self.storefront is None or newest != self.storefront.snapshot.version:
+                self._take_over()
+                self.changed = time.time()
+                print(f"{self.catalogue.uri}: version {newest} is searched now.", file=sys.stderr)
+            self.problem = None
+        except Exception as error:  # each store has errors of its own, and searching goes on with what there is
+            problem = str(error) or type(error).__name__
+            if problem != self.problem:
+                print(problem, file=sys.stderr)
+            self.problem = problem
+
+    def _take_over(self) -> None:
+        snapshot = Snapshot(self.catalogue)
+        network = self._network_for(snapshot.about)
+        # One assignment: a request sees the version of before, or this one.
+        self.storefront = Storefront(Searcher(snapshot, network), Predictor(network, self._calibration))
+
+    def _network_for(self, about: About) -> TrainedNetwork:
+        """The run's network, looking at pictures as it did for the catalogue."""
+        before = self._network
+        if before and (before.flip_average, before.preparation.invert) == (about.flip_average, about.invert):
+            return before
+        self._network = TrainedNetwork(self.run, flip_average=about.flip_average, invert=about.invert)
+        return self._network

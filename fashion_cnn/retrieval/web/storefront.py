@@ -1,0 +1,73 @@
+"""One version of a catalogue, ready to be searched, with what a page says of it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from fashion_cnn.prediction import Predictor
+from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
+from fashion_cnn.retrieval.searcher import Query, Searcher
+from fashion_cnn.retrieval.web.projection import Projection, projection
+
+# A column with more different values than this is no choice of a few.
+_FEW = 30
+_MOST_CATEGORIES = 200
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A column, and its values with the number of products that hold each, as a person chooses among them."""
+
+    column: str
+    values: tuple[tuple[str, int], ...]
+
+
+class Storefront:
+    """searcher, predictor: of the catalogue's version that was the newest at `since`, in seconds since 1970."""
+
+    def __init__(self, searcher: Searcher, predictor: Predictor) -> None:
+        self.searcher = searcher
+        self.predictor = predictor
+        self.since = time.time()
+        self.snapshot = searcher.snapshot
+        attributes = self.snapshot.attributes
+        # What is made at first use is made now, so that the first to ask need not wait.
+        searcher.search(Query(pictures=(torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8),)))
+        self.categories = Choice("category", _counted(attributes["category"], _MOST_CATEGORIES) or ())
+        self.choices = tuple(_choices(attributes))
+        prices = pc.min_max(attributes["price"]).as_py()
+        self.prices: tuple[float, float] | None = None if prices["min"] is None else (prices["min"], prices["max"])
+
+    @cached_property
+    def projection(self) -> Projection:
+        """Where the products lie among each other; made when it is first looked at."""
+        return projection(self.snapshot.vectors, self.snapshot.attributes["category"].to_pylist())
+
+    def first_of_each(self, most: int) -> list[str]:
+        """The id of the first product of each of the largest categories."""
+        firsts: dict[str, str] = {}
+        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:most]]
+        columns = (self.snapshot.attributes[name].to_pylist() for name in ("id", "category"))
+        for one, category in zip(*columns, strict=True):
+            firsts.setdefault(category, one)
+        return [firsts[name] for name in sorted(wanted)]
+
+
+def _choices(attributes: pa.Table) -> Sequence[Choice]:
+    own = [field for field in attributes.schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
+    texts = [field.name for field in own if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
+    counted = ((name, _counted(attributes[name].cast(pa.string()), _FEW)) for name in texts)
+    return [Choice(name, values) for name, values in counted if values and len(values) > 1]
+
+
+def _counted(column: pa.ChunkedArray, most: int) -> tuple[tuple[str, int], ...] | None:
+    """The values with their numbers, in order; None of more than `most`."""
+    counts = pc.value_counts(pc.drop_null(column))
+    if len(counts) > most:
+        return None
+    return tuple(sorted((one["values"], one["counts"]) for one in counts.to_pylist()))

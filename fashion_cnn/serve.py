@@ -1,0 +1,107 @@
+"""The page and API of the product search: `python -m fashion_cnn.serve run=latest`."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashion_cnn.command_line import Interrupted, run_command
+from fashion_cnn.errors import UserError
+from fashion_cnn.extras import require
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from starlette.types import ASGIApp
+
+# Beyond them a client gets a bare 503: long before that the queue says so in words.
+_CONNECTIONS = 512
+
+
+def serve(config: DictConfig) -> None:
+    """Serve until Ctrl-C. Raises UserError for an address that cannot be had, and a catalogue of another network."""
+    require("search", "lancedb", "fastapi", "uvicorn", "jinja2", "python_multipart")
+    _check(config)
+    import torch
+    import uvicorn
+
+    from fashion_cnn.pictures.decoding import quiet_pillow
+
+    with _listening(config.host, config.port) as listening:
+        # Searches run beside each other: several threads in each would only wait for one another.
+        torch.set_num_threads(1)
+        app = build(config)
+        address = listening.getsockname()
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=_CONNECTIONS,
+                timeout_graceful_shutdown=3,
+            )
+        )
+        print(f"Open http://{shown}:{address[1]}  (Ctrl-C ends it)", flush=True)
+        try:
+            with quiet_pillow():
+                server.run(sockets=[listening])
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped.") from None
+
+
+def build(config: DictConfig) -> ASGIApp:
+    """The application that `config` describes. Raises UserError as `serve`."""
+    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.named import catalogue_at
+    from fashion_cnn.retrieval.web.app import application
+    from fashion_cnn.retrieval.web.desk import Desk, Limits
+    from fashion_cnn.retrieval.web.samples import samples_of_test_set
+    from fashion_cnn.retrieval.web.shop import Shop
+    from fashion_cnn.runs import find_measured
+
+    run = find_measured(config.run, Path(config.runs_dir))
+    shop = Shop(run, Catalogue(catalogue_at(config.catalogue, run)), reject=config.reject)
+    desk = Desk(shop, Limits(**config.limits), samples_of_test_set(run, config.data.root), top_k=config.top_k)
+    return application(desk, host=config.host, refresh_seconds=config.refresh_seconds)
+
+
+def _check(config: DictConfig) -> None:
+    if not 1 <= config.top_k <= 100:
+        raise UserError(f"top_k={config.top_k} is not possible: give 1 to 100 products a page.", status=2)
+    if not 0 <= config.port <= 65535:
+        raise UserError(f"port={config.port} is no port: give one up to 65535, or 0 for any that is free.", status=2)
+    if not config.refresh_seconds > 0:
+        raise UserError(f"refresh_seconds={config.refresh_seconds} is not possible: give more than 0.", status=2)
+    for name, value in config.limits.items():
+        if not value > 0:
+            raise UserError(f"limits.{name}={value} is not possible: give more than 0.", status=2)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at that address. Raises UserError where it cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(
+            f"host={host} is no address of this machine: 127.0.0.1 serves it to this machine alone."
+        ) from error
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        what = f"{error.strerror}".lower()
+        raise UserError(f"host={host} port={port} cannot be served ({what}): name another port=, or host=.") from error
+    return listening
+
+
+def main() -> None:
+    run_command("serve", serve)
+
+
+if __name__ == "__main__":
+    main()
