@@ -82,12 +82,15 @@ def _check(config: DictConfig) -> None:
 def _listening(host: str, port: int) -> socket.socket:
     """A socket at that address. Raises UserError where it cannot be had."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except (socket.gaierror, UnicodeError) as error:
         raise UserError(
             f"host={host} is no address of this machine: 127.0.0.1 serves it to this machine alone."
         ) from error
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends without delay only where a socket says that it is TCP: else each answer comes 40 ms late.
+    listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

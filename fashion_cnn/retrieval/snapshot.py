@@ -38,6 +38,7 @@ class Snapshot:
         table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
         self._row_ids = table["_rowid"].to_numpy()
         self._by_row_id = np.argsort(self._row_ids)
+        self._held: pa.BinaryArray | None = None
         # Words that half of the titles hold take as long as ten searches by picture; pages and filters ask again.
         self._with_words = lru_cache(maxsize=32)(self._find_words)
         if not self.approximate:
@@ -115,8 +116,19 @@ class Snapshot:
         rows = self._by_row_id[places]
         return torch.from_numpy(rows[np.lexsort((rows, -hits["_score"].to_numpy()))])
 
+    def hold_thumbnails(self, most_bytes: int) -> None:
+        """Keep all thumbnails in memory, if they take no more than about `most_bytes`: for whoever searches often."""
+        sample = range(0, len(self), max(1, len(self) // 256))
+        if sum(map(len, self.thumbnails(sample))) * len(self) > most_bytes * len(sample):
+            return
+        table = self._table.search().select(["thumbnail"]).with_row_id(True).limit(None).to_arrow()
+        rows = self._by_row_id[np.searchsorted(self._row_ids, table["_rowid"].to_numpy(), sorter=self._by_row_id)]
+        self._held = table["thumbnail"].take(np.argsort(rows)).combine_chunks()
+
     def thumbnails(self, rows: Sequence[int]) -> list[bytes]:
         """The encoded pictures of these rows."""
+        if self._held is not None:
+            return [self._held[row].as_py() for row in rows]
         if not rows:
             return []
         wanted = self._row_ids[list(rows)].tolist()

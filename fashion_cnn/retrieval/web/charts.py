@@ -9,9 +9,12 @@ _EDGES = (0, 2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 100, float("inf"))
 
 @dataclass(frozen=True)
 class Bar:
-    """label: the range, in milliseconds. height: 0 to 1, of the highest bar."""
+    """low: where its range begins, in milliseconds; high: where it ends, None where it does not. height: 0 to 1, of the
+    highest bar.
+    """
 
-    label: str
+    low: float
+    high: float | None
     count: int
     height: float
 
@@ -20,5 +23,5 @@ def histogram(milliseconds: Sequence[float]) -> list[Bar]:
     """How many took how long."""
     counts = [sum(low <= value < high for value in milliseconds) for low, high in pairwise(_EDGES)]
     highest = max(counts, default=0) or 1
-    labels = [f"{low} to {high}" for low, high in pairwise(_EDGES[:-1])] + [f"{_EDGES[-2]} on"]
-    return [Bar(label, count, count / highest) for label, count in zip(labels, counts, strict=True)]
+    ends = (*_EDGES[1:-1], None)
+    return [Bar(low, high, count, count / highest) for low, high, count in zip(_EDGES[:-1], ends, counts, strict=True)]

@@ -17,6 +17,8 @@ from fashion_cnn.retrieval.web.projection import Projection, projection
 # A column with more different values than this is no choice of a few.
 _FEW = 30
 _MOST_CATEGORIES = 200
+# In bytes; more than these are read as they are needed.
+_THUMBNAILS = 128_000_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Storefront:
         self.since = time.time()
         self.snapshot = searcher.snapshot
         attributes = self.snapshot.attributes
+        # Read from disk they were a third of the time of a search.
+        self.snapshot.hold_thumbnails(_THUMBNAILS)
         # What is made at first use is made now, so that the first to ask need not wait.
         searcher.search(Query(pictures=(torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8),)))
         self.categories = Choice("category", _counted(attributes["category"], _MOST_CATEGORIES) or ())
