@@ -27,7 +27,7 @@ def serve(config: DictConfig) -> None:
 
     from fashion_cnn.pictures.decoding import quiet_pillow
 
-    with _listening(config.host, config.port) as listening:
+    with listening_at(config.host, config.port) as listening:
         # Searches run beside each other: several threads in each would only wait for one another.
         torch.set_num_threads(1)
         app = build(config)
@@ -79,16 +79,15 @@ def _check(config: DictConfig) -> None:
             raise UserError(f"limits.{name}={value} is not possible: give more than 0.", status=2)
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket at that address. Raises UserError where it cannot be had."""
+def listening_at(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free. Raises UserError where it cannot be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         raise UserError(
             f"host={host} is no address of this machine: 127.0.0.1 serves it to this machine alone."
         ) from error
+    family, kind, protocol, _, address = found[0]
     # asyncio sends without delay only where a socket says that it is TCP: else each answer comes 40 ms late.
     listening = socket.socket(family, kind, protocol)
     try:

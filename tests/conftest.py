@@ -118,3 +118,13 @@ def torchvision_root(tmp_path: Path) -> Path:
             write_idx(tmp_path / folder / "raw" / f"{prefix}-images-idx3-ubyte", images)
             write_idx(tmp_path / folder / "raw" / f"{prefix}-labels-idx1-ubyte", labels % classes)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shop_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on tiny made images, trained in seconds, whose catalogue is a shop with products of odd names."""
+    from tiny_shop import make_catalogue, train_run
+
+    run = train_run(tmp_path_factory.mktemp("shop"))
+    make_catalogue(run)
+    return run

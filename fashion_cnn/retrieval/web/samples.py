@@ -38,7 +38,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
     except (UserError, RuntimeError, OSError, ValueError):
         return ()
     found = []
-    for label, name in enumerate(data.class_names[:_MOST]):
+    for label, name in enumerate(type(data).class_names[:_MOST]):
         rows = (targets == label).nonzero()
         if len(rows):
             picture = images[rows[0, 0]]

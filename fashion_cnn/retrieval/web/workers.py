@@ -18,10 +18,15 @@ class Workers:
 
     def __init__(self, *, threads: int, waiting: int) -> None:
         self._limiter = anyio.CapacityLimiter(threads)
-        self._most_waiting = waiting
+        self._most = threads + waiting
+        self._in_hand = 0
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """What `work` gives, in a thread. Raises Busy."""
-        if self._limiter.statistics().tasks_waiting >= self._most_waiting:
+        if self._in_hand >= self._most:
             raise Busy
-        return await run_sync(work, limiter=self._limiter)
+        self._in_hand += 1
+        try:
+            return await run_sync(work, limiter=self._limiter)
+        finally:
+            self._in_hand -= 1

@@ -1,0 +1,831 @@
+"""The product search's page and API, through HTTP: what a visitor, a program and an attacker get."""
+
+import html
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import anyio
+import httpx
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from test_pictures import encoded, png_that_claims
+from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.evaluation.temperature import calibrate
+from fashion_cnn.pictures import decode
+from fashion_cnn.prediction import TrainedNetwork, validation_predictions
+from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.searcher import Query, Searcher
+from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.web import desk
+from fashion_cnn.retrieval.web import pages as web_pages
+from fashion_cnn.retrieval.web.answering import answer
+from fashion_cnn.runs import Run
+from fashion_cnn.serve import build, main
+
+
+@pytest.fixture(scope="module")
+def serving():
+    """Start servers, each a client; they end with the module."""
+    with ExitStack() as stack:
+
+        def start(run, *overrides):
+            address = stack.enter_context(served(run, *overrides))
+            return stack.enter_context(httpx.Client(base_url=address, timeout=60))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def client(serving, shop_run):
+    return serving(shop_run)
+
+
+@pytest.fixture(scope="module")
+def searcher(shop_run):
+    """The search without the web."""
+    snapshot = Snapshot(Catalogue(str(shop_run.catalogue)))
+    return Searcher(snapshot, TrainedNetwork(shop_run, flip_average=True))
+
+
+@pytest.fixture(scope="module")
+def products(searcher):
+    return {one["id"]: one for one in searcher.snapshot.attributes.to_pylist()}
+
+
+def page(answer, status=200):
+    """The text of a page, with its links."""
+    assert answer.status_code == status, answer.text[:300]
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    return answer.text
+
+
+def links(text):
+    return [html.unescape(link) for link in re.findall(r'href="([^"]*)"', text)]
+
+
+def ids_of(text):
+    """The products of a page's grid, in order."""
+    grid = text.partition('<ul class="grid">')[2].partition("</ul>")[0]
+    found = [dict(parse_qsl(urlsplit(link).query))["id"] for link in links(grid) if link.startswith("/product?")]
+    return list(dict.fromkeys(found))
+
+
+def upload(client, *pictures, path="/", **fields):
+    files = [("picture", (f"{number}.png", content)) for number, content in enumerate(pictures)]
+    return client.post(path, files=files, data=fields)
+
+
+def hits(answer):
+    assert answer.status_code == 200, answer.text[:300]
+    return [hit["id"] for hit in answer.json()["hits"]]
+
+
+# A visitor
+
+
+def test_the_first_page_offers_a_form_samples_and_the_catalogue(client, products):
+    text = page(client.get("/"))
+    assert 'type="file"' in text
+    assert ids_of(text) == sorted(products)[:12]
+    samples = [link for link in links(text) if link.startswith("/?picture=")]
+    assert len(samples) == len(CLASSES)
+    for link, name in zip(samples, CLASSES, strict=True):
+        assert f"<span>{name}</span>" in page(client.get(link))
+
+
+def test_a_picture_leads_to_a_link_that_shows_what_the_network_sees_and_what_looks_like_it(client, searcher):
+    answer = upload(client, photograph(6))
+    assert answer.status_code == 303
+    link = answer.headers["location"]
+    assert link.startswith("/?picture=")
+    assert len(link) < 2000
+    text = page(client.get(link))
+    picture = searcher.network.preparation(decode(photograph(6)))
+    assert ids_of(text) == [hit.id for hit in searcher.search(Query(pictures=(picture,))).hits]
+    assert f"<h3>{CLASSES[6 % 4]}</h3>" in text
+    assert text.count("<meter") == 3
+
+
+def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(client, serving, shop_run, searcher):
+    calibration = calibrate(validation_predictions(shop_run), reject=0.01)
+    assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
+    for content in (photograph(3), encoded(Image.new("L", (20, 20), 0))):
+        (said,) = upload(client, content, path="/api/search").json()["pictures"]
+        logits = searcher.network.look(searcher.network.preparation(decode(content))[None]).logits
+        expected = calibration.probabilities(logits)[0].sort(descending=True).values[:3].tolist()
+        assert [each["probability"] for each in said["classes"]] == pytest.approx(expected, abs=1e-6)
+        assert (said["said"] == "none of these") == (expected[0] < calibration.threshold)
+    everything = serving(shop_run, "reject=0.99")
+    assert "None of what it knows" in page(everything.get(upload(everything, photograph(3)).headers["location"]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        ({"category": "top"}, lambda one: one["category"] == "top"),
+        ({"category": ["top", "low"]}, lambda one: one["category"] in ("top", "low")),
+        ({"price_min": 20, "price_max": "40.5"}, lambda one: one["price"] and 20 <= one["price"] <= 40.5),
+        ({"where": "colour:red"}, lambda one: one["colour"] == "red"),
+        (
+            {"where": ["colour:red", "colour:blue", "stock:3"]},
+            lambda one: one["colour"] != "green" and one["stock"] == 3,
+        ),
+        (
+            {"category": "top", "price_max": 30, "like": "p20"},
+            lambda one: one["category"] == "top" and one["price"] <= 30,
+        ),
+    ],
+)
+def test_filters_keep_only_what_fits(client, products, asked, fits):
+    expected = {one["id"] for one in products.values() if fits(one)} - {asked.get("like")}
+    assert 0 < len(expected) < 60
+    first = client.get("/api/search", params=asked).json()
+    assert first["matching"] == len(expected)
+    found = [client.get("/api/search", params=asked | {"page": number}).json()["hits"] for number in (1, 2, 3, 4, 5)]
+    assert {hit["id"] for those in found for hit in those} == expected
+    assert ids_of(page(client.get("/", params=asked))) == [hit["id"] for hit in first["hits"]]
+
+
+def test_words_find_titles_and_join_with_pictures(client, products, searcher):
+    text = page(client.get("/", params={"text": "red"}))
+    assert ids_of(text)
+    assert all("red" in products[one]["title"] for one in ids_of(text))
+    both = hits(client.get("/api/search", params={"text": "red", "like": "p20"}))
+    assert both == [hit.id for hit in searcher.search(Query(words="red", like=("p20",))).hits]
+    assert both != hits(client.get("/api/search", params={"like": "p20"}))
+
+
+def test_marks_refine_the_search_and_can_be_taken_back(client, searcher):
+    text = page(client.get("/", params={"like": "p20"}))
+    more, less = ids_of(text)[1], ids_of(text)[5]
+    mark = next(link for link in links(text) if link.endswith(f"like=p20&like={more}"))
+    text = page(client.get(mark))
+    mark = next(link for link in links(text) if link.endswith(f"unlike={less}"))
+    text = page(client.get(mark))
+    query = Query(like=("p20", more), unlike=(less,))
+    assert ids_of(text) == [hit.id for hit in searcher.search(query).hits]
+    assert {more, less, "p20"}.isdisjoint(ids_of(text))
+    taken_back = f"/?like=p20&like={more}"
+    assert taken_back in links(text)
+
+
+def test_the_newest_mark_on_a_product_counts(client):
+    text = page(client.get("/", params={"like": ["p20", "p21"]}))
+    product = next(link for link in links(text) if link.startswith("/product?id=p21"))
+    assert "/?like=p20&unlike=p21" in links(page(client.get(product)))
+
+
+def test_a_product_shows_all_that_is_known_and_leads_on(client, products):
+    text = page(client.get("/product", params={"id": "p20", "like": "p30", "category": "top"}))
+    for value in ("p20", "blue top number 20", "30.00", "blue", "6"):
+        assert f">{value}<" in text
+    similar = ids_of(text)
+    assert len(similar) == 12
+    assert "p20" not in similar
+    assert "/?like=p30&category=top" in links(text), "back to the results"
+    assert "/?like=p20" in links(text), "a search of its own"
+    assert "/?like=p30&like=p20&category=top" in links(text), "a mark in the search that led here"
+    page(client.get(next(link for link in links(text) if link.startswith("/product?"))))
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+def test_products_of_any_name_can_be_opened_marked_and_seen(client, odd):
+    text = page(client.get("/product", params={"id": odd}))
+    mark = next(link for link in links(text) if link == f"/?{urlencode({'like': odd})}")
+    assert odd not in ids_of(page(client.get(mark)))
+    record = client.get("/api/product", params={"id": odd}).json()
+    assert record["id"] == odd
+    thumbnail = client.get(record["thumbnail"])
+    assert Image.open(io.BytesIO(thumbnail.content)).size == (20, 20)
+
+
+def test_what_a_shop_calls_its_products_is_text_and_no_page(client):
+    for link in ("/product?id=p05", "/", f"/?{urlencode({'text': '<script>alert(1)</script>'})}"):
+        text = page(client.get(link))
+        assert "<script>alert" not in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "{{ 7 * 7 }}" in page(client.get("/product?id=p05"))
+
+
+def test_a_form_without_a_picture_becomes_a_link_without_blanks(client):
+    fields = {"text": "red", "price_min": "", "price_max": "40", "category": ["top", "low"], "like": "p20"}
+    answer = client.post("/", data=fields, files=[("picture", ("", b""))])
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/?like=p20&text=red&category=top&category=low&price_max=40"
+
+
+def test_a_new_picture_is_a_new_search_among_the_same_products(client):
+    link = upload(client, photograph(0), photograph(1), like="p20", category="top", page="3").headers["location"]
+    names = [name for name, _ in parse_qsl(urlsplit(link).query)]
+    assert names == ["picture", "picture", "category"]
+    assert len(client.get(link).text) > 1000
+
+
+def test_pages_show_each_product_once_and_keep_the_query(client, products):
+    seen, link = [], "/?category=top&category=low&category=middle"
+    while link:
+        text = page(client.get(link))
+        seen += ids_of(text)
+        link = next(
+            (each for each in links(text) if "page=" in each and f'href="{html.escape(each)}" rel="next"' in text), None
+        )
+        assert link is None or link.startswith("/?category=top&category=low&category=middle&page=")
+    assert sorted(seen) == sorted(one for one, about in products.items() if about["category"] != "bottom")
+
+
+def test_nothing_found_is_a_page_with_a_way_on(client):
+    text = page(client.get("/?text=zzz&category=top"))
+    assert "Nothing found" in text
+    assert "/?text=zzz" in links(text)
+    assert "Back to the first page" in page(client.get("/?category=top&page=99"))
+
+
+def test_nothing_is_loaded_from_another_host_and_nothing_runs_in_the_page(client):
+    found = [upload(client, photograph(2)).headers["location"], "/", "/product?id=p20", "/developer", "/api", "/none"]
+    for link in found:
+        text = client.get(link).text
+        assert not re.findall(r'(?:href|src|action)="(?:https?:)?//', text)
+        assert "style=" not in text
+        assert not re.findall(r"<script(?! src=\"/static/search.js\" defer></script>)|\son\w+=", text)
+    for name in re.findall(r'"(/static/[^"]+)"', client.get("/").text):
+        assert client.get(name).status_code == 200
+    style = client.get("/static/style.css")
+    assert style.headers["content-type"].startswith("text/css")
+    assert "url(" not in style.text
+    assert "prefers-color-scheme: dark" in style.text
+
+
+# The shop's developer
+
+
+def test_the_developers_page_says_what_is_searched_and_how_fast(client, shop_run):
+    client.get("/?like=p20")
+    text = page(client.get("/developer"))
+    for said in (">60<", str(shop_run.path), "calibrated on the run", "p95 ms", "Embed", "evaluate_search"):
+        assert said in text
+    points = text.partition('class="scatter"')[2].partition("</svg>")[0].count("<circle")
+    assert points == 60
+    assert all(f"</svg> {name} " in text for name in CLASSES)
+
+
+def test_the_developers_page_shows_what_was_measured(client, shop_run):
+    folder = shop_run.path / "search_evaluation"
+    folder.mkdir()
+    try:
+        measures = {"recall_at_k": {"1": 0.98765, "10": 0.5}, "queries": 200}
+        (folder / "measures.json").write_text(json.dumps(measures))
+        text = page(client.get("/developer"))
+        assert "recall_at_k · 1" in text
+        assert "0.9877" in text
+        (folder / "measures.json").write_text("{")
+        assert "Not measured yet" in page(client.get("/developer"))
+    finally:
+        shutil.rmtree(folder)
+
+
+# A program
+
+
+def test_the_api_finds_what_the_page_finds_and_links_to_it(client, products):
+    answer = upload(client, photograph(5), path="/api/search", category="middle", price_min="12").json()
+    assert answer["matching"] == sum(
+        one["category"] == "middle" and (one["price"] or 0) >= 12 for one in products.values()
+    )
+    assert answer["pictures"][0]["said"] == "middle"
+    first = answer["hits"][0]
+    assert first.keys() >= {"id", "title", "category", "price", "similarity", "colour", "stock", "thumbnail"}
+    assert ids_of(page(client.get(answer["link"]))) == [hit["id"] for hit in answer["hits"]]
+    assert hits(client.get("/api" + answer["link"].replace("/?", "/search?"))) == [hit["id"] for hit in answer["hits"]]
+    assert answer["milliseconds"].keys() == {"decode", "embed", "search", "attributes and thumbnails"}
+
+
+def test_pictures_not_to_be_like_come_as_files_too(client, searcher):
+    files = [("picture", ("a.png", photograph(1))), ("unlike_picture", ("b.png", photograph(2)))]
+    answer = client.post("/api/search", files=files)
+    one, other = (searcher.network.preparation(decode(photograph(number))) for number in (1, 2))
+    assert hits(answer) == [hit.id for hit in searcher.search(Query(pictures=(one,), other_pictures=(other,))).hits]
+    text = page(client.get(answer.json()["link"]))
+    assert "Not like this: " in text
+    assert ids_of(text) == hits(answer)
+
+
+def test_the_description_of_the_api_is_true_and_readable_offline(client):
+    described = client.get("/openapi.json").json()
+    assert set(described["paths"]) == {"/api/search", "/api/product", "/api/thumbnail", "/api/status"}
+    text = page(client.get("/api"))
+    for path, methods in described["paths"].items():
+        for method in methods:
+            assert f'<span class="method">{method.upper()}</span> {path}<' in text
+    for name in ("unlike_picture", "price_max", "where", "page"):
+        assert f"<code>{name}</code>" in text
+    assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
+
+
+def test_the_status_says_what_is_searched(client, shop_run, searcher):
+    status = client.get("/api/status").json()
+    assert (status["products"], status["version"]) == (60, searcher.snapshot.version)
+    assert (status["problem"], status["probabilities_calibrated"]) == (None, True)
+
+
+# The catalogue changes
+
+
+@pytest.fixture
+def own_run(shop_run, tmp_path):
+    """A copy, to change."""
+    return Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_newer_version_is_taken_over_and_told(own_run, serving):
+    client = serving(own_run, "refresh_seconds=0.05")
+    assert "has just changed" not in client.get("/").text
+    before = client.get("/api/status").json()["version"]
+    make_catalogue(own_run, only=30)
+    until(lambda: client.get("/api/status").json()["products"] == 30)
+    assert client.get("/api/status").json()["version"] > before
+    text = page(client.get("/"))
+    assert "The catalogue has just changed" in text
+    assert "30 products" in text
+    assert client.get("/product?id=p40").status_code == 404
+
+
+def test_without_a_catalogue_a_page_says_how_to_make_one_and_finds_it(own_run, serving):
+    shutil.rmtree(own_run.catalogue)
+    client = serving(own_run, "refresh_seconds=0.05")
+    answer = client.get("/")
+    assert "python -m fashion_cnn.index" in page(answer, 503)
+    assert answer.headers["retry-after"]
+    api = client.get("/api/search")
+    assert api.status_code == 503
+    assert "fashion_cnn.index" in api.json()["error"]
+    assert client.get("/api/status").json()["products"] is None
+    make_catalogue(own_run, only=20)
+    until(lambda: client.get("/").status_code == 200)
+    assert len(ids_of(client.get("/").text)) == 12
+
+
+def test_a_catalogue_that_vanishes_is_searched_on_and_told(own_run, serving):
+    client = serving(own_run, "refresh_seconds=0.05")
+    shutil.move(own_run.catalogue, own_run.path / "elsewhere")
+    until(lambda: client.get("/api/status").json()["problem"])
+    text = page(client.get("/?like=p20"))
+    assert "cannot be taken over" in text
+    assert len(ids_of(text)) == 12
+    shutil.move(own_run.path / "elsewhere", own_run.catalogue)
+    until(lambda: not client.get("/api/status").json()["problem"])
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("method", "link", "status", "said"),
+    [
+        ("GET", "/nothing", 404, "no such page"),
+        ("GET", "/static/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404, "no such"),
+        ("GET", "/product?id=none", 404, "holds no product"),
+        ("GET", "/product", 422, "id cannot be taken"),
+        ("GET", "/?like=none", 404, "holds no product"),
+        ("GET", "/?price_min=cheap", 422, "price_min cannot be taken"),
+        ("GET", "/?price_min=nan", 422, "price_min cannot be taken"),
+        ("GET", "/?page=0", 422, "page cannot be taken"),
+        ("GET", "/?page=101", 422, "page cannot be taken"),
+        ("GET", "/?where=secret:1", 422, "no column secret"),
+        ("GET", "/?where=vector:1", 422, "no column vector"),
+        ("GET", "/?where=stock:many", 422, "stock=many is not possible"),
+        ("GET", "/?where=colour", 422, "names no value"),
+        ("GET", f"/?text={'x' * 201}", 422, "text cannot be taken"),
+        ("GET", "/?" + "&".join(["like=p20"] * 21), 422, "like cannot be taken"),
+        ("GET", "/?picture=AAAA", 422, "damaged"),
+        ("GET", "/?picture=%C3%A4", 422, "damaged"),
+        ("GET", f"/?picture={'A' * 12_001}", 422, "picture cannot be taken"),
+        ("PUT", "/", 405, "not possible here"),
+        ("DELETE", "/product?id=p20", 405, "not possible here"),
+        ("POST", "/", 415, "multipart/form-data"),
+    ],
+)
+def test_mistakes_are_pages_for_people_and_json_for_programs(client, method, link, status, said):
+    answer = client.request(method, link)
+    text = page(answer, status)
+    assert said in html.unescape(text)
+    assert "<h1>" in text
+    assert "/" in links(text)
+    path, _, query = link.partition("?")
+    path = {"/": "/api/search"}.get(path, f"/api{path}")
+    answer = client.request(method, f"{path}?{query}" if query else path)
+    assert answer.status_code == status
+    assert answer.json()["status"] == status
+    assert said in answer.json()["error"] or status == 404
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"", 415, "is empty"),
+        (b"no picture", 415, "holds text"),
+        (b"\x00\x01" * 500, 415, "no picture of a kind"),
+        (encoded(Image.new("RGB", (300, 300), "red"), "JPEG")[:900], 415, "damaged"),
+        (png_that_claims(60_000, 60_000), 413, "too large"),
+        (png_that_claims(6000, 6000), 413, "30 million pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n(run) run", 415, "no picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
+        (b"x" * 10_000_001, 413, "10 MB"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_the_reason(client, content, status, said):
+    assert said in page(upload(client, content), status)
+    assert said in upload(client, content, path="/api/search").json()["error"]
+
+
+def test_a_picture_is_known_by_its_content_not_by_its_name(client):
+    answer = client.post("/api/search", files={"picture": ("../../x.exe", photograph(4), "text/plain")})
+    assert answer.json()["pictures"][0]["said"] == CLASSES[0]
+
+
+def test_too_many_pictures_or_fields_are_refused(client):
+    assert upload(client, *[photograph(0)] * 5).status_code == 422
+    assert upload(client, *[photograph(0)] * 5, path="/api/search").status_code == 422
+    assert upload(client, *[photograph(0)] * 9).status_code == 400
+    assert client.post("/", files=[("like", (None, "p20"))] * 500).status_code == 400
+    assert upload(client, photograph(0), text="x" * 20_000).status_code == 400
+
+
+def test_a_stream_without_a_length_ends_at_the_limit(shop_run):
+    sent, answers = 0, []
+
+    def endless():
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+        while True:
+            sent += 1_000_000
+            yield b"x" * 1_000_000
+
+    chunks = endless()
+
+    async def receive():
+        return {"type": "http.request", "body": next(chunks), "more_body": True}
+
+    async def send(message):
+        answers.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "headers": headers}
+    anyio.run(build(compose("serve", [f"run='{shop_run.path}'"])), scope, receive, send)
+    assert answers[0]["status"] == 413
+    assert sent < 12_000_000
+
+
+# Safety
+
+SAFE = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+@pytest.mark.parametrize(
+    "link", ["/", "/developer", "/api", "/api/status", "/static/style.css", "/nothing", "/?page=x"]
+)
+def test_every_answer_tells_the_browser_to_be_careful_and_head_is_a_get_without_its_body(client, link):
+    answer = client.get(link)
+    assert answer.headers.items() >= SAFE.items()
+    policy = answer.headers["content-security-policy"]
+    for rule in ("default-src 'self'", "img-src 'self' data:", "frame-ancestors 'none'", "form-action 'self'"):
+        assert rule in policy
+    assert "unsafe" not in policy
+    head = client.head(link)
+    assert (head.status_code, head.content) == (answer.status_code, b"")
+    assert head.headers["content-type"] == answer.headers["content-type"]
+
+
+def test_a_failure_of_ours_is_told_without_its_inside(client, monkeypatch):
+    def broken(asked, answered):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(web_pages, "_pictures", broken)
+    answer = client.get("/")
+    assert "a secret" not in page(answer, 500)
+    assert "Traceback" not in answer.text
+    assert answer.headers.items() >= SAFE.items()
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "localhost@evil", "[::1"]
+)
+def test_a_server_of_this_machine_answers_to_its_own_names_alone(client, host):
+    answer = client.get("/", headers={"host": host})
+    assert answer.status_code == 400
+    assert "Dark" not in answer.text
+    for own in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
+        assert client.get("/api/status", headers={"host": own}).status_code == 200
+
+
+def test_a_server_for_others_answers_to_any_name(serving, shop_run):
+    assert serving(shop_run, "host=0.0.0.0").get("/", headers={"host": "shop.example"}).status_code == 200
+
+
+@pytest.fixture
+def empty_temporary_folder(tmp_path, monkeypatch):
+    """Where temporary files would lie, now and at any moment."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+    def no_file(*args, **kwargs):
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", no_file)
+    yield folder
+    assert not list(folder.iterdir())
+
+
+def test_pictures_are_never_written_to_disk(client, empty_temporary_folder):
+    large = encoded(Image.frombytes("RGB", (1200, 900), random.Random(0).randbytes(1200 * 900 * 3)))
+    assert len(large) > 3_000_000
+    assert upload(client, large).status_code == 303
+    assert upload(client, large, path="/api/search").status_code == 200
+    assert upload(client, large, large, large, large).status_code == 413
+
+
+def hostile_queries(chance, count):
+    texts = [
+        *(
+            "' OR 1=1 --",
+            '"',
+            "(",
+            ")",
+            "*",
+            "a AND",
+            "title:x",
+            "\\",
+            "\x00",
+            "[a TO b]",
+            "+ - ~ ^2",
+            "💥" * 50,
+            "{{7*7}}",
+        ),
+        *("../../etc/passwd", "%00", "%s%n", "true", "null", "NaN", "-1", "1e999", "9" * 400, "\u202e", "\ud800", " "),
+        *("price > 0", "colour:' OR 1=1 --", ":", "key:x", "id:p20", "seen_as:top", "confidence:0.5", "__class__:x"),
+        *('{"match":{"title":"x"}}', "a" * 199, "AAAA=", "-_-_", "\r\nset-cookie: x=1", "<svg onload=alert(1)>"),
+    ]
+    names = [
+        "picture",
+        "unlike_picture",
+        "like",
+        "unlike",
+        "text",
+        "category",
+        "price_min",
+        "price_max",
+        "where",
+        "page",
+        "id",
+    ]
+    for _ in range(count):
+        pairs = [(chance.choice(names), chance.choice(texts)) for _ in range(chance.randint(1, 4))]
+        yield urlencode(pairs, errors="surrogatepass")
+    for byte in range(0, 256, 9):
+        yield f"text=%{byte:02x}%{255 - byte:02x}&like=%{byte:02x}"
+    yield from ("&" * 500, "=" * 500, "text", "text=%", "page=٣", "like[]=p20", "text=red;category=top")
+
+
+def test_hundreds_of_hostile_queries_are_answered_without_a_failure(client, empty_temporary_folder):
+    chance = random.Random(0)
+    statuses = set()
+    for number, query in enumerate(hostile_queries(chance, 220)):
+        path = ("/", "/api/search", "/product", "/api/product", "/api/thumbnail", "/developer")[number % 6]
+        answer = client.request(
+            chance.choice(["GET", "GET", "GET", "HEAD", "POST", "PATCH", "OPTIONS"]), f"{path}?{query}"
+        )
+        assert answer.status_code < 500, query
+        assert "Traceback" not in answer.text
+        assert "set-cookie" not in answer.headers
+        statuses.add(answer.status_code)
+    assert statuses >= {200, 404, 405, 422}
+
+
+def hostile_pictures(chance, count):
+    kinds = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+    whole = [encoded(Image.new("RGB", (40, 30), "red"), kind) for kind in kinds]
+    for _ in range(count):
+        content = bytearray(chance.choice(whole))
+        for _ in range(chance.randint(1, 12)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        yield bytes(content[: chance.randint(1, len(content))])
+        yield chance.randbytes(chance.randint(1, 300))
+    bomb = zlib.compress(bytes(5400 * 5401))
+    header = b"IHDR" + struct.pack(">IIBBBBB", 5400, 5400, 8, 0, 0, 0, 0)
+    parts = [header, b"IDAT" + bomb, b"IEND"]
+    yield b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts
+    )
+    for size in ((1, 1), (20_000, 1), (1, 20_000), (20, 20)):
+        yield encoded(Image.new("RGBA", size, (1, 2, 3, 0)))
+    yield encoded(Image.new("I;16", (30, 30)))
+    yield encoded(Image.new("F", (30, 30), float("nan")), "TIFF")
+
+
+def test_hundreds_of_hostile_uploads_are_answered_without_a_failure(client, empty_temporary_folder):
+    chance = random.Random(1)
+    statuses = set()
+    names = ["../../x.png", "x\x00.png", "con", "a" * 300, "é.png", "'; drop"]
+    for content in hostile_pictures(chance, 70):
+        files = {"picture": (chance.choice(names), content, chance.choice(["image/png", "text/html", "x" * 99]))}
+        answer = client.post(chance.choice(["/", "/api/search"]), files=files)
+        assert answer.status_code in (200, 303, 413, 415), answer.text[:300]
+        statuses.add(answer.status_code)
+    assert statuses >= {200, 303, 415}
+
+
+def hostile_forms(chance):
+    part = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nred\r\n--b--\r\n'
+    for kind in (
+        *("multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "b" * 300),
+        *("multipart/form-data; boundary=é", "application/json", "application/x-www-form-urlencoded", "", "text/plain"),
+        *(
+            f"multipart/form-data; boundary=b; charset={name}"
+            for name in ("zlib", "rot13", "utf-7", "utf-16", "idna", "no")
+        ),
+    ):
+        yield kind, part
+    for body in (
+        b"",
+        b"--b",
+        part[:-9],
+        part.replace(b"name=", b"eman="),
+        part.replace(b"red", b"\xff\xfe\x00"),
+        part.replace(b"text", b"t" * 100_000),
+        part.replace(b"\r\n\r\n", b"\r\n" + b"X: y\r\n" * 5000 + b"\r\n", 1),
+        part.replace(b'name="text"', b"name=\"picture\"; filename*=utf-8''%00%ff"),
+        b"\r\n".join([part] * 200),
+        part.replace(b"text", b"page").replace(b"red", b"-1"),
+    ):
+        yield "multipart/form-data; boundary=b", body
+    for _ in range(40):
+        body = bytearray(part)
+        for _ in range(chance.randint(1, 6)):
+            body[chance.randrange(len(body))] = chance.randrange(256)
+        yield "multipart/form-data; boundary=b", bytes(body)
+
+
+def test_forms_that_are_none_are_answered_without_a_failure(client, empty_temporary_folder):
+    statuses = set()
+    for kind, body in hostile_forms(random.Random(2)):
+        for path in ("/", "/api/search"):
+            answer = client.post(path, content=body, headers={"content-type": kind.encode("latin-1")})
+            assert answer.status_code < 500, (kind, body[:80], answer.text)
+            statuses.add(answer.status_code)
+    assert statuses >= {200, 303, 400, 415, 422}
+
+
+def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypatch):
+    def slow(*arguments, **options):
+        time.sleep(0.02)
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(desk, "answer", slow)
+
+    def crowd(people, *overrides):
+        async def ask():
+            transport = httpx.ASGITransport(build(compose("serve", [f"run='{shop_run.path}'", *overrides])))
+            answers = []
+            async with (
+                httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+                anyio.create_task_group() as tasks,
+            ):
+
+                async def one(number):
+                    answers.append(await client.get("/api/search", params={"like": f"p{10 + number % 40}"}))
+
+                for number in range(people):
+                    tasks.start_soon(one, number)
+            return answers
+
+        return anyio.run(ask)
+
+    assert {each.status_code for each in crowd(64)} == {200}
+    answers = crowd(40, "limits.threads=1", "limits.waiting=3")
+    refused = [each for each in answers if each.status_code == 503]
+    served_well = [each for each in answers if each.status_code == 200]
+    assert len(served_well) >= 4
+    assert len(refused) > 20
+    assert len(refused) + len(served_well) == 40
+    assert all(each.headers["retry-after"] == "1" for each in refused)
+
+
+def test_uploads_share_a_limited_memory(serving, shop_run):
+    client = serving(shop_run, "limits.memory_mb=0.02")
+    noise = encoded(Image.frombytes("L", (200, 200), random.Random(0).randbytes(40_000)))
+    for _ in range(3):
+        assert upload(client, noise).status_code == 503
+        assert upload(client, photograph(0)).status_code == 303, "what was taken is given back"
+
+
+# The command
+
+
+def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, shop_run):
+    import torch
+
+    from fashion_cnn.training.weights import load_classifier
+
+    checkpoint = torch.load(own_run.best_checkpoint, weights_only=False)
+    for value in checkpoint["state_dict"].values():
+        value += 1
+    torch.save(checkpoint, own_run.best_checkpoint)
+    assert load_classifier(own_run)
+    status, out, err = command(main, f"run={own_run.path}", "port=0")
+    assert (status, out) == (1, "")
+    assert "another network" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "said"),
+    [
+        (["host=no.such.host.invalid"], 1, "is no address"),
+        (["host=192.0.2.1"], 1, "cannot be served"),
+        (["port=70000"], 2, "is no port"),
+        (["port=many"], 2, "port=many"),
+        (["top_k=0"], 2, "top_k=0"),
+        (["limits.threads=0"], 2, "limits.threads=0"),
+        (["refresh_seconds=0"], 2, "refresh_seconds=0"),
+        (["prot=1"], 2, "port"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_told_in_one_message(command, shop_run, typed, status, said):
+    ended, out, err = command(main, f"run={shop_run.path}", *typed)
+    assert (ended, out) == (status, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_port_in_use_is_told_in_one_message(command, shop_run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, _, err = command(main, f"run={shop_run.path}", f"port={taken.getsockname()[1]}")
+    assert status == 1
+    assert "in use" in err
+    assert "name another port=" in err
+
+
+def test_it_says_where_it_is_answers_there_and_ends_quietly(shop_run, tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
+        "TMPDIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "fashion_cnn.serve", f"run={shop_run.path}", "port=0"]
+    server = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        said = server.stdout.readline()
+        address = re.search(r"Open (http://127\.0\.0\.1:\d+) ", said)[1]
+        assert httpx.get(f"{address}/api/status").json()["products"] == 60
+        assert httpx.post(address, files={"picture": ("a.png", photograph(0))}).status_code == 303
+        begun = time.perf_counter()
+        assert httpx.head(f"{address}/").status_code == 200
+        assert time.perf_counter() - begun < 5
+        host, port = address.removeprefix("http://").split(":")
+        for raw in (
+            b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 200_000 + b"\r\n\r\n",
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            b"\x00\xff\r\n\r\n",
+            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(raw)
+                assert b" 4" in connection.recv(100)[:12]
+        assert httpx.get(f"{address}/").status_code == 200
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=30)
+        assert (server.returncode, out, err) == (130, "", "\nStopped.\n")
+    finally:
+        server.kill()
+    assert not [file for file in Path(tmp_path).iterdir() if file.is_file()]

@@ -1,0 +1,186 @@
+"""The product search in a real browser: with and without JavaScript, by keyboard, on a phone, in the dark."""
+
+import os
+import shutil
+
+import pytest
+from tiny_shop import CLASSES, photograph, served
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+
+def executable():
+    """A Chromium of this machine, or None for Playwright's own."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        try:
+            # Root, as in a container, has no sandbox.
+            arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+            started = playwright.chromium.launch(executable_path=executable(), args=arguments)
+        except sync_api.Error as error:
+            reason = f"no browser: {str(error).splitlines()[0]} (scripts/test gets one)"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def address(shop_run):
+    with served(shop_run) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a page of a fresh visitor; in the end none has had an error or asked another host for anything."""
+    contexts, wrong = [], []
+
+    def open_page(link="/", **options):
+        context = browser.new_context(base_url=address, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: request.url.startswith((address, "data:")) or wrong.append(request.url))
+        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(link)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def titles(page):
+    return page.locator(".grid .title").all_inner_texts()
+
+
+def choose(page, *numbers):
+    files = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": photograph(number)} for number in numbers]
+    page.get_by_label("A picture").set_input_files(files)
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
+def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascript):
+    page = visit(java_script_enabled=javascript)
+    choose(page, 6)
+    if not javascript:
+        page.get_by_role("button", name="Search").click()
+    page.wait_for_url("**/?picture=*")
+    assert page.get_by_role("heading", name=CLASSES[6 % 4], exact=True).is_visible()
+    found = titles(page)
+    assert len(found) == 12
+
+    page.locator("summary", has_text="Colour").click()
+    page.get_by_label("red").check()
+    page.get_by_role("button", name="Apply").locator("visible=true").click()
+    page.wait_for_url("**where=colour*")
+    assert all(title.startswith("red") for title in titles(page))
+    page.get_by_role("link", name="colour: red").click()
+    page.wait_for_url(lambda url: "where" not in url)
+    assert titles(page) == found
+
+    page.get_by_role("link", name="More like").nth(2).click()
+    page.wait_for_url("**like=*")
+    page.get_by_role("link", name="Less like").nth(4).click()
+    page.wait_for_url("**unlike=*")
+    refined = titles(page)
+    assert refined != found
+    assert page.locator(".marked.like img").count() == page.locator(".marked.unlike img").count() == 1
+
+    shared = visit(page.url, java_script_enabled=javascript)
+    assert titles(shared) == refined
+    assert shared.get_by_role("heading", name=CLASSES[6 % 4], exact=True).is_visible()
+
+    title = refined[3]
+    page.locator(".grid .product").nth(3).click()
+    assert page.get_by_role("heading", level=1).inner_text() == title
+    assert len(titles(page)) == 12
+    page.get_by_role("link", name="Back to the results").click()
+    assert titles(page) == refined
+
+
+def test_words_and_pages_without_a_mouse(visit):
+    page = visit()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "picture"
+    page.keyboard.press("Tab")
+    page.keyboard.type("green")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?text=green")
+    first = titles(page)
+    assert all("green" in title for title in first)
+    page.get_by_role("link", name="More products").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**page=2")
+    assert not set(first) & set(titles(page))
+    page.locator("summary", has_text="Price").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.type("50")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**price_min=50")
+    assert titles(page)
+
+
+def test_a_picture_can_be_dropped(visit):
+    page = visit()
+    dropped = page.evaluate_handle(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "a.png", {type: "image/png"}));
+            return data;
+        }""",
+        list(photograph(5)),
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": dropped})
+    page.wait_for_url("**/?picture=*")
+    assert page.get_by_role("heading", name=CLASSES[5 % 4], exact=True).is_visible()
+
+
+def test_a_picture_that_is_too_large_is_told_on_a_page(browser, address):
+    page = browser.new_page(base_url=address, java_script_enabled=False)
+    page.goto("/")
+    page.get_by_label("A picture").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * 11_000_000}
+    )
+    page.get_by_role("button", name="Search").click()
+    assert "10 MB are the most" in page.locator("main").inner_text()
+    page.close()
+
+
+PAGES = {
+    "start": "/",
+    "results": "/?like=p20&unlike=p30&text=red&category=top&category=low&price_max=60&where=colour:red",
+    "product": "/product?id=p20&like=p30",
+    "nothing found": "/?text=zzz",
+    "developer": "/developer",
+    "API": "/api",
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_keeps_anyone_out(visit, name, scheme):
+    page = visit(PAGES[name], color_scheme=scheme)
+    if name == "results":
+        page.locator("summary").first.click()
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_phone_shows_each_page_in_its_width(visit, name):
+    page = visit(PAGES[name], viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -1,0 +1,88 @@
+"""A small shop to search in: 60 products of the tiny made images, some with names that break careless pages."""
+
+import csv
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from conftest import TINY_DATA
+from PIL import Image
+from tiny_images import TinyDataModule
+
+from fashion_cnn.command_line import compose
+from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.file_products import products_of_files
+from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.runs import Run
+from fashion_cnn.serve import build, listening_at
+from fashion_cnn.train import train
+
+CLASSES = TinyDataModule.class_names
+ODD_IDS = ["a/b", "../../etc/passwd", 'it\'s & "5" = 100% #1?', "<b>x</b>", "日本 語"]
+ODD_TITLE = "<script>alert(1)</script> {{ 7 * 7 }}"
+
+
+def train_run(folder: Path) -> Run:
+    results = train(compose(overrides=[*TINY_DATA, f"runs_dir='{folder / 'runs'}'", "trainer.max_epochs=4"]))
+    return Run(Path(results["run"]))
+
+
+def rows() -> list[dict[str, object]]:
+    """What the shop says of its products."""
+    found: list[dict[str, object]] = []
+    for number in range(60):
+        kind, colour = CLASSES[number % 4], ("red", "green", "blue")[number % 3]
+        one = {"id": f"p{number:02}", "title": f"{colour} {kind} number {number}", "category": kind}
+        one |= {"price": 10 + number, "colour": colour, "stock": number % 7}
+        found.append(one)
+    for number, odd in enumerate(ODD_IDS):
+        found[number]["id"] = odd
+    found[5]["title"] = ODD_TITLE
+    found[6]["price"] = ""
+    return found
+
+
+def make_catalogue(run: Run, *, only: int = 60) -> None:
+    """Index the first `only` products."""
+    folder = run.path / "photos"
+    folder.mkdir(exist_ok=True)
+    images, _ = TinyDataModule(val_size=32, mean=[0.5], std=[0.25]).load(train=True)
+    with (folder / "shop.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "title", "category", "price", "colour", "stock", "image"])
+        writer.writeheader()
+        for number, one in enumerate(rows()[:only]):
+            Image.fromarray(images[number, 0].numpy()).save(folder / f"{number}.png")
+            writer.writerow(one | {"image": f"{number}.png"})
+    products = products_of_files(None, str(folder / "shop.csv"), lambda done, total: None)
+    index(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=True), prune=True)
+
+
+def photograph(number: int, side: int = 120) -> bytes:
+    """A test image as a PNG file, enlarged."""
+    images, _ = TinyDataModule(val_size=32, mean=[0.5], std=[0.25]).load(train=False)
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(images[number, 0])).resize((side, side), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def served(run: Run, *overrides: str) -> Iterator[str]:
+    """The address of a server on this run's catalogue, in a thread of this process."""
+    config = compose("serve", [f"run='{run.path}'", *overrides])
+    with listening_at(config.host, 0) as listening:
+        server = uvicorn.Server(uvicorn.Config(build(config), log_level="critical", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
