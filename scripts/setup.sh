@@ -107,6 +107,32 @@ unpack_package() (
   dpkg -x dataset-fashion-mnist_*.deb unpacked
 )
 
+# get_browser: a Chromium for the tests of the search's page: one that is there, Debian's package where it may be
+# installed, or Playwright's own. Without any the tests go on, and say that those were left out.
+get_browser() {
+  local log=$venv/browser.log
+  browser_is_there() {
+    "$python" - 2>/dev/null <<'EOF'
+import os, shutil, sys
+from pathlib import Path
+from playwright.sync_api import sync_playwright
+named = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+if not named:
+    with sync_playwright() as playwright:
+        named = playwright.chromium.executable_path
+sys.exit(not Path(named).exists())
+EOF
+  }
+  browser_is_there && return
+  echo "Getting a browser for the tests of the search's page …" >&2
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get install -y --no-install-recommends chromium ||
+      { apt-get update && apt-get install -y --no-install-recommends chromium; }; } >"$log" 2>&1 || true
+  fi
+  browser_is_there || "$python" -m playwright install chromium >>"$log" 2>&1 || true
+  browser_is_there || echo "There is no browser to be had: its tests are left out ($log)." >&2
+}
+
 # Two scripts that start together take turns.
 if command -v flock >/dev/null; then
   exec 9>.setup.lock || fail "$PWD cannot be written."

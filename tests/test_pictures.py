@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode, find_pictures
+from fashion_cnn.pictures import Preparation, TooManyPixelsError, UnreadablePictureError, decode, find_pictures
 from fashion_cnn.pictures.preparation import _tensor as pixels_of
 
 FRAME = (1, 28, 28)
@@ -297,3 +297,13 @@ def test_what_names_no_picture_is_said(folder, reference, said):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=said):
         find_pictures(reference)
+
+
+def test_a_large_picture_is_unpacked_only_where_it_fits(tmp_path):
+    photograph = garment((1200, 1000))
+    limits = {"enough": 784, "most": 1_000_000}
+    assert decode(encoded(photograph, "JPEG"), **limits).size[0] < 100, "a JPEG shrinks as it is unpacked"
+    for content in (encoded(photograph), encoded(photograph, "JPEG", progressive=True)):
+        with pytest.raises(TooManyPixelsError, match="1,200 x 1,000 pixels; 1 million"):
+            decode(content, **limits)
+        assert decode(content, enough=784).size[0] < 100

@@ -6,7 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +34,26 @@ def decode(source: Path | bytes, *, enough: int | None = None, most: int = MAX_P
 
     Of an animation the first frame. More than eight bits a channel are scaled to eight.
     enough: so many pixels do; a picture of many more is shrunk by a whole factor, a JPEG while it is decoded.
-    most: a picture of more pixels is not unpacked, TooManyPixelsError.
+    most: so many pixels may be unpacked into memory at once; more are TooManyPixelsError.
     Raises UnreadablePictureError.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            if image.width * image.height > most:
-                seen = f"{image.width:,} x {image.height:,} pixels"
-                raise TooManyPixelsError(f"is too large ({seen}; {most / 1e6:g} million pixels are the most)")
+            width, height = image.size
             if enough:
                 factor = _factor(image, enough)
-                image.draft(None, (image.width // factor, image.height // factor))
+                image.draft(None, (width // factor, height // factor))
+            # A JPEG that is stored in passes is unpacked whole, however small it is asked for.
+            unpacked = width * height if image.info.get("progressive") else image.width * image.height
+            if unpacked > most or width * height > MAX_PIXELS:
+                least = min(most, MAX_PIXELS) / 1e6
+                raise TooManyPixelsError(
+                    f"is too large ({width:,} x {height:,} pixels; {least:g} million pixels are the most)"
+                )
             with _turn if image.width * image.height > _LARGE else nullcontext():
                 image.load()
                 decoded = _eight_bit(_upright(image))
-                return decoded.reduce(_factor(decoded, enough)) if enough else decoded
+                return decoded.reduce(_factor(decoded, enough)) if enough else decoded.copy()
     except UnreadablePictureError:
         raise
     except UnidentifiedImageError:
@@ -93,10 +98,10 @@ def _factor(image: Image.Image, enough: int) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing about the pixels
-        return image
+    # Damaged EXIF says nothing about the pixels.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -104,8 +109,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return _scaled(image)
     grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
-        return image.convert("LA" if grey else "RGBA")
-    return image.convert("L" if grey else "RGB")
+        return _in_mode(image, "LA" if grey else "RGBA")
+    return _in_mode(image, "L" if grey else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    # Converted into the mode that it has it would be copied, and large pictures fill the memory as they are.
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _scaled(image: Image.Image) -> Image.Image:

@@ -124,10 +124,6 @@ class Searcher:
         """The products of these ids, which the catalogue must hold."""
         return self._hits([(self.snapshot.row_of[one], None) for one in ids])
 
-    def named(self, ids: Sequence[str]) -> tuple[Hit, ...]:
-        """The products of these ids, which the catalogue must hold."""
-        return self._hits([self.snapshot.row_of[one] for one in ids], None)
-
     def _direction(self, query: Query, seen: Seen | None) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
         embeddings = torch.empty(0, self.network.dimensions) if seen is None else seen.embeddings

@@ -16,12 +16,12 @@ from fashion_cnn.retrieval.web.workers import Workers
 
 @dataclass(frozen=True)
 class Limits:
-    """upload_mb: of the pictures of one request. pixels_million: of one picture. seconds: for a request to arrive.
-    threads: searches at once. waiting: so many more may wait. memory_mb: of all uploads at once.
+    """upload_mb: of the pictures of one request. memory_mb: of all uploads at once. pixels_million: of one picture, as
+    it is unpacked. seconds: for a request to arrive. threads: searches at once. waiting: so many more may wait.
     """
 
     upload_mb: float = 10
-    pixels_million: float = 30
+    pixels_million: float = 16
     seconds: float = 20
     threads: int = 2
     waiting: int = 64

@@ -1,29 +1,56 @@
-"""What `python -m fashion_cnn.evaluate_search` found, as rows of a table."""
+"""What `python -m fashion_cnn.evaluate_search` found out about a run's vectors, as tables."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fashion_cnn.runs import Run
 
-_MOST_ROWS = 60
+# By heading, where a figure stands among the measures of a search, and of finding an altered copy again.
+_SEARCH = {
+    "precision@1": ("precision", "1"),
+    "precision@10": ("precision", "10"),
+    "precision@100": ("precision", "100"),
+    "mAP@100": ("map_at_100",),
+}
+_INSTANCES = {"recall@1": ("recall", "1"), "recall@10": ("recall", "10")}
 
 
-def measured(run: Run) -> list[tuple[str, str]] | None:
-    """The names and values of all that was measured; None where nothing was, or it cannot be read."""
-    try:
-        measures = json.loads((run.path / "search_evaluation" / "measures.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return list(_rows(measures))[:_MOST_ROWS]
+@dataclass(frozen=True)
+class Measures:
+    """rows: whose vectors, and each figure in percent; nothing where it was not measured."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def _rows(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _rows(inner, f"{name} · {key}" if name else str(key))
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for number, inner in enumerate(value, start=1):
-            yield from _rows(inner, f"{name} {number}")
-    else:
-        yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
+def measured(run: Run) -> list[Measures]:
+    """All that was measured; what cannot be read is left out."""
+    tables = []
+    for file in sorted((run.path / "search_evaluation").glob("*/measures.json")):
+        try:
+            stored = json.loads(file.read_text())
+            among = f"{stored['queries']:,} images of {file.parent.name} among {stored['catalogue']:,} products"
+            for name, by_vectors in stored["searches"].items():
+                overall = {whose: found["overall"] for whose, found in by_vectors.items()}
+                tables.append(_table(f"Of the same class, {name}: {among}", overall, _SEARCH))
+            for name, by_vectors in stored["instances"].items():
+                tables.append(
+                    _table(f"The same product in an altered picture, {name}: {among}", by_vectors, _INSTANCES)
+                )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return tables
+
+
+def _table(caption: str, by_vectors: Mapping[str, Any], figures: Mapping[str, Sequence[str]]) -> Measures:
+    rows = ((whose, tuple(_percent(found, path) for path in figures.values())) for whose, found in by_vectors.items())
+    return Measures(caption, tuple(figures), tuple(rows))
+
+
+def _percent(found: Any, path: Sequence[str]) -> str:
+    for key in path:
+        found = found.get(key) if found else None
+    return f"{found['value']:.1%}" if found else ""

@@ -50,7 +50,7 @@ class Storefront:
     @cached_property
     def projection(self) -> Projection:
         """Where the products lie among each other; made when it is first looked at."""
-        return projection(self.snapshot.vectors, self.snapshot.attributes["category"].to_pylist())
+        return projection(self.snapshot)
 
     def first_of_each(self, most: int) -> list[str]:
         """The id of the first product of each of the largest categories."""
