@@ -63,6 +63,12 @@ def titles(page):
     return page.locator(".grid .title").all_inner_texts()
 
 
+def follow(page, target):
+    """Click what leads to another page, and wait for it."""
+    with page.expect_navigation():
+        target.click()
+
+
 def choose(page, *numbers):
     files = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": photograph(number)} for number in numbers]
     page.get_by_label("A picture").set_input_files(files)
@@ -73,7 +79,7 @@ def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascr
     page = visit(java_script_enabled=javascript)
     choose(page, 6)
     if not javascript:
-        page.get_by_role("button", name="Search").click()
+        follow(page, page.get_by_role("button", name="Search"))
     page.wait_for_url("**/?picture=*")
     assert page.get_by_role("heading", name=CLASSES[6 % 4], exact=True).is_visible()
     found = titles(page)
@@ -81,17 +87,13 @@ def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascr
 
     page.locator("summary", has_text="Colour").click()
     page.get_by_label("red").check()
-    page.get_by_role("button", name="Apply").locator("visible=true").click()
-    page.wait_for_url("**where=colour*")
+    follow(page, page.get_by_role("button", name="Apply").locator("visible=true"))
     assert all(title.startswith("red") for title in titles(page))
-    page.get_by_role("link", name="colour: red").click()
-    page.wait_for_url(lambda url: "where" not in url)
+    follow(page, page.get_by_role("link", name="colour: red"))
     assert titles(page) == found
 
-    page.get_by_role("link", name="More like").nth(2).click()
-    page.wait_for_url("**like=*")
-    page.get_by_role("link", name="Less like").nth(4).click()
-    page.wait_for_url("**unlike=*")
+    follow(page, page.get_by_role("link", name="More like").nth(2))
+    follow(page, page.get_by_role("link", name="Less like").nth(4))
     refined = titles(page)
     assert refined != found
     assert page.locator(".marked.like img").count() == page.locator(".marked.unlike img").count() == 1
@@ -101,10 +103,10 @@ def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascr
     assert shared.get_by_role("heading", name=CLASSES[6 % 4], exact=True).is_visible()
 
     title = refined[3]
-    page.locator(".grid .product").nth(3).click()
+    follow(page, page.locator(".grid .product").nth(3))
     assert page.get_by_role("heading", level=1).inner_text() == title
     assert len(titles(page)) == 12
-    page.get_by_role("link", name="Back to the results").click()
+    follow(page, page.get_by_role("link", name="Back to the results"))
     assert titles(page) == refined
 
 
@@ -155,7 +157,7 @@ def test_a_picture_that_is_too_large_is_told_on_a_page(browser, address):
     page.get_by_label("A picture").set_input_files(
         {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * 11_000_000}
     )
-    page.get_by_role("button", name="Search").click()
+    follow(page, page.get_by_role("button", name="Search"))
     assert "10 MB are the most" in page.locator("main").inner_text()
     page.close()
 

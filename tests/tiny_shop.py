@@ -76,7 +76,8 @@ def served(run: Run, *overrides: str) -> Iterator[str]:
     """The address of a server on this run's catalogue, in a thread of this process."""
     config = compose("serve", [f"run='{run.path}'", *overrides])
     with listening_at(config.host, 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(build(config), log_level="critical", timeout_graceful_shutdown=1))
+        settings = {"log_level": "critical", "timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
+        server = uvicorn.Server(uvicorn.Config(build(config), **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():

@@ -40,7 +40,8 @@ class About:
     """Whose vectors a catalogue holds.
 
     network: `TrainedNetwork.identity`. run: the directory of that run, as it was called then. dimensions: of a vector.
-    flip_average: whether the mirror images were looked at too. invert: see `Preparation`.
+    flip_average: whether the mirror images were looked at too. invert: see `Preparation`. note: what people are to know
+    of the products, if anything.
     """
 
     network: str
@@ -48,6 +49,7 @@ class About:
     dimensions: int
     flip_average: bool
     invert: Invert
+    note: str = ""
 
 
 class Catalogue:

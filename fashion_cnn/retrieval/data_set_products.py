@@ -40,7 +40,10 @@ def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Produc
     )
     keys = (hashlib.sha1(image.tobytes()).hexdigest() for image in images.numpy())
     return Products(
-        table, tuple(f"{key} {title}" for key, title in zip(keys, titles, strict=True)), _ImagesInMemory(images)
+        table,
+        tuple(f"{key} {title}" for key, title in zip(keys, titles, strict=True)),
+        _ImagesInMemory(images),
+        note="Its prices are made up.",
     )
 
 

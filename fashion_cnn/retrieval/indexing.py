@@ -57,6 +57,7 @@ def index(
         dimensions=network.dimensions,
         flip_average=network.flip_average,
         invert=network.preparation.invert,
+        note=products.note,
     )
     own = [field for field in products.table.schema if field.name not in OWN_COLUMNS]
     catalogue.begin(about, own, rebuild=rebuild)

@@ -36,12 +36,14 @@ class Pictures(Protocol):
 @dataclass(frozen=True)
 class Products:
     """table: one row a product, with the columns id, title, category (null where the shop says none), price (likewise)
-    and the shop's own. keys: of each row; another one where its picture or anything in the row is another.
+    and the shop's own. keys: of each row; another one where its picture or anything in the row is another. note: what
+    people are to know of them, a sentence.
     """
 
     table: pa.Table
     keys: tuple[str, ...]
     pictures: Pictures
+    note: str = ""
 
     @property
     def ids(self) -> list[str]:

@@ -7,21 +7,22 @@ from typing import Any
 
 from fashion_cnn.runs import Run
 
-# By heading, where a figure stands among the measures of a search, and of finding an altered copy again.
-_SEARCH = {
+# By heading, where a figure stands among the measures of a search.
+_FIGURES = {
     "precision@1": ("precision", "1"),
     "precision@10": ("precision", "10"),
     "precision@100": ("precision", "100"),
     "mAP@100": ("map_at_100",),
 }
-_INSTANCES = {"recall@1": ("recall", "1"), "recall@10": ("recall", "10")}
+_FOUND_AGAIN = ("recall", "10")
 
 
 @dataclass(frozen=True)
 class Measures:
-    """rows: whose vectors, and each figure in percent; nothing where it was not measured."""
+    """heading: of the rows' names. rows: a name, and each column's figure in percent; nothing where there is none."""
 
     caption: str
+    heading: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -31,23 +32,31 @@ def measured(run: Run) -> list[Measures]:
     tables = []
     for file in sorted((run.path / "search_evaluation").glob("*/measures.json")):
         try:
-            stored = json.loads(file.read_text())
-            among = f"{stored['queries']:,} images of {file.parent.name} among {stored['catalogue']:,} products"
-            for name, by_vectors in stored["searches"].items():
-                overall = {whose: found["overall"] for whose, found in by_vectors.items()}
-                tables.append(_table(f"Of the same class, {name}: {among}", overall, _SEARCH))
-            for name, by_vectors in stored["instances"].items():
-                tables.append(
-                    _table(f"The same product in an altered picture, {name}: {among}", by_vectors, _INSTANCES)
-                )
+            tables += _tables(json.loads(file.read_text()), file.parent.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return tables
 
 
-def _table(caption: str, by_vectors: Mapping[str, Any], figures: Mapping[str, Sequence[str]]) -> Measures:
-    rows = ((whose, tuple(_percent(found, path) for path in figures.values())) for whose, found in by_vectors.items())
-    return Measures(caption, tuple(figures), tuple(rows))
+def _tables(stored: Mapping[str, Any], split: str) -> list[Measures]:
+    among = f"{stored['queries']:,} images of {split} among {stored['catalogue']:,} products"
+    tables = []
+    for name, by_vectors in stored["searches"].items():
+        rows = tuple(
+            (whose, tuple(_percent(found["overall"], path) for path in _FIGURES.values()))
+            for whose, found in by_vectors.items()
+        )
+        tables.append(Measures(f"Of the same class ({name}): {among}", "Vectors of", tuple(_FIGURES), rows))
+    if altered := stored["instances"]:
+        whose = tuple(next(iter(altered.values())))
+        rows = tuple(
+            (how.replace("_", " "), tuple(_percent(by_vectors[one], _FOUND_AGAIN) for one in whose))
+            for how, by_vectors in altered.items()
+        )
+        tables.append(
+            Measures("The product itself, of an altered picture, among the first 10", "Altered by", whose, rows)
+        )
+    return tables
 
 
 def _percent(found: Any, path: Sequence[str]) -> str:
