@@ -30,8 +30,8 @@ def serve(config: DictConfig) -> None:
     with listening_at(config.host, config.port) as listening:
         # Searches run beside each other: several threads in each would only wait for one another.
         torch.set_num_threads(1)
-        app = build(config)
         address = listening.getsockname()
+        app = build(config, address[0])
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         server = uvicorn.Server(
             uvicorn.Config(
@@ -51,8 +51,8 @@ def serve(config: DictConfig) -> None:
             raise Interrupted("Stopped.") from None
 
 
-def build(config: DictConfig) -> ASGIApp:
-    """The application that `config` describes. Raises UserError as `serve`."""
+def build(config: DictConfig, address: str) -> ASGIApp:
+    """The application that `config` describes, served at an IP address. Raises UserError as `serve`."""
     from fashion_cnn.retrieval.catalogue import Catalogue
     from fashion_cnn.retrieval.named import catalogue_at
     from fashion_cnn.retrieval.web.app import application
@@ -64,12 +64,14 @@ def build(config: DictConfig) -> ASGIApp:
     run = find_measured(config.run, Path(config.runs_dir))
     shop = Shop(run, Catalogue(catalogue_at(config.catalogue, run)), reject=config.reject)
     desk = Desk(shop, Limits(**config.limits), samples_of_test_set(run, config.data.root), top_k=config.top_k)
-    return application(desk, host=config.host, refresh_seconds=config.refresh_seconds)
+    return application(desk, address=address, refresh_seconds=config.refresh_seconds)
 
 
 def _check(config: DictConfig) -> None:
     if not 1 <= config.top_k <= 100:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 to 100 products a page.", status=2)
+    if not config.host:
+        raise UserError("host= names no address: 127.0.0.1 is this machine alone, 0.0.0.0 every address.", status=2)
     if not 0 <= config.port <= 65535:
         raise UserError(f"port={config.port} is no port: give one up to 65535, or 0 for any that is free.", status=2)
     if not config.refresh_seconds > 0:

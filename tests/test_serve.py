@@ -29,6 +29,7 @@ from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
 
 from fashion_cnn.command_line import compose
+from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.pictures import decode
 from fashion_cnn.prediction import TrainedNetwork, validation_predictions
@@ -417,6 +418,17 @@ def test_a_catalogue_that_vanishes_is_searched_on_and_told(own_run, serving):
     until(lambda: not client.get("/api/status").json()["problem"])
 
 
+def test_without_a_test_set_products_are_the_samples(shop_run, serving, monkeypatch):
+    def missing(self, *, train):
+        raise UserError("no such files")
+
+    monkeypatch.setattr(TinyDataModule, "load", missing)
+    text = page(serving(shop_run).get("/"))
+    samples = links(text.partition('class="samples"')[2].partition("</ul>")[0])
+    assert len(samples) == len(CLASSES)
+    assert all(link.startswith("/?like=") for link in samples)
+
+
 def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving):
     assert "prices are made up" not in serving(own_run).get("/").text
     data = TinyDataModule(val_size=32, mean=[0.5], std=[0.25])
@@ -522,7 +534,7 @@ def test_a_stream_without_a_length_ends_at_the_limit(shop_run):
 
     headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
     scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "headers": headers}
-    anyio.run(build(compose("serve", [f"run='{shop_run.path}'"])), scope, receive, send)
+    anyio.run(build(compose("serve", [f"run='{shop_run.path}'"]), "127.0.0.1"), scope, receive, send)
     assert answers[0]["status"] == 413
     assert sent < 12_000_000
 
@@ -741,7 +753,9 @@ def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypa
 
     def crowd(people, *overrides):
         async def ask():
-            transport = httpx.ASGITransport(build(compose("serve", [f"run='{shop_run.path}'", *overrides])))
+            transport = httpx.ASGITransport(
+                build(compose("serve", [f"run='{shop_run.path}'", *overrides]), "127.0.0.1")
+            )
             answers = []
             async with (
                 httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
@@ -799,6 +813,7 @@ def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, 
     [
         (["host=no.such.host.invalid"], 1, "is no address"),
         (["host=192.0.2.1"], 1, "cannot be served"),
+        (["host="], 2, "names no address"),
         (["port=70000"], 2, "is no port"),
         (["port=many"], 2, "port=many"),
         (["top_k=0"], 2, "top_k=0"),

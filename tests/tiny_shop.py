@@ -77,7 +77,7 @@ def served(run: Run, *overrides: str) -> Iterator[str]:
     config = compose("serve", [f"run='{run.path}'", *overrides])
     with listening_at(config.host, 0) as listening:
         settings = {"log_level": "critical", "timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
-        server = uvicorn.Server(uvicorn.Config(build(config), **settings))
+        server = uvicorn.Server(uvicorn.Config(build(config, listening.getsockname()[0]), **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():

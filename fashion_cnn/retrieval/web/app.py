@@ -21,8 +21,8 @@ from fashion_cnn.retrieval.web.rendering import Rendering
 from fashion_cnn.retrieval.web.shop import Shop
 
 
-def application(desk: Desk, *, host: str, refresh_seconds: float) -> ASGIApp:
-    """host: where it is served, which says whose requests are taken. refresh_seconds: how often it looks whether the
+def application(desk: Desk, *, address: str, refresh_seconds: float) -> ASGIApp:
+    """address: where it is served, which says whose requests are taken. refresh_seconds: how often it looks whether the
     catalogue has a newer version.
     """
 
@@ -79,7 +79,7 @@ def application(desk: Desk, *, host: str, refresh_seconds: float) -> ASGIApp:
         # The server's own log has the traceback.
         return answered(request, Refused(500, "Something went wrong on this side; the server's log says what."))
 
-    return Guard(app, own_names(host))
+    return Guard(app, own_names(address))
 
 
 async def _keep_up(shop: Shop, seconds: float) -> None:

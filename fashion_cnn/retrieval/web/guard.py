@@ -59,13 +59,11 @@ class Guard:
         await self._app({**scope, "method": "GET"} if is_head else scope, receive, guarded)
 
 
-def own_names(host: str) -> set[str] | None:
-    """The names that a server at this address answers to; None for one that others can reach."""
-    try:
-        is_loopback = ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    return {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host} if is_loopback else None
+def own_names(address: str) -> set[str] | None:
+    """The names that a server at this IP address answers to; None for one that others can reach."""
+    if not ip_address(address).is_loopback:
+        return None
+    return {"localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address}
 
 
 def _name(scope: Scope) -> str | None:

@@ -49,7 +49,7 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
             matching=found.matching,
             marks=marks,
             pictures=_pictures(asked, answered),
-            samples=desk.samples(front),
+            samples=() if asked.anything else desk.samples(front),
             pages=pages,
             has_more=found.matching > asked.page * desk.top_k and asked.page < pages,
         )

@@ -51,7 +51,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
 
 def samples_of_catalogue(front: Storefront) -> tuple[Sample, ...]:
     """A product of each of the largest categories."""
-    ids = front.first_of_each(_MOST)
+    ids = front.examples
     rows = [front.snapshot.row_of[one] for one in ids]
     names = [front.snapshot.described(row)["category"] for row in rows]
     pictures = map(shown, front.snapshot.thumbnails(rows))

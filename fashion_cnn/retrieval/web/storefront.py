@@ -17,6 +17,7 @@ from fashion_cnn.retrieval.web.projection import Projection, projection
 # A column with more different values than this is no choice of a few.
 _FEW = 30
 _MOST_CATEGORIES = 200
+_EXAMPLES = 10
 # In bytes; more than these are read as they are needed.
 _THUMBNAILS = 128_000_000
 
@@ -52,14 +53,15 @@ class Storefront:
         """Where the products lie among each other; made when it is first looked at."""
         return projection(self.snapshot)
 
-    def first_of_each(self, most: int) -> list[str]:
+    @cached_property
+    def examples(self) -> tuple[str, ...]:
         """The id of the first product of each of the largest categories."""
         firsts: dict[str, str] = {}
-        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:most]]
+        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:_EXAMPLES]]
         columns = (self.snapshot.attributes[name].to_pylist() for name in ("id", "category"))
         for one, category in zip(*columns, strict=True):
             firsts.setdefault(category, one)
-        return [firsts[name] for name in sorted(wanted)]
+        return tuple(firsts[name] for name in sorted(wanted))
 
 
 def _choices(attributes: pa.Table) -> Sequence[Choice]:
