@@ -42,7 +42,7 @@ def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Produc
     return Products(
         table,
         tuple(f"{key} {title}" for key, title in zip(keys, titles, strict=True)),
-        _ImagesInMemory(images),
+        _ImagesInMemory(images, negative=data.cut_out),
         note="Its prices are made up.",
     )
 
@@ -53,19 +53,21 @@ def as_picture(image: Tensor) -> Image.Image:
 
 
 class _ImagesInMemory:
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, *, negative: bool) -> None:
         self._images = images
+        self._negative = negative
 
     def read(
         self, rows: Iterable[int], preparation: Preparation
     ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
         for row in rows:
-            # They are what the network was trained on: there is nothing to prepare.
-            yield row, Picture(self._images[row], png(as_picture(self._images[row])))
+            # What the network was trained on needs no preparation; people see it as it was photographed.
+            image = self._images[row]
+            yield row, Picture(image, png(as_picture(255 - image if self._negative else image)))
 
 
 def _tones(images: Tensor, *, negative: bool) -> list[str]:
-    """How light the item is, in thirds; of a negative, as Fashion-MNIST's images are, how it was in the photograph."""
+    """How light the item is, in thirds; of a negative, as Fashion-MNIST's images are, how it was photographed."""
     item = images > 16
     mean = (images * item).flatten(1).sum(1) / item.flatten(1).sum(1).clamp(min=1)
     names = ("light", "grey", "dark") if negative else ("dark", "grey", "light")
