@@ -39,13 +39,13 @@ def package(tmp_path: Path) -> Path:
     (folder / "icons").mkdir(parents=True)
     (folder / "data").mkdir()
     for name, path in SHAPES.items():
-        _write_icon(folder, name, path)
+        write_icon(folder, name, path)
     brands = [{"title": "Triangle", "slug": "triangle", "hex": "FF8800"}]
     (folder / "data" / "simple-icons.json").write_text(json.dumps(brands))
     return folder
 
 
-def _write_icon(package: Path, name: str, path: str) -> None:
+def write_icon(package: Path, name: str, path: str) -> None:
     svg = f'<svg viewBox="0 0 24 24" xmlns="http://www.w3.org/2000/svg"><title>{name}</title><path d="{path}"/></svg>'
     (package / "icons" / f"{name}.svg").write_text(svg)
 
@@ -115,8 +115,8 @@ def test_brands_that_are_skipped_are_the_ones_that_were_taken(package):
 
 
 def test_of_icons_drawn_alike_there_is_one_and_none_is_called_by_a_number(package):
-    _write_icon(package, "another_bar", SHAPES["bar"])
-    _write_icon(package, "42", "M0 0h5v5z")
+    write_icon(package, "another_bar", SHAPES["bar"])
+    write_icon(package, "42", "M0 0h5v5z")
     found = {icon.slug: icon.colour for icon in icons.find(package)}
     assert found == {"another_bar": None, "cross": None, "triangle": (255, 136, 0)}
 

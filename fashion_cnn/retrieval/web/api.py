@@ -116,6 +116,7 @@ def _results(front: Storefront, asked: Asked, answered: Answered) -> Response:
                 {
                     "said": said.said,
                     "classes": [{"class": name, "probability": round(share, 6)} for name, share in said.classes],
+                    "taught": [{"concept": name, "score": round(score, 3)} for name, score in said.taught],
                 }
                 for said in answered.said
             ],

@@ -35,13 +35,14 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
     assert isinstance(data, ImageDataModule)
     try:
         images, targets = data.load(train=False)
+        members = data.test_order(targets)
     except (UserError, RuntimeError, OSError, ValueError):
         return ()
     found = []
-    for label, name in enumerate(type(data).class_names[:_MOST]):
-        rows = (targets == label).nonzero()
+    for label, name in enumerate(data.all_class_names[:_MOST]):
+        rows = members[targets[members] == label]
         if len(rows):
-            picture = images[rows[0, 0]]
+            picture = images[rows[0]]
             try:
                 found.append(Sample(name, shown_tensor(picture), Asked(picture=[carried(picture)]).link()))
             except Refused:

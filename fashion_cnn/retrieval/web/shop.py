@@ -3,6 +3,7 @@
 import sys
 import time
 
+from fashion_cnn.concepts import Concepts
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
 from fashion_cnn.retrieval.catalogue import About, Catalogue
@@ -34,6 +35,7 @@ class Shop:
         self.calibrated = validation is not None
         self._calibration = calibrate(validation, reject=reject) if validation else None
         self._network: TrainedNetwork | None = None
+        self._taught: float | None = None
         if catalogue.exists():
             self._take_over()
 
@@ -44,7 +46,9 @@ class Shop:
         return self.storefront
 
     def refresh(self) -> None:
-        """Take over the catalogue's newest version, if that is another one; what is in the way becomes `problem`."""
+        """Take over the catalogue's newest version, if that is another one, and what the network has been taught since;
+        what is in the way becomes `problem`.
+        """
         try:
             if self.storefront is None and not self.catalogue.exists():
                 return
@@ -53,6 +57,8 @@ class Shop:
                 self._take_over()
                 self.changed = time.time()
                 print(f"{self.catalogue.uri}: version {newest} is searched now.", file=sys.stderr)
+            elif self._taught != self._newest_teaching():
+                self._teach(self.storefront.searcher)
             self.problem = None
         except Exception as error:  # each store has errors of its own, and searching goes on with what there is
             problem = str(error) or type(error).__name__
@@ -63,8 +69,19 @@ class Shop:
     def _take_over(self) -> None:
         snapshot = Snapshot(self.catalogue)
         network = self._network_for(snapshot.about)
-        # One assignment: a request sees the version of before, or this one.
-        self.storefront = Storefront(Searcher(snapshot, network), Predictor(network, self._calibration))
+        self._teach(Searcher(snapshot, network))
+
+    def _teach(self, searcher: Searcher) -> None:
+        """Open the shop, or open it again, with the concepts that the network has been taught."""
+        self._taught = self._newest_teaching()
+        network = searcher.network
+        predictor = Predictor(network, self._calibration, Concepts(self.run, network.identity).recognise)
+        # One assignment: a request sees the shop of before, or this one.
+        self.storefront = Storefront(searcher, predictor)
+
+    def _newest_teaching(self) -> float | None:
+        """When a concept was last taught or forgotten, in seconds since 1970."""
+        return self.run.concepts.stat().st_mtime if self.run.concepts.exists() else None
 
     def _network_for(self, about: About) -> TrainedNetwork:
         """The run's network, looking at pictures as it did for the catalogue."""
