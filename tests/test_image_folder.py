@@ -13,6 +13,7 @@ from fashion_cnn.command_line import compose
 from fashion_cnn.data import ImageFolderDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import measure_runs
+from fashion_cnn.pictures import decode
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main, train
@@ -240,6 +241,22 @@ def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(fold
     (tmp_path / "moved" / "Bäume" / "00.png").unlink()
     with pytest.raises(UserError, match="holds other pictures than before"):
         measure_runs([run], "test", data_root=str(tmp_path / "moved"))
+
+
+def test_what_is_transparent_shows_the_background_in_training_and_in_answers(tmp_path):
+    for bar, name in enumerate("ab"):
+        for number in range(6):
+            draw(tmp_path / "clear" / name / f"{number}.png", number, bar=bar, mode="RGBA", size=(32, 32))
+    path = tmp_path / "clear" / "a" / "0.png"
+    with Image.open(path) as picture:
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(path)
+    places = [f"data.root='{tmp_path / 'clear'}'", f"runs_dir='{tmp_path / 'runs'}'", "data.background=40"]
+    config = compose(overrides=["data=image_folder", *NETWORK, *places, "trainer.max_epochs=1", "data.batch_size=4"])
+    network = TrainedNetwork(Run(Path(train(config)["run"])))
+    trained_on = module(tmp_path / "clear", background=40).train_split.images_at(torch.tensor([0]))[0]
+    assert torch.equal(network.preparation(decode(path)), trained_on)
+    assert not torch.equal(network.preparation(decode(path)), module(tmp_path / "clear").load(train=True)[0][0])
 
 
 def test_the_command_says_what_is_missing(command):

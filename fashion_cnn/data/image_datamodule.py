@@ -12,6 +12,8 @@ from fashion_cnn.data.batches import WHOLE, Batch, InMemoryDataset, Share, batch
 from fashion_cnn.data.left_out import left_out_labels, renumbered
 from fashion_cnn.data.split import stratified_order
 from fashion_cnn.errors import UserError
+from fashion_cnn.pictures import Preparation
+from fashion_cnn.pictures.preparation import Invert
 
 Augmentation = Callable[[Tensor], Tensor]
 
@@ -42,6 +44,8 @@ class ImageDataModule(LightningDataModule):
     # For the model card: what the images are, and what a network that knows them alone cannot do.
     about: str = ""
     limits: Sequence[str] = ()
+    # The grey that transparent pixels of a picture show.
+    background = 255
     # Whether there is anything to test on.
     has_test = True
     # Whether each image shows one item alone, on black and as large as the frame allows.
@@ -102,6 +106,10 @@ class ImageDataModule(LightningDataModule):
         class itself says it all.
         """
         return None
+
+    def preparation(self, invert: Invert = "auto") -> Preparation:
+        """What brings a picture of any kind to what a network that was trained on these images expects."""
+        return Preparation(self.image_shape, cut_out=self.cut_out, invert=invert, background=self.background)
 
     @property
     def num_classes(self) -> int:

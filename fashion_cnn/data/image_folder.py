@@ -83,7 +83,7 @@ class ImageFolderDataModule(ImageDataModule):
             if not 0 <= share < 1:
                 raise UserError(f"data.{name}={share} is not a share of the pictures: give 0 up to, but not, 1.")
         self.root = Path(root).expanduser()
-        self._image_size, self._channels, self._background = image_size, channels, background
+        self._image_size, self._channels, self.background = image_size, channels, background
         self._shares, self._split_seed = (val_share, test_share), split_seed
         self._in_memory_share = in_memory_share
         self._folder: _Folder | None = None
@@ -135,7 +135,7 @@ class ImageFolderDataModule(ImageDataModule):
         shown = [one for one, file in zip(looked, files, strict=True) if file.split != "test" and one.width]
         size = self._image_size or _usual_size(shown)
         channels = self._channels or (1 if all(one.grey for one in shown) else 3)
-        preparation = Preparation((channels, size, size), cut_out=False, background=self._background)
+        preparation = Preparation((channels, size, size), cut_out=False, background=self.background)
         with progress_bar("decoding") as progress:
             pictures = decoded(
                 self.root,

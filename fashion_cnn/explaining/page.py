@@ -15,7 +15,7 @@ from fashion_cnn.explaining.grad_cam import grad_cam
 from fashion_cnn.explaining.gradients import integrated_gradients
 from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.models import Ensemble
-from fashion_cnn.pictures import Preparation, decode
+from fashion_cnn.pictures import decode
 from fashion_cnn.prediction import validation_predictions
 from fashion_cnn.runs import Run
 
@@ -33,7 +33,7 @@ class Explainer:
             raise UserError(f"{run.path} is an ensemble, whose networks look each elsewhere: explain one network.")
         self.module, self.data = module, data
         self.about = None if about is None else _label(about, data)
-        self.preparation = Preparation(data.image_shape, cut_out=data.cut_out)
+        self.preparation = data.preparation()
         validation = validation_predictions(run)
         self.calibration = calibrate(validation) if validation else Calibration()
         self.training_images = TrainingImages(self.module, data)

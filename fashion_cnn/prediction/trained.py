@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
 from fashion_cnn.training.hardware import device_for, precision_context
@@ -43,7 +42,7 @@ class TrainedNetwork:
         assert isinstance(data, ImageDataModule)
         self.run = run
         self.class_names = tuple(data.class_names)
-        self.preparation = Preparation(data.image_shape, cut_out=data.cut_out, invert=invert)
+        self.preparation = data.preparation(invert)
         self.flip_average = flip_average
         self.flip_embeddings = flip_average or flip_embeddings
         self.batch_size = data.eval_batch_size
