@@ -55,7 +55,7 @@ def module(root, **settings):
 def test_each_picture_is_in_one_split_and_each_class_in_all(folder):
     data = module(folder, val_share=0.2, test_share=0.25)
     splits = (data.train_split, data.val_split, data.test_split)
-    assert [len(split) for split in splits] == [36, 9, 15]
+    assert [len(split) for split in splits] == [33, 12, 15]
     assert sorted(torch.cat([split.indices for split in splits]).tolist()) == list(range(60))
     assert all(split.targets.bincount().tolist() == [len(split) // 3] * 3 for split in splits)
     assert data.class_names == ["Bäume", "cats & dogs", "logo=1"]
@@ -107,6 +107,52 @@ def test_pictures_of_one_thing_stay_together(folder):
     sets = [set(group[split.indices].tolist()) for split in (data.train_split, data.val_split, data.test_split)]
     assert len(set.union(*sets)) == sum(map(len, sets))
     assert [len(one) for one in sets] == [6, 3, 3]
+
+
+def test_classes_that_are_left_out_take_their_validation_pictures_along(tmp_path):
+    root = tmp_path / "split"
+    for split, count in (("train", 8), ("val", 3), ("test", 2)):
+        for bar, name in enumerate("abc"):
+            for number in range(count):
+                draw(root / split / name / f"{number}.png", 100 * bar + 10 * count + number, bar=bar)
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    ordered = [path for split in ("train", "val", "test") for path in paths if path.startswith(split)]
+    data = module(root, left_out=["c"])
+    parts = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
+    for name, split in parts.items():
+        assert {ordered[index].split("/")[0] for index in split.indices.tolist()} == {name}
+    assert [len(split) for split in parts.values()] == [16, 6, 4]
+
+
+def test_copies_of_a_picture_are_drawn_into_one_split(folder):
+    for number in range(20):
+        copy = (folder / "Bäume" / f"{number:02}.png").read_bytes()
+        (folder / "Bäume" / f"copy {number:02}.png").write_bytes(copy)
+    data = module(folder, val_share=0.25, test_share=0.25)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    names.sort(key=lambda name: ["B", "c", "l"].index(name[0]))
+    pictures = [name.replace("copy ", "") for name in names]
+    sets = [
+        {pictures[index] for index in split.indices.tolist()}
+        for split in (data.train_split, data.val_split, data.test_split)
+    ]
+    assert len(set.union(*sets)) == sum(map(len, sets)) == 60
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"file,group\nnosuch.png,1\n", "names 1 files that are not there, such as nosuch.png"),
+        (b"name,group\n", "has the columns name, group: it needs file and group"),
+        ("file,group\nBäume/00.png,1\n".encode("latin-1"), "is no UTF-8"),
+    ],
+)
+def test_groups_that_mean_nothing_are_told(folder, content, said):
+    (folder / "groups.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        ImageFolderDataModule(root=folder)
+    (folder / "groups.csv").write_text("file,group\nBäume/00.png,1\n", encoding="utf-8-sig")
+    assert len(module(folder).train_split)
 
 
 def test_what_cannot_be_read_is_told_and_left_out(folder, capsys):
@@ -206,7 +252,10 @@ def test_settings_that_cannot_work_are_told(folder, settings, said):
         (["train/a/1.png", "other/b/1.png"], "holds other and a folder train"),
         (["val/a/1.png", "test/b/1.png"], "holds test, val and no folder train"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "no picture of the class c"),
-        (["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"], "leaves 1 pictures to validate on for 2 classes"),
+        (
+            ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"],
+            "1 pictures to validate on for 2 classes: give a",
+        ),
     ],
 )
 def test_folders_that_cannot_be_learned_from_are_told(tmp_path, files, said):
@@ -238,7 +287,8 @@ def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(fold
     with pytest.raises(UserError, match="is no folder"):
         measure_runs([run], "test")
     assert measure_runs([run], "test", data_root=str(tmp_path / "moved")).figures == measured.figures
-    (tmp_path / "moved" / "Bäume" / "00.png").unlink()
+    # Of the same number, classes and size, and another picture.
+    draw(tmp_path / "moved" / "Bäume" / "00.png", 12345)
     with pytest.raises(UserError, match="holds other pictures than before"):
         measure_runs([run], "test", data_root=str(tmp_path / "moved"))
 

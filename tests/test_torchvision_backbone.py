@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from lightning.pytorch import Callback
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import TorchvisionBackbone
@@ -36,17 +37,28 @@ def test_pretrained_weights_are_read_once_and_all_but_the_head(tmp_path):
     network.look_at(torch.zeros(1))
 
 
-def test_a_finished_run_needs_the_file_no_more(tiny, tmp_path):
+class StopsInItsSecondEpoch(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_and_a_finished_run_need_the_file_no_more(tiny, tmp_path):
     torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
-    config = tiny("trainer.max_epochs=1", "callbacks=essential", "test=false")
+    config = tiny("trainer.max_epochs=2", "callbacks=essential", "test=false")
     config.model.network = {
         "_target_": "fashion_cnn.models.TorchvisionBackbone",
         "name": "shufflenet_v2_x0_5",
         "weights": str(tmp_path / "weights.pth"),
         "size": 32,
     }
-    run = Run(Path(train(config)["run"]))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, callbacks=[StopsInItsSecondEpoch()])
     (tmp_path / "weights.pth").unlink()
+    (file,) = tmp_path.rglob("config.yaml")
+    config.resume = str(file.parent)
+    run = Run(Path(train(config)["run"]))
+    assert run.path == file.parent
     network = TrainedNetwork(run)
     assert network.look(torch.zeros(2, 1, 20, 20, dtype=torch.uint8)).logits.shape == (2, 4)
 

@@ -74,11 +74,18 @@ def _folders(folder: Path) -> Sequence[str]:
 
 
 def _groups(path: Path) -> dict[str, str]:
-    """The group of each file."""
+    """The group of each file. Raises UserError where a row names no picture."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"file", "group"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{path} has the columns {', '.join(rows.fieldnames or ())}: it needs file and group.")
-        return {row["file"]: row["group"] for row in rows if row["group"]}
+    try:
+        # Spreadsheets put a mark before the text.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if not {"file", "group"} <= set(rows.fieldnames or ()):
+                raise UserError(f"{path} has the columns {', '.join(rows.fieldnames or ())}: it needs file and group.")
+            groups = {row["file"]: row["group"] for row in rows if row["group"]}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+    if missing := [name for name in groups if not (path.parent / name).is_file()]:
+        raise UserError(f"{path} names {len(missing)} files that are not there, such as {missing[0]}.")
+    return {Path(name).as_posix(): group for name, group in groups.items()}

@@ -90,11 +90,22 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def order(self, targets: Tensor) -> Tensor:
-        """The positions `(N,)` of what `load` reads for training: the first `val_size` validate, the others train.
+        """The positions `(N,)` of all images for training, validation included, in what `load` reads for training.
 
-        targets: `(M,)`, of all that `load` reads. Every prefix of those that train is stratified.
+        targets: `(M,)`, of all that `load` reads.
         """
-        return stratified_order(targets, self.split_seed)
+        return torch.arange(len(targets))
+
+    def carve(self, targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions of the images that validate and of those that train, of the latter every prefix stratified.
+
+        targets: `(M,)`, of all that `load` reads for training. kept: `(M,)` bool, those whose class is not left out.
+        """
+        # Without some classes it is still stratified, and each of the others keeps its own order.
+        order = stratified_order(targets, self.split_seed)
+        order = order[kept[order]]
+        self._check(len(order))
+        return order[: self.val_size], order[self.val_size :]
 
     def test_order(self, targets: Tensor) -> Tensor:
         """The positions `(N,)` of the test images in what `load` reads for testing; targets: `(M,)`, of all of that."""
@@ -119,12 +130,9 @@ class ImageDataModule(LightningDataModule):
         """Read the splits of `stage` into memory, once."""
         if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):
             images, targets = self.load(train=True)
-            order = self.order(targets)
-            targets = renumbered(targets, self.left_out, self.num_classes)
-            # Without some classes it is still stratified, and each of the others keeps its own order.
-            order = order[targets[order] >= 0]
-            self._check(len(order))
-            val, train = order[: self.val_size], order[self.val_size :]
+            numbers = renumbered(targets, self.left_out, self.num_classes)
+            val, train = self.carve(targets, numbers >= 0)
+            targets = numbers
             train = train[: round(len(train) * self.train_fraction)]
             self.train_split = InMemoryDataset(images, targets, train)
             self.val_split = InMemoryDataset(images, targets, val)

@@ -1,9 +1,11 @@
 """A person's own pictures: a folder with a sub-folder for each class."""
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,7 +112,12 @@ class ImageFolderDataModule(ImageDataModule):
 
     def order(self, targets: Tensor) -> Tensor:
         folder = self._read()
-        return torch.cat([folder.val, folder.train[stratified_order(targets[folder.train], self.split_seed)]])
+        return torch.cat([folder.val, folder.train])
+
+    def carve(self, targets: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        folder = self._read()
+        val, train = folder.val[kept[folder.val]], folder.train[kept[folder.train]]
+        return val, train[stratified_order(targets[train], self.split_seed)]
 
     def test_order(self, targets: Tensor) -> Tensor:
         return self._read().test
@@ -153,9 +160,12 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError(f"{self.root} holds pictures that can be read of {len(names)} classes: two are needed.")
         targets = torch.tensor([names.index(file.label) if file.label in names else -1 for file in files])
         val_share, test_share = self._shares
-        splits = split_files(
-            [files[place] for place in kept], val_share=val_share, test_share=test_share, seed=self._split_seed
-        )
+        # The same picture under two names is one thing.
+        drawn = [
+            replace(files[place], group=looked[place].content) if files[place].group == paths[place] else files[place]
+            for place in kept
+        ]
+        splits = split_files(drawn, val_share=val_share, test_share=test_share, seed=self._split_seed)
         members = {
             name: torch.tensor(
                 [place for place, split in zip(kept, splits, strict=True) if split == name], dtype=torch.long
@@ -164,8 +174,12 @@ class ImageFolderDataModule(ImageDataModule):
         }
         if 0 < len(members["val"]) < len(names):
             raise UserError(
-                f"data.val_share={val_share} of {self.root} leaves {len(members['val'])} pictures to validate on for "
-                f"{len(names)} classes: give a larger share, or 0 to train on all."
+                f"{self.root} has {len(members['val'])} pictures to validate on for {len(names)} classes: "
+                + (
+                    "put some of each class into its folder val."
+                    if any(file.split == "val" for file in files)
+                    else f"give a larger data.val_share than {val_share}, or 0 to train on all."
+                )
             )
         self._folder = _Folder(pictures.images, targets, **members)
         _tell_shared(files, looked, members)
@@ -179,6 +193,9 @@ class ImageFolderDataModule(ImageDataModule):
             "train_size": len(members["train"]) + len(members["val"]),
             "val_size": len(members["val"]),
             "test_size": len(members["test"]),
+            "pictures": _fingerprint(
+                [(paths[place], looked[place].content, one) for place, one in zip(kept, splits, strict=True)]
+            ),
         }
 
 
@@ -189,8 +206,17 @@ def _usual_size(looked: Sequence[Looked]) -> int:
 
 
 def _memory() -> int:
-    """Bytes that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes that this machine, or the container that this process runs in, has."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # there is no limit
+        return machine
+
+
+def _fingerprint(described: Sequence[tuple[str, str, str]]) -> str:
+    """Of path, content and split of each picture."""
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
 def _tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str]) -> None:

@@ -62,13 +62,16 @@ def look_at(root: Path, paths: Sequence[str], folder: Path, progress: Progress) 
         before = {}
 
     def look(path: str) -> Looked:
-        status = (root / path).stat()
+        try:
+            status = (root / path).stat()
+        except OSError:  # decoding it will say why
+            return Looked(0, 0, "", 0, 0, True)
         known = before.get(path)
         if known and (known.size, known.changed) == (status.st_size, status.st_mtime_ns):
             return known
         try:
             content = (root / path).read_bytes()
-        except OSError:  # decoding it will say why
+        except OSError:
             content = b""
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:

@@ -90,6 +90,8 @@ class ImageClassifier(LightningModule):
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.flip_average = False
+        # Whether a fit goes on from a checkpoint, which holds what the network would look at first.
+        self.resumes = False
         self.label_smoothing = label_smoothing
         if isinstance(network, Mapping):
             network = instantiate(network, in_channels=image_shape[0], num_classes=num_classes, _convert_="all")
@@ -113,7 +115,9 @@ class ImageClassifier(LightningModule):
         try:
             with torch.no_grad():
                 logits = self.network.eval()(torch.zeros(1, *self.image_shape))
-        except RuntimeError as error:
+        except UserError:
+            raise
+        except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
                 f"{type(self.network).__name__} cannot take images of shape {self.image_shape}: {error}"
             ) from error
@@ -137,7 +141,7 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         # A network may want to see images before its training, as FastCNN does.
         look_at = getattr(self.network, "look_at", None)
-        if stage == "fit" and look_at:
+        if stage == "fit" and look_at and not self.resumes:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             if not isinstance(data, ImageDataModule):
                 raise UserError(

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError
 
+# While they train, they give the logits of auxiliary classifiers too.
+_WITH_HELPERS = ("googlenet", "inception_v3")
+
 
 class TorchvisionBackbone(nn.Module):
     """One of torchvision's classification networks, its last linear layer replaced.
@@ -27,7 +30,7 @@ class TorchvisionBackbone(nn.Module):
         # Here, since no other network needs it.
         import torchvision
 
-        known = torchvision.models.list_models(torchvision.models)
+        known = [one for one in torchvision.models.list_models(torchvision.models) if one not in _WITH_HELPERS]
         if name not in known:
             raise UserError(f"model.network.name={name} is none of torchvision's networks: {', '.join(known)}.")
         if in_channels not in (1, 3):

@@ -129,6 +129,7 @@ def _shared_with_processes(run: Run) -> Iterator[None]:
 
 def _fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run) -> None:
     checkpoint = run.last_checkpoint if run.last_checkpoint.exists() else None
+    module.resumes = checkpoint is not None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
