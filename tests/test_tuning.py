@@ -3,6 +3,9 @@
 import csv
 import importlib.util
 import io
+import subprocess
+import sys
+import time
 
 import optuna
 import pytest
@@ -53,7 +56,7 @@ def test_hydras_words_for_sweeps_become_distributions():
 
 
 def a_study(folder, **settings):
-    return open_study(f"sqlite:///{folder}/study.db", "test", settings, optuna.pruners.NopPruner())
+    return open_study(f"sqlite:///{folder}/study.db", "test", settings, optuna.pruners.NopPruner(), folder)
 
 
 def test_each_way_to_end_is_accounted_for(tmp_path):
@@ -118,10 +121,37 @@ def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path):
 def test_a_study_goes_on_with_its_own_settings_only(tmp_path):
     a_study(tmp_path, fixed=["seed=1"])
     assert a_study(tmp_path, fixed=["seed=1"])
-    with pytest.raises(UserError, match=r"fixed differ.*tune.study=NAME"):
+    with pytest.raises(UserError, match=r"seed: 1 there, 2 here.*tune.study=NAME"):
         a_study(tmp_path, fixed=["seed=2"])
     with pytest.raises(UserError, match="cannot be kept"):
-        open_study("sqlite:////nowhere/study.db", "test", {}, optuna.pruners.NopPruner())
+        open_study("sqlite:////nowhere/study.db", "test", {}, optuna.pruners.NopPruner(), tmp_path)
+
+
+_OPENS_A_STUDY = """
+import sys, time
+from pathlib import Path
+import optuna
+from fashion_cnn.tuning.study import open_study
+folder, number = Path(sys.argv[1]), sys.argv[2]
+(folder / f"ready-{number}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.001)
+open_study(f"sqlite:///{folder}/study.db", "test", {"fixed": []}, optuna.pruners.NopPruner(), folder)
+"""
+
+
+def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_path):
+    numbers = [str(number) for number in range(3)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", _OPENS_A_STUDY, str(tmp_path), number], stderr=subprocess.PIPE)
+        for number in numbers
+    ]
+    while not all((tmp_path / f"ready-{number}").exists() for number in numbers):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    said = [process.communicate(timeout=60)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/study.db")) == 1
 
 
 def test_a_search_through_the_command_line(command, tmp_path):

@@ -44,7 +44,7 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     folder.mkdir(parents=True, exist_ok=True)
     storage = config.tune.storage or f"sqlite:///{folder / 'study.db'}"
     settings = {"fixed": sorted(fixed), "searched": {key: str(space[key]) for key in sorted(space)}}
-    study = open_study(storage, name, settings, instantiate(config.tune.pruner))
+    study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
     # So that a search is repeatable, and a process that joins draws trials of its own.
     study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
     there = len(counted(study))

@@ -1,7 +1,10 @@
 """The trials of a search: drawn from a study that outlives its processes, each an ordinary run."""
 
+import fcntl
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,29 +27,62 @@ def open_study(
     name: str,
     settings: Mapping[str, Any],
     pruner: optuna.pruners.BasePruner,
+    folder: Path,
 ) -> optuna.Study:
     """The study of this name, made where there is none.
 
-    settings: what is fixed and what is searched. Raises UserError where the study is there with others, or where
-    the storage cannot be reached.
+    settings: what is fixed and what is searched. folder: the study's own, which is there. Raises UserError where the
+    study is there with others, or where the storage cannot be reached.
     """
-    try:
-        study = optuna.create_study(
-            storage=storage, study_name=name, pruner=pruner, direction="maximize", load_if_exists=True
-        )
-    except Exception as error:  # Each database has errors of its own.
-        raise UserError(f"The study cannot be kept in {storage}: {error}".splitlines()[0]) from error
-    before = study.user_attrs.get("settings")
-    if before is None:
-        study.set_user_attr("settings", dict(settings))
-    elif before != dict(settings):
-        differing = [key for key in {*before, *settings} if before.get(key) != settings.get(key)]
+    with _one_at_a_time(folder):
+        study = _create_or_load(storage, name, pruner)
+        before = study.user_attrs.get("settings")
+        if before is None:
+            study.set_user_attr("settings", dict(settings))
+    if before not in (None, dict(settings)):
         raise UserError(
-            f"The study {name} searches with other settings ({', '.join(sorted(differing))} differ): "
+            f"The study {name} searches with other settings ({_difference(before, settings)}): "
             "repeat its command to go on with it, or begin another with tune.study=NAME.",
             status=2,
         )
     return study
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Other processes of this machine wait: Optuna makes the tables of a new database with no thought of them."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, attempts: int = 3) -> optuna.Study:
+    try:
+        return optuna.create_study(
+            storage=storage, study_name=name, pruner=pruner, direction="maximize", load_if_exists=True
+        )
+    except Exception as error:  # Each database has errors of its own.
+        if attempts == 1:
+            raise UserError(f"The study cannot be kept in {storage}: {error}".splitlines()[0]) from error
+    # Another machine may be making the same one, which no lock here keeps it from.
+    time.sleep(random.uniform(0.2, 0.8))
+    return _create_or_load(storage, name, pruner, attempts - 1)
+
+
+def _difference(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    there, here = _by_key(before), _by_key(settings)
+    return "; ".join(
+        f"{key}: {there.get(key, 'as it stands')} there, {here.get(key, 'as it stands')} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    )
+
+
+def _by_key(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of each key: its value, or that it is searched, and how."""
+    pairs = (override.partition("=") for override in settings.get("fixed", ()))
+    searched = settings.get("searched", {}).items()
+    return {key: value or "typed" for key, _, value in pairs} | {key: f"searched in {how}" for key, how in searched}
 
 
 def run_trials(
