@@ -19,6 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 
+# In the folder of a search.
+STUDY_FILE = "study.db"
+
 State = Literal["finished", "running", "failed", "pruned", "stopped"]
 
 
@@ -264,6 +267,11 @@ def _newest(runs_dir: Path, states: set[State], wanted: str) -> Run:
 def _named(path: Path, runs_dir: Path) -> Run:
     run = Run(path.expanduser())
     if not run.config_file.is_file():
+        if (run.path / STUDY_FILE).is_file():
+            raise UserError(
+                f"{run.path} is a search: it goes on when the python -m fashion_cnn.tune command that began it is "
+                f"typed again (tune.study={run.path.resolve().name}); its trials are runs."
+            )
         what = "is not a run: it holds no config.yaml" if run.path.exists() else "does not exist"
         newest = "".join(f"\n  {other.path}" for other in reversed(find_all(runs_dir)[-3:]))
         raise UserError(f"{run.path} {what}." + (f" The newest runs here:{newest}" if newest else ""))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.command_line import run_command
 from fashion_cnn.extras import require
+from fashion_cnn.mistakes import exit_with
+from fashion_cnn.overrides import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
     """Run trials of `conf/tune.yaml`'s config until its study has `tune.trials` of them; returns the study.
 
-    swept: what was left open on the command line, such as `optimizer.lr=interval(0.001,0.1)`. Raises UserError for
+    swept: what was left open on the command line, such as `optimizer.lr=interval(0.001,0.1)`; then that alone is
+    searched, unless a `sweep` was typed too. Raises UserError for
     settings that cannot work or are not those of the study that is there, and Interrupted where it was stopped.
     """
     require("sweeps", "optuna")
@@ -30,6 +33,12 @@ def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
 def main() -> None:
     from fashion_cnn.tuning.swept import take_swept
 
+    if any(key_of(argument) == "resume" for argument in sys.argv[1:]):
+        exit_with(
+            "resume is for trainings and sweeps. A search goes on when the command that began it is typed again; "
+            "one that had a name of its own is told by tune.study=NAME.",
+            2,
+        )
     swept, others = take_swept(sys.argv[1:])
     # The values that a sweep lists are the search's choices here.
     sys.argv[1:] = [*others, "hydra.mode=RUN"]

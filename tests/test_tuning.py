@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from fashion_cnn import tune as tune_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
+from fashion_cnn.train import main as train_main
 from fashion_cnn.tune import main
 from fashion_cnn.tuning.space import search_space
 from fashion_cnn.tuning.study import counted, open_study, run_trials
@@ -156,7 +157,7 @@ def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_pat
 
 def test_a_search_through_the_command_line(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.pruner.n_startup_trials=2"]
-    swept = ["optimizer.lr=tag(log,interval(1e-4,1e-1))", "seed=0,1"]
+    swept = ["sweep=optimizer", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "seed=0,1"]
     status, out, err = command(main, *arguments, *swept, "tune.trials=4")
     assert (status, err) == (0, "")
     folder = tmp_path / "tune" / "tiny"
@@ -214,4 +215,17 @@ def test_random_search_as_the_help_has_it(command, tmp_path):
     status, out, err = command(main, *arguments, "optimizer.lr=interval(0.01,0.1)", "tune.trials=2")
     assert (status, err) == (0, "")
     assert "2 trials: 2 complete" in out
+    assert "Searching optimizer.lr\n" in out, "what was left open, and nothing beside it"
     assert "tune/" not in out.splitlines()[-1], "its best command is one of train"
+    status, _, err = command(train_main, f"resume={tmp_path / 'tune' / 'tiny'}")
+    assert status == 1
+    assert "fashion_cnn.tune command that began it is typed again (tune.study=tiny)" in err
+
+
+@pytest.mark.parametrize("arguments", [["resume=latest"], ["sweep=optimizer", "resume=runs/tune/tiny"]])
+def test_a_search_is_not_resumed_but_typed_again(command, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command(main, *TINY_DATA, *arguments)
+    assert status == 2
+    assert "goes on when the command that began it is typed again" in err
+    assert not list(tmp_path.iterdir())

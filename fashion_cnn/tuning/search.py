@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from fashion_cnn.command_line import Interrupted
 from fashion_cnn.errors import UserError
 from fashion_cnn.overrides import key_of, makes_the_training, unquote_text
-from fashion_cnn.runs import as_typed
+from fashion_cnn.runs import STUDY_FILE, as_typed
 from fashion_cnn.train import train
 from fashion_cnn.tuning.outcome import best_of, describe, write_outcome
 from fashion_cnn.tuning.pruning import PruneTrial
@@ -37,18 +37,25 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     name = config.tune.study or config.name
     fixed = [override for override in config.overrides if makes_the_training(override)]
     said = {key_of(override) for override in fixed}
-    params = HydraConfig.get().sweeper.params or {}
+    typed = HydraConfig.get().overrides.task
+    # What is left open by name is not to be joined by what a default leaves open.
+    is_default = all(key_of(override) != "sweep" for override in typed)
+    params = {} if swept and is_default else HydraConfig.get().sweeper.params or {}
     space = search_space({key: words for key, words in params.items() if key not in said}, swept)
     _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
     folder = (Path(config.runs_dir) / "tune" / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    storage = config.tune.storage or f"sqlite:///{folder / 'study.db'}"
+    storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
     settings = {"fixed": sorted(fixed), "searched": {key: str(space[key]) for key in sorted(space)}}
     study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
     # So that a search is repeatable, and a process that joins draws trials of its own.
     study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
     there = len(counted(study))
-    print(f"Study {name}: {there} of {config.tune.trials} trials are there; {as_typed(folder)}", flush=True)
+    print(
+        f"Study {name}: {there} of {config.tune.trials} trials are there; {as_typed(folder)}\n"
+        f"Searching {', '.join(space)}",
+        flush=True,
+    )
 
     def train_trial(trial: optuna.Trial, directory: Path) -> float:
         print(f"\ntrial {trial.number}: {_typed(trial.params)}", flush=True)
@@ -63,7 +70,7 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     try:
         run_trials(study, space, config.tune.trials, folder, train_trial, tell)
     except KeyboardInterrupt as stop:
-        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_text, config.overrides), *swept])
+        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_text, typed), *swept])
         status = stop.status if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"Stopped. The same command goes on where it was:\n  {again}", status) from None
     write_outcome(study, folder)
