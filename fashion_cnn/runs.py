@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -18,11 +19,12 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.run_files import DamagedRunError, check_settings, read_figures, read_settings
 
 # In the folder of a search.
 STUDY_FILE = "study.db"
 
-State = Literal["finished", "running", "failed", "pruned", "stopped"]
+State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class Run:
 
     @property
     def state(self) -> State:
+        if self.damage is not None:
+            return "damaged"
         if self.results_file.exists():
             return "finished"
         if self._is_locked():
@@ -132,8 +136,10 @@ class Run:
         return "pruned" if self.error_file.read_text().startswith("pruned") else "failed"
 
     def how_it_stands(self) -> str:
-        """The state, with the reason where it failed."""
+        """The state, with the reason where it failed or what of it is damaged."""
         state = self.state
+        if damage := self.damage:
+            return f"{state} ({as_typed(damage.file)}: {damage.reason})"
         reason = self.error_file.read_text().strip().splitlines() if state in ("failed", "pruned") else []
         return f"{state} ({reason[0]})" if reason else state
 
@@ -152,18 +158,25 @@ class Run:
                 f"{self.path} cannot be written ({error.strerror}): choose another directory with runs_dir=DIR."
             ) from error
 
+    @property
+    def damage(self) -> DamagedRunError | None:
+        """What cannot be read of it."""
+        try:
+            check_settings(self.config_file)
+            read_figures(self.results_file)
+        except FileNotFoundError:
+            return None
+        except DamagedRunError as error:
+            return error
+        return None
+
     def config(self) -> DictConfig:
-        config = OmegaConf.load(self.config_file)
-        assert isinstance(config, DictConfig)
-        return config
+        """The settings. Raises UserError where they are damaged."""
+        return read_settings(self.config_file)
 
     def results(self) -> dict[str, Any]:
-        """The figures of a finished run; an unfinished one has none, `{}`."""
-        try:
-            results: dict[str, Any] = json.loads(self.results_file.read_text())
-        except FileNotFoundError:
-            return {}
-        return results
+        """The figures of a finished run; an unfinished one has none, `{}`. Raises UserError where they are damaged."""
+        return read_figures(self.results_file)
 
     def write_config(self, config: DictConfig) -> None:
         write_whole(self.config_file, OmegaConf.to_yaml(config))
@@ -210,7 +223,9 @@ def find_all(runs_dir: Path) -> list[Run]:
 
 
 def _is_run_config(file: Path) -> bool:
-    """Whether it says of itself what every run's does: other programs leave a config.yaml too."""
+    """Whether it says of itself what every run's does, or lies where a training was: others leave a config.yaml too."""
+    if Run(file.parent).checkpoints.is_dir() or Run(file.parent).results_file.exists():
+        return True
     try:
         return any(line.startswith("seed:") for line in file.read_text().splitlines())
     except (OSError, UnicodeDecodeError):
@@ -218,20 +233,37 @@ def _is_run_config(file: Path) -> bool:
 
 
 def find_finished(reference: str | Path | None, runs_dir: Path) -> Run:
-    """The run that `reference` names: a directory, or `latest` for the newest finished one."""
-    if reference is None:
-        raise UserError("run=null names no run: give a run's directory, or latest.")
-    if reference == "latest":
-        return _newest(runs_dir, {"finished"}, "finished run")
-    return _named(Path(reference), runs_dir)
+    """The run that `reference` names: a directory, or `latest` for the newest finished one.
+
+    Which one that is, and that a named one is not finished, is told on stderr. Raises UserError.
+    """
+    run = _find(reference, runs_dir)
+    if run.state != "finished":
+        print(f"{_not_finished(run)}.", file=sys.stderr)
+    return run
 
 
 def find_measured(reference: str | Path | None, runs_dir: Path) -> Run:
     """As `find_finished`; a run that is still going, or was stopped, is none whose weights stand for it."""
-    run = find_finished(reference, runs_dir)
+    run = _find(reference, runs_dir)
     if run.state != "finished":
-        raise UserError(f"{run.path} is not finished ({run.how_it_stands()}): its weights are not its last word.")
+        raise UserError(f"{_not_finished(run)}.")
     return run
+
+
+def _find(reference: str | Path | None, runs_dir: Path) -> Run:
+    if reference is None:
+        raise UserError("run=null names no run: give a run's directory, or latest.")
+    if reference == "latest":
+        return _newest(runs_dir, {"finished"}, "finished run")
+    run = _named(Path(reference), runs_dir)
+    if damage := run.damage:
+        raise damage
+    return run
+
+
+def _not_finished(run: Run) -> str:
+    return f"{run.path} is not finished ({run.how_it_stands()}): its weights are not its last word"
 
 
 def find_several(references: str | Iterable[str] | None, runs_dir: Path) -> list[Run]:
@@ -247,7 +279,8 @@ def find_several(references: str | Iterable[str] | None, runs_dir: Path) -> list
 def find_unfinished(reference: str | Path, runs_dir: Path) -> Run:
     """The run to resume: a directory, or `latest` for the newest unfinished one that nobody is training."""
     if reference == "latest":
-        return _newest(runs_dir, {"stopped", "failed"}, "unfinished run")
+        # What a search began goes on with the search.
+        return _newest(runs_dir, {"stopped", "failed"}, "unfinished run", but_of_searches=True)
     run = _named(Path(reference), runs_dir)
     if run.state == "finished":
         raise UserError(
@@ -257,9 +290,11 @@ def find_unfinished(reference: str | Path, runs_dir: Path) -> Run:
     return run
 
 
-def _newest(runs_dir: Path, states: set[State], wanted: str) -> Run:
+def _newest(runs_dir: Path, states: set[State], wanted: str, *, but_of_searches: bool = False) -> Run:
     for run in reversed(find_all(runs_dir)):
-        if run.state in states:
+        left_out = but_of_searches and (run.path.parent / STUDY_FILE).is_file()
+        if run.state in states and not left_out:
+            print(f"The newest {wanted}: {as_typed(run.path)}", file=sys.stderr)
             return run
     raise UserError(f"There is no {wanted} in {runs_dir.resolve()}: name its directory, or say runs_dir=DIR.")
 
@@ -303,8 +338,13 @@ def _list(config: DictConfig) -> None:
         raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: say runs_dir=DIR.")
     table = Table()
     for heading in ("name", "run", "state", "seed", "test", "val", "gap", "time"):
-        table.add_column(heading, justify="right" if heading in ("test", "val", "gap", "time", "seed") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("test", "val", "gap", "time", "seed") else "left"
+        # A path that is cut cannot be copied.
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading not in ("name", "run"))
     for run in runs:
+        if run.state == "damaged":
+            table.add_row("", os.path.relpath(run.path, config.runs_dir), "damaged")
+            continue
         results = run.results()
         settings = run.config()
         table.add_row(

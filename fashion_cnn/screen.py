@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -194,11 +194,12 @@ def print_comparison(comparison: Comparison, written: Path) -> None:
     grid = Table()
     for place, heading in enumerate(headings):
         # What tells the groups apart, then figures.
-        grid.add_column(heading, justify="left" if place < max(len(comparison.factors), 1) else "right")
+        justify: Literal["left", "right"] = "left" if place < max(len(comparison.factors), 1) else "right"
+        grid.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
         grid.add_row(*row)
     console.print(grid)
     for run in comparison.unfinished:
-        said = f"Not finished, so left out: {as_typed(run.path)}: {run.how_it_stands()}"
+        said = f"Left out: {as_typed(run.path)}: {run.how_it_stands()}"
         console.print(said, highlight=False, soft_wrap=True)
     console.print(f"Table and plots: {as_typed(written)}", highlight=False, soft_wrap=True)

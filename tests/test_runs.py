@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fashion_cnn import runs
+from fashion_cnn.compare import main as compare_main
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 
@@ -14,7 +15,7 @@ from fashion_cnn.runs import Run
 def make_run(path, started, **results):
     run = Run(path)
     run.create()
-    run.write_config(OmegaConf.create({"name": path.parent.name, "seed": 3}))
+    run.write_config(OmegaConf.create({"name": path.parent.name, "seed": 3, "trainer": {"x": 1}}))
     os.utime(run.config_file, (started, started))
     if results:
         run.write_results({name.replace("__", "/"): value for name, value in results.items()})
@@ -26,7 +27,13 @@ def three(tmp_path):
     """An older finished run, a newer one in a sweep, and the newest, unfinished."""
     return [
         make_run(
-            tmp_path / "small" / "one", 100, test__accuracy=0.9, val__accuracy=0.91, gap__accuracy=0.02, seconds=60
+            tmp_path / "small" / "one",
+            100,
+            test__accuracy=0.9,
+            val__accuracy=0.91,
+            gap__accuracy=0.02,
+            seconds=60,
+            seed=3,
         ),
         make_run(tmp_path / "sweep" / "time" / "lr-0.1", 200, test__accuracy=0.8),
         make_run(tmp_path / "small" / "three", 300),
@@ -61,6 +68,56 @@ def test_a_missing_run_is_said_with_those_that_there_are(three, tmp_path):
         runs.find_finished(tmp_path, tmp_path)
     with pytest.raises(UserError, match="no finished run"):
         runs.find_finished("latest", tmp_path / "empty")
+
+
+def test_latest_says_which_run_it_is_and_a_run_that_was_stopped_that_it_was(three, tmp_path, capsys):
+    runs.find_finished("latest", tmp_path)
+    runs.find_unfinished("latest", tmp_path)
+    runs.find_finished(three[0].path, tmp_path)
+    runs.find_finished(three[2].path, tmp_path)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        f"The newest finished run: {three[1].path}",
+        f"The newest unfinished run: {three[2].path}",
+        f"{three[2].path} is not finished (stopped): its weights are not its last word.",
+    ]
+
+
+def test_a_trial_of_a_search_is_not_the_latest_unfinished(three, tmp_path):
+    make_run(tmp_path / "tune" / "tiny" / "trial-0000", 400)
+    (tmp_path / "tune" / "tiny" / "study.db").touch()
+    assert runs.find_unfinished("latest", tmp_path) == three[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("results.json", '{"a": ', "results.json is damaged"),
+        ("results.json", "[]", "results.json is damaged"),
+        ("config.yaml", 'seed: 3\n{"a": ', "config.yaml is damaged"),
+        ("config.yaml", "name: sma", "config.yaml is damaged"),
+        ("config.yaml", "", "config.yaml is damaged"),
+    ],
+)
+def test_a_damaged_run_is_told_in_one_line_and_hides_no_other(three, tmp_path, command, file, text, said):
+    damaged = three[1].path / file
+    damaged.write_text(text)
+    os.utime(three[1].config_file, (200, 200))
+    assert runs.find_all(tmp_path) == three
+    assert three[1].state == "damaged"
+    assert runs.find_finished("latest", tmp_path) == three[0]
+    for find in (runs.find_finished, runs.find_measured):
+        with pytest.raises(UserError, match=said) as caught:
+            find(three[1].path, tmp_path)
+        assert "\n" not in str(caught.value)
+    status, out, err = command(runs.main, f"runs_dir={tmp_path}")
+    assert (status, err) == (0, "")
+    assert out.count("damaged") == 1
+    assert "90.00%" in out
+    status, out, err = command(compare_main, f"runs={tmp_path}")
+    assert (status, err) == (0, "")
+    assert f"lr-0.1: damaged ({three[1].path / file}" in out
 
 
 def test_results_are_written_whole_and_take_the_error_away(tmp_path):

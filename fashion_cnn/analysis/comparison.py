@@ -62,7 +62,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """groups: of the finished runs. factors: the names of what differs. unfinished: the other runs."""
+    """groups: of the finished runs. factors: the names of what differs. unfinished: the others, damaged ones too."""
 
     groups: tuple[Group, ...]
     factors: tuple[str, ...]
@@ -191,7 +191,7 @@ def as_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequenc
     parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
     if comparison.unfinished:
         listed = "\n".join(f"- {run.path}: {run.how_it_stands()}" for run in comparison.unfinished)
-        parts.append(f"Not finished, so in none of the figures:\n\n{listed}")
+        parts.append(f"In none of the figures:\n\n{listed}")
     parts += remarks
     parts += [f"![{name}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"

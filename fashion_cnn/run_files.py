@@ -1,0 +1,65 @@
+"""A run's settings and figures as its files hold them, and what is said where one of them is damaged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fashion_cnn.errors import UserError
+
+# In C where PyYAML was built so, as its wheels are: each run of a long list is looked at.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class DamagedRunError(UserError):
+    """A file of a run that was half copied, say, or written on a full disk."""
+
+    def __init__(self, file: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{file} is damaged ({reason}): {remedy}.")
+        self.file = file
+        self.reason = reason
+
+
+def check_settings(file: Path) -> None:
+    """Raise DamagedRunError where `config.yaml` does not hold a training's settings to their end."""
+    try:
+        settings = yaml.load(file.read_text(), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise _damaged_settings(file, f"{error.problem}{line}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged_settings(file, "it is no text") from error
+    if not isinstance(settings, dict) or "seed" not in settings:
+        raise _damaged_settings(file, "it holds no settings, or not all")
+
+
+def read_settings(file: Path) -> DictConfig:
+    """What `config.yaml` holds. Raises DamagedRunError."""
+    check_settings(file)
+    try:
+        settings = OmegaConf.load(file)
+    except OmegaConfBaseException as error:
+        raise _damaged_settings(file, str(error).partition("\n")[0]) from error
+    assert isinstance(settings, DictConfig)
+    return settings
+
+
+def _damaged_settings(file: Path, reason: str) -> DamagedRunError:
+    return DamagedRunError(file, reason, "take it from a copy of the run, or train again")
+
+
+def read_figures(file: Path) -> dict[str, Any]:
+    """What `results.json` holds, `{}` where there is none. Raises DamagedRunError."""
+    remedy = f"take it from a copy of the run, or measure anew with python -m fashion_cnn.train resume={file.parent}"
+    try:
+        figures = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DamagedRunError(file, str(error), remedy) from error
+    if not isinstance(figures, dict):
+        raise DamagedRunError(file, "it holds no figures", remedy)
+    return figures
