@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_DATA
+from PIL import Image
 
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.command_line import compose
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
+from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
+from fashion_cnn.training.weights import read_checkpoint
 
 # Six images of three classes: the network is right about the first four.
 PREDICTIONS = Predictions(
@@ -110,6 +113,26 @@ def test_a_checkpoint_of_another_run_is_refused(command, trained, tmp_path, othe
     assert status == 1
     assert "best.ckpt does not belong to" in err
     assert err.count("\n") == 1
+
+
+def test_a_run_that_was_not_copied_whole_is_refused(command, trained, tmp_path):
+    copy = Run(shutil.copytree(trained["first"].path, tmp_path / "run"))
+    last = read_checkpoint(copy.last_checkpoint)
+    last["state_dict"]["network.classifier.bias"] += 1.0
+    torch.save(last, copy.last_checkpoint)
+    copy.best_checkpoint.unlink()
+    pictures = tmp_path / "picture.png"
+    Image.new("L", (8, 8)).save(pictures)
+    both = (main,), (predict_main, f"images={pictures}")
+    for module, *arguments in both:
+        status, _, err = command(module, f"run={copy.path}", *arguments)
+        assert status == 1
+        assert "best.ckpt is missing: copy the run whole" in err
+    shutil.rmtree(copy.checkpoints)
+    for module, *arguments in both:
+        status, _, err = command(module, f"run={copy.path}", *arguments)
+        assert status == 1
+        assert "checkpoints holds no checkpoint: the run was not copied whole" in err
 
 
 def test_a_run_that_is_not_finished_is_refused(command, trained, tmp_path):

@@ -247,7 +247,8 @@ def test_what_the_run_is_missing_is_told(command, run, tmp_path):
     arguments = [f"run={copied.path}", f"images={tmp_path}/garment.png"]
     status, _, err = command(main, *arguments)
     assert status == 1
-    assert "last.ckpt is missing" in err
+    assert "is not finished (stopped)" in err
+    assert "holds no checkpoint: the run was stopped before its first epoch ended" in err
     copied.predictions_file.write_bytes(run.predictions_file.read_bytes()[:2000])
     status, _, err = command(main, *arguments)
     assert status == 1

@@ -19,7 +19,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["state_dict"], checkpoint["global_step"]
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: the run was stopped before its first epoch ended.") from None
+        raise UserError(f"{path} is missing.") from None
     except Exception as error:  # torch raises what its unpickler met
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is no readable checkpoint ({reason}).") from error
@@ -27,9 +27,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_classifier(run: Run) -> ImageClassifier:
-    """The run's network with its best weights, in eval mode on the CPU."""
-    read_checkpoint(run.weights)
+    """The run's network with its best weights, in eval mode on the CPU.
+
+    Raises UserError where they cannot be read, or are not those that the run ended with.
+    """
+    read_weights(run)
     return ImageClassifier.load_from_checkpoint(run.weights, map_location="cpu", weights_only=True).eval()
+
+
+def read_weights(run: Run) -> Mapping[str, Tensor]:
+    """The state dict of the weights that stand for the run.
+
+    Raises UserError where they cannot be read, or are not those that the run ended with.
+    """
+    results = run.results()
+    if not run.weights.exists():
+        why = "the run was not copied whole" if results else "the run was stopped before its first epoch ended"
+        raise UserError(f"{run.checkpoints} holds no checkpoint: {why}.")
+    weights: Mapping[str, Tensor] = read_checkpoint(run.weights)["state_dict"]
+    if results.get("weights_sha256") not in (None, weights_sha256(weights)):
+        missing = "" if run.best_checkpoint.exists() else f" {run.best_checkpoint} is missing: copy the run whole."
+        raise UserError(
+            f"{run.weights} does not belong to {run.results_file}: its weights are not those that the run ended "
+            f"with.{missing}"
+        )
+    return weights
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
@@ -46,16 +68,11 @@ def restore(module: ImageClassifier, run: Run) -> None:
 
     Raises UserError where the checkpoint is that of another network, or not the one that the run ended with.
     """
-    weights = read_checkpoint(run.weights)["state_dict"]
+    weights = read_weights(run)
     if differing := differing_weights(module.state_dict(), weights):
         raise UserError(
             f"{run.weights} does not belong to {run.config_file}: {len(differing)} weights do not fit the network "
             f"described there, such as {differing[0]}."
-        )
-    recorded = run.results().get("weights_sha256")
-    if recorded not in (None, weights_sha256(weights)):
-        raise UserError(
-            f"{run.weights} does not belong to {run.results_file}: its weights are not those that the run ended with."
         )
     module.load_state_dict(weights)
 
@@ -65,7 +82,7 @@ def initialise_from(module: ImageClassifier, run: Run) -> None:
 
     Raises UserError where the run trained another network.
     """
-    theirs = read_checkpoint(run.weights)["state_dict"]
+    theirs = read_weights(run)
     differing = differing_weights(module.state_dict(), theirs)
     body = [name for name in differing if not name.startswith("network.classifier.")]
     if body:
