@@ -29,8 +29,7 @@ def compare(config: DictConfig) -> None:
     runs = find_runs(references)  # type: ignore[arg-type]
     comparison = compare_runs(runs)
     beside = Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "comparison"
-    written = write_comparison(comparison, Path(config.out).expanduser() if config.out else beside)
-    print_comparison(comparison, written)
+    print_comparison(comparison, *write_comparison(comparison, Path(config.out).expanduser() if config.out else beside))
 
 
 def main() -> None:

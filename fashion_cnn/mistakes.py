@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -32,11 +32,21 @@ _MORE_LAUNCHERS = (
 
 def check_overrides(config_name: str, config: DictConfig) -> None:
     """Refuse unknown root keys and values of another type than the one they replace."""
-    base = _without_values(config_name)
+    overrides = HydraConfig.get().overrides
+    base = _without_values(config_name, overrides.task, overrides.hydra)
     for key in map(str, config):
         if key not in base:
             raise UserError(f"'{key}' is no option.{_did_you_mean(key, map(str, base))}", status=2)
-    for override in HydraConfig.get().overrides.task:
+    _check_kinds(base, config, overrides.task)
+
+
+def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]) -> None:
+    """Refuse values of another type than the one they replace in a `config` composed with the overrides `task`."""
+    _check_kinds(_without_values(config_name, task, hydra_overrides), config, task)
+
+
+def _check_kinds(base: DictConfig, config: DictConfig, task: Sequence[str]) -> None:
+    for override in task:
         key, _, value = override.lstrip("+").partition("=")
         if key.startswith("~") and key[1:] in _REQUIRED:
             raise UserError(f"{key} is not possible: each run needs one. --help lists the choices.", status=2)
@@ -48,12 +58,11 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
             )
 
 
-def _without_values(config_name: str) -> DictConfig:
+def _without_values(config_name: str, task: Sequence[str], hydra_overrides: Sequence[str]) -> DictConfig:
     """The config with the chosen groups alone, before any single value was overridden."""
     loader = GlobalHydra.instance().config_loader()
-    overrides = HydraConfig.get().overrides
-    groups = [o for o in overrides.task if "." not in o.partition("=")[0] and _is_group(o.partition("=")[0])]
-    hydra_groups = [o for o in overrides.hydra if "." not in o.partition("=")[0]]
+    groups = [o for o in task if "." not in o.partition("=")[0] and _is_group(o.partition("=")[0])]
+    hydra_groups = [o for o in hydra_overrides if "." not in o.partition("=")[0]]
     return loader.load_configuration(config_name, [*groups, *hydra_groups], RunMode.RUN, from_shell=False)
 
 

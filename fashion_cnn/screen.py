@@ -1,6 +1,7 @@
 """What the commands print: a training's settings at the start, the figures at the end, the table of a comparison."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,8 +188,8 @@ def print_export(outcome: dict[str, Any]) -> None:
     console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
 
 
-def print_comparison(comparison: Comparison, written: Path) -> None:
-    """Print the groups of runs, those that are not finished, and where all of it was written."""
+def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]) -> None:
+    """Print the groups of runs, those that are not finished, and where all of it was written and `drawn`."""
     console = wide_console()
     headings, *rows = comparison_table(comparison)
     grid = Table()
@@ -202,4 +203,4 @@ def print_comparison(comparison: Comparison, written: Path) -> None:
     for run in comparison.unfinished:
         said = f"Left out: {as_typed(run.path)}: {run.how_it_stands()}"
         console.print(said, highlight=False, soft_wrap=True)
-    console.print(f"Table and plots: {as_typed(written)}", highlight=False, soft_wrap=True)
+    console.print(f"{'Table and plots' if drawn else 'Table'}: {as_typed(written)}", highlight=False, soft_wrap=True)

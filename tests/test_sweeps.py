@@ -146,9 +146,19 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     status, out, _ = command(main, f"resume={sweep}")
     assert status == 0, "alone it knows its command"
     assert "2 of 2 jobs finished" in out
+    assert "seed-0: was finished already" in out
+    assert "seed-1: was finished already" in out
+    for further in (["seed=2"], ["seed=0"], []):
+        status, out, _ = command(main, f"resume={sweep}", *further)
+        assert status == 0
+        assert "3 of 3 jobs finished" in out, "what it was, and what is added"
+    assert (sweep / "comparison" / "comparison.md").read_text().count("| 3 |") == 1
+    status, _, err = command(main, f"resume={sweep}", "trainer.max_epochs=2")
+    assert status == 2
+    assert "trainer.max_epochs: 1 there, 2 here" in err
     status, _, err = command(main, *ARGUMENTS, "seed=0,1", "optimizer.lr=1", f"resume={sweep}")
     assert status == 2
-    assert "optimizer.lr=1 differ" in err
+    assert "optimizer.lr: as it stands there, 1 here" in err
     status, _, err = command(main, "-m", "seed=0,1", f"resume={tmp_path / 'nowhere'}")
     assert status == 2
     assert "there is no sweep there" in err
@@ -156,7 +166,11 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [("model=tiny,smal", "Did you mean small?"), ("optimizer.lr=interval(0,1)", "is no list of values")],
+    [
+        ("model=tiny,smal", "Did you mean small?"),
+        ("optimizer.lr=interval(0,1)", "is no list of values"),
+        ("optimizer.lr=0.02,abc", "optimizer.lr=abc is not possible: it takes a number"),
+    ],
 )
 def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument, said):
     status, _, err = command(main, *ARGUMENTS, argument, f"runs_dir={tmp_path}")
@@ -181,3 +195,41 @@ def test_a_ready_sweep_needs_no_flag(command, tmp_path):
     (sweep,) = (tmp_path / "seeds").iterdir()
     assert {job.name for job in sweep.iterdir() if job.is_dir()} == {"seed-0", "seed-1", "comparison"}
     assert "sweep=seeds" not in OmegaConf.load(sweep / "seed-1" / "config.yaml").overrides
+
+
+def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monkeypatch):
+    train = train_command.train
+
+    def stopped(config):
+        if config.seed == 1:
+            config.callbacks.stop = {"_target_": "test_sweeps.Stopping"}
+        return train(config)
+
+    monkeypatch.setattr(train_command, "train", stopped)
+    arguments = [*ARGUMENTS, "callbacks=essential", "+callbacks.stop=null", f"runs_dir={tmp_path}"]
+    status, out, _ = command(main, *arguments, "seed=0,1,2")
+    assert status == 130
+    assert "1 of 3 jobs finished" in out
+    assert "  stopped: seed-1\n  not begun: seed-2\n" in out
+
+
+class Stopping(Callback):
+    """Ctrl-C in the middle of a training."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        raise KeyboardInterrupt
+
+
+def test_the_one_value_that_did_not_fail_is_named(command, tmp_path):
+    arguments = [*ARGUMENTS, "callbacks=essential", f"runs_dir={tmp_path}"]
+    status, out, _ = command(main, *arguments, "optimizer.lr=0.01,-1")
+    assert status == 1
+    row = next(line for line in out.splitlines() if line.startswith("│ 0.01"))
+    assert "optimizer.lr" in out[: out.index(row)]
+    assert "Table: " in out, "nothing was drawn"
+    (failed,) = (file.parent for file in tmp_path.rglob("error.txt"))
+    (failed / "config.yaml").write_text((failed / "config.yaml").read_text().replace("-1", "abc"))
+    status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}")
+    assert status == 2
+    assert f"The newest unfinished run: {failed}" in err
+    assert "optimizer.lr=abc is not possible: it takes a number" in err

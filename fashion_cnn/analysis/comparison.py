@@ -91,12 +91,10 @@ def compare(runs: Iterable[Run]) -> Comparison:
     if not finished:
         states = ", ".join(f"{run.path} ({run.state})" for run in runs[:3])
         raise UserError(f"None of the {len(runs)} runs is finished, so there is nothing to compare: {states}.")
-    chosen = {run: _settings_but_seed(run) for run in finished}
-    grouped: dict[tuple[tuple[str, Setting], ...], list[Run]] = {}
-    for run, values in chosen.items():
-        grouped.setdefault(tuple(sorted(values.items(), key=lambda pair: pair[0])), []).append(run)
-    distinct = [(dict(values), members) for values, members in grouped.items()]
-    factors = _factors([(values, _typed(members[0])) for values, members in distinct])
+    distinct = _distinct(finished)
+    # Where one setting alone is left, it is told apart from those that did not finish.
+    told_apart = distinct if len(distinct) > 1 else _distinct([run for run in runs if run.state != "damaged"])
+    factors = _factors([(values, _typed(members[0])) for values, members in told_apart])
     groups = [
         Group(
             factors=dict(zip(factors, (_value(name, values, members[0]) for name in factors), strict=True)),
@@ -106,6 +104,15 @@ def compare(runs: Iterable[Run]) -> Comparison:
     ]
     groups.sort(key=lambda group: [_order(value) for value in group.factors.values()])
     return Comparison(tuple(groups), tuple(factors), tuple(run for run in runs if run not in finished))
+
+
+def _distinct(runs: Iterable[Run]) -> list[tuple[dict[str, Setting], list[Run]]]:
+    """The settings that there are, the seed left out, each with its runs."""
+    grouped: dict[tuple[tuple[str, Setting], ...], list[Run]] = {}
+    for run in runs:
+        values = _settings_but_seed(run)
+        grouped.setdefault(tuple(sorted(values.items(), key=lambda pair: pair[0])), []).append(run)
+    return [(dict(values), members) for values, members in grouped.items()]
 
 
 def _settings_but_seed(run: Run) -> dict[str, Setting]:

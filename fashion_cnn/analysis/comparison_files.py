@@ -21,8 +21,11 @@ _FRACTION = "data.train_fraction"
 _IMAGES = "train_images"
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write all of it into `folder` and return the Markdown file. Raises UserError where it cannot be written."""
+def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[str]]:
+    """Write all of it into `folder`; returns the Markdown file and the names of what was drawn.
+
+    Raises UserError where it cannot be written.
+    """
     figures, remarks = dict(plots(comparison)), []
     curve = _learning_curve(comparison)
     if curve is not None:
@@ -45,7 +48,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         board.add_picture(name, folder / f"{name}.png", 0)
     board.add_text("comparison", text.partition("\n![")[0], 0)
     board.close()
-    return folder / "comparison.md"
+    return folder / "comparison.md", list(figures)
 
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:

@@ -1,7 +1,7 @@
 """A sweep's directory: a sub-directory a job, and `multirun.yaml`, in which Hydra keeps what was typed."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from fashion_cnn.errors import UserError
 from fashion_cnn.overrides import key_of, makes_the_training, quoted
 from fashion_cnn.runs import Run
-from fashion_cnn.sweeps.jobs import Job
+from fashion_cnn.sweeps.jobs import Job, choices_of, key_element
 
 COMMAND_FILE = "multirun.yaml"
 
@@ -54,6 +54,42 @@ class Sweep:
 
 def _own(overrides: Iterable[str]) -> set[str]:
     return {override.rstrip("=") for override in overrides if makes_the_training(override)}
+
+
+def task_with_jobs_of_before(path: Path, task: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """The overrides of a sweep that goes on in `path`: none of its jobs is lost where further values are typed.
+
+    task, params: of the command line that resumes it, see `jobs_of`; a new sweep has these alone.
+    Raises UserError where they would make other trainings of the jobs that are there.
+    """
+    if not (path / COMMAND_FILE).is_file():
+        return [*task]
+    begun: Any = OmegaConf.load(path / COMMAND_FILE).hydra
+    before, now = choices_of(begun.overrides.task, begun.sweeper.get("params") or {}), choices_of(task, params)
+    _check_only_more_values(path, before, now)
+    typed = {key_element(override): override for override in task}
+    for key in (key for key, values in before.items() if len(values) > 1):
+        values = [*dict.fromkeys([*before[key], *now[key]])]
+        if values != now[key]:
+            typed[key] = f"{key}={','.join(values)}"
+    # A job's name lists its settings in the order in which they were typed first.
+    order = {key: place for place, key in enumerate(before)}
+    return [typed[key] for key in sorted(typed, key=lambda key: order.get(key, len(order)))]
+
+
+def _check_only_more_values(path: Path, before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
+    differing = []
+    for key in filter(makes_the_training, dict.fromkeys([*before, *now])):
+        was, said = before.get(key, []), now.get(key, [])
+        if said != was and (len(was) < 2 or not said):
+            there, here = (",".join(values) or "as it stands" for values in (was, said))
+            differing.append(f"{key}: {there} there, {here} here")
+    if differing:
+        raise UserError(
+            f"{path} was begun with other settings ({'; '.join(differing)}): going on with it may add values to those "
+            "that vary in it, and changes nothing else. Leave resume=… out to start a new one.",
+            status=2,
+        )
 
 
 def resumed_sweep(arguments: Sequence[str]) -> list[str]:

@@ -22,8 +22,12 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
     print(f"\n{len(sweep.runs) - len(missing)} of {len(sweep.runs)} jobs finished in {shown}", flush=True)
     if not missing:
         return 0
-    for run in (run for run in sweep.runs if not run.config_file.exists()):
-        print(f"  not begun: {run.path.name}")
+    for run in missing:
+        if not run.config_file.exists():
+            print(f"  not begun: {run.path.name}")
+        elif stopped:
+            # No table has told it.
+            print(f"  {run.how_it_stands()}: {run.path.name}")
     command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={shown}"])
     print(f"Run what is missing, and that alone:\n  {command}", flush=True)
     return 130 if stopped else 1
@@ -37,7 +41,7 @@ def _compare(sweep: Sweep) -> None:
     begun = [run for run in sweep.runs if run.config_file.exists()]
     if any(run.state == "finished" for run in begun):
         comparison = compare(begun)
-        print_comparison(comparison, write_comparison(comparison, sweep.path / "comparison"))
+        print_comparison(comparison, *write_comparison(comparison, sweep.path / "comparison"))
         return
     for run in begun:
         print(f"{as_typed(run.path)}: {run.how_it_stands()}")

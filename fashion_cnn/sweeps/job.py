@@ -30,7 +30,10 @@ def run_job(
     run = Run(Path(composed.runtime.output_dir))
     _enter(Path(composed.runtime.cwd))
     alone = composed.launcher._target_.endswith(".BasicLauncher")
-    with contextlib.nullcontext() if alone else _told_apart(run):
+    finished = run.state == "finished"
+    if finished:
+        print(f"{run.path.name}: was finished already", flush=True)
+    with contextlib.nullcontext() if alone or finished else _told_apart(run):
         try:
             return task(config)
         except (Exception, SystemExit) as error:

@@ -28,15 +28,27 @@ def jobs_of(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[J
     overrides: as typed. params: `hydra.sweeper.params`, which these come on top of.
     Raises ValueError for a sweep that cannot be listed, such as an interval.
     """
+    choices = choices_of(overrides, params)
+    shared = {key for key, values in choices.items() if len(values) == 1}
+    combined = itertools.product(*([f"{key}={value}" for value in values] for key, values in choices.items()))
+    return [Job(job_name(each, shared), each) for each in combined], shared
+
+
+def choices_of(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The values that each key takes, in the order of Hydra's basic sweeper; see `jobs_of`."""
     choices: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides]):
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise ValueError(f"{override.input_line} is no list of values")
         values = override.sweep_string_iterator() if override.is_sweep_override() else None
         choices[override.get_key_element()] = [*values] if values else [str(override.get_value_element_as_str())]
-    shared = {key for key, values in choices.items() if len(values) == 1}
-    combined = itertools.product(*([f"{key}={value}" for value in values] for key, values in choices.items()))
-    return [Job(job_name(each, shared), each) for each in combined], shared
+    return choices
+
+
+def key_element(override: str) -> str:
+    """The key as Hydra's sweeper has it, with the signs before it."""
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    return parsed.get_key_element()
 
 
 def job_name(overrides: Iterable[str], shared: Iterable[str] = ()) -> str:

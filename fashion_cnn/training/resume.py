@@ -5,6 +5,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.mistakes import check_values
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.overrides import PLACES, key_of
 from fashion_cnn.runs import Run
@@ -32,6 +33,8 @@ def resumed_config(config: DictConfig, run: Run) -> DictConfig:
                 )
         if "data.root" in keys:
             own.data.root = config.data.root
+        # A job of a sweep is a run, whatever it failed by: as good a message as when it is typed.
+        check_values("train", own, own.get("overrides") or [], HydraConfig.get().overrides.hydra)
     return own
 
 
