@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.mistakes import check_overrides, exit_with, explain, explain_and_exit
+from fashion_cnn.output_pipe import reader_may_leave
 from fashion_cnn.overrides import QUOTED_KEYS, key_of, quote_text, unquote_text
 from fashion_cnn.sweeps.directory import resumed_sweep
 from fashion_cnn.sweeps.end import conclude
@@ -38,12 +39,17 @@ class Interrupted(KeyboardInterrupt):
 def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Compose `conf/<config_name>.yaml` with the overrides on the command line and call `task` with it.
 
-    Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C.
+    Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C, and 141 where
+    whoever read standard output, such as `head`, had enough of it.
     """
     _refuse_dashes(sys.argv[1:])
     if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
         exit_with(f"-m is for sweeps of fashion_cnn.train: leave it out of fashion_cnn.{config_name}.", 2)
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    with reader_may_leave():
+        _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+
+
+def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("sweep_name", lambda choices: choices.get("sweep") or "sweep", replace=True)
     OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
@@ -57,6 +63,8 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             )()
     except KeyboardInterrupt as error:
         stop = error
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if wants_traceback:
             raise
@@ -89,7 +97,9 @@ class _Task:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_job(self._checked, config, self._explain)
         try:
-            return self._checked(config)
+            # Hydra would announce this, too.
+            with reader_may_leave():
+                return self._checked(config)
         except Exception as error:
             if self.wants_traceback:
                 raise
@@ -106,12 +116,12 @@ class _Task:
 
 
 def _refuse_dashes(arguments: Iterable[str]) -> None:
-    """Exit where a setting was typed as other programs have it, `--model fast`."""
+    """Exit where a setting was typed as other programs have it, `--model fast` or `-model fast`."""
     groups = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
     for argument in arguments:
-        key = argument.removeprefix("--").partition("=")[0]
+        key = argument.lstrip("-").partition("=")[0]
         # `--run` is Hydra's own.
-        is_option = argument.startswith("--") and argument != "--run"
+        is_option = argument.startswith("-") and argument != "--run"
         if is_option and key.partition(".")[0] in groups | QUOTED_KEYS | {"seed", "test"}:
             exit_with(f"{argument} is no option: type {key}=…, without dashes.", 2)
 

@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -117,6 +118,14 @@ def explain(error: Exception, config_name: str, config_dir: str) -> UserError | 
         if group == "hydra/launcher":
             offers += f" {_MORE_LAUNCHERS}"
         return UserError(f"{group}={option} does not exist.{_did_you_mean(option, options)} {offers}", status=2)
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        meant = _with_a_key(error.override, config_name, config_dir)
+        return UserError(f"'{error.override}' has no key: type {meant}. See --help.", status=2)
+    several = re.match(r"Ambiguous value for argument '(.+?)'\n", str(error))
+    if isinstance(error, HydraException) and several:
+        key, _, values = several[1].partition("=")
+        swept = f"-m {several[1]} trains once for each of them, and " if config_name == "train" else ""
+        return UserError(f"{several[1]}: {swept}{key}=[{values}] is a list.", status=2)
     if isinstance(error, OverrideParseException):
         return UserError(
             f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
@@ -169,7 +178,17 @@ def _no_option(key: str, config_name: str, config_dir: str) -> UserError:
             f"'{key}' is no option here: what it belongs to was dropped or replaced. See --cfg job.", status=2
         )
     near = _did_you_mean(key, keys)
-    return UserError(f"'{key}' is no option.{near} See --help for all of them.", status=2)
+    of = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
+    return UserError(f"'{key}' is no option{of}.{near} See --help for all of them.", status=2)
+
+
+def _with_a_key(word: str, config_name: str, config_dir: str) -> str:
+    """What a person may have meant who typed a value alone: `model=tiny`, or `images=shirt.jpg`."""
+    keys = _all_keys(config_name, config_dir)
+    groups = [folder for folder in Path(config_dir).iterdir() if folder.name in keys]
+    offered = sorted(f"{group.name}={word}" for group in groups if (group / f"{word}.yaml").is_file())
+    taken = [f"{key}={word}" for key in ("images", "image", "runs", "run") if key in keys]
+    return " or ".join(offered or taken[:1]) or "KEY=VALUE"
 
 
 def _is_bug(root: BaseException) -> bool:
@@ -194,17 +213,24 @@ def _did_you_mean(word: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     # Where only the last part of a dotted key is known: `lr` for `optimizer.lr`.
     near += [choice for choice in choices if choice.rpartition(".")[2] == word.rpartition(".")[2]]
+    if not near:
+        # `epochs` for `trainer.max_epochs`.
+        last = [choice.rpartition(".")[2] for choice in choices]
+        nearest = difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.7)
+        near = [choice for choice, part in zip(choices, last, strict=True) if part in nearest]
     return f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
 
 
 def _all_keys(config_name: str, config_dir: str) -> list[str]:
-    """Every dotted key of the command's default config, and every config group."""
+    """Every dotted key of the command's default config, and every config group that it chooses from."""
     command = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir, version_base="1.3"):
             config = hydra.compose(config_name)
-            groups = GlobalHydra.instance().config_loader().list_groups("")
+            # Those that the command chooses from.
+            has_groups = config_name in ("train", "tune")
+            groups = GlobalHydra.instance().config_loader().list_groups("") if has_groups else []
     finally:
         # Further jobs of a sweep need it.
         GlobalHydra.instance().hydra = command

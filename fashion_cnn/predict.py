@@ -33,7 +33,7 @@ def predict(config: DictConfig) -> None:
     from fashion_cnn.pictures import find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
     from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
-    from fashion_cnn.prediction.output import PRINTERS, reader_may_leave, with_progress
+    from fashion_cnn.prediction.output import PRINTERS, with_progress
 
     with quiet_pillow():
         found = find_pictures(config.images)
@@ -52,7 +52,7 @@ def predict(config: DictConfig) -> None:
         unreadable: list[Answer] = []
         top_k = min(config.top_k, len(network.class_names))
         try:
-            with closing(predictor.answers(found.paths, top_k=top_k)) as answers, reader_may_leave():
+            with closing(predictor.answers(found.paths, top_k=top_k)) as answers:
                 told = _telling(answers, unreadable)
                 PRINTERS[config.format](with_progress(told, len(found.paths), config.format), top_k)
         except KeyboardInterrupt:

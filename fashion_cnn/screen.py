@@ -17,10 +17,17 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run, as_typed
 
 
+class _PipedConsole(Console):
+    """Leaves it to the command's door what to do where nobody reads any more; rich's own exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def wide_console() -> Console:
     """The terminal as wide as it is; in a file or pipe nothing is cut or wrapped."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    console = _PipedConsole()
+    return console if console.is_terminal else _PipedConsole(width=200)
 
 
 def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:

@@ -1,5 +1,6 @@
 """The command line: help, mistakes, paths as people type them."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def test_a_mistake_does_not_wait_for_torch():
         (["model=smal"], "Did you mean small?"),
         (["modle=small"], "Did you mean model?"),
         (["lr=0.1"], "Did you mean optimizer.lr?"),
+        (["epochs=3"], "Did you mean trainer.max_epochs?"),
+        (["tiny"], "'tiny' has no key: type experiment=tiny or model=tiny."),
+        (["shirt.jpg"], "'shirt.jpg' has no key: type KEY=VALUE."),
+        (["seed=0,1"], "seed=0,1: -m seed=0,1 trains once for each of them"),
+        (["-model", "fast"], "type model=…, without dashes"),
         (["optimizer.lr=fast"], "optimizer.lr=fast is not possible: it takes a number"),
         (["data.batch_size=0.5"], "it takes a whole number"),
         (["test=maybe"], "it takes true or false"),
@@ -166,7 +172,46 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
         assert status == 2
         assert "cannot change" in err
     status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
-    assert (status, err) == (0, "")
+    assert (status, err.count("\n")) == (0, 1), "which run it is, and nothing beside it"
+
+
+@pytest.mark.parametrize(
+    ("module", "argument", "said"),
+    [
+        ("evaluate", "model=tiny", "'model' is no option of fashion_cnn.evaluate."),
+        ("predict", "shirt.jpg", "'shirt.jpg' has no key: type images=shirt.jpg."),
+        ("compare", "runs/small", "type runs=runs/small."),
+        ("export", "runs/small", "type run=runs/small."),
+    ],
+)
+def test_a_mistake_in_another_command_is_told_in_its_own_words(command, tmp_path, monkeypatch, module, argument, said):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command(__import__(f"fashion_cnn.{module}", fromlist=["main"]).main, argument)
+    assert status in (1, 2)
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["fashion_cnn.train", "--help"], ["fashion_cnn.runs"], ["fashion_cnn"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path, arguments):
+    run = tmp_path / "runs" / "tiny" / "one"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    typed = [sys.executable, "-m", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(typed, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_the_package_lists_its_commands():
+    answer = subprocess.run(
+        [sys.executable, "-m", "fashion_cnn"], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert [line.split()[2] for line in answer.stdout.splitlines()[:-1]] == sorted(f"fashion_cnn.{c}" for c in COMMANDS)
+    assert "fashion_cnn.train            Train a CNN on fashion images" in answer.stdout
 
 
 @pytest.mark.parametrize("module", ["compare", "evaluate", "predict", "explain", "export", "tune"])

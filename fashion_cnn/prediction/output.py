@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -98,15 +96,3 @@ def with_progress(answers: Iterable[Answer], total: int, form: str) -> Iterator[
     # Standard output is for the answers alone.
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not wanted) as progress:
         yield from progress.track(answers, total=total)
-
-
-@contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Exit without a word, as the system's own programs do, where whoever reads standard output has enough of it."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python writes what is left once more as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
