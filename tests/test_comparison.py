@@ -1,6 +1,7 @@
 """Comparing runs: groups, spread, what is left out, the learning curve."""
 
 import csv
+import itertools
 import json
 import os
 
@@ -200,3 +201,30 @@ def test_the_learning_curve_extrapolates_with_a_spread_over_seeds():
     assert low[0] < beyond[0] ** -0.5 < high[0]
     assert curve.law(beyond)[0] == pytest.approx(0.0025, rel=0.01)
     assert learning_curve(sizes, [[0.1], [0.05], [0.025]]).interval(beyond) is None
+
+
+def test_plots_of_many_groups_stay_readable(tmp_path):
+    rates = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.17, 0.18, 0.2)
+    for number in range(36):
+        settings = {
+            "optimizer": {"lr": rates[number % 9], "weight_decay": 0.1 * (number // 9 % 2)},
+            "model": {"network": {"widths": [16 * (number // 18 + 1), 32, 48, 64, 96, 128, 192, 256, 384, 512]}},
+        }
+        make_run(tmp_path / str(number), [], 0, 0.9, **settings)
+    drawn = dict(plots(compare(find_runs(str(tmp_path)))))
+    drawn |= dict(plots(compare(find_runs([f"{tmp_path}/{number}" for number in range(9)]))))
+    assert drawn
+    for name, figure in drawn.items():
+        figure.savefig(tmp_path / f"{name}.png", dpi=50)  # A warning here is an error.
+        for axes in figure.axes:
+            box = axes.get_window_extent()
+            assert box.width > 0.3 * figure.bbox.width, name
+            assert box.height > 0.4 * figure.bbox.height, name
+            labels = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+            assert all(left.x0 < right.x0 for left, right in itertools.pairwise(labels))
+        named = [text for legend in figure.legends for text in legend.get_texts()]
+        assert len(named) <= 12
+        assert all(len(text.get_text()) <= 60 for text in named)
+        extents = [text.get_window_extent() for text in named]
+        assert all(extent.y1 < min(axes.get_window_extent().y0 for axes in figure.axes) for extent in extents)
+        assert all(extent.x0 >= 0 and extent.x1 <= figure.bbox.width for extent in extents)

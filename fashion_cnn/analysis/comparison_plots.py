@@ -1,6 +1,7 @@
 """What a swept setting did: the gap against it, and train and validation accuracy against it."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,27 +13,52 @@ from fashion_cnn.analysis.curves import STYLES
 from fashion_cnn.analysis.gap_plots import COLOR
 from fashion_cnn.analysis.settings import Setting
 
-# Lines whose names have room among them.
+# Lines whose names have room among them, and below them.
 _MOST_INSIDE = 4
+_MOST_NAMED = 8
+# Of a name, in characters, and of a row of the legend, in inches.
+_LONGEST_LABEL = 60
+_LEGEND_ROW = 0.21
+# Numbers have room side by side as far apart as this share of the axis.
+_CLOSEST = 0.07
 
 
 def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """For each factor in which alone two groups or more differ, a figure and its name."""
     for factor in comparison.factors:
-        if all(len(groups) < 2 for groups in _lines(comparison, factor).values()):
+        lines = _lines(comparison, factor)
+        if all(len(groups) < 2 for groups in lines.values()):
             continue
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
+        # In two columns, those of the accuracies too.
+        below = (min(len(lines), _MOST_NAMED) + 4) // 2 if _crowded(lines) else 0
+        figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * below), layout="constrained")
         left, right = figure.subplots(1, 2)
         plot_gap_against(comparison, factor, left)
         plot_accuracy_against(comparison, factor, right)
+        if below:
+            _one_legend_below(figure, left, right)
         yield f"against_{factor.replace('/', '-')}", figure
+
+
+def _one_legend_below(figure: Figure, *axes: Axes) -> None:
+    """Many names would lie over the lines, or leave no room for them."""
+    entries = [each.get_legend_handles_labels() for each in axes]
+    for each in axes:
+        if legend := each.get_legend():
+            legend.remove()
+    handles, labels = (list(chain.from_iterable(part)) for part in zip(*entries, strict=True))
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize="small", ncols=2)
 
 
 def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw the accuracy gap against `factor`, a line for each choice of the other factors."""
     scale = _Scale(comparison, factor)
-    for number, (label, groups) in enumerate(_lines(comparison, factor).items()):
-        scale.plot(groups, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=label or "gap")
+    lines = _lines(comparison, factor)
+    for number, (label, groups) in enumerate(lines.items()):
+        named = _cut(label or "gap") if number < _MOST_NAMED else None
+        scale.plot(groups, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=named)
+    if len(lines) > _MOST_NAMED:
+        axes.errorbar([], [], linestyle="none", label=f"and {len(lines) - _MOST_NAMED} more")
     axes.axhline(0, color="black", linewidth=0.8)
     scale.finish(axes)
     axes.set_ylabel("gap in accuracy, train to validation (points)")
@@ -41,10 +67,15 @@ def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
 def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw train and validation accuracy against `factor`, a pair of lines for each choice of the other factors."""
     scale = _Scale(comparison, factor)
-    for number, (label, groups) in enumerate(_lines(comparison, factor).items()):
+    lines = _lines(comparison, factor)
+    for number, (label, groups) in enumerate(lines.items()):
         for split in ("train", "val"):
             style = {**STYLES[split], "alpha": _fade(number)}
-            style["label"] = ", ".join(filter(None, (STYLES[split]["label"], label)))
+            if not _crowded(lines):
+                style["label"] = ", ".join(filter(None, (STYLES[split]["label"], _cut(label))))
+            elif number:
+                # The names of so many stand beside it, with the gap.
+                style["label"] = None
             scale.plot(groups, f"{split}/accuracy", axes, **style)
     scale.finish(axes)
     axes.set_ylabel("accuracy (%)")
@@ -59,8 +90,19 @@ def _lines(comparison: Comparison, factor: str) -> dict[str, list[Group]]:
     return lines
 
 
+def _crowded(lines: dict[str, list[Group]]) -> bool:
+    """Whether the names of the lines would lie over them."""
+    return len(lines) > _MOST_INSIDE or any(len(label) > _LONGEST_LABEL / 2 for label in lines)
+
+
+def _cut(label: str, longest: int = _LONGEST_LABEL) -> str:
+    """Without its middle where it is too long: lists tend to differ at their ends."""
+    half = (longest - 1) // 2
+    return label if len(label) <= longest else f"{label[:half]}…{label[-half:]}"
+
+
 def _fade(number: int) -> float:
-    return 1 / (1 + 0.5 * number)
+    return max(1 / (1 + 0.5 * number), 0.1)
 
 
 class _Scale:
@@ -105,19 +147,27 @@ class _Scale:
             style["linestyle"] = "none"
         axes.errorbar(places, means, yerr=deviations, marker="o", capsize=3, **style)  # type: ignore[arg-type]
 
+    def _with_room(self) -> list[float]:
+        """The numbers whose labels on a logarithmic axis do not run into the one before."""
+        share = np.log(np.array(self.numbers) / self.numbers[0]) / np.log(self.numbers[-1] / self.numbers[0])
+        shown: list[int] = []
+        for place in range(len(self.numbers)):
+            if not shown or share[place] - share[shown[-1]] >= _CLOSEST:
+                shown.append(place)
+        return [self.numbers[place] for place in shown]
+
     def finish(self, axes: Axes) -> None:
         if self.names:
-            axes.set_xticks(range(len(self.names)), self.names, rotation=20)
+            names = [_cut(name, 24) for name in self.names]
+            axes.set_xticks(range(len(names)), names, rotation=20 if len(names) <= _MOST_INSIDE else 90)
         if self.logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xticks(self.numbers, [f"{number:,.6g}" for number in self.numbers])
+            shown = self._with_room()
+            crowded = len(shown) > _MOST_INSIDE
+            axes.set_xticks(shown, [f"{number:,.6g}" for number in shown], rotation=30 if crowded else 0)
         axes.set_xlabel(self.label)
-        if len(axes.get_lines()) > _MOST_INSIDE:
-            # The names of many choices would lie over the lines.
-            axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))
-        else:
-            axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small")
         axes.grid(alpha=0.3)
 
 
