@@ -35,7 +35,13 @@ def explain(config: DictConfig) -> None:
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
     unreadable = 0
     with quiet_pillow(), progress_bar("pictures") as progress:
-        explainer = Explainer(run, data_root=config.data.root, neighbours=config.neighbours, about=config.about)
+        explainer = Explainer(
+            run,
+            data_root=config.data.root,
+            neighbours=config.neighbours,
+            about=config.about,
+            reject=config.reject,
+        )
         for number, path in enumerate(found.paths, start=1):
             try:
                 print(as_typed(explainer.explain(path, folder)), flush=True)

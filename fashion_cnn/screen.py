@@ -122,7 +122,7 @@ def print_evaluation(outcome: dict[str, Any]) -> None:
 
 def _print_robustness(console: Console, robustness: dict[str, Any]) -> None:
     errors = robustness["corruption_errors"]
-    relative = f", mean corruption error {errors['mean']:.1f}% of the baseline's" if errors else ""
+    relative = f", mean corruption error {errors['mean']:.1f}% of that of {errors['baseline']}" if errors else ""
     said = f"Under corruptions: {robustness['mean']:.2%} on average{relative}"
     console.print(said, highlight=False, soft_wrap=True)
     grid = Table("corruption", *(f"severity {number}" for number in range(1, 6)))

@@ -195,6 +195,7 @@ def test_robustness_is_measured_and_held_against_another_run(command, trained):
     assert {"robustness.json", "robustness.png", "outliers.png"} <= {file.name for file in folder.iterdir()}
     against = evaluated(command, second, "robustness=true", f"baseline={first.path}")["robustness"]
     assert against["corruption_errors"]["mean"] > 0
+    assert against["corruption_errors"]["baseline"] == str(first.path)
     status, _, err = command(
         main, f"run={second.path}", "robustness=true", "split=val", f"baseline={folder}/robustness.json"
     )

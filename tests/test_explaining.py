@@ -83,11 +83,14 @@ def test_a_training_image_is_nearest_to_itself():
     assert (near.similarity.diff(dim=1) <= 0).all()
 
 
-def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_path):
+def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_path, monkeypatch):
     pytest.importorskip("captum")
+    from matplotlib.figure import Figure
     from PIL import Image
 
+    from fashion_cnn.evaluation.temperature import Calibration
     from fashion_cnn.explain import main
+    from fashion_cnn.explaining import page as page_module
     from fashion_cnn.train import train
 
     run = train(compose(overrides=[*TINY_DATA, "callbacks=essential", f"runs_dir='{tmp_path / 'runs'}'"]))["run"]
@@ -101,5 +104,20 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     (page,) = (Path(run) / "explained").iterdir()
     assert page.name == "light.png.png"
     assert out.strip().endswith("light.png.png")
+    others = tmp_path / "others"
+    others.mkdir()
+    Image.new("L", (20, 20), 100).save(others / "light.png")
+    for folder, expected in ((others, "light.png-2.png"), (pictures, "light.png.png"), (others, "light.png-2.png")):
+        status, out, _ = command(main, f"run={run}", f"images={folder}/light.png", "neighbours=2")
+        assert status == 0
+        assert out.strip().endswith(f"/{expected}"), "the page of another picture stays, its own is drawn anew"
+    assert len(list((Path(run) / "explained").iterdir())) == 2
+    titles = []
+    with monkeypatch.context() as patch:
+        patch.setattr(page_module, "validation_predictions", lambda run: "of validation")
+        patch.setattr(page_module, "calibrate", lambda _, reject: Calibration(threshold=1 - reject))
+        patch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
+        assert command(main, f"run={run}", f"images={pictures}/light.png", "reject=0.0")[0] == 0
+    assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
     status, _, err = command(main, f"run={run}", f"images={pictures}", "about=Hat")
     assert (status, err) == (1, "error: about=Hat is no class: choose one of top, middle, low, bottom.\n")

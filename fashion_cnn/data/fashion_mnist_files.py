@@ -71,8 +71,9 @@ def _download(root: Path, names: Iterable[str]) -> str:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+        # Where nothing comes, a folder that was mistyped is not to be there afterwards.
+        beside = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".download-") as folder:
             FashionMNIST(folder, download=True)
             for name in names:
                 with _written_whole(raw_folder(root) / name) as partial:

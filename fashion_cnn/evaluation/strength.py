@@ -12,7 +12,6 @@ from fashion_cnn.evaluation.measuring import Measured
 from fashion_cnn.evaluation.outlier_plots import plot_outliers
 from fashion_cnn.evaluation.outliers import measure_outliers
 from fashion_cnn.evaluation.robustness import (
-    CorruptionErrors,
     Robustness,
     corruption_errors,
     measure_robustness,
@@ -24,6 +23,7 @@ from fashion_cnn.runs import Run, write_whole
 FIGURES_FILE = "robustness.json"
 # Of `experiment=baseline`, seed 1, on the test images of Fashion-MNIST.
 BASELINE = Path(__file__).parent / "baseline_robustness.json"
+RECORDED = "experiment=baseline, as recorded"
 
 
 def measure_strength(
@@ -43,7 +43,12 @@ def measure_strength(
     if against is None and (recorded := read_robustness(BASELINE)).data_sha256 == result.data_sha256:
         against = recorded
     errors = corruption_errors(result, against) if against else None
-    outcome = result.to_dict() | {"corruption_errors": _stored(errors), "outliers": outliers.to_dict()}
+    stored = errors and {
+        "baseline": str(baseline or RECORDED),
+        "mean": errors.mean,
+        "by_corruption": errors.by_corruption,
+    }
+    outcome = result.to_dict() | {"corruption_errors": stored, "outliers": outliers.to_dict()}
     heat_map = Figure(figsize=(7.5, 6.5), layout="constrained")
     plot_robustness(
         result, heat_map.subplots(), title=f"Accuracy on corrupted images of {measured.split}", errors=errors
@@ -61,7 +66,3 @@ def _read_baseline(path: Path, measured: Measured) -> Robustness:
     if baseline.data_sha256 != measured.fingerprint:
         raise UserError(f"{file} was measured on other images: measure both on the same split of the same data.")
     return baseline
-
-
-def _stored(errors: CorruptionErrors | None) -> dict[str, Any] | None:
-    return None if errors is None else {"mean": errors.mean, "by_corruption": errors.by_corruption}

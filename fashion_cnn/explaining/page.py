@@ -1,10 +1,11 @@
 """A page for each picture: what the network sees, what mattered, and what it has seen that is like it."""
 
-from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
@@ -17,17 +18,22 @@ from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.models import Ensemble
 from fashion_cnn.pictures import decode
 from fashion_cnn.prediction import validation_predictions
+from fashion_cnn.prediction.answers import NONE_OF_THESE
 from fashion_cnn.runs import Run
+
+# In a page's own metadata: the picture that it is of.
+_SOURCE = "Source"
 
 
 class Explainer:
     """Explains pictures by a run's network, in float32.
 
     about: the class to explain, by name; None for the one that the network says. neighbours: how many training images
-    to show. Raises UserError where the run's weights or data cannot be read, or there is no such class.
+    to show. reject: as in `calibrate`.
+    Raises UserError where the run's weights or data cannot be read, or there is no such class.
     """
 
-    def __init__(self, run: Run, *, data_root: str | None, neighbours: int, about: str | None) -> None:
+    def __init__(self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float) -> None:
         _, module, data = rebuild(run, data_root)
         if isinstance(module.network, Ensemble):
             raise UserError(f"{run.path} is an ensemble, whose networks look each elsewhere: explain one network.")
@@ -35,10 +41,9 @@ class Explainer:
         self.about = None if about is None else _label(about, data)
         self.preparation = data.preparation()
         validation = validation_predictions(run)
-        self.calibration = calibrate(validation) if validation else Calibration()
+        self.calibration = calibrate(validation, reject=reject) if validation else Calibration()
         self.training_images = TrainingImages(self.module, data)
         self.neighbours = neighbours
-        self._named: Counter[str] = Counter()
 
     def explain(self, path: Path, folder: Path) -> Path:
         """Write the page of one picture into `folder`. Raises UnreadablePictureError where it is none."""
@@ -50,6 +55,8 @@ class Explainer:
             logits = self.module(normalised)[0]
         said = int(logits.argmax())
         probability = self.calibration.probabilities(logits[None])[0, said]
+        unsure = probability < self.calibration.threshold
+        answer = f"{NONE_OF_THESE} (most like {names[said]})" if unsure else names[said]
         label = said if self.about is None else self.about
         classes = torch.tensor([label])
         black = self.data.normalise(torch.zeros_like(image))
@@ -57,7 +64,7 @@ class Explainer:
         about = "" if label == said else f"; explained: {names[label]}"
         near = self.training_images.nearest(image[None], self.neighbours)
         explanation = Explanation(
-            title=f"{path.name}: {names[said]}, {probability:.0%}{about}",
+            title=f"{path.name}: {answer}, {probability:.0%}{about}",
             image=image,
             places=grad_cam(network, normalised.clone(), classes)[0],
             attribution=integrated_gradients(network, normalised, classes, black)[0],
@@ -72,19 +79,28 @@ class Explainer:
                 )
             ],
         )
-        page = self._page(folder, path)
+        page = _page(folder, path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            draw(explanation, np.asarray(picture.convert("RGB"))).savefig(page, dpi=110)
+            figure = draw(explanation, np.asarray(picture.convert("RGB")))
+            figure.savefig(page, dpi=110, metadata={_SOURCE: str(path.absolute())})
         except OSError as error:
             raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error
         return page
 
-    def _page(self, folder: Path, path: Path) -> Path:
-        """Named as the picture is, with a number where several are called alike."""
-        self._named[path.name] += 1
-        number = self._named[path.name]
-        return folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png")
+
+def _page(folder: Path, path: Path) -> Path:
+    """Named as the picture is, with a number where that is the page of another one."""
+    pages = (folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png") for number in count(1))
+    return next(page for page in pages if not page.exists() or _is_of(page, path))
+
+
+def _is_of(page: Path, path: Path) -> bool:
+    try:
+        with Image.open(page) as image:
+            return image.info.get(_SOURCE) == str(path.absolute())
+    except OSError:
+        return False
 
 
 def _label(name: str, data: ImageDataModule) -> int:
