@@ -6,10 +6,12 @@ import io
 import subprocess
 import sys
 import time
+import warnings
 
 import optuna
 import pytest
 from conftest import TINY_DATA
+from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -18,6 +20,7 @@ from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train_main
 from fashion_cnn.tune import main
+from fashion_cnn.tuning.outcome import write_outcome
 from fashion_cnn.tuning.space import search_space
 from fashion_cnn.tuning.study import counted, open_study, run_trials
 from fashion_cnn.tuning.swept import take_swept
@@ -75,6 +78,31 @@ def test_each_way_to_end_is_accounted_for(tmp_path):
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
     assert study.trials[2].user_attrs["error"] == "MemoryError: no room"
     assert len(told) == 5
+
+
+def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatch):
+    def train(trial):
+        x = trial.suggest_float("x", 0.0, 1.0)
+        for epoch in (1, 2, 3):
+            trial.report(x / epoch, epoch)
+        return x
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(train, n_trials=5)
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.update({file.stem: figure.axes[0]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        write_outcome(study, tmp_path)
+    assert {name: axes.get_xlabel() for name, axes in drawn.items()} == {
+        "history": "trial",
+        "curves": "epoch",
+        "importance": "share of the differences in validation accuracy",
+    }
+    for name in ("history", "curves"):
+        assert drawn[name].get_ylabel() == "validation accuracy"
+        assert all(tick == round(tick) for tick in drawn[name].get_xticks())
+    assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["a trial", "the best so far"]
 
 
 def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):

@@ -5,6 +5,8 @@ import io
 from pathlib import Path
 
 import optuna
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.runs import write_whole
@@ -44,14 +46,34 @@ def write_outcome(study: optuna.Study, folder: Path) -> None:
         drawn["importance"] = plots.plot_param_importances
     for name, draw in drawn.items() if done else ():
         axes = draw(study)
-        if name == "curves" and (legend := axes.get_legend()):
-            legend.remove()  # A line for each trial.
+        _name_axes(axes, name)
         figure = axes.get_figure(root=True)
         assert figure
         figure.set_size_inches(8, 5)
         figure.tight_layout()
         figure.savefig(folder / f"{name}.png", dpi=110)
         plt.close(figure)
+
+
+def _name_axes(axes: Axes, name: str) -> None:
+    """In this project's words, and with no half trials and epochs."""
+    legend = axes.get_legend()
+    axes.set_title("", loc="left")
+    if name == "importance":
+        axes.set(
+            title="What each setting explains", xlabel="share of the differences in validation accuracy", ylabel=""
+        )
+    else:
+        title, xlabel = (
+            ("A line for each trial", "epoch") if name == "curves" else ("The trials of the search", "trial")
+        )
+        axes.set(title=title, xlabel=xlabel, ylabel="validation accuracy")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if legend and name != "history":
+        legend.remove()
+    elif legend:
+        for text, said in zip(legend.get_texts(), ("a trial", "the best so far"), strict=False):
+            text.set_text(said)
 
 
 def as_csv(study: optuna.Study) -> str:
