@@ -334,6 +334,15 @@ def test_without_validation_the_last_weights_stand_and_the_gap_is_not_measured(t
     assert "not measured" in run.report_file.read_text()
 
 
+def test_a_run_whose_results_are_damaged_is_measured_anew(tiny):
+    results = train(tiny("callbacks=essential", "trainer.max_epochs=1"))
+    run = Run(Path(results["run"]))
+    run.results_file.write_text('{"seed": ')
+    again = train(tiny(f"resume='{run.path}'"))
+    assert again["weights_sha256"] == results["weights_sha256"]
+    assert run.results()["test/accuracy"] == results["test/accuracy"]
+
+
 def test_test_false_leaves_the_test_set_alone(tiny):
     results = train(tiny("test=false"))
     assert not [name for name in results if "test" in name]
