@@ -21,7 +21,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio
 import httpx
+import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 from test_pictures import encoded, png_that_claims
@@ -29,6 +31,7 @@ from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
 
 from fashion_cnn.command_line import compose
+from fashion_cnn.concepts import Concepts, background_of, learn
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.pictures import decode
@@ -41,6 +44,8 @@ from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.web import desk
 from fashion_cnn.retrieval.web import pages as web_pages
 from fashion_cnn.retrieval.web.answering import answer
+from fashion_cnn.retrieval.web.asked import Asked
+from fashion_cnn.retrieval.web.shop import Shop
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, main
 
@@ -405,6 +410,55 @@ def test_without_a_catalogue_a_page_says_how_to_make_one_and_finds_it(own_run, s
     make_catalogue(own_run, only=20)
     until(lambda: client.get("/").status_code == 200)
     assert len(ids_of(client.get("/").text)) == 12
+
+
+def taught(run):
+    """A concept of two test images, in the run's directory."""
+    pictures = [Image.open(io.BytesIO(photograph(number, 28))) for number in (0, 4)]
+    network = TrainedNetwork(run, flip_embeddings=True)
+    concepts = Concepts(run, network.identity)
+    concepts.keep_background(background_of(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
+    looked = network.look(torch.stack([network.preparation(picture) for picture in pictures]))
+    concepts.keep(learn("a stripe", looked.embeddings, concepts.background(), false_alarms=0.3))
+    return concepts
+
+
+def test_a_damaged_concept_is_told_and_the_ones_of_before_are_known(own_run, serving):
+    client = serving(own_run, "refresh_seconds=0.05")
+
+    def knows():
+        return "It was taught a stripe" in page(client.get(upload(client, photograph(0)).headers["location"]))
+
+    assert not knows()
+    taught(own_run)
+    until(knows)
+    broken = own_run.concepts / "concept-broken.npz"
+    broken.write_bytes(b"no archive")
+    until(lambda: client.get("/api/status").json()["problem"])
+    assert "concept-broken.npz is damaged" in page(client.get("/"))
+    assert knows()
+    np.savez(broken, something=1)
+    make_catalogue(own_run, only=30)
+    until(lambda: client.get("/api/status").json()["products"] == 30)
+    assert "it holds no network" in client.get("/api/status").json()["problem"]
+    assert knows()
+    broken.unlink()
+    until(lambda: not client.get("/api/status").json()["problem"])
+
+
+def test_concepts_are_recognised_in_mirror_images_too_whatever_the_catalogue_holds(own_run):
+    concepts = taught(own_run)
+    shutil.rmtree(own_run.catalogue)
+    make_catalogue(own_run, only=20, flip_average=False)
+    front = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01).open()
+    network = TrainedNetwork(own_run, flip_embeddings=True)
+    picture = network.preparation(decode(photograph(1)))
+    plain = TrainedNetwork(own_run).look(picture[None])
+    both = network.look(picture[None])
+    assert not torch.allclose(plain.embeddings, both.embeddings, atol=1e-3)
+    answered = answer(front, Asked(), top_k=3, uploaded=[photograph(1)], most_pixels=10**6)
+    assert answered.said[0].taught == tuple(concepts.recognise(both.embeddings)[0])
+    assert answered.found.hits == front.searcher.search(Query(pictures=(picture,), top_k=3)).hits
 
 
 def test_a_catalogue_that_vanishes_is_searched_on_and_told(own_run, serving):

@@ -48,7 +48,7 @@ def rows() -> list[dict[str, object]]:
     return found
 
 
-def make_catalogue(run: Run, *, only: int = 60) -> None:
+def make_catalogue(run: Run, *, only: int = 60, flip_average: bool = True) -> None:
     """Index the first `only` products."""
     folder = run.path / "photos"
     folder.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def make_catalogue(run: Run, *, only: int = 60) -> None:
             Image.fromarray(images[number, 0].numpy()).save(folder / f"{number}.png")
             writer.writerow(one | {"image": f"{number}.png"})
     products = products_of_files(None, str(folder / "shop.csv"), lambda done, total: None)
-    index(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=True), prune=True)
+    index(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=flip_average), prune=True)
 
 
 def photograph(number: int, side: int = 120) -> bytes:

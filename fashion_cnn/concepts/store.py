@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
@@ -60,6 +61,10 @@ class Concepts:
             found.append(sorted(named, key=lambda pair: -pair[1]))
         return found
 
+    def read(self) -> None:
+        """Have all in memory now, so that nothing can fail later. Raises UserError."""
+        _ = self._known, self._known_background
+
     @cached_property
     def _known(self) -> list[Concept]:
         return self.all()
@@ -73,8 +78,9 @@ class Concepts:
         path = self._folder / _BACKGROUND
         if not path.exists():
             return None
-        stored = self._load(path)
-        return Background(*(torch.from_numpy(stored[name]) for name in ("mean", "whitener", "others")))
+        parts = ("mean", "whitener", "others")
+        stored = self._load(path, needed=parts)
+        return Background(*(torch.from_numpy(stored[name]) for name in parts))
 
     def keep_background(self, background: Background) -> None:
         self._write(_BACKGROUND, {name: value.numpy() for name, value in vars(background).items()})
@@ -96,7 +102,7 @@ class Concepts:
             raise UserError(f"remove={name}: there is no such concept. There are: {self._names()}.") from None
 
     def _read(self, path: Path) -> Concept:
-        stored = self._load(path)
+        stored = self._load(path, needed=("name", "direction", "threshold", "false_alarms", "examples"))
         return Concept(
             name=str(stored["name"]),
             direction=torch.from_numpy(stored["direction"]),
@@ -106,11 +112,15 @@ class Concepts:
             recognised=int(stored["recognised"]) if "recognised" in stored else None,
         )
 
-    def _load(self, path: Path) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    def _load(
+        self, path: Path, *, needed: Sequence[str]
+    ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
         try:
             with np.load(path) as stored:
                 values = dict(stored)
-        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            if missing := [name for name in ("network", *needed) if name not in values]:
+                raise ValueError(f"it holds no {missing[0]}")
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise UserError(f"{path} is damaged ({error}): delete it, and teach its concept again.") from error
         if str(values["network"]) != self._network:
             raise UserError(

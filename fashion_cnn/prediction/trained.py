@@ -67,6 +67,12 @@ class TrainedNetwork:
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
+    def with_mirror_images(self) -> "TrainedNetwork":
+        """The same network, whose embeddings are of an image and its mirror image."""
+        other = copy.copy(self)
+        other.flip_embeddings = True
+        return other
+
     def untrained(self, seed: int) -> "TrainedNetwork":
         """A network of the same shape that has learned nothing, for comparison: its weights are drawn anew."""
         other = copy.copy(self)

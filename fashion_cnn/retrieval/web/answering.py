@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -65,7 +66,11 @@ def answer(
     )
     with watch.measuring(embedding):
         seen = front.searcher.look(query)
-        said = () if seen is None else tuple(front.predictor.said(seen, [Path()] * len(seen.logits)))
+        said: tuple[Answer, ...] = ()
+        if seen is not None:
+            says = front.predictor.network
+            known = seen if says is front.searcher.network else says.look(torch.stack([*pictures, *others]))
+            said = tuple(front.predictor.said(known, [Path()] * len(known.logits)))
     with watch.measuring(searching):
         try:
             ranked = front.searcher.rank(query, seen)

@@ -4,6 +4,7 @@ import sys
 import time
 
 from fashion_cnn.concepts import Concepts
+from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
 from fashion_cnn.retrieval.catalogue import About, Catalogue
@@ -36,8 +37,9 @@ class Shop:
         self._calibration = calibrate(validation, reject=reject) if validation else None
         self._network: TrainedNetwork | None = None
         self._taught: float | None = None
+        self._concepts: Concepts | None = None
         if catalogue.exists():
-            self._take_over()
+            self.problem = self._take_over()
 
     def open(self) -> Storefront:
         """What to search in; it stays as it is for whoever holds it. Raises NoCatalogue."""
@@ -49,33 +51,52 @@ class Shop:
         """Take over the catalogue's newest version, if that is another one, and what the network has been taught since;
         what is in the way becomes `problem`.
         """
+        problem = None
         try:
             if self.storefront is None and not self.catalogue.exists():
                 return
             newest = self.catalogue.newest()
             if self.storefront is None or newest != self.storefront.snapshot.version:
-                self._take_over()
+                problem = self._take_over()
                 self.changed = time.time()
                 print(f"{self.catalogue.uri}: version {newest} is searched now.", file=sys.stderr)
             elif self._taught != self._newest_teaching():
-                self._teach(self.storefront.searcher)
-            self.problem = None
+                problem = self._learn(self.storefront.searcher.network)
+                if problem is None:
+                    self._open(self.storefront.searcher)
         except Exception as error:  # each store has errors of its own, and searching goes on with what there is
             problem = str(error) or type(error).__name__
-            if problem != self.problem:
-                print(problem, file=sys.stderr)
-            self.problem = problem
+        if problem and problem != self.problem:
+            print(problem, file=sys.stderr)
+        self.problem = problem
 
-    def _take_over(self) -> None:
+    def _take_over(self) -> str | None:
+        """Open the catalogue's newest version; why its concepts are those of before, if they are."""
         snapshot = Snapshot(self.catalogue)
-        network = self._network_for(snapshot.about)
-        self._teach(Searcher(snapshot, network))
+        searcher = Searcher(snapshot, self._network_for(snapshot.about))
+        problem = self._learn(searcher.network)
+        self._open(searcher)
+        return problem
 
-    def _teach(self, searcher: Searcher) -> None:
-        """Open the shop, or open it again, with the concepts that the network has been taught."""
-        self._taught = self._newest_teaching()
+    def _learn(self, network: TrainedNetwork) -> str | None:
+        """Read what the network has been taught; where that cannot be, it knows what it knew, and why is returned."""
+        taught = self._newest_teaching()
+        concepts = Concepts(self.run, network.identity)
+        try:
+            concepts.read()
+        except UserError as error:
+            return str(error)
+        self._concepts, self._taught = concepts, taught
+        return None
+
+    def _open(self, searcher: Searcher) -> None:
+        """Open the shop, or open it again, with the concepts that were read."""
         network = searcher.network
-        predictor = Predictor(network, self._calibration, Concepts(self.run, network.identity).recognise)
+        predictor = Predictor(network, self._calibration)
+        if self._concepts is not None and self._taught is not None:
+            # They were learned from mirror images too, whatever the catalogue's vectors are of.
+            network = network if network.flip_embeddings else network.with_mirror_images()
+            predictor = Predictor(network, self._calibration, self._concepts.recognise)
         # One assignment: a request sees the shop of before, or this one.
         self.storefront = Storefront(searcher, predictor)
 
