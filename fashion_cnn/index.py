@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
+from fashion_cnn.options import check_invert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ def index(config: DictConfig) -> None:
     Raises UserError for a mistake in the options, and at the end where a picture could not be read.
     """
     require("search", "lancedb")
+    check_invert(config)
     from fashion_cnn.pictures.decoding import quiet_pillow
     from fashion_cnn.prediction import TrainedNetwork
     from fashion_cnn.progress_bar import progress_bar

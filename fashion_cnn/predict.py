@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
+from fashion_cnn.options import check_choice, check_invert
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,9 +65,8 @@ def predict(config: DictConfig) -> None:
 def _check(config: DictConfig) -> None:
     if config.images in (None, ""):
         raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
-    for option, choices in (("format", ("table", "json", "csv")), ("invert", ("auto", "never", "always"))):
-        if config[option] not in choices:
-            raise UserError(f"{option}={config[option]} is not possible: choose {', '.join(choices)}.", status=2)
+    check_choice(config, "format", ("table", "json", "csv"))
+    check_invert(config)
     if config.top_k < 1:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
 

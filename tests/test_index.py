@@ -17,12 +17,14 @@ from PIL import Image
 from fashion_cnn.command_line import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main
+from fashion_cnn.predict import main as predict_main
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.runs import Run
+from fashion_cnn.teach import main as teach_main
 from fashion_cnn.train import train
 
 
@@ -203,6 +205,22 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
     assert Snapshot(catalogue).about.network == TrainedNetwork(other, flip_average=True).identity
 
 
+@pytest.mark.parametrize(("option", "value"), [("flip_average", "false"), ("invert", "always")])
+def test_a_catalogue_of_pictures_that_were_looked_at_otherwise_is_refused(indexed, shop, option, value):
+    indexed(f"images={shop / 'bags'}", f"{option}={value}")
+    status, _, err, rows = indexed(f"images={shop / 'shirts'}")
+    assert status == 1
+    assert f"was made with {option}={value}: say the same, or rebuild=true" in err
+    assert rows.keys() == {"bag.png", "sack.png"}
+
+
+@pytest.mark.parametrize("main", [main, teach_main, predict_main])
+def test_a_way_to_invert_that_is_none_is_told_by_every_command(command, main):
+    status, _, err = command(main, "images=nowhere", *(["name=x"] if main is teach_main else []), "invert=sometimes")
+    assert status == 2
+    assert "invert=sometimes is not possible: choose auto, never, always." in err
+
+
 def test_the_images_of_the_runs_own_data_are_products_too(run, tmp_path, monkeypatch, command):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tests"))
     status, out, err = command(main, f"run={run.path}", f"catalogue={tmp_path / 'own'}")
@@ -251,6 +269,7 @@ def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, delay):
     code = f"""
 import sys
 from pathlib import Path
+from fashion_cnn.predict import main as predict_main
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files

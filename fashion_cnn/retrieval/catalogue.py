@@ -87,11 +87,12 @@ class Catalogue:
                     f"{self.uri} holds what another network saw ({before.run}): index with that run, name another "
                     "catalogue=DIR, or say rebuild=true to replace all of it."
                 )
-            if before.flip_average != about.flip_average:
-                raise UserError(
-                    f"{self.uri} was made with flip_average={str(before.flip_average).lower()}: say the same, or "
-                    "rebuild=true to replace all of it."
-                )
+            for option in ("flip_average", "invert"):
+                if (made_with := getattr(before, option)) != getattr(about, option):
+                    raise UserError(
+                        f"{self.uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to "
+                        "replace all of it."
+                    )
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]
                 raise UserError(

@@ -1,0 +1,18 @@
+"""Options that several commands have, checked before anything large is imported."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from fashion_cnn.errors import UserError
+
+
+def check_choice(config: DictConfig, option: str, choices: Sequence[str]) -> None:
+    """Raises UserError where an option is none of its choices."""
+    if config[option] not in choices:
+        raise UserError(f"{option}={config[option]} is not possible: choose {', '.join(choices)}.", status=2)
+
+
+def check_invert(config: DictConfig) -> None:
+    """Raises UserError where `invert` is none that `Preparation` knows."""
+    check_choice(config, "invert", ("auto", "never", "always"))
