@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from conftest import REPOSITORY, TINY_DATA
 from PIL import Image
 
@@ -18,11 +20,14 @@ from fashion_cnn.command_line import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main
 from fashion_cnn.predict import main as predict_main
-from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.prediction import Predictor, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.searcher import Found, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.web.projection import projection
+from fashion_cnn.retrieval.web.storefront import Storefront
 from fashion_cnn.runs import Run
 from fashion_cnn.teach import main as teach_main
 from fashion_cnn.train import train
@@ -231,6 +236,57 @@ def test_the_images_of_the_runs_own_data_are_products_too(run, tmp_path, monkeyp
     assert rows[0]["thumbnail"].startswith(b"\x89PNG")
 
 
+def test_a_data_sets_images_and_a_shops_products_are_kept_apart(indexed, shop, tmp_path):
+    (shop / "bags" / "broken.jpg").unlink()
+    assert indexed()[0] == 0
+    status, _, err, rows = indexed(f"images={shop}")
+    assert (status, len(rows)) == (1, 160)
+    assert "holds the images of a data set, with made-up prices, and these are a shop's own products" in err
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+    assert indexed(f"images={shop}", "rebuild=true")[0] == 0
+    assert Snapshot(catalogue).about.note == ""
+    assert "holds a shop's own products, and these are the images of a data set" in indexed()[2]
+
+
+@pytest.mark.parametrize("name", ["staging", "products"])
+@pytest.mark.parametrize("rebuild", ["false", "true"])
+def test_tables_of_other_programs_are_left_alone(command, run, shop, tmp_path, name, rebuild):
+    theirs = lancedb.connect(tmp_path / "theirs").create_table(name, pa.table({"id": ["a"], "key": ["b"]}))
+    arguments = (f"run={run.path}", f"catalogue={tmp_path / 'theirs'}")
+    status, _, err = command(main, *arguments, f"images={shop}", f"rebuild={rebuild}")
+    assert status == 1
+    assert f"The table {name} in {tmp_path / 'theirs'} was not made by python -m fashion_cnn.index" in err
+    assert command(main, *arguments, "remove=a")[0] == 1
+    assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == theirs.to_arrow()
+
+
+def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8\xffno")
+    assert indexed(f"images={tmp_path / 'broken'}")[0] == 1
+    snapshot = Snapshot(Catalogue(str(tmp_path / "catalogue")))
+    searcher = Searcher(snapshot, TrainedNetwork(run, flip_average=True))
+    picture = torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8)
+    for query in (Query(words="shirt"), Query(pictures=(picture,)), Query(words="shirt", pictures=(picture,)), Query()):
+        assert searcher.search(query) == Found((), 0)
+    assert projection(snapshot).sampled == 0
+    Storefront(searcher, Predictor(searcher.network))
+
+
+def test_a_second_indexing_at_once_is_refused_before_its_work(run, shop, tmp_path):
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    products = products_of_files(str(shop), None, lambda *_: None)
+    refused = []
+
+    def another(done, total):
+        with pytest.raises(UserError, match=r"Another process indexes into .* now") as error:
+            index(products, Catalogue(catalogue.uri), network)
+        refused.append(error)
+
+    assert index(products, catalogue, network, progress=another).added == 5
+    assert refused
+
+
 class Killed(BaseException):
     pass
 
@@ -253,6 +309,9 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     looked_at = []
     look = network.look
     monkeypatch.setattr(network, "look", lambda images: looked_at.append(len(images)) or look(images))
+    # A run that is called by another path is the same one.
+    network.run = Run(run.path.parent / "." / ".." / run.path.parent.name / run.path.name)
+    assert network.run.path != run.path
     done = index(products, catalogue, network)
     assert sum(looked_at) == 1, "four of the five were looked at before"
     assert (done.added, done.gone) == (5, ("bag.png", "sack.png"))
@@ -270,7 +329,7 @@ def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, delay):
 import sys
 from pathlib import Path
 from fashion_cnn.predict import main as predict_main
-from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.prediction import Predictor, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index

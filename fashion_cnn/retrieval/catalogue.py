@@ -5,10 +5,12 @@ transaction: whoever searches sees the catalogue of before or of after, and an i
 it has staged.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -77,10 +79,11 @@ class Catalogue:
         """Make ready to `stage` products with a shop's own columns; the catalogue itself stays as it is.
 
         rebuild: what is staged will replace the whole catalogue.
-        Raises UserError where the catalogue holds another network's vectors, or a column is of another type there.
+        Raises UserError where the catalogue holds another network's vectors, a column is of another type there, or one
+        has a data set's images and the other a shop's products.
         """
-        if self.exists() and not rebuild:
-            table = self._database.open_table(_TABLE)
+        table = self._opened(_TABLE) if self.exists() else None
+        if table is not None and not rebuild:
             before = about_of(table)
             if before.network != about.network:
                 raise UserError(
@@ -93,6 +96,11 @@ class Catalogue:
                         f"{self.uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to "
                         "replace all of it."
                     )
+            if before.note != about.note:
+                raise UserError(
+                    f"{self.uri} holds {_whose(before)}, and these are {_whose(about)}: name another catalogue=DIR for "
+                    "them, or say rebuild=true to replace all of it."
+                )
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]
                 raise UserError(
@@ -101,7 +109,9 @@ class Catalogue:
                 )
         schema = _schema(about, columns)
         if _STAGING in self._names():
-            if self._database.open_table(_STAGING).schema.equals(schema, check_metadata=True):
+            staging = self._opened(_STAGING)
+            # The same run may be called by another path.
+            if staging.schema.equals(schema) and replace(about_of(staging), run=about.run) == about:
                 return
             self._database.drop_table(_STAGING)
         self._database.create_table(_STAGING, schema=schema)
@@ -111,22 +121,22 @@ class Catalogue:
         name = _STAGING if staged else _TABLE
         if name not in self._names():
             return {}
-        table = self._database.open_table(name).search().select(["id", "key"]).limit(None).to_arrow()
+        table = self._opened(name).search().select(["id", "key"]).limit(None).to_arrow()
         return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
 
     def stage(self, products: pa.Table) -> None:
         """Write finished products down, for `commit`."""
-        _upsert(self._database.open_table(_STAGING), products)
+        _upsert(self._opened(_STAGING), products)
 
     def commit(self, ids: Iterable[str], *, rebuild: bool = False) -> int:
         """Move the staged products of these ids into the catalogue, all at once; the catalogue's version then."""
-        staging = self._database.open_table(_STAGING)
+        staging = self._opened(_STAGING)
         wanted = set(ids)
         if rebuild or not self.exists():
             staged = _batches(staging, wanted, staging.schema)
             table = self._database.create_table(_TABLE, staged, schema=staging.schema, mode="overwrite")
         else:
-            table = self._database.open_table(_TABLE)
+            table = self._opened(_TABLE)
             if missing := [field for field in staging.schema if _type_of(table, field.name) is None]:
                 table.add_columns(missing)
             if wanted:
@@ -136,8 +146,8 @@ class Catalogue:
         return version
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Delete products; the number that were there."""
-        table = self._database.open_table(_TABLE)
+        """Delete products; the number that were there. Raises UserError where there is no catalogue."""
+        table = self.open()
         before = table.count_rows()
         table.delete(col("id").isin(list(ids)))
         removed: int = before - table.count_rows()
@@ -156,11 +166,43 @@ class Catalogue:
                 " (an indexing was begun and stopped: the same command goes on)" if _STAGING in self._names() else ""
             )
             raise UserError(f"There is no catalogue at {self.uri}{begun}: python -m fashion_cnn.index makes one.")
-        return self._database.open_table(_TABLE)
+        return self._opened(_TABLE)
+
+    @contextmanager
+    def indexing(self) -> Iterator[None]:
+        """Hold a catalogue of this machine for this process: two would take each other's staged products away.
+
+        Raises UserError where another process indexes into it, or the folder cannot be written.
+        """
+        if "://" in self.uri:
+            yield
+            return
+        folder = Path(self.uri)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}): name another catalogue=DIR.") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"Another process indexes into {self.uri} now: start again when it is done.") from None
+            yield
+
+    def _opened(self, name: str) -> Any:
+        """A table of this program's. Raises UserError for another one's of the same name."""
+        table = self._database.open_table(name)
+        if _ABOUT not in (table.schema.metadata or {}):
+            raise UserError(
+                f"The table {name} in {self.uri} was not made by python -m fashion_cnn.index: name another "
+                "catalogue=DIR, and it stays as it is."
+            )
+        return table
 
     def _tidied(self, table: Any) -> int:
         """Have an index of the titles' words, and large files in place of many small ones."""
-        if not any(index.columns == ["title"] for index in table.list_indices()) and table.count_rows():
+        if not has_words(table) and table.count_rows():
             table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
         table.optimize(cleanup_older_than=_KEPT)
         return int(table.version)
@@ -171,9 +213,18 @@ class Catalogue:
         return list(self._database.list_tables().tables)
 
 
+def has_words(table: Any) -> bool:
+    """Whether the titles' words can be searched; not before the first product."""
+    return any(list(index.columns) == ["title"] for index in table.list_indices())
+
+
 def about_of(table: Any) -> About:
     """Whose vectors a LanceDB table of products holds."""
     return About(**json.loads(table.schema.metadata[_ABOUT]))
+
+
+def _whose(about: About) -> str:
+    return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
 
 
 def _type_of(table: Any, column: str) -> pa.DataType | None:

@@ -49,7 +49,7 @@ def index(
 
     prune: remove what the catalogue has and the products have not. rebuild: begin anew, with this network.
     approximate_above: of more products than that, have an index that looks at a part of them; None and 0: never.
-    Raises UserError where the catalogue holds another network's vectors.
+    Raises UserError where the catalogue holds another network's vectors, or another process indexes into it.
     """
     about = About(
         network=network.identity,
@@ -60,27 +60,30 @@ def index(
         note=products.note,
     )
     own = [field for field in products.table.schema if field.name not in OWN_COLUMNS]
-    catalogue.begin(about, own, rebuild=rebuild)
-    ids = products.ids
-    before = {} if rebuild else catalogue.keys()
-    wanted = [row for row, one in enumerate(ids) if before.get(one) != products.keys[row]]
-    staged = catalogue.keys(staged=True)
-    waiting = [row for row in wanted if staged.get(ids[row]) != products.keys[row]]
-    unreadable: dict[str, str] = {}
-    done = len(wanted) - len(waiting)
-    with closing(products.pictures.read(waiting, network.preparation)) as read:
-        while batch := list(islice(read, _STAGED_TOGETHER)):
-            unreadable |= {ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)}
-            seen = [(row, picture) for row, picture in batch if isinstance(picture, Picture)]
-            if seen:
-                catalogue.stage(_finished(products, network, seen))
-            done += len(batch)
-            progress(done, len(wanted))
-    ready = [ids[row] for row in wanted if ids[row] not in unreadable]
-    catalogue.commit(ready, rebuild=rebuild)
-    gone = sorted(before.keys() - set(ids))
-    removed = catalogue.remove(gone) if prune and gone else 0
-    approximate = bring_up_to_date(catalogue.open(), approximate_above)
+    with catalogue.indexing():
+        catalogue.begin(about, own, rebuild=rebuild)
+        ids = products.ids
+        before = {} if rebuild else catalogue.keys()
+        wanted = [row for row, one in enumerate(ids) if before.get(one) != products.keys[row]]
+        staged = catalogue.keys(staged=True)
+        waiting = [row for row in wanted if staged.get(ids[row]) != products.keys[row]]
+        unreadable: dict[str, str] = {}
+        done = len(wanted) - len(waiting)
+        with closing(products.pictures.read(waiting, network.preparation)) as read:
+            while batch := list(islice(read, _STAGED_TOGETHER)):
+                unreadable |= {
+                    ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)
+                }
+                seen = [(row, picture) for row, picture in batch if isinstance(picture, Picture)]
+                if seen:
+                    catalogue.stage(_finished(products, network, seen))
+                done += len(batch)
+                progress(done, len(wanted))
+        ready = [ids[row] for row in wanted if ids[row] not in unreadable]
+        catalogue.commit(ready, rebuild=rebuild)
+        gone = sorted(before.keys() - set(ids))
+        removed = catalogue.remove(gone) if prune and gone else 0
+        approximate = bring_up_to_date(catalogue.open(), approximate_above)
     changed = sum(one in before for one in ready)
     return Indexed(
         added=len(ready) - changed,

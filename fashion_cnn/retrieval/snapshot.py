@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fashion_cnn.retrieval import approximate
-from fashion_cnn.retrieval.catalogue import Catalogue, about_of
+from fashion_cnn.retrieval.catalogue import Catalogue, about_of, has_words
 from fashion_cnn.retrieval.filters import Condition
 
 
@@ -110,6 +110,8 @@ class Snapshot:
         return self._with_words(words)
 
     def _find_words(self, words: str) -> Tensor:
+        if not has_words(self._table):
+            return torch.empty(0, dtype=torch.int64)
         query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(self))
         hits = query.to_arrow()
         places = np.searchsorted(self._row_ids, hits["_rowid"].to_numpy(), sorter=self._by_row_id)

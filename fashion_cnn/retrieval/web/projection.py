@@ -26,6 +26,8 @@ class Projection:
 
 def projection(snapshot: Snapshot) -> Projection:
     """The principal components of 2,000 products at most, picked by chance and the same each time."""
+    if not len(snapshot):
+        return Projection({}, 0.0, 0)
     picked = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))[:_POINTS].tolist()
     categories = snapshot.attributes["category"].to_pylist()
     vectors = snapshot.vectors_of(picked)
