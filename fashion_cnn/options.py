@@ -13,6 +13,14 @@ def check_choice(config: DictConfig, option: str, choices: Sequence[str]) -> Non
         raise UserError(f"{option}={config[option]} is not possible: choose {', '.join(choices)}.", status=2)
 
 
+def check_images(config: DictConfig) -> None:
+    """Raises UserError where `images` is given and names nothing, which would be the current folder."""
+    if config.images is not None and not config.images:
+        raise UserError(
+            "images= names nothing: say images=PATH, a file, a folder, a glob or a list of these.", status=2
+        )
+
+
 def check_invert(config: DictConfig) -> None:
     """Raises UserError where `invert` is none that `Preparation` knows."""
     check_choice(config, "invert", ("auto", "never", "always"))

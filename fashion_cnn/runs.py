@@ -232,7 +232,7 @@ def _is_run_config(file: Path) -> bool:
         return False
 
 
-def find_finished(reference: str | Path | None, runs_dir: Path) -> Run:
+def find_finished(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
     """The run that `reference` names: a directory, or `latest` for the newest finished one.
 
     Which one that is, and that a named one is not finished, is told on stderr. Raises UserError.
@@ -243,7 +243,7 @@ def find_finished(reference: str | Path | None, runs_dir: Path) -> Run:
     return run
 
 
-def find_measured(reference: str | Path | None, runs_dir: Path) -> Run:
+def find_measured(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
     """As `find_finished`; a run that is still going, or was stopped, is none whose weights stand for it."""
     run = _find(reference, runs_dir)
     if run.state != "finished":

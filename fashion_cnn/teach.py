@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
-from fashion_cnn.options import check_invert
+from fashion_cnn.options import check_images, check_invert
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,7 @@ def teach(config: DictConfig) -> None:
 
 def _check(config: DictConfig) -> None:
     check_invert(config)
+    check_images(config)
     if (config.name is None) != (config.images is None):
         missing = "images=PATH, its examples" if config.images is None else "name='some words', what they show"
         raise UserError(f"To teach something, say {missing}, too.", status=2)

@@ -29,8 +29,17 @@ from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.web.projection import projection
 from fashion_cnn.retrieval.web.storefront import Storefront
 from fashion_cnn.runs import Run
+from fashion_cnn.search import main as search_main
+from fashion_cnn.serve import main as serve_main
 from fashion_cnn.teach import main as teach_main
 from fashion_cnn.train import train
+
+COMMANDS_OF_ONE_RUN = [
+    (main, []),
+    (serve_main, []),
+    (search_main, ["text=x"]),
+    (teach_main, []),
+]
 
 
 def trained(folder, *overrides):
@@ -167,6 +176,8 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
         ("id\n", "holds no product"),
         ("", "cannot be read"),
         ("id,price\n1,cheap\n", "cannot be read"),
+        ("id,a,a\n1,2,3\n", "has 1 headings more than once, such as a: name each once"),
+        ("id,similarity\n1,2\n", "a column similarity, which the catalogue fills in itself"),
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
     ],
 )
@@ -178,6 +189,56 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path
     assert said in err
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
+
+
+def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, tmp_path):
+    columns = {
+        "id": pa.array(["loose"], pa.large_string()),
+        "colour": pa.array(["red"]).dictionary_encode(),
+        "size": pa.array([4]).dictionary_encode(),
+        "brand": pa.array(["a brand"], pa.large_string()),
+        "material": pa.nulls(1),
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "shop.parquet")
+    assert indexed(f"images={shop}", f"products={tmp_path / 'shop.parquet'}")[0] == 0
+    schema = Catalogue(str(tmp_path / "catalogue")).open().schema
+    assert [schema.field(name).type for name in columns] == [*[pa.string()] * 2, pa.int64(), *[pa.string()] * 2]
+    (tmp_path / "shop.csv").write_text("id,colour,material\nloose,red,wool\n")
+    status, _, _, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
+    assert (status, rows["loose"]["material"]) == (0, "wool")
+
+
+def test_one_picture_is_a_product_of_its_name(indexed, shop):
+    _, _, _, rows = indexed(f"images={shop / 'bags' / 'bag.png'}")
+    assert [(row["id"], row["title"]) for row in rows.values()] == [("bag.png", "bag")]
+
+
+def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path):
+    for suffix in ("csv", "txt"):
+        (shop / f"loose.{suffix}").write_text("What we say of it.")
+    (tmp_path / "shop.csv").write_text("id\nloose\n")
+    assert indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "typed", "status", "said"),
+    [
+        (main, ["remove=a", "catalogue={tmp}/nowhere"], 1, "There is no catalogue at {tmp}/nowhere"),
+        (main, ["images="], 2, "images= names nothing"),
+        (main, ["images=[]"], 2, "images= names nothing"),
+        (teach_main, ["name=x", "images="], 2, "images= names nothing"),
+        (main, ["images={tmp}/odd"], 1, "is not in UTF-8, so that it is no id: rename the file"),
+        *((one, ["run=[a,b]", *more], 2, "run=['a', 'b'] is not one run") for one, more in COMMANDS_OF_ONE_RUN),
+    ],
+)
+def test_mistakes_are_told_in_one_message(command, run, tmp_path, main, typed, status, said):
+    (tmp_path / "odd").mkdir()
+    with (tmp_path / "odd" / os.fsdecode(b"caf\xe9.png")).open("wb") as file:
+        Image.new("L", (28, 28)).save(file, "PNG")
+    found = command(main, f"run={run.path}", *(one.format(tmp=tmp_path) for one in typed))
+    assert (found[0], found[2].count("\n")) == (status, 1)
+    assert said.format(tmp=tmp_path) in found[2]
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):

@@ -24,6 +24,11 @@ class FoundPictures:
     left_out: int
 
 
+def counts_as_picture(file: Path) -> bool:
+    """Whether a file of a folder is a picture, or is named as one."""
+    return file.suffix.lower() in SUFFIXES or is_picture(file)
+
+
 def find_pictures(references: str | Sequence[str], *, option: str = "images") -> FoundPictures:
     """The files that `references` name; folders at any depth, hidden files left out.
 
@@ -57,7 +62,7 @@ def _expand(reference: str, option: str) -> FoundPictures:
         what = f"{reference} matches no picture"
     else:
         raise UserError(f"{option}={reference} does not exist: give a file, a folder, a glob or a list of these.")
-    pictures = tuple(file for file in candidates if file.suffix.lower() in SUFFIXES or is_picture(file))
+    pictures = tuple(filter(counts_as_picture, candidates))
     left_out = len(candidates) - len(pictures)
     if not pictures:
         others = {0: "no file at all", 1: "one file that is none"}.get(left_out, f"{left_out} files that are none")

@@ -33,8 +33,8 @@ _ABOUT = b"fashion_cnn"
 _KEPT = timedelta(days=1)
 # What a shop says of every product; its further columns come behind them.
 OWN_COLUMNS = ("id", "title", "category", "price")
-# What indexing adds.
-RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector")
+# What indexing and searching add.
+RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
 
 
 @dataclass(frozen=True)

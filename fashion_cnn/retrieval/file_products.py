@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode, find_pictures
+from fashion_cnn.pictures.files import counts_as_picture
 from fashion_cnn.pictures.reading import read_ahead
 from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
 from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, thumbnail
@@ -65,11 +66,17 @@ class _Files:
 def _from_pictures(images: str | Sequence[str]) -> tuple[pa.Table, list[Path]]:
     files = list(find_pictures(images).paths)
     folder = Path(images).expanduser() if isinstance(images, str) else None
+    if folder and folder.is_file():
+        folder = folder.parent
     below = [file.relative_to(folder) if folder and file.is_relative_to(folder) else file for file in files]
     # A folder named itself holds products; a folder in it is a kind of product.
     categories = [path.parent.name or None if len(path.parts) > 1 else None for path in below]
     titles = [" ".join(path.stem.replace("_", " ").replace("-", " ").split()) or path.stem for path in below]
     ids = [path.as_posix() for path in below]
+    for one in ids:
+        # Names of other systems, unpacked here, may be no text.
+        if not _is_text(one):
+            raise UserError(f"The name of {one!a} is not in UTF-8, so that it is no id: rename the file.")
     columns = {"id": ids, "title": titles, "category": categories, "price": [None] * len(ids)}
     schema = pa.schema([(name, _TYPES[name]) for name in columns])
     return pa.table(columns, schema=schema), files
@@ -88,7 +95,8 @@ def _from_table(path: Path, images: str | Sequence[str] | None) -> tuple[pa.Tabl
         files = [folder / (name or "") for name in table["image"].to_pylist()]
         table = table.drop_columns(["image"])
     else:
-        named = {file.stem: file for file in sorted(folder.iterdir())} | {file.name: file for file in folder.iterdir()}
+        pictures = sorted(file for file in folder.iterdir() if file.is_file() and counts_as_picture(file))
+        named = {file.stem: file for file in pictures} | {file.name: file for file in pictures}
         files = [named.get(one, folder / one) for one in ids]
     for name in OWN_COLUMNS:
         if name not in table.column_names:
@@ -104,12 +112,32 @@ def _read_table(path: Path) -> pa.Table:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pyarrow.parquet.read_table(path)
-            return table.cast(pa.schema([(f.name, _TYPES.get(f.name, f.type)) for f in table.schema]))
-        options = pyarrow.csv.ConvertOptions(column_types=_TYPES, strings_can_be_null=True)
-        return pyarrow.csv.read_csv(path, convert_options=options)
+        else:
+            options = pyarrow.csv.ConvertOptions(column_types=_TYPES, strings_can_be_null=True)
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
+            raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
+        return table.cast(pa.schema([(f.name, _TYPES.get(f.name, _plain(f.type))) for f in table.schema]))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"products={path} cannot be read ({reason}): give a CSV with a heading, or Parquet.") from error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that means the same without being stored in a particular way, as pandas and polars do with texts."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    is_text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    # A column in which nothing is said yet will hold texts as likely as anything.
+    return pa.string() if is_text or pa.types.is_null(kind) else kind
 
 
 def _check(table: pa.Table, path: Path) -> None:
