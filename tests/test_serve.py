@@ -102,6 +102,11 @@ def upload(client, *pictures, path="/", **fields):
     return client.post(path, files=files, data=fields)
 
 
+def icon_of(png):
+    """An ICO file with a PNG in it, which says nothing of that one's size."""
+    return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(png), 22) + png
+
+
 def hits(answer):
     assert answer.status_code == 200, answer.text[:300]
     return [hit["id"] for hit in answer.json()["hits"]]
@@ -545,6 +550,7 @@ def test_mistakes_are_pages_for_people_and_json_for_programs(client, method, lin
         (encoded(Image.new("RGB", (300, 300), "red"), "JPEG")[:900], 415, "damaged"),
         (png_that_claims(60_000, 60_000), 413, "too large"),
         (png_that_claims(6000, 6000), 413, "16 million pixels"),
+        (icon_of(png_that_claims(6000, 6000)), 415, "no picture of a kind"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n(run) run", 415, "no picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
         (b"x" * 10_000_001, 413, "10 MB"),
@@ -741,6 +747,8 @@ def hostile_pictures(chance, count):
     )
     for size in ((1, 1), (20_000, 1), (1, 20_000), (20, 20)):
         yield encoded(Image.new("RGBA", size, (1, 2, 3, 0)))
+    yield icon_of(png_that_claims(6000, 6000))
+    yield icon_of(encoded(Image.new("L", (3900, 3901))))
     yield encoded(Image.new("I;16", (30, 30)))
     yield encoded(Image.new("F", (30, 30), float("nan")), "TIFF")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What Pillow tells by its first bytes. Others, such as EPS, would start a program of the machine.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "ICO")
+# What Pillow tells by its first bytes. Others, such as EPS, would start a program of the machine; an ICO would be
+# unpacked before its size is known.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 # The largest cameras have a little more than 100 million; a file of a few kilobytes can claim any number.
 MAX_PIXELS = 120_000_000
 # Larger ones are unpacked two at a time, so that a folder of them does not fill the memory.

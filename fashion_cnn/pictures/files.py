@@ -12,7 +12,7 @@ from fashion_cnn.pictures.decoding import is_picture
 # Names that say of a file that it is a picture: in a folder it is tried, whatever it holds.
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".avif", ".tif", ".tiff", ".bmp", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".ico", ".heic", ".heif"),
+    *(".ppm", ".pgm", ".pbm", ".heic", ".heif"),
 }
 
 
