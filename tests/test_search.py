@@ -126,6 +126,13 @@ def test_words_alone_and_beside_a_picture(searcher, picture):
     assert both.hits[0].similarity is not None
 
 
+def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._TAKING_PART", 20)
+    found = searcher.search(Query(words="bottom", like=("train-00000",), top_k=160))
+    assert 20 < found.matching == len(found.hits) < 160
+    assert not searcher.search(Query(words="bottom", like=("train-00000",), skip=found.matching)).hits
+
+
 @pytest.mark.parametrize(
     "words", ["' OR 1=1 --", '"', "\\", "a" * 5000, "(", "*", "title:x", "\0", "🙂", "AND NOT", "-"]
 )

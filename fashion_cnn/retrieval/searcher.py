@@ -55,8 +55,8 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """hits: the best first. matching: how many products meet the conditions, and hold the words where nothing else was
-    asked for.
+    """hits: the best first. matching: how many products meet the conditions; with words, how many of these hold them,
+    or take part beside pictures.
     """
 
     hits: tuple[Hit, ...]
@@ -112,7 +112,7 @@ class Searcher:
             everything = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
             ranked = [(row, None) for row in everything[:most].tolist()]
         matching = len(self.snapshot) if allowed is None else int(allowed.sum())
-        if query.words.strip() and direction is None:
+        if query.words.strip():
             matching = len(ranked)
         return Ranked(tuple(ranked[query.skip : most]), matching)
 
