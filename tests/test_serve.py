@@ -300,6 +300,15 @@ def test_the_developers_page_says_what_is_searched_and_how_fast(client, shop_run
     assert all(f"</svg> {name} " in text for name in CLASSES)
 
 
+def test_of_many_categories_the_largest_are_offered_and_all_are_counted(shop_run, monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.web.storefront._MOST_CATEGORIES", 3)
+    front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
+    counts = front.snapshot.attributes["category"].value_counts().to_pylist()
+    largest = sorted(counts, key=lambda one: -one["counts"])[:3]
+    assert front.category_count == 4
+    assert sorted(count for _, count in front.categories.values) == sorted(one["counts"] for one in largest)
+
+
 def test_the_developers_page_shows_what_was_measured(client, shop_run):
     folder = shop_run.path / "search_evaluation" / "test"
     folder.mkdir(parents=True)

@@ -31,7 +31,9 @@ class Choice:
 
 
 class Storefront:
-    """searcher, predictor: of the catalogue's version that was the newest at `since`, in seconds since 1970."""
+    """searcher, predictor: of the catalogue's version that was the newest at `since`, in seconds since 1970.
+    categories: the largest 200, of `category_count`.
+    """
 
     def __init__(self, searcher: Searcher, predictor: Predictor) -> None:
         self.searcher = searcher
@@ -43,7 +45,9 @@ class Storefront:
         self.snapshot.hold_thumbnails(_THUMBNAILS)
         # What is made at first use is made now, so that the first to ask need not wait.
         searcher.search(Query(pictures=(torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8),)))
-        self.categories = Choice("category", _counted(attributes["category"], _MOST_CATEGORIES) or ())
+        counted = _counted(attributes["category"])
+        self.categories = Choice("category", _largest(counted, _MOST_CATEGORIES))
+        self.category_count = len(counted)
         self.choices = tuple(_choices(attributes))
         prices = pc.min_max(attributes["price"]).as_py()
         self.prices: tuple[float, float] | None = None if prices["min"] is None else (prices["min"], prices["max"])
@@ -67,13 +71,16 @@ class Storefront:
 def _choices(attributes: pa.Table) -> Sequence[Choice]:
     own = [field for field in attributes.schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
     texts = [field.name for field in own if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
-    counted = ((name, _counted(attributes[name].cast(pa.string()), _FEW)) for name in texts)
-    return [Choice(name, values) for name, values in counted if values and len(values) > 1]
+    counted = ((name, _counted(attributes[name].cast(pa.string()))) for name in texts)
+    return [Choice(name, _largest(values, _FEW)) for name, values in counted if 1 < len(values) <= _FEW]
 
 
-def _counted(column: pa.ChunkedArray, most: int) -> tuple[tuple[str, int], ...] | None:
-    """The values with their numbers, in order; None of more than `most`."""
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """The number of each value."""
     counts = pc.value_counts(pc.drop_null(column))
-    if len(counts) > most:
-        return None
-    return tuple(sorted((one["values"], one["counts"]) for one in counts.to_pylist()))
+    return {one["values"]: one["counts"] for one in counts.to_pylist()}
+
+
+def _largest(counted: dict[str, int], most: int) -> tuple[tuple[str, int], ...]:
+    """The values that come up most, with their numbers, in the order of their names."""
+    return tuple(sorted(sorted(counted.items(), key=lambda one: -one[1])[:most]))
