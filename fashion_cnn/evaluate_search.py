@@ -23,9 +23,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     Raises UserError for a mistake in the options, and where there is no such run or split.
     """
     altered = _check(config)
-    from hydra.utils import instantiate
-
-    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.prediction import TrainedNetwork, data_set_of
     from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.retrieval.evaluating import evaluate_search as measure
     from fashion_cnn.retrieval.evaluating import images_of
@@ -36,10 +34,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     outcomes = []
     runs = _runs(config)
     for number, run in enumerate(runs, start=1):
-        settings = run.config().data
-        if config.data.root is not None:
-            settings.root = config.data.root
-        images = images_of(instantiate(settings, _convert_="all"), config.split, config.queries)
+        images = images_of(data_set_of(run, config.data.root), config.split, config.queries)
         network = TrainedNetwork(run, flip_average=config.flip_average)
         label = "searching" if len(runs) == 1 else f"run {number} of {len(runs)}"
         with progress_bar(label) as progress:

@@ -82,17 +82,13 @@ def index(config: DictConfig) -> None:
 
 
 def _products(config: DictConfig, run: Run, progress: Callable[[int, int], None]) -> Products:
-    from hydra.utils import instantiate
-
+    from fashion_cnn.prediction import data_set_of
     from fashion_cnn.retrieval.data_set_products import products_of_data_set
     from fashion_cnn.retrieval.file_products import products_of_files
 
     if config.images is not None or config.products is not None:
         return products_of_files(config.images, config.products, progress)
-    settings = run.config().data
-    if config.data.root is not None:
-        settings.root = config.data.root
-    return products_of_data_set(instantiate(settings, _convert_="all"))
+    return products_of_data_set(data_set_of(run, config.data.root))
 
 
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:

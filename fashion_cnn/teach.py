@@ -80,16 +80,12 @@ def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
 
 
 def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:
-    from hydra.utils import instantiate
-
     from fashion_cnn.concepts import background_of
+    from fashion_cnn.prediction import data_set_of
 
     background = concepts.background()
     if background is None:
-        settings = network.run.config().data
-        if data_root is not None:
-            settings.root = data_root
-        background = background_of(network, instantiate(settings, _convert_="all"))
+        background = background_of(network, data_set_of(network.run, data_root))
         concepts.keep_background(background)
     return background
 

@@ -6,13 +6,12 @@ import json
 from typing import NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.pictures.preparation import Invert
+from fashion_cnn.prediction.data_set import data_set_of
 from fashion_cnn.runs import Run
 from fashion_cnn.training.hardware import device_for, precision_context
 from fashion_cnn.training.weights import load_classifier, weights_sha256
@@ -38,8 +37,7 @@ class TrainedNetwork:
     ) -> None:
         config = run.config()
         # It knows the classes and the normalisation without reading an image.
-        data = instantiate(config.data, _convert_="all")
-        assert isinstance(data, ImageDataModule)
+        data = data_set_of(run)
         self.run = run
         self.class_names = tuple(data.class_names)
         self.preparation = data.preparation(invert)

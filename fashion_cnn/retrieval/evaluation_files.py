@@ -14,9 +14,10 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.evaluating import NETWORK, Altered, Images, SearchEvaluation
 from fashion_cnn.retrieval.evaluation_plots import plot_curves, plot_precision_by_class
+from fashion_cnn.retrieval.evaluation_summary import FIGURES_FILE
 from fashion_cnn.runs import Run, as_typed, write_whole
 
-FIGURES_FILE, SUMMARY_FILE = "measures.json", "summary.json"
+SUMMARY_FILE = "summary.json"
 
 
 def outcome_of(

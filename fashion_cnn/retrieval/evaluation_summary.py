@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Figures = dict[str, tuple[str, ...]]
+# In a folder a split of `Run.search_evaluation`: the stored measures of one run.
+FIGURES_FILE = "measures.json"
 # By name, where a figure stands among the stored measures of a search.
 FIGURES: Figures = {
     "precision@1": ("precision", "1"),

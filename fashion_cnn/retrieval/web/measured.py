@@ -5,16 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fashion_cnn.retrieval.evaluation_summary import FIGURES, FIGURES_FILE, INSTANCE_FIGURES, figure
 from fashion_cnn.runs import Run
 
-# By heading, where a figure stands among the measures of a search.
-_FIGURES = {
-    "precision@1": ("precision", "1"),
-    "precision@10": ("precision", "10"),
-    "precision@100": ("precision", "100"),
-    "mAP@100": ("map_at_100",),
-}
-_FOUND_AGAIN = ("recall", "10")
+_FIGURES = {name: FIGURES[name] for name in ("precision@1", "precision@10", "precision@100", "mAP@100")}
+_FOUND_AGAIN = INSTANCE_FIGURES["recall@10"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Measures:
 def measured(run: Run) -> list[Measures]:
     """All that was measured; what cannot be read is left out."""
     tables = []
-    for file in sorted((run.path / "search_evaluation").glob("*/measures.json")):
+    for file in sorted(run.search_evaluation.glob(f"*/{FIGURES_FILE}")):
         try:
             tables += _tables(json.loads(file.read_text()), file.parent.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -60,6 +55,5 @@ def _tables(stored: Mapping[str, Any], split: str) -> list[Measures]:
 
 
 def _percent(found: Any, path: Sequence[str]) -> str:
-    for key in path:
-        found = found.get(key) if found else None
-    return f"{found['value']:.1%}" if found else ""
+    measured = figure(found, path)
+    return f"{measured['value']:.1%}" if measured else ""

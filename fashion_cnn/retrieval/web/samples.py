@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from hydra.utils import instantiate
-
-from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
+from fashion_cnn.prediction import data_set_of
 from fashion_cnn.retrieval.web.asked import Asked
 from fashion_cnn.retrieval.web.carried import carried
 from fashion_cnn.retrieval.web.refusals import Refused
@@ -28,11 +26,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
 
     root: where it lies, if not where the run had it.
     """
-    settings = run.config().data
-    if root is not None:
-        settings.root = root
-    data = instantiate(settings, _convert_="all")
-    assert isinstance(data, ImageDataModule)
+    data = data_set_of(run, root)
     try:
         images, targets = data.load(train=False)
         members = data.test_order(targets)
