@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio
 import httpx
+import hydra.utils
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,7 @@ from fashion_cnn.retrieval.web import desk
 from fashion_cnn.retrieval.web import pages as web_pages
 from fashion_cnn.retrieval.web.answering import answer
 from fashion_cnn.retrieval.web.asked import Asked
+from fashion_cnn.retrieval.web.samples import samples_of_test_set
 from fashion_cnn.retrieval.web.shop import Shop
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, main
@@ -495,6 +497,16 @@ def test_without_a_test_set_products_are_the_samples(shop_run, serving, monkeypa
     samples = links(text.partition('class="samples"')[2].partition("</ul>")[0])
     assert len(samples) == len(CLASSES)
     assert all(link.startswith("/?like=") for link in samples)
+
+
+def test_samples_are_none_rather_than_downloaded(own_run, torchvision_root, tmp_path, monkeypatch):
+    overrides = ["data=kmnist", f"data.root='{torchvision_root}'", "data.val_size=10"]
+    config = compose(overrides=overrides)
+    config.data.found = dict(hydra.utils.instantiate(config.data, _convert_="all").found)
+    own_run.write_config(config)
+    assert len(samples_of_test_set(own_run, None)) == 10
+    monkeypatch.setattr("torchvision.datasets.KMNIST.download", lambda self: pytest.fail("a download"))
+    assert samples_of_test_set(own_run, str(tmp_path / "nowhere")) == ()
 
 
 def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving):

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from hydra.utils import get_class
+
+from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import data_set_of
 from fashion_cnn.retrieval.web.asked import Asked
@@ -27,6 +30,8 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
     root: where it lies, if not where the run had it.
     """
     data = data_set_of(run, root)
+    if isinstance(data, TorchvisionDataModule) and not _is_here(data, run):
+        return ()
     try:
         images, targets = data.load(train=False)
         members = data.test_order(targets)
@@ -42,6 +47,16 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
             except Refused:
                 return ()
     return tuple(found)
+
+
+def _is_here(data: TorchvisionDataModule, run: Run) -> bool:
+    """Whether its test set would be read without a download, which nobody asked for who starts a server."""
+    settings = run.config().data
+    try:
+        get_class(settings.dataset)(data.root, download=False, **(settings.test or {"train": False}))
+    except Exception:  # whatever keeps it from being read
+        return False
+    return True
 
 
 def samples_of_catalogue(front: Storefront) -> tuple[Sample, ...]:
