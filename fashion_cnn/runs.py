@@ -251,11 +251,13 @@ def find_measured(reference: str | Path | Iterable[str] | None, runs_dir: Path) 
     return run
 
 
-def _find(reference: str | Path | None, runs_dir: Path) -> Run:
+def _find(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
     if reference is None:
         raise UserError("run=null names no run: give a run's directory, or latest.")
     if reference == "latest":
         return _newest(runs_dir, {"finished"}, "finished run")
+    if not isinstance(reference, str | Path):
+        raise UserError(f"run={reference} is not one run: give one run's directory, or latest.", status=2)
     run = _named(Path(reference), runs_dir)
     if damage := run.damage:
         raise damage
