@@ -21,6 +21,8 @@ MOST_PARAMETERS = {
     "medium": 800_000,
     "ensemble": 700_000,
     "large": 37_000_000,
+    # resnet18, as torchvision has it.
+    "torchvision": 11_200_000,
 }
 NETWORKS = {
     "keras": lambda **data: KerasCNN(**data),

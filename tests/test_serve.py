@@ -878,13 +878,13 @@ def test_uploads_share_a_limited_memory(serving, shop_run):
 def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, shop_run):
     import torch
 
-    from fashion_cnn.training.weights import load_classifier
+    from fashion_cnn.training.weights import weights_sha256
 
     checkpoint = torch.load(own_run.best_checkpoint, weights_only=False)
     for value in checkpoint["state_dict"].values():
         value += 1
     torch.save(checkpoint, own_run.best_checkpoint)
-    assert load_classifier(own_run)
+    own_run.write_results(own_run.results() | {"weights_sha256": weights_sha256(checkpoint["state_dict"])})
     status, out, err = command(main, f"run={own_run.path}", "port=0")
     assert (status, out) == (1, "")
     assert "another network" in err
