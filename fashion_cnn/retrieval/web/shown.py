@@ -49,7 +49,8 @@ def shown_tensor(picture: Tensor) -> Shown:
 
 def kind(encoded: bytes) -> str:
     """The media type of a thumbnail."""
-    return "image/png" if encoded.startswith(b"\x89PNG") else "image/webp"
+    kinds = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+    return next((kind for head, kind in kinds.items() if encoded.startswith(head)), "image/webp")
 
 
 def card(hit: Hit, asked: Asked) -> Card:
