@@ -111,6 +111,15 @@ class ImageDataModule(LightningDataModule):
         """The positions `(N,)` of the test images in what `load` reads for testing; targets: `(M,)`, of all of that."""
         return torch.arange(len(targets))
 
+    def labelled(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """All images `(N, C, H, W)` for training, validation included, or for testing, with their targets `(N,)`.
+
+        In the data set's own order and numbers, of the classes that are left out too.
+        """
+        images, targets = self.load(train=train)
+        members = (self.order(targets) if train else self.test_order(targets)).sort().values
+        return images[members], targets[members]
+
     @property
     def found(self) -> dict[str, Any] | None:
         """What was found out about the images, for a config that is to describe the same data anywhere; None where the

@@ -18,9 +18,7 @@ def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Produc
     The category is the label and the tone is measured. The price, which no such data set knows, is made up.
     """
     data.prepare_data()
-    images, targets = data.load(train=train)
-    members = (data.order(targets) if train else data.test_order(targets)).sort().values
-    images, targets = images[members], targets[members]
+    images, targets = data.labelled(train=train)
     split = "train" if train else "test"
     names = list(data.all_class_names)
     categories = [names[target] for target in targets.tolist()]

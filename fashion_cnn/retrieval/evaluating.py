@@ -99,21 +99,14 @@ def images_of(data: ImageDataModule, split: str, most: int | None) -> Images:
         others = others[~torch.isin(others, own)].sort().values
         catalogue, labels, queries, query_labels = images[others], targets[others], images[own], targets[own]
     elif data.has_test:
-        catalogue, labels = _members(data, train=True)
-        queries, query_labels = _members(data, train=False)
+        catalogue, labels = data.labelled(train=True)
+        queries, query_labels = data.labelled(train=False)
     else:
         raise UserError("The run's data set has no test images: say split=val.")
     if most is not None:
         chosen = stratified_order(query_labels, 0)[:most]
         queries, query_labels = queries[chosen], query_labels[chosen]
     return Images(catalogue, labels, queries, query_labels, tuple(data.all_class_names), tuple(sorted(data.left_out)))
-
-
-def _members(data: ImageDataModule, *, train: bool) -> tuple[Tensor, Tensor]:
-    """All images for training, or for testing, and their labels, as the data set has them."""
-    images, targets = data.load(train=train)
-    members = (data.order(targets) if train else data.test_order(targets)).sort().values
-    return images[members], targets[members]
 
 
 def evaluate_search(
