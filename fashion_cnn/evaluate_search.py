@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
+from fashion_cnn.options import check_class_weight
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,9 +40,15 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
         label = "searching" if len(runs) == 1 else f"run {number} of {len(runs)}"
         with progress_bar(label) as progress:
             result = measure(
-                network, images, altered=altered, baselines=config.baselines, seed=config.seed, progress=progress
+                network,
+                images,
+                class_weight=config.class_weight,
+                altered=altered,
+                baselines=config.baselines,
+                seed=config.seed,
+                progress=progress,
             )
-        outcome = outcome_of(run, config.split, network, images, result, altered)
+        outcome = outcome_of(run, config.split, network, images, result, altered, config.class_weight)
         own = run.search_evaluation / config.split
         write_outcome(outcome, Path(config.out).expanduser() if config.out and len(runs) == 1 else own)
         outcomes.append(outcome)
@@ -52,6 +59,7 @@ def _check(config: DictConfig) -> Altered | None:
     from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES
     from fashion_cnn.retrieval.evaluating import Altered
 
+    check_class_weight(config)
     for key, choices in _CHOICES.items():
         if config[key] not in choices:
             raise UserError(f"{key}={config[key]} is not possible: choose {' or '.join(choices)}.", status=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
-from fashion_cnn.options import check_images, check_invert
+from fashion_cnn.options import check_class_weight, check_images, check_invert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ def index(config: DictConfig) -> None:
     """
     require("search", "lancedb")
     check_invert(config)
+    check_class_weight(config)
     check_images(config)
     from fashion_cnn.pictures.decoding import quiet_pillow
     from fashion_cnn.prediction import TrainedNetwork
@@ -54,6 +55,7 @@ def index(config: DictConfig) -> None:
                     products,
                     catalogue,
                     network,
+                    class_weight=config.class_weight,
                     prune=config.prune,
                     rebuild=config.rebuild,
                     approximate_above=config.approximate_above,

@@ -281,7 +281,9 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
     assert Snapshot(catalogue).about.network == TrainedNetwork(other, flip_average=True).identity
 
 
-@pytest.mark.parametrize(("option", "value"), [("flip_average", "false"), ("invert", "always")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("flip_average", "false"), ("invert", "always"), ("class_weight", "0.5")]
+)
 def test_a_catalogue_of_pictures_that_were_looked_at_otherwise_is_refused(indexed, shop, option, value):
     indexed(f"images={shop / 'bags'}", f"{option}={value}")
     status, _, err, rows = indexed(f"images={shop / 'shirts'}")
@@ -295,6 +297,13 @@ def test_a_way_to_invert_that_is_none_is_told_by_every_command(command, main):
     status, _, err = command(main, "images=nowhere", *(["name=x"] if main is teach_main else []), "invert=sometimes")
     assert status == 2
     assert "invert=sometimes is not possible: choose auto, never, always." in err
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "much", "null"])
+def test_a_weight_that_is_no_share_is_told(command, value):
+    status, _, err = command(main, f"class_weight={value}")
+    assert status == 2
+    assert "is not possible: give a number from 0 to 1." in err
 
 
 def test_the_images_of_the_runs_own_data_are_products_too(run, tmp_path, monkeypatch, command):

@@ -10,6 +10,7 @@ from fashion_cnn import runs
 from fashion_cnn.compare import main as compare_main
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.__main__ import main
 
 
 def make_run(path, started, **results):
@@ -111,7 +112,7 @@ def test_a_damaged_run_is_told_in_one_line_and_hides_no_other(three, tmp_path, c
         with pytest.raises(UserError, match=said) as caught:
             find(three[1].path, tmp_path)
         assert "\n" not in str(caught.value)
-    status, out, err = command(runs.main, f"runs_dir={tmp_path}")
+    status, out, err = command(main, f"runs_dir={tmp_path}")
     assert (status, err) == (0, "")
     assert out.count("damaged") == 1
     assert "90.00%" in out
@@ -140,7 +141,7 @@ def test_a_directory_that_cannot_be_written_is_said(tmp_path):
 
 
 def test_the_command_lists_them(three, tmp_path, command):
-    status, out, _ = command(runs.main, f"runs_dir={tmp_path}")
+    status, out, _ = command(main, f"runs_dir={tmp_path}")
     assert status == 0
     lines = [line for line in out.splitlines() if "small" in line or "sweep" in line]
     assert [("90.00%" in line, "finished" in line, "stopped" in line) for line in lines] == [
@@ -149,7 +150,7 @@ def test_the_command_lists_them(three, tmp_path, command):
         (False, False, True),
     ]
     assert "+2.00" in lines[0]
-    status, _, err = command(runs.main, f"runs_dir={tmp_path / 'nothing'}")
+    status, _, err = command(main, f"runs_dir={tmp_path / 'nothing'}")
     assert status == 1
     assert err.startswith("error: There are no runs")
     assert not Path("outputs").exists()

@@ -15,12 +15,13 @@ from tiny_images import TinyDataModule
 from fashion_cnn.command_line import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main as index_main
-from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.prediction import Seen, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.duplicates import near_duplicates
 from fashion_cnn.retrieval.filters import conditions
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.vectors import search_vectors
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main
 from fashion_cnn.teach import main as teach_main
@@ -63,7 +64,8 @@ def ids(found):
 
 def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
     vectors = searcher.snapshot.vectors.numpy().astype(np.float64)
-    asked = searcher.network.look(picture[1][None]).embeddings.numpy()[0].astype(np.float64)
+    seen = searcher.network.look(picture[1][None])
+    asked = search_vectors(seen, searcher.snapshot.about.class_weight).numpy()[0].astype(np.float64)
     cosines = vectors @ asked / np.linalg.norm(asked) / np.linalg.norm(vectors, axis=1)
     expected = [f"train-{row:05}" for row in np.argsort(-cosines)[:10]]
     found = searcher.search(Query(pictures=(picture[1],), top_k=10))
@@ -73,6 +75,19 @@ def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
     assert ids(rest) == expected[6:]
     assert found.hits[0].category == "middle", "a network that learned, of a bar in the second quarter"
     assert found.hits[0].thumbnail.startswith(b"\x89PNG")
+
+
+def test_alike_is_by_look_and_by_class_as_they_are_weighed():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1)
+    logits = torch.randn(6, 3, generator=generator) + 7
+    vectors = search_vectors(Seen(logits, embeddings), 0.3)
+    odds = np.exp(logits.double().numpy() / 0.2)
+    shares = np.sqrt(odds / odds.sum(axis=1, keepdims=True))
+    by_class = shares @ shares.T
+    expected = 0.7 * (embeddings @ embeddings.T).numpy() + 0.3 * by_class
+    assert (vectors @ vectors.T).numpy() == pytest.approx(expected, abs=1e-5)
+    assert search_vectors(Seen(logits, embeddings), 0).equal(embeddings)
 
 
 def test_like_a_product_leaves_out_that_product_and_unlike_pushes_away(searcher):

@@ -6,7 +6,7 @@ from fashion_cnn.data.fashion_mnist import FashionMNISTDataModule
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.image_folder import ImageFolderDataModule
 from fashion_cnn.data.torchvision_set import TorchvisionDataModule
-from fashion_cnn.data.variation import RandomAffine, RandomBlur, RandomColour
+from fashion_cnn.data.variation import RandomAffine, RandomBlur, RandomColour, RandomPatches
 
 __all__ = [
     "Batch",
@@ -20,6 +20,7 @@ __all__ = [
     "RandomCrop",
     "RandomErasing",
     "RandomFlip",
+    "RandomPatches",
     "TorchvisionDataModule",
     "batch_loader",
 ]

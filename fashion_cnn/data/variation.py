@@ -113,3 +113,45 @@ class RandomBlur:
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
         return torch.where(chosen, images.lerp(blurred, share), images)
+
+
+class RandomPatches:
+    """Lay up to `most` rectangles and ellipses, each of one colour, over each image with probability `p`: things in
+    front of what it shows. `scale` bounds a patch's share of the image's area, `ratio` its height over its width.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        most: int = 4,
+        scale: Sequence[float] = (0.01, 0.1),
+        ratio: Sequence[float] = (0.3, 3.3),
+    ) -> None:
+        if most < 1:
+            raise UserError(f"RandomPatches: most={most} is not possible: give a number of patches, 1 or more.")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"RandomPatches: scale={list(scale)} must be two shares of the area, 0 < low <= high <= 1.")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise UserError(f"RandomPatches: ratio={list(ratio)} must be two positive numbers, low <= high.")
+        self.p = check_probability(self, p)
+        self.most, self.scale, self.ratio = most, scale, ratio
+
+    def __call__(self, images: Tensor) -> Tensor:
+        batch, channels, height, width = images.shape
+        device = images.device
+        images = images.float()
+        count = torch.randint(1, self.most + 1, (batch, 1, 1), device=device)
+        count[torch.rand(batch, device=device) >= self.p] = 0
+        rows, columns = (torch.arange(side, device=device) + 0.5 for side in (height, width))
+        low, high = (math.log(ratio) for ratio in self.ratio)
+        for number in range(self.most):
+            area, ratio, centre_y, centre_x, kind = torch.rand(5, batch, 1, 1, device=device)
+            area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
+            ratio = (low + (high - low) * ratio).exp()
+            # From the patch's centre, in halves of its sides.
+            across = (columns - centre_x * width).abs() / (area / ratio).sqrt() * 2
+            along = (rows[:, None] - centre_y * height).abs() / (area * ratio).sqrt() * 2
+            inside = torch.where(kind < 0.5, torch.maximum(across, along), (across**2 + along**2).sqrt()) < 1
+            colour = torch.rand(batch, channels, 1, 1, device=device) * 255
+            images = torch.where((inside & (number < count))[:, None], colour, images)
+        return images

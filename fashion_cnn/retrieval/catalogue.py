@@ -43,7 +43,7 @@ class About:
 
     network: `TrainedNetwork.identity`. run: the directory of that run, as it was called then. dimensions: of a vector.
     flip_average: whether the mirror images were looked at too. invert: see `Preparation`. note: what people are to know
-    of the products, if anything.
+    of the products, if anything. class_weight: see `search_vectors`.
     """
 
     network: str
@@ -52,6 +52,8 @@ class About:
     flip_average: bool
     invert: Invert
     note: str = ""
+    # Catalogues that were made before there was a choice have none.
+    class_weight: float = 0.0
 
 
 class Catalogue:
@@ -90,7 +92,7 @@ class Catalogue:
                     f"{self.uri} holds what another network saw ({before.run}): index with that run, name another "
                     "catalogue=DIR, or say rebuild=true to replace all of it."
                 )
-            for option in ("flip_average", "invert"):
+            for option in ("class_weight", "flip_average", "invert"):
                 if (made_with := getattr(before, option)) != getattr(about, option):
                     raise UserError(
                         f"{self.uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to "

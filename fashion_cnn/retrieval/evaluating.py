@@ -21,6 +21,7 @@ from fashion_cnn.retrieval.measures import (
     measure_labelled,
 )
 from fashion_cnn.retrieval.ranking import nearest
+from fashion_cnn.retrieval.vectors import search_vectors
 from fashion_cnn.retrieval.yardsticks import PrincipalComponents, Yardstick, pixel_directions, pixels
 
 NETWORK, TOGETHER = "network", "one on top of the other"
@@ -113,6 +114,7 @@ def evaluate_search(
     network: TrainedNetwork,
     images: Images,
     *,
+    class_weight: float = 0.0,
     altered: Altered | None,
     baselines: bool,
     seed: int = 0,
@@ -120,12 +122,13 @@ def evaluate_search(
 ) -> SearchEvaluation:
     """Measure exact search by the network's vectors and, where `baselines`, by others that have learned nothing.
 
-    altered: None leaves out the single products. seed: of the untrained network, and of the altered copies.
+    class_weight: see `search_vectors`. altered: None leaves out the single products. seed: of the untrained network, and
+    of the altered copies.
     progress: called with the searches done and of all searches.
     """
     searches = _searches(images)
     copies, originals = _copies(images, altered, seed)
-    yardsticks = [Yardstick(NETWORK, lambda batch: network.look(batch).embeddings, "cosine")]
+    yardsticks = [Yardstick(NETWORK, lambda batch: search_vectors(network.look(batch), class_weight), "cosine")]
     yardsticks += _baselines(network, images, seed) if baselines else []
     steps = len(yardsticks) * (sum(len(search.queries) for search in searches.values()) + len(copies) * len(originals))
     done = 0

@@ -15,6 +15,7 @@ from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.evaluating import NETWORK, Altered, Images, SearchEvaluation
 from fashion_cnn.retrieval.evaluation_plots import plot_curves, plot_precision_by_class
 from fashion_cnn.retrieval.evaluation_summary import FIGURES_FILE
+from fashion_cnn.retrieval.vectors import dimensions_of
 from fashion_cnn.runs import Run, as_typed, write_whole
 
 SUMMARY_FILE = "summary.json"
@@ -27,6 +28,7 @@ def outcome_of(
     images: Images,
     result: SearchEvaluation,
     altered: Altered | None,
+    class_weight: float,
 ) -> dict[str, Any]:
     """The figures with where they come from, as they are stored."""
     outcome = {
@@ -34,7 +36,8 @@ def outcome_of(
         "split": split,
         "queries": len(images.queries),
         "catalogue": len(images.catalogue),
-        "dimensions": network.dimensions,
+        "dimensions": dimensions_of(network, class_weight),
+        "class_weight": class_weight,
         "flip_average": network.flip_average,
         "unseen": [images.class_names[label] for label in images.unseen],
         "altered": None if altered is None else asdict(altered),

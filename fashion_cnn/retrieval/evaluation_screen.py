@@ -19,7 +19,10 @@ def print_outcome(outcome: dict[str, Any]) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     seen = "each with its mirror image" if outcome["flip_average"] else "as they are"
-    say(f"{outcome['run']}: vectors of {outcome['dimensions']} numbers, pictures of {outcome['split']} {seen}")
+    say(
+        f"{outcome['run']}: vectors of {outcome['dimensions']} numbers, {outcome['class_weight']:.0%} of a similarity by "
+        f"class; pictures of {outcome['split']} {seen}"
+    )
     for name, found in outcome["searches"].items():
         first = found[NETWORK]
         say(f"\n{_capital(name)}: {first['overall']['queries']:,} queries, {first['catalogue']:,} products")

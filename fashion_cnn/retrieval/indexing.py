@@ -13,6 +13,7 @@ from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.approximate import Approximate, bring_up_to_date
 from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, About, Catalogue
 from fashion_cnn.retrieval.products import Picture, Products
+from fashion_cnn.retrieval.vectors import dimensions_of, search_vectors
 
 # So many products are written down together: what a stop costs at most.
 _STAGED_TOGETHER = 2000
@@ -40,6 +41,7 @@ def index(
     catalogue: Catalogue,
     network: TrainedNetwork,
     *,
+    class_weight: float = 0.0,
     prune: bool = False,
     rebuild: bool = False,
     approximate_above: int | None = None,
@@ -47,14 +49,16 @@ def index(
 ) -> Indexed:
     """Bring the catalogue up to the products, in one transaction at the end; a stopped one goes on when called again.
 
-    prune: remove what the catalogue has and the products have not. rebuild: begin anew, with this network.
+    class_weight: see `search_vectors`. prune: remove what the catalogue has and the products have not. rebuild: begin
+    anew, with this network.
     approximate_above: of more products than that, have an index that looks at a part of them; None and 0: never.
     Raises UserError where the catalogue holds another network's vectors, or another process indexes into it.
     """
     about = About(
         network=network.identity,
         run=str(network.run.path),
-        dimensions=network.dimensions,
+        dimensions=dimensions_of(network, class_weight),
+        class_weight=class_weight,
         flip_average=network.flip_average,
         invert=network.preparation.invert,
         note=products.note,
@@ -76,7 +80,7 @@ def index(
                 }
                 seen = [(row, picture) for row, picture in batch if isinstance(picture, Picture)]
                 if seen:
-                    catalogue.stage(_finished(products, network, seen))
+                    catalogue.stage(_finished(products, network, seen, class_weight))
                 done += len(batch)
                 progress(done, len(wanted))
         ready = [ids[row] for row in wanted if ids[row] not in unreadable]
@@ -97,18 +101,21 @@ def index(
     )
 
 
-def _finished(products: Products, network: TrainedNetwork, seen: Sequence[tuple[int, Picture]]) -> pa.Table:
+def _finished(
+    products: Products, network: TrainedNetwork, seen: Sequence[tuple[int, Picture]], class_weight: float
+) -> pa.Table:
     """The catalogue's rows of these products."""
     looked = network.look(torch.stack([picture.prepared for _, picture in seen]))
     shares, labels = looked.logits.softmax(dim=1).max(dim=1)
     names = [network.class_names[label] for label in labels.tolist()]
+    vectors = search_vectors(looked, class_weight)
     table = products.table.take([row for row, _ in seen])
     columns = {
         "key": [products.keys[row] for row, _ in seen],
         "seen_as": names,
         "confidence": pa.array(shares.tolist(), pa.float32()),
         "thumbnail": pa.array([picture.thumbnail for _, picture in seen], pa.binary()),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(looked.embeddings.numpy().ravel()), network.dimensions),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1]),
     }
     for name, column in columns.items():
         table = table.append_column(name, column if isinstance(column, pa.Array) else pa.array(column))

@@ -12,6 +12,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import Seen, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.vectors import as_search_vector, search_vectors
 
 # How much "less like that" counts against "more like this".
 _AGAINST = 0.5
@@ -126,22 +127,24 @@ class Searcher:
 
     def _direction(self, query: Query, seen: Seen | None) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
-        embeddings = torch.empty(0, self.network.dimensions) if seen is None else seen.embeddings
-        towards = self._vectors(embeddings[: len(query.pictures)], query.like, query.concepts)
-        away = self._vectors(embeddings[len(query.pictures) :], query.unlike)
+        dimensions = self.snapshot.about.dimensions
+        shown = torch.empty(0, dimensions) if seen is None else search_vectors(seen, self.snapshot.about.class_weight)
+        taught = [as_search_vector(concept, dimensions) for concept in query.concepts]
+        towards = self._vectors(shown[: len(query.pictures)], query.like, taught)
+        away = self._vectors(shown[len(query.pictures) :], query.unlike)
         if not len(towards) and not len(away):
             return None
-        direction = torch.zeros(self.network.dimensions)
+        direction = torch.zeros(dimensions)
         if len(towards):
             direction += towards.mean(dim=0)
         if len(away):
             direction -= (_AGAINST if len(towards) else 1) * away.mean(dim=0)
         return functional.normalize(direction, dim=0)
 
-    def _vectors(self, embeddings: Tensor, ids: Sequence[str], directions: Sequence[Tensor] = ()) -> Tensor:
+    def _vectors(self, shown: Tensor, ids: Sequence[str], taught: Sequence[Tensor] = ()) -> Tensor:
         if unknown := [one for one in ids if one not in self.snapshot.row_of]:
             raise UserError(f"The catalogue holds no product {unknown[0]}.")
-        parts = [embeddings, *(direction[None] for direction in directions)]
+        parts = [shown, *(direction[None] for direction in taught)]
         parts += [self.snapshot.vectors_of([self.snapshot.row_of[one] for one in ids])] if ids else []
         return torch.cat(parts)
 

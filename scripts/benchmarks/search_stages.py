@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import resident_memory
 from fashion_cnn.pictures.decoding import decode
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.vectors import search_vectors
 from fashion_cnn.runs import Run
 
 
@@ -34,7 +36,7 @@ def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
 
     picture = timed("decode", lambda: decode(file, enough=network.preparation.enough))
     prepared = timed("prepare", lambda: network.preparation(picture))
-    direction = timed("embed", lambda: network.look(prepared[None]).embeddings[0])
+    direction = timed("embed", lambda: search_vectors(network.look(prepared[None]), snapshot.about.class_weight)[0])
     similarity = timed("search", lambda: snapshot.similarity(direction))
     rows = timed("order", lambda: similarity.topk(top_k).indices.tolist())
     timed("attributes", lambda: [snapshot.described(row) for row in rows])
@@ -85,15 +87,6 @@ def put_under_load(run: Path, catalogue: str, files: Sequence[Path], clients: in
         thread.start()
     resident = 0
     while any(thread.is_alive() for thread in threads):
-        resident = max(resident, _resident())
+        resident = max(resident, resident_memory())
         time.sleep(0.2)
-    return Load(time.perf_counter() - started, latencies, errors, max(resident, _resident()))
-
-
-def _resident() -> int:
-    """Bytes of resident memory of this process; 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    return Load(time.perf_counter() - started, latencies, errors, max(resident, resident_memory()))

@@ -1,6 +1,8 @@
 """A run's settings and figures as its files hold them, and what is said where one of them is damaged."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,18 @@ def read_figures(file: Path) -> dict[str, Any]:
     if not isinstance(figures, dict):
         raise DamagedRunError(file, "it holds no figures", remedy)
     return figures
+
+
+def as_typed(path: Path) -> Path:
+    """The path as a person would type it: from here where it lies below, else in full."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds the old content or the new, never half of it."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
+    Path(partial).replace(path)
