@@ -28,6 +28,5 @@ def check_invert(config: DictConfig) -> None:
 
 def check_class_weight(config: DictConfig) -> None:
     """Raises UserError where `class_weight` is no share."""
-    value = config.class_weight
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise UserError(f"class_weight={value} is not possible: give a number from 0 to 1.", status=2)
+    if not 0 <= config.class_weight <= 1:
+        raise UserError(f"class_weight={config.class_weight} is not possible: give a number from 0 to 1.", status=2)

@@ -227,7 +227,7 @@ def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
 def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "none").mkdir()
-    for module in ("runs", "evaluate", "predict"):
+    for module in ("runs.__main__", "evaluate", "predict"):
         main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
         _, _, err = command(main, "runs_dir='~/none'", *(["images=x"] if module == "predict" else []))
         assert f"in {tmp_path / 'none'}" in err, module

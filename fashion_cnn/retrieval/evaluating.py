@@ -122,7 +122,7 @@ def evaluate_search(
 ) -> SearchEvaluation:
     """Measure exact search by the network's vectors and, where `baselines`, by others that have learned nothing.
 
-    class_weight: see `search_vectors`. altered: None leaves out the single products. seed: of the untrained network, and
+    class_weight: see `search_vectors`. altered: None leaves out the single products. seed: of the untrained network and
     of the altered copies.
     progress: called with the searches done and of all searches.
     """

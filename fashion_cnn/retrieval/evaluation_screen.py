@@ -20,8 +20,8 @@ def print_outcome(outcome: dict[str, Any]) -> None:
 
     seen = "each with its mirror image" if outcome["flip_average"] else "as they are"
     say(
-        f"{outcome['run']}: vectors of {outcome['dimensions']} numbers, {outcome['class_weight']:.0%} of a similarity by "
-        f"class; pictures of {outcome['split']} {seen}"
+        f"{outcome['run']}: vectors of {outcome['dimensions']} numbers, {outcome['class_weight']:.0%} of a similarity "
+        f"by class; pictures of {outcome['split']} {seen}"
     )
     for name, found in outcome["searches"].items():
         first = found[NETWORK]
