@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fashion_cnn.data import RandomAffine, RandomBlur, RandomColour, RandomPatches
+from fashion_cnn.data import RandomAffine, RandomBlur, RandomColour
 from fashion_cnn.errors import UserError
 
 
@@ -14,9 +14,7 @@ def images():
     return torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(
-    "augment", [RandomAffine(), RandomColour(negative=0.5, shuffle=0.5), RandomBlur(1.0), RandomPatches(1.0)]
-)
+@pytest.mark.parametrize("augment", [RandomAffine(), RandomColour(negative=0.5, shuffle=0.5), RandomBlur(1.0)])
 def test_the_seed_repeats_it_and_pixels_stay_pixels(images, augment):
     torch.manual_seed(1)
     first = augment(images)
@@ -105,19 +103,3 @@ def test_settings_that_mean_nothing_are_told():
         RandomBlur(sigma=0)
     with pytest.raises(UserError, match="RandomColour: p=-1"):
         RandomColour(negative=-1)
-
-
-def test_patches_are_of_one_colour_and_cover_what_they_are_to():
-    torch.manual_seed(0)
-    black = torch.zeros(400, 3, 32, 32)
-    one = RandomPatches(p=1.0, most=1, scale=(0.04, 0.09), ratio=(1, 1))(black)
-    covered = (one != 0).any(dim=1).flatten(1)
-    # Beyond an edge lies the rest of some; an ellipse covers pi / 4 of its rectangle.
-    assert 0.08 < covered.float().mean(dim=1).max() < 0.11
-    assert 0.03 < covered.float().mean() < 0.06
-    for image in one[:20]:
-        assert len(image.flatten(1).unique(dim=1).T) == 2
-    several = RandomPatches(p=0.5, most=3)(black)
-    colours = torch.tensor([len(image.flatten(1).unique(dim=1).T) - 1 for image in several])
-    assert set(colours.tolist()) == {0, 1, 2, 3}
-    assert 0.4 < (colours == 0).float().mean() < 0.6

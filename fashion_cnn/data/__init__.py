@@ -6,7 +6,7 @@ from fashion_cnn.data.fashion_mnist import FashionMNISTDataModule
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.image_folder import ImageFolderDataModule
 from fashion_cnn.data.torchvision_set import TorchvisionDataModule
-from fashion_cnn.data.variation import RandomAffine, RandomBlur, RandomColour, RandomPatches
+from fashion_cnn.data.variation import RandomAffine, RandomBlur, RandomColour
 
 __all__ = [
     "Batch",
@@ -20,7 +20,6 @@ __all__ = [
     "RandomCrop",
     "RandomErasing",
     "RandomFlip",
-    "RandomPatches",
     "TorchvisionDataModule",
     "batch_loader",
 ]

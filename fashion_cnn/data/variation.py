@@ -79,17 +79,18 @@ class RandomColour:
             return (2 * torch.rand(batch, *shape, 1, 1, device=images.device) - 1) * most
 
         def happens(p: float) -> Tensor:
-            return torch.rand(batch, 1, 1, 1, device=images.device) < p
+            return torch.rand(batch, 1, device=images.device) < p
 
-        images = images.float()
-        order = torch.rand(batch, channels, device=images.device).argsort(dim=1)
-        shuffled = images.gather(1, order[:, :, None, None].expand_as(images))
-        images = torch.where(happens(self.shuffle), shuffled, images)
-        images = torch.where(happens(self.negative), 255 - images, images)
-        grey = images.mean(dim=(1, 2, 3), keepdim=True)
-        images = grey + (images - grey) * (1 + drawn(self.contrast, 1))
-        images = images * (1 + drawn(self.gain, channels)) + drawn(self.shift, channels) * 255
-        return images.clamp(0, 255)
+        shuffled = torch.rand(batch, channels, device=images.device).argsort(dim=1)
+        order = torch.where(happens(self.shuffle), shuffled, torch.arange(channels, device=images.device))
+        images = images.float()[torch.arange(batch, device=images.device)[:, None], order]
+        # All the rest is one factor and one summand for each channel, in one pass over the pixels.
+        negated = happens(self.negative)[:, :, None, None]
+        sign, base = torch.where(negated, -1.0, 1.0), torch.where(negated, 255.0, 0.0)
+        grey = base + sign * images.mean(dim=(1, 2, 3), keepdim=True)
+        contrast, gain = 1 + drawn(self.contrast, 1), 1 + drawn(self.gain, channels)
+        summand = gain * (contrast * base + (1 - contrast) * grey) + drawn(self.shift, channels) * 255
+        return torch.addcmul(summand, images, sign * contrast * gain).clamp_(0, 255)
 
 
 class RandomBlur:
@@ -104,54 +105,16 @@ class RandomBlur:
     def __call__(self, images: Tensor) -> Tensor:
         images = images.float()
         reach = math.ceil(2 * self.sigma)
-        places = torch.arange(-reach, reach + 1, device=images.device)
+        places = torch.arange(-reach, reach + 1)
         weights = torch.exp(-((places / self.sigma) ** 2) / 2)
-        weights = (weights / weights.sum()).expand(images.shape[1], 1, 1, -1)
-        padded = functional.pad(images, (reach, reach, reach, reach), mode="replicate")
-        blurred = functional.conv2d(padded, weights, groups=images.shape[1])
-        blurred = functional.conv2d(blurred, weights.transpose(2, 3), groups=images.shape[1])
+        weights = (weights / weights.sum()).tolist()
+        blurred = functional.pad(images, (reach, reach, reach, reach), mode="replicate")
+        for dim in (2, 3):
+            # Many times as fast as a convolution of one channel.
+            shifted = [blurred.narrow(dim, place, images.shape[dim]) for place in range(2 * reach + 1)]
+            blurred = shifted[reach] * weights[reach]
+            for place in range(reach):
+                blurred.add_(shifted[place] + shifted[-1 - place], alpha=weights[place])
         share = torch.rand(len(images), 1, 1, 1, device=images.device)
         chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
-        return torch.where(chosen, images.lerp(blurred, share), images)
-
-
-class RandomPatches:
-    """Lay up to `most` rectangles and ellipses, each of one colour, over each image with probability `p`: things in
-    front of what it shows. `scale` bounds a patch's share of the image's area, `ratio` its height over its width.
-    """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        most: int = 4,
-        scale: Sequence[float] = (0.01, 0.1),
-        ratio: Sequence[float] = (0.3, 3.3),
-    ) -> None:
-        if most < 1:
-            raise UserError(f"RandomPatches: most={most} is not possible: give a number of patches, 1 or more.")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"RandomPatches: scale={list(scale)} must be two shares of the area, 0 < low <= high <= 1.")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise UserError(f"RandomPatches: ratio={list(ratio)} must be two positive numbers, low <= high.")
-        self.p = check_probability(self, p)
-        self.most, self.scale, self.ratio = most, scale, ratio
-
-    def __call__(self, images: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
-        device = images.device
-        images = images.float()
-        count = torch.randint(1, self.most + 1, (batch, 1, 1), device=device)
-        count[torch.rand(batch, device=device) >= self.p] = 0
-        rows, columns = (torch.arange(side, device=device) + 0.5 for side in (height, width))
-        low, high = (math.log(ratio) for ratio in self.ratio)
-        for number in range(self.most):
-            area, ratio, centre_y, centre_x, kind = torch.rand(5, batch, 1, 1, device=device)
-            area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
-            ratio = (low + (high - low) * ratio).exp()
-            # From the patch's centre, in halves of its sides.
-            across = (columns - centre_x * width).abs() / (area / ratio).sqrt() * 2
-            along = (rows[:, None] - centre_y * height).abs() / (area * ratio).sqrt() * 2
-            inside = torch.where(kind < 0.5, torch.maximum(across, along), (across**2 + along**2).sqrt()) < 1
-            colour = torch.rand(batch, channels, 1, 1, device=device) * 255
-            images = torch.where((inside & (number < count))[:, None], colour, images)
-        return images
+        return images.lerp(blurred, torch.where(chosen, share, 0.0))
