@@ -27,6 +27,9 @@ _PACKAGE = Path(__file__).parent
 # In the wheel conf/ lies inside the package, in a checkout beside it.
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
+# Commands whose config is composed of groups, which Hydra prints.
+_OF_GROUPS = ("train", "tune")
+
 
 class Interrupted(KeyboardInterrupt):
     """A person or the system stopped the command: what to type to go on, and the exit status."""
@@ -46,7 +49,17 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
         exit_with(f"-m is for sweeps of fashion_cnn.train: leave it out of fashion_cnn.{config_name}.", 2)
     with reader_may_leave():
+        if {"--help", "-h"} & set(sys.argv[1:]) and config_name not in _OF_GROUPS:
+            _print_help(config_name)
+            return
         _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+
+
+def _print_help(config_name: str) -> None:
+    """A command's own help, its values with what the config says of each."""
+    text = (CONFIG_DIR / f"{config_name}.yaml").read_text()
+    _, _, values = text.partition("\n\ndefaults:")[0].partition("\n")
+    print(OmegaConf.create(text).hydra.help.template.replace("$CONFIG", values.strip()))
 
 
 def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
+from fashion_cnn.numbers import counted
 from fashion_cnn.options import check_class_weight, check_images, check_invert
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from fashion_cnn.retrieval.catalogue import Catalogue
     from fashion_cnn.retrieval.products import Products
     from fashion_cnn.runs import Run
+
+# So many pictures that cannot be read are named.
+_TOLD = 20
 
 
 def index(config: DictConfig) -> None:
@@ -64,9 +68,13 @@ def index(config: DictConfig) -> None:
     except KeyboardInterrupt:
         raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
     print(
-        f"{catalogue.uri}, version {done.version}: {done.added:,} products added, {done.changed:,} changed, "
+        f"{catalogue.uri}, version {done.version}: {counted(done.added, 'product')} added, {done.changed:,} changed, "
         f"{done.removed:,} removed, {done.unchanged:,} as they were."
     )
+    if products.note:
+        print("These are the images of the run's data set, with titles and prices made up to try the search on.")
+    for column in done.emptied:
+        print(f"No product has a {column} any more: where that is a mistake, mend the heading of its column.")
     if found := done.approximate:
         print(
             f"Searched by an index, which finds {found.recall:.1%} of the nearest 12 "
@@ -74,13 +82,17 @@ def index(config: DictConfig) -> None:
         )
     if done.gone:
         print(
-            f"{len(done.gone):,} products of the catalogue are not among these (such as {done.gone[0]}): "
+            f"In the catalogue, but not among these: {counted(len(done.gone), 'product')}, such as {done.gone[0]}. "
             "prune=true takes them out."
         )
-    for one, reason in done.unreadable.items():
+    for one, reason in list(done.unreadable.items())[:_TOLD]:
         print(f"{one}: {reason}", file=sys.stderr)
     if done.unreadable:
-        raise UserError(f"The pictures of {len(done.unreadable)} of {len(products.ids)} products could not be read.")
+        more = f" (the first {_TOLD} are named)" if len(done.unreadable) > _TOLD else ""
+        raise UserError(
+            f"The pictures of {len(done.unreadable)} of {counted(len(products.ids), 'product')} could not be read"
+            f"{more}: what the catalogue says of these, if anything, stays as it was."
+        )
 
 
 def _products(config: DictConfig, run: Run, progress: Callable[[int, int], None]) -> Products:
@@ -95,9 +107,9 @@ def _products(config: DictConfig, run: Run, progress: Callable[[int, int], None]
 
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:
     removed = catalogue.remove(ids)
-    print(f"{catalogue.uri}, version {catalogue.newest()}: {removed:,} products removed.")
+    print(f"{catalogue.uri}, version {catalogue.newest()}: {counted(removed, 'product')} removed.")
     if removed < len(ids):
-        raise UserError(f"{len(ids) - removed} of {len(ids)} ids are not in the catalogue.")
+        raise UserError(f"The catalogue held only {removed} of {counted(len(ids), 'id')}.")
 
 
 def main() -> None:

@@ -31,14 +31,12 @@ def search(config: DictConfig) -> None:
     _check(config)
     from fashion_cnn.pictures.decoding import quiet_pillow
     from fashion_cnn.prediction import TrainedNetwork
-    from fashion_cnn.retrieval.catalogue import Catalogue
-    from fashion_cnn.retrieval.named import catalogue_at
+    from fashion_cnn.retrieval.filters import unmet
+    from fashion_cnn.retrieval.named import run_and_catalogue
     from fashion_cnn.retrieval.searcher import Searcher
     from fashion_cnn.retrieval.snapshot import Snapshot
-    from fashion_cnn.runs import find_measured
 
-    run = find_measured(config.run, Path(config.runs_dir))
-    catalogue = Catalogue(catalogue_at(config.catalogue, run))
+    run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     snapshot = Snapshot(catalogue)
     network = TrainedNetwork(run, flip_average=snapshot.about.flip_average, invert=snapshot.about.invert)
     searcher = Searcher(snapshot, network)
@@ -48,6 +46,9 @@ def search(config: DictConfig) -> None:
     with quiet_pillow():
         query, asked = _query(config, searcher)
     found = searcher.search(query)
+    if not found.hits:
+        for sentence in unmet(query.conditions, snapshot.attributes):
+            print(sentence, file=sys.stderr)
     if config.sheet:
         _draw(found, asked, Path(config.sheet).expanduser())
     _tell(found, config.format)

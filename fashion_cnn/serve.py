@@ -53,16 +53,14 @@ def serve(config: DictConfig) -> None:
 
 def build(config: DictConfig, address: str) -> ASGIApp:
     """The application that `config` describes, served at an IP address. Raises UserError as `serve`."""
-    from fashion_cnn.retrieval.catalogue import Catalogue
-    from fashion_cnn.retrieval.named import catalogue_at
+    from fashion_cnn.retrieval.named import run_and_catalogue
     from fashion_cnn.retrieval.web.app import application
     from fashion_cnn.retrieval.web.desk import Desk, Limits
     from fashion_cnn.retrieval.web.samples import samples_of_test_set
     from fashion_cnn.retrieval.web.shop import Shop
-    from fashion_cnn.runs import find_measured
 
-    run = find_measured(config.run, Path(config.runs_dir))
-    shop = Shop(run, Catalogue(catalogue_at(config.catalogue, run)), reject=config.reject)
+    run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
+    shop = Shop(run, catalogue, reject=config.reject)
     desk = Desk(shop, Limits(**config.limits), samples_of_test_set(run, config.data.root), top_k=config.top_k)
     return application(desk, address=address, refresh_seconds=config.refresh_seconds)
 

@@ -31,6 +31,8 @@ def teach(config: DictConfig) -> None:
     run = find_measured(config.run, Path(config.runs_dir))
     network = TrainedNetwork(run, flip_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
+    if config.name is not None and str(config.name) in network.class_names:
+        raise UserError(f"name={config.name} is a class of the network already: teach it by a name of its own.")
     if config.remove is not None:
         concepts.remove(str(config.remove))
     elif config.name is None:

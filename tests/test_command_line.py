@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY_DATA
 
+from fashion_cnn import index
 from fashion_cnn import train as train_command
 from fashion_cnn.command_line import CONFIG_DIR
 from fashion_cnn.train import main
@@ -39,6 +40,17 @@ def test_help_and_config_answer_in_under_a_second(module):
             seconds.append(computed_by_children() - started)
         assert expected in answer.stdout
         assert min(seconds) < 1
+
+
+def test_the_help_says_what_each_value_is(command):
+    status, out, _ = command(index.main, "--help")
+    assert status == 0
+    assert (
+        "# Begin anew, as for another network; the catalogue of before stands until the new one is whole.\nrebuild: "
+        in out
+    )
+    assert "$CONFIG" not in out
+    assert "hydra:" not in out
 
 
 def test_a_mistake_does_not_wait_for_torch():

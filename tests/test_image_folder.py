@@ -248,7 +248,8 @@ def test_settings_that_cannot_work_are_told(folder, settings, said):
     ("files", "said"),
     [
         (["a/1.png"], "holds pictures of 1 classes: a"),
-        ([], "holds pictures of 0 classes"),
+        ([], "holds pictures of 0 classes: two or more are needed, a sub-folder each."),
+        (["1.png"], "a sub-folder each; pictures beside the sub-folders are of no class"),
         (["train/a/1.png", "other/b/1.png"], "holds other and a folder train"),
         (["val/a/1.png", "test/b/1.png"], "holds test, val and no folder train"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "no picture of the class c"),

@@ -85,8 +85,8 @@ def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop)
     status, out, err, rows = indexed(f"images={shop}")
     assert status == 1
     assert "5 products added" in out
-    assert "bags/broken.jpg: is damaged" in err
-    assert "The pictures of 1 of 6 products could not be read." in err
+    assert f"bags/broken.jpg: {shop / 'bags/broken.jpg'} is damaged" in err
+    assert "The pictures of 1 of 6 products could not be read: what the catalogue says of these" in err
     assert rows.keys() == {
         *("shirts/blue_shirt-1.png", "shirts/red shirt.png", "bags/bag.png", "bags/sack.png", "loose.png")
     }
@@ -150,7 +150,7 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
     )
     status, _, err, rows = indexed(f"images={shop}", f"products={table}")
     assert status == 1
-    assert "9: cannot be read (No such file or directory)" in err
+    assert f"9: {shop / 'bags/nosuch.png'} cannot be read (No such file or directory)" in err
     assert rows.keys() == {"007", "8"}
     shirt, bag = rows["007"], rows["8"]
     assert [shirt[n] for n in ("title", "category", "price", "colour", "stock")] == [
@@ -177,15 +177,33 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
     assert (rows["007"]["price"], rows["007"]["new"], rows["8"]["new"]) == (15.0, True, None)
 
 
+def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp_path):
+    table = tmp_path / "shop.csv"
+    table.write_text("id,price,colour\nloose,5,red\n")
+    assert indexed(f"images={shop}", f"products={table}")[0] == 0
+    table.write_text("id,prise,colour\nloose,5,red\n")
+    status, out, _, rows = indexed(f"images={shop}", f"products={table}")
+    assert status == 0
+    assert "No product has a price any more: where that is a mistake, mend the heading" in out
+    assert (rows["loose"]["price"], rows["loose"]["prise"]) == (None, 5)
+    table.write_text("id,price,colour\nloose,5,red\n")
+    rows = indexed(f"images={shop}", f"products={table}")[3]
+    assert rows["loose"]["price"] == 5
+    assert "prise" not in rows["loose"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("id,title\n1,a\n1,b\n", "1 ids come up more than once, such as 1"),
         ("id,title\n,a\n", "1 rows have no id, the first is row 1"),
         ("name\na\n", "has no column id, but name"),
+        ("id;title\n1;a\n", "has no column id, but id;title: each product needs an id. Its columns are separated by ;"),
+        ("id,picture\n1,a.png\n", "has no column image, and no picture in"),
         ("id\n", "holds no product"),
         ("", "cannot be read"),
-        ("id,price\n1,cheap\n", "cannot be read"),
+        ("id,price\n1,2\n7,cheap\n", "row 2 (id 7): price=cheap is no number such as 14.40"),
+        (b"id,title\n1,caf\xe9\n", "is no UTF-8 (byte 14)"),
         ("id,a,a\n1,2,3\n", "has 1 headings more than once, such as a: name each once"),
         ("id,similarity\n1,2\n", "a column similarity, which the catalogue fills in itself"),
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
@@ -193,9 +211,9 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
 )
 def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path, content, said):
     table = tmp_path / "shop.csv"
-    table.write_text(content)
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
     status, _, err, rows = indexed(f"products={table}")
-    assert status == 1
+    assert (status, err.count("\n")) == (1, 1)
     assert said in err
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
@@ -340,10 +358,18 @@ def test_tables_of_other_programs_are_left_alone(command, run, shop, tmp_path, n
     assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == theirs.to_arrow()
 
 
-def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, tmp_path):
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8\xffno")
-    assert indexed(f"images={tmp_path / 'broken'}")[0] == 1
+def test_where_no_picture_can_be_read_there_is_no_catalogue(indexed, shop, tmp_path):
+    for file in (shop / "bags").glob("*.png"):
+        file.unlink()
+    status, _, err, _ = indexed(f"images={shop / 'bags'}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "None of 1 pictures could be read, such as broken.jpg:" in err
+    assert not Catalogue(str(tmp_path / "catalogue")).exists()
+
+
+def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, shop, tmp_path):
+    assert indexed(f"images={shop / 'loose.png'}")[0] == 0
+    assert "1 product removed" in indexed("remove=loose.png")[1]
     snapshot = Snapshot(Catalogue(str(tmp_path / "catalogue")))
     searcher = Searcher(snapshot, TrainedNetwork(run, flip_average=True))
     picture = torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8)

@@ -130,15 +130,15 @@ def test_words_alone_and_beside_a_picture(searcher, picture):
     order = ids(both)
     assert len(order) == 160
     alike = ids(searcher.search(Query(pictures=(picture[1],), top_k=160)))
-    # By hand: the sum of 1 / (60 + rank) over both orders.
-    titled = ids(found)
+    # By hand: the sum of 1 / (60 + rank) over both orders; "Light bottom" and "Dark bottom" are equally good.
     fused = {one: 1 / (61 + rank) for rank, one in enumerate(alike)}
-    for rank, one in enumerate(titled):
-        fused[one] += 1 / (61 + rank)
+    for one in ids(found):
+        fused[one] += 1 / 61
     assert [round(fused[one], 9) for one in order] == sorted(
         (round(value, 9) for value in fused.values()), reverse=True
     )
-    assert both.hits[0].similarity is not None
+    assert set(order[:40]) == set(ids(found)), "words come first"
+    assert order[:40] == [one for one in alike if one in ids(found)], "and among these the picture decides"
 
 
 def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkeypatch):
@@ -197,6 +197,7 @@ def test_conditions_hold_in_memory_and_in_the_store_alike(searcher, run, asked, 
         ({"vector": [1]}, "no column vector"),
         ({"price": "cheap"}, "price=cheap is not possible: the column holds double"),
         ({"price": {"least": 1}}, "least is no bound"),
+        ({"price": {"min": 50, "max": 10}}, "price: from 50.0 to 10.0 there is nothing: say the smaller one first"),
     ],
 )
 def test_conditions_that_mean_nothing_are_told(searcher, asked, said):
@@ -242,6 +243,9 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
     assert json.loads(out)[0]["id"] != records[0]["id"]
     _, out, _ = search("text=nosuchword")
     assert out == "No product of the catalogue fits.\n"
+    _, out, err = search("text=bottom", "category=buttom")
+    assert out == "No product of the catalogue fits.\n"
+    assert err == "No product has category=buttom: there are bottom, low, middle, top.\n"
     status, out, _ = search("duplicates=0.5", "format=json")
     assert (status, max(map(len, json.loads(out))) > 1) == (0, True)
     assert "products in" in search("duplicates=0.9999999")[1]
@@ -286,4 +290,18 @@ def test_the_catalogue_of_another_network_is_refused(command, run, tmp_path):
     other = train(compose(overrides=overrides))["run"]
     status, _, err = command(main, f"run={other}", f"catalogue={run.catalogue}", "text=x")
     assert status == 1
-    assert f"search with run={run.path}, or index again with this run" in err
+    assert f"search with run={run.path}, or index anew with this run and rebuild=true" in err
+
+
+def test_without_a_run_it_is_the_catalogues_own_or_the_newest_with_one(command, run, tmp_path):
+    overrides = [*TINY_DATA, f"runs_dir='{run.path.parent.parent}'", "callbacks=essential", "trainer.max_epochs=1"]
+    train(compose(overrides=overrides))
+    status, out, err = command(main, f"runs_dir={run.path.parent.parent}", "text=bottom", "top_k=1", "format=json")
+    assert (status, len(json.loads(out))) == (0, 1)
+    assert f"The newest run with a catalogue: {run.path}" in err
+    elsewhere = tmp_path / "nothing here"
+    status, out, err = command(main, f"runs_dir={elsewhere}", f"catalogue={run.catalogue}", "text=bottom", "top_k=1")
+    assert (status, err) == (0, "")
+    status, _, err = command(main, f"runs_dir={elsewhere}", "text=bottom")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "There is no finished run in" in err

@@ -356,6 +356,29 @@ def test_the_api_finds_what_the_page_finds_and_links_to_it(client, products):
     assert answer["milliseconds"].keys() == {"decode", "embed", "search", "attributes and thumbnails"}
 
 
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("txt=shirt", "No parameter is called txt. Did you mean text?"),
+        ("catgory=top", "No parameter is called catgory. Did you mean category?"),
+        ("utterly=other", "No parameter is called utterly."),
+        ("top_k=0", "top_k cannot be taken"),
+    ],
+)
+def test_a_misspelt_parameter_of_the_api_is_told(client, query, said):
+    answer = client.get(f"/api/search?{query}")
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]
+
+
+def test_the_api_gives_as_many_products_as_are_asked_for(client):
+    first = client.get("/api/search?top_k=3").json()["hits"]
+    second = client.get("/api/search?top_k=3&page=2").json()["hits"]
+    assert len({hit["id"] for hit in first + second}) == 6
+    answer = client.post("/api/search", files={"picture": photograph(0)}, data={"txt": "shirt"})
+    assert answer.status_code == 422
+
+
 def test_pictures_not_to_be_like_come_as_files_too(client, searcher):
     files = [("picture", ("a.png", photograph(1))), ("unlike_picture", ("b.png", photograph(2)))]
     answer = client.post("/api/search", files=files)
@@ -532,6 +555,7 @@ def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving
         ("GET", "/?like=none", 404, "holds no product"),
         ("GET", "/?price_min=cheap", 422, "price_min cannot be taken"),
         ("GET", "/?price_min=nan", 422, "price_min cannot be taken"),
+        ("GET", "/?price_min=50&price_max=10", 422, "from 50.0 to 10.0 there is nothing"),
         ("GET", "/?page=0", 422, "page cannot be taken"),
         ("GET", "/?page=101", 422, "page cannot be taken"),
         ("GET", "/?where=secret:1", 422, "no column secret"),

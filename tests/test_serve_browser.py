@@ -123,7 +123,7 @@ def test_words_and_pages_without_a_mouse(visit):
     page.wait_for_url("**/?text=green")
     first = titles(page)
     assert all("green" in title for title in first)
-    page.get_by_role("link", name="More products").focus()
+    page.get_by_role("link", name="Next page").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**page=2")
     assert not set(first) & set(titles(page))

@@ -133,6 +133,7 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
         (["remove=nosuch"], 1, "there is no such concept. There are: none."),
         (["name=x", "images=.", "false_alarms=1.5"], 2, "false_alarms=1.5"),
         (["name=x", "images=.", "remove=y"], 2, "do not go together"),
+        (["name=top", "images=."], 1, "name=top is a class of the network already"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(teach, arguments, status, said):

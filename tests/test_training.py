@@ -234,6 +234,21 @@ def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path
     assert same_but_for_time(whole, resumed)
 
 
+def test_of_epochs_that_are_as_accurate_the_one_of_the_lowest_loss_stands(tiny, stop, disarm):
+    settings = ("trainer.max_epochs=6", "data.val_size=4", "optimizer.lr=0.02")
+    results = train(tiny(*settings))
+    rows = read_rows(Run(Path(results["run"])))
+    accuracies = [float(row["val/accuracy"]) for row in rows]
+    best = [number for number, accuracy in enumerate(accuracies, start=1) if accuracy == max(accuracies)]
+    assert len(best) > 1, "four images are soon recognised"
+    assert results["best_epoch"] == min(best, key=lambda epoch: float(rows[epoch - 1]["val/loss"])) != best[0]
+    stop(5, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(tiny(*settings))
+    disarm()
+    assert same_but_for_time(results, train(tiny("resume=latest")))
+
+
 def test_a_finished_run_is_not_resumed(tiny):
     results = train(tiny())
     with pytest.raises(UserError, match="finished"):

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.pictures.files import SUFFIXES
 
 # SHA-256 of the unpacked files: the same content travels under several compressions.
 SHA256 = {
@@ -113,6 +114,8 @@ def _verify(path: Path, expected: str, reason: str) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
+        if any(file.suffix.lower() in SUFFIXES for file in path.parents[2].glob("*/*")):
+            ways = f"The pictures in {path.parents[2]} are learned with data=image_folder. {ways}"
         raise UserError(f"Fashion-MNIST is not complete: {path} is missing{reason}. {ways}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {ways}") from error

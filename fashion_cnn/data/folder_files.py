@@ -48,9 +48,10 @@ def find_files(root: Path) -> tuple[FolderFile, ...]:
         files = [file for split in there for file in _files_of(root, root / split, split, groups)]
     classes = sorted({file.label for file in files})
     if len(classes) < 2:
+        loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
         raise UserError(
             f"{root} holds pictures of {len(classes)} classes{': ' + classes[0] if classes else ''}: two or more are "
-            "needed, a sub-folder each."
+            f"needed, a sub-folder each{'; pictures beside the sub-folders are of no class' if loose else ''}."
         )
     trained = {file.label for file in files if file.split in (None, "train")}
     if missing := [name for name in classes if name not in trained]:

@@ -106,8 +106,8 @@ class RandomBlur:
         images = images.float()
         reach = math.ceil(2 * self.sigma)
         places = torch.arange(-reach, reach + 1)
-        weights = torch.exp(-((places / self.sigma) ** 2) / 2)
-        weights = (weights / weights.sum()).tolist()
+        bell = torch.exp(-((places / self.sigma) ** 2) / 2)
+        weights = (bell / bell.sum()).tolist()
         blurred = functional.pad(images, (reach, reach, reach, reach), mode="replicate")
         for dim in (2, 3):
             # Many times as fast as a convolution of one channel.

@@ -32,7 +32,8 @@ def print_table(answers: Iterable[Answer], top_k: int) -> None:
             (likeliest, probability), *others = answer.classes
             said = f"{NONE_OF_THESE} (most like {likeliest})" if answer.none_of_these else likeliest
             if answer.taught:
-                said = f"{', '.join(name for name, _ in answer.taught)} (taught; of the classes {likeliest})"
+                taught = ", ".join(f"{name} (taught, score {score:.1f})" for name, score in answer.taught)
+                said = f"{taught}; else {likeliest}"
             following = ", ".join(f"{name} {share:.1%}" for name, share in others)
             cells = [_shown(answer.path), said, f"{probability:.1%}", *([following] if top_k > 1 else [])]
             table.add_row(*map(Text, cells))

@@ -126,6 +126,15 @@ class Catalogue:
         table = self._opened(name).search().select(["id", "key"]).limit(None).to_arrow()
         return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
 
+    def filled(self) -> set[str]:
+        """The price and those of the shop's own columns that say something of any product."""
+        if not self.exists():
+            return set()
+        table = self._opened(_TABLE)
+        names = [name for name in table.schema.names if name not in {*OWN_COLUMNS, *RESERVED_COLUMNS} - {"price"}]
+        columns = table.search().select(names).limit(None).to_arrow() if names else pa.table({})
+        return {name for name in names if columns[name].null_count < len(columns)}
+
     def stage(self, products: pa.Table) -> None:
         """Write finished products down, for `commit`."""
         _upsert(self._opened(_STAGING), products)
@@ -143,6 +152,9 @@ class Catalogue:
                 table.add_columns(missing)
             if wanted:
                 _upsert(table, _batches(staging, wanted, table.schema))
+            unsaid = set(table.schema.names) - set(staging.schema.names) - self.filled()
+            if unsaid:
+                table.drop_columns(sorted(unsaid))
         version = self._tidied(table)
         self._database.drop_table(_STAGING)
         return version

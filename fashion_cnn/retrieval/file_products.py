@@ -1,5 +1,6 @@
 """A shop's own pictures as products: a folder, with or without a table that says what they are."""
 
+import csv
 import hashlib
 import json
 from collections import Counter
@@ -58,7 +59,7 @@ class _Files:
                 picture = decode(self._files[row], enough=enough)
                 return Picture(preparation(picture), thumbnail(picture))
             except UnreadablePictureError as error:
-                return error
+                return UnreadablePictureError(f"{self._files[row]} {error}")
 
         return read_ahead(rows, read)
 
@@ -98,6 +99,11 @@ def _from_table(path: Path, images: str | Sequence[str] | None) -> tuple[pa.Tabl
         pictures = sorted(file for file in folder.iterdir() if file.is_file() and counts_as_picture(file))
         named = {file.stem: file for file in pictures} | {file.name: file for file in pictures}
         files = [named.get(one, folder / one) for one in ids]
+        if not set(ids) & named.keys():
+            raise UserError(
+                f"{path} has no column image, and no picture in {folder} is called as an id, such as {ids[0]}.jpg: "
+                f"name each product's file in a column image. Its columns are {', '.join(table.column_names)}."
+            )
     for name in OWN_COLUMNS:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(ids), _TYPES[name]))
@@ -119,8 +125,31 @@ def _read_table(path: Path) -> pa.Table:
             raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
         return table.cast(pa.schema([(f.name, _TYPES.get(f.name, _plain(f.type))) for f in table.schema]))
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"products={path} cannot be read ({reason}): give a CSV with a heading, or Parquet.") from error
+        reason = _what_is_wrong(path) or f"products={path} cannot be read ({str(error).splitlines()[0]})"
+        raise UserError(f"{reason}: give a CSV in UTF-8 with a heading and commas, or Parquet.") from error
+
+
+def _what_is_wrong(path: Path) -> str | None:
+    """In a person's words, where a CSV has what spreadsheets are likely to have written."""
+    try:
+        # Spreadsheets put a mark before the text.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.DictReader(file), start=1):
+                if not _is_number(row.get("price") or "0"):
+                    return f"{path}, row {number} (id {row.get('id')}): price={row['price']} is no number such as 14.40"
+    except UnicodeDecodeError as error:
+        return f"{path} is no UTF-8 (byte {error.start})"
+    except (csv.Error, OSError):
+        pass
+    return None
+
+
+def _is_number(typed: str) -> bool:
+    try:
+        float(typed)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_text(name: str) -> bool:
@@ -142,7 +171,10 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _check(table: pa.Table, path: Path) -> None:
     if "id" not in table.column_names:
-        raise UserError(f"{path} has no column id, but {', '.join(table.column_names)}: each product needs an id.")
+        semicolons = " Its columns are separated by ;: save it with commas." if ";" in table.column_names[0] else ""
+        raise UserError(
+            f"{path} has no column id, but {', '.join(table.column_names)}: each product needs an id.{semicolons}"
+        )
     if not table.num_rows:
         raise UserError(f"{path} holds no product.")
     if taken := set(table.column_names) & set(RESERVED_COLUMNS):

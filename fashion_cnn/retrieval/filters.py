@@ -14,6 +14,8 @@ from lancedb.expr import Expr, col, lit
 
 from fashion_cnn.errors import UserError
 
+# Values that are listed where another one was asked for.
+_TOLD = 20
 Value = str | int | float | bool | date
 
 
@@ -66,6 +68,8 @@ def conditions(described: Mapping[str, Any], schema: pa.Schema) -> tuple[Conditi
             low, high = (
                 None if wanted.get(end) is None else _of_kind(name, wanted[end], kind) for end in ("min", "max")
             )
+            if low is not None and high is not None and low > high:  # type: ignore[operator]
+                raise UserError(f"{name}: from {low} to {high} there is nothing: say the smaller one first.")
             if low is not None or high is not None:
                 found.append(Condition(name, low=low, high=high))
             continue
@@ -73,6 +77,18 @@ def conditions(described: Mapping[str, Any], schema: pa.Schema) -> tuple[Conditi
         if chosen := tuple(_of_kind(name, value, kind) for value in values if value is not None):
             found.append(Condition(name, values=chosen))
     return tuple(found)
+
+
+def unmet(asked: Sequence[Condition], table: pa.Table) -> list[str]:
+    """A sentence for each value asked for that no row of `table` holds: which ones there are."""
+    found = []
+    for one in asked:
+        there = pc.unique(table[one.column]).drop_null().to_pylist()
+        for value in one.values:
+            if value not in there:
+                known = ", ".join(str(other) for other in sorted(there)[:_TOLD]) + (", …" if len(there) > _TOLD else "")
+                found.append(f"No product has {one.column}={value}: there are {known}.")
+    return found
 
 
 def filterable(schema: pa.Schema) -> list[str]:

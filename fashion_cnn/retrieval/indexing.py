@@ -8,6 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import torch
 
+from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import UnreadablePictureError
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.approximate import Approximate, bring_up_to_date
@@ -22,8 +23,9 @@ _STAGED_TOGETHER = 2000
 @dataclass(frozen=True)
 class Indexed:
     """added, changed, unchanged, removed: numbers of products. gone: ids that are in the catalogue and no longer among
-    the products, and were not removed. unreadable: by id, why a product's picture could not be read. version: the
-    catalogue's. approximate: the index that it is searched by; None where it is searched exactly.
+    the products, and were not removed. unreadable: by id, why a product's picture could not be read. emptied: columns
+    that say nothing of any product any more. version: the catalogue's. approximate: the index that it is searched by;
+    None where it is searched exactly.
     """
 
     added: int
@@ -32,6 +34,7 @@ class Indexed:
     removed: int
     gone: tuple[str, ...]
     unreadable: dict[str, str]
+    emptied: tuple[str, ...]
     version: int
     approximate: Approximate | None
 
@@ -52,7 +55,8 @@ def index(
     class_weight: see `search_vectors`. prune: remove what the catalogue has and the products have not. rebuild: begin
     anew, with this network.
     approximate_above: of more products than that, have an index that looks at a part of them; None and 0: never.
-    Raises UserError where the catalogue holds another network's vectors, or another process indexes into it.
+    Raises UserError where no picture at all can be read, the catalogue holds another network's vectors, or another
+    process indexes into it.
     """
     about = About(
         network=network.identity,
@@ -68,6 +72,7 @@ def index(
         catalogue.begin(about, own, rebuild=rebuild)
         ids = products.ids
         before = {} if rebuild else catalogue.keys()
+        filled = catalogue.filled()
         wanted = [row for row, one in enumerate(ids) if before.get(one) != products.keys[row]]
         staged = catalogue.keys(staged=True)
         waiting = [row for row in wanted if staged.get(ids[row]) != products.keys[row]]
@@ -84,6 +89,9 @@ def index(
                 done += len(batch)
                 progress(done, len(wanted))
         ready = [ids[row] for row in wanted if ids[row] not in unreadable]
+        if unreadable and not ready and not before:
+            one, reason = next(iter(unreadable.items()))
+            raise UserError(f"None of {len(ids)} pictures could be read, such as {one}: {reason}. Nothing was indexed.")
         catalogue.commit(ready, rebuild=rebuild)
         gone = sorted(before.keys() - set(ids))
         removed = catalogue.remove(gone) if prune and gone else 0
@@ -96,6 +104,7 @@ def index(
         removed=removed,
         gone=() if prune else tuple(gone),
         unreadable=unreadable,
+        emptied=tuple(sorted(filled - catalogue.filled())),
         version=catalogue.newest(),
         approximate=approximate,
     )

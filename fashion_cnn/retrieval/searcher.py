@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -83,7 +84,8 @@ class Searcher:
         if made_by.network != network.identity:
             raise UserError(
                 f"{snapshot.uri} holds what another network saw ({made_by.run}), whose vectors mean something else "
-                f"than those of {network.run.path}: search with run={made_by.run}, or index again with this run."
+                f"than those of {network.run.path}: search with run={made_by.run}, or index anew with this run and "
+                "rebuild=true."
             )
 
     def search(self, query: Query) -> Found:
@@ -152,26 +154,32 @@ class Searcher:
         self, query: Query, direction: Tensor | None, allowed: Tensor | None, without: Sequence[int]
     ) -> Sequence[tuple[int, float | None]]:
         """By the titles alone, or by title and picture: the sum of 1 / (60 + rank) over both orders; a product whose
-        title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009).
+        title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009). Titles that are
+        as good share a rank, so that among them the picture decides.
         """
-        with_words = self.snapshot.rows_with_words(query.words)
+        rows, scores = self.snapshot.with_words(query.words)
         if allowed is not None:
-            with_words = with_words[allowed[with_words]]
+            rows, scores = rows[allowed[rows]], scores[allowed[rows]]
         if direction is None:
-            return [(row, None) for row in with_words.tolist()]
-        titled: list[int] = with_words[:_TAKING_PART].tolist()
+            return [(row, None) for row in rows.tolist()]
+        if not self.snapshot.approximate:
+            cosines = self.snapshot.similarity(direction)[rows]
+            order = torch.from_numpy(np.lexsort((-cosines.numpy(), -scores.numpy())))
+            rows, scores = rows[order], scores[order]
+        rows, scores = rows[:_TAKING_PART], scores[:_TAKING_PART]
+        titled = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
         similarity = dict(self.snapshot.nearest(direction, _TAKING_PART, query.conditions, without))
         alike = list(similarity)
         # Those with the words have their rank among all pictures, wherever it is.
         if others := sorted(set(titled) - set(alike)):
-            cosines = (self.snapshot.vectors_of(others) @ direction).tolist()
-            similarity |= dict(zip(others, cosines, strict=True))
+            similarity |= dict(zip(others, (self.snapshot.vectors_of(others) @ direction).tolist(), strict=True))
             others.sort(key=lambda row: -similarity[row])
-        scores: dict[int, float] = {}
-        for order in ([*alike, *others], titled):
-            for rank, row in enumerate(order, start=1):
-                scores[row] = scores.get(row, 0.0) + 1 / (_RANK_OFFSET + rank)
-        return [(row, similarity[row]) for row in sorted(scores, key=lambda row: -scores[row])]
+        pictured = {row: rank for rank, row in enumerate([*alike, *others], start=1)}
+        fused = {
+            row: sum(1 / (_RANK_OFFSET + ranks[row]) for ranks in (pictured, titled) if row in ranks)
+            for row in pictured
+        }
+        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
 
     def _hits(self, ranked: Sequence[tuple[int, float | None]]) -> tuple[Hit, ...]:
         hits = []

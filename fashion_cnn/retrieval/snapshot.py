@@ -5,7 +5,7 @@ Of a catalogue with an index (approximate.py) the vectors stay on disk.
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,13 @@ from torch import Tensor
 from fashion_cnn.retrieval import approximate
 from fashion_cnn.retrieval.catalogue import Catalogue, about_of, has_words
 from fashion_cnn.retrieval.filters import Condition
+
+
+class WithWords(NamedTuple):
+    """Products whose titles hold some words: rows `(K,)`, the best title first, and how good each one is, `(K,)`."""
+
+    rows: Tensor
+    scores: Tensor
 
 
 class Snapshot:
@@ -105,18 +112,21 @@ class Snapshot:
             return None
         return torch.from_numpy(np.logical_and.reduce([each.holds(self.attributes) for each in conditions]))
 
-    def rows_with_words(self, words: str) -> Tensor:
-        """The products whose titles hold any of the words `(K,)`, the best first by BM25; of equal ones the first."""
+    def with_words(self, words: str) -> WithWords:
+        """The products whose titles hold any of the words, by BM25; of equal ones the first."""
         return self._with_words(words)
 
-    def _find_words(self, words: str) -> Tensor:
+    def _find_words(self, words: str) -> WithWords:
         if not has_words(self._table):
-            return torch.empty(0, dtype=torch.int64)
+            return WithWords(torch.empty(0, dtype=torch.int64), torch.empty(0))
         query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(self))
         hits = query.to_arrow()
         places = np.searchsorted(self._row_ids, hits["_rowid"].to_numpy(), sorter=self._by_row_id)
         rows = self._by_row_id[places]
-        return torch.from_numpy(rows[np.lexsort((rows, -hits["_score"].to_numpy()))])
+        # Equal titles have equal scores, but for the last digits.
+        scores = hits["_score"].to_numpy().astype(np.float32).round(4)
+        order = np.lexsort((rows, -scores))
+        return WithWords(torch.from_numpy(rows[order]), torch.from_numpy(scores[order]))
 
     def hold_thumbnails(self, most_bytes: int) -> None:
         """Keep all thumbnails in memory, if they take no more than about `most_bytes`: for whoever searches often."""

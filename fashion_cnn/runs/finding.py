@@ -54,6 +54,15 @@ def find_measured(reference: str | Path | Iterable[str] | None, runs_dir: Path) 
     return run
 
 
+def find_indexed(runs_dir: Path) -> Run:
+    """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
+    runs = [run for run in find_all(runs_dir) if run.catalogue.is_dir() and run.state == "finished"]
+    if not runs:
+        return find_measured("latest", runs_dir)
+    print(f"The newest run with a catalogue: {as_typed(runs[-1].path)}", file=sys.stderr)
+    return runs[-1]
+
+
 def _find(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
     if reference is None:
         raise UserError("run=null names no run: give a run's directory, or latest.")

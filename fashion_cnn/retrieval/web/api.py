@@ -1,7 +1,9 @@
 """The JSON API: what the pages do, for programs."""
 
+import difflib
 import json
 import math
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -19,6 +21,7 @@ from fashion_cnn.retrieval.web.shown import kind
 from fashion_cnn.retrieval.web.storefront import Storefront
 
 Id = Annotated[str, Query(max_length=1000, description="The id of a product")]
+TopK = Annotated[int, Query(ge=1, le=100, description="How many products a page")]
 _ERROR = {"content": {"application/json": {"example": {"error": "What was wrong.", "status": 422}}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"description": "A value that cannot be", **_ERROR},
@@ -38,10 +41,11 @@ def api(desk: Desk) -> APIRouter:
     router = APIRouter(prefix="/api", default_response_class=Json)
 
     @router.get("/search", summary="Search by products, words and filters", responses=_NOT_THERE | _ERRORS)
-    async def search(asked: Annotated[Asked, Query()]) -> Response:
+    async def search(request: Request, asked: Annotated[Asked, Query()], top_k: TopK = desk.top_k) -> Response:
         """Without anything asked for, the catalogue from its start."""
+        _refuse_unknown(request.query_params, known=[*Asked.model_fields, "top_k"])
         front = desk.shop.open()
-        return _results(front, asked, await desk.answer(front, asked))
+        return _results(front, asked, await desk.answer(front, asked, top_k=top_k))
 
     @router.post(
         "/search",
@@ -59,6 +63,7 @@ def api(desk: Desk) -> APIRouter:
         """A form: picture files beside the fields of the search above. The answer's link shows it as a page."""
         front = desk.shop.open()
         async with desk.uploads.read(request) as form:
+            _refuse_unknown(form.fields, known=list(Asked.model_fields))
             asked = asked_of(form)
             if any(len(files) > MOST_PICTURES for files in form.files.values()):
                 raise Refused(422, f"Too many pictures: {MOST_PICTURES} are the most at once.")
@@ -97,6 +102,14 @@ def api(desk: Desk) -> APIRouter:
         )
 
     return router
+
+
+def _refuse_unknown(names: Iterable[str], *, known: Sequence[str]) -> None:
+    """A misspelt filter would give the whole catalogue. Raises Refused."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise Refused(422, f"No parameter is called {name}. {f'Did you mean {near[0]}?' if near else ''}".strip())
 
 
 def _named(front: Storefront, one: str) -> Hit:

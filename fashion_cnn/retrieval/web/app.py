@@ -20,6 +20,14 @@ from fashion_cnn.retrieval.web.refusals import NoCatalogue, Refused
 from fashion_cnn.retrieval.web.rendering import Rendering
 from fashion_cnn.retrieval.web.shop import Shop
 
+# In a visitor's words, where the standard's are a program's.
+_HEADINGS = {
+    413: "Too large",
+    415: "This is no picture that can be searched by",
+    422: "This cannot be searched",
+    503: "Not now",
+}
+
 
 def application(desk: Desk, *, address: str, refresh_seconds: float) -> ASGIApp:
     """address: where it is served, which says whose requests are taken. refresh_seconds: how often it looks whether the
@@ -53,7 +61,7 @@ def application(desk: Desk, *, address: str, refresh_seconds: float) -> ASGIApp:
         elif isinstance(refused, NoCatalogue):
             response = rendering.page("no_catalogue.html", refused.status)
         else:
-            heading = HTTPStatus(refused.status).phrase
+            heading = _HEADINGS.get(refused.status) or HTTPStatus(refused.status).phrase
             response = rendering.page("error.html", refused.status, heading=heading, message=refused.message)
         response.headers.update(refused.headers)
         return response
