@@ -115,9 +115,9 @@ def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
     (shop / "bags" / "sack.png").unlink()
     status, out, _, after = indexed(f"images={shop}")
     assert status == 0
-    assert "1 products added, 1 changed, 0 removed, 4 as they were" not in out
-    assert "1 products added, 1 changed, 0 removed, 3 as they were" in out
-    assert "1 products of the catalogue are not among these (such as bags/sack.png): prune=true" in out
+    assert "1 product added, 1 changed, 0 removed, 4 as they were" not in out
+    assert "1 product added, 1 changed, 0 removed, 3 as they were" in out
+    assert "In the catalogue, but not among these: 1 product, such as bags/sack.png. prune=true" in out
     assert after["loose.png"]["vector"] != before["loose.png"]["vector"]
     assert after["bags/bag.png"] == before["bags/bag.png"]
     assert "bags/sack.png" in after
@@ -130,10 +130,10 @@ def test_products_are_taken_out_by_their_ids(indexed, shop):
     indexed(f"images={shop}")
     status, out, _, rows = indexed("remove=loose.png")
     assert (status, len(rows)) == (0, 4)
-    assert "1 products removed" in out
+    assert "1 product removed" in out
     status, _, err, rows = indexed("remove=['bags/bag.png',nosuch,\"' OR 1=1 --\"]")
     assert (status, len(rows)) == (1, 3)
-    assert "2 of 3 ids are not in the catalogue" in err
+    assert "The catalogue held only 1 of 3 ids." in err
 
 
 def write_csv(path, *lines):
