@@ -162,13 +162,14 @@ class Searcher:
             rows, scores = rows[allowed[rows]], scores[allowed[rows]]
         if direction is None:
             return [(row, None) for row in rows.tolist()]
-        if not self.snapshot.approximate:
-            cosines = self.snapshot.similarity(direction)[rows]
-            order = torch.from_numpy(np.lexsort((-cosines.numpy(), -scores.numpy())))
-            rows, scores = rows[order], scores[order]
-        rows, scores = rows[:_TAKING_PART], scores[:_TAKING_PART]
-        titled = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
         similarity = dict(self.snapshot.nearest(direction, _TAKING_PART, query.conditions, without))
+        if self.snapshot.approximate:
+            likeness = torch.tensor([similarity.get(row, -1.0) for row in rows.tolist()])
+        else:
+            likeness = self.snapshot.similarity(direction)[rows]
+        order = torch.from_numpy(np.lexsort((-likeness.numpy(), -scores.numpy())))[:_TAKING_PART]
+        rows, scores = rows[order], scores[order]
+        titled = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
         alike = list(similarity)
         # Those with the words have their rank among all pictures, wherever it is.
         if others := sorted(set(titled) - set(alike)):
