@@ -37,7 +37,7 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
     base = _without_values(config_name, overrides.task, overrides.hydra)
     for key in map(str, config):
         if key not in base:
-            raise UserError(f"'{key}' is no option.{_did_you_mean(key, map(str, base))}", status=2)
+            raise UserError(f"'{key}' is no option.{did_you_mean(key, map(str, base))}", status=2)
     _check_kinds(base, config, overrides.task)
 
 
@@ -117,7 +117,7 @@ def explain(error: Exception, config_name: str, config_dir: str) -> UserError | 
         offers = f"{group} offers: {', '.join(options)}."
         if group == "hydra/launcher":
             offers += f" {_MORE_LAUNCHERS}"
-        return UserError(f"{group}={option} does not exist.{_did_you_mean(option, options)} {offers}", status=2)
+        return UserError(f"{group}={option} does not exist.{did_you_mean(option, options)} {offers}", status=2)
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         meant = _with_a_key(error.override, config_name, config_dir)
         return UserError(f"'{error.override}' has no key: type {meant}. See --help.", status=2)
@@ -177,7 +177,7 @@ def _no_option(key: str, config_name: str, config_dir: str) -> UserError:
         return UserError(
             f"'{key}' is no option here: what it belongs to was dropped or replaced. See --cfg job.", status=2
         )
-    near = _did_you_mean(key, keys)
+    near = did_you_mean(key, keys)
     of = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
     return UserError(f"'{key}' is no option{of}.{near} See --help for all of them.", status=2)
 
@@ -208,7 +208,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _did_you_mean(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A question, after a space, whether what is most like `word` was meant; nothing where nothing is like it."""
     choices = list(choices)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     # Where only the last part of a dotted key is known: `lr` for `optimizer.lr`.

@@ -30,16 +30,15 @@ def search(config: DictConfig) -> None:
     require("search", "lancedb")
     _check(config)
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.prediction import TrainedNetwork
     from fashion_cnn.retrieval.filters import unmet
     from fashion_cnn.retrieval.named import run_and_catalogue
     from fashion_cnn.retrieval.searcher import Searcher
     from fashion_cnn.retrieval.snapshot import Snapshot
+    from fashion_cnn.retrieval.vectors import network_of
 
     run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     snapshot = Snapshot(catalogue)
-    network = TrainedNetwork(run, flip_average=snapshot.about.flip_average, invert=snapshot.about.invert)
-    searcher = Searcher(snapshot, network)
+    searcher = Searcher(snapshot, network_of(run, snapshot.about))
     if config.duplicates is not None:
         _tell_duplicates(searcher, config)
         return

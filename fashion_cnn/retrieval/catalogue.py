@@ -152,8 +152,8 @@ class Catalogue:
                 table.add_columns(missing)
             if wanted:
                 _upsert(table, _batches(staging, wanted, table.schema))
-            unsaid = set(table.schema.names) - set(staging.schema.names) - self.filled()
-            if unsaid:
+            left = set(table.schema.names) - set(staging.schema.names)
+            if left and (unsaid := left - self.filled()):
                 table.drop_columns(sorted(unsaid))
         version = self._tidied(table)
         self._database.drop_table(_STAGING)

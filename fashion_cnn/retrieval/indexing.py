@@ -104,7 +104,7 @@ def index(
         removed=removed,
         gone=() if prune else tuple(gone),
         unreadable=unreadable,
-        emptied=tuple(sorted(filled - catalogue.filled())),
+        emptied=tuple(sorted(filled - catalogue.filled())) if filled else (),
         version=catalogue.newest(),
         approximate=approximate,
     )

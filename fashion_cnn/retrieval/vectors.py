@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.prediction import Seen, TrainedNetwork
+from fashion_cnn.retrieval.catalogue import About
+from fashion_cnn.runs import Run
 
 # Of the softmax: networks that learn from softened or mixed labels are surer than their probabilities say. Of 0.1 to 1
 # the best on validation, by little (docs/search.md).
@@ -20,6 +22,11 @@ def search_vectors(seen: Seen, class_weight: float) -> Tensor:
         return seen.embeddings
     probabilities = functional.softmax(seen.logits / _TEMPERATURE, dim=1)
     return torch.cat([(1 - class_weight) ** 0.5 * seen.embeddings, (class_weight * probabilities).sqrt()], dim=1)
+
+
+def network_of(run: Run, about: About) -> TrainedNetwork:
+    """The run's network, looking at pictures as it did for a catalogue."""
+    return TrainedNetwork(run, flip_average=about.flip_average, invert=about.invert)
 
 
 def dimensions_of(network: TrainedNetwork, class_weight: float) -> int:

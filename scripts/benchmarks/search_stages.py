@@ -9,18 +9,16 @@ from typing import Any
 
 from benchmarks.memory import resident_memory
 from fashion_cnn.pictures.decoding import decode
-from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import search_vectors
+from fashion_cnn.retrieval.vectors import network_of, search_vectors
 from fashion_cnn.runs import Run
 
 
 def searcher_of(run: Run, catalogue: str) -> Searcher:
     snapshot = Snapshot(Catalogue(catalogue))
-    about = snapshot.about
-    return Searcher(snapshot, TrainedNetwork(run, flip_average=about.flip_average, invert=about.invert))
+    return Searcher(snapshot, network_of(run, snapshot.about))
 
 
 def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The JSON API: what the pages do, for programs."""
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.answering import Answered
@@ -108,8 +108,7 @@ def _refuse_unknown(names: Iterable[str], *, known: Sequence[str]) -> None:
     """A misspelt filter would give the whole catalogue. Raises Refused."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise Refused(422, f"No parameter is called {name}. {f'Did you mean {near[0]}?' if near else ''}".strip())
+            raise Refused(422, f"No parameter is called {name}.{did_you_mean(name, known)}")
 
 
 def _named(front: Storefront, one: str) -> Hit:

@@ -10,6 +10,7 @@ from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predict
 from fashion_cnn.retrieval.catalogue import About, Catalogue
 from fashion_cnn.retrieval.searcher import Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
+from fashion_cnn.retrieval.vectors import network_of
 from fashion_cnn.retrieval.web.latency import Latencies
 from fashion_cnn.retrieval.web.refusals import NoCatalogue
 from fashion_cnn.retrieval.web.storefront import Storefront
@@ -109,5 +110,5 @@ class Shop:
         before = self._network
         if before and (before.flip_average, before.preparation.invert) == (about.flip_average, about.invert):
             return before
-        self._network = TrainedNetwork(self.run, flip_average=about.flip_average, invert=about.invert)
+        self._network = network_of(self.run, about)
         return self._network
