@@ -66,6 +66,14 @@ def test_a_gap_that_few_images_cannot_show_is_no_overfitting():
     assert judge(history, 50, 50).kind == "fits well"
 
 
+def test_a_verdict_by_few_images_says_so():
+    history = MADE_UP["all gap"][1]
+    assert "tell little" not in judge(history, 5000, 5000).rule
+    assert (
+        "but 50 validation images tell little: with others the gap could be anything" in judge(history, 5000, 50).rule
+    )
+
+
 def test_without_a_measured_gap_there_is_no_verdict():
     nothing = History(epochs=np.array([1]), figures={"running/loss": np.array([1.0])})
     assert judge(nothing, 0, 0) is None

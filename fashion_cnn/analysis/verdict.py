@@ -18,13 +18,15 @@ RISE = 0.05  # of validation loss above its lowest, in relation to it
 STILL_FALLING = 0.02  # of validation loss over the last epoch, in relation to it
 MOSTLY_GAP = 2 / 3  # of the validation mistakes
 HARDLY_GAP = 1 / 4  # of the validation mistakes
+UNSURE = 0.05  # a gap whose interval is wider was measured on few images
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the curves of a training come to.
 
-    kind: the verdict. rule: the rule that gave it, with the figures that met it. last_epoch: the last one measured,
+    kind: the verdict. rule: the rule that gave it, with the figures that met it, and a reservation where few images
+    gave them. last_epoch: the last one measured,
     from 1. gap, loss_gap: train probe against validation after that epoch, of accuracy and (the estimate) of loss.
     rising_since: the first epoch of the validation loss's rise, while the training loss fell; None without one.
     lowest_at_end: whether the validation loss was at its lowest after the last epoch.
@@ -68,7 +70,7 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         rising_since = int(epochs[lowest + 1]) if rising else None
         return Verdict(
             kind=kind,
-            rule=rule,
+            rule=rule + _reservation(gap, val_count),
             last_epoch=int(epochs[-1]),
             gap=gap,
             loss_gap=float(val[-1] - train[-1]),
@@ -102,3 +104,12 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         return verdict("underfitting", f"{gap_said}, and {falling}{' in the last epoch' * (len(val) > 1)}")
     why = "the validation loss did not rise" if rise < RISE else "the training loss did not fall as the other rose"
     return verdict("fits well", f"{why}, and {gap_said} (less than two thirds)")
+
+
+def _reservation(gap: Gap, val_count: int) -> str:
+    if gap.high - gap.low <= UNSURE:
+        return ""
+    return (
+        f"; but {val_count:,} validation images tell little: with others the gap could be anything from "
+        f"{gap.low * 100:+.1f} to {gap.high * 100:+.1f} points"
+    )

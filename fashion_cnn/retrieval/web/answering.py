@@ -51,7 +51,7 @@ def answer(
     with watch.measuring(decoding):
         pictures, others = (
             tuple(uncarried(text, preparation.image_shape) for text in texts)
-            + tuple(prepared(content, preparation, most_pixels) for content in files)
+            + prepared(files, preparation, most_pixels)
             for texts, files in ((asked.picture, uploaded), (asked.unlike_picture, other_uploaded))
         )
     query = Query(
@@ -83,13 +83,20 @@ def answer(
     return Answered(found, pictures, others, said, watch)
 
 
-def prepared(content: bytes, preparation: Preparation, most_pixels: int) -> Tensor:
-    """The picture of a file `(C, H, W)` uint8 as the network takes it. Raises Refused."""
+def prepared(files: Sequence[bytes], preparation: Preparation, most_pixels: int) -> tuple[Tensor, ...]:
+    """The pictures of files `(C, H, W)` uint8 as the network takes them. Raises Refused, naming which."""
+    names = (
+        ["The picture"] if len(files) == 1 else [f"Picture {place + 1} of {len(files)}" for place in range(len(files))]
+    )
+    return tuple(_prepared(*each, preparation, most_pixels) for each in zip(names, files, strict=True))
+
+
+def _prepared(name: str, content: bytes, preparation: Preparation, most_pixels: int) -> Tensor:
     try:
         return preparation(decode(content, enough=preparation.enough, most=most_pixels))
     except TooManyPixelsError as error:
-        raise Refused(413, f"The picture {error}.") from error
+        raise Refused(413, f"{name} {error}.") from error
     except UnreadablePictureError as error:
-        raise Refused(415, f"The picture {error}.") from error
+        raise Refused(415, f"{name} {error}.") from error
     except (ValueError, OSError, Image.DecompressionBombError) as error:
-        raise Refused(415, "The picture cannot be used: save it as a JPEG or PNG file.") from error
+        raise Refused(415, f"{name} cannot be used: save it as a JPEG or PNG file.") from error

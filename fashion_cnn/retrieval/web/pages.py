@@ -129,4 +129,4 @@ def _pictures(asked: Asked, answered: Answered) -> list[AskedPicture]:
 
 
 def _carried(files: list[bytes], preparation: Preparation, most_pixels: int) -> list[str]:
-    return [carried(prepared(content, preparation, most_pixels)) for content in files]
+    return [carried(picture) for picture in prepared(files, preparation, most_pixels)]
