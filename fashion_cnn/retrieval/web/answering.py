@@ -85,9 +85,8 @@ def answer(
 
 def prepared(files: Sequence[bytes], preparation: Preparation, most_pixels: int) -> tuple[Tensor, ...]:
     """The pictures of files `(C, H, W)` uint8 as the network takes them. Raises Refused, naming which."""
-    names = (
-        ["The picture"] if len(files) == 1 else [f"Picture {place + 1} of {len(files)}" for place in range(len(files))]
-    )
+    count = len(files)
+    names = ["The picture"] if count == 1 else [f"Picture {place} of {count}" for place in range(1, count + 1)]
     return tuple(_prepared(*each, preparation, most_pixels) for each in zip(names, files, strict=True))
 
 
