@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
+from fashion_cnn.numbers import counted
 from fashion_cnn.options import check_images, check_invert
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def teach(config: DictConfig) -> None:
         background = _background(concepts, network, config.data.root)
         concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
         replaced = concepts.keep(concept)
-        print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {_counted(concept.examples)}.")
+        print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {counted(concept.examples, 'example')}.")
         print(f"  {_reliability(concept)}")
     _list(concepts.all(), run)
 
@@ -116,10 +117,6 @@ def _reliability(concept: Concept) -> str:
     said = f"Each example left out in turn, {concept.recognised} of {concept.examples} were recognised by the others"
     weak = concept.recognised < concept.examples * 0.7
     return f"{said}{': more examples, or more alike, would help' if weak else ''}."
-
-
-def _counted(examples: int) -> str:
-    return "one example" if examples == 1 else f"{examples} examples"
 
 
 def main() -> None:

@@ -174,9 +174,20 @@ def test_the_same_picture_in_two_splits_is_told(tmp_path, capsys):
     copy = (tmp_path / "x" / "train" / "a" / "1.png").read_bytes()
     (tmp_path / "x" / "test" / "a" / "copy.png").write_bytes(copy)
     module(tmp_path / "x", val_share=0)
-    assert "1 pictures stand in more than one of train, val and test:\n  train/a/1.png = test/a/copy.png" in (
+    assert "In more than one of train, val and test: 1 picture\n  train/a/1.png = test/a/copy.png" in (
         capsys.readouterr().err
     )
+
+
+def test_the_same_picture_in_two_classes_is_told(tmp_path, capsys):
+    for bar, name in enumerate("ab"):
+        for number in range(6):
+            draw(tmp_path / "x" / name / f"{number}.png", number, bar=bar)
+    (tmp_path / "x" / "b" / "copy.png").write_bytes((tmp_path / "x" / "a" / "1.png").read_bytes())
+    module(tmp_path / "x")
+    said = capsys.readouterr().err
+    assert "In more than one class: 1 picture\n  a/1.png = b/copy.png" in said
+    assert "train, val and test" not in said
 
 
 def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypatch):

@@ -111,3 +111,22 @@ def test_an_ablation_whose_settings_were_changed_is_made_anew(reproduce):
     reproduce.trained.clear()
     reproduce.ablate("speedrun_93", record=True)
     assert reproduce.trained == [("trainer.max_epochs=6", 0), ("trainer.max_epochs=6", 1)]
+
+
+def test_a_row_mixes_no_recipes(reproduce, monkeypatch):
+    for recipe, seeds in (("old", "0,1"), ("new", "1,")):
+        monkeypatch.setattr(reproduce.Training, "recipe", recipe)
+        reproduce.reproduce("speedrun_93", {"seeds": seeds, "record": ""}, [])
+    assert [(line["recipe"], line["results"]["seed"]) for line in reproduce.recorded("speedrun_93")] == [("new", 1)]
+
+
+def test_a_recipe_is_all_settings_but_the_seed(reproduce):
+    first, other_seed, longer = (
+        reproduce.Training("row", typed, seed)
+        for typed, seed in (
+            (["model=tiny"], 0),
+            (["model=tiny", "runs_dir=elsewhere"], 1),
+            (["model=tiny", "trainer.max_epochs=5"], 0),
+        )
+    )
+    assert first.recipe == other_seed.recipe != longer.recipe

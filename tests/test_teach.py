@@ -114,7 +114,7 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
     assert np.mean(new["bottom"]) > 0.7
     assert np.mean(new["top"] + new["middle"] + new["low"]) < 0.4
     status, out, _ = teach("name=at the bottom, (new)", f"images={examples[0]}")
-    assert "Replaced: at the bottom, (new), from one example.\n  How reliable that is cannot be told" in out
+    assert "Replaced: at the bottom, (new), from 1 example.\n  How reliable that is cannot be told" in out
     status, out, _ = teach("name=another", f"images={examples[0]}")
     assert out.index("another") < out.index("at the bottom")
     status, out, _ = teach("remove=at the bottom, (new)")
@@ -164,5 +164,5 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_taught(teach, 
     (tmp_path / "b.png").write_text("text")
     status, out, err = teach("name=x", f"images={tmp_path}")
     assert status == 0
-    assert "from one example" in out
+    assert "from 1 example" in out
     assert "b.png: is no picture" in err

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashion_cnn.data.folder_files import FolderFile, find_files
+from fashion_cnn.data.folder_files import find_files
+from fashion_cnn.data.folder_remarks import tell_contradicting, tell_shared, tell_unreadable
 from fashion_cnn.data.folder_split import split_files
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.picture_cache import Looked, cache_folder, decoded, look_at
@@ -25,8 +25,6 @@ from fashion_cnn.progress_bar import progress_bar
 
 # Unless an image size is asked for: the pictures' own, within what a small network takes in good time.
 _SMALLEST, _LARGEST = 28, 64
-# So many pictures that cannot be read, or that two splits share, are told one by one.
-_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class ImageFolderDataModule(ImageDataModule):
                 in_memory_up_to=int(self._in_memory_share * _memory()),
                 progress=progress,
             )
-        _tell_unreadable(self.root, paths, pictures.unreadable)
+        tell_unreadable(self.root, paths, pictures.unreadable)
         kept = [place for place in range(len(files)) if place not in pictures.unreadable]
         names = sorted({files[place].label for place in kept})
         if len(names) < 2:
@@ -182,7 +180,9 @@ class ImageFolderDataModule(ImageDataModule):
                 )
             )
         self._folder = _Folder(pictures.images, targets, **members)
-        _tell_shared(files, looked, members)
+        contents = [one.content for one in looked]
+        tell_shared(files, contents, members)
+        tell_contradicting([files[place] for place in kept], [contents[place] for place in kept])
         mean, std = channel_statistics(pictures.images, members["train"])
         return {
             "class_names": names,
@@ -217,28 +217,3 @@ def _memory() -> int:
 def _fingerprint(described: Sequence[tuple[str, str, str]]) -> str:
     """Of path, content and split of each picture."""
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-
-
-def _tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str]) -> None:
-    if unreadable:
-        print(f"{len(unreadable)} of {len(paths)} files in {root} are left out:", file=sys.stderr)
-        _tell([f"{paths[place]}: {reason}" for place, reason in sorted(unreadable.items())])
-
-
-def _tell_shared(files: Sequence[FolderFile], looked: Sequence[Looked], members: Mapping[str, Tensor]) -> None:
-    """Say which pictures stand in two splits: what is measured on them was trained on."""
-    splits: dict[str, dict[str, str]] = {}
-    for name, places in members.items():
-        for place in places.tolist():
-            splits.setdefault(looked[place].content, {}).setdefault(name, files[place].path)
-    shared = [" = ".join(by_split.values()) for by_split in splits.values() if len(by_split) > 1]
-    if shared:
-        print(f"{len(shared)} pictures stand in more than one of train, val and test:", file=sys.stderr)
-        _tell(shared)
-
-
-def _tell(lines: Sequence[str]) -> None:
-    for line in lines[:_TOLD]:
-        print(f"  {line}", file=sys.stderr)
-    if len(lines) > _TOLD:
-        print(f"  … and {len(lines) - _TOLD} more", file=sys.stderr)

@@ -11,12 +11,13 @@ def channel_statistics(images: Tensor, members: Tensor) -> tuple[list[float], li
     """
     total, squares = zeros(2, images.shape[1], dtype=double)
     count = 0
-    for part in members.split(1000):
-        pixels = images[part].double() / 255
-        total += pixels.sum(dim=(0, 2, 3))
-        squares += pixels.square().sum(dim=(0, 2, 3))
+    # Few at once, which stay in the processor's cache; single precision is exact enough within a picture.
+    for part in members.split(64):
+        pixels = images[part].float()
+        total += pixels.sum(dim=(2, 3)).double().sum(dim=0)
+        squares += pixels.square_().sum(dim=(2, 3)).double().sum(dim=0)
         count += pixels[:, 0].numel()
-    mean = total / count
+    mean = total / count / 255
     # Pictures of one colour have no variance to divide by.
-    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    std = (squares / count / 255**2 - mean.square()).clamp(min=1e-6).sqrt()
     return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
