@@ -23,6 +23,7 @@ from fashion_cnn.runs import write_whole
 Progress = Callable[[int, int], None]
 # Raised where pictures are prepared in another way than before.
 _VERSION = 1
+_LOOKED_AT_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,12 @@ def look_at(root: Path, paths: Sequence[str], folder: Path, progress: Progress) 
             kind = (0, 0, True)
         return Looked(status.st_size, status.st_mtime_ns, hashlib.sha256(content).hexdigest(), *kind)
 
-    looked = []
-    for number, (_, found) in enumerate(read_ahead(paths, look), start=1):
-        looked.append(found)
-        progress(number, len(paths))
+    looked: list[Looked] = []
+    # Most have not changed, and are looked at in less time than a thread takes to be asked.
+    parts = [paths[start : start + _LOOKED_AT_TOGETHER] for start in range(0, len(paths), _LOOKED_AT_TOGETHER)]
+    for _, found in read_ahead(parts, lambda part: [look(path) for path in part]):
+        looked += found
+        progress(len(looked), len(paths))
     now = dict(zip(paths, looked, strict=True))
     if now != before:
         write_whole(index, json.dumps({path: tuple(vars(found).values()) for path, found in now.items()}))
