@@ -46,8 +46,12 @@ def index(config: DictConfig) -> None:
     keep_freed_memory()
     run = find_measured(config.run, Path(config.runs_dir))
     catalogue = Catalogue(catalogue_at(config.catalogue, run))
-    if config.remove:
-        _remove(catalogue, listed(config.remove))
+    if config.remove is not None:
+        ids = listed(config.remove)
+        if not any(ids):
+            raise UserError("remove= names no product: give an id, or a list of them.", status=2)
+        with catalogue.indexing():
+            _remove(catalogue, ids)
         return
     network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
     try:

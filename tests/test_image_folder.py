@@ -139,10 +139,35 @@ def test_copies_of_a_picture_are_drawn_into_one_split(folder):
     assert len(set.union(*sets)) == sum(map(len, sets)) == 60
 
 
+def test_a_group_may_be_called_as_one_of_its_pictures_and_takes_copies_along(folder):
+    names = [f"Bäume/{number:02}.png" for number in range(20)]
+    lines = [f"{name},Bäume/{int(name[-6:-4]) // 2 * 2:02}.png" for name in names]
+    (folder / "groups.csv").write_text("file,group\n" + "\n".join(lines) + "\n")
+    # A copy of the first of a pair, of no group itself.
+    (folder / "Bäume" / "copy.png").write_bytes((folder / "Bäume" / "06.png").read_bytes())
+    data = module(folder, val_share=0.25, test_share=0.25)
+    pair = [number // 2 for number in range(20)] + [3]
+    parts = [
+        {pair[index] for index in split.indices.tolist() if index < 21}
+        for split in (data.train_split, data.val_split, data.test_split)
+    ]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 10
+
+
+def test_a_group_in_two_splits_is_told(tmp_path, capsys):
+    for split in ("train", "test"):
+        for bar, name in enumerate("ab"):
+            for number in range(4):
+                draw(tmp_path / "x" / split / name / f"{number}.png", number + 10 * bar + 20 * len(split), bar=bar)
+    (tmp_path / "x" / "groups.csv").write_text("file,group\ntrain/a/0.png,shoe\ntest/a/3.png,shoe\n")
+    module(tmp_path / "x", val_share=0)
+    assert "train, val and test: 1 picture:\n  train/a/0.png = test/a/3.png" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"file,group\nnosuch.png,1\n", "names 1 files that are not there, such as nosuch.png"),
+        (b"file,group\nnosuch.png,1\n", "names 1 files that are no pictures of a class in .*, such as nosuch.png"),
         (b"name,group\n", "has the columns name, group: it needs file and group"),
         ("file,group\nBäume/00.png,1\n".encode("latin-1"), "is no UTF-8"),
     ],
@@ -166,6 +191,52 @@ def test_what_cannot_be_read_is_told_and_left_out(folder, capsys):
     assert 0 not in torch.cat([data.train_split.indices, data.val_split.indices, data.test_split.indices]).tolist()
 
 
+def test_more_than_a_few_unreadable_pictures_are_listed_in_a_file(folder, cache, capsys):
+    for number in range(12):
+        (folder / "Bäume" / f"{number:02}.png").write_text("no picture")
+    module(folder)
+    said = capsys.readouterr().err
+    (listing,) = cache.glob("*-left-out.txt")
+    assert f"… and 2 more, all in {listing}" in said
+    assert listing.read_text().count("holds text") == 12
+
+
+def test_a_class_of_which_no_training_picture_can_be_read_is_refused(folder):
+    for path in (folder / "Bäume").iterdir():
+        path.write_text("no picture")
+    with pytest.raises(UserError, match=r"No training picture of the class Bäume .* can be read \(Bäume/00.png: is no"):
+        module(folder)
+
+
+def test_a_picture_that_could_not_be_read_once_is_read_the_next_time(folder, monkeypatch, capsys):
+    hidden, read_bytes, opened = folder / "Bäume" / "00.png", Path.read_bytes, Image.open
+
+    def refusing(call):
+        def refuse(path, *args, **kw):
+            if path == hidden:
+                raise PermissionError(13, "Permission denied")
+            return call(path, *args, **kw)
+
+        return refuse
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refusing(read_bytes))
+        patched.setattr(Image, "open", refusing(opened))
+        module(folder)
+        assert "Bäume/00.png: cannot be read (Permission denied)" in capsys.readouterr().err
+    data = module(folder)
+    assert data.train_size + len(data.test_split) == 60
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_cache_is_made_anew(folder, cache):
+    images = module(folder).train_split.images
+    (pixels,) = cache.glob("*.npy")
+    for half in (pixels.read_bytes()[:5000], b""):
+        pixels.write_bytes(half)
+        assert torch.equal(module(folder).train_split.images, images)
+
+
 def test_the_same_picture_in_two_splits_is_told(tmp_path, capsys):
     for split in ("train", "test"):
         for bar, name in enumerate("ab"):
@@ -174,7 +245,7 @@ def test_the_same_picture_in_two_splits_is_told(tmp_path, capsys):
     copy = (tmp_path / "x" / "train" / "a" / "1.png").read_bytes()
     (tmp_path / "x" / "test" / "a" / "copy.png").write_bytes(copy)
     module(tmp_path / "x", val_share=0)
-    assert "In more than one of train, val and test: 1 picture\n  train/a/1.png = test/a/copy.png" in (
+    assert "In more than one of train, val and test: 1 picture:\n  train/a/1.png = test/a/copy.png" in (
         capsys.readouterr().err
     )
 
@@ -186,7 +257,7 @@ def test_the_same_picture_in_two_classes_is_told(tmp_path, capsys):
     (tmp_path / "x" / "b" / "copy.png").write_bytes((tmp_path / "x" / "a" / "1.png").read_bytes())
     module(tmp_path / "x")
     said = capsys.readouterr().err
-    assert "In more than one class: 1 picture\n  a/1.png = b/copy.png" in said
+    assert "In more than one class: 1 picture:\n  a/1.png = b/copy.png" in said
     assert "train, val and test" not in said
 
 
@@ -195,7 +266,7 @@ def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypat
     decodes = []
     decode = __import__("fashion_cnn.pictures", fromlist=["decode"]).decode
     monkeypatch.setattr(
-        "fashion_cnn.data.picture_cache.decode", lambda *args, **kw: decodes.append(args) or decode(*args, **kw)
+        "fashion_cnn.pictures.reading.decode", lambda *args, **kw: decodes.append(args) or decode(*args, **kw)
     )
     reads = []
     read_bytes = Path.read_bytes

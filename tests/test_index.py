@@ -177,6 +177,20 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
     assert (rows["007"]["price"], rows["007"]["new"], rows["8"]["new"]) == (15.0, True, None)
 
 
+def test_a_table_is_read_as_shops_write_it(indexed, shop, tmp_path):
+    """Sizes that are numbers at first, names that programs take for nothing, texts of several lines."""
+    lines = [f'{number},"a title,\nin two lines",{number % 50},loose.png' for number in range(50_000)]
+    table = tmp_path / "shop.csv"
+    table.write_text("\n".join(["id,title,size,image", *lines, "NA,null,XL,loose.png", 'nan,"",NA,loose.png']) + "\n")
+    read = products_of_files(str(shop), str(table), lambda *_: None).table
+    last = read.slice(50_000).to_pylist()
+    assert [row["id"] for row in last] == ["NA", "nan"]
+    assert [row["title"] for row in last] == ["null", "nan"], "without a title it is the id"
+    assert [row["size"] for row in last] == ["XL", "NA"]
+    assert read["size"][7].as_py() == "7"
+    assert read["title"][7].as_py() == "a title,\nin two lines"
+
+
 def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp_path):
     table = tmp_path / "shop.csv"
     table.write_text("id,price,colour\nloose,5,red\n")
@@ -236,6 +250,13 @@ def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, 
     assert (status, rows["loose"]["material"]) == (0, "wool")
 
 
+def test_a_catalogue_may_lie_at_an_address(command, run, shop, tmp_path):
+    arguments = (f"run={run.path}", f"catalogue=file://{tmp_path / 'elsewhere'}", f"images={shop / 'bags' / 'bag.png'}")
+    assert "1 product added" in command(main, *arguments)[1]
+    assert "1 as they were" in command(main, *arguments)[1]
+    assert len(Snapshot(Catalogue(f"file://{tmp_path / 'elsewhere'}"))) == 1
+
+
 def test_one_picture_is_a_product_of_its_name(indexed, shop):
     _, _, _, rows = indexed(f"images={shop / 'bags' / 'bag.png'}")
     assert [(row["id"], row["title"]) for row in rows.values()] == [("bag.png", "bag")]
@@ -251,6 +272,8 @@ def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path)
 @pytest.mark.parametrize(
     ("main", "typed", "status", "said"),
     [
+        (main, ["remove=", "catalogue={tmp}/nowhere"], 2, "remove= names no product"),
+        (main, ["remove=[]", "catalogue={tmp}/nowhere"], 2, "remove= names no product"),
         (main, ["remove=a", "catalogue={tmp}/nowhere"], 1, "There is no catalogue at {tmp}/nowhere"),
         (main, ["images="], 2, "images= names nothing"),
         (main, ["images=[]"], 2, "images= names nothing"),

@@ -90,3 +90,28 @@ def test_a_reloaded_state_goes_on_where_it_was() -> None:
     losses = [[step(net, optimizer) for _ in range(3)] for net, optimizer in zip(nets, optimizers, strict=True)]
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
+
+
+def test_scaled_gradients_are_unscaled_before_a_step_and_left_out_where_they_overflow() -> None:
+    plain, scaled = network(), network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for net, scale in ((plain, False), (scaled, True)):
+        groups = [{"params": list(net.parameters())}]
+        optimizer = Muon(groups, **SETTINGS)
+        torch.manual_seed(1)
+        images, targets = torch.randn(32, 1, 8, 8), torch.randint(3, (32,))
+        loss = nn.functional.cross_entropy(net(images), targets)
+        if not scale:
+            loss.backward()
+            optimizer.step()
+            continue
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        before = copy.deepcopy(scaled.state_dict())
+        for parameter in scaled.parameters():
+            parameter.grad = torch.full_like(parameter, torch.inf)
+        scaler.step(optimizer)
+        assert all(torch.equal(before[name], value) for name, value in scaled.state_dict().items())

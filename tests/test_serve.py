@@ -1,5 +1,6 @@
 """The product search's page and API, through HTTP: what a visitor, a program and an attacker get."""
 
+import base64
 import html
 import io
 import json
@@ -17,7 +18,7 @@ import time
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import anyio
 import httpx
@@ -39,6 +40,7 @@ from fashion_cnn.pictures import decode
 from fashion_cnn.prediction import TrainedNetwork, validation_predictions
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.data_set_products import products_of_data_set
+from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
@@ -46,6 +48,7 @@ from fashion_cnn.retrieval.web import desk
 from fashion_cnn.retrieval.web import pages as web_pages
 from fashion_cnn.retrieval.web.answering import answer
 from fashion_cnn.retrieval.web.asked import Asked
+from fashion_cnn.retrieval.web.carried import carried, uncarried
 from fashion_cnn.retrieval.web.samples import samples_of_test_set
 from fashion_cnn.retrieval.web.shop import Shop
 from fashion_cnn.runs import Run
@@ -102,6 +105,13 @@ def ids_of(text):
 def upload(client, *pictures, path="/", **fields):
     files = [("picture", (f"{number}.png", content)) for number, content in enumerate(pictures)]
     return client.post(path, files=files, data=fields)
+
+
+def damaged_profile():
+    """A picture of a link with an empty colour profile behind its pixels, where Pillow looks for a byte."""
+    png = encoded(Image.new("L", (20, 20)), "PNG")
+    chunk = struct.pack(">I", 0) + b"iCCP" + struct.pack(">I", zlib.crc32(b"iCCP"))
+    return base64.urlsafe_b64encode(png[:-12] + chunk + png[-12:]).rstrip(b"=").decode()
 
 
 def icon_of(png):
@@ -165,6 +175,8 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(clien
             {"where": ["colour:red", "colour:blue", "stock:3"]},
             lambda one: one["colour"] != "green" and one["stock"] == 3,
         ),
+        ({"where": "stock:2..4"}, lambda one: 2 <= one["stock"] <= 4),
+        ({"where": ["stock:5..", "colour:red"]}, lambda one: one["stock"] >= 5 and one["colour"] == "red"),
         (
             {"category": "top", "price_max": 30, "like": "p20"},
             lambda one: one["category"] == "top" and one["price"] <= 30,
@@ -268,6 +280,18 @@ def test_pages_show_each_product_once_and_keep_the_query(client, products):
     assert sorted(seen) == sorted(one for one, about in products.items() if about["category"] != "bottom")
 
 
+def test_the_form_keeps_filters_that_have_no_box(client):
+    text = page(client.get("/", params={"where": ["stock:3", "colour:red"], "category": "gone"}))
+    assert '<input type="hidden" name="where" value="stock:3">' in text
+    assert '<input type="hidden" name="category" value="gone">' in text
+    assert 'type="hidden" name="where" value="colour:red"' not in text
+
+
+def test_a_product_leads_back_to_the_page_that_it_was_on(client):
+    link = next(link for link in links(page(client.get("/?category=top&category=low&page=2"))) if "/product" in link)
+    assert "/?category=top&category=low&page=2" in links(page(client.get(link)))
+
+
 def test_nothing_found_is_a_page_with_a_way_on(client):
     text = page(client.get("/?text=zzz&category=top"))
     assert "Nothing found" in text
@@ -326,7 +350,7 @@ def test_the_developers_page_shows_what_was_measured(client, shop_run):
         (folder / "measures.json").write_text(json.dumps(measures))
         text = page(client.get("/developer"))
         for said in (
-            "200 images of test among 60,000 products",
+            "200 images of test among 60,000 of its data set",
             ">98.8%<",
             ">50.0%<",
             ">25.0%<",
@@ -435,6 +459,34 @@ def test_a_newer_version_is_taken_over_and_told(own_run, serving):
     assert "The catalogue has just changed" in text
     assert "30 products" in text
     assert client.get("/product?id=p40").status_code == 404
+
+
+def test_a_catalogue_that_was_made_anew_is_taken_over(own_run, serving):
+    # Both get to the same version number.
+    shutil.rmtree(own_run.catalogue)
+    make_catalogue(own_run, only=20)
+    client = serving(own_run, "refresh_seconds=0.05")
+    version = client.get("/api/status").json()["version"]
+    shutil.rmtree(own_run.catalogue)
+    make_catalogue(own_run, only=30)
+    until(lambda: client.get("/api/status").json()["products"] == 30)
+    assert client.get("/api/status").json()["version"] == version
+
+
+def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_searched_on(own_run, tmp_path, monkeypatch):
+    shop = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01)
+    other = Run(shutil.copytree(own_run.path, tmp_path / "other"))
+    network = TrainedNetwork(other, flip_average=True)
+    monkeypatch.setattr(network, "identity", "another")
+    products = products_of_files(str(own_run.path / "photos"), None, lambda done, total: None)
+    index(products, shop.catalogue, network, rebuild=True)
+    read = []
+    monkeypatch.setattr("fashion_cnn.retrieval.web.shop.Snapshot", lambda one: read.append(one) or Snapshot(one))
+    for _ in range(3):
+        shop.refresh()
+        assert "another network" in shop.problem
+    assert len(read) == 1
+    assert len(shop.open().snapshot) == 60
 
 
 def test_without_a_catalogue_a_page_says_how_to_make_one_and_finds_it(own_run, serving):
@@ -563,6 +615,10 @@ def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving
         ("GET", "/?where=vector:1", 422, "no column vector"),
         ("GET", "/?where=stock:many", 422, "stock=many is not possible"),
         ("GET", "/?where=colour", 422, "names no value"),
+        ("GET", "/?where=stock:4..2", 422, "from 4 to 2 there is nothing"),
+        ("GET", "/?where=stock:a..b", 422, "stock=a is not possible"),
+        # A PNG of the right size, whose last chunk is an empty colour profile.
+        ("GET", f"/?picture={damaged_profile()}", 422, "damaged"),
         ("GET", f"/?text={'x' * 201}", 422, "text cannot be taken"),
         ("GET", "/?" + "&".join(["like=p20"] * 21), 422, "like cannot be taken"),
         ("GET", "/?picture=AAAA", 422, "damaged"),
@@ -616,6 +672,32 @@ def test_of_several_pictures_the_one_that_is_none_is_named(client):
 def test_a_picture_is_known_by_its_content_not_by_its_name(client):
     answer = client.post("/api/search", files={"picture": ("../../x.exe", photograph(4), "text/plain")})
     assert answer.json()["pictures"][0]["said"] == CLASSES[0]
+
+
+def test_the_api_refuses_fields_that_it_does_not_know_and_takes_top_k(client):
+    def asked(query="", **form):
+        return client.post(f"/api/search{query}", **form)
+
+    pictures = {"picture": ("a", photograph(0))}
+    assert "No parameter is called image" in asked(files={"image": ("a", photograph(0))}).json()["error"]
+    assert "fields of the form" in asked("?category=top", files=pictures).json()["error"]
+    assert len(asked(files=pictures, data={"top_k": "3"}).json()["hits"]) == 3
+    assert asked(files=pictures, data={"top_k": "0"}).status_code == 422
+    link = parse_qs(urlsplit(asked(files=pictures).json()["link"]).query)["picture"]
+    answer = asked(files=[("picture", ("a", photograph(0)))] * 4, data={"picture": link})
+    assert (answer.status_code, "Too many pictures" in answer.text) == (422, True)
+    odd = b'--b\r\nContent-Disposition: form-data; name="+2AA-"\r\n\r\nx\r\n--b--\r\n'
+    answer = asked(content=odd, headers={"content-type": "multipart/form-data; boundary=b; charset=utf-7"})
+    assert answer.status_code == 422
+
+
+def test_a_colour_picture_of_64_pixels_fits_into_a_link():
+    noise = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    picture = torch.from_numpy(np.asarray(Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)).copy())
+    picture = picture.permute(2, 0, 1)
+    text = carried(picture)
+    assert len(text) <= 12_000
+    assert (uncarried(text, (3, 64, 64)).float() - picture.float()).abs().mean() < 6
 
 
 def test_too_many_pictures_or_fields_are_refused(client):

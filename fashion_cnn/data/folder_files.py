@@ -14,14 +14,14 @@ GROUPS_FILE = "groups.csv"
 
 @dataclass(frozen=True)
 class FolderFile:
-    """A picture: its path below the root, its class, the split that its place says, if any, and the group of pictures
-    of one thing, its own path where it is alone.
+    """A picture: its path below the root, its class, and if any the split that its place says and the group of pictures
+    of one thing that it is in.
     """
 
     path: str
     label: str
     split: str | None
-    group: str
+    group: str | None
 
 
 def find_files(root: Path) -> tuple[FolderFile, ...]:
@@ -46,6 +46,11 @@ def find_files(root: Path) -> tuple[FolderFile, ...]:
         )
     else:
         files = [file for split in there for file in _files_of(root, root / split, split, groups)]
+    if missing := groups.keys() - {file.path for file in files}:
+        raise UserError(
+            f"{root / GROUPS_FILE} names {len(missing)} files that are no pictures of a class in {root}, such as "
+            f"{min(missing)}: give their paths below that folder."
+        )
     classes = sorted({file.label for file in files})
     if len(classes) < 2:
         loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
@@ -66,7 +71,7 @@ def _files_of(root: Path, folder: Path, split: str | None, groups: dict[str, str
             below = path.relative_to(root)
             if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in below.parts):
                 name = below.as_posix()
-                files.append(FolderFile(name, label, split, groups.get(name, name)))
+                files.append(FolderFile(name, label, split, groups.get(name)))
     return files
 
 
@@ -75,7 +80,7 @@ def _folders(folder: Path) -> Sequence[str]:
 
 
 def _groups(path: Path) -> dict[str, str]:
-    """The group of each file. Raises UserError where a row names no picture."""
+    """The group of each file that is in one."""
     if not path.exists():
         return {}
     try:
@@ -87,6 +92,4 @@ def _groups(path: Path) -> dict[str, str]:
             groups = {row["file"]: row["group"] for row in rows if row["group"]}
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
-    if missing := [name for name in groups if not (path.parent / name).is_file()]:
-        raise UserError(f"{path} names {len(missing)} files that are not there, such as {missing[0]}.")
     return {Path(name).as_posix(): group for name, group in groups.items()}

@@ -9,25 +9,50 @@ from fashion_cnn.data.folder_files import FolderFile
 from fashion_cnn.data.seeding import derive_seed
 
 
-def split_files(files: Sequence[FolderFile], *, val_share: float, test_share: float, seed: int) -> list[str]:
-    """train, val or test for each file: as its folder says, else drawn, class by class and group by group.
+def things_shown(files: Sequence[FolderFile], contents: Sequence[str]) -> list[int]:
+    """The thing that each picture shows, as the number of the first that shows it: pictures of one group or of one
+    content, which copies have, show the same.
+    """
+    things = list(range(len(files)))
+
+    def first(place: int) -> int:
+        while things[place] != place:
+            place = things[place]
+        return place
+
+    known: dict[tuple[str, str], int] = {}
+    for place, (file, content) in enumerate(zip(files, contents, strict=True)):
+        for kind, name in (("group", file.group), ("content", content)):
+            if name is not None:
+                # The earlier of the two stands for both.
+                one, other = sorted((first(known.setdefault((kind, name), place)), first(place)))
+                things[other] = one
+    return [first(place) for place in range(len(files))]
+
+
+def split_files(
+    files: Sequence[FolderFile], things: Sequence[int], *, val_share: float, test_share: float, seed: int
+) -> list[str]:
+    """train, val or test for each file: as its folder says, else drawn, class by class and thing by thing.
 
     Each class gives up the share of its pictures, at least one where it has two, and no fewer because a group is large:
-    groups go whole, with the class of their first picture.
+    the pictures of a thing go together, with the class of the first.
     """
     splits = [file.split or "train" for file in files]
     for name, share in (("test", test_share), ("val", val_share)):
         if not any(file.split == name for file in files):
-            _draw(files, splits, name, share, seed)
+            _draw(files, things, splits, name, share, seed)
     return splits
 
 
-def _draw(files: Sequence[FolderFile], splits: list[str], name: str, share: float, seed: int) -> None:
+def _draw(
+    files: Sequence[FolderFile], things: Sequence[int], splits: list[str], name: str, share: float, seed: int
+) -> None:
     """Move so many of the files that train to another split."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, file in enumerate(files):
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place, thing in enumerate(things):
         if splits[place] == "train":
-            groups[file.group].append(place)
+            groups[thing].append(place)
     # Of the pictures that no folder gives to another split, those that were drawn before among them.
     sizes = Counter(file.label for file in files if file.split in (None, "train"))
     by_class: dict[str, list[list[int]]] = defaultdict(list)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashion_cnn.data.folder_files import find_files
+from fashion_cnn.data.folder_files import FolderFile, find_files
 from fashion_cnn.data.folder_remarks import tell_contradicting, tell_shared, tell_unreadable
-from fashion_cnn.data.folder_split import split_files
+from fashion_cnn.data.folder_split import split_files, things_shown
 from fashion_cnn.data.image_datamodule import ImageDataModule
-from fashion_cnn.data.picture_cache import Looked, cache_folder, decoded, look_at
+from fashion_cnn.data.picture_cache import Looked, cache_folder, decoded, listing_of, look_at
 from fashion_cnn.data.split import stratified_order
 from fashion_cnn.data.statistics import channel_statistics
 from fashion_cnn.errors import UserError
@@ -151,19 +151,17 @@ class ImageFolderDataModule(ImageDataModule):
                 in_memory_up_to=int(self._in_memory_share * _memory()),
                 progress=progress,
             )
-        tell_unreadable(self.root, paths, pictures.unreadable)
+        tell_unreadable(self.root, paths, pictures.unreadable, listing_of(self.root, cache_folder()))
         kept = [place for place in range(len(files)) if place not in pictures.unreadable]
+        _require_examples(self.root, files, kept, pictures.unreadable)
         names = sorted({files[place].label for place in kept})
         if len(names) < 2:
             raise UserError(f"{self.root} holds pictures that can be read of {len(names)} classes: two are needed.")
         targets = torch.tensor([names.index(file.label) if file.label in names else -1 for file in files])
         val_share, test_share = self._shares
-        # The same picture under two names is one thing.
-        drawn = [
-            replace(files[place], group=looked[place].content) if files[place].group == paths[place] else files[place]
-            for place in kept
-        ]
-        splits = split_files(drawn, val_share=val_share, test_share=test_share, seed=self._split_seed)
+        read, contents = [files[place] for place in kept], [looked[place].content for place in kept]
+        things = things_shown(read, contents)
+        splits = split_files(read, things, val_share=val_share, test_share=test_share, seed=self._split_seed)
         members = {
             name: torch.tensor(
                 [place for place, split in zip(kept, splits, strict=True) if split == name], dtype=torch.long
@@ -180,9 +178,8 @@ class ImageFolderDataModule(ImageDataModule):
                 )
             )
         self._folder = _Folder(pictures.images, targets, **members)
-        contents = [one.content for one in looked]
-        tell_shared(files, contents, members)
-        tell_contradicting([files[place] for place in kept], [contents[place] for place in kept])
+        tell_shared(read, things, splits)
+        tell_contradicting(read, contents)
         mean, std = channel_statistics(pictures.images, members["train"])
         return {
             "class_names": names,
@@ -197,6 +194,20 @@ class ImageFolderDataModule(ImageDataModule):
                 [(paths[place], looked[place].content, one) for place, one in zip(kept, splits, strict=True)]
             ),
         }
+
+
+def _require_examples(
+    root: Path, files: Sequence[FolderFile], kept: Sequence[int], unreadable: Mapping[int, str]
+) -> None:
+    """Raises UserError where no picture can be read that a class could be learned from."""
+    learned = {files[place].label for place in kept if files[place].split in (None, "train")}
+    for place, reason in sorted(unreadable.items()):
+        name = files[place].label
+        if name not in learned:
+            raise UserError(
+                f"No training picture of the class {name} in {root} can be read ({files[place].path}: {reason}): mend "
+                "them, or take that folder away."
+            )
 
 
 def _usual_size(looked: Sequence[Looked]) -> int:

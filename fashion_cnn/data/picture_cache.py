@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode
+from fashion_cnn.pictures import Preparation, UnreadablePictureError, read_pictures
 from fashion_cnn.pictures.decoding import FORMATS
 from fashion_cnn.pictures.reading import read_ahead
 from fashion_cnn.runs import write_whole
@@ -24,6 +26,8 @@ Progress = Callable[[int, int], None]
 # Raised where pictures are prepared in another way than before.
 _VERSION = 1
 _LOOKED_AT_TOGETHER = 64
+# Seconds after which a file that nobody writes to was left by a process that was killed.
+_ABANDONED = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fashion_cnn"
 
 
+def _name_of(root: Path) -> str:
+    return hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+
+
+def listing_of(root: Path, folder: Path) -> Path:
+    """The file that lists the pictures of `root` which cannot be read."""
+    return folder / f"{_name_of(root)}-left-out.txt"
+
+
 def look_at(root: Path, paths: Sequence[str], folder: Path, progress: Progress) -> list[Looked]:
     """A look at each file; those that have not changed since the last time are not read again."""
     folder.mkdir(parents=True, exist_ok=True)
-    index = folder / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    index = folder / f"{_name_of(root)}.json"
     try:
         before = {path: Looked(*values) for path, values in json.loads(index.read_text()).items()}
     except (OSError, ValueError, TypeError):
@@ -71,15 +84,15 @@ def look_at(root: Path, paths: Sequence[str], folder: Path, progress: Progress) 
         if known and (known.size, known.changed) == (status.st_size, status.st_mtime_ns):
             return known
         try:
-            content = (root / path).read_bytes()
-        except OSError:
-            content = b""
+            content, changed = (root / path).read_bytes(), status.st_mtime_ns
+        except OSError:  # this too; it may be readable the next time
+            content, changed = b"", 0
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 kind = (*image.size, image.mode.startswith(("1", "L", "I", "F")))
         except Exception:  # likewise
             kind = (0, 0, True)
-        return Looked(status.st_size, status.st_mtime_ns, hashlib.sha256(content).hexdigest(), *kind)
+        return Looked(status.st_size, changed, hashlib.sha256(content).hexdigest(), *kind)
 
     looked: list[Looked] = []
     # Most have not changed, and are looked at in less time than a thread takes to be asked.
@@ -115,14 +128,21 @@ def decoded(
     ]
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
     pixels, reasons = folder / f"{key}.npy", folder / f"{key}.json"
-    if not (pixels.exists() and reasons.exists()):
-        try:
-            _write(root, paths, preparation, pixels, reasons, progress)
-        except OSError as error:
-            raise UserError(
-                f"The pictures cannot be cached in {folder} ({error.strerror}): make room, or set XDG_CACHE_HOME to a "
-                "folder elsewhere."
-            ) from error
+    try:
+        return _cached(pixels, reasons, in_memory_up_to)
+    except (OSError, ValueError, EOFError):  # there is none, or a damaged one
+        pass
+    try:
+        _write(root, paths, preparation, pixels, reasons, progress)
+    except OSError as error:
+        raise UserError(
+            f"The pictures cannot be cached in {folder} ({error.strerror}): make room, or set XDG_CACHE_HOME to a "
+            "folder elsewhere."
+        ) from error
+    return _cached(pixels, reasons, in_memory_up_to)
+
+
+def _cached(pixels: Path, reasons: Path, in_memory_up_to: int) -> Decoded:
     unreadable = {int(place): reason for place, reason in json.loads(reasons.read_text()).items()}
     # A copy on write: torch wants to be able to write, and nothing does.
     images: Any = np.load(pixels, mmap_mode="c")
@@ -133,25 +153,26 @@ def _write(
     root: Path, paths: Sequence[str], preparation: Preparation, pixels: Path, reasons: Path, progress: Progress
 ) -> None:
     """Decode all pictures; the files appear once they are whole."""
+    for left in pixels.parent.glob("*.partial"):
+        # Another process may clear up too.
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
     partial = pixels.with_name(f"{pixels.stem}-{os.getpid()}.partial")
     unreadable: dict[int, str] = {}
-
-    def read(path: str) -> Tensor | UnreadablePictureError:
-        try:
-            return preparation(decode(root / path, enough=preparation.enough))
-        except UnreadablePictureError as error:
-            return error
 
     black = np.zeros(preparation.image_shape, np.uint8)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *preparation.image_shape)}
     try:
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for place, (_, picture) in enumerate(read_ahead(paths, read)):
+            for place, (_, picture) in enumerate(read_pictures([root / path for path in paths], preparation)):
                 if isinstance(picture, UnreadablePictureError):
                     unreadable[place] = str(picture)
                 file.write(picture.numpy().tobytes() if isinstance(picture, Tensor) else black.tobytes())
                 progress(place + 1, len(paths))
+            file.flush()
+            os.fsync(file.fileno())
         write_whole(reasons, json.dumps(unreadable))
         partial.replace(pixels)
     finally:

@@ -68,6 +68,8 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
     config, module, data = rebuilt[0]
     if split == "val" and not data.val_size:
         raise UserError(f"{runs[0].path} kept no validation images (data.val_size=0): say split=test.")
+    if split == "test":
+        require_test(runs[0], data)
     for run, (_, _, other) in zip(runs[1:], rebuilt[1:], strict=True):
         if _described(other, split) != _described(data, split):
             raise UserError(
@@ -90,6 +92,12 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
         val=predictions.get("val") if all(_validated(other) == _validated(data) for _, _, other in rebuilt) else None,
         figures=figures,
     )
+
+
+def require_test(run: Run, data: ImageDataModule) -> None:
+    """Raises UserError where the run's data set has no test images."""
+    if not data.has_test:
+        raise UserError(f"{run.path} has no test images (data.test_share=0) to be measured on.")
 
 
 def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:

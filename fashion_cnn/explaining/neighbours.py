@@ -29,15 +29,17 @@ class TrainingImages:
 
     def __init__(self, module: ImageClassifier, data: ImageDataModule) -> None:
         self._module, self._data = module, data
-        batches = data.train_split.images.split(data.eval_batch_size)
-        self._catalogue = torch.cat([self._directions(batch) for batch in batches])
+        split = data.train_split
+        batches = split.indices.split(data.eval_batch_size)
+        self._catalogue = torch.cat([self._directions(split.images_at(batch)) for batch in batches])
 
     @torch.inference_mode()
     def nearest(self, images: Tensor, most: int) -> Neighbours:
         """The `most` training images nearest to each of images `(B, C, H, W)` uint8, by the angle between them."""
         split = self._data.train_split
         similarity, places = (self._directions(images) @ self._catalogue.T).topk(min(most, len(split)), dim=1)
-        return Neighbours(split.images[places], split.targets[places], split.indices[places], similarity)
+        indices = split.indices[places]
+        return Neighbours(split.images_at(indices), split.targets[places], indices, similarity)
 
     @torch.inference_mode()
     def _directions(self, images: Tensor) -> Tensor:

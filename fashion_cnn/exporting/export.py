@@ -18,7 +18,7 @@ from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.logits import all_logits
-from fashion_cnn.evaluation.measuring import rebuild
+from fashion_cnn.evaluation.measuring import rebuild, require_test
 from fashion_cnn.evaluation.temperature import fit_temperature
 from fashion_cnn.exporting import deployed as in_torch
 from fashion_cnn.exporting import onnx_file
@@ -63,6 +63,7 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
     lower. Raises UserError where a file does not answer as PyTorch does, or cannot be written.
     """
     config, module, data = rebuild(run, data_root)
+    require_test(run, data)
     data.setup("test")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +113,9 @@ def _write(
     files = {_FLOAT: folder / FLOAT_FILE}
     onnx_file.write_onnx(deployed, data.image_shape, files[_FLOAT], metadata)
     if int8:
+        chosen = data.train_split.indices[:_CALIBRATION_IMAGES]
         files["ONNX, int8"] = folder / INT8_FILE
-        onnx_file.write_int8(files[_FLOAT], folder / INT8_FILE, data.train_split.images[:_CALIBRATION_IMAGES])
+        onnx_file.write_int8(files[_FLOAT], folder / INT8_FILE, data.train_split.images_at(chosen))
     return files
 
 
@@ -168,7 +170,8 @@ def _check_parity(deployed: Deployed, file: Path, data: ImageDataModule) -> None
     """Raise UserError unless all outputs are PyTorch's on all test images, but for rounding."""
     session = onnx_file.open_onnx(file)
     wrong = 0
-    for images in data.test_split.images.split(data.eval_batch_size):
+    for members in data.test_split.indices.split(data.eval_batch_size):
+        images = data.test_split.images_at(members)
         with torch.inference_mode():
             expected = [output.numpy() for output in deployed(images)]
         outputs = session.run(list(in_torch.OUTPUTS), {"images": images.numpy()})
@@ -197,7 +200,7 @@ def _why_not(way: Way, reference: Way, tolerance: float) -> str | None:
 
 def _latencies(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]) -> dict[str, float]:
     """Seconds for one image on one thread, by the name of the way."""
-    image = data.test_split.images[:1]
+    image = data.test_split.images_at(data.test_split.indices[:1])
     calls: dict[str, Callable[[], Any]] = {_TORCH: partial(in_torch.logits_of, deployed, image, 1)}
     for name, file in files.items():
         calls[name] = partial(onnx_file.open_onnx(file, threads=1).run, ["logits"], {"images": image.numpy()})

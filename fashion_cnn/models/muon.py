@@ -33,6 +33,8 @@ class Muon(AdamW):
     ) -> None:
         self._settings = {True: {"lr": lr, "momentum": momentum}, False: {"lr": other_lr}}
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        # AdamW's fused step takes scaled gradients; that of the filters does not, so the scaler has to undo it before.
+        self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take a group in as two: its filters, and the rest of it."""

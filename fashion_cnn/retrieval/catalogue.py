@@ -8,13 +8,14 @@ it has staged.
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before its import: it tells of each table that it makes.
 os.environ.setdefault("LANCEDB_LOG", "error")
@@ -29,6 +30,8 @@ from fashion_cnn.pictures.preparation import Invert
 
 _TABLE, _STAGING = "products", "staging"
 _ABOUT = b"fashion_cnn"
+# Of a table that was made anew: its versions count from the start again.
+_MADE = b"fashion_cnn_made"
 # Readers may have a version open for so long after the next one.
 _KEPT = timedelta(days=1)
 # What a shop says of every product; its further columns come behind them.
@@ -54,6 +57,13 @@ class About:
     note: str = ""
     # Catalogues that were made before there was a choice have none.
     class_weight: float = 0.0
+
+
+class Edition(NamedTuple):
+    """made: of the making of the table. version: of the table, which counts up with each change."""
+
+    made: str
+    version: int
 
 
 class Catalogue:
@@ -144,8 +154,9 @@ class Catalogue:
         staging = self._opened(_STAGING)
         wanted = set(ids)
         if rebuild or not self.exists():
-            staged = _batches(staging, wanted, staging.schema)
-            table = self._database.create_table(_TABLE, staged, schema=staging.schema, mode="overwrite")
+            schema = staging.schema.with_metadata(staging.schema.metadata | {_MADE: secrets.token_hex(8).encode()})
+            staged = _batches(staging, wanted, schema)
+            table = self._database.create_table(_TABLE, staged, schema=schema, mode="overwrite")
         else:
             table = self._opened(_TABLE)
             if missing := [field for field in staging.schema if _type_of(table, field.name) is None]:
@@ -172,6 +183,10 @@ class Catalogue:
     def newest(self) -> int:
         """The number of the newest version. Raises UserError where there is no catalogue."""
         return int(self.open().version)
+
+    def edition(self) -> Edition:
+        """The newest version, told apart from those of a catalogue that stood here before. Raises UserError."""
+        return edition_of(self.open())
 
     def open(self) -> Any:
         """LanceDB's table, at its newest version. Raises UserError where there is none."""
@@ -230,6 +245,11 @@ class Catalogue:
 def has_words(table: Any) -> bool:
     """Whether the titles' words can be searched; not before the first product."""
     return any(list(index.columns) == ["title"] for index in table.list_indices())
+
+
+def edition_of(table: Any) -> Edition:
+    """Of a LanceDB table of products, as it is opened."""
+    return Edition((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
 
 
 def about_of(table: Any) -> About:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
 # So many rows of the matrix of all similarities at once.
@@ -15,23 +16,20 @@ def near_duplicates(
 
     Rows that a chain of such links joins are one group, however far apart its ends are.
     """
-    leader = list(range(len(vectors)))
-
-    def leader_of(row: int) -> int:
-        while leader[row] != row:
-            leader[row] = leader[leader[row]]
-            row = leader[row]
-        return row
-
+    # Of each row the first of its group.
+    leader = np.arange(len(vectors))
     for start in range(0, len(vectors), _ROWS):
         block = vectors[start : start + _ROWS]
         # Each pair is seen once, from its first row.
         alike = (block @ vectors[start:].T >= at_least).triu(diagonal=1)
-        for first, second in alike.nonzero().tolist():
-            one, other = leader_of(start + first), leader_of(start + second)
-            leader[max(one, other)] = min(one, other)
+        for row in alike.any(dim=1).nonzero()[:, 0].tolist():
+            group = int(leader[start + row])
+            for other in np.unique(leader[start:][alike[row].numpy()]).tolist():
+                if other != group:
+                    group, joined = min(group, other), max(group, other)
+                    leader[leader == joined] = group
         progress(min(start + _ROWS, len(vectors)), len(vectors))
     groups: dict[int, list[int]] = {}
-    for row in range(len(vectors)):
-        groups.setdefault(leader_of(row), []).append(row)
+    for row, first in enumerate(leader.tolist()):
+        groups.setdefault(first, []).append(row)
     return sorted((group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group))

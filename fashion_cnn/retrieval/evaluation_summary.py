@@ -12,6 +12,7 @@ FIGURES: Figures = {
     "precision@1": ("precision", "1"),
     "precision@10": ("precision", "10"),
     "precision@100": ("precision", "100"),
+    "recall@10": ("recall", "10"),
     "mAP@100": ("map_at_100",),
     "mAP@R": ("map_at_r",),
 }

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
@@ -116,17 +117,39 @@ def _read_table(path: Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"products={path} does not exist: give a CSV or Parquet file.")
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            table = pyarrow.parquet.read_table(path)
-        else:
-            options = pyarrow.csv.ConvertOptions(column_types=_TYPES, strings_can_be_null=True)
-            table = pyarrow.csv.read_csv(path, convert_options=options)
+        read = pyarrow.parquet.read_table if path.suffix.lower() in (".parquet", ".pq") else _read_csv
+        table = read(path)
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
-        return table.cast(pa.schema([(f.name, _TYPES.get(f.name, _plain(f.type))) for f in table.schema]))
+        table = table.cast(pa.schema([(f.name, _TYPES.get(f.name, _plain(f.type))) for f in table.schema]))
+        # An empty text says nothing.
+        return pa.table(
+            [
+                pc.if_else(pc.equal(column, ""), None, column) if pa.types.is_string(column.type) else column
+                for column in table.columns
+            ],
+            schema=table.schema,
+        )
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = _what_is_wrong(path) or f"products={path} cannot be read ({str(error).splitlines()[0]})"
         raise UserError(f"{reason}: give a CSV in UTF-8 with a heading and commas, or Parquet.") from error
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """A column that begins with numbers and goes on with words holds texts."""
+    types = dict(_TYPES)
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    while True:
+        try:
+            converting = pyarrow.csv.ConvertOptions(column_types=types)
+            return pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=converting)
+        except pa.ArrowInvalid as error:
+            place = re.match(r"In CSV column #(\d+)", str(error))
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                name = next(csv.reader(file))[int(place[1])] if place else ""
+            if not name or name in types:
+                raise
+            types[name] = pa.string()
 
 
 def _what_is_wrong(path: Path) -> str | None:

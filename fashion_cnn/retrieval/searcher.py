@@ -171,7 +171,7 @@ class Searcher:
         rows, scores = rows[order], scores[order]
         titled = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
         alike = list(similarity)
-        # Those with the words have their rank among all pictures, wherever it is.
+        # The others with the words come behind them, in their order.
         if others := sorted(set(titled) - set(alike)):
             similarity |= dict(zip(others, (self.snapshot.vectors_of(others) @ direction).tolist(), strict=True))
             others.sort(key=lambda row: -similarity[row])

@@ -12,8 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval import approximate
-from fashion_cnn.retrieval.catalogue import Catalogue, about_of, has_words
+from fashion_cnn.retrieval.catalogue import Catalogue, about_of, edition_of, has_words
 from fashion_cnn.retrieval.filters import Condition
 
 
@@ -35,7 +36,8 @@ class Snapshot:
     def __init__(self, catalogue: Catalogue) -> None:
         self.uri = catalogue.uri
         self._table = catalogue.open()
-        self.version = int(self._table.version)
+        self.edition = edition_of(self._table)
+        self.version = self.edition.version
         # Whatever else happens to the catalogue, this handle reads this version.
         self._table.checkout(self.version)
         self.about = about_of(self._table)
@@ -113,11 +115,19 @@ class Snapshot:
         return torch.from_numpy(np.logical_and.reduce([each.holds(self.attributes) for each in conditions]))
 
     def with_words(self, words: str) -> WithWords:
-        """The products whose titles hold any of the words, by BM25; of equal ones the first."""
+        """The products whose titles hold any of the words, by BM25; of equal ones the first.
+
+        Raises UserError where a stopped indexing left the titles without an index.
+        """
         return self._with_words(words)
 
     def _find_words(self, words: str) -> WithWords:
         if not has_words(self._table):
+            if len(self):
+                raise UserError(
+                    f"The titles of {self.uri} cannot be searched yet: its last indexing was stopped, and goes on when "
+                    "it is started again."
+                )
             return WithWords(torch.empty(0, dtype=torch.int64), torch.empty(0))
         query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(self))
         hits = query.to_arrow()

@@ -78,5 +78,7 @@ def write_whole(path: Path, text: str) -> None:
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
         os.fchmod(file.fileno(), 0o644)
     Path(partial).replace(path)

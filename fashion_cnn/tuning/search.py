@@ -32,8 +32,10 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if config.tune.trials < 1:
         raise UserError(f"tune.trials={config.tune.trials} is not possible: give 1 or more.", status=2)
-    if not config.data.val_size:
-        raise UserError("data.val_size=0 leaves nothing to choose by: a search needs validation images.", status=2)
+    for key in ("val_size", "val_share"):
+        # A folder may hold its own.
+        if config.data.get(key) == 0 and not (Path(config.data.root or "") / "val").is_dir():
+            raise UserError(f"data.{key}=0 leaves nothing to choose by: a search needs validation images.", status=2)
     name = config.tune.study or config.name
     fixed = [override for override in config.overrides if makes_the_training(override)]
     said = {key_of(override) for override in fixed}

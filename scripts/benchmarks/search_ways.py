@@ -8,15 +8,17 @@ import faiss
 import lancedb
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
+
+from fashion_cnn.retrieval.snapshot import Snapshot
 
 # From a unit vector (D,) to the rows of the nearest, the nearest first.
 Way = Callable[[Tensor], list[int]]
 
 
-def ways(vectors: Tensor, top_k: int, folder: Path) -> dict[str, Way]:
-    """Each way, ready to search `vectors` `(N, D)`; LanceDB keeps its tables in `folder`."""
+def ways(snapshot: Snapshot, top_k: int, folder: Path) -> dict[str, Way]:
+    """Each way, ready to search the snapshot's vectors `(N, D)`; LanceDB keeps its tables in `folder`."""
+    vectors = snapshot.vectors
     # Row by row, as anybody has them.
     array = np.ascontiguousarray(vectors.numpy())
     flat = faiss.IndexFlatIP(array.shape[1])
@@ -24,9 +26,8 @@ def ways(vectors: Tensor, top_k: int, folder: Path) -> dict[str, Way]:
     exact, approximate = (lance_table(array, folder / name) for name in ("exact", "approximate"))
     approximate.create_index(metric="cosine", vector_column_name="vector")
 
-    def snapshot(query: Tensor) -> list[int]:
-        # What Snapshot.similarity and Searcher do.
-        return torch.mv(vectors, query).topk(top_k).indices.tolist()
+    def ours(query: Tensor) -> list[int]:
+        return [row for row, _ in snapshot.nearest(query, top_k)]
 
     def numpy(query: Tensor) -> list[int]:
         scores = array @ query.numpy()
@@ -43,7 +44,7 @@ def ways(vectors: Tensor, top_k: int, folder: Path) -> dict[str, Way]:
         return _rows(approximate.search(query.numpy()).distance_type("cosine"), top_k)
 
     return {
-        "snapshot": snapshot,
+        "snapshot": ours,
         "numpy": numpy,
         "faiss": faiss_flat,
         "lancedb, exact": lance_exact,

@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field, TypeAdapter
 
 from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.retrieval.output import as_record
@@ -15,13 +17,15 @@ from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.answering import Answered
 from fashion_cnn.retrieval.web.asked import MOST_PICTURES, Asked
 from fashion_cnn.retrieval.web.carried import carried
-from fashion_cnn.retrieval.web.desk import Desk, asked_of
+from fashion_cnn.retrieval.web.desk import Desk, asked_of, validated
 from fashion_cnn.retrieval.web.refusals import Refused, no_product
 from fashion_cnn.retrieval.web.shown import kind
 from fashion_cnn.retrieval.web.storefront import Storefront
 
 Id = Annotated[str, Query(max_length=1000, description="The id of a product")]
 TopK = Annotated[int, Query(ge=1, le=100, description="How many products a page")]
+_TOP_K = TypeAdapter(Annotated[int, Field(ge=1, le=100)])
+_FILES = ("picture", "unlike_picture")
 _ERROR = {"content": {"application/json": {"example": {"error": "What was wrong.", "status": 422}}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"description": "A value that cannot be", **_ERROR},
@@ -34,7 +38,8 @@ class Json(JSONResponse):
     """A shop's columns hold dates, too, and numbers that JSON has not."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(_finite(content), ensure_ascii=False, default=str).encode()
+        # What a client sent may be repeated to it, and may be no text.
+        return json.dumps(_finite(content), ensure_ascii=False, default=str).encode(errors="replace")
 
 
 def api(desk: Desk) -> APIRouter:
@@ -62,16 +67,23 @@ def api(desk: Desk) -> APIRouter:
     async def search_pictures(request: Request) -> Response:
         """A form: picture files beside the fields of the search above. The answer's link shows it as a page."""
         front = desk.shop.open()
+        if request.query_params:
+            raise Refused(422, "Send all of the search as fields of the form: the address has none beside it.")
         async with desk.uploads.read(request) as form:
-            _refuse_unknown(form.fields, known=list(Asked.model_fields))
+            _refuse_unknown(form.fields, known=[*Asked.model_fields, "top_k"])
+            _refuse_unknown(form.files, known=_FILES)
+            top_k = form.fields.pop("top_k", None)
             asked = asked_of(form)
-            if any(len(files) > MOST_PICTURES for files in form.files.values()):
-                raise Refused(422, f"Too many pictures: {MOST_PICTURES} are the most at once.")
-            return _results(front, asked, await desk.answer(front, asked, form))
+            for name in _FILES:
+                if len(getattr(asked, name)) + len(form.files.get(name, ())) > MOST_PICTURES:
+                    raise Refused(422, f"Too many pictures: {MOST_PICTURES} are the most at once.")
+            most = validated(_TOP_K, top_k[-1]) if top_k else None
+            return _results(front, asked, await desk.answer(front, asked, form, top_k=most))
 
     @router.get("/product", summary="All that is known of a product", responses=_NOT_THERE | _ERRORS)
     async def product(id: Id) -> Response:
-        return Json(_record(_named(desk.shop.open(), id)))
+        front = desk.shop.open()
+        return Json(_record(await desk.workers.run(lambda: _named(front, id))))
 
     @router.get(
         "/thumbnail",
@@ -80,7 +92,8 @@ def api(desk: Desk) -> APIRouter:
         responses={200: {"content": {"image/jpeg": {}, "image/png": {}, "image/webp": {}}}, **_NOT_THERE, **_ERRORS},
     )
     async def thumbnail(id: Id) -> Response:
-        content = _named(desk.shop.open(), id).thumbnail
+        front = desk.shop.open()
+        content = (await desk.workers.run(lambda: _named(front, id))).thumbnail
         return Response(content, media_type=kind(content))
 
     @router.get("/status", summary="What is searched, and how long it takes")
@@ -92,6 +105,8 @@ def api(desk: Desk) -> APIRouter:
                 "catalogue": shop.catalogue.uri,
                 "version": front and front.snapshot.version,
                 "products": front and len(front.snapshot),
+                "class_weight": front and front.snapshot.about.class_weight,
+                "approximate": front and front.snapshot.approximate and asdict(front.snapshot.approximate),
                 "problem": shop.problem,
                 "probabilities_calibrated": shop.calibrated,
                 "milliseconds": {
@@ -159,7 +174,8 @@ def _form() -> dict[str, Any]:
         "picture": file | {"description": "Pictures to be like"},
         "unlike_picture": file | {"description": "Pictures not to be like"},
     }
-    return {"type": "object", "properties": schema["properties"] | files}
+    top_k = {"top_k": {"type": "integer", "minimum": 1, "maximum": 100, "description": "How many products a page"}}
+    return {"type": "object", "properties": schema["properties"] | top_k | files}
 
 
 def _finite(value: Any) -> Any:

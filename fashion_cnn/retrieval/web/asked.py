@@ -35,7 +35,10 @@ class Asked(BaseModel):
     price_min: Price | None = Field(default=None, description="The least price")
     price_max: Price | None = Field(default=None, description="The highest price")
     where: list[Value] = Field(
-        default=[], max_length=MOST_VALUES, description="COLUMN:VALUE, only where a column of the shop's own holds it"
+        default=[],
+        max_length=MOST_VALUES,
+        description="COLUMN:VALUE, only where a column of the shop's own holds it; COLUMN:LOW..HIGH, either left out, "
+        "of numbers and dates",
     )
     page: int = Field(default=1, ge=1, le=MOST_PAGES, description="Which page of the results")
 
@@ -96,19 +99,29 @@ class Asked(BaseModel):
     def conditions(self, schema: pa.Schema) -> tuple[Condition, ...]:
         """Of a catalogue with these columns. Raises Refused for a column that is not there."""
         described: dict[str, Any] = {}
+        ranges: list[dict[str, Any]] = []
         for one in self.where:
             column, colon, value = one.partition(":")
             if not colon:
                 raise Refused(422, f"where={one} names no value: say COLUMN:VALUE.")
-            described.setdefault(column, []).append(value)
+            low, dots, high = value.partition("..")
+            if dots and column in schema.names and _is_ordered(schema.field(column).type):
+                ranges.append({column: {"min": low or None, "max": high or None}})
+            else:
+                described.setdefault(column, []).append(value)
         try:
             return (
                 *conditions({"category": self.category}, schema),
                 *conditions({"price": {"min": self.price_min, "max": self.price_max}}, schema),
                 *conditions(described, schema),
+                *(condition for one in ranges for condition in conditions(one, schema)),
             )
         except UserError as error:
             raise Refused(422, str(error)) from error
+
+
+def _is_ordered(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
 
 
 def number(value: float | None) -> str:

@@ -1,7 +1,6 @@
-"""A picture in a link: as the network takes it, it is a PNG file of some hundred bytes."""
+"""A picture in a link: as the network takes it, it is a PNG file of some hundred bytes, or a WebP file."""
 
 import base64
-import binascii
 import io
 
 import numpy as np
@@ -15,17 +14,29 @@ from fashion_cnn.retrieval.web.refusals import Refused
 
 # Of base64; four such pictures still fit into what servers and browsers take as an address.
 MOST_CHARACTERS = 12_000
+_QUALITIES = (95, 85, 70)
 
 
 def carried(picture: Tensor) -> str:
-    """A prepared picture `(C, H, W)` uint8 as text for a link. Raises Refused where it would be too long for one."""
-    text = base64.urlsafe_b64encode(png(as_picture(picture))).rstrip(b"=").decode()
-    if len(text) > MOST_CHARACTERS:
-        raise Refused(
-            413,
-            "This network looks at pictures that are too large for a link: send the picture to the API, /api/search.",
-        )
-    return text
+    """A prepared picture `(C, H, W)` uint8 as text for a link: exact, but for colourful ones of 64 pixels and more.
+
+    Raises Refused where it would be too long for one.
+    """
+    image = as_picture(picture)
+    for content in (png(image), *(_webp(image, quality) for quality in _QUALITIES)):
+        text = base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+        if len(text) <= MOST_CHARACTERS:
+            return text
+    raise Refused(
+        413,
+        "This network looks at pictures that are too large for a link: send the picture to the API, /api/search.",
+    )
+
+
+def _webp(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
 
 
 def uncarried(text: str, image_shape: tuple[int, int, int]) -> Tensor:
@@ -33,11 +44,11 @@ def uncarried(text: str, image_shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = image_shape
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG", "WEBP"]) as image:
             # Its size is known before a pixel is unpacked.
-            if image.size == (width, height) and image.mode == ("L" if channels == 1 else "RGB"):
-                pixels = torch.from_numpy(np.array(image))
+            if image.size == (width, height) and image.mode in ("L", "RGB"):
+                pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
                 return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
-    except (binascii.Error, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
-        pass  # whatever it is, it is not what a link of this page holds
+    except Exception:  # damaged files lead Pillow into errors of all kinds
+        pass
     raise Refused(422, "The picture in this link is damaged, or for another network: choose the picture again.")

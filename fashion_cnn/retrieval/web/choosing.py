@@ -1,5 +1,6 @@
 """The filters of a search as boxes to tick."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fashion_cnn.retrieval.web.asked import Asked
@@ -39,6 +40,13 @@ def filter_boxes(front: Storefront, asked: Asked) -> list[Boxes]:
         )
         if boxes.boxes
     ]
+
+
+def without_a_box(asked: Asked, boxes: Sequence[Boxes]) -> list[tuple[str, str]]:
+    """Field and value of each filter that no box stands for: a form has to send it along."""
+    boxed = {(column.name, box.value) for column in boxes for box in column.boxes}
+    wanted = [(name, value) for name in ("category", "where") for value in getattr(asked, name)]
+    return [one for one in wanted if one not in boxed]
 
 
 def _boxes(choice: Choice, name: str, prefix: str, asked: list[str]) -> Boxes:

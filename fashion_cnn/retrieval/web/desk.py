@@ -1,9 +1,10 @@
 """Where pages and API have their searches done."""
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fashion_cnn.retrieval.web.answering import Answered, answer
 from fashion_cnn.retrieval.web.asked import Asked
@@ -12,6 +13,8 @@ from fashion_cnn.retrieval.web.shop import Shop
 from fashion_cnn.retrieval.web.storefront import Storefront
 from fashion_cnn.retrieval.web.uploads import Form, Uploads
 from fashion_cnn.retrieval.web.workers import Workers
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ class Desk:
                 most_pixels=self.limits.pixels,
             )
         )
-        self.shop.latencies.add(answered.watch)
+        # The catalogue from its start is no search.
+        if asked.anything or files:
+            self.shop.latencies.add(answered.watch)
         return answered
 
     def samples(self, front: Storefront) -> tuple[Sample, ...]:
@@ -81,7 +86,12 @@ def asked_of(form: Form) -> Asked:
     """The search that a form's texts ask for. Raises RequestValidationError, as for a link."""
     several = {name for name, about in Asked.model_fields.items() if about.get_default() == []}
     given = {name: texts if name in several else texts[-1] for name, texts in form.fields.items()}
+    return validated(TypeAdapter(Asked), given)
+
+
+def validated(kind: TypeAdapter[Kind], given: Any) -> Kind:
+    """What was given as the kind that it should be. Raises RequestValidationError."""
     try:
-        return Asked.model_validate(given)
+        return kind.validate_python(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error

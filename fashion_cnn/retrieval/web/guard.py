@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from ipaddress import ip_address
 
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HEADERS = {
@@ -51,10 +51,12 @@ class Guard:
             await send(message)
 
         if self._names is not None and _name(scope) not in self._names:
-            said = (
-                f"This server answers to {', '.join(sorted(self._names))} alone: host=ADDRESS starts it for others.\n"
+            said = f"This server answers to {', '.join(sorted(self._names))} alone: host=ADDRESS starts it for others."
+            as_json = scope["path"].startswith("/api/")
+            answer = (
+                JSONResponse({"error": said, "status": 400}, 400) if as_json else PlainTextResponse(said + "\n", 400)
             )
-            await PlainTextResponse(said, 400)(scope, receive, guarded)
+            await answer(scope, receive, guarded)
             return
         await self._app({**scope, "method": "GET"} if is_head else scope, receive, guarded)
 

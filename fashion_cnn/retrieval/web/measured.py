@@ -8,7 +8,7 @@ from typing import Any
 from fashion_cnn.retrieval.evaluation_summary import FIGURES, FIGURES_FILE, INSTANCE_FIGURES, figure
 from fashion_cnn.runs import Run
 
-_FIGURES = {name: FIGURES[name] for name in ("precision@1", "precision@10", "precision@100", "mAP@100")}
+_FIGURES = {name: FIGURES[name] for name in ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")}
 _FOUND_AGAIN = INSTANCE_FIGURES["recall@10"]
 
 
@@ -34,7 +34,8 @@ def measured(run: Run) -> list[Measures]:
 
 
 def _tables(stored: Mapping[str, Any], split: str) -> list[Measures]:
-    among = f"{stored['queries']:,} images of {split} among {stored['catalogue']:,} products"
+    weighed = f", {stored['class_weight']:.0%} of a similarity by class" if stored.get("class_weight") else ""
+    among = f"{stored['queries']:,} images of {split} among {stored['catalogue']:,} of its data set{weighed}"
     tables = []
     for name, by_vectors in stored["searches"].items():
         rows = tuple(

@@ -13,7 +13,7 @@ from fashion_cnn.retrieval.web.answering import Answered, prepared
 from fashion_cnn.retrieval.web.asked import MOST_PAGES, MOST_PICTURES, Asked
 from fashion_cnn.retrieval.web.carried import carried
 from fashion_cnn.retrieval.web.charts import histogram
-from fashion_cnn.retrieval.web.choosing import filter_boxes
+from fashion_cnn.retrieval.web.choosing import filter_boxes, without_a_box
 from fashion_cnn.retrieval.web.described import operations
 from fashion_cnn.retrieval.web.desk import Desk, asked_of
 from fashion_cnn.retrieval.web.measured import measured
@@ -36,21 +36,22 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
         answered = await desk.answer(front, asked)
         found = answered.found
         marks = {
-            name: [card(hit, asked) for hit in front.searcher.named(getattr(asked, name))]
-            for name in ("like", "unlike")
+            name: [card(hit, asked) for hit in await desk.workers.run(partial(front.searcher.named, ids))]
+            for name, ids in (("like", asked.like), ("unlike", asked.unlike))
         }
         pages = min(-(-found.matching // desk.top_k), MOST_PAGES)
+        filters = filter_boxes(front, asked)
         return render(
             "search.html",
             asked=asked,
-            filters=filter_boxes(front, asked),
+            filters=filters,
+            other_filters=without_a_box(asked, filters),
             prices=front.prices,
             cards=[card(hit, asked) for hit in found.hits],
             matching=found.matching,
             marks=marks,
             pictures=_pictures(asked, answered),
             samples=() if asked.anything else desk.samples(front),
-            pages=pages,
             has_more=found.matching > asked.page * desk.top_k and asked.page < pages,
         )
 
@@ -74,7 +75,7 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
         front = desk.shop.open()
         if id not in front.snapshot.row_of:
             raise no_product(id)
-        (hit,) = front.searcher.named([id])
+        (hit,) = await desk.workers.run(lambda: front.searcher.named([id]))
         similar = await desk.answer(front, Asked(like=[id]), top_k=_SIMILAR)
         return render(
             "product.html",

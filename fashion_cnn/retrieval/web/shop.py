@@ -7,7 +7,7 @@ from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
-from fashion_cnn.retrieval.catalogue import About, Catalogue
+from fashion_cnn.retrieval.catalogue import About, Catalogue, Edition
 from fashion_cnn.retrieval.searcher import Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import network_of
@@ -37,6 +37,7 @@ class Shop:
         self.calibrated = validation is not None
         self._calibration = calibrate(validation, reject=reject) if validation else None
         self._network: TrainedNetwork | None = None
+        self._refused: Edition | None = None
         self._taught: float | None = None
         self._concepts: Concepts | None = None
         if catalogue.exists():
@@ -56,11 +57,13 @@ class Shop:
         try:
             if self.storefront is None and not self.catalogue.exists():
                 return
-            newest = self.catalogue.newest()
-            if self.storefront is None or newest != self.storefront.snapshot.version:
+            newest = self.catalogue.edition()
+            if newest == self._refused:
+                return
+            if self.storefront is None or newest != self.storefront.snapshot.edition:
                 problem = self._take_over()
                 self.changed = time.time()
-                print(f"{self.catalogue.uri}: version {newest} is searched now.", file=sys.stderr)
+                print(f"{self.catalogue.uri}: version {newest.version} is searched now.", file=sys.stderr)
             elif self._taught != self._newest_teaching():
                 problem = self._learn(self.storefront.searcher.network)
                 if problem is None:
@@ -74,7 +77,12 @@ class Shop:
     def _take_over(self) -> str | None:
         """Open the catalogue's newest version; why its concepts are those of before, if they are."""
         snapshot = Snapshot(self.catalogue)
-        searcher = Searcher(snapshot, self._network_for(snapshot.about))
+        try:
+            searcher = Searcher(snapshot, self._network_for(snapshot.about))
+        except UserError:
+            # Another network's: it need not be read again to be refused again.
+            self._refused = snapshot.edition
+            raise
         problem = self._learn(searcher.network)
         self._open(searcher)
         return problem

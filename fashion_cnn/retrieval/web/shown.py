@@ -58,7 +58,7 @@ def card(hit: Hit, asked: Asked) -> Card:
     return Card(
         hit=hit,
         picture=shown(hit.thumbnail),
-        product=asked.but().link("/product", id=hit.id),
+        product=asked.link("/product", id=hit.id),
         like=asked.marked(like=hit.id).link(),
         unlike=asked.marked(unlike=hit.id).link(),
     )
