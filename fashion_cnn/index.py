@@ -50,6 +50,7 @@ def index(config: DictConfig) -> None:
         ids = listed(config.remove)
         if not any(ids):
             raise UserError("remove= names no product: give an id, or a list of them.", status=2)
+        catalogue.open()  # or say that there is none
         with catalogue.indexing():
             _remove(catalogue, ids)
         return

@@ -21,7 +21,7 @@ from fashion_cnn.retrieval.duplicates import near_duplicates
 from fashion_cnn.retrieval.filters import conditions
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import search_vectors
+from fashion_cnn.retrieval.vectors import as_query, search_vectors
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main
 from fashion_cnn.teach import main as teach_main
@@ -65,7 +65,8 @@ def ids(found):
 def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
     vectors = searcher.snapshot.vectors.numpy().astype(np.float64)
     seen = searcher.network.look(picture[1][None])
-    asked = search_vectors(seen, searcher.snapshot.about.class_weight).numpy()[0].astype(np.float64)
+    weight = searcher.snapshot.about.class_weight
+    asked = as_query(search_vectors(seen, weight), weight).numpy()[0].astype(np.float64)
     cosines = vectors @ asked / np.linalg.norm(asked) / np.linalg.norm(vectors, axis=1)
     expected = [f"train-{row:05}" for row in np.argsort(-cosines)[:10]]
     found = searcher.search(Query(pictures=(picture[1],), top_k=10))
@@ -82,11 +83,11 @@ def test_alike_is_by_look_and_by_class_as_they_are_weighed():
     embeddings = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1)
     logits = torch.randn(6, 3, generator=generator) + 7
     vectors = search_vectors(Seen(logits, embeddings), 0.3)
-    odds = np.exp(logits.double().numpy() / 0.2)
-    shares = np.sqrt(odds / odds.sum(axis=1, keepdims=True))
-    by_class = shares @ shares.T
-    expected = 0.7 * (embeddings @ embeddings.T).numpy() + 0.3 * by_class
-    assert (vectors @ vectors.T).numpy() == pytest.approx(expected, abs=1e-5)
+    odds = np.exp(logits.double().numpy())
+    shares = odds / odds.sum(axis=1, keepdims=True)
+    expected = 0.7 * (embeddings @ embeddings.T).numpy() + 0.3 * shares @ shares.T
+    assert (vectors @ as_query(vectors, 0.3).T).numpy() == pytest.approx(expected, abs=1e-5)
+    assert vectors.norm(dim=1).numpy() == pytest.approx(1, abs=1e-5), "a product and itself are alike"
     assert search_vectors(Seen(logits, embeddings), 0).equal(embeddings)
 
 

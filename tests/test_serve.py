@@ -473,13 +473,14 @@ def test_a_catalogue_that_was_made_anew_is_taken_over(own_run, serving):
     assert client.get("/api/status").json()["version"] == version
 
 
-def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_searched_on(own_run, tmp_path, monkeypatch):
+def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_searched_on(own_run, monkeypatch):
     shop = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01)
-    other = Run(shutil.copytree(own_run.path, tmp_path / "other"))
-    network = TrainedNetwork(other, flip_average=True)
-    monkeypatch.setattr(network, "identity", "another")
+
+    class Another(TrainedNetwork):
+        identity = "another"
+
     products = products_of_files(str(own_run.path / "photos"), None, lambda done, total: None)
-    index(products, shop.catalogue, network, rebuild=True)
+    index(products, shop.catalogue, Another(own_run, flip_average=True), rebuild=True)
     read = []
     monkeypatch.setattr("fashion_cnn.retrieval.web.shop.Snapshot", lambda one: read.append(one) or Snapshot(one))
     for _ in range(3):
@@ -664,9 +665,11 @@ def test_what_is_no_picture_is_refused_with_the_reason(client, content, status, 
 
 
 def test_of_several_pictures_the_one_that_is_none_is_named(client):
-    assert "Picture 2 of 3 holds text" in page(upload(client, photograph(0), b"no picture", photograph(1)), 415)
+    assert "Picture 2 of 3 is no picture: it holds text" in page(
+        upload(client, photograph(0), b"no picture", photograph(1)), 415
+    )
     answer = upload(client, photograph(0), b"no picture", path="/api/search")
-    assert answer.json()["error"].startswith("Picture 2 of 2 holds text")
+    assert answer.json()["error"].startswith("Picture 2 of 2 is no picture: it holds text")
 
 
 def test_a_picture_is_known_by_its_content_not_by_its_name(client):

@@ -46,10 +46,10 @@ def find_files(root: Path) -> tuple[FolderFile, ...]:
         )
     else:
         files = [file for split in there for file in _files_of(root, root / split, split, groups)]
-    if missing := groups.keys() - {file.path for file in files}:
+    if lost := groups.keys() - {file.path for file in files}:
         raise UserError(
-            f"{root / GROUPS_FILE} names {len(missing)} files that are no pictures of a class in {root}, such as "
-            f"{min(missing)}: give their paths below that folder."
+            f"{root / GROUPS_FILE} names {len(lost)} files that are no pictures of a class in {root}, such as "
+            f"{min(lost)}: give their paths below that folder."
         )
     classes = sorted({file.label for file in files})
     if len(classes) < 2:

@@ -102,6 +102,10 @@ class Catalogue:
                     f"{self.uri} holds what another network saw ({before.run}): index with that run, name another "
                     "catalogue=DIR, or say rebuild=true to replace all of it."
                 )
+            if before.dimensions != about.dimensions and before.class_weight == about.class_weight:
+                raise UserError(
+                    f"{self.uri} was made by another version of fashion_cnn: say rebuild=true to replace it."
+                )
             for option in ("class_weight", "flip_average", "invert"):
                 if (made_with := getattr(before, option)) != getattr(about, option):
                     raise UserError(

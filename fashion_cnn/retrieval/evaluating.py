@@ -21,7 +21,7 @@ from fashion_cnn.retrieval.measures import (
     measure_labelled,
 )
 from fashion_cnn.retrieval.ranking import nearest
-from fashion_cnn.retrieval.vectors import search_vectors
+from fashion_cnn.retrieval.vectors import as_query, search_vectors
 from fashion_cnn.retrieval.yardsticks import PrincipalComponents, Yardstick, pixel_directions, pixels
 
 NETWORK, TOGETHER = "network", "one on top of the other"
@@ -128,7 +128,14 @@ def evaluate_search(
     """
     searches = _searches(images)
     copies, originals = _copies(images, altered, seed)
-    yardsticks = [Yardstick(NETWORK, lambda batch: search_vectors(network.look(batch), class_weight), "cosine")]
+    yardsticks = [
+        Yardstick(
+            NETWORK,
+            lambda batch: search_vectors(network.look(batch), class_weight),
+            "cosine",
+            lambda vectors: as_query(vectors, class_weight),
+        )
+    ]
     yardsticks += _baselines(network, images, seed) if baselines else []
     steps = len(yardsticks) * (sum(len(search.queries) for search in searches.values()) + len(copies) * len(originals))
     done = 0
@@ -141,7 +148,7 @@ def evaluate_search(
     found: dict[str, dict[str, LabelledSearch]] = {name: {} for name in searches}
     instances: dict[str, dict[str, RankingMeasures]] = {name: {} for name in copies}
     for yardstick in yardsticks:
-        catalogue, queries = yardstick.vectors(images.catalogue), yardstick.vectors(images.queries)
+        catalogue, queries = yardstick.vectors(images.catalogue), yardstick.queries(images.queries)
         for name, search in searches.items():
             ranked = nearest(
                 queries[search.queries],
@@ -157,8 +164,7 @@ def evaluate_search(
                 images.class_names,
             )
         for name, pictures in copies.items():
-            vectors = yardstick.vectors(pictures)
-            ranked = nearest(vectors, catalogue, DEPTH, metric=yardstick.metric, progress=step)
+            ranked = nearest(yardstick.queries(pictures), catalogue, DEPTH, metric=yardstick.metric, progress=step)
             instances[name][yardstick.name] = measure_instances(ranked, originals)
     return SearchEvaluation(found, instances, _accuracy(network, images))
 

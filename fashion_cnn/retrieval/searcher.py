@@ -13,7 +13,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import Seen, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_search_vector, search_vectors
+from fashion_cnn.retrieval.vectors import as_query, as_search_vector, dimensions_of, search_vectors
 
 # How much "less like that" counts against "more like this".
 _AGAINST = 0.5
@@ -87,6 +87,8 @@ class Searcher:
                 f"than those of {network.run.path}: search with run={made_by.run}, or index anew with this run and "
                 "rebuild=true."
             )
+        if made_by.dimensions != dimensions_of(network, made_by.class_weight):
+            raise UserError(f"{snapshot.uri} was made by another version of fashion_cnn: index anew with rebuild=true.")
 
     def search(self, query: Query) -> Found:
         """The products that fit best. Raises UserError for an id that the catalogue does not hold."""
@@ -141,7 +143,7 @@ class Searcher:
             direction += towards.mean(dim=0)
         if len(away):
             direction -= (_AGAINST if len(towards) else 1) * away.mean(dim=0)
-        return functional.normalize(direction, dim=0)
+        return functional.normalize(as_query(direction, self.snapshot.about.class_weight), dim=0)
 
     def _vectors(self, shown: Tensor, ids: Sequence[str], taught: Sequence[Tensor] = ()) -> Tensor:
         if unknown := [one for one in ids if one not in self.snapshot.row_of]:

@@ -8,20 +8,28 @@ from fashion_cnn.prediction import Seen, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import About
 from fashion_cnn.runs import Run
 
-# Of the softmax: networks that learn from softened or mixed labels are surer than their probabilities say. Of 0.1 to 1
-# the best on validation, by little (docs/search.md).
-_TEMPERATURE = 0.2
-
 
 def search_vectors(seen: Seen, class_weight: float) -> Tensor:
-    """Unit vectors `(N, D)`. The cosine of two of them is `1 - class_weight` times that of the embeddings, and
-    `class_weight` (0 to 1) times how alike the probabilities of their classes are, 0 to 1 (the coefficient of
-    Bhattacharyya, 1943: the sum of the roots of their products).
+    """Unit vectors `(N, D)` of products.
+
+    Their cosine with a query (`as_query`) is, but for a factor of the query's own, `1 - class_weight` times that of the
+    embeddings and `class_weight` (0 to 1) times the probability that both are of the same class. The last number fills
+    up the length of 1: it is the network's doubt, which no query looks for.
     """
     if not class_weight:
         return seen.embeddings
-    probabilities = functional.softmax(seen.logits / _TEMPERATURE, dim=1)
-    return torch.cat([(1 - class_weight) ** 0.5 * seen.embeddings, (class_weight * probabilities).sqrt()], dim=1)
+    probabilities = seen.logits.softmax(dim=1)
+    doubt = (1 - probabilities.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
+    classes = torch.cat([probabilities, doubt], dim=1)
+    return torch.cat([(1 - class_weight) ** 0.5 * seen.embeddings, class_weight**0.5 * classes], dim=1)
+
+
+def as_query(vectors: Tensor, class_weight: float) -> Tensor:
+    """Vectors of products `(…, D)`, or a sum of such, to search by."""
+    if not class_weight:
+        return vectors
+    doubt = torch.zeros_like(vectors[..., -1:])
+    return torch.cat([vectors[..., :-1], doubt], dim=-1)
 
 
 def network_of(run: Run, about: About) -> TrainedNetwork:
@@ -31,7 +39,7 @@ def network_of(run: Run, about: About) -> TrainedNetwork:
 
 def dimensions_of(network: TrainedNetwork, class_weight: float) -> int:
     """D of the network's search vectors."""
-    return network.dimensions + (len(network.class_names) if class_weight else 0)
+    return network.dimensions + (len(network.class_names) + 1 if class_weight else 0)
 
 
 def as_search_vector(direction: Tensor, dimensions: int) -> Tensor:

@@ -15,11 +15,19 @@ _BLOCK = 5000
 
 @dataclass(frozen=True)
 class Yardstick:
-    """vectors: of images `(N, C, H, W)` uint8, `(N, D)` float32; of length 1 where the metric is the cosine."""
+    """vectors: of images `(N, C, H, W)` uint8, `(N, D)` float32; of length 1 where the metric is the cosine. as_query:
+    of vectors, what is searched by; None for themselves.
+    """
 
     name: str
     vectors: Callable[[Tensor], Tensor]
     metric: Metric
+    as_query: Callable[[Tensor], Tensor] | None = None
+
+    def queries(self, images: Tensor) -> Tensor:
+        """What the products like images `(N, C, H, W)` are searched by, `(N, D)`."""
+        vectors = self.vectors(images)
+        return self.as_query(vectors) if self.as_query else vectors
 
 
 def pixel_directions(images: Tensor) -> Tensor:
