@@ -33,10 +33,12 @@ def test_each_choice_builds_a_training(group, choice, tmp_path, request):
     # One that chooses the data has to be given some of these.
     fixture = DATA.get(choice)
     tiny_data = [] if fixture else [part for part in TINY_DATA if part.startswith("data")]
+    if (group, choice) == ("data", "torchvision"):
+        fixture, tiny_data = "torchvision_root", ["data.dataset=torchvision.datasets.KMNIST"]
     config = compose(overrides=[f"{group}={choice}", *tiny_data, "trainer.accelerator=cpu"])
     if fixture:
         config.data.root = str(request.getfixturevalue(fixture))
-    if choice in ("kmnist", "emnist"):
+    if fixture == "torchvision_root":
         config.data.val_size = 47
     data = build.data(config)
     module = build.module(config, data)

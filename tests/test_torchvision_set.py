@@ -35,6 +35,28 @@ def test_a_set_by_name_is_read_split_and_fed_to_a_network(torchvision_root, name
     assert instantiate(elsewhere.data, _convert_="all").class_names == data.class_names
 
 
+def test_any_class_of_torchvisions_can_be_named(torchvision_root):
+    with pytest.raises(UserError, match=r"data.dataset is missing: name a class"):
+        build.data(compose(overrides=["data=torchvision"]))
+    named = ["data=torchvision", "data.dataset=torchvision.datasets.KMNIST", f"data.root='{torchvision_root}'"]
+    data = build.data(compose(overrides=[*named, "data.val_size=10"]))
+    assert (data.num_classes, len(data.train_split)) == (10, 84)
+
+
+def test_other_images_than_it_was_trained_on_are_refused(torchvision_root):
+    first = TorchvisionDataModule(dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10)
+    path = torchvision_root / "KMNIST" / "raw" / "t10k-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    again = TorchvisionDataModule(
+        dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10, found=first.found
+    )
+    again.load(train=True)
+    with pytest.raises(UserError, match="holds other images than before"):
+        again.load(train=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -12,9 +12,12 @@ from hydra.utils import get_class
 from torch import Tensor
 
 from fashion_cnn.data.fashion_mnist_files import DOWNLOAD_TIMEOUT
+from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.statistics import channel_statistics
 from fashion_cnn.errors import UserError
+
+_SETS = {True: "train", False: "test"}
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -32,7 +35,7 @@ class TorchvisionDataModule(ImageDataModule):
     def __init__(
         self,
         *,
-        dataset: str,
+        dataset: str | None,
         root: str | Path = "data",
         train: Mapping[str, Any] | None = None,
         test: Mapping[str, Any] | None = None,
@@ -43,6 +46,8 @@ class TorchvisionDataModule(ImageDataModule):
         found: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        if dataset is None:
+            raise UserError("data.dataset is missing: name a class, such as data.dataset=torchvision.datasets.CIFAR10.")
         self._dataset, self.root, self._transposed = dataset, Path(root).expanduser(), transposed
         self._arguments = {True: dict(train or {"train": True}), False: dict(test or {"train": False})}
         self._class_names = class_names
@@ -59,6 +64,16 @@ class TorchvisionDataModule(ImageDataModule):
         return self._found
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        images, targets = self._read(train)
+        known = self._found.get("sha256", {}).get(_SETS[train])
+        if known and known != fingerprint(images, targets):
+            raise UserError(
+                f"{self._dataset} in {self.root} holds other images than before: name the folder of before with "
+                "data.root=DIR, or train anew."
+            )
+        return images, targets
+
+    def _read(self, train: bool) -> tuple[Tensor, Tensor]:
         dataset = self._made(train)
         images = torch.as_tensor(np.asarray(dataset.data))
         if images.dtype != torch.uint8 or images.ndim not in (3, 4):
@@ -74,7 +89,7 @@ class TorchvisionDataModule(ImageDataModule):
 
     def _look(self) -> dict[str, Any]:
         names = self._class_names or getattr(self._made(True), "classes", None)
-        images, targets = self.load(train=True)
+        images, targets = self._read(True)
         if names is None or len(names) <= int(targets.max()):
             raise UserError(
                 f"data.dataset={self._dataset} does not name its {int(targets.max()) + 1} classes: say "
@@ -87,6 +102,7 @@ class TorchvisionDataModule(ImageDataModule):
             "train_size": len(images),
             "mean": mean,
             "std": std,
+            "sha256": {_SETS[True]: fingerprint(images, targets), _SETS[False]: fingerprint(*self._read(False))},
         }
 
     def _made(self, train: bool) -> Any:
