@@ -37,7 +37,7 @@ def test_a_set_by_name_is_read_split_and_fed_to_a_network(torchvision_root, name
 
 def test_any_class_of_torchvisions_can_be_named(torchvision_root):
     with pytest.raises(UserError, match=r"data.dataset is missing: name a class"):
-        build.data(compose(overrides=["data=torchvision"]))
+        TorchvisionDataModule(dataset=None)
     named = ["data=torchvision", "data.dataset=torchvision.datasets.KMNIST", f"data.root='{torchvision_root}'"]
     data = build.data(compose(overrides=[*named, "data.val_size=10"]))
     assert (data.num_classes, len(data.train_split)) == (10, 84)
