@@ -1,6 +1,7 @@
 """Which pictures a folder holds for training, validation and test: a sub-folder a class."""
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.files import SUFFIXES
 
+_ENDINGS = tuple(SUFFIXES)
 _SPLITS = ("train", "val", "test")
 GROUPS_FILE = "groups.csv"
 
@@ -67,11 +69,14 @@ def find_files(root: Path) -> tuple[FolderFile, ...]:
 def _files_of(root: Path, folder: Path, split: str | None, groups: dict[str, str]) -> list[FolderFile]:
     files = []
     for label in _folders(folder):
-        for path in sorted((folder / label).rglob("*")):
-            below = path.relative_to(root)
-            if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in below.parts):
-                name = below.as_posix()
-                files.append(FolderFile(name, label, split, groups.get(name)))
+        names: list[str] = []
+        for parent, folders, found in os.walk(folder / label):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = Path(parent).relative_to(root).as_posix()
+            names += [f"{below}/{name}" for name in found if name.lower().endswith(_ENDINGS) and name[0] != "."]
+        # In the order of paths, whatever the characters that a folder's name goes on with.
+        names.sort(key=lambda name: name.split("/"))
+        files += [FolderFile(name, label, split, groups.get(name)) for name in names]
     return files
 
 
