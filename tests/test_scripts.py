@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
 
 import pytest
 import yaml
@@ -93,6 +94,7 @@ def reproduce(tmp_path, monkeypatch):
             "machine": "M",
         }
 
+    script.really_train = script.train
     monkeypatch.setattr(script, "train", train)
     return script
 
@@ -134,3 +136,30 @@ def test_a_recipe_is_all_settings_but_the_seed(reproduce):
         )
     )
     assert first.recipe == other_seed.recipe != longer.recipe
+
+
+def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monkeypatch):
+    training = reproduce.Training("tiny", ["model=tiny"], 3)
+    typed = []
+
+    def run(command, **_):
+        typed.append(command[3:])
+        named = dict(word.partition("=")[::2] for word in command[3:])
+        folder = Path(named.get("resume") or f"{named['runs_dir']}/tiny/{len(typed)}")
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text("seed: 3\n")
+        (folder / "checkpoints" / "last.ckpt").touch()
+        if len(typed) == 1:
+            raise subprocess.CalledProcessError(130, command)
+        (folder / "results.json").write_text('{"seed": 3}')
+
+    monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(reproduce, "git", lambda *words: "")
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    with pytest.raises(subprocess.CalledProcessError):
+        reproduce.really_train(training)
+    gone_on, anew = reproduce.really_train(training), reproduce.really_train(training)
+    assert typed[0] == ["model=tiny", "seed=3", f"runs_dir={tmp_path / 'runs' / 'reproduce' / training.recipe}-3"]
+    assert typed[1] == [f"resume={typed[0][2].removeprefix('runs_dir=')}/tiny/1"]
+    assert typed[2] == typed[0]
+    assert reproduce._alone([gone_on, anew]) == [anew]
