@@ -66,7 +66,11 @@ class _ImagesInMemory:
 
 def _tones(images: Tensor, *, negative: bool) -> list[str]:
     """How light the item is, in thirds; of a negative, as Fashion-MNIST's images are, how it was photographed."""
-    item = images > 16
-    mean = (images * item).flatten(1).sum(1) / item.flatten(1).sum(1).clamp(min=1)
     names = ("light", "grey", "dark") if negative else ("dark", "grey", "light")
-    return [names[int(value > 140) + int(value > 181)] for value in mean.tolist()]
+    tones = []
+    # A part at a time, since a copy of all may not fit into memory.
+    for part in images.split(1000):
+        item = part > 16
+        mean = (part * item).flatten(1).sum(1) / item.flatten(1).sum(1).clamp(min=1)
+        tones += [names[int(value > 140) + int(value > 181)] for value in mean.tolist()]
+    return tones
