@@ -6,16 +6,14 @@ it has staged.
 """
 
 import fcntl
-import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Before its import: it tells of each table that it makes.
 os.environ.setdefault("LANCEDB_LOG", "error")
@@ -26,44 +24,15 @@ from lancedb.expr import col
 from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures.preparation import Invert
+from fashion_cnn.retrieval.about import About, Edition, about_of, described, edition_of, made_anew, says_of_itself
 
 _TABLE, _STAGING = "products", "staging"
-_ABOUT = b"fashion_cnn"
-# Of a table that was made anew: its versions count from the start again.
-_MADE = b"fashion_cnn_made"
 # Readers may have a version open for so long after the next one.
 _KEPT = timedelta(days=1)
 # What a shop says of every product; its further columns come behind them.
 OWN_COLUMNS = ("id", "title", "category", "price")
 # What indexing and searching add.
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
-
-
-@dataclass(frozen=True)
-class About:
-    """Whose vectors a catalogue holds.
-
-    network: `TrainedNetwork.identity`. run: the directory of that run, as it was called then. dimensions: of a vector.
-    flip_average: whether the mirror images were looked at too. invert: see `Preparation`. note: what people are to know
-    of the products, if anything. class_weight: see `search_vectors`.
-    """
-
-    network: str
-    run: str
-    dimensions: int
-    flip_average: bool
-    invert: Invert
-    note: str = ""
-    # Catalogues that were made before there was a choice have none.
-    class_weight: float = 0.0
-
-
-class Edition(NamedTuple):
-    """made: of the making of the table. version: of the table, which counts up with each change."""
-
-    made: str
-    version: int
 
 
 class Catalogue:
@@ -158,7 +127,7 @@ class Catalogue:
         staging = self._opened(_STAGING)
         wanted = set(ids)
         if rebuild or not self.exists():
-            schema = staging.schema.with_metadata(staging.schema.metadata | {_MADE: secrets.token_hex(8).encode()})
+            schema = made_anew(staging.schema)
             staged = _batches(staging, wanted, schema)
             table = self._database.create_table(_TABLE, staged, schema=schema, mode="overwrite")
         else:
@@ -226,7 +195,7 @@ class Catalogue:
     def _opened(self, name: str) -> Any:
         """A table of this program's. Raises UserError for another one's of the same name."""
         table = self._database.open_table(name)
-        if _ABOUT not in (table.schema.metadata or {}):
+        if not says_of_itself(table.schema):
             raise UserError(
                 f"The table {name} in {self.uri} was not made by python -m fashion_cnn.index: name another "
                 "catalogue=DIR, and it stays as it is."
@@ -251,16 +220,6 @@ def has_words(table: Any) -> bool:
     return any(list(index.columns) == ["title"] for index in table.list_indices())
 
 
-def edition_of(table: Any) -> Edition:
-    """Of a LanceDB table of products, as it is opened."""
-    return Edition((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
-
-
-def about_of(table: Any) -> About:
-    """Whose vectors a LanceDB table of products holds."""
-    return About(**json.loads(table.schema.metadata[_ABOUT]))
-
-
 def _whose(about: About) -> str:
     return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
 
@@ -283,7 +242,7 @@ def _schema(about: About, columns: Sequence[pa.Field]) -> pa.Schema:
         pa.field("vector", pa.list_(pa.float32(), about.dimensions)),
         *columns,
     ]
-    return pa.schema(fields, metadata={_ABOUT: json.dumps(asdict(about)).encode()})
+    return described(pa.schema(fields), about)
 
 
 def _upsert(table: Any, products: pa.Table | pa.RecordBatchReader) -> None:

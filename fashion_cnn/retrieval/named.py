@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fashion_cnn.retrieval.catalogue import Catalogue, about_of
+from fashion_cnn.retrieval.about import about_of
+from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.runs import Run, find_indexed, find_measured
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.retrieval.output import as_record
@@ -24,7 +24,7 @@ from fashion_cnn.retrieval.web.storefront import Storefront
 
 Id = Annotated[str, Query(max_length=1000, description="The id of a product")]
 TopK = Annotated[int, Query(ge=1, le=100, description="How many products a page")]
-_TOP_K = TypeAdapter(Annotated[int, Field(ge=1, le=100)])
+_TOP_K = TypeAdapter(TopK)
 _FILES = ("picture", "unlike_picture")
 _ERROR = {"content": {"application/json": {"example": {"error": "What was wrong.", "status": 422}}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -174,8 +174,7 @@ def _form() -> dict[str, Any]:
         "picture": file | {"description": "Pictures to be like"},
         "unlike_picture": file | {"description": "Pictures not to be like"},
     }
-    top_k = {"top_k": {"type": "integer", "minimum": 1, "maximum": 100, "description": "How many products a page"}}
-    return {"type": "object", "properties": schema["properties"] | top_k | files}
+    return {"type": "object", "properties": schema["properties"] | {"top_k": _TOP_K.json_schema()} | files}
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,8 @@ from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import calibrate
 from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
-from fashion_cnn.retrieval.catalogue import About, Catalogue, Edition
+from fashion_cnn.retrieval.about import About, Edition
+from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import network_of
