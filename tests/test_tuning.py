@@ -238,6 +238,19 @@ def test_without_optuna_the_command_says_what_to_install(command, monkeypatch):
     assert "This needs optuna: pip install -c scripts/constraints.txt -e '.[sweeps]'" in err
 
 
+def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures = ["data=image_folder", f"data.root={picture_folder}", "data.batch_size=8"]
+    network = ["model=tiny", "model.network.widths=[8,8]", "model.network.depths=[0,0]", "trainer.max_epochs=1"]
+    search = ["tune.study=own", "tune.trials=1", f"runs_dir={tmp_path}", "optimizer.lr=interval(0.01,0.1)"]
+    status, out, _ = command(main, *pictures, *network, *search)
+    assert status == 0
+    assert "1 trials: 1 complete" in out
+    assert f"data.root={picture_folder}" in out, "the command that trains with its settings"
+    status, _, err = command(main, *pictures, *network, *search, "data.val_share=0")
+    assert (status, "data.val_share=0 leaves nothing to choose by" in err) == (2, True)
+
+
 def test_random_search_as_the_help_has_it(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune/sampler=random", "tune/pruner=none"]
     status, out, err = command(main, *arguments, "optimizer.lr=interval(0.01,0.1)", "tune.trials=2")

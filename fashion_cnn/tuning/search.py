@@ -37,7 +37,8 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
         if config.data.get(key) == 0 and not (Path(config.data.root or "") / "val").is_dir():
             raise UserError(f"data.{key}=0 leaves nothing to choose by: a search needs validation images.", status=2)
     name = config.tune.study or config.name
-    fixed = [override for override in config.overrides if makes_the_training(override)]
+    # Where the data lie makes no other study, and each trial has to be told.
+    fixed = [one for one in config.overrides if makes_the_training(one) or key_of(one) == "data.root"]
     said = {key_of(override) for override in fixed}
     typed = HydraConfig.get().overrides.task
     # What is left open by name is not to be joined by what a default leaves open.
@@ -48,7 +49,10 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
     folder = (Path(config.runs_dir) / "tune" / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
-    settings = {"fixed": sorted(fixed), "searched": {key: str(space[key]) for key in sorted(space)}}
+    settings = {
+        "fixed": sorted(filter(makes_the_training, fixed)),
+        "searched": {key: str(space[key]) for key in sorted(space)},
+    }
     study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
     # So that a search is repeatable, and a process that joins draws trials of its own.
     study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
