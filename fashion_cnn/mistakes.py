@@ -158,8 +158,10 @@ def explain(error: Exception, config_name: str, config_dir: str) -> UserError | 
             return UserError(f"{cause}{hint}")
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         return UserError("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), status=2)
-    if isinstance(error, OSError) and error.errno is not None:
-        return UserError(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+    # `instantiate` wraps what it meets.
+    system = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
+    if system is not None:
+        return UserError(f"{system.strerror}: {system.filename}" if system.filename else str(system.strerror))
     return None
 
 

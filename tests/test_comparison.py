@@ -203,6 +203,15 @@ def test_the_learning_curve_extrapolates_with_a_spread_over_seeds():
     assert learning_curve(sizes, [[0.1], [0.05], [0.025]]).interval(beyond) is None
 
 
+def test_the_interval_of_a_learning_curve_covers_the_truth_with_few_seeds():
+    sizes, beyond, random, covered = [1000, 4000, 16000], np.array([16000.0]), np.random.default_rng(1), 0
+    for _ in range(60):
+        errors = [size**-0.5 * (1 + 0.03 * random.standard_normal(3)) for size in sizes]
+        low, high = learning_curve(sizes, errors).interval(beyond)
+        covered += low[0] <= beyond[0] ** -0.5 <= high[0]
+    assert covered >= 53  # 57 are expected; drawing the three seeds themselves anew covers 49
+
+
 def test_plots_of_many_groups_stay_readable(tmp_path):
     rates = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.17, 0.18, 0.2)
     for number in range(36):

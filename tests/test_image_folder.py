@@ -1,6 +1,7 @@
 """`data=image_folder`: a person's own pictures, decoded once, split, measured."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -414,6 +415,26 @@ def test_the_command_says_what_is_missing(command):
     assert status != 0
     assert "data.root is missing: say data.root=DIR" in err
     assert err.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(command, folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    status, _, err = command(main, "data=image_folder", f"data.root='{folder}'")
+    assert (status, err) == (1, f"error: Not a directory: {tmp_path}/file/fashion_cnn\n")
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(folder, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("Bäume"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(PermissionError):
+        module(folder)
 
 
 def test_found_can_be_written_down(folder):

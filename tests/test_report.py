@@ -21,6 +21,7 @@ RESULTS = {
     "seed": 0,
     "epochs": 4,
     "best_epoch": 2,
+    "chosen_on_validation": True,
     "train/loss": 0.1,
     "val/loss": 0.3,
     "test/loss": 0.31,
@@ -86,7 +87,7 @@ def test_the_verdict_comes_first_and_what_to_try_last():
 
 def test_no_validation_is_no_gap():
     without = History(epochs=np.array([1, 2]), figures={"running/loss": np.array([2.0, 1.0])})
-    assert "no gap to measure" in summary(without, {})
+    assert "No validation pass was made" in summary(without, {})
 
 
 def test_the_figure_shows_loss_above_accuracy_with_both_curves():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fashion_cnn.errors import UserError
 from fashion_cnn.models import schedules
 
 
@@ -47,6 +48,13 @@ def test_one_cycle_starts_peaks_and_ends_where_told():
 def test_linear_rises_to_the_peak_and_falls_to_nothing_on_straight_lines():
     seen = rates(schedules.linear, 10, warmup=0.2)
     assert seen == pytest.approx([2 / 3, 4 / 3, *(2 * (10 - step) / 8 for step in range(2, 10))])
+
+
+@pytest.mark.parametrize("schedule", [schedules.linear, schedules.cosine])
+@pytest.mark.parametrize("warmup", [5, -0.1])
+def test_a_warmup_that_is_no_share_is_refused(schedule, warmup):
+    with pytest.raises(UserError, match=f"schedule.warmup={warmup} is not possible"):
+        rates(schedule, 10, warmup=warmup)
 
 
 def test_linear_without_warmup_starts_at_the_peak():

@@ -409,7 +409,16 @@ def test_an_epoch_that_ends_early_has_its_running_figures(tiny):
 
 def test_without_any_validation_pass_the_report_says_so(tiny):
     results = train(tiny("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
-    assert "No validation pass was made" in Run(Path(results["run"])).report_file.read_text()
+    report = Run(Path(results["run"])).report_file.read_text()
+    assert "No validation pass was made while it trained" in report
+    assert "the weights of the last epoch (1)" in report
+
+
+def test_the_last_weights_are_called_so_where_the_best_are_not_kept(tiny):
+    results = train(tiny("callbacks.best=null"))
+    report = Run(Path(results["run"])).report_file.read_text()
+    assert report.count(f"the weights of the last epoch ({results['epochs']})") == 2
+    assert "best on validation" not in report
 
 
 def test_the_speed_leaves_every_validation_out(monkeypatch):

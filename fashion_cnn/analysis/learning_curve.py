@@ -32,7 +32,7 @@ class LearningCurve:
     """The validation error at each number of training images, and the power law through the means.
 
     sizes: `(K,)`, ascending. errors: K sequences, the error of each seed, as shares of 1. resampled: the laws through
-    seeds drawn anew, the spread of the law; empty where there is one seed a size.
+    means drawn anew, the spread of the law; empty where there is one seed a size.
     """
 
     sizes: Floats
@@ -54,13 +54,25 @@ def learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]) ->
     ascending = np.array(sizes, dtype=np.float64)
     raw = tuple(np.array(values, dtype=np.float64) for values in errors)
     law = fit_power_law(ascending, np.array([values.mean() for values in raw]))
-    resampled: list[PowerLaw] = []
-    if all(len(values) > 1 for values in raw):
-        random = np.random.default_rng(0)
-        for _ in range(_RESAMPLES):
-            means = np.array([random.choice(values, len(values)).mean() for values in raw])
-            resampled.append(fit_power_law(ascending, means))
-    return LearningCurve(ascending, raw, law, tuple(resampled))
+    return LearningCurve(ascending, raw, law, tuple(fit_power_law(ascending, means) for means in _means_anew(raw)))
+
+
+def _means_anew(errors: Sequence[Floats]) -> list[Floats]:
+    """Means that other seeds might have had; none where there is one seed a size.
+
+    A few seeds do not say how much they spread: the errors' relative deviation is taken to be the same at all sizes,
+    and its own uncertainty is drawn too (of all degrees of freedom together).
+    """
+    counts = np.array([len(values) for values in errors])
+    freedom = int((counts - 1).sum())
+    if not freedom:
+        return []
+    means = np.array([values.mean() for values in errors])
+    squares = sum(float(np.square(values / mean - 1).sum()) for values, mean in zip(errors, means, strict=True))
+    random = np.random.default_rng(0)
+    deviations = np.sqrt(squares / random.chisquare(freedom, _RESAMPLES))
+    relative = deviations[:, None] / np.sqrt(counts) * random.standard_normal((_RESAMPLES, len(means)))
+    return list(means * np.exp(relative))
 
 
 def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:

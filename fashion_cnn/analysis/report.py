@@ -69,7 +69,7 @@ saw, with augmentation, dropout and weights that moved under it; it is no measur
 
 
 def _which_weights(results: dict[str, Any]) -> str:
-    if "val/loss" in results:
+    if results["chosen_on_validation"]:
         return f"that were best on validation (after epoch {results['best_epoch']} of {results['epochs']})"
     return f"of the last epoch ({results['epochs']})"
 
@@ -91,7 +91,7 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
 def summary(history: History, results: dict[str, Any]) -> str:
     """The verdict, what the curves and the gaps say, and what to try: Markdown that follows from the figures alone."""
     if "verdict" not in results:
-        return "No validation pass was made, so there is no gap to measure."
+        return "No validation pass was made while it trained, so there is no curve to judge it by."
     parts = [
         f"**Verdict: {results['verdict']}.** By the rule: {results['verdict_rule']}.",
         describe_curves(history, results),
@@ -125,7 +125,7 @@ def describe_curves(history: History, results: dict[str, Any]) -> str:
 def describe_gap(results: dict[str, Any]) -> str:
     """How wide the gaps are, whether that is more than chance, and where they come from."""
     said = (
-        f"With the weights that were best on validation (epoch {results['best_epoch']}), "
+        f"With the weights {_which_weights(results)}, "
         f"{results['train/accuracy']:.2%} of the train probe and {results['val/accuracy']:.2%} of the validation "
         f"images are recognised: a gap of {_points(results, 'gap')}."
     )

@@ -10,6 +10,6 @@ from fashion_cnn.data.fashion_mnist_files import ensure
 from fashion_cnn.errors import UserError
 
 try:
-    ensure(*map(Path, sys.argv[1:]))
+    ensure(*(Path(folder).expanduser() for folder in sys.argv[1:]))
 except UserError as error:
     sys.exit(f"error: {error}")

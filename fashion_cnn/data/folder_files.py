@@ -70,7 +70,7 @@ def _files_of(root: Path, folder: Path, split: str | None, groups: dict[str, str
     files = []
     for label in _folders(folder):
         names: list[str] = []
-        for parent, folders, found in os.walk(folder / label):
+        for parent, folders, found in os.walk(folder / label, onerror=_refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
             below = Path(parent).relative_to(root).as_posix()
             names += [f"{below}/{name}" for name in found if name.lower().endswith(_ENDINGS) and name[0] != "."]
@@ -78,6 +78,11 @@ def _files_of(root: Path, folder: Path, split: str | None, groups: dict[str, str
         names.sort(key=lambda name: name.split("/"))
         files += [FolderFile(name, label, split, groups.get(name)) for name in names]
     return files
+
+
+def _refuse(error: OSError) -> None:
+    """Of a folder that cannot be read `os.walk` would say nothing."""
+    raise error
 
 
 def _folders(folder: Path) -> Sequence[str]:

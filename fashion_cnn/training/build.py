@@ -97,6 +97,7 @@ def measuring_trainer(config: DictConfig, collector: PredictionCollector) -> Tra
         logger=False,
         enable_checkpointing=False,
         devices=1,
+        num_nodes=1,
         strategy="auto",
         profiler=None,
     )
@@ -127,8 +128,14 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
     callbacks = _parts(config.callbacks)
     if datamodule.val_size:
         return callbacks
-    # Without validation there is nothing to choose the best by: the last weights stand for the run.
-    return [c for c in callbacks if not (isinstance(c, EarlyStopping | ModelCheckpoint) and c.monitor)]
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and not callback.monitor.startswith("running/"):
+            raise UserError(
+                f"callbacks.early_stopping watches {callback.monitor}, and without validation images nothing measures "
+                "it: keep some (data.val_size, data.val_share), or watch running/loss."
+            )
+    # There is nothing to choose the best by either: the last weights stand for the run.
+    return [callback for callback in callbacks if not (isinstance(callback, ModelCheckpoint) and callback.monitor)]
 
 
 def _loggers(config: DictConfig, directory: Path) -> list[Logger]:

@@ -1,5 +1,6 @@
 """Checkpoints that survive being killed while they are written, and runs that are moved."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         partial = Path(f"{path}.partial")
         super().save_checkpoint(checkpoint, partial, storage_options)
+        with partial.open("rb") as file:
+            # Else a power cut may leave the new name with an empty file.
+            os.fsync(file.fileno())
         partial.replace(path)
 
 

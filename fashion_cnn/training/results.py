@@ -45,6 +45,7 @@ def collect_results(
         "train_images": len(data.train_split),
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,
+        "chosen_on_validation": run.weights == run.best_checkpoint,
         "seconds": round(stopwatch.seconds, 3),
         "images_per_second": round(stopwatch.images_per_second, 1),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),

@@ -78,12 +78,14 @@ def bare(config: DictConfig, data: ImageDataModule) -> float:
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
 
+    # The data set gives a copy each time.
+    train_images, train_targets = data.train_split.images, data.train_split.targets
     started = time.perf_counter()
     order = torch.randperm(len(data.train_split))
     loss_sum, correct = torch.zeros(()), torch.zeros(())
     for step in range(steps):
         chosen = order[step * data.batch_size : (step + 1) * data.batch_size]
-        images, targets = data.train_split.images[chosen], data.train_split.targets[chosen]
+        images, targets = train_images[chosen], train_targets[chosen]
         for augment in data.augmentation:
             images = augment(images)
         with autocast():
@@ -100,9 +102,10 @@ def bare(config: DictConfig, data: ImageDataModule) -> float:
     averaged.eval()
     with torch.inference_mode(), autocast():
         for split in (data.train_probe, data.val_split):
+            split_images, split_targets = split.images, split.targets
             for start in range(0, len(split), data.eval_batch_size):
-                images = split.images[start : start + data.eval_batch_size]
-                targets = split.targets[start : start + data.eval_batch_size]
+                images = split_images[start : start + data.eval_batch_size]
+                targets = split_targets[start : start + data.eval_batch_size]
                 logits = averaged(data.normalise(images)).float()
                 loss_sum += functional.cross_entropy(logits, targets)
                 correct += (logits.argmax(1) == targets).sum()
