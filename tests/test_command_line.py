@@ -108,7 +108,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["seed=-1"], "seed=-1"),
         (["trainer.limit_val_batches=-1"], "limit_val_batches"),
         (["callbacks=early_stopping", "callbacks.early_stopping.mode=up"], "mode"),
-        (["callbacks=early_stopping", "data.val_size=0"], "callbacks.early_stopping watches val/loss"),
+        (["callbacks=early_stopping", "data.val_size=0"], "callbacks.early_stopping watches val/accuracy"),
         (["schedule.final_factor=0"], "final_factor"),
         (["schedule.warmup=5"], "schedule.warmup=5"),
         (["callbacks.histograms.every_n_epochs=0"], "every_n_epochs=0"),
