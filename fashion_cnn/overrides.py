@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 # Values that are paths or words, which people type with characters that Hydra's grammar gives a meaning.
 QUOTED_KEYS = {
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
+    "distillation.teachers",
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
     *("name", "text", "remove", "like", "unlike", "category", "concept"),
 }

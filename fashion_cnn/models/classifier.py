@@ -22,6 +22,7 @@ Description = Mapping[str, Any]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Distillation = Callable[[Tensor, Tensor], Tensor]
 EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -48,9 +49,11 @@ class ImageClassifier(LightningModule):
         optimizer and the number of steps; None keeps the learning rate. Or their descriptions.
     mixing: mixes the images of a training batch, and their labels (models/mixing.py); None leaves them alone. Or its
         description.
+    distillation: blends the labels of a training batch, mixed or not, with what teachers answer to its images
+        (training/distillation.py); None leaves them alone. Or its description.
     embedding_loss: of the embeddings and the class indices of a training batch, added to the cross-entropy
         (models/contrastive.py); None for none. Or its description. Not together with `mixing`.
-    label_smoothing: of the training loss only, in [0, 1).
+    label_smoothing: of the labels in the training loss only, in [0, 1).
     channels_last: lay out the network's weights so, which is faster wherever convolutions are.
 
     Set `flip_average` to have validation and test measure each split a second time, under `<split>_flip/…`, by the
@@ -68,6 +71,7 @@ class ImageClassifier(LightningModule):
         optimizer: OptimizerFactory | Description | None = None,
         schedule: ScheduleFactory | Description | None = None,
         mixing: Mixing | Description | None = None,
+        distillation: Distillation | Description | None = None,
         embedding_loss: EmbeddingLoss | Description | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
@@ -78,6 +82,7 @@ class ImageClassifier(LightningModule):
             "optimizer": optimizer,
             "schedule": schedule,
             "mixing": mixing,
+            "distillation": distillation,
             "embedding_loss": embedding_loss,
         }
         # Objects stay out of the checkpoint, which torch loads without unpickling code.
@@ -100,6 +105,7 @@ class ImageClassifier(LightningModule):
         self._optimizer: OptimizerFactory | None = _built(optimizer)
         self._schedule: ScheduleFactory | None = _built(schedule)
         self._mixing: Mixing | None = _built(mixing)
+        self._distillation: Distillation | None = _built(distillation)
         self._embedding_loss: EmbeddingLoss | None = _built(embedding_loss)
         if self._mixing and self._embedding_loss:
             raise UserError("embedding_loss and mixing do not go together: a mixed image is of no one class. Drop one.")
@@ -152,22 +158,29 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
         images, targets = batch.images, batch.targets
+        if self._mixing or self._distillation:
+            targets = functional.one_hot(targets, self.num_classes).float()
         if self._mixing:
-            images, targets = self._mixing(images, functional.one_hot(targets, self.num_classes).float())
+            images, targets = self._mixing(images, targets)
+        labels, smoothing = targets, self.label_smoothing
+        if self._distillation:
+            # Only labels are smoothed: what a teacher answers is soft already.
+            targets = self._distillation(images, labels + smoothing * (1 / self.num_classes - labels))
+            smoothing = 0.0
         if self._embedding_loss:
             logits, embeddings = self._look(images)
         else:
             logits = self(images)
         logits = logits.float()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         if self._embedding_loss:
-            loss = loss + self._embedding_loss(embeddings, targets)
+            loss = loss + self._embedding_loss(embeddings, batch.targets)
         # What the epoch sees as it trains: augmented batches, moving weights, the training loss. `EpochLog` reads and
         # resets it at the epoch's end; logged at every step it costs 4% of the time.
         self.running.add(logits.detach(), batch.targets, loss.detach())
         outputs: Outputs = {"loss": loss, "logits": logits.detach()}
         if self._mixing:
-            outputs["own_share"] = targets.gather(1, batch.targets[:, None])[:, 0]
+            outputs["own_share"] = labels.gather(1, batch.targets[:, None])[:, 0]
         return outputs
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
         optimizer=config.optimizer,
         schedule=config.schedule,
         mixing=config.get("mixing"),
+        distillation=config.get("distillation"),
         embedding_loss=config.get("embedding_loss"),
         image_shape=datamodule.image_shape,
         num_classes=datamodule.num_classes,

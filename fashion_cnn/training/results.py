@@ -1,6 +1,7 @@
 """The figures of a finished training, every one by the same ruler and with the same weights."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -47,6 +48,7 @@ def collect_results(
         "best_epoch": best["epoch"] + 1,
         "chosen_on_validation": run.weights == run.best_checkpoint,
         "seconds": round(stopwatch.seconds, 3),
+        **_of_teachers(config),
         "images_per_second": round(stopwatch.images_per_second, 1),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "multiply_adds": multiply_adds(module),
@@ -58,6 +60,14 @@ def collect_results(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return results | judgement(config, history, results, predictions, data), predictions
+
+
+def _of_teachers(config: DictConfig) -> dict[str, float]:
+    """How long the networks that it learned from were trained, and theirs."""
+    if not config.get("distillation"):
+        return {}
+    theirs = [Run(Path(path)).results() for path in config.distillation.teachers]
+    return {"teachers_seconds": round(sum(each["seconds"] + each.get("teachers_seconds", 0) for each in theirs), 3)}
 
 
 def measure(

@@ -28,6 +28,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.closing import analyse
+from fashion_cnn.training.distillation import find_teachers
 from fashion_cnn.training.memory import keep_freed_memory
 from fashion_cnn.training.results import collect_results
 from fashion_cnn.training.resume import prepare_to_resume, resumed_config
@@ -58,6 +59,8 @@ def run_training(
     # What can be wrong with the settings comes out here, before there is a run directory.
     seed_everything(build.checked_seed(config), verbose=False)
     data = build.data(config)
+    if config.get("distillation"):
+        config.distillation.teachers = find_teachers(config)
     module = build.module(config, data)
     if config.init_from is not None and not (run and run.last_checkpoint.exists()):
         source = runs.find_finished(config.init_from, Path(config.runs_dir))

@@ -1,0 +1,79 @@
+"""Learning from what trained networks answer, beside the labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.models.ensemble import MeanOfNetworks
+from fashion_cnn.runs import Run, find_measured
+from fashion_cnn.training.weights import load_classifier
+
+# What two networks must share, for the answers of one to be a lesson for the other.
+_SEEN = ("_target_", "dataset", "mean", "std", "left_out")
+_SEEN_IN_A_FOLDER = tuple(f"found.{name}" for name in ("class_names", "channels", "image_size", "mean", "std"))
+_KEPT_FOR_VALIDATION = ("val_size", "val_share", "split_seed")
+
+
+class Distillation:
+    """Probabilities to be learned, blended of the labels' and of the teachers', who look at the same images.
+
+    teachers: directories of runs; the mean of their logits answers. share: of the target that is theirs, above 0 and up
+    to 1. Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531), at
+    temperature 1; that teachers see the student's own augmented and mixed images is from Beyer et al., 2022
+    (arXiv 2106.05237).
+
+    The teachers are loaded when they are first asked: a student answers without them.
+    """
+
+    def __init__(self, teachers: Sequence[str], share: float) -> None:
+        if not 0 < share <= 1:
+            raise UserError(f"distillation.share={share} is not possible: give a number above 0, up to 1.")
+        self.teachers = list(teachers)
+        self.share = share
+        self._network: MeanOfNetworks | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, probabilities: Tensor) -> Tensor:
+        """The blend `(B, num_classes)` for normalised images `(B, C, H, W)` with the labels' `probabilities`."""
+        if self._network is None:
+            loaded = MeanOfNetworks([load_classifier(Run(Path(path))).network for path in self.teachers])
+            self._network = loaded.eval().to(images.device, memory_format=torch.channels_last)
+        answers = self._network(images).float().softmax(dim=1)
+        return probabilities.lerp(answers, self.share)
+
+
+def find_teachers(config: DictConfig) -> list[str]:
+    """The absolute paths of the runs that `config.distillation` names.
+
+    Raises UserError where there is none, one is not finished or cannot be read, or learned from other images.
+    """
+    named = config.distillation.teachers
+    if not named:
+        raise UserError("distillation.teachers names no run: give a finished run's directory, latest, or a list.")
+    references = [named] if isinstance(named, str) else list(named)
+    teachers = [find_measured(reference, Path(config.runs_dir)) for reference in references]
+    for teacher in teachers:
+        _check(teacher, config.data)
+    return [str(teacher.path.resolve()) for teacher in teachers]
+
+
+def _check(teacher: Run, ours: DictConfig) -> None:
+    theirs = teacher.config().data
+    for key in (*_SEEN, *_SEEN_IN_A_FOLDER):
+        if (asked := OmegaConf.select(ours, key)) != (has := OmegaConf.select(theirs, key)):
+            raise UserError(
+                f"distillation.teachers={teacher.path} learned from other images (data.{key} is {has} there, and "
+                f"{asked} here): a teacher knows the student's classes, and sees images as the student does."
+            )
+    keeps_validation = any(OmegaConf.select(ours, key) for key in ("val_size", "val_share", "found.val_size"))
+    for key in _KEPT_FOR_VALIDATION:
+        if keeps_validation and (asked := OmegaConf.select(ours, key)) != (has := OmegaConf.select(theirs, key)):
+            raise UserError(
+                f"distillation.teachers={teacher.path} learned from images that are kept for validation here "
+                f"(data.{key} is {has} there, and {asked} here): say the same, so that validation stays unseen."
+            )
+    load_classifier(teacher)
