@@ -114,5 +114,5 @@ def test_a_student_that_keeps_no_validation_images_learns_from_any_split(tiny, t
 
 
 def test_a_share_beyond_all_is_refused():
-    with pytest.raises(UserError, match="distillation.share=1.5"):
+    with pytest.raises(UserError, match=r"distillation\.share=1\.5"):
         Distillation(["run"], share=1.5)

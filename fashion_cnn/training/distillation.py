@@ -41,7 +41,7 @@ class Distillation:
         """The blend `(B, num_classes)` for normalised images `(B, C, H, W)` with the labels' `probabilities`."""
         if self._network is None:
             loaded = MeanOfNetworks([load_classifier(Run(Path(path))).network for path in self.teachers])
-            self._network = loaded.eval().to(images.device, memory_format=torch.channels_last)
+            self._network = loaded.eval().to(images.device).to(memory_format=torch.channels_last)
         answers = self._network(images).float().softmax(dim=1)
         return probabilities.lerp(answers, self.share)
 
