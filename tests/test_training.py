@@ -350,6 +350,13 @@ def test_without_validation_the_last_weights_stand_and_the_gap_is_not_measured(t
     assert "not measured" in run.report_file.read_text()
 
 
+def test_a_probe_of_its_own_gives_the_gap_to_test_where_nothing_is_kept_for_validation(tiny):
+    results = train(tiny("data.val_size=0", "data.probe_size=24"))
+    assert "val/loss" not in results
+    assert results["gap_test/accuracy"] == pytest.approx(results["train/accuracy"] - results["test/accuracy"])
+    assert (results["train/accuracy"] * 24) % 1 == pytest.approx(0, abs=1e-4)
+
+
 def test_a_run_whose_results_are_damaged_is_measured_anew(tiny):
     results = train(tiny("callbacks=essential", "trainer.max_epochs=1"))
     run = Run(Path(results["run"]))

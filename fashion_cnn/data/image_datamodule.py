@@ -25,6 +25,7 @@ class ImageDataModule(LightningDataModule):
     training and validation share) and `load`; `cut_out` where its images are such.
 
     val_size: images carved out of the training set for validation, stratified. 0 trains on all.
+    probe_size: training images that are measured as validation and test are; as many as for validation where it is None.
     train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
     batch_size, eval_batch_size: images a step when training and when measuring, in each process.
     balanced: draw as many training images of each class, those of rare classes more often than once an epoch.
@@ -57,6 +58,7 @@ class ImageDataModule(LightningDataModule):
         mean: Sequence[float],
         std: Sequence[float],
         val_size: int = 5000,
+        probe_size: int | None = None,
         train_fraction: float = 1.0,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
@@ -73,6 +75,7 @@ class ImageDataModule(LightningDataModule):
         if self.left_out:
             self.class_names = [name for label, name in enumerate(self.class_names) if label not in self.left_out]
         self.val_size = val_size
+        self.probe_size = val_size if probe_size is None else probe_size
         self.train_fraction = train_fraction
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -146,7 +149,7 @@ class ImageDataModule(LightningDataModule):
             self.train_split = InMemoryDataset(images, targets, train)
             self.val_split = InMemoryDataset(images, targets, val)
             # A prefix of a stratified order: a fixed, stratified sample of the training split.
-            self.train_probe = InMemoryDataset(images, targets, train[: self.val_size])
+            self.train_probe = InMemoryDataset(images, targets, train[: self.probe_size])
         if stage in ("test", None) and not hasattr(self, "test_split"):
             images, targets = self.load(train=False)
             numbers, members = renumbered(targets, self.left_out, self.num_classes), self.test_order(targets)
@@ -210,6 +213,11 @@ class ImageDataModule(LightningDataModule):
             raise UserError(
                 f"data.train_fraction={self.train_fraction} of {available - self.val_size:,} images leaves "
                 f"fewer than one a class: give at least {classes / (available - self.val_size):.2g}."
+            )
+        if not 0 <= self.probe_size <= available - self.val_size:
+            raise UserError(
+                f"data.probe_size={self.probe_size} is not possible: give 0 to {available - self.val_size:,}, the "
+                "images to train on."
             )
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:

@@ -79,7 +79,7 @@ def measure(
     tester = build.measuring_trainer(config, collector)
     figures: dict[str, Any] = {}
     # The test images are read once, by the run's best weights, after every choice has been made.
-    passes = [(tester.validate, data.val_size > 0), (tester.test, test and data.has_test)]
+    passes = [(tester.validate, data.val_size + data.probe_size > 0), (tester.test, test and data.has_test)]
     for measure_pass, wanted in passes:
         if wanted:
             measure_pass(module, datamodule=data, verbose=False)
