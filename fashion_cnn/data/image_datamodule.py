@@ -25,7 +25,7 @@ class ImageDataModule(LightningDataModule):
     training and validation share) and `load`; `cut_out` where its images are such.
 
     val_size: images carved out of the training set for validation, stratified. 0 trains on all.
-    probe_size: training images that are measured as validation and test are; as many as for validation where it is None.
+    probe_size: training images that are measured as validation and test are; None takes as many as for validation.
     train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
     batch_size, eval_batch_size: images a step when training and when measuring, in each process.
     balanced: draw as many training images of each class, those of rare classes more often than once an epoch.
