@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from conftest import REPOSITORY, TINY_DATA
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
+from fashion_cnn import command_line
 from fashion_cnn import train as train_command
+from fashion_cnn.command_line import CONFIG_DIR, compose
 from fashion_cnn.models import ResNet
+from fashion_cnn.overrides import quote_text
 from fashion_cnn.sweeps.jobs import job_name, jobs_of
 from fashion_cnn.train import main
 
@@ -194,7 +198,31 @@ def test_a_ready_sweep_needs_no_flag(command, tmp_path):
     assert "2 of 2 jobs finished" in out
     (sweep,) = (tmp_path / "seeds").iterdir()
     assert {job.name for job in sweep.iterdir() if job.is_dir()} == {"seed-0", "seed-1", "comparison"}
-    assert "sweep=seeds" not in OmegaConf.load(sweep / "seed-1" / "config.yaml").overrides
+    overrides = OmegaConf.load(sweep / "seed-1" / "config.yaml").overrides
+    assert sorted(overrides) == sorted([*tiny, "test=false", "seed=1", f"runs_dir={tmp_path}"])
+    assert "test=false" in (sweep / "seed-1" / "model_card.md").read_text()
+    assert command(main, f"resume={sweep}")[0] == 0
+
+
+def test_a_job_of_a_ready_sweep_can_be_trained_alone_from_what_it_says_was_typed():
+    job = compose(overrides=["sweep=held_out", "model=tiny", "data.left_out=[0,6]", "seed=1"])
+    assert [*job.overrides] == [
+        *("callbacks=essential", "trainer.max_epochs=10", "test=false"),
+        *("model=tiny", "data.left_out=[0,6]", "seed=1"),
+    ]
+    assert compose(overrides=[*job.overrides]) == job
+    assert "trainer.max_epochs=10" not in compose(overrides=["sweep=held_out", "trainer.max_epochs=3"]).overrides
+
+
+def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, monkeypatch):
+    shutil.copytree(CONFIG_DIR, tmp_path / "conf")
+    (tmp_path / "conf" / "sweep" / "own.yaml").write_text(
+        "# @package _global_\ntrainer: {inference_mode: false}\ndata: {root: a b}\nmodel: {network: {widths: [8, 16]}}\n"
+    )
+    monkeypatch.setattr(command_line, "CONFIG_DIR", tmp_path / "conf")
+    job = compose(overrides=["sweep=own", "model=tiny"])
+    assert job.trainer.inference_mode is False, "which conf/trainer does not list"
+    assert compose(overrides=[quote_text(override) for override in job.overrides]) == job
 
 
 def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monkeypatch):

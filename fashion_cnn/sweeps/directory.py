@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.overrides import key_of, makes_the_training, quoted
+from fashion_cnn.overrides import key_of, makes_the_training, quoted, unquote_text
 from fashion_cnn.runs import Run
+from fashion_cnn.sweeps.file import spelled_out
 from fashion_cnn.sweeps.jobs import Job, choices_of, key_element
 
 COMMAND_FILE = "multirun.yaml"
@@ -44,7 +45,9 @@ class Sweep:
         for job, run in zip(self.jobs, self.runs, strict=True):
             if not run.config_file.exists():
                 continue
-            if differing := sorted(_own(run.config().get("overrides") or []) ^ _own(job.overrides)):
+            has = _own(run.config().get("overrides") or [])
+            # What a file of conf/sweep sets is missing from the overrides of older runs.
+            if differing := sorted((has - _own(spelled_out(job.overrides))) | (_own(job.overrides) - has)):
                 raise UserError(
                     f"{run.path} was trained with other settings ({', '.join(differing)} differ): "
                     "a resumed sweep repeats its own command. Leave resume=… out to start a new one.",
@@ -53,7 +56,7 @@ class Sweep:
 
 
 def _own(overrides: Iterable[str]) -> set[str]:
-    return {override.rstrip("=") for override in overrides if makes_the_training(override)}
+    return {unquote_text(one).rstrip("=") for one in overrides if makes_the_training(one)}
 
 
 def task_with_jobs_of_before(path: Path, task: Sequence[str], params: Mapping[str, Any]) -> list[str]:
