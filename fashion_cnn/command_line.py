@@ -90,8 +90,9 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     if sweep := SweepStart.sweep:
         status = conclude(sweep, stopped=stop is not None)
     elif stop:
-        said = stop if isinstance(stop, Interrupted) else "Stopped before anything was begun."
-        print(f"\n{said}", file=sys.stderr)
+        # A training that was begun says so itself.
+        unsaid = "Stopped before anything was begun." if config_name == "train" else "Stopped."
+        print(f"\n{stop if isinstance(stop, Interrupted) else unsaid}", file=sys.stderr)
         status = stop.status if isinstance(stop, Interrupted) else 130
     else:
         return
