@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.errors import UserError
 from fashion_cnn.mistakes import check_overrides, exit_with, explain, explain_and_exit
 from fashion_cnn.output_pipe import reader_may_leave
-from fashion_cnn.overrides import QUOTED_KEYS, key_of, quote_text, unquote_text
+from fashion_cnn.overrides import QUOTED_KEYS, quote_text, unquote_text
 from fashion_cnn.sweeps.directory import resumed_sweep
 from fashion_cnn.sweeps.end import conclude
+from fashion_cnn.sweeps.file import spelled_out
 from fashion_cnn.sweeps.job import run_job
 from fashion_cnn.sweeps.jobs import job_name
 from fashion_cnn.sweeps.start import SweepStart
@@ -89,8 +90,9 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     if sweep := SweepStart.sweep:
         status = conclude(sweep, stopped=stop is not None)
     elif stop:
-        said = stop if isinstance(stop, Interrupted) else "Stopped before anything was begun."
-        print(f"\n{said}", file=sys.stderr)
+        # A training that was begun says so itself.
+        unsaid = "Stopped before anything was begun." if config_name == "train" else "Stopped."
+        print(f"\n{stop if isinstance(stop, Interrupted) else unsaid}", file=sys.stderr)
         status = stop.status if isinstance(stop, Interrupted) else 130
     else:
         return
@@ -156,17 +158,18 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
     """The config of a command as its command line would give it: for notebooks and tests."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
-    composed = config.hydra
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    OmegaConf.set_struct(config, True)
-    _describe_run(config, composed)
+        composed = config.hydra
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        OmegaConf.set_struct(config, True)
+        _describe_run(config, composed)
     return config
 
 
 def _describe_run(config: DictConfig, composed: Any) -> None:
-    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that were typed.
+    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that make it what it is.
 
+    These are what was typed, a file of conf/sweep spelled out, since each of its jobs is a training of its own.
     A `~` that no shell has expanded, as in quotes, is the home directory in every command's `runs_dir`.
     """
     if "runs_dir" in config:
@@ -177,6 +180,4 @@ def _describe_run(config: DictConfig, composed: Any) -> None:
         choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
-        config.overrides = [
-            unquote_text(override) for override in composed.overrides.task if key_of(override) != "sweep"
-        ]
+        config.overrides = [*map(unquote_text, spelled_out(composed.overrides.task))]

@@ -14,6 +14,8 @@ QUOTED_KEYS = {
 }
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}
+# Which run that is changes with each training, so that a command replaces it by the run's path when it begins.
+LATEST_WEIGHTS = "init_from=latest"
 
 
 def key_of(override: str) -> str:

@@ -148,6 +148,22 @@ def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
     assert out.count("failed (One job of a sweep trains on one device") == 2
 
 
+@pytest.mark.parametrize(
+    ("module", "task", "said"),
+    [
+        ("train", "_train_and_give_objective", "Stopped before anything was begun."),
+        ("explain", "explain", "Stopped."),
+    ],
+)
+def test_ctrl_c_says_no_more_than_is_known(command, monkeypatch, module, task, said):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    module = __import__(f"fashion_cnn.{module}", fromlist=["main"])
+    monkeypatch.setattr(module, task, interrupted)
+    assert command(module.main) == (130, "", f"\n{said}\n")
+
+
 def test_a_bug_keeps_its_traceback(command, monkeypatch):
     def broken(config):
         raise ZeroDivisionError("a bug")

@@ -177,6 +177,17 @@ def test_what_changes_nothing_about_the_learning_parts_no_groups(tmp_path):
     assert len(group.results) == 4
 
 
+def test_runs_whose_best_epoch_is_chosen_otherwise_are_told_apart(tmp_path):
+    for monitor in ("val/accuracy", "val/loss"):
+        for seed, filename in enumerate(("best", "weights")):
+            best = {"_target_": "X", "monitor": monitor, "filename": filename, "enable_version_counter": bool(seed)}
+            typed = [f"callbacks.best.monitor={monitor}", f"callbacks.best.filename={filename}"]
+            make_run(tmp_path / f"{monitor[4:]}{seed}", typed, seed, 0.9, callbacks={"best": best})
+    comparison = compare(find_runs(str(tmp_path)))
+    assert comparison.factors == ("callbacks.best.monitor",)
+    assert [len(group.results) for group in comparison.groups] == [2, 2]
+
+
 def test_settings_that_nobody_typed_still_part_the_groups(tmp_path):
     for rate in (0.1, 0.2):
         make_run(tmp_path / str(rate), [], 0, 0.9, optimizer={"lr": rate})

@@ -1,6 +1,8 @@
 """The run directory and the list of runs."""
 
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,14 @@ def test_the_config_of_another_program_is_no_run(tmp_path, text):
 def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path):
     assert runs.find_finished("latest", tmp_path) == three[1]
     assert runs.find_unfinished("latest", tmp_path) == three[2]
+
+
+def test_who_asks_how_a_run_stands_keeps_nobody_from_training_it(three):
+    with (three[2].path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with three[2].locked():
+            assert three[2].state == "running"
 
 
 def test_a_run_in_training_is_not_the_latest_unfinished(three, tmp_path):

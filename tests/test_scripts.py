@@ -5,6 +5,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from conftest import REPOSITORY, TINY_DATA
 
 from fashion_cnn.command_line import compose
+from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 
 ABLATIONS = yaml.safe_load((REPOSITORY / "scripts" / "ablations.yaml").read_text())
@@ -154,12 +156,84 @@ def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monk
         (folder / "results.json").write_text('{"seed": 3}')
 
     monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(reproduce, "git", lambda *words: "")
+    commits = ["first", "first", "second"]
+    monkeypatch.setattr(reproduce, "git", lambda *words: commits[len(typed)] if words[0] == "rev-parse" else "")
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     with pytest.raises(subprocess.CalledProcessError):
         reproduce.really_train(training)
     gone_on, anew = reproduce.really_train(training), reproduce.really_train(training)
-    assert typed[0] == ["model=tiny", "seed=3", f"runs_dir={tmp_path / 'runs' / 'reproduce' / training.recipe}-3"]
+    assert typed[0] == ["model=tiny", "seed=3", f"runs_dir={training.folder}"]
     assert typed[1] == [f"resume={typed[0][2].removeprefix('runs_dir=')}/tiny/1"]
     assert typed[2] == typed[0]
     assert reproduce._alone([gone_on, anew]) == [anew]
+    assert (gone_on["commit"], anew["commit"]) == ("first", "second")
+
+
+def test_a_recording_goes_on_with_no_run_that_failed_or_is_measured_otherwise(reproduce, tmp_path, monkeypatch):
+    training = reproduce.Training("tiny", ["model=tiny"], 3)
+    without_test = reproduce.Training("tiny test=false", ["model=tiny", "test=false"], 3)
+    assert training.recipe == without_test.recipe
+    typed = []
+
+    def run(command, **_):
+        typed.append(command[3:])
+        folder = Path(command[-1].partition("=")[2]) / "tiny" / str(len(typed))
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text("seed: 3\n")
+        (folder / "checkpoints" / "last.ckpt").touch()
+        if len(typed) == 2:
+            (folder / "error.txt").write_text("the loss became nan")
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(reproduce, "git", lambda *words: "")
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    for each in (without_test, training, training):
+        with pytest.raises(subprocess.CalledProcessError):
+            reproduce.really_train(each)
+    assert not [words for words in typed if words[0].startswith("resume=")]
+
+
+def test_a_recording_that_ends_at_another_commit_says_so(reproduce, tmp_path, monkeypatch, capsys):
+    training = reproduce.Training("tiny", ["model=tiny"], 3)
+    monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
+    run = Run(training.folder / "tiny" / "one")
+    run.checkpoints.mkdir(parents=True)
+    run.last_checkpoint.touch()
+    run.config_file.write_text("seed: 3\n")
+    (training.folder / "commit").write_text("older")
+    monkeypatch.setattr(reproduce, "git", lambda *words: "newer" if words[0] == "rev-parse" else "")
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: run.results_file.write_text('{"seed": 3}'))
+    assert reproduce.really_train(training)["commit"] == "older, ended at newer"
+    assert "(goes on, begun at older)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_after_a_failed_training_none_is_begun_and_the_failure_told(reproduce, monkeypatch, capsys, at_once):
+    begun = []
+
+    def train(training, at_once):
+        begun.append(training.seed)
+        if training.seed == 1:
+            raise subprocess.CalledProcessError(3, training.command)
+        return {"results": {"seed": training.seed}}
+
+    monkeypatch.setattr(reproduce, "train", train)
+    trainings = [reproduce.Training("tiny", ["model=tiny"], seed) for seed in range(6)]
+    ended = []
+
+    def run_all():
+        with pytest.raises(SystemExit) as stop:
+            reproduce.run_all(trainings, record=True, at_once=at_once)
+        ended.append(stop.value.code)
+
+    # Beside this one, which is not to wait for ever.
+    thread = threading.Thread(target=run_all, daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert ended == [3]
+    assert len(begun) <= at_once + 1
+    assert sorted(json.loads(line)["results"]["seed"] for line in reproduce.RECORDS.read_text().splitlines()) == [
+        seed for seed in sorted(begun) if seed != 1
+    ]
+    assert "python -m fashion_cnn.train model=tiny seed=1 failed." in capsys.readouterr().err

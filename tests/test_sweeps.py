@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ from conftest import REPOSITORY, TINY_DATA
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
+from fashion_cnn import command_line
 from fashion_cnn import train as train_command
+from fashion_cnn.command_line import CONFIG_DIR, compose
 from fashion_cnn.models import ResNet
+from fashion_cnn.overrides import quote_text
 from fashion_cnn.sweeps.jobs import job_name, jobs_of
 from fashion_cnn.train import main
+from fashion_cnn.training import build, session
 
 SWEPT = ["model.network.stem=[8],[16]", "optimizer.lr=1e-3,3e-3", "seed=0,1"]
 ARGUMENTS = ["-m", *(part for part in TINY_DATA if "stem" not in part and "epochs" not in part), "trainer.max_epochs=1"]
@@ -194,7 +199,73 @@ def test_a_ready_sweep_needs_no_flag(command, tmp_path):
     assert "2 of 2 jobs finished" in out
     (sweep,) = (tmp_path / "seeds").iterdir()
     assert {job.name for job in sweep.iterdir() if job.is_dir()} == {"seed-0", "seed-1", "comparison"}
-    assert "sweep=seeds" not in OmegaConf.load(sweep / "seed-1" / "config.yaml").overrides
+    overrides = OmegaConf.load(sweep / "seed-1" / "config.yaml").overrides
+    assert sorted(overrides) == sorted([*tiny, "test=false", "seed=1", f"runs_dir={tmp_path}"])
+    assert "test=false" in (sweep / "seed-1" / "model_card.md").read_text()
+    assert command(main, f"resume={sweep}")[0] == 0
+
+
+def test_a_job_of_a_ready_sweep_can_be_trained_alone_from_what_it_says_was_typed():
+    job = compose(overrides=["sweep=held_out", "model=tiny", "data.left_out=[0,6]", "seed=1"])
+    assert [*job.overrides] == [
+        *("callbacks=essential", "trainer.max_epochs=10", "test=false"),
+        *("model=tiny", "data.left_out=[0,6]", "seed=1"),
+    ]
+    assert compose(overrides=[*job.overrides]) == job
+    assert "trainer.max_epochs=10" not in compose(overrides=["sweep=held_out", "trainer.max_epochs=3"]).overrides
+
+
+def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, monkeypatch):
+    shutil.copytree(CONFIG_DIR, tmp_path / "conf")
+    (tmp_path / "conf" / "sweep" / "own.yaml").write_text(
+        "# @package _global_\ntrainer: {inference_mode: false}\ndata: {root: a b}\nmodel: {network: {widths: [8, 9]}}\n"
+    )
+    monkeypatch.setattr(command_line, "CONFIG_DIR", tmp_path / "conf")
+    job = compose(overrides=["sweep=own", "model=tiny"])
+    assert job.trainer.inference_mode is False, "which conf/trainer does not list"
+    assert compose(overrides=[quote_text(override) for override in job.overrides]) == job
+
+
+def test_the_jobs_of_a_sweep_start_from_the_run_that_was_the_newest_at_its_start(command, tmp_path):
+    tiny = [part for part in ARGUMENTS if part != "-m"]
+    assert command(main, *tiny, f"runs_dir={tmp_path}")[0] == 0
+    (first,) = (file.parent for file in tmp_path.rglob("results.json"))
+    warm = [*ARGUMENTS, "callbacks=essential", "init_from=latest", f"runs_dir={tmp_path}"]
+    assert command(main, *warm, "seed=0,1")[0] == 0
+    sweep = the_sweep(tmp_path)
+    assert command(main, *warm, "seed=0,1,2", f"resume={sweep}")[0] == 0
+    assert command(main, "seed=3", f"resume={sweep}")[0] == 0
+    configs = [OmegaConf.load(file) for file in sweep.glob("seed-*/config.yaml")]
+    assert {config.init_from for config in configs} == {str(first)}
+    assert len(configs) == 4
+    assert all(f"init_from={first}" in config.overrides for config in configs)
+
+
+def test_a_home_directory_that_no_shell_expanded_holds_a_sweep(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert command(main, *ARGUMENTS, "callbacks=essential", "seed=0,1", "runs_dir='~/runs'")[0] == 0
+    assert the_sweep(tmp_path).parent == tmp_path / "runs" / "sweep"
+    status, out, _ = command(
+        main, "-m", *ARGUMENTS, "callbacks=essential", "seed=0,1", "runs_dir=~/runs", "resume=latest"
+    )
+    assert status == 0
+    assert "2 of 2 jobs finished" in out
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_sweep_that_goes_on_may_be_told_anew_where_its_data_lie(command, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "collect_results", interrupted)
+        assert command(main, *ARGUMENTS, "seed=0,1", f"runs_dir={tmp_path}")[0] == 130
+    roots = []
+    data = build.data
+    monkeypatch.setattr(build, "data", lambda config: roots.append(config.data.root) or data(config))
+    assert command(main, f"resume={the_sweep(tmp_path)}", "data.root=moved")[0] == 0
+    assert roots == ["moved", "moved"]
 
 
 def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monkeypatch):

@@ -184,7 +184,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_pat
     assert not run.results_file.exists()
     assert run.state == ("failed" if isinstance(error, RuntimeError) else "stopped")
     disarm()
-    resumed = train(tiny("resume=latest"))
+    resumed = train(tiny("resume=latest", *settings))
     assert resumed["run"] == str(run.path)
     assert same_but_for_time(whole, resumed)
     assert run.metrics_file.read_bytes() == Run(Path(whole["run"])).metrics_file.read_bytes()
@@ -231,7 +231,7 @@ def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path
     moved = tmp_path / "elsewhere, with spaces"
     shutil.move(only_run(config).path, moved)
     disarm()
-    resumed = train(tiny(f"resume='{moved}'"))
+    resumed = train(tiny("trainer.max_epochs=4", f"resume='{moved}'"))
     assert same_but_for_time(whole, resumed)
 
 
@@ -247,7 +247,7 @@ def test_of_epochs_that_are_as_accurate_the_one_of_the_lowest_loss_stands(tiny, 
     with pytest.raises(Interrupted):
         train(tiny(*settings))
     disarm()
-    assert same_but_for_time(results, train(tiny("resume=latest")))
+    assert same_but_for_time(results, train(tiny(*settings, "resume=latest")))
 
 
 def test_a_finished_run_is_not_resumed(tiny):
@@ -270,6 +270,35 @@ def test_a_run_that_somebody_trains_is_not_resumed(tiny, stop, disarm):
         with pytest.raises(UserError, match="another process"):
             train(tiny(f"resume='{run.path}'"))
     assert run.state == "stopped"
+
+
+def test_settings_that_would_make_a_resumed_run_another_are_refused(tiny, stop, disarm, tmp_path):
+    config = tiny("experiment=baseline", *TINY_DATA)
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    resume = ["resume=latest", f"runs_dir='{config.runs_dir}'"]
+    with pytest.raises(UserError, match=r"trainer\.max_epochs cannot change here \(it is 3\)"):
+        train(compose(overrides=[*resume, "trainer.max_epochs=60"]))
+    assert train(compose(overrides=[*resume, "experiment=baseline"]))["epochs"] == 3, "as it was"
+
+
+@pytest.mark.parametrize("process", ["first", "further"])
+def test_each_process_of_a_resumed_run_is_told_where_its_data_lie_now(tiny, stop, monkeypatch, process):
+    config = tiny()
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    if process == "further":
+        monkeypatch.setenv("FASHION_CNN_RUN", str(only_run(config).path))
+
+    def looked_for(config):
+        raise FileNotFoundError(config.data.root)
+
+    monkeypatch.setattr(build, "data", looked_for)
+    with pytest.raises(FileNotFoundError, match="moved"):
+        train(tiny("resume=latest", "data.root=moved"))
 
 
 def test_a_checkpoint_that_cannot_be_read_is_said(tiny, stop, disarm):
@@ -301,7 +330,9 @@ def test_init_from_starts_with_the_weights_of_another_run(tiny):
     assert second["val/accuracy"] == pytest.approx(first["val/accuracy"], abs=0.1)
     cold = train(tiny("trainer.max_epochs=1", "optimizer.lr=1e-6"))
     assert cold["val/loss"] > second["val/loss"] + 0.1
-    assert first["run"].endswith(Run(Path(second["run"])).config().init_from.rpartition("/")[2])
+    config = Run(Path(second["run"])).config()
+    assert config.init_from == first["run"]
+    assert f"init_from={first['run']}" in config.overrides, "which every command told afterwards repeats"
 
 
 def test_init_from_gives_other_classes_a_new_head(tiny):
@@ -388,7 +419,7 @@ def test_early_stopping_still_holds_when_the_run_is_resumed_to_be_measured(tiny,
         patch.setattr(session, "collect_results", interrupted)
         with pytest.raises(Interrupted):
             train(tiny(*settings, "trainer.max_epochs=6"))
-    assert train(tiny("resume=latest"))["epochs"] == 2
+    assert train(tiny(*settings, "trainer.max_epochs=6", "resume=latest"))["epochs"] == 2
 
 
 def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):

@@ -19,6 +19,7 @@ from fashion_cnn import tune as tune_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train_main
+from fashion_cnn.training import build, session
 from fashion_cnn.tune import main
 from fashion_cnn.tuning.outcome import write_outcome
 from fashion_cnn.tuning.space import search_space
@@ -103,6 +104,27 @@ def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatc
         assert drawn[name].get_ylabel() == "validation accuracy"
         assert all(tick == round(tick) for tick in drawn[name].get_xticks())
     assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["a trial", "the best so far"]
+
+
+def test_a_mistake_that_every_trial_would_meet_ends_the_search_and_uses_up_none_of_it(tmp_path):
+    def fails(trial, path):
+        raise FileNotFoundError("no data there")
+
+    study = a_study(tmp_path)
+    with pytest.raises(UserError, match=r"3 trials in a row failed with the same error.*no data there"):
+        run_trials(study, SPACE, 20, tmp_path, fails, lambda trial: None)
+    assert len(study.trials) == 3
+    run_trials(study, SPACE, 4, tmp_path, lambda trial, path: 1.0, lambda trial: None)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3 + [TrialState.COMPLETE] * 4
+
+
+def test_trials_that_fail_each_for_a_reason_of_its_own_do_not_end_the_search(tmp_path):
+    def fails(trial, path):
+        raise MemoryError(f"no room for {trial.number // 2}")
+
+    study = a_study(tmp_path)
+    run_trials(study, SPACE, 6, tmp_path, fails, lambda trial: None)
+    assert len(study.trials) == 6
 
 
 def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):
@@ -218,6 +240,7 @@ def test_a_search_through_the_command_line(command, tmp_path):
         ("data.val_size=0", "validation images"),
         ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
         ("tune.trails=3", "Did you mean tune.trials?"),
+        ("trainer.devices=2", "One trial of a search trains on one device, not on 2: say trainer.devices=1."),
     ],
 )
 def test_a_mistake_is_told_before_there_is_a_study(command, tmp_path, argument, said):
@@ -249,6 +272,45 @@ def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, m
     assert f"data.root={picture_folder}" in out, "the command that trains with its settings"
     status, _, err = command(main, *pictures, *network, *search, "data.val_share=0")
     assert (status, "data.val_share=0 leaves nothing to choose by" in err) == (2, True)
+
+
+def test_the_trials_of_a_search_have_what_a_file_of_conf_sweep_sets(command, tmp_path):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.trials=1"]
+    status, out, _ = command(main, *arguments, "sweep=regularisation")
+    assert status == 0
+    assert "Searching data.augmentation.erasing.p, model.label_smoothing, optimizer.weight_decay\n" in out, "no seed"
+    assert Run(tmp_path / "tune" / "tiny" / "trial-0000").config().data.train_fraction == 0.2
+    typed = out.splitlines()[-1].split()
+    assert "data.train_fraction=0.2" in typed
+    assert "test=false" not in typed, "it is to be measured on test"
+
+
+def test_the_trials_of_a_search_start_from_the_run_that_was_the_newest_at_its_start(command, tmp_path):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential"]
+    search = [*arguments, "init_from=latest", "optimizer.lr=interval(0.01,0.1)"]
+    assert command(train_main, *arguments)[0] == 0
+    (first,) = (file.parent for file in tmp_path.rglob("results.json"))
+    for trials in (2, 3):
+        status, out, _ = command(main, *search, f"tune.trials={trials}")
+        assert status == 0
+        assert f"init_from={first}" in out.splitlines()[-1]
+    runs = [Run(file.parent) for file in tmp_path.glob("tune/tiny/*/results.json")]
+    assert [run.config().init_from for run in runs] == [str(first)] * 3
+
+
+def test_a_stopped_trial_is_told_anew_where_its_data_lie(command, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    search = [*TINY_DATA, f"runs_dir={tmp_path}", "optimizer.lr=interval(0.01,0.1)", "tune.trials=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "collect_results", interrupted)
+        assert command(main, *search)[0] == 130
+    roots = []
+    data = build.data
+    monkeypatch.setattr(build, "data", lambda config: roots.append(config.data.root) or data(config))
+    assert command(main, *search, "data.root=moved")[0] == 0
+    assert roots == ["moved"]
 
 
 def test_random_search_as_the_help_has_it(command, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fashion_cnn.analysis.settings import Setting, is_setting, settings
+from fashion_cnn.analysis.settings import Setting, choice_of_epoch, chooses_the_epoch, is_setting, settings
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, find_all
 
@@ -117,9 +117,10 @@ def _distinct(runs: Iterable[Run]) -> list[tuple[dict[str, Setting], list[Run]]]
 
 def _settings_but_seed(run: Run) -> dict[str, Setting]:
     """A run that began with another's weights is none from scratch, whichever run that was."""
+    config = run.config()
     return {
         name: "another run" if name == "init_from" else value
-        for name, value in settings(run.config()).items()
+        for name, value in (settings(config) | choice_of_epoch(config)).items()
         if name != "seed"
     }
 
@@ -136,7 +137,9 @@ def _typed(run: Run) -> dict[str, str]:
     pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
     # Of these groups it is single settings that tell.
     left_out = ("seed", "init_from", "callbacks", "logger", "trainer")
-    return {name: value for name, value in pairs if is_setting(name) and name not in left_out}
+    return {
+        name: value for name, value in pairs if (is_setting(name) or chooses_the_epoch(name)) and name not in left_out
+    }
 
 
 def _factors(groups: Sequence[tuple[dict[str, Setting], dict[str, str]]]) -> list[str]:

@@ -1,6 +1,6 @@
 """The settings of a run that a person may have chosen, flat, by their dotted names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +12,10 @@ _NO_SETTINGS |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last"
 _NO_SETTINGS |= {f"callbacks.{part}" for part in ("gap", "dynamics", "histograms")}
 _NO_SETTINGS |= {f"trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "profiler")}
 
+# How the epoch is chosen whose weights stand for the run, but for what names their file.
+_BEST = "callbacks.best"
+_OF_ITS_FILE = {f"{_BEST}.filename", f"{_BEST}.enable_version_counter"}
+
 Setting = str | int | float | bool
 
 
@@ -19,7 +23,18 @@ def settings(config: DictConfig) -> dict[str, Setting]:
     """`{"optimizer.lr": 0.008, "optimizer": "AdamW", …}`: a part's class stands under the name of the part."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    return dict(_flat(container, ""))
+    return dict(_flat(container, "", is_setting))
+
+
+def choice_of_epoch(config: DictConfig) -> dict[str, Setting]:
+    """How the epoch is chosen whose weights are measured: `{"callbacks.best.monitor": "val/accuracy", …}`.
+
+    Nothing of it changes what a run learns, and much of it the figures.
+    """
+    best = OmegaConf.select(config, _BEST)
+    container = OmegaConf.to_container(best, resolve=True) if best is not None else {}
+    assert isinstance(container, dict)
+    return dict(_flat(container, f"{_BEST}.", chooses_the_epoch))
 
 
 def is_setting(name: str) -> bool:
@@ -27,10 +42,15 @@ def is_setting(name: str) -> bool:
     return not any(name == other or name.startswith(f"{other}.") for other in _NO_SETTINGS)
 
 
-def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Setting]]:
+def chooses_the_epoch(name: str) -> bool:
+    """Whether the option `name` changes which epoch's weights are measured."""
+    return name.startswith(f"{_BEST}.") and name not in _OF_ITS_FILE
+
+
+def _flat(values: Mapping[Any, Any], prefix: str, is_kept: Callable[[str], bool]) -> Iterator[tuple[str, Setting]]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if not is_setting(name) or key == "_partial_":
+        if not is_kept(name) or key == "_partial_":
             continue
         if key == "_target_":
             # Lightning's Trainer and the one LightningModule are no choices.
@@ -40,7 +60,7 @@ def _flat(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Setting
             # Which runs they were is no setting.
             yield name, len(value)
         elif isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
+            yield from _flat(value, f"{name}.", is_kept)
         # An empty list is as good as no such option, which older runs do not have.
         elif value is not None and value != []:
             yield name, value if isinstance(value, str | int | float | bool) else str(value)

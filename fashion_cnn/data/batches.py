@@ -70,8 +70,8 @@ WHOLE = Share(process=0, processes=1)
 class EpochSampler(Sampler[int]):
     """A random order that depends on `seed` and the epoch alone, so a resumed run repeats it.
 
-    Of several processes each takes every so-manieth image of that order: batch for batch, all of them together see what
-    one process would with batches so many times as large. What cannot be dealt out evenly is left for another epoch.
+    Of n processes each takes every n-th image of that order: batch for batch, all of them together see what one process
+    would with batches n times as large. What cannot be dealt out evenly is left for another epoch.
 
     weights: `(size,)`; with them as many images as there are, each drawn by its weight, again and again.
     """

@@ -10,6 +10,7 @@ from fashion_cnn.runs.finding import (
     find_measured,
     find_several,
     find_unfinished,
+    newest_weights,
 )
 from fashion_cnn.runs.run import Run, State
 
@@ -25,5 +26,6 @@ __all__ = [
     "find_measured",
     "find_several",
     "find_unfinished",
+    "newest_weights",
     "write_whole",
 ]

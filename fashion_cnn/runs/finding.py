@@ -46,6 +46,11 @@ def find_finished(reference: str | Path | Iterable[str] | None, runs_dir: Path) 
     return run
 
 
+def newest_weights(runs_dir: Path) -> str:
+    """The path of the newest finished run, which `init_from=latest` means when it is typed. Raises UserError."""
+    return str(find_finished("latest", runs_dir).path.resolve())
+
+
 def find_measured(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
     """As `find_finished`; a run that is still going, or was stopped, is none whose weights stand for it."""
     run = _find(reference, runs_dir)

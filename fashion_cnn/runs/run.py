@@ -2,11 +2,12 @@
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -177,12 +178,18 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process, so that it shows as running and nobody else resumes it."""
+        """Hold the run for this process, so that it shows as running and nobody else resumes it.
+
+        Raises UserError where another process holds it, and still does a second later.
+        """
         with self._lock_file.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path} is being trained by another process.") from None
+            # A process that asks how the run stands has it for a moment, too.
+            for _ in range(10):
+                if _has_locked(file):
+                    break
+                time.sleep(0.1)
+            else:
+                raise UserError(f"{self.path} is being trained by another process.")
             yield
 
     @property
@@ -198,3 +205,12 @@ class Run:
         except OSError:
             pass
         return False
+
+
+def _has_locked(file: IO[str]) -> bool:
+    """Lock it for this process alone, where no other holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

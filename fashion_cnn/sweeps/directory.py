@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.overrides import key_of, makes_the_training, quoted
-from fashion_cnn.runs import Run
+from fashion_cnn.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quoted, unquote_text
+from fashion_cnn.runs import Run, newest_weights
+from fashion_cnn.sweeps.file import spelled_out
 from fashion_cnn.sweeps.jobs import Job, choices_of, key_element
 
 COMMAND_FILE = "multirun.yaml"
@@ -44,7 +45,9 @@ class Sweep:
         for job, run in zip(self.jobs, self.runs, strict=True):
             if not run.config_file.exists():
                 continue
-            if differing := sorted(_own(run.config().get("overrides") or []) ^ _own(job.overrides)):
+            has = _own(run.config().get("overrides") or [])
+            # What a file of conf/sweep sets is missing from the overrides of older runs.
+            if differing := sorted((has - _own(spelled_out(job.overrides))) | (_own(job.overrides) - has)):
                 raise UserError(
                     f"{run.path} was trained with other settings ({', '.join(differing)} differ): "
                     "a resumed sweep repeats its own command. Leave resume=… out to start a new one.",
@@ -53,7 +56,20 @@ class Sweep:
 
 
 def _own(overrides: Iterable[str]) -> set[str]:
-    return {override.rstrip("=") for override in overrides if makes_the_training(override)}
+    return {unquote_text(one).rstrip("=") for one in overrides if makes_the_training(one)}
+
+
+def with_weights_named(path: Path, task: Sequence[str], runs_dir: Path) -> list[str]:
+    """The overrides of the sweep in `path`, `init_from=latest` replaced by the run that was the newest at its start.
+
+    Else each job would start from the one before it. Raises UserError where there is no finished run.
+    """
+    if all(unquote_text(override) != LATEST_WEIGHTS for override in task):
+        return [*task]
+    begun: Any = OmegaConf.load(path / COMMAND_FILE) if (path / COMMAND_FILE).is_file() else None
+    before = [override for override in begun.hydra.overrides.task if key_of(override) == "init_from"] if begun else []
+    named = before[0] if before else f"init_from={quoted(newest_weights(runs_dir))}"
+    return [named if unquote_text(override) == LATEST_WEIGHTS else override for override in task]
 
 
 def task_with_jobs_of_before(path: Path, task: Sequence[str], params: Mapping[str, Any]) -> list[str]:
@@ -102,9 +118,9 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         return [*arguments]
     others = [argument for argument in arguments if argument != named]
     is_sweep = any(word in ("-m", "--multirun") or key_of(word) == "sweep" for word in others)
-    runs_dir = next((word.partition("=")[2] for word in others if word.startswith("runs_dir=")), "runs")
+    runs_dir = next((word.partition("=")[2].strip("'\"") for word in others if word.startswith("runs_dir=")), "runs")
     reference = named.partition("=")[2].strip("'\"")
-    sweep = _find_sweep(reference, Path(runs_dir)) if is_sweep or reference != "latest" else None
+    sweep = _find_sweep(reference, Path(runs_dir).expanduser()) if is_sweep or reference != "latest" else None
     if sweep is None and is_sweep:
         raise UserError(
             f"{named}: there is no sweep there: name the directory of one, with its {COMMAND_FILE}.", status=2

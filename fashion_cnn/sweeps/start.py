@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.mistakes import check_values, exit_with
-from fashion_cnn.sweeps.directory import Sweep, pins, task_with_jobs_of_before
+from fashion_cnn.sweeps.directory import Sweep, pins, task_with_jobs_of_before, with_weights_named
 from fashion_cnn.sweeps.jobs import Job, jobs_of, repeated_names
 
 
@@ -24,9 +24,10 @@ class SweepStart(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         params = {str(key): value for key, value in (config.hydra.sweeper.get("params") or {}).items()}
-        path = Path(str(config.hydra.sweep.dir)).absolute()
+        path = Path(str(config.hydra.sweep.dir)).expanduser().absolute()
         try:
-            task = task_with_jobs_of_before(path, config.hydra.overrides.task, params)
+            task = with_weights_named(path, config.hydra.overrides.task, Path(str(config.runs_dir)).expanduser())
+            task = task_with_jobs_of_before(path, task, params)
             jobs, shared = jobs_of(task, params)
             _check_values(jobs, config.hydra.overrides.hydra)
         except UserError as error:

@@ -1,5 +1,7 @@
 """Going on with a stopped run, so that the outcome is that of a run which never stopped."""
 
+from collections.abc import Iterable
+
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -13,29 +15,36 @@ from fashion_cnn.training.loggers import ResumableLogger
 from fashion_cnn.training.weights import differing_weights, read_checkpoint
 
 
-def resumed_config(config: DictConfig, run: Run) -> DictConfig:
-    """The run's own config; where the data lie may be said anew.
+def resumed_config(config: DictConfig, run: Run, *, checked: bool) -> DictConfig:
+    """The run's own config; where the data lie may be said anew in `config`.
 
-    Raises UserError for an override that would make it another run.
+    checked: whether a person named the run to go on with. Raises UserError then for an override that would make it
+    another run.
     """
     own = run.config()
-    if HydraConfig.initialized():
-        keys = [key_of(override) for override in HydraConfig.get().overrides.task]
-        for key in keys:
-            if key in PLACES:
-                continue
-            asked, has = OmegaConf.select(config, key), OmegaConf.select(own, key)
-            if asked != has or asked is None:
-                raise UserError(
-                    f"resume={run.path} goes on with that run as it was started, so {key} cannot change here "
-                    f"(it is {has}). Leave it out, or start a new run from its weights with init_from={run.path}.",
-                    status=2,
-                )
-        if "data.root" in keys:
-            own.data.root = config.data.root
+    overrides = config.get("overrides") or []
+    if checked:
+        _check_same(config, own, overrides, run)
+    if any(key_of(override) == "data.root" for override in overrides):
+        own.data.root = config.data.root
+    if checked and HydraConfig.initialized():
         # A job of a sweep is a run, whatever it failed by: as good a message as when it is typed.
         check_values("train", own, own.get("overrides") or [], HydraConfig.get().overrides.hydra)
     return own
+
+
+def _check_same(config: DictConfig, own: DictConfig, overrides: Iterable[str], run: Run) -> None:
+    for override in overrides:
+        key = key_of(override)
+        if key in PLACES or override in (own.get("overrides") or []):
+            continue
+        asked, has = OmegaConf.select(config, key), OmegaConf.select(own, key)
+        if asked != has or asked is None:
+            raise UserError(
+                f"resume={run.path} goes on with that run as it was started, so {key} cannot change here "
+                f"(it is {has}). Leave it out, or start a new run from its weights with init_from={run.path}.",
+                status=2,
+            )
 
 
 def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run) -> None:

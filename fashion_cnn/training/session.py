@@ -25,6 +25,7 @@ from fashion_cnn.command_line import Interrupted
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.overrides import LATEST_WEIGHTS
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.closing import analyse
@@ -55,7 +56,7 @@ def run_training(
         return {**run.results(), "run": str(run.path)}
     if run is not None:
         asked = config.resume is not None and _RUN_OF_FIRST_PROCESS not in os.environ
-        config = resumed_config(config, run) if asked else run.config()
+        config = resumed_config(config, run, checked=asked)
     # What can be wrong with the settings comes out here, before there is a run directory.
     seed_everything(build.checked_seed(config), verbose=False)
     data = build.data(config)
@@ -66,18 +67,16 @@ def run_training(
         source = runs.find_finished(config.init_from, Path(config.runs_dir))
         initialise_from(module, source)
         config.init_from = str(source.path.resolve())
+        # So that the commands told afterwards start from the same run, too.
+        named = {LATEST_WEIGHTS: f"init_from={config.init_from}"}
+        config.overrides = [named.get(override, override) for override in config.overrides or ()]
     if config.trainer.fast_dev_run:
         return _try_out(config, data, module)
     started_before = run is not None
     run = run or (Run(directory) if directory else runs.choose_directory(Path(config.runs_dir), config.name))
     trainer = build.trainer(config, data, run.path, callbacks)
-    if trainer.num_devices * trainer.num_nodes > 1 and _in_sweep():
-        # The further processes repeat the command line, and with it the whole sweep.
-        raise UserError(
-            f"One job of a sweep trains on one device, not on {trainer.num_devices * trainer.num_nodes}: "
-            "say trainer.devices=1, or start the trainings one by one, without -m.",
-            status=2,
-        )
+    if _in_sweep():
+        check_one_device(trainer, "job of a sweep", ", or start the trainings one by one, without -m")
     if not trainer.is_global_zero:
         # A further process of a distributed training takes part in the fit and leaves the rest to the first.
         _fit(trainer, module, data, run)
@@ -111,6 +110,15 @@ def _begun_before(config: DictConfig, directory: Path | None) -> Run | None:
     if config.resume is not None:
         return runs.find_unfinished(config.resume, Path(config.runs_dir))
     return None
+
+
+def check_one_device(trainer: Trainer, part: str, or_else: str = "") -> None:
+    """Raise UserError where `trainer` takes several: their processes repeat the command, and with it all its trainings.
+
+    part: what trains, in words. or_else: what else can be done than to take one.
+    """
+    if (devices := trainer.num_devices * trainer.num_nodes) > 1:
+        raise UserError(f"One {part} trains on one device, not on {devices}: say trainer.devices=1{or_else}.", status=2)
 
 
 def _in_sweep() -> bool:

@@ -13,17 +13,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.command_line import Interrupted
 from fashion_cnn.errors import UserError
-from fashion_cnn.overrides import key_of, makes_the_training, unquote_text
-from fashion_cnn.runs import STUDY_FILE, as_typed
+from fashion_cnn.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quote_text, unquote_text
+from fashion_cnn.runs import STUDY_FILE, as_typed, newest_weights
 from fashion_cnn.train import train
+from fashion_cnn.training.session import check_one_device, quieten_lightning
 from fashion_cnn.tuning.outcome import best_of, describe, write_outcome
 from fashion_cnn.tuning.pruning import PruneTrial
 from fashion_cnn.tuning.space import search_space
 from fashion_cnn.tuning.study import counted, open_study, run_trials
+
+# Of a study's attributes.
+WEIGHTS = "init_from"
 
 
 def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
@@ -37,15 +41,21 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
         if config.data.get(key) == 0 and not (Path(config.data.root or "") / "val").is_dir():
             raise UserError(f"data.{key}=0 leaves nothing to choose by: a search needs validation images.", status=2)
     name = config.tune.study or config.name
-    # Where the data lie makes no other study, and each trial has to be told.
-    fixed = [one for one in config.overrides if makes_the_training(one) or key_of(one) == "data.root"]
-    said = {key_of(override) for override in fixed}
+    # Where the data lie makes no other study, and each trial has to be told. No trial reads the test set.
+    fixed = [
+        one
+        for one in config.overrides
+        if (makes_the_training(one) and key_of(one) != "test") or key_of(one) == "data.root"
+    ]
+    # A sweep repeats its settings with several seeds, which is no setting to choose.
+    said = {"seed", *map(key_of, fixed)}
     typed = HydraConfig.get().overrides.task
     # What is left open by name is not to be joined by what a default leaves open.
     is_default = all(key_of(override) != "sweep" for override in typed)
     params = {} if swept and is_default else HydraConfig.get().sweeper.params or {}
     space = search_space({key: words for key, words in params.items() if key not in said}, swept)
-    _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
+    example = _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
+    _check_hardware(example)
     folder = (Path(config.runs_dir) / "tune" / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
@@ -54,9 +64,10 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
         "searched": {key: str(space[key]) for key in sorted(space)},
     }
     study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
+    fixed = _with_weights_named(fixed, study, Path(config.runs_dir))
     # So that a search is repeatable, and a process that joins draws trials of its own.
     study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
-    there = len(counted(study))
+    there = sum(trial.state != TrialState.FAIL for trial in counted(study))
     print(
         f"Study {name}: {there} of {config.tune.trials} trials are there; {as_typed(folder)}\n"
         f"Searching {', '.join(space)}",
@@ -79,6 +90,9 @@ def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
         again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_text, typed), *swept])
         status = stop.status if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"Stopped. The same command goes on where it was:\n  {again}", status) from None
+    except UserError:
+        write_outcome(study, folder)
+        raise
     write_outcome(study, folder)
     _print_outcome(study, folder, fixed)
     return study
@@ -104,12 +118,34 @@ def _config_of(name: str, fixed: Sequence[str], drawn: dict[str, Any]) -> DictCo
     """The config of one trial's training."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [*fixed, *(f"{key}={value}" for key, value in drawn.items())]
-    config = loader.load_configuration("train", [*overrides, "test=false"], RunMode.RUN, from_shell=False)
+    composed = [*map(quote_text, overrides), "test=false"]
+    config = loader.load_configuration("train", composed, RunMode.RUN, from_shell=False)
     with open_dict(config):
         del config["hydra"]
         config.name = name
         config.overrides = overrides
     return config
+
+
+def _check_hardware(config: DictConfig) -> None:
+    """Raise UserError where a trial would take several devices, and what Lightning has for one that is not there."""
+    quieten_lightning()
+    only_asked = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = instantiate(config.trainer, precision="32-true", **only_asked, _convert_="all")
+    check_one_device(trainer, "trial of a search")
+
+
+def _with_weights_named(fixed: Sequence[str], study: optuna.Study, runs_dir: Path) -> list[str]:
+    """The overrides, `init_from=latest` replaced by the run that was the newest when the study began.
+
+    Else each trial would start from the one before it. Raises UserError where there is no finished run.
+    """
+    if LATEST_WEIGHTS not in fixed:
+        return [*fixed]
+    if WEIGHTS not in study.user_attrs:
+        study.set_user_attr(WEIGHTS, newest_weights(runs_dir))
+    named = f"init_from={study.user_attrs[WEIGHTS]}"
+    return [named if override == LATEST_WEIGHTS else override for override in fixed]
 
 
 def _any_of(distribution: Any) -> Any:

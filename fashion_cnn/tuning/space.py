@@ -27,7 +27,7 @@ def search_space(params: Mapping[str, Any], swept: Iterable[str]) -> dict[str, B
     if not space:
         raise UserError(
             "There is nothing to search: leave a setting open, such as 'optimizer.lr=tag(log,interval(1e-3,1e-1))', "
-            "or choose a file of conf/sweep.",
+            "or choose a file of conf/sweep that varies more than the seed.",
             status=2,
         )
     return space

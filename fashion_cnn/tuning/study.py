@@ -18,6 +18,8 @@ from fashion_cnn.runs import Run
 
 # Of a trial's attributes.
 RUN, GOES_ON_WITH, ERROR = "run", "goes on with", "error"
+# As many in a row end a search.
+_FAILURES_ALIKE = 3
 # A worker needs less from drawing a trial to holding its run, and from the run's end to telling the study.
 _SECONDS_BETWEEN = 60
 
@@ -96,11 +98,14 @@ def run_trials(
     """Run trials until the study has so many, whoever ran them; other processes may do the same at once.
 
     train: trains a trial in a directory and returns its validation accuracy. told: called with each ended trial.
-    A trial that fails is kept with its error. One whose process was killed goes on where it was.
+    A trial that fails is kept with its error, and counts until the next start, for which its cause may have been
+    mended. One whose process was killed goes on where it was. Raises UserError where trials in a row fail alike.
     """
+    failed_before = {trial.number for trial in counted(study) if trial.state == TrialState.FAIL}
+    errors: list[str] = []
     while True:
         revive(study)
-        known = counted(study)
+        known = [trial for trial in counted(study) if trial.number not in failed_before]
         waiting = any(trial.state == TrialState.WAITING for trial in known)
         if len(known) >= trials and not waiting:
             return
@@ -109,12 +114,20 @@ def run_trials(
         trial.set_user_attr(RUN, str(path))
         try:
             study.tell(trial, train(trial, path))
+            errors.clear()
         except Pruned:
             study.tell(trial, state=TrialState.PRUNED)
+            errors.clear()
         except Exception as error:
-            trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}".splitlines()[0])
+            errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
+            trial.set_user_attr(ERROR, errors[-1])
             study.tell(trial, state=TrialState.FAIL)
         told(study.trials[trial.number])
+        if len(errors) >= _FAILURES_ALIKE and len({*errors[-_FAILURES_ALIKE:]}) == 1:
+            raise UserError(
+                f"{_FAILURES_ALIKE} trials in a row failed with the same error ({errors[-1]}): the search ends here. "
+                "Mend its cause, and type the same command again."
+            )
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
