@@ -242,6 +242,8 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
         assert drawn.width > 500
     _, out, _ = search(f"like={records[0]['id']}", "top_k=1", "format=json")
     assert json.loads(out)[0]["id"] != records[0]["id"]
+    _, out, _ = search(f"image={path}", "format=json", "where={category:bottom}")
+    assert {record["category"] for record in json.loads(out)} == {"bottom"}
     _, out, _ = search("text=nosuchword")
     assert out == "No product of the catalogue fits.\n"
     _, out, err = search("text=bottom", "category=buttom")
