@@ -12,6 +12,7 @@ from conftest import REPOSITORY, TINY_DATA
 from fashion_cnn import index
 from fashion_cnn import train as train_command
 from fashion_cnn.command_line import CONFIG_DIR
+from fashion_cnn.progress_bar import progress_bar
 from fashion_cnn.train import main
 
 
@@ -243,3 +244,14 @@ def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, mon
         main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
         _, _, err = command(main, "runs_dir='~/none'", *(["images=x"] if module == "predict" else []))
         assert f"in {tmp_path / 'none'}" in err, module
+
+
+def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeypatch, capsys):
+    # As rich takes standard error for a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar("pictures") as progress:
+        print("page.png")
+        progress(1, 1)
+    captured = capsys.readouterr()
+    assert captured.out == "page.png\n"
+    assert "pictures" in captured.err
