@@ -219,6 +219,11 @@ def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp
         ("id,price\n1,2\n7,cheap\n", "row 2 (id 7): price=cheap is no number such as 14.40"),
         (b"id,title\n1,caf\xe9\n", "is no UTF-8 (byte 14)"),
         ("id,a,a\n1,2,3\n", "has 1 headings more than once, such as a: name each once"),
+        ("id,size.eu\n1,2\n", "has a column size.eu: give it a name without . and `"),
+        ("id,size`eu\n1,2\n", "has a column size`eu: give it a name without . and `"),
+        ("id,_rowid\n1,2\n", "has a column _rowid, a name that LanceDB has for itself"),
+        ("id,*\n1,2\n", "has a column *, a name that LanceDB has for itself"),
+        ("id,,title\n1,red,2\n2,red,3\n", "column 2 has no heading: give it one, or leave the column out"),
         ("id,similarity\n1,2\n", "a column similarity, which the catalogue fills in itself"),
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
     ],
@@ -231,6 +236,14 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path
     assert said in err
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
+
+
+def test_the_row_numbers_of_pandas_and_empty_columns_are_left_out(indexed, shop, tmp_path):
+    (tmp_path / "shop.csv").write_text(",id,title,,\n0,loose,A title,,\n7,bags/bag,A bag,,\n")
+    status, _, err, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
+    assert status == 1
+    assert "bags/bag cannot be read" in err
+    assert (rows["loose"]["title"], "" in rows["loose"]) == ("A title", False)
 
 
 def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, tmp_path):

@@ -24,6 +24,9 @@ from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, th
 Progress = Callable[[int, int], None]
 _TYPES = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "image": pa.string(), "price": pa.float64()}
 
+# LanceDB's own columns begin so.
+_HIDDEN = ("_row", "_score", "_distance")
+
 
 def products_of_files(images: str | Sequence[str] | None, table: str | None, progress: Progress) -> Products:
     """The products of a folder, glob or list of pictures, of a CSV or Parquet table, or of both.
@@ -118,9 +121,8 @@ def _read_table(path: Path) -> pa.Table:
         raise UserError(f"products={path} does not exist: give a CSV or Parquet file.")
     try:
         read = pyarrow.parquet.read_table if path.suffix.lower() in (".parquet", ".pq") else _read_csv
-        table = read(path)
-        if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
-            raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
+        table = _without_row_numbers(read(path))
+        _check_headings(table.column_names, path)
         table = table.cast(pa.schema([(f.name, _TYPES.get(f.name, _plain(f.type))) for f in table.schema]))
         # An empty text says nothing.
         return pa.table(
@@ -133,6 +135,32 @@ def _read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = _what_is_wrong(path) or f"products={path} cannot be read ({str(error).splitlines()[0]})"
         raise UserError(f"{reason}: give a CSV in UTF-8 with a heading and commas, or Parquet.") from error
+
+
+def _without_row_numbers(table: pa.Table) -> pa.Table:
+    """Without the unnamed columns that pandas numbers the rows in, and those that are empty."""
+    unnamed = [place for place, name in enumerate(table.column_names) if not name.strip()]
+    dropped = {place for place in unnamed if _numbers_rows(table.column(place))}
+    return table.select([place for place in range(table.num_columns) if place not in dropped])
+
+
+def _numbers_rows(column: pa.ChunkedArray) -> bool:
+    if column.null_count == len(column):
+        return True
+    return pa.types.is_integer(column.type) and pc.count_distinct(column, mode="all").as_py() == len(column)
+
+
+def _check_headings(headings: Sequence[str], path: Path) -> None:
+    """Raises UserError for a heading that LanceDB does not take as a column's name."""
+    if twice := [name for name, count in Counter(headings).items() if name.strip() and count > 1]:
+        raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
+    for place, name in enumerate(headings, start=1):
+        if not name.strip():
+            raise UserError(f"{path}: column {place} has no heading: give it one, or leave the column out.")
+        if set(name) & set(".`"):
+            raise UserError(f"{path} has a column {name}: give it a name without . and `.")
+        if name == "*" or name.startswith(_HIDDEN):
+            raise UserError(f"{path} has a column {name}, a name that LanceDB has for itself: give it another one.")
 
 
 def _read_csv(path: Path) -> pa.Table:
