@@ -58,7 +58,7 @@ def index(config: DictConfig) -> None:
     try:
         with quiet_pillow():
             with progress_bar("reading") as progress:
-                products = _products(config, run, progress)
+                products = _products(config, run, catalogue, progress)
             with progress_bar("looking at pictures") as progress:
                 done = index_products(
                     products,
@@ -100,13 +100,14 @@ def index(config: DictConfig) -> None:
         )
 
 
-def _products(config: DictConfig, run: Run, progress: Callable[[int, int], None]) -> Products:
+def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
     from fashion_cnn.prediction import data_set_of
     from fashion_cnn.retrieval.data_set_products import products_of_data_set
     from fashion_cnn.retrieval.file_products import products_of_files
 
     if config.images is not None or config.products is not None:
-        return products_of_files(config.images, config.products, progress)
+        known = {} if config.rebuild else catalogue.column_types()
+        return products_of_files(config.images, config.products, progress, known)
     return products_of_data_set(data_set_of(run, config.data.root))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
@@ -238,6 +239,13 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path
     assert not (tmp_path / "catalogue" / "products.lance").exists()
 
 
+def test_of_parquet_that_cannot_be_read_the_reason_is_told(indexed, tmp_path):
+    (tmp_path / "shop.parquet").write_bytes(b"PAR1\xe9\xff no more")
+    status, _, err, _ = indexed(f"products={tmp_path / 'shop.parquet'}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "shop.parquet cannot be read (Could not open Parquet input source" in err
+
+
 def test_the_row_numbers_of_pandas_and_empty_columns_are_left_out(indexed, shop, tmp_path):
     (tmp_path / "shop.csv").write_text(",id,title,,\n0,loose,A title,,\n7,bags/bag,A bag,,\n")
     status, _, err, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
@@ -311,8 +319,41 @@ def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,many")
     status, _, err, rows = indexed(f"images={shop}", f"products={table}")
     assert status == 1
-    assert "Column stock holds string now, and int64 in" in err
+    assert "Column stock holds texts now, and whole numbers in" in err
+    write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3.5")
+    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    assert status == 1
+    assert "Column stock holds numbers with fractions now, and whole numbers in" in err
     assert rows["1"]["stock"] == 3
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_columns_keep_their_types_where_a_week_says_less(indexed, shop, tmp_path, form):
+    """A column that is blank this week, whole numbers where there were fractions, sizes that are all numbers."""
+    file = tmp_path / f"shop.{form}"
+
+    def indexed_again(**columns):
+        table = pa.table({"id": ["loose"], **columns})
+        (pyarrow.csv.write_csv if form == "csv" else pyarrow.parquet.write_table)(table, file)
+        status, out, err, rows = indexed(f"images={shop}", f"products={file}")
+        assert (status, err) == (0, "")
+        return out, [rows["loose"][name] for name in columns]
+
+    assert indexed_again(stock=[3], weight=[0.5], sold=[True])[1] == [3, 0.5, True]
+    file.unlink()
+    nothing = pa.nulls(1)
+    assert indexed_again(stock=nothing, weight=[2], sold=[True], new=["x"])[1] == [None, 2.0, True, "x"]
+    assert indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])[1] == [4, None, False, "x"]
+    out, _ = indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])
+    assert "1 as they were" in out
+
+
+def test_sizes_that_are_all_numbers_this_week_are_texts_as_before(indexed, shop, tmp_path):
+    table = tmp_path / "shop.csv"
+    for size in ("XL", "007"):
+        table.write_text(f"id,size\nloose,{size}\n")
+        status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+        assert (status, err, rows["loose"]["size"]) == (0, "", size)
 
 
 def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, command, shop, tmp_path):

@@ -89,8 +89,8 @@ class Catalogue:
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]
                 raise UserError(
-                    f"Column {field.name} holds {field.type} now, and {_type_of(table, field.name)} in {self.uri}: "
-                    "give it as before, or say rebuild=true."
+                    f"Column {field.name} holds {_holding(field.type)} now, and "
+                    f"{_holding(_type_of(table, field.name))} in {self.uri}: give it as before, or say rebuild=true."
                 )
         schema = _schema(about, columns)
         if _STAGING in self._names():
@@ -108,6 +108,11 @@ class Catalogue:
             return {}
         table = self._opened(name).search().select(["id", "key"]).limit(None).to_arrow()
         return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+
+    def column_types(self) -> dict[str, pa.DataType]:
+        """The types of the shop's own columns, by name; none where there is no catalogue."""
+        schema = self._opened(_TABLE).schema if self.exists() else []
+        return {field.name: field.type for field in schema if field.name not in {*OWN_COLUMNS, *RESERVED_COLUMNS}}
 
     def filled(self) -> set[str]:
         """The price and those of the shop's own columns that say something of any product."""
@@ -227,6 +232,15 @@ def _whose(about: About) -> str:
 def _type_of(table: Any, column: str) -> pa.DataType | None:
     place = table.schema.get_field_index(column)
     return None if place < 0 else table.schema.field(place).type
+
+
+def _holding(kind: pa.DataType | None) -> str:
+    """In a person's words."""
+    if pa.types.is_integer(kind):
+        return "whole numbers"
+    if pa.types.is_floating(kind):
+        return "numbers with fractions"
+    return "texts" if pa.types.is_string(kind) else str(kind)
 
 
 def _schema(about: About, columns: Sequence[pa.Field]) -> pa.Schema:
