@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import lancedb
@@ -418,7 +419,10 @@ def test_a_data_sets_images_and_a_shops_products_are_kept_apart(indexed, shop, t
     assert (status, len(rows)) == (1, 160)
     assert "holds the images of a data set, with made-up prices, and these are a shop's own products" in err
     catalogue = Catalogue(str(tmp_path / "catalogue"))
-    assert indexed(f"images={shop}", "rebuild=true")[0] == 0
+    (shop / "bags" / "broken.jpg").write_bytes(b"no picture")
+    status, _, err, rows = indexed(f"images={shop}", "rebuild=true")
+    assert (status, len(rows)) == (1, 5)
+    assert "1 of 6 products could not be read: these are not in the catalogue, which was made anew." in err
     assert Snapshot(catalogue).about.note == ""
     assert "holds a shop's own products, and these are the images of a data set" in indexed()[2]
 
@@ -500,6 +504,63 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     assert (done.added, done.gone) == (5, ("bag.png", "sack.png"))
 
 
+@pytest.mark.parametrize("rebuild", [False, True])
+@pytest.mark.parametrize("tagged", [True, False], ids=["", "made before there were tags"])
+def test_readers_see_what_an_indexing_did_when_it_is_at_its_end(run, shop, tmp_path, monkeypatch, rebuild, tagged):
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    index(products_of_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
+    if not tagged:
+        catalogue.open_newest().tags.delete("ready")
+    before = catalogue.edition()
+    bags = products_of_files(str(shop / "bags"), None, lambda *_: None)
+
+    def stop(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        # The last that is done, when all products are in the table.
+        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        with pytest.raises(Killed):
+            index(bags, catalogue, network, prune=True, rebuild=rebuild)
+    assert set(catalogue.keys()) == {"bag.png", "sack.png"}
+    there = Snapshot(Catalogue(catalogue.uri))
+    assert there.edition == catalogue.edition() == before
+    assert len(there.with_words("shirt").rows) == len(there) == len(there.thumbnails([0, 1])) == 2
+    done = index(bags, catalogue, network, prune=True)
+    after = Snapshot(catalogue)
+    assert (set(after.row_of), after.version) == ({"bag.png", "sack.png"}, done.version)
+    assert after.version == catalogue.open_newest().version, "nothing is done beyond what readers see"
+    assert len(after.with_words("sack").rows) == 1
+
+
+def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monkeypatch):
+    """When the version of the last time is older than what is kept."""
+    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(seconds=2))
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    for folder in ("shirts", "bags", "shirts", "bags"):
+        index(products_of_files(str(shop / folder), None, lambda *_: None), catalogue, network, prune=True)
+        time.sleep(2.5)
+    assert set(Snapshot(catalogue).row_of) == {"bag.png", "sack.png"}
+    assert len(catalogue.open_newest().list_versions()) < 12
+
+
+def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        status, _, err, rows = indexed(f"images={shop / 'shirts'}")
+        assert (status, len(rows)) == (130, 2)
+        assert "Stopped. The products are in the catalogue; the same command does what is left." in err
+    assert indexed(f"images={shop / 'shirts'}")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        _, _, err, rows = indexed(f"images={shop / 'loose.png'}")
+        assert "Stopped. The catalogue is as it was; the same command goes on." in err
+        assert "loose.png" not in rows
+
+
 @pytest.mark.parametrize(("after", "delay"), [("begun", 0.1), ("1", 0.0), ("1", 0.3), ("1", 1.1)])
 def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, after, delay):
     """A process that adds a product and changes another again and again is killed; what it confirmed is there."""
@@ -524,7 +585,7 @@ for count in range(1, 31):
     index(products_of_files(files, None, lambda *_: None), catalogue, network)
     print(count, flush=True)
 """
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         while (said := process.stdout.readline().strip()) != after:
@@ -542,8 +603,9 @@ for count in range(1, 31):
         (changed,) = (row for one, row in snapshot.row_of.items() if one.endswith("00.png"))
         shade = np.asarray(Image.open(io.BytesIO(snapshot.thumbnails(range(there))[changed]))).mean() / 8
         assert round(shade) == there - 1, "both in one transaction"
-    done = index(products_of_files(str(folder), None, lambda *_: None), catalogue, network)
-    assert len(catalogue.keys()) == there + done.added
+    index(products_of_files(str(folder), None, lambda *_: None), catalogue, network)
+    # The first picture may be half, as the process that saved it was killed.
+    assert {f"{number:02}.png" for number in range(1, 31)} <= Snapshot(catalogue).row_of.keys() == set(catalogue.keys())
 
 
 def test_no_catalogue_is_told(tmp_path):

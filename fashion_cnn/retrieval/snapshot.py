@@ -27,7 +27,7 @@ class WithWords(NamedTuple):
 
 
 class Snapshot:
-    """The newest version of a catalogue when it was taken, which later changes of the catalogue leave alone.
+    """A catalogue as the last indexing left it when it was taken, which later changes of the catalogue leave alone.
 
     attributes: all columns but vector and thumbnail, in the order of the ids. approximate: the index that it is
     searched by, None where it is searched exactly.
@@ -118,7 +118,7 @@ class Snapshot:
     def with_words(self, words: str) -> WithWords:
         """The products whose titles hold any of the words, by BM25; of equal ones the first.
 
-        Raises UserError where a stopped indexing left the titles without an index.
+        Raises UserError where the titles have no index, which a first indexing makes at its end.
         """
         return self._with_words(words)
 
@@ -126,8 +126,8 @@ class Snapshot:
         if not has_words(self._table):
             if len(self):
                 raise UserError(
-                    f"The titles of {self.uri} cannot be searched yet: its last indexing was stopped, and goes on when "
-                    "it is started again."
+                    f"The titles of {self.uri} cannot be searched yet: its first indexing is not at its end. Where it "
+                    "was stopped, it goes on when it is started again."
                 )
             return WithWords(torch.empty(0, dtype=torch.int64), torch.empty(0))
         query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(self))
