@@ -1,6 +1,8 @@
 """`python -m fashion_cnn.search`: what in a catalogue looks like a picture, and sounds like words."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,19 @@ def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkey
     found = searcher.search(Query(words="bottom", like=("train-00000",), top_k=160))
     assert 20 < found.matching == len(found.hits) < 160
     assert not searcher.search(Query(words="bottom", like=("train-00000",), skip=found.matching)).hits
+
+
+def test_a_snapshot_that_nobody_has_any_more_is_gone_at_once(run):
+    snapshot = Snapshot(Catalogue(str(run.catalogue)))
+    snapshot.hold_thumbnails(10**9)
+    assert len(snapshot.with_words("bottom").rows)
+    gone = weakref.ref(snapshot)
+    gc.disable()
+    try:
+        del snapshot
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
