@@ -138,3 +138,6 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
     status, _, err = command(main, f"run={run}", f"images={pictures}", "about=Hat")
     assert (status, err) == (1, "error: about=Hat is no class: choose one of top, middle, low, bottom.\n")
+    status, _, err = command(main, f"run={run}", "images=")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "images= names nothing: say images=PATH" in err
