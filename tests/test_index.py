@@ -279,6 +279,13 @@ def test_a_catalogue_may_lie_at_an_address(command, run, shop, tmp_path):
     assert len(Snapshot(Catalogue(f"file://{tmp_path / 'elsewhere'}"))) == 1
 
 
+def test_the_run_of_a_catalogue_is_known_wherever_a_search_is_typed(command, run, shop, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.path.parent)
+    assert command(main, f"run={run.path.name}", f"catalogue={tmp_path}/c", f"images={shop / 'loose.png'}")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert command(search_main, "catalogue=c", "text=loose")[::2] == (0, "")
+
+
 def test_one_picture_is_a_product_of_its_name(indexed, shop):
     _, _, _, rows = indexed(f"images={shop / 'bags' / 'bag.png'}")
     assert [(row["id"], row["title"]) for row in rows.values()] == [("bag.png", "bag")]
@@ -299,6 +306,8 @@ def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path)
         (main, ["remove=a", "catalogue={tmp}/nowhere"], 1, "There is no catalogue at {tmp}/nowhere"),
         (main, ["images="], 2, "images= names nothing"),
         (main, ["images=[]"], 2, "images= names nothing"),
+        (main, ["images={tmp}/odd", "catalogue="], 2, "catalogue= names nothing"),
+        (search_main, ["text=x", "catalogue="], 2, "catalogue= names nothing"),
         (teach_main, ["name=x", "images="], 2, "images= names nothing"),
         (main, ["images={tmp}/odd"], 1, "is not in UTF-8, so that it is no id: rename the file"),
         *((one, ["run=[a,b]", *more], 2, "run=['a', 'b'] is not one run") for one, more in COMMANDS_OF_ONE_RUN),

@@ -313,13 +313,17 @@ def test_the_catalogue_of_another_network_is_refused(command, run, tmp_path):
 
 def test_without_a_run_it_is_the_catalogues_own_or_the_newest_with_one(command, run, tmp_path):
     overrides = [*TINY_DATA, f"runs_dir='{run.path.parent.parent}'", "callbacks=essential", "trainer.max_epochs=1"]
-    train(compose(overrides=overrides))
-    status, out, err = command(main, f"runs_dir={run.path.parent.parent}", "text=bottom", "top_k=1", "format=json")
+    other = Path(train(compose(overrides=overrides))["run"])
+    searched = (f"runs_dir={run.path.parent.parent}", "text=bottom", "top_k=1", "format=json")
+    status, out, err = command(main, *searched)
     assert (status, len(json.loads(out))) == (0, 1)
     assert f"The newest run with a catalogue: {run.path}" in err
     elsewhere = tmp_path / "nothing here"
     status, out, err = command(main, f"runs_dir={elsewhere}", f"catalogue={run.catalogue}", "text=bottom", "top_k=1")
     assert (status, err) == (0, "")
+    # Of an indexing that was stopped.
+    (other / "catalogue" / "staging.lance").mkdir(parents=True)
+    assert f"The newest run with a catalogue: {run.path}" in command(main, *searched)[2]
     status, _, err = command(main, f"runs_dir={elsewhere}", "text=bottom")
     assert (status, err.count("\n")) == (1, 1)
     assert "There is no finished run in" in err

@@ -61,7 +61,7 @@ def index(
     """
     about = About(
         network=network.identity,
-        run=str(network.run.path),
+        run=str(network.run.path.absolute()),
         dimensions=dimensions_of(network, class_weight),
         class_weight=class_weight,
         flip_average=network.flip_average,
