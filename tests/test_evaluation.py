@@ -168,8 +168,8 @@ def test_without_validation_images_there_is_no_temperature(command, trained):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("split=train", "split=train is not possible: choose test or val"),
-        ("format=xml", "choose table or json"),
+        ("split=train", "split=train is not possible: choose test, val"),
+        ("format=xml", "choose table, json"),
         ("run=nowhere", "nowhere does not exist"),
         ("run=[]", "names no run"),
         ("run=null", "run=null names no run"),
