@@ -55,8 +55,8 @@ def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
 
     from fashion_cnn.retrieval.web.asked import MOST_LINK
 
-    # Beside the address stands the one of the page that a visitor comes from, and what else a browser says.
-    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MOST_LINK + 16_384, **settings))
+    # Of a request's head, in which the address is the most.
+    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MOST_LINK, **settings))
 
 
 def build(config: DictConfig, address: str) -> ASGIApp:
