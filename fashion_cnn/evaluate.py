@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
+from fashion_cnn.options import check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fashion_cnn.runs import Run
-
-_SPLITS, _FORMATS = ("test", "val"), ("table", "json")
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
@@ -28,9 +27,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from fashion_cnn.runs import as_typed, find_several
     from fashion_cnn.training.session import quieten_lightning
 
-    for key, choices in (("split", _SPLITS), ("format", _FORMATS)):
-        if config[key] not in choices:
-            raise UserError(f"{key}={config[key]} is not possible: choose {' or '.join(choices)}.", status=2)
+    check_choice(config, "split", ("test", "val"))
+    check_choice(config, "format", ("table", "json"))
     if config.baseline and not config.robustness:
         raise UserError(f"baseline={config.baseline} is for robustness=true: say it too, or leave both out.", status=2)
     runs = find_several(config.run, Path(config.runs_dir))

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
-from fashion_cnn.options import check_class_weight
+from fashion_cnn.options import check_choice, check_class_weight
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fashion_cnn.retrieval.evaluating import Altered
     from fashion_cnn.runs import Run
-
-_CHOICES = {"split": ("test", "val"), "format": ("table", "json")}
 
 
 def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
@@ -60,9 +58,8 @@ def _check(config: DictConfig) -> Altered | None:
     from fashion_cnn.retrieval.evaluating import Altered
 
     check_class_weight(config)
-    for key, choices in _CHOICES.items():
-        if config[key] not in choices:
-            raise UserError(f"{key}={config[key]} is not possible: choose {' or '.join(choices)}.", status=2)
+    check_choice(config, "split", ("test", "val"))
+    check_choice(config, "format", ("table", "json"))
     for key, least in (("queries", 1), ("instances", 0)):
         value = config[key]
         if not (isinstance(value, int) and value >= least) and not (key == "queries" and value is None):

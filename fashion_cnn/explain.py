@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
+from fashion_cnn.options import check_images
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,6 +27,7 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.runs import as_typed, find_finished
 
+    check_images(config)
     if config.images is None:
         raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
     if config.neighbours < 1:

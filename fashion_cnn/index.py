@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from fashion_cnn.retrieval.about import Edition
     from fashion_cnn.retrieval.catalogue import Catalogue
     from fashion_cnn.retrieval.products import Products
     from fashion_cnn.runs import Run
@@ -51,14 +52,14 @@ def index(config: DictConfig) -> None:
         if not any(ids):
             raise UserError("remove= names no product: give an id, or a list of them.", status=2)
         catalogue.open()  # or say that there is none
-        with catalogue.indexing():
-            _remove(catalogue, ids)
+        _remove(catalogue, ids)
         return
     network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
+    before = _edition(catalogue)
     try:
         with quiet_pillow():
             with progress_bar("reading") as progress:
-                products = _products(config, run, progress)
+                products = _products(config, run, catalogue, progress)
             with progress_bar("looking at pictures") as progress:
                 done = index_products(
                     products,
@@ -71,7 +72,9 @@ def index(config: DictConfig) -> None:
                     progress=progress,
                 )
     except KeyboardInterrupt:
-        raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
+        if _edition(catalogue) == before:
+            raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
+        raise Interrupted("Stopped. The products are in the catalogue; the same command does what is left.") from None
     print(
         f"{catalogue.uri}, version {done.version}: {counted(done.added, 'product')} added, {done.changed:,} changed, "
         f"{done.removed:,} removed, {done.unchanged:,} as they were."
@@ -94,25 +97,34 @@ def index(config: DictConfig) -> None:
         print(f"{one}: {reason}", file=sys.stderr)
     if done.unreadable:
         more = f" (the first {_TOLD} are named)" if len(done.unreadable) > _TOLD else ""
+        left = "what the catalogue says of these, if anything, stays as it was"
+        if config.rebuild:
+            left = "these are not in the catalogue, which was made anew"
         raise UserError(
             f"The pictures of {len(done.unreadable)} of {counted(len(products.ids), 'product')} could not be read"
-            f"{more}: what the catalogue says of these, if anything, stays as it was."
+            f"{more}: {left}."
         )
 
 
-def _products(config: DictConfig, run: Run, progress: Callable[[int, int], None]) -> Products:
+def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
     from fashion_cnn.prediction import data_set_of
     from fashion_cnn.retrieval.data_set_products import products_of_data_set
     from fashion_cnn.retrieval.file_products import products_of_files
 
     if config.images is not None or config.products is not None:
-        return products_of_files(config.images, config.products, progress)
+        known = {} if config.rebuild else catalogue.column_types()
+        return products_of_files(config.images, config.products, progress, known)
     return products_of_data_set(data_set_of(run, config.data.root))
 
 
+def _edition(catalogue: Catalogue) -> Edition | None:
+    return catalogue.edition() if catalogue.exists() else None
+
+
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:
-    removed = catalogue.remove(ids)
-    print(f"{catalogue.uri}, version {catalogue.newest()}: {counted(removed, 'product')} removed.")
+    with catalogue.indexing():
+        removed = catalogue.remove(ids)
+    print(f"{catalogue.uri}, version {catalogue.edition().version}: {counted(removed, 'product')} removed.")
     if removed < len(ids):
         raise UserError(f"The catalogue held only {removed} of {counted(len(ids), 'id')}.")
 

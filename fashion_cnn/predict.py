@@ -27,7 +27,7 @@ def predict(config: DictConfig) -> None:
     from fashion_cnn import runs
 
     _check(config)
-    run = runs.find_finished(str(config.run), Path(str(config.runs_dir)).expanduser())
+    run = runs.find_finished(config.run, Path(str(config.runs_dir)).expanduser())
 
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.evaluation.temperature import calibrate

@@ -17,8 +17,13 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run, as_typed
 
 
-class _PipedConsole(Console):
-    """Leaves it to the command's door what to do where nobody reads any more; rich's own exits with 1."""
+class _PlainConsole(Console):
+    """Text is shown as it is: brackets in the name of a class or a folder are no markup. What to do where nobody reads
+    any more is left to the command's door; rich's own exits with 1.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(width=width, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -26,8 +31,8 @@ class _PipedConsole(Console):
 
 def wide_console() -> Console:
     """The terminal as wide as it is; in a file or pipe nothing is cut or wrapped."""
-    console = _PipedConsole()
-    return console if console.is_terminal else _PipedConsole(width=200)
+    console = _PlainConsole()
+    return console if console.is_terminal else _PlainConsole(width=200)
 
 
 def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:

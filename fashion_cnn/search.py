@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
+from fashion_cnn.options import check_choice
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,8 +57,7 @@ def search(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
-    if config.format not in ("table", "json"):
-        raise UserError(f"format={config.format} is not possible: choose table or json.", status=2)
+    check_choice(config, "format", ("table", "json"))
     if config.top_k < 1:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
     if config.duplicates is not None and not 0 < config.duplicates <= 1:
@@ -98,9 +98,8 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     if not isinstance(where, dict | None):
         raise UserError(f"where={where} names no column: say it as 'where={{colour:red}}'.", status=2)
     described: dict[str, Any] = dict(where or {})  # type: ignore[arg-type]
-    described |= {
-        "category": OmegaConf.to_container(config.category) if OmegaConf.is_list(config.category) else config.category
-    }
+    if config.category is not None:
+        described["category"] = listed(config.category)
     if config.price is not None:
         described["price"] = {"min": config.price[0], "max": config.price[1]}
     query = Query(

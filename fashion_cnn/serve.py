@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
 
 if TYPE_CHECKING:
+    import uvicorn
     from omegaconf import DictConfig
     from starlette.types import ASGIApp
 
@@ -23,7 +24,6 @@ def serve(config: DictConfig) -> None:
     require("search", "lancedb", "fastapi", "uvicorn", "jinja2", "python_multipart")
     _check(config)
     import torch
-    import uvicorn
 
     from fashion_cnn.pictures.decoding import quiet_pillow
 
@@ -33,15 +33,13 @@ def serve(config: DictConfig) -> None:
         address = listening.getsockname()
         app = build(config, address[0])
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                limit_concurrency=_CONNECTIONS,
-                timeout_graceful_shutdown=3,
-            )
+        server = server_of(
+            app,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=3,
         )
         print(f"Open http://{shown}:{address[1]}  (Ctrl-C ends it)", flush=True)
         try:
@@ -49,6 +47,16 @@ def serve(config: DictConfig) -> None:
                 server.run(sockets=[listening])
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None
+
+
+def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
+    """A server with uvicorn's `settings`, that takes addresses as long as a search's."""
+    import uvicorn
+
+    from fashion_cnn.retrieval.web.asked import MOST_LINK
+
+    # Of a request's head, in which the address is the most.
+    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MOST_LINK, **settings))
 
 
 def build(config: DictConfig, address: str) -> ASGIApp:

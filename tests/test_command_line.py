@@ -4,14 +4,19 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, TINY_DATA
+from rich.table import Table
 
 from fashion_cnn import index
 from fashion_cnn import train as train_command
 from fashion_cnn.command_line import CONFIG_DIR
+from fashion_cnn.progress_bar import progress_bar
+from fashion_cnn.runs import Run
+from fashion_cnn.screen import print_end, wide_console
 from fashion_cnn.train import main
 
 
@@ -262,3 +267,30 @@ def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, mon
         main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
         _, _, err = command(main, "runs_dir='~/none'", *(["images=x"] if module == "predict" else []))
         assert f"in {tmp_path / 'none'}" in err, module
+
+
+def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeypatch, capsys):
+    # As rich takes standard error for a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar("pictures") as progress:
+        print("page.png")
+        progress(1, 1)
+    captured = capsys.readouterr()
+    assert captured.out == "page.png\n"
+    assert "pictures" in captured.err
+
+
+def test_brackets_in_names_and_paths_are_shown_as_they_are(capsys):
+    grid = Table("boots [men]", title="[b]x[/b]")
+    grid.add_row("boots [men] :smile:")
+    wide_console().print(grid)
+    results = {"name": "boots [men]", "best_epoch": 1, "seconds": 1.0, "epochs": 1, "images_per_second": 1.0}
+    results |= {"precision": "32", "hardware": "a CPU", "parameters": 1, "multiply_adds": 1, "verdict": "overfitting"}
+    results |= {"verdict_rule": "by the rule", "advice_reasons": ["more images"]}
+    results |= {"advice": ["python -m fashion_cnn.train data.root=[/abs/path]"]}
+    print_end(results, Run(Path("runs/[/srv]")), "runs", brief=False)
+    shown = capsys.readouterr().out
+    assert (shown.count("boots [men]"), shown.count("[b]x[/b]")) == (3, 1)
+    assert ":smile:" in shown
+    assert "data.root=[/abs/path]" in shown
+    assert "Run directory: runs/[/srv]\n" in shown

@@ -12,7 +12,6 @@ from torchvision.transforms.functional import InterpolationMode
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation import blurs, pixels, warps
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from fashion_cnn.evaluation.robustness_plots import plot_examples
 
 # What they do is the same for every image.
 FIXED = {"gaussian_blur", "brightness", "contrast", "scale"}
@@ -194,11 +193,3 @@ def test_erasing_covers_its_share_by_one_rectangle_within_the_image(images, gene
 def test_what_there_is_not_is_refused(images, name, severity, said):
     with pytest.raises(UserError, match=said):
         corrupt(as_stored(images), name, severity)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_examples_show_every_corruption_at_every_severity(channels):
-    figure = plot_examples(torch.full((channels, 12, 12), 100, dtype=torch.uint8))
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == len(CORRUPTIONS) * 5
-    assert {axes.get_ylabel() for axes in shown} - {""} == {n.replace("_", " ").capitalize() for n in CORRUPTIONS}

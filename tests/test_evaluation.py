@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_DATA
+from hydra.utils import instantiate
 from PIL import Image
 
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.command_line import compose
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.evaluate import main
+from fashion_cnn.evaluation.corruptions import CORRUPTIONS
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
@@ -168,8 +170,8 @@ def test_without_validation_images_there_is_no_temperature(command, trained):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("split=train", "split=train is not possible: choose test or val"),
-        ("format=xml", "choose table or json"),
+        ("split=train", "split=train is not possible: choose test, val"),
+        ("format=xml", "choose table, json"),
         ("run=nowhere", "nowhere does not exist"),
         ("run=[]", "names no run"),
         ("run=null", "run=null names no run"),
@@ -183,6 +185,17 @@ def test_a_mistake_is_told_in_one_message(command, trained, monkeypatch, argumen
     assert status in (1, 2)
     assert said in err
     assert "Traceback" not in err
+
+
+def made_up_robustness(run):
+    """Of the run's test images: half of them right under every corruption."""
+    data = instantiate(run.config().data)
+    data.setup()
+    images = fingerprint(data.test_split.images_at(data.test_split.indices), data.test_split.targets)
+    strengths = {name: list(one.strengths) for name, one in CORRUPTIONS.items()}
+    accuracy = {name: [0.5] * 5 for name in CORRUPTIONS}
+    found = {"clean": 0.9, "standard_error": 0.01, "images": 80, "data_sha256": images, "seed": 0}
+    return found | {"strengths": strengths, "accuracy": accuracy}
 
 
 def test_robustness_is_measured_and_held_against_another_run(command, trained):
@@ -201,3 +214,22 @@ def test_robustness_is_measured_and_held_against_another_run(command, trained):
     )
     assert status == 1
     assert "other images" in err
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "said"),
+    [
+        ("strengths", [9.0] * 5, "measured under other corruptions"),
+        ("accuracy", [1.0] * 5, "The baseline makes no error under contrast, so there is nothing to divide by"),
+    ],
+)
+def test_a_baseline_that_nothing_can_be_held_against_is_refused_at_once(
+    command, trained, tmp_path, monkeypatch, field, values, said
+):
+    run = trained["first"]
+    recorded = made_up_robustness(run)
+    recorded[field]["contrast"] = values
+    (tmp_path / "baseline.json").write_text(json.dumps(recorded))
+    monkeypatch.setattr("fashion_cnn.evaluation.strength.measure_robustness", lambda *_, **__: pytest.fail("too late"))
+    status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path}/baseline.json")
+    assert (status, said in err) == (1, True)

@@ -6,8 +6,11 @@ import pytest
 import torch
 from conftest import TINY_DATA
 from torch import nn
+from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 
 from fashion_cnn.command_line import compose
+from fashion_cnn.errors import UserError
 from fashion_cnn.explaining.grad_cam import grad_cam
 from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.models import ResNet
@@ -58,6 +61,20 @@ def test_a_network_that_halves_the_resolution_is_asked_where_it_still_sees():
     assert {round(most, 4) for most in places.amax(dim=(1, 2)).tolist()} <= {0, 1}
     assert places.any()
     assert torch.equal(network(images), before)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        VisionTransformer(32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4),
+        SwinTransformer([4, 4], embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=[4, 4], num_classes=4),
+        ConvNeXt([CNBlockConfig(16, None, 2)], num_classes=4),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_a_network_without_features_at_places_is_told(network):
+    with pytest.raises(UserError, match="Where this network looks cannot be shown"):
+        grad_cam(network.eval(), torch.rand(1, 3, 32, 32), torch.tensor([0]))
 
 
 def test_the_attributions_of_all_pixels_add_up_to_the_logit(lit_corner):
@@ -121,3 +138,6 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
     status, _, err = command(main, f"run={run}", f"images={pictures}", "about=Hat")
     assert (status, err) == (1, "error: about=Hat is no class: choose one of top, middle, low, bottom.\n")
+    status, _, err = command(main, f"run={run}", "images=")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "images= names nothing: say images=PATH" in err

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
@@ -219,6 +221,11 @@ def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp
         ("id,price\n1,2\n7,cheap\n", "row 2 (id 7): price=cheap is no number such as 14.40"),
         (b"id,title\n1,caf\xe9\n", "is no UTF-8 (byte 14)"),
         ("id,a,a\n1,2,3\n", "has 1 headings more than once, such as a: name each once"),
+        ("id,size.eu\n1,2\n", "has a column size.eu: give it a name without . and `"),
+        ("id,size`eu\n1,2\n", "has a column size`eu: give it a name without . and `"),
+        ("id,_rowid\n1,2\n", "has a column _rowid, a name that LanceDB has for itself"),
+        ("id,*\n1,2\n", "has a column *, a name that LanceDB has for itself"),
+        ("id,,title\n1,red,2\n2,red,3\n", "column 2 has no heading: give it one, or leave the column out"),
         ("id,similarity\n1,2\n", "a column similarity, which the catalogue fills in itself"),
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
     ],
@@ -231,6 +238,21 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path
     assert said in err
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
+
+
+def test_of_parquet_that_cannot_be_read_the_reason_is_told(indexed, tmp_path):
+    (tmp_path / "shop.parquet").write_bytes(b"PAR1\xe9\xff no more")
+    status, _, err, _ = indexed(f"products={tmp_path / 'shop.parquet'}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "shop.parquet cannot be read (Could not open Parquet input source" in err
+
+
+def test_the_row_numbers_of_pandas_and_empty_columns_are_left_out(indexed, shop, tmp_path):
+    (tmp_path / "shop.csv").write_text(",id,title,,\n0,loose,A title,,\n7,bags/bag,A bag,,\n")
+    status, _, err, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
+    assert status == 1
+    assert "bags/bag cannot be read" in err
+    assert (rows["loose"]["title"], "" in rows["loose"]) == ("A title", False)
 
 
 def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, tmp_path):
@@ -257,6 +279,13 @@ def test_a_catalogue_may_lie_at_an_address(command, run, shop, tmp_path):
     assert len(Snapshot(Catalogue(f"file://{tmp_path / 'elsewhere'}"))) == 1
 
 
+def test_the_run_of_a_catalogue_is_known_wherever_a_search_is_typed(command, run, shop, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.path.parent)
+    assert command(main, f"run={run.path.name}", f"catalogue={tmp_path}/c", f"images={shop / 'loose.png'}")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert command(search_main, "catalogue=c", "text=loose")[::2] == (0, "")
+
+
 def test_one_picture_is_a_product_of_its_name(indexed, shop):
     _, _, _, rows = indexed(f"images={shop / 'bags' / 'bag.png'}")
     assert [(row["id"], row["title"]) for row in rows.values()] == [("bag.png", "bag")]
@@ -277,6 +306,8 @@ def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path)
         (main, ["remove=a", "catalogue={tmp}/nowhere"], 1, "There is no catalogue at {tmp}/nowhere"),
         (main, ["images="], 2, "images= names nothing"),
         (main, ["images=[]"], 2, "images= names nothing"),
+        (main, ["images={tmp}/odd", "catalogue="], 2, "catalogue= names nothing"),
+        (search_main, ["text=x", "catalogue="], 2, "catalogue= names nothing"),
         (teach_main, ["name=x", "images="], 2, "images= names nothing"),
         (main, ["images={tmp}/odd"], 1, "is not in UTF-8, so that it is no id: rename the file"),
         *((one, ["run=[a,b]", *more], 2, "run=['a', 'b'] is not one run") for one, more in COMMANDS_OF_ONE_RUN),
@@ -298,8 +329,41 @@ def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,many")
     status, _, err, rows = indexed(f"images={shop}", f"products={table}")
     assert status == 1
-    assert "Column stock holds string now, and int64 in" in err
+    assert "Column stock holds texts now, and whole numbers in" in err
+    write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3.5")
+    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    assert status == 1
+    assert "Column stock holds numbers with fractions now, and whole numbers in" in err
     assert rows["1"]["stock"] == 3
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_columns_keep_their_types_where_a_week_says_less(indexed, shop, tmp_path, form):
+    """A column that is blank this week, whole numbers where there were fractions, sizes that are all numbers."""
+    file = tmp_path / f"shop.{form}"
+
+    def indexed_again(**columns):
+        table = pa.table({"id": ["loose"], **columns})
+        (pyarrow.csv.write_csv if form == "csv" else pyarrow.parquet.write_table)(table, file)
+        status, out, err, rows = indexed(f"images={shop}", f"products={file}")
+        assert (status, err) == (0, "")
+        return out, [rows["loose"][name] for name in columns]
+
+    assert indexed_again(stock=[3], weight=[0.5], sold=[True])[1] == [3, 0.5, True]
+    file.unlink()
+    nothing = pa.nulls(1)
+    assert indexed_again(stock=nothing, weight=[2], sold=[True], new=["x"])[1] == [None, 2.0, True, "x"]
+    assert indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])[1] == [4, None, False, "x"]
+    out, _ = indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])
+    assert "1 as they were" in out
+
+
+def test_sizes_that_are_all_numbers_this_week_are_texts_as_before(indexed, shop, tmp_path):
+    table = tmp_path / "shop.csv"
+    for size in ("XL", "007"):
+        table.write_text(f"id,size\nloose,{size}\n")
+        status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+        assert (status, err, rows["loose"]["size"]) == (0, "", size)
 
 
 def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, command, shop, tmp_path):
@@ -364,7 +428,10 @@ def test_a_data_sets_images_and_a_shops_products_are_kept_apart(indexed, shop, t
     assert (status, len(rows)) == (1, 160)
     assert "holds the images of a data set, with made-up prices, and these are a shop's own products" in err
     catalogue = Catalogue(str(tmp_path / "catalogue"))
-    assert indexed(f"images={shop}", "rebuild=true")[0] == 0
+    (shop / "bags" / "broken.jpg").write_bytes(b"no picture")
+    status, _, err, rows = indexed(f"images={shop}", "rebuild=true")
+    assert (status, len(rows)) == (1, 5)
+    assert "1 of 6 products could not be read: these are not in the catalogue, which was made anew." in err
     assert Snapshot(catalogue).about.note == ""
     assert "holds a shop's own products, and these are the images of a data set" in indexed()[2]
 
@@ -446,6 +513,63 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     assert (done.added, done.gone) == (5, ("bag.png", "sack.png"))
 
 
+@pytest.mark.parametrize("rebuild", [False, True])
+@pytest.mark.parametrize("tagged", [True, False], ids=["", "made before there were tags"])
+def test_readers_see_what_an_indexing_did_when_it_is_at_its_end(run, shop, tmp_path, monkeypatch, rebuild, tagged):
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    index(products_of_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
+    if not tagged:
+        catalogue.open_newest().tags.delete("ready")
+    before = catalogue.edition()
+    bags = products_of_files(str(shop / "bags"), None, lambda *_: None)
+
+    def stop(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        # The last that is done, when all products are in the table.
+        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        with pytest.raises(Killed):
+            index(bags, catalogue, network, prune=True, rebuild=rebuild)
+    assert set(catalogue.keys()) == {"bag.png", "sack.png"}
+    there = Snapshot(Catalogue(catalogue.uri))
+    assert there.edition == catalogue.edition() == before
+    assert len(there.with_words("shirt").rows) == len(there) == len(there.thumbnails([0, 1])) == 2
+    done = index(bags, catalogue, network, prune=True)
+    after = Snapshot(catalogue)
+    assert (set(after.row_of), after.version) == ({"bag.png", "sack.png"}, done.version)
+    assert after.version == catalogue.open_newest().version, "nothing is done beyond what readers see"
+    assert len(after.with_words("sack").rows) == 1
+
+
+def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monkeypatch):
+    """When the version of the last time is older than what is kept."""
+    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(seconds=2))
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    for folder in ("shirts", "bags", "shirts", "bags"):
+        index(products_of_files(str(shop / folder), None, lambda *_: None), catalogue, network, prune=True)
+        time.sleep(2.5)
+    assert set(Snapshot(catalogue).row_of) == {"bag.png", "sack.png"}
+    assert len(catalogue.open_newest().list_versions()) < 12
+
+
+def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        status, _, err, rows = indexed(f"images={shop / 'shirts'}")
+        assert (status, len(rows)) == (130, 2)
+        assert "Stopped. The products are in the catalogue; the same command does what is left." in err
+    assert indexed(f"images={shop / 'shirts'}")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        _, _, err, rows = indexed(f"images={shop / 'loose.png'}")
+        assert "Stopped. The catalogue is as it was; the same command goes on." in err
+        assert "loose.png" not in rows
+
+
 @pytest.mark.parametrize(("after", "delay"), [("begun", 0.1), ("1", 0.0), ("1", 0.3), ("1", 1.1)])
 def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, after, delay):
     """A process that adds a product and changes another again and again is killed; what it confirmed is there."""
@@ -470,7 +594,7 @@ for count in range(1, 31):
     index(products_of_files(files, None, lambda *_: None), catalogue, network)
     print(count, flush=True)
 """
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         while (said := process.stdout.readline().strip()) != after:
@@ -488,8 +612,9 @@ for count in range(1, 31):
         (changed,) = (row for one, row in snapshot.row_of.items() if one.endswith("00.png"))
         shade = np.asarray(Image.open(io.BytesIO(snapshot.thumbnails(range(there))[changed]))).mean() / 8
         assert round(shade) == there - 1, "both in one transaction"
-    done = index(products_of_files(str(folder), None, lambda *_: None), catalogue, network)
-    assert len(catalogue.keys()) == there + done.added
+    index(products_of_files(str(folder), None, lambda *_: None), catalogue, network)
+    # The first picture may be half, as the process that saved it was killed.
+    assert {f"{number:02}.png" for number in range(1, 31)} <= Snapshot(catalogue).row_of.keys() == set(catalogue.keys())
 
 
 def test_no_catalogue_is_told(tmp_path):

@@ -212,6 +212,7 @@ def test_a_name_that_is_no_text_survives_json(predict, tmp_path):
         (["images=.", "colour=red"], 2, "'colour' is no option"),
         (["image=."], 2, "Did you mean images?"),
         (["--images", "."], 2, "type images=…, without dashes"),
+        (["images=.", "run=null"], 1, "run=null names no run"),
         (["images=.", "run=nowhere"], 1, "nowhere does not exist"),
         (["images=.", "run=latest", "runs_dir=nothing"], 1, "There is no finished run in"),
     ],

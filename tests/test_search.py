@@ -1,6 +1,8 @@
 """`python -m fashion_cnn.search`: what in a catalogue looks like a picture, and sounds like words."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +151,19 @@ def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkey
     assert not searcher.search(Query(words="bottom", like=("train-00000",), skip=found.matching)).hits
 
 
+def test_a_snapshot_that_nobody_has_any_more_is_gone_at_once(run):
+    snapshot = Snapshot(Catalogue(str(run.catalogue)))
+    snapshot.hold_thumbnails(10**9)
+    assert len(snapshot.with_words("bottom").rows)
+    gone = weakref.ref(snapshot)
+    gc.disable()
+    try:
+        del snapshot
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     "words", ["' OR 1=1 --", '"', "\\", "a" * 5000, "(", "*", "title:x", "\0", "🙂", "AND NOT", "-"]
 )
@@ -242,6 +257,8 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
         assert drawn.width > 500
     _, out, _ = search(f"like={records[0]['id']}", "top_k=1", "format=json")
     assert json.loads(out)[0]["id"] != records[0]["id"]
+    _, out, _ = search(f"image={path}", "format=json", "where={category:bottom}")
+    assert {record["category"] for record in json.loads(out)} == {"bottom"}
     _, out, _ = search("text=nosuchword")
     assert out == "No product of the catalogue fits.\n"
     _, out, err = search("text=bottom", "category=buttom")
@@ -296,13 +313,17 @@ def test_the_catalogue_of_another_network_is_refused(command, run, tmp_path):
 
 def test_without_a_run_it_is_the_catalogues_own_or_the_newest_with_one(command, run, tmp_path):
     overrides = [*TINY_DATA, f"runs_dir='{run.path.parent.parent}'", "callbacks=essential", "trainer.max_epochs=1"]
-    train(compose(overrides=overrides))
-    status, out, err = command(main, f"runs_dir={run.path.parent.parent}", "text=bottom", "top_k=1", "format=json")
+    other = Path(train(compose(overrides=overrides))["run"])
+    searched = (f"runs_dir={run.path.parent.parent}", "text=bottom", "top_k=1", "format=json")
+    status, out, err = command(main, *searched)
     assert (status, len(json.loads(out))) == (0, 1)
     assert f"The newest run with a catalogue: {run.path}" in err
     elsewhere = tmp_path / "nothing here"
     status, out, err = command(main, f"runs_dir={elsewhere}", f"catalogue={run.catalogue}", "text=bottom", "top_k=1")
     assert (status, err) == (0, "")
+    # Of an indexing that was stopped.
+    (other / "catalogue" / "staging.lance").mkdir(parents=True)
+    assert f"The newest run with a catalogue: {run.path}" in command(main, *searched)[2]
     status, _, err = command(main, f"runs_dir={elsewhere}", "text=bottom")
     assert (status, err.count("\n")) == (1, 1)
     assert "There is no finished run in" in err

@@ -291,7 +291,7 @@ def test_several_runs_are_told_by_their_mean(evaluate, runs, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("split=train", "split=train is not possible: choose test or val."),
+        ("split=train", "split=train is not possible: choose test, val."),
         ("format=csv", "format=csv is not possible"),
         ("queries=0", "queries=0 is not possible: give 1 or more."),
         ("instances=-1", "instances=-1 is not possible: give 0 or more."),

@@ -24,6 +24,7 @@ import anyio
 import httpx
 import hydra.utils
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -51,6 +52,8 @@ from fashion_cnn.retrieval.web.asked import Asked
 from fashion_cnn.retrieval.web.carried import carried, uncarried
 from fashion_cnn.retrieval.web.samples import samples_of_test_set
 from fashion_cnn.retrieval.web.shop import Shop
+from fashion_cnn.retrieval.web.shown import plainly
+from fashion_cnn.retrieval.web.storefront import Storefront
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, main
 
@@ -325,6 +328,27 @@ def test_the_developers_page_says_what_is_searched_and_how_fast(client, shop_run
     points = text.partition('class="scatter"')[2].partition("</svg>")[0].count("<circle")
     assert points == 60
     assert all(f"</svg> {name} " in text for name in CLASSES)
+
+
+def test_columns_whose_values_no_box_can_send_are_no_filters(shop_run):
+    front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
+    for name, values in (
+        ("size: eu", ["38", "40"]),
+        ("described", ["x" * 61, "short"]),
+        ("lines", ["one\ntwo", "one"]),
+        ("season", ["summer", "all\u00a0year"]),
+    ):
+        front.snapshot.attributes = front.snapshot.attributes.append_column(name, pa.array(values * 30))
+    choices = Storefront(front.searcher, front.predictor).choices
+    assert [choice.column for choice in choices] == ["colour", "season"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(1299.95, "1,299.95"), (4006381333931.0, "4006381333931"), (0.1, "0.1"), (38, "38"), (None, "not said")],
+)
+def test_numbers_of_a_product_are_shown_in_full(value, said):
+    assert plainly(value) == said
 
 
 def test_of_many_categories_the_largest_are_offered_and_all_are_counted(shop_run, monkeypatch):
@@ -703,6 +727,20 @@ def test_a_colour_picture_of_64_pixels_fits_into_a_link():
     assert (uncarried(text, (3, 64, 64)).float() - picture.float()).abs().mean() < 6
 
 
+def test_an_address_of_64_kb_is_taken(client):
+    pictures = {"picture": ["A" * 12_000] * 4, "unlike_picture": ["A" * 12_000]}
+    answer = client.get(f"/?{urlencode(pictures, doseq=True)}", headers={"cookie": "x" * 4000})
+    assert "The picture in this link is damaged" in page(answer, 422)
+
+
+def test_pictures_that_are_too_long_together_for_a_link_have_none(client, monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.web.api.carried", lambda picture: "A" * 12_000)
+    for count, has_link in ((2, True), (4, False)):
+        files = [(name, ("a.png", photograph(5))) for name in ("picture", "unlike_picture")] * count
+        answer = client.post("/api/search", files=files)
+        assert (answer.status_code, answer.json()["link"] is not None) == (200, has_link)
+
+
 def test_too_many_pictures_or_fields_are_refused(client):
     assert upload(client, *[photograph(0)] * 5).status_code == 422
     assert upload(client, *[photograph(0)] * 5, path="/api/search").status_code == 422
@@ -778,7 +816,7 @@ def test_a_failure_of_ours_is_told_without_its_inside(client, monkeypatch):
 def test_a_server_of_this_machine_answers_to_its_own_names_alone(client, host):
     answer = client.get("/", headers={"host": host})
     assert answer.status_code == 400
-    assert "Dark" not in answer.text
+    assert CLASSES[0] not in answer.text
     for own in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
         assert client.get("/api/status", headers={"host": own}).status_code == 200
 

@@ -155,6 +155,34 @@ def test_a_picture_can_be_dropped(visit):
     assert page.get_by_role("heading", name=CLASSES[5 % 4], exact=True).is_visible()
 
 
+def test_what_else_is_dropped_or_pasted_is_left_to_the_field_or_told(visit):
+    page = visit()
+    given = page.evaluate(
+        """() => {
+            const data = (file, type, text) => {
+                const transfer = new DataTransfer();
+                if (file) transfer.items.add(new File(["x"], file, {type}));
+                if (text) transfer.items.add(text, "text/plain");
+                return transfer;
+            };
+            const field = document.querySelector("#text");
+            const drop = (data) => new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+            const paste = (data) => new ClipboardEvent("paste", {clipboardData: data, bubbles: true});
+            const told = () => !document.querySelector("#no-picture").hidden;
+            const words = drop(data(null, null, "red shirt"));
+            field.dispatchEvent(words);
+            field.dispatchEvent(paste(data("cells.png", "image/png", "red shirt")));
+            const before = told();
+            document.body.dispatchEvent(drop(data("list.pdf", "application/pdf")));
+            return {kept: !words.defaultPrevented, before, after: told()};
+        }"""
+    )
+    assert given == {"kept": True, "before": False, "after": True}
+    assert page.get_by_role("alert").inner_text() == "That is no picture: take a JPEG, PNG or WebP file."
+    page.wait_for_timeout(300)
+    assert "picture=" not in page.url
+
+
 def test_a_picture_that_is_too_large_is_told_on_a_page(browser, address):
     page = browser.new_page(base_url=address, java_script_enabled=False)
     page.goto("/")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from conftest import TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
@@ -20,7 +19,7 @@ from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
 from fashion_cnn.runs import Run
-from fashion_cnn.serve import build, listening_at
+from fashion_cnn.serve import build, listening_at, server_of
 from fashion_cnn.train import train
 
 CLASSES = TinyDataModule.class_names
@@ -77,7 +76,7 @@ def served(run: Run, *overrides: str) -> Iterator[str]:
     config = compose("serve", [f"run='{run.path}'", *overrides])
     with listening_at(config.host, 0) as listening:
         settings = {"log_level": "critical", "timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
-        server = uvicorn.Server(uvicorn.Config(build(config, listening.getsockname()[0]), **settings))
+        server = server_of(build(config, listening.getsockname()[0]), **settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():

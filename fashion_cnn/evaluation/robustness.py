@@ -124,16 +124,26 @@ def corruption_errors(result: Robustness, baseline: Robustness) -> CorruptionErr
 
     Raises UserError where the two were not measured on the same spoilt images, or the baseline makes no errors.
     """
-    if (result.seed, result.data_sha256) != (baseline.seed, baseline.data_sha256) or any(
-        baseline.strengths.get(name) != strengths for name, strengths in result.strengths.items()
+    require_comparable(baseline, result.data_sha256, seed=result.seed, strengths=result.strengths)
+    return CorruptionErrors({name: 100 * _error(result, name) / _error(baseline, name) for name in result.accuracy})
+
+
+def require_comparable(
+    baseline: Robustness, data_sha256: str, *, seed: int = 0, strengths: dict[str, tuple[float, ...]] | None = None
+) -> None:
+    """Raises UserError where a measurement on these images, spoilt so (None: as `measure_robustness` does), cannot be
+    divided by the baseline's errors.
+    """
+    strengths = strengths or {name: corruption.strengths for name, corruption in CORRUPTIONS.items()}
+    if (seed, data_sha256) != (baseline.seed, baseline.data_sha256) or any(
+        baseline.strengths.get(name) != those for name, those in strengths.items()
     ):
         raise UserError(
             "The baseline was measured under other corruptions or on other images: measure both in the same way."
         )
-
-    def error(of: Robustness, name: str) -> float:
-        return sum(1 - accuracy for accuracy in of.accuracy[name])
-
-    if flawless := [name for name in result.accuracy if error(baseline, name) == 0]:
+    if flawless := [name for name in strengths if _error(baseline, name) == 0]:
         raise UserError(f"The baseline makes no error under {', '.join(flawless)}, so there is nothing to divide by.")
-    return CorruptionErrors({name: 100 * error(result, name) / error(baseline, name) for name in result.accuracy})
+
+
+def _error(of: Robustness, name: str) -> float:
+    return sum(1 - accuracy for accuracy in of.accuracy[name])

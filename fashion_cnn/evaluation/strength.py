@@ -16,6 +16,7 @@ from fashion_cnn.evaluation.robustness import (
     corruption_errors,
     measure_robustness,
     read_robustness,
+    require_comparable,
 )
 from fashion_cnn.evaluation.robustness_plots import plot_robustness
 from fashion_cnn.runs import Run, write_whole
@@ -65,4 +66,5 @@ def _read_baseline(path: Path, measured: Measured) -> Robustness:
     baseline = read_robustness(file)
     if baseline.data_sha256 != measured.fingerprint:
         raise UserError(f"{file} was measured on other images: measure both on the same split of the same data.")
+    require_comparable(baseline, measured.fingerprint)
     return baseline

@@ -1,6 +1,5 @@
 """The network as it is deployed: uint8 images in, probabilities out."""
 
-import torch
 from torch import Tensor, nn
 
 from fashion_cnn.data import ImageDataModule
@@ -30,11 +29,10 @@ class Deployed(nn.Module):
         logits = self.network.classifier(embedding)  # type: ignore[operator]
         return logits, (logits / self.temperature).softmax(dim=1), embedding
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits alone."""
+        logits: Tensor = self(images)[0]
+        return logits
+
 
 OUTPUTS = ("logits", "probabilities", "embedding")
-
-
-@torch.inference_mode()
-def logits_of(deployed: Deployed, images: Tensor, batch: int) -> Tensor:
-    """Logits `(N, num_classes)` of images `(N, C, H, W)` uint8, so many at a time."""
-    return torch.cat([deployed(part)[0] for part in images.split(batch)])

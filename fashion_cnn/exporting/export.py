@@ -20,9 +20,8 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.logits import all_logits
 from fashion_cnn.evaluation.measuring import rebuild, require_test
 from fashion_cnn.evaluation.temperature import fit_temperature
-from fashion_cnn.exporting import deployed as in_torch
 from fashion_cnn.exporting import onnx_file
-from fashion_cnn.exporting.deployed import Deployed
+from fashion_cnn.exporting.deployed import OUTPUTS, Deployed
 from fashion_cnn.exporting.onnx_file import Array
 from fashion_cnn.exporting.timing import latencies
 from fashion_cnn.models import ImageClassifier
@@ -123,7 +122,7 @@ def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]) 
     """PyTorch first, then each of the files."""
     batch = data.eval_batch_size
     answers: dict[str, Answer] = {
-        _TORCH: lambda images: in_torch.logits_of(deployed, torch.from_numpy(images), batch).numpy()
+        _TORCH: lambda images: all_logits(deployed.logits, torch.from_numpy(images), batch).numpy()
     }
     for name, file in files.items():
         answers[name] = partial(onnx_file.logits_of, onnx_file.open_onnx(file), batch=batch)
@@ -174,7 +173,7 @@ def _check_parity(deployed: Deployed, file: Path, data: ImageDataModule) -> None
         images = data.test_split.images_at(members)
         with torch.inference_mode():
             expected = [output.numpy() for output in deployed(images)]
-        outputs = session.run(list(in_torch.OUTPUTS), {"images": images.numpy()})
+        outputs = session.run(list(OUTPUTS), {"images": images.numpy()})
         same = np.ones(len(images), dtype=bool)
         for ours, theirs in zip(outputs, expected, strict=True):
             same &= np.isclose(ours, theirs, rtol=_ROUNDING, atol=_ROUNDING).all(axis=1)
@@ -201,7 +200,7 @@ def _why_not(way: Way, reference: Way, tolerance: float) -> str | None:
 def _latencies(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]) -> dict[str, float]:
     """Seconds for one image on one thread, by the name of the way."""
     image = data.test_split.images_at(data.test_split.indices[:1])
-    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(in_torch.logits_of, deployed, image, 1)}
+    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(all_logits, deployed.logits, image, 1)}
     for name, file in files.items():
         calls[name] = partial(onnx_file.open_onnx(file, threads=1).run, ["logits"], {"images": image.numpy()})
     threads = torch.get_num_threads()

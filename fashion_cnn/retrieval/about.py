@@ -18,7 +18,7 @@ _MADE = b"fashion_cnn_made"
 class About:
     """Whose vectors a catalogue holds.
 
-    network: `TrainedNetwork.identity`. run: the directory of that run, as it was called then. dimensions: of a vector.
+    network: `TrainedNetwork.identity`. run: the directory of that run then. dimensions: of a vector.
     flip_average: whether the mirror images were looked at too. invert: see `Preparation`. note: what people are to know
     of the products, if anything. class_weight: see `search_vectors`.
     """

@@ -1,8 +1,8 @@
 """The catalogue of a shop's products, on disk: a LanceDB table of vectors, thumbnails and attributes.
 
-What is new is written to a second table, the staging table, batch by batch, and moved into the first in one
-transaction: whoever searches sees the catalogue of before or of after, and an interrupted indexing goes on with what
-it has staged.
+What is new is written to a second table, the staging table, batch by batch, and moved into the first at the end, which
+takes several of LanceDB's versions. The one that an indexing ends with is tagged, and readers open that one: whoever
+searches sees the catalogue of before or of after, and an interrupted indexing goes on with what it has staged.
 """
 
 import fcntl
@@ -27,8 +27,11 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval.about import About, Edition, about_of, described, edition_of, made_anew, says_of_itself
 
 _TABLE, _STAGING = "products", "staging"
+# The tag of the version that readers open.
+_READY = "ready"
 # Readers may have a version open for so long after the next one.
 _KEPT = timedelta(days=1)
+_FOR_EVER = timedelta(days=36500)
 # What a shop says of every product; its further columns come behind them.
 OWN_COLUMNS = ("id", "title", "category", "price")
 # What indexing and searching add.
@@ -89,8 +92,8 @@ class Catalogue:
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]
                 raise UserError(
-                    f"Column {field.name} holds {field.type} now, and {_type_of(table, field.name)} in {self.uri}: "
-                    "give it as before, or say rebuild=true."
+                    f"Column {field.name} holds {_holding(field.type)} now, and "
+                    f"{_holding(_type_of(table, field.name))} in {self.uri}: give it as before, or say rebuild=true."
                 )
         schema = _schema(about, columns)
         if _STAGING in self._names():
@@ -109,6 +112,11 @@ class Catalogue:
         table = self._opened(name).search().select(["id", "key"]).limit(None).to_arrow()
         return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
 
+    def column_types(self) -> dict[str, pa.DataType]:
+        """The types of the shop's own columns, by name; none where there is no catalogue."""
+        schema = self._opened(_TABLE).schema if self.exists() else []
+        return {field.name: field.type for field in schema if field.name not in {*OWN_COLUMNS, *RESERVED_COLUMNS}}
+
     def filled(self) -> set[str]:
         """The price and those of the shop's own columns that say something of any product."""
         if not self.exists():
@@ -122,8 +130,8 @@ class Catalogue:
         """Write finished products down, for `commit`."""
         _upsert(self._opened(_STAGING), products)
 
-    def commit(self, ids: Iterable[str], *, rebuild: bool = False) -> int:
-        """Move the staged products of these ids into the catalogue, all at once; the catalogue's version then."""
+    def commit(self, ids: Iterable[str], *, rebuild: bool = False) -> None:
+        """Move the staged products of these ids into the catalogue, all at once."""
         staging = self._opened(_STAGING)
         wanted = set(ids)
         if rebuild or not self.exists():
@@ -139,30 +147,35 @@ class Catalogue:
             left = set(table.schema.names) - set(staging.schema.names)
             if left and (unsaid := left - self.filled()):
                 table.drop_columns(sorted(unsaid))
-        version = self._tidied(table)
+        _tidy(table)
         self._database.drop_table(_STAGING)
-        return version
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete products; the number that were there. Raises UserError where there is no catalogue."""
-        table = self.open()
+        table = self.open_newest()
         before = table.count_rows()
         table.delete(col("id").isin(list(ids)))
         removed: int = before - table.count_rows()
         if removed:
-            self._tidied(table)
+            _tidy(table)
         return removed
 
-    def newest(self) -> int:
-        """The number of the newest version. Raises UserError where there is no catalogue."""
-        return int(self.open().version)
-
     def edition(self) -> Edition:
-        """The newest version, told apart from those of a catalogue that stood here before. Raises UserError."""
+        """The version for readers, told apart from those of a catalogue that stood here before. Raises UserError."""
         return edition_of(self.open())
 
     def open(self) -> Any:
-        """LanceDB's table, at its newest version. Raises UserError where there is none."""
+        """LanceDB's table for readers, as the last indexing left it, whatever another one is at. Raises UserError where
+        there is none.
+        """
+        table = self.open_newest()
+        # Catalogues of before there was a tag have none, nor has one that is being made.
+        if _is_tagged(table):
+            table.checkout(_READY)
+        return table
+
+    def open_newest(self) -> Any:
+        """LanceDB's table, to be changed while `indexing`. Raises UserError where there is none."""
         if not self.exists():
             begun = (
                 " (an indexing was begun and stopped: the same command goes on)" if _STAGING in self._names() else ""
@@ -172,10 +185,23 @@ class Catalogue:
 
     @contextmanager
     def indexing(self) -> Iterator[None]:
-        """Hold a catalogue of this machine for this process: two would take each other's staged products away.
+        """Change the catalogue: readers see what is done in the block when it ends, and nothing of it after an error.
 
-        Raises UserError where another process indexes into it, or the folder cannot be written.
+        Raises UserError where another process of this machine indexes into it, or the folder cannot be written.
         """
+        with self._held():
+            if self.exists() and not _is_tagged(table := self.open_newest()):
+                table.tags.create(_READY, table.version)
+            yield
+            if self.exists():
+                table = self.open_newest()
+                (table.tags.update if _is_tagged(table) else table.tags.create)(_READY, table.version)
+                # No sooner: LanceDB refuses to clean up where it would remove a tagged version.
+                table.optimize(cleanup_older_than=_KEPT)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Two processes would take each other's staged products away."""
         if "://" in self.uri:
             yield
             return
@@ -202,17 +228,21 @@ class Catalogue:
             )
         return table
 
-    def _tidied(self, table: Any) -> int:
-        """Have an index of the titles' words, and large files in place of many small ones."""
-        if not has_words(table) and table.count_rows():
-            table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
-        table.optimize(cleanup_older_than=_KEPT)
-        return int(table.version)
-
     def _names(self) -> list[str]:
         if "://" not in self.uri and not Path(self.uri).exists():
             return []
         return list(self._database.list_tables().tables)
+
+
+def _tidy(table: Any) -> None:
+    """Have an index of the titles' words, and large files in place of many small ones."""
+    if not has_words(table) and table.count_rows():
+        table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
+    table.optimize(cleanup_older_than=_FOR_EVER)
+
+
+def _is_tagged(table: Any) -> bool:
+    return _READY in table.tags.list()
 
 
 def has_words(table: Any) -> bool:
@@ -227,6 +257,15 @@ def _whose(about: About) -> str:
 def _type_of(table: Any, column: str) -> pa.DataType | None:
     place = table.schema.get_field_index(column)
     return None if place < 0 else table.schema.field(place).type
+
+
+def _holding(kind: pa.DataType | None) -> str:
+    """In a person's words."""
+    if pa.types.is_integer(kind):
+        return "whole numbers"
+    if pa.types.is_floating(kind):
+        return "numbers with fractions"
+    return "texts" if pa.types.is_string(kind) else str(kind)
 
 
 def _schema(about: About, columns: Sequence[pa.Field]) -> pa.Schema:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,29 @@ from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, th
 Progress = Callable[[int, int], None]
 _TYPES = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "image": pa.string(), "price": pa.float64()}
 
+# LanceDB's own columns begin so.
+_HIDDEN = ("_row", "_score", "_distance")
 
-def products_of_files(images: str | Sequence[str] | None, table: str | None, progress: Progress) -> Products:
+
+def products_of_files(
+    images: str | Sequence[str] | None,
+    table: str | None,
+    progress: Progress,
+    known: Mapping[str, pa.DataType] | None = None,
+) -> Products:
     """The products of a folder, glob or list of pictures, of a CSV or Parquet table, or of both.
 
     images: without a table each picture is a product: its id is its path below the folder, its title its name, and its
         category the folder that it lies in. With a table, where the table's pictures lie.
     table: has a column `id` and, as it may be, title, category, price, image (a file below `images`, or else beside the
         table; without it the file is named as the id) and columns of the shop's own.
+    known: the types of such columns in the catalogue, which are kept where the values can be read so.
     Raises UserError where there is no product, or a table that cannot be used.
     """
     if table is None:
         described, files = _from_pictures([] if images is None else images)
     else:
-        described, files = _from_table(Path(table).expanduser(), images)
+        described, files = _from_table(Path(table).expanduser(), images, known or {})
     rows = described.to_pylist()
     keys = []
     for number, (_, digest) in enumerate(read_ahead(files, _digest), start=1):
@@ -84,8 +93,10 @@ def _from_pictures(images: str | Sequence[str]) -> tuple[pa.Table, list[Path]]:
     return pa.table(columns, schema=schema), files
 
 
-def _from_table(path: Path, images: str | Sequence[str] | None) -> tuple[pa.Table, list[Path]]:
-    table = _read_table(path)
+def _from_table(
+    path: Path, images: str | Sequence[str] | None, known: Mapping[str, pa.DataType]
+) -> tuple[pa.Table, list[Path]]:
+    table = _read_table(path, known)
     _check(table, path)
     folder = path.parent
     if isinstance(images, str) and Path(images).expanduser().is_dir():
@@ -113,15 +124,15 @@ def _from_table(path: Path, images: str | Sequence[str] | None) -> tuple[pa.Tabl
     return table.select([*OWN_COLUMNS, *others]).combine_chunks(), files
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Path, known: Mapping[str, pa.DataType]) -> pa.Table:
     if not path.is_file():
         raise UserError(f"products={path} does not exist: give a CSV or Parquet file.")
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
     try:
-        read = pyarrow.parquet.read_table if path.suffix.lower() in (".parquet", ".pq") else _read_csv
-        table = read(path)
-        if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
-            raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
-        table = table.cast(pa.schema([(f.name, _TYPES.get(f.name, _plain(f.type))) for f in table.schema]))
+        table = _without_row_numbers(pyarrow.parquet.read_table(path) if is_parquet else _read_csv(path, known))
+        _check_headings(table.column_names, path)
+        kinds = [_TYPES.get(name, _as_known(table[name], known.get(name))) for name in table.column_names]
+        table = table.cast(pa.schema(zip(table.column_names, kinds, strict=True)))
         # An empty text says nothing.
         return pa.table(
             [
@@ -131,15 +142,46 @@ def _read_table(path: Path) -> pa.Table:
             schema=table.schema,
         )
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = _what_is_wrong(path) or f"products={path} cannot be read ({str(error).splitlines()[0]})"
+        reason = None if is_parquet else _what_is_wrong(path)
+        reason = reason or f"products={path} cannot be read ({str(error).splitlines()[0].rstrip('.')})"
         raise UserError(f"{reason}: give a CSV in UTF-8 with a heading and commas, or Parquet.") from error
 
 
-def _read_csv(path: Path) -> pa.Table:
-    """A column that begins with numbers and goes on with words holds texts."""
-    types = dict(_TYPES)
+def _without_row_numbers(table: pa.Table) -> pa.Table:
+    """Without the unnamed columns that pandas numbers the rows in, and those that are empty."""
+    unnamed = [place for place, name in enumerate(table.column_names) if not name.strip()]
+    dropped = {place for place in unnamed if _numbers_rows(table.column(place))}
+    return table.select([place for place in range(table.num_columns) if place not in dropped])
+
+
+def _numbers_rows(column: pa.ChunkedArray) -> bool:
+    if column.null_count == len(column):
+        return True
+    return pa.types.is_integer(column.type) and pc.count_distinct(column, mode="all").as_py() == len(column)
+
+
+def _check_headings(headings: Sequence[str], path: Path) -> None:
+    """Raises UserError for a heading that LanceDB does not take as a column's name."""
+    if twice := [name for name, count in Counter(headings).items() if name.strip() and count > 1]:
+        raise UserError(f"{path} has {len(twice)} headings more than once, such as {twice[0]}: name each once.")
+    for place, name in enumerate(headings, start=1):
+        if not name.strip():
+            raise UserError(f"{path}: column {place} has no heading: give it one, or leave the column out.")
+        if set(name) & set(".`"):
+            raise UserError(f"{path} has a column {name}: give it a name without . and `.")
+        if name == "*" or name.startswith(_HIDDEN):
+            raise UserError(f"{path} has a column {name}, a name that LanceDB has for itself: give it another one.")
+
+
+def _read_csv(path: Path, known: Mapping[str, pa.DataType]) -> pa.Table:
+    """A column is of its type in the catalogue, if it can be; one that begins with numbers and goes on with words holds
+    texts.
+    """
+    expected = {name: kind for name, kind in known.items() if _is_simple(kind)}
+    texts: dict[str, pa.DataType] = {}
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
     while True:
+        types = expected | texts | _TYPES
         try:
             converting = pyarrow.csv.ConvertOptions(column_types=types)
             return pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=converting)
@@ -147,9 +189,10 @@ def _read_csv(path: Path) -> pa.Table:
             place = re.match(r"In CSV column #(\d+)", str(error))
             with path.open(newline="", encoding="utf-8-sig") as file:
                 name = next(csv.reader(file))[int(place[1])] if place else ""
-            if not name or name in types:
-                raise
-            types[name] = pa.string()
+            if expected.pop(name, None) is None:
+                if not name or name in types:
+                    raise
+                texts[name] = pa.string()
 
 
 def _what_is_wrong(path: Path) -> str | None:
@@ -190,6 +233,20 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     is_text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     # A column in which nothing is said yet will hold texts as likely as anything.
     return pa.string() if is_text or pa.types.is_null(kind) else kind
+
+
+def _as_known(column: pa.ChunkedArray, known: pa.DataType | None) -> pa.DataType:
+    """The type of a column in the catalogue, if it can be brought to that, or else its own."""
+    kind = _plain(column.type)
+    if known is None:
+        return kind
+    widens = pa.types.is_integer(kind) and pa.types.is_floating(known)
+    return known if widens or column.null_count == len(column) else kind
+
+
+def _is_simple(kind: pa.DataType) -> bool:
+    of = pa.types
+    return of.is_string(kind) or of.is_boolean(kind) or of.is_integer(kind) or of.is_floating(kind)
 
 
 def _check(table: pa.Table, path: Path) -> None:

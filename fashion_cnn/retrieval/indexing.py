@@ -61,7 +61,7 @@ def index(
     """
     about = About(
         network=network.identity,
-        run=str(network.run.path),
+        run=str(network.run.path.absolute()),
         dimensions=dimensions_of(network, class_weight),
         class_weight=class_weight,
         flip_average=network.flip_average,
@@ -96,7 +96,7 @@ def index(
         catalogue.commit(ready, rebuild=rebuild)
         gone = sorted(before.keys() - set(ids))
         removed = catalogue.remove(gone) if prune and gone else 0
-        approximate = bring_up_to_date(catalogue.open(), approximate_above)
+        approximate = bring_up_to_date(catalogue.open_newest(), approximate_above)
     changed = sum(one in before for one in ready)
     return Indexed(
         added=len(ready) - changed,
@@ -106,7 +106,7 @@ def index(
         gone=() if prune else tuple(gone),
         unreadable=unreadable,
         emptied=tuple(sorted(filled - catalogue.filled())) if filled else (),
-        version=catalogue.newest(),
+        version=catalogue.edition().version,
         approximate=approximate,
     )
 

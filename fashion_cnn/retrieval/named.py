@@ -3,17 +3,23 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval.about import about_of
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.runs import Run, find_indexed, find_measured
 
 
 def catalogue_at(named: str | None, run: Run) -> str:
-    """The address of the catalogue that a person named, or of the run's own."""
+    """The address of the catalogue that a person named, or of the run's own. Raises UserError for an empty one."""
     return str(run.catalogue) if named is None else _address(named)
 
 
 def _address(named: str) -> str:
+    if not named:
+        raise UserError(
+            "catalogue= names nothing: say catalogue=DIR, a folder or an object store's address, or leave it out.",
+            status=2,
+        )
     return named if "://" in named else str(Path(named).expanduser())
 
 
@@ -21,7 +27,7 @@ def run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) ->
     """The run that searches, and the catalogue that it searches in.
 
     run: None is the one that made the catalogue, or where none is named the newest one that has a catalogue.
-    Raises UserError where there is no such run.
+    Raises UserError where there is no such run, or the catalogue's name is empty.
     """
     if catalogue is None:
         found = find_indexed(runs_dir) if run is None else find_measured(run, runs_dir)

@@ -4,7 +4,7 @@ Of a catalogue with an index (approximate.py) the vectors stay on disk.
 """
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class WithWords(NamedTuple):
 
 
 class Snapshot:
-    """The newest version of a catalogue when it was taken, which later changes of the catalogue leave alone.
+    """A catalogue as the last indexing left it when it was taken, which later changes of the catalogue leave alone.
 
     attributes: all columns but vector and thumbnail, in the order of the ids. approximate: the index that it is
     searched by, None where it is searched exactly.
@@ -50,7 +50,9 @@ class Snapshot:
         self._by_row_id = np.argsort(self._row_ids)
         self._held: pa.BinaryArray | None = None
         # Words that half of the titles hold take as long as ten searches by picture; pages and filters ask again.
-        self._with_words = lru_cache(maxsize=32)(self._find_words)
+        # Of what it needs alone: a snapshot that its own cache held would stay in memory when nobody has it any more.
+        find_words = partial(_find_words, self.uri, self._table, self._row_ids, self._by_row_id)
+        self._with_words = lru_cache(maxsize=32)(find_words)
         if not self.approximate:
             self.vectors = self._as_tensor(table["vector"])
             table = table.drop_columns(["vector"])
@@ -118,26 +120,9 @@ class Snapshot:
     def with_words(self, words: str) -> WithWords:
         """The products whose titles hold any of the words, by BM25; of equal ones the first.
 
-        Raises UserError where a stopped indexing left the titles without an index.
+        Raises UserError where the titles have no index, which a first indexing makes at its end.
         """
         return self._with_words(words)
-
-    def _find_words(self, words: str) -> WithWords:
-        if not has_words(self._table):
-            if len(self):
-                raise UserError(
-                    f"The titles of {self.uri} cannot be searched yet: its last indexing was stopped, and goes on when "
-                    "it is started again."
-                )
-            return WithWords(torch.empty(0, dtype=torch.int64), torch.empty(0))
-        query = self._table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(self))
-        hits = query.to_arrow()
-        places = np.searchsorted(self._row_ids, hits["_rowid"].to_numpy(), sorter=self._by_row_id)
-        rows = self._by_row_id[places]
-        # Equal titles have equal scores, but for the last digits.
-        scores = hits["_score"].to_numpy().astype(np.float32).round(4)
-        order = np.lexsort((rows, -scores))
-        return WithWords(torch.from_numpy(rows[order]), torch.from_numpy(scores[order]))
 
     def hold_thumbnails(self, most_bytes: int) -> None:
         """Keep all thumbnails in memory, if they take no more than about `most_bytes`: for whoever searches often."""
@@ -163,3 +148,23 @@ class Snapshot:
         """All attributes of a row."""
         attributes: dict[str, Any] = self.attributes.slice(row, 1).to_pylist()[0]
         return attributes
+
+
+def _find_words(
+    uri: str, table: Any, row_ids: np.ndarray[Any, Any], by_row_id: np.ndarray[Any, Any], words: str
+) -> WithWords:
+    """row_ids: of the snapshot's rows, and by_row_id: their order by these."""
+    if not has_words(table):
+        if len(row_ids):
+            raise UserError(
+                f"The titles of {uri} cannot be searched yet: its first indexing is not at its end. Where it was "
+                "stopped, it goes on when it is started again."
+            )
+        return WithWords(torch.empty(0, dtype=torch.int64), torch.empty(0))
+    query = table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids))
+    hits = query.to_arrow()
+    rows = by_row_id[np.searchsorted(row_ids, hits["_rowid"].to_numpy(), sorter=by_row_id)]
+    # Equal titles have equal scores, but for the last digits.
+    scores = hits["_score"].to_numpy().astype(np.float32).round(4)
+    order = np.lexsort((rows, -scores))
+    return WithWords(torch.from_numpy(rows[order]), torch.from_numpy(scores[order]))

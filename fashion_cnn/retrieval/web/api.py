@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -15,7 +16,7 @@ from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.answering import Answered
-from fashion_cnn.retrieval.web.asked import MOST_PICTURES, Asked
+from fashion_cnn.retrieval.web.asked import MOST_LINK, MOST_PICTURES, Asked
 from fashion_cnn.retrieval.web.carried import carried
 from fashion_cnn.retrieval.web.desk import Desk, asked_of, validated
 from fashion_cnn.retrieval.web.refusals import Refused, no_product
@@ -50,7 +51,7 @@ def api(desk: Desk) -> APIRouter:
         """Without anything asked for, the catalogue from its start."""
         _refuse_unknown(request.query_params, known=[*Asked.model_fields, "top_k"])
         front = desk.shop.open()
-        return _results(front, asked, await desk.answer(front, asked, top_k=top_k))
+        return _results(front, asked, await desk.answer(front, asked, top_k=top_k), asked.link())
 
     @router.post(
         "/search",
@@ -78,7 +79,9 @@ def api(desk: Desk) -> APIRouter:
                 if len(getattr(asked, name)) + len(form.files.get(name, ())) > MOST_PICTURES:
                     raise Refused(422, f"Too many pictures: {MOST_PICTURES} are the most at once.")
             most = validated(_TOP_K, top_k[-1]) if top_k else None
-            return _results(front, asked, await desk.answer(front, asked, form, top_k=most))
+            answered = await desk.answer(front, asked, form, top_k=most)
+            link = await desk.workers.run(partial(_link, asked, answered))
+            return _results(front, asked, answered, link)
 
     @router.get("/product", summary="All that is known of a product", responses=_NOT_THERE | _ERRORS)
     async def product(id: Id) -> Response:
@@ -132,13 +135,13 @@ def _named(front: Storefront, one: str) -> Hit:
     return front.searcher.named([one])[0]
 
 
-def _results(front: Storefront, asked: Asked, answered: Answered) -> Response:
+def _results(front: Storefront, asked: Asked, answered: Answered, link: str | None) -> Response:
     return Json(
         {
             "version": front.snapshot.version,
             "matching": answered.found.matching,
             "page": asked.page,
-            "link": _link(asked, answered),
+            "link": link,
             "pictures": [
                 {
                     "said": said.said,
@@ -159,7 +162,8 @@ def _link(asked: Asked, answered: Answered) -> str | None:
         pictures, others = ([carried(one) for one in those] for those in (answered.pictures, answered.other_pictures))
     except Refused:
         return None
-    return asked.model_copy(update={"picture": pictures, "unlike_picture": others}).link()
+    link = asked.model_copy(update={"picture": pictures, "unlike_picture": others}).link()
+    return link if len(link) <= MOST_LINK else None
 
 
 def _record(hit: Hit) -> dict[str, Any]:

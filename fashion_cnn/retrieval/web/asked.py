@@ -13,6 +13,8 @@ from fashion_cnn.retrieval.web.carried import MOST_CHARACTERS
 from fashion_cnn.retrieval.web.refusals import Refused
 
 MOST_PICTURES, MOST_MARKS, MOST_VALUES, MOST_PAGES = 4, 20, 50, 100
+# In characters: what a proxy lets through as an address.
+MOST_LINK = 64_000
 Carried = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 Id = Annotated[str, Field(max_length=1000)]
 Value = Annotated[str, Field(max_length=500)]

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fashion_cnn.retrieval.web.answering import Answered, answer
 from fashion_cnn.retrieval.web.asked import Asked
-from fashion_cnn.retrieval.web.samples import Sample, samples_of_catalogue
+from fashion_cnn.retrieval.web.samples import Sample
 from fashion_cnn.retrieval.web.shop import Shop
 from fashion_cnn.retrieval.web.storefront import Storefront
 from fashion_cnn.retrieval.web.uploads import Form, Uploads
@@ -78,8 +78,9 @@ class Desk:
             self.shop.latencies.add(answered.watch)
         return answered
 
-    def samples(self, front: Storefront) -> tuple[Sample, ...]:
-        return self.test_samples or samples_of_catalogue(front)
+    async def samples(self, front: Storefront) -> tuple[Sample, ...]:
+        """Those of the test set, or else products. Raises Busy."""
+        return self.test_samples or await self.workers.run(lambda: front.samples)
 
 
 def asked_of(form: Form) -> Asked:

@@ -51,7 +51,7 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
             matching=found.matching,
             marks=marks,
             pictures=_pictures(asked, answered),
-            samples=() if asked.anything else desk.samples(front),
+            samples=() if asked.anything else await desk.samples(front),
             has_more=found.matching > asked.page * desk.top_k and asked.page < pages,
         )
 

@@ -1,4 +1,4 @@
-"""Something to try the search with: a test image of each class, or else a product of each category."""
+"""Something to try the search with: a test image of each class."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,7 @@ from fashion_cnn.prediction import data_set_of
 from fashion_cnn.retrieval.web.asked import Asked
 from fashion_cnn.retrieval.web.carried import carried
 from fashion_cnn.retrieval.web.refusals import Refused
-from fashion_cnn.retrieval.web.shown import Shown, shown, shown_tensor
-from fashion_cnn.retrieval.web.storefront import Storefront
+from fashion_cnn.retrieval.web.shown import Shown, shown_tensor
 from fashion_cnn.runs import Run
 
 _MOST = 10
@@ -57,14 +56,3 @@ def _is_here(data: TorchvisionDataModule, run: Run) -> bool:
     except Exception:  # whatever keeps it from being read
         return False
     return True
-
-
-def samples_of_catalogue(front: Storefront) -> tuple[Sample, ...]:
-    """A product of each of the largest categories."""
-    ids = front.examples
-    rows = [front.snapshot.row_of[one] for one in ids]
-    names = [front.snapshot.described(row)["category"] for row in rows]
-    pictures = map(shown, front.snapshot.thumbnails(rows))
-    return tuple(
-        Sample(name, picture, Asked(like=[one]).link()) for name, picture, one in zip(names, pictures, ids, strict=True)
-    )

@@ -72,4 +72,7 @@ def plainly(value: Any) -> str:
     """An attribute as people read it."""
     if value is None:
         return "not said"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    # Whole ones are numbers such as barcodes as often as amounts.
+    return str(int(value)) if value.is_integer() else f"{value:,.10g}"

@@ -12,12 +12,17 @@ import torch
 from fashion_cnn.prediction import Predictor
 from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
 from fashion_cnn.retrieval.searcher import Query, Searcher
+from fashion_cnn.retrieval.web.asked import Asked
 from fashion_cnn.retrieval.web.projection import Projection, projection
+from fashion_cnn.retrieval.web.samples import Sample
+from fashion_cnn.retrieval.web.shown import shown
 
 # A column with more different values than this is no choice of a few.
 _FEW = 30
+# Nor is one with a longer value, in characters: it says something of each product.
+_LONGEST = 60
 _MOST_CATEGORIES = 200
-_EXAMPLES = 10
+_SAMPLES = 10
 # In bytes; more than these are read as they are needed.
 _THUMBNAILS = 128_000_000
 
@@ -58,21 +63,31 @@ class Storefront:
         return projection(self.snapshot)
 
     @cached_property
-    def examples(self) -> tuple[str, ...]:
-        """The id of the first product of each of the largest categories."""
+    def samples(self) -> tuple[Sample, ...]:
+        """The first product of each of the largest categories; read when they are first shown."""
         firsts: dict[str, str] = {}
-        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:_EXAMPLES]]
+        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:_SAMPLES]]
         columns = (self.snapshot.attributes[name].to_pylist() for name in ("id", "category"))
         for one, category in zip(*columns, strict=True):
             firsts.setdefault(category, one)
-        return tuple(firsts[name] for name in sorted(wanted))
+        names = sorted(wanted)
+        thumbnails = self.snapshot.thumbnails([self.snapshot.row_of[firsts[name]] for name in names])
+        return tuple(
+            Sample(name, shown(thumbnail), Asked(like=[firsts[name]]).link())
+            for name, thumbnail in zip(names, thumbnails, strict=True)
+        )
 
 
 def _choices(attributes: pa.Table) -> Sequence[Choice]:
     own = [field for field in attributes.schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
     texts = [field.name for field in own if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
-    counted = ((name, _counted(attributes[name].cast(pa.string()))) for name in texts)
-    return [Choice(name, _largest(values, _FEW)) for name, values in counted if 1 < len(values) <= _FEW]
+    # What else is in a link before a colon would be the column's name.
+    counted = ((name, _counted(attributes[name].cast(pa.string()))) for name in texts if ":" not in name)
+    return [
+        Choice(name, _largest(values, _FEW))
+        for name, values in counted
+        if 1 < len(values) <= _FEW and all(len(one) <= _LONGEST and not set(one) & set("\r\n") for one in values)
+    ]
 
 
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:

@@ -67,7 +67,8 @@ class Uploads:
                 if claimed.isdecimal() and int(claimed) > self.most_bytes:
                     await self._read_away(request)
                     raise self._too_large()
-                parser = _InMemory(request.headers, stream, max_files=2 * MOST_PICTURES, max_fields=_FIELDS)
+                parser = MultiPartParser(request.headers, stream, max_files=2 * MOST_PICTURES, max_fields=_FIELDS)
+                # Else it writes files of more than 1 MB to disk.
                 parser.spool_max_size = self.most_bytes + 1
                 parser.max_part_size = MOST_CHARACTERS + 1
                 return await _sorted(parser)
@@ -92,10 +93,6 @@ class Uploads:
 
     def _too_large(self) -> Refused:
         return Refused(413, f"That is too large: {self.most_bytes / 1e6:g} MB are the most in one go.")
-
-
-class _InMemory(MultiPartParser):
-    """Starlette's parser, which else writes files of more than 1 MB to disk."""
 
 
 async def _sorted(parser: MultiPartParser) -> Form:

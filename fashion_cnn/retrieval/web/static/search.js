@@ -3,8 +3,11 @@ const form = document.querySelector("form.search");
 if (form) {
   document.documentElement.classList.add("js");
   const input = form.querySelector("input[type=file]");
+  const noPicture = form.querySelector("#no-picture");
   const take = (files) => {
-    const pictures = [...files].filter((file) => file.type.startsWith("image/")).slice(0, 4);
+    // Of a type that the browser does not know, the server says what it is.
+    const pictures = [...files].filter((file) => !file.type || file.type.startsWith("image/")).slice(0, 4);
+    noPicture.hidden = pictures.length > 0;
     if (!pictures.length) return;
     const chosen = new DataTransfer();
     pictures.forEach((file) => chosen.items.add(file));
@@ -12,15 +15,24 @@ if (form) {
     form.requestSubmit();
   };
   input.addEventListener("change", () => input.files.length && form.requestSubmit());
+  // Words are dropped and pasted into a field as ever; those of a spreadsheet bring a picture of themselves along.
+  const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+  const isText = (event) =>
+    event.clipboardData.types.includes("text/plain") && event.target.matches("input[type=search], input[type=number]");
   document.addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     form.classList.add("dropping");
   });
   document.addEventListener("dragleave", (event) => event.relatedTarget || form.classList.remove("dropping"));
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
     form.classList.remove("dropping");
+    if (!hasFiles(event)) return;
+    event.preventDefault();
     take(event.dataTransfer.files);
   });
-  document.addEventListener("paste", (event) => take(event.clipboardData.files));
+  document.addEventListener("paste", (event) => {
+    const files = event.clipboardData.files;
+    if (files.length && !isText(event)) take(files);
+  });
 }
