@@ -236,6 +236,7 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path
     status, _, err, rows = indexed(f"products={table}")
     assert (status, err.count("\n")) == (1, 1)
     assert said in err
+    assert f"cannot be read ({table}" not in err, "one reason"
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
 
