@@ -191,11 +191,11 @@ class Catalogue:
         """
         with self._held():
             if self.exists() and not _is_tagged(table := self.open_newest()):
-                table.tags.create(_READY, table.version)
+                _tag(table)
             yield
             if self.exists():
                 table = self.open_newest()
-                (table.tags.update if _is_tagged(table) else table.tags.create)(_READY, table.version)
+                _tag(table)
                 # No sooner: LanceDB refuses to clean up where it would remove a tagged version.
                 table.optimize(cleanup_older_than=_KEPT)
 
@@ -243,6 +243,12 @@ def _tidy(table: Any) -> None:
 
 def _is_tagged(table: Any) -> bool:
     return _READY in table.tags.list()
+
+
+def _tag(table: Any) -> None:
+    """Have readers open this version."""
+    put = table.tags.update if _is_tagged(table) else table.tags.create
+    put(_READY, table.version)
 
 
 def has_words(table: Any) -> bool:

@@ -141,6 +141,8 @@ def _read_table(path: Path, known: Mapping[str, pa.DataType]) -> pa.Table:
             ],
             schema=table.schema,
         )
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = None if is_parquet else _what_is_wrong(path)
         reason = reason or f"products={path} cannot be read ({str(error).splitlines()[0].rstrip('.')})"
