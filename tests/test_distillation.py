@@ -79,15 +79,21 @@ def test_a_student_follows_its_teacher_and_answers_without_it(tiny, teacher):
     assert student(torch.zeros(1, *student.image_shape)).shape == (1, student.num_classes)
 
 
-def test_latest_is_written_down_as_the_run_that_it_was(tiny, teacher):
-    results = train(tiny("distillation=soft_labels", "distillation.teachers=latest", "trainer.max_epochs=1"))
-    assert Run(Path(results["run"])).config().distillation.teachers == [str(Path(teacher).resolve())]
+def test_all_finished_runs_of_a_folder_teach_and_are_written_down(tiny, teacher):
+    folder = Path(teacher).parent
+    other = train(tiny("callbacks=essential", "trainer.max_epochs=1", "seed=6", "test=false"))["run"]
+    results = train(
+        tiny("distillation=soft_labels", f"distillation.teachers={folder}", "trainer.max_epochs=1", "seed=1")
+    )
+    assert Run(Path(results["run"])).config().distillation.teachers == [
+        str(Path(run).resolve()) for run in (teacher, other)
+    ]
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["distillation.teachers=nowhere"], "nowhere does not exist"),
+        (["distillation.teachers=nowhere"], "nowhere holds no finished run"),
         (["distillation.teachers=null"], "distillation.teachers names no run"),
         (["distillation.share=0"], "distillation.share=0"),
         (["data.split_seed=1"], "data.split_seed is 0 there, and 1 here"),

@@ -116,13 +116,14 @@ def _distinct(runs: Iterable[Run]) -> list[tuple[dict[str, Setting], list[Run]]]
 
 
 def _settings_but_seed(run: Run) -> dict[str, Setting]:
-    """A run that began with another's weights is none from scratch, whichever run that was."""
+    """A run that began with another's weights is none from scratch, whichever run that was; so with its teachers."""
     config = run.config()
-    return {
-        name: "another run" if name == "init_from" else value
-        for name, value in (settings(config) | choice_of_epoch(config)).items()
-        if name != "seed"
-    }
+    chosen = settings(config) | choice_of_epoch(config)
+    if "init_from" in chosen:
+        chosen["init_from"] = "another run"
+    if "distillation.teachers" in chosen:
+        chosen["distillation.teachers"] = len(config.distillation.teachers)
+    return {name: value for name, value in chosen.items() if name != "seed"}
 
 
 def _one_for_each_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:

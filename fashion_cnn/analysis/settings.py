@@ -56,9 +56,6 @@ def _flat(values: Mapping[Any, Any], prefix: str, is_kept: Callable[[str], bool]
             # Lightning's Trainer and the one LightningModule are no choices.
             if prefix not in ("trainer.", "model."):
                 yield prefix.rstrip("."), str(value).rpartition(".")[2]
-        elif name == "distillation.teachers":
-            # Which runs they were is no setting.
-            yield name, len(value)
         elif isinstance(value, Mapping):
             yield from _flat(value, f"{name}.", is_kept)
         # An empty list is as good as no such option, which older runs do not have.

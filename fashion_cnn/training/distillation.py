@@ -1,5 +1,6 @@
 """Learning from what trained networks answer, beside the labels."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.ensemble import MeanOfNetworks
-from fashion_cnn.runs import Run, find_measured
+from fashion_cnn.runs import Run, as_typed, find_all, find_measured
 from fashion_cnn.training.weights import load_classifier
 
 # What two networks must share, for the answers of one to be a lesson for the other.
@@ -53,12 +54,28 @@ def find_teachers(config: DictConfig) -> list[str]:
     """
     named = config.distillation.teachers
     if not named:
-        raise UserError("distillation.teachers names no run: give a finished run's directory, latest, or a list.")
+        raise UserError(
+            "distillation.teachers names no run: give a finished run's directory, a folder of them, or a list."
+        )
     references = [named] if isinstance(named, str) else list(named)
-    teachers = [find_measured(reference, Path(config.runs_dir)) for reference in references]
+    teachers = [teacher for reference in references for teacher in _named(Path(reference), Path(config.runs_dir))]
     for teacher in teachers:
         _check(teacher, config.data)
     return [str(teacher.path.resolve()) for teacher in teachers]
+
+
+def _named(path: Path, runs_dir: Path) -> list[Run]:
+    """A run, or the finished ones of a folder."""
+    if Run(path).config_file.exists():
+        return [find_measured(path, runs_dir)]
+    finished = [run for run in find_all(path) if run.state == "finished"]
+    if not finished:
+        raise UserError(
+            f"distillation.teachers={path} holds no finished run: name what trained networks, such as those of "
+            "python -m fashion_cnn.train experiment=teacher."
+        )
+    print(f"Taught by {', '.join(str(as_typed(run.path)) for run in finished)}", file=sys.stderr)
+    return finished
 
 
 def _check(teacher: Run, ours: DictConfig) -> None:
