@@ -71,8 +71,7 @@ def _named(path: Path, runs_dir: Path) -> list[Run]:
     finished = [run for run in find_all(path) if run.state == "finished"]
     if not finished:
         raise UserError(
-            f"distillation.teachers={path} holds no finished run: name what trained networks, such as those of "
-            "python -m fashion_cnn.train experiment=teacher."
+            f"distillation.teachers={path} holds no finished run: give the directory of one, or a folder of such."
         )
     print(f"Taught by {', '.join(str(as_typed(run.path)) for run in finished)}", file=sys.stderr)
     return finished
