@@ -106,7 +106,7 @@ def test_a_mistake_does_not_wait_for_torch():
         (["data.augmentation.flip.p=2"], "RandomFlip: p=2"),
         (["mixing=null"], "~mixing drops one"),
         (["data.val_size=60000"], "data.val_size=60000"),
-        (["data.probe_size=60000"], "data.probe_size=60000"),
+        (["data.probe_size=-1"], "data.probe_size=-1"),
         (["+optimizer.speed=3"], "speed"),
         (["+trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
         (["trainer.accelerator=abacus"], "abacus"),

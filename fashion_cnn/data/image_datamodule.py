@@ -25,7 +25,8 @@ class ImageDataModule(LightningDataModule):
     training and validation share) and `load`; `cut_out` where its images are such.
 
     val_size: images carved out of the training set for validation, stratified. 0 trains on all.
-    probe_size: training images that are measured as validation and test are; None takes as many as for validation.
+    probe_size: training images that are measured as validation and test are, or all where they are fewer; None takes as
+        many as for validation.
     train_fraction: share of the remaining images to train on, in (0, 1], stratified and nested.
     batch_size, eval_batch_size: images a step when training and when measuring, in each process.
     balanced: draw as many training images of each class, those of rare classes more often than once an epoch.
@@ -214,11 +215,8 @@ class ImageDataModule(LightningDataModule):
                 f"data.train_fraction={self.train_fraction} of {available - self.val_size:,} images leaves "
                 f"fewer than one a class: give at least {classes / (available - self.val_size):.2g}."
             )
-        if not 0 <= self.probe_size <= available - self.val_size:
-            raise UserError(
-                f"data.probe_size={self.probe_size} is not possible: give 0 to {available - self.val_size:,}, the "
-                "images to train on."
-            )
+        if self.probe_size < 0:
+            raise UserError(f"data.probe_size={self.probe_size} is not possible: give 0 or more, or null.")
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}={getattr(self, name)} is not possible: give 1 or more.")
