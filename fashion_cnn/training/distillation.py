@@ -22,10 +22,10 @@ _KEPT_FOR_VALIDATION = ("val_size", "val_share", "split_seed")
 class Distillation:
     """Probabilities to be learned, blended of the labels' and of the teachers', who look at the same images.
 
-    teachers: directories of runs, which `find_teachers` gives; the mean of their logits answers. share: of the target that
-    is theirs, above 0 and up to 1. Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531), at
-    temperature 1; that teachers see the student's own augmented and mixed images is from Beyer et al., 2022
-    (arXiv 2106.05237).
+    teachers: directories of runs, which `find_teachers` gives; the mean of their logits answers. share: of the target
+    that is theirs, above 0 and up to 1. Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
+    (arXiv 1503.02531), at temperature 1; that teachers see the student's own augmented and mixed images is from Beyer
+    et al., 2022 (arXiv 2106.05237).
 
     The teachers are loaded when they are first asked: a student answers without them.
     """
