@@ -18,7 +18,7 @@ def one_cycle(
     Both legs are half cosines; the factors are shares of the peak. Smith and Topin, "Super-Convergence",
     2017 (arXiv 1708.07120), with the momentum left alone.
     """
-    _check_share("warmup", warmup)
+    _check_warmup(warmup)
     if start_factor <= 0 or final_factor <= 0:
         raise UserError(
             f"schedule.start_factor={start_factor} and schedule.final_factor={final_factor} are shares of the peak: "
@@ -40,7 +40,7 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
 
     Loshchilov and Hutter, "SGDR", 2016 (arXiv 1608.03983), without restarts.
     """
-    _check_share("warmup", warmup)
+    _check_warmup(warmup)
     rising = round(warmup * total_steps)
     falling = CosineAnnealingLR(optimizer, T_max=max(total_steps - rising, 1))
     if not rising:
@@ -52,7 +52,7 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
 
 def linear(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
     """A straight rise over the share `warmup` of all steps, then straight down to nothing."""
-    _check_share("warmup", warmup)
+    _check_warmup(warmup)
     rising = round(warmup * total_steps)
 
     def share_of_peak(step: int) -> float:
@@ -66,6 +66,6 @@ def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def _check_share(name: str, share: float) -> None:
+def _check_warmup(share: float) -> None:
     if not 0 <= share <= 1:
-        raise UserError(f"schedule.{name}={share} is not possible: give a share of all steps, from 0 to 1.")
+        raise UserError(f"schedule.warmup={share} is not possible: give a share of all steps, from 0 to 1.")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.preparation import Invert
 
 _ABOUT = b"fashion_cnn"
@@ -58,6 +59,32 @@ def says_of_itself(schema: pa.Schema) -> bool:
 def edition_of(table: Any) -> Edition:
     """Of a LanceDB table of products, as it is opened."""
     return Edition((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
+
+
+def require_same(before: About, now: About, uri: str) -> None:
+    """Raises UserError where products of `now` cannot stand beside those of `before` in the catalogue at `uri`."""
+    if before.network != now.network:
+        raise UserError(
+            f"{uri} holds what another network saw ({before.run}): index with that run, name another catalogue=DIR, or "
+            "say rebuild=true to replace all of it."
+        )
+    if before.dimensions != now.dimensions and before.class_weight == now.class_weight:
+        raise UserError(f"{uri} was made by another version of fashion_cnn: say rebuild=true to replace it.")
+    for option in ("class_weight", "flip_average", "invert"):
+        if (made_with := getattr(before, option)) != getattr(now, option):
+            raise UserError(
+                f"{uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to replace all "
+                "of it."
+            )
+    if before.note != now.note:
+        raise UserError(
+            f"{uri} holds {_whose(before)}, and these are {_whose(now)}: name another catalogue=DIR for them, or say "
+            "rebuild=true to replace all of it."
+        )
+
+
+def _whose(about: About) -> str:
+    return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
 
 
 def about_of(table: Any) -> About:

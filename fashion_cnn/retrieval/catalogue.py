@@ -24,7 +24,16 @@ from lancedb.expr import col
 from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.retrieval.about import About, Edition, about_of, described, edition_of, made_anew, says_of_itself
+from fashion_cnn.retrieval.about import (
+    About,
+    Edition,
+    about_of,
+    described,
+    edition_of,
+    made_anew,
+    require_same,
+    says_of_itself,
+)
 
 _TABLE, _STAGING = "products", "staging"
 # The tag of the version that readers open.
@@ -68,27 +77,7 @@ class Catalogue:
         """
         table = self._opened(_TABLE) if self.exists() else None
         if table is not None and not rebuild:
-            before = about_of(table)
-            if before.network != about.network:
-                raise UserError(
-                    f"{self.uri} holds what another network saw ({before.run}): index with that run, name another "
-                    "catalogue=DIR, or say rebuild=true to replace all of it."
-                )
-            if before.dimensions != about.dimensions and before.class_weight == about.class_weight:
-                raise UserError(
-                    f"{self.uri} was made by another version of fashion_cnn: say rebuild=true to replace it."
-                )
-            for option in ("class_weight", "flip_average", "invert"):
-                if (made_with := getattr(before, option)) != getattr(about, option):
-                    raise UserError(
-                        f"{self.uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to "
-                        "replace all of it."
-                    )
-            if before.note != about.note:
-                raise UserError(
-                    f"{self.uri} holds {_whose(before)}, and these are {_whose(about)}: name another catalogue=DIR for "
-                    "them, or say rebuild=true to replace all of it."
-                )
+            require_same(about_of(table), about, self.uri)
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]
                 raise UserError(
@@ -114,16 +103,15 @@ class Catalogue:
 
     def column_types(self) -> dict[str, pa.DataType]:
         """The types of the shop's own columns, by name; none where there is no catalogue."""
-        schema = self._opened(_TABLE).schema if self.exists() else []
-        return {field.name: field.type for field in schema if field.name not in {*OWN_COLUMNS, *RESERVED_COLUMNS}}
+        return {field.name: field.type for field in shops_own(self._opened(_TABLE).schema)} if self.exists() else {}
 
     def filled(self) -> set[str]:
         """The price and those of the shop's own columns that say something of any product."""
         if not self.exists():
             return set()
         table = self._opened(_TABLE)
-        names = [name for name in table.schema.names if name not in {*OWN_COLUMNS, *RESERVED_COLUMNS} - {"price"}]
-        columns = table.search().select(names).limit(None).to_arrow() if names else pa.table({})
+        names = ["price", *(field.name for field in shops_own(table.schema))]
+        columns = table.search().select(names).limit(None).to_arrow()
         return {name for name in names if columns[name].null_count < len(columns)}
 
     def stage(self, products: pa.Table) -> None:
@@ -256,8 +244,9 @@ def has_words(table: Any) -> bool:
     return any(list(index.columns) == ["title"] for index in table.list_indices())
 
 
-def _whose(about: About) -> str:
-    return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
+def shops_own(schema: pa.Schema) -> list[pa.Field]:
+    """The further columns of a shop."""
+    return [field for field in schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
 
 
 def _type_of(table: Any, column: str) -> pa.DataType | None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from fashion_cnn.prediction import Predictor
-from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
+from fashion_cnn.retrieval.catalogue import shops_own
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.web.asked import Asked
 from fashion_cnn.retrieval.web.projection import Projection, projection
@@ -79,7 +79,7 @@ class Storefront:
 
 
 def _choices(attributes: pa.Table) -> Sequence[Choice]:
-    own = [field for field in attributes.schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
+    own = shops_own(attributes.schema)
     texts = [field.name for field in own if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
     # What else is in a link before a colon would be the column's name.
     counted = ((name, _counted(attributes[name].cast(pa.string()))) for name in texts if ":" not in name)
