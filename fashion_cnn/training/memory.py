@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what is freed for the next step; whether it could be told so.
 
     Else it gives large blocks back to the system, which zeroes them anew, page by page, for each step: on two
-    cores that took a third of the training of `model=baseline`, a sixth of `model=small`. Costs some 20 MB.
+    cores that took a third of the training of `model=baseline`, a sixth of `model=small`. Costs some 60 MB.
     Without effect where the C library is another.
     """
     if not sys.platform.startswith("linux"):
