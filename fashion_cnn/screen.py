@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from fashion_cnn.analysis.advice import command
 from fashion_cnn.analysis.comparison import Comparison
 from fashion_cnn.analysis.comparison import table as comparison_table
 from fashion_cnn.data import ImageDataModule
@@ -77,7 +78,7 @@ def print_end(results: dict[str, Any], run: Run, runs_dir: str, *, brief: bool) 
         f"  report      {run.report_file}\n"
         f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
         f"  all runs    python -m fashion_cnn.runs{others}\n"
-        f"  go further  python -m fashion_cnn.train {shlex.quote(f'init_from={run.path}')}",
+        f"  go further  {command(run.config().overrides or [], [f'init_from={run.path}'])}",
         highlight=False,
         soft_wrap=True,
     )

@@ -248,3 +248,12 @@ def test_plots_of_many_groups_stay_readable(tmp_path):
         extents = [text.get_window_extent() for text in named]
         assert all(extent.y1 < min(axes.get_window_extent().y0 for axes in figure.axes) for extent in extents)
         assert all(extent.x0 >= 0 and extent.x1 <= figure.bbox.width for extent in extents)
+
+
+def test_another_order_of_the_images_is_a_setting_and_the_runs_own_is_none(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"own-{seed}", [], seed, 0.9, data={"seed": seed})
+    for order in (5, 6):
+        make_run(tmp_path / f"order-{order}", [f"data.seed={order}"], 0, 0.9, data={"seed": order})
+    comparison = compare(find_runs(str(tmp_path)))
+    assert sorted(len(group.results) for group in comparison.groups) == [1, 1, 2]

@@ -92,9 +92,10 @@ def test_augmentation_acts_on_training_batches_only():
     data = TinyDataModule(**SETTINGS, augmentation={"invert": lambda images: 255 - images, "off": None})
     images = torch.full((2, 1, 20, 20), 255, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(2), torch.zeros(2))
-    data.trainer = SimpleNamespace(training=True)
+    module = SimpleNamespace(dtype=torch.float32)
+    data.trainer = SimpleNamespace(training=True, lightning_module=module)
     assert torch.allclose(data.on_after_batch_transfer(batch, 0).images, torch.tensor(-2.0))
-    data.trainer = SimpleNamespace(training=False)
+    data.trainer = SimpleNamespace(training=False, lightning_module=module)
     assert torch.allclose(data.on_after_batch_transfer(batch, 0).images, torch.tensor(2.0))
 
 
@@ -122,3 +123,18 @@ def test_without_validation_all_images_are_trained_on():
 def test_an_impossible_setting_is_refused_by_name(setting, value):
     with pytest.raises(UserError, match=rf"data\.{setting}"):
         TinyDataModule(**{**SETTINGS, setting: value})
+
+
+def test_a_fraction_that_leaves_none_of_a_rare_class_is_refused():
+    class Rare(TinyDataModule):
+        def load(self, *, train):
+            images, targets = super().load(train=train)
+            return images, torch.where(torch.arange(len(targets)) < 3, 0, 1 + torch.arange(len(targets)) % 3)
+
+    settings = {"mean": [0.3], "std": [0.3], "val_size": 0}
+    with pytest.raises(UserError, match=r"leaves none of the class top: give at least 0\.\d+") as refused:
+        Rare(**settings, train_fraction=0.05).setup("fit")
+    enough = float(str(refused.value).split()[-1].rstrip("."))
+    data = Rare(**settings, train_fraction=enough)
+    data.setup("fit")
+    assert (data.train_split.targets == 0).sum() == 1

@@ -13,7 +13,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models import CutMix, ImageClassifier, ResNet
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main, train
-from fashion_cnn.training.distillation import Distillation
+from fashion_cnn.training.distillation import Distillation, find_teachers
 
 NETWORK = partial(ResNet, stem=[8], widths=[8], depths=[0])
 
@@ -66,6 +66,7 @@ def test_teachers_see_the_images_as_they_were_mixed():
     ((images, probabilities),) = seen
     assert not torch.equal(images, batch.images)
     assert ((probabilities > 0).sum(1) > 1).any()
+    # The partner is the image before, of another class.
     torch.testing.assert_close(outputs["own_share"], probabilities.gather(1, batch.targets[:, None])[:, 0])
 
 
@@ -88,6 +89,23 @@ def test_all_finished_runs_of_a_folder_teach_and_are_written_down(tiny, teacher)
     assert Run(Path(results["run"])).config().distillation.teachers == [
         str(Path(run).resolve()) for run in (teacher, other)
     ]
+
+
+def test_when_the_teachers_are_loaded_changes_nothing_of_what_is_drawn(teacher):
+    learned = Distillation([teacher], share=0.5)
+    images, probabilities = torch.zeros(2, 1, 20, 20), torch.full((2, 4), 0.25)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        learned(images, probabilities)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+def test_a_teacher_in_the_home_directory_is_found(tiny, teacher, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(teacher).parent))
+    config = tiny("distillation=soft_labels", f"distillation.teachers='~/{Path(teacher).name}'")
+    assert find_teachers(config) == [str(Path(teacher).resolve())]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,22 @@ def test_images_that_are_mixed_with_others_have_not_come_up():
     assert callback.result().indices.tolist() == [3, 8]
 
 
+def test_an_image_that_two_processes_saw_counts_as_the_mean_of_both():
+    callback = TrainingDynamics()
+    two = trainer()
+    # The other process saw the same.
+    two.strategy.reduce = lambda values, reduce_op: 2 * values
+    callback.on_fit_start(two, SimpleNamespace(device="cpu"))
+    callback.on_train_epoch_start(two, None)
+    logits = torch.tensor([[0.8, 0.2]]).log()
+    callback.on_train_batch_end(two, None, {"logits": logits}, Batch(torch.zeros(1), TARGETS[:1], PLACES[:1]), 0)
+    callback.on_train_epoch_end(two, None)
+    result = callback.result()
+    assert result.confidence.tolist() == pytest.approx([0.8])
+    assert result.variability.tolist() == pytest.approx([0], abs=1e-3)
+    assert result.recognised.tolist() == [1]
+
+
 def placed(confidence, variability, recognised=None):
     count = len(confidence)
     whole = torch.full((count,), 10)

@@ -21,7 +21,7 @@ def batch():
 @pytest.mark.parametrize("mix", [CutMix(p=1.0), MixUp(p=1.0, alpha=1.0)])
 def test_labels_are_mixed_as_the_pixels_are(batch, mix):
     images, probabilities = batch
-    mixed, mixed_probabilities = mix(images, probabilities)
+    mixed, mixed_probabilities, own_share = mix(images, probabilities)
     assert mixed.shape == images.shape
     torch.testing.assert_close(mixed_probabilities.sum(1), torch.ones(COUNT))
     own, partner = images[1:, 0, 0, 0], images[:-1, 0, 0, 0]
@@ -29,13 +29,14 @@ def test_labels_are_mixed_as_the_pixels_are(batch, mix):
     share = (mixed[1:].mean(dim=(1, 2, 3)) - own) / (partner - own)
     expected = (1 - share)[:, None] * probabilities[1:] + share[:, None] * probabilities[:-1]
     torch.testing.assert_close(mixed_probabilities[1:], expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(own_share[1:], 1 - share, atol=1e-3, rtol=0)
     assert 0.05 < share.mean() < 0.6
     assert share.std() > 0.05
 
 
 def test_cutmix_pastes_one_rectangle_in_all_channels(batch):
     images, probabilities = batch
-    mixed, _ = CutMix(p=1.0)(images, probabilities)
+    mixed, _, _ = CutMix(p=1.0)(images, probabilities)
     pasted = mixed != images
     assert (pasted[:, 0] == pasted[:, 1]).all()
     rows, columns = pasted[:, 0].any(2), pasted[:, 0].any(1)
@@ -46,11 +47,12 @@ def test_cutmix_pastes_one_rectangle_in_all_channels(batch):
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
 def test_only_the_given_share_of_the_images_is_mixed(batch, mix):
     images, probabilities = batch
-    mixed, _ = mix(p=0.25, alpha=1)(images, probabilities)
+    mixed, _, _ = mix(p=0.25, alpha=1)(images, probabilities)
     assert 0.15 < (mixed != images).flatten(1).any(1).float().mean() < 0.35
-    unmixed, same = mix(p=0.0)(images, probabilities)
+    unmixed, same, own_share = mix(p=0.0)(images, probabilities)
     assert unmixed.equal(images)
     assert same.equal(probabilities)
+    assert (own_share == 1).all()
 
 
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
@@ -62,7 +64,7 @@ def test_what_is_no_probability_and_no_alpha_is_refused(mix, settings, said):
 
 def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_own():
     def swapped(images, probabilities):
-        return images.roll(1, 0), probabilities.roll(1, 0)
+        return images.roll(1, 0), probabilities.roll(1, 0), torch.zeros(len(images))
 
     torch.manual_seed(0)
     network = ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[0])
@@ -78,3 +80,12 @@ def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_
     running, running_plain = [module.running.read_and_reset()["accuracy"].item() for module in modules]
     assert running == (mixed["logits"].argmax(1) == batch.targets).float().mean().item()
     assert running_plain == (plain["logits"].argmax(1) == batch.targets).float().mean().item()
+
+
+def test_an_image_that_shows_another_of_its_own_class_is_not_its_own():
+    network = ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[0])
+    module = ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=4, mixing=CutMix(p=1.0))
+    torch.manual_seed(0)
+    images = torch.arange(64.0).view(64, 1, 1, 1).expand(64, 1, 12, 12)
+    own = module.training_step(Batch(images, torch.zeros(64, dtype=torch.long), torch.arange(64)), 0)["own_share"]
+    assert (own < 0.9).float().mean() > 0.5

@@ -4,24 +4,30 @@ import csv
 import json
 import logging
 import math
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import TINY_DATA
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 
 import fashion_cnn
+from fashion_cnn import screen
 from fashion_cnn.command_line import Interrupted, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.overrides import quote_text
 from fashion_cnn.runs import Run
-from fashion_cnn.train import train
+from fashion_cnn.train import main, train
 from fashion_cnn.training import build
+from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
 FILES = {
     ".lock",
@@ -362,6 +368,35 @@ def test_init_from_another_network_is_refused_and_leaves_no_run(tiny, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_weights_that_learned_from_what_validates_here_are_refused_to_start_from(tiny):
+    brief = ["callbacks=essential", "trainer.max_epochs=1"]
+    on_all = train(tiny(*brief, "data.val_size=0"))["run"]
+    with pytest.raises(UserError, match=r"kept for validation here \(data.val_size is 0 there, and 32 here\)"):
+        train(tiny(*brief, f"init_from='{on_all}'"))
+    assert "val/loss" not in train(tiny(*brief, "data.val_size=0", f"init_from='{on_all}'"))
+
+
+def test_the_command_told_at_the_end_goes_on_from_these_weights(tiny, capsys):
+    typed = ["callbacks=essential", "trainer.max_epochs=1", "model.network.widths=[4,8]"]
+    results = train(tiny(*typed))
+    capsys.readouterr()
+    run = Run(Path(results["run"]))
+    screen.print_end(results, run, "runs", brief=False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "go further" in line]
+    changes = shlex.split(line)[5:]
+    assert changes[-1] == f"init_from={run.path}"
+    again = train(compose(overrides=[quote_text(change) for change in changes]))
+    assert again["parameters"] == results["parameters"]
+
+
+def test_weights_that_an_epochs_last_step_ruins_are_not_kept(tiny):
+    # One step an epoch: its loss is one of the first weights.
+    config = tiny("optimizer=sgd", "optimizer.lr=1e39", "schedule=constant", "data.batch_size=128")
+    with pytest.raises(UserError, match=r"The largest weight became (nan|inf) with step 1 .*Try"):
+        train(config)
+    assert not only_run(config).last_checkpoint.exists()
+
+
 def test_nan_stops_the_run_with_step_and_rate(tiny):
     config = tiny("optimizer=sgd", "optimizer.lr=1e12", "schedule=constant")
     with pytest.raises(UserError, match=r"at step \d+ .*learning rate of 1e\+12.*Try"):
@@ -435,6 +470,63 @@ def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):
     tags = EventAccumulator(str(run.path)).Reload().Tags()
     assert tags["histograms"]
     assert "custom_scalars__config__" in tags["tensors"]
+
+
+def test_what_a_callback_logs_is_a_column_of_the_epochs_row(tiny):
+    class Own(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.log("own", 10.0 + trainer.current_epoch)
+
+    results = train(tiny("trainer.max_epochs=2"), callbacks=[Own()])
+    rows = read_rows(Run(Path(results["run"])))
+    assert [row["own"] for row in rows] == ["10.0", "11.0"]
+    assert [row["step"] for row in rows] == ["8", "16"]
+    assert all(row["running/loss"] for row in rows)
+    assert math.isfinite(results["running/loss"])
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_network_of_another_number_format_trains(tiny, precision):
+    results = train(tiny("trainer.max_epochs=1", f"trainer.precision={precision}", "optimizer=adamw"))
+    assert results["precision"] == precision
+    assert math.isfinite(results["test/loss"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "Did you mean val/accuracy"),
+        (["callbacks.best.monitor=val/los"], "monitor=val/los is measured by nothing"),
+        (["callbacks.best.tie=val/los"], "tie=val/los is measured by nothing"),
+        (["callbacks.last.filename=newest"], "other commands look for last.ckpt"),
+        (["callbacks.best.filename=top"], "other commands look for best.ckpt"),
+        (["data.augmentation.erasing.scale=[0.02]"], "scale=[0.02] must be two"),
+        (["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer or schedule"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_settings_that_would_fail_later_are_told_before_there_is_a_run(command, tmp_path, typed, said):
+    status, _, err = command(main, *TINY_DATA, f"runs_dir={tmp_path}", *typed)
+    assert status in (1, 2)
+    assert said in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_compares_scores_wherever_they_lie(tmp_path):
+    class Elsewhere:
+        """A score on another device: a number can be had of it, and no comparison."""
+
+        def item(self):
+            return 0.5
+
+    callback = MovableModelCheckpoint(dirpath=tmp_path, monitor="val/accuracy", mode="max", tie="val/loss")
+    callback.best_model_score, callback._lowest = torch.tensor(0.5), 1.0
+    callback.best_k_models = {"best.ckpt": torch.tensor(0.5)}
+    callback.kth_best_model_path, callback.kth_value = "best.ckpt", torch.tensor(0.5)
+    trainer = SimpleNamespace(callback_metrics={"val/loss": torch.tensor(0.9)})
+    with patch.object(ModelCheckpoint, "check_monitor_top_k", return_value=False):
+        assert callback.check_monitor_top_k(trainer, Elsewhere())
 
 
 def test_an_epoch_that_ends_early_has_its_running_figures(tiny):

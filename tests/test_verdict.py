@@ -53,7 +53,9 @@ def test_the_rise_is_dated_by_its_first_epoch():
     good = judge(MADE_UP["a usual good run"][1], 5000, 5000)
     assert good.rising_since is None
     assert good.lowest_at_end
-    assert advise(good, compose(), epochs=3)[0].overrides == ("trainer.max_epochs=6",)
+    assert advise(good, compose(overrides=["trainer.max_epochs=3"]), epochs=3)[0].overrides == ("trainer.max_epochs=6",)
+    stopped_early = compose(overrides=["trainer.max_epochs=30"])
+    assert all("max_epochs" not in piece.overrides[0] for piece in advise(good, stopped_early, epochs=3))
 
 
 def test_a_loss_that_rises_on_both_sides_is_no_overfitting():
@@ -63,7 +65,9 @@ def test_a_loss_that_rises_on_both_sides_is_no_overfitting():
 def test_a_gap_that_few_images_cannot_show_is_no_overfitting():
     history = curves([0.3, 0.1, 0.03], [0.3, 0.2, 0.2], 0.98, 0.94)
     assert judge(history, 5000, 5000).kind == "overfitting"
-    assert judge(history, 50, 50).kind == "fits well"
+    few = judge(history, 50, 50)
+    assert few.kind == "fits well"
+    assert "(two thirds or more, but its interval holds zero)" in few.rule
 
 
 def test_a_verdict_by_few_images_says_so():
@@ -86,7 +90,7 @@ def test_without_a_measured_gap_there_is_no_verdict():
 def test_the_advice_is_a_command_that_composes(name, overrides):
     config = compose(overrides=overrides)
     verdict = judge(MADE_UP[name][1], 5000, 5000)
-    pieces = advise(verdict, config, epochs=4)
+    pieces = advise(verdict, config, epochs=config.trainer.max_epochs)
     assert 1 <= len(pieces) <= 3
     for piece in pieces:
         python, _, module, *typed = shlex.split(command(config.overrides, piece.overrides))
@@ -101,3 +105,8 @@ def test_the_advice_is_a_command_that_composes(name, overrides):
 def test_a_later_override_replaces_the_one_it_repeats():
     assert command(["seed=1", "optimizer.lr=0.1"], ["optimizer.lr=0.2"]).endswith("train seed=1 optimizer.lr=0.2")
     assert command(["seed=1"], ["-m", "seed=0,1"]).endswith("train -m seed=0,1")
+
+
+def test_another_model_leaves_the_parts_of_this_one_behind():
+    typed = ["model=medium", "model.network.widths=[64,64,64]", "model.label_smoothing=0.2", "init_from=run"]
+    assert command(typed, ["model=small"]).endswith("train model=small model.label_smoothing=0.2")

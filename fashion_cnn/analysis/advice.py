@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.analysis.verdict import Verdict
 from fashion_cnn.overrides import key_of
 
-_SIZES = ("tiny", "small", "medium", "large")
+_SIZES = ("tiny", "small", "medium")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def advise(verdict: Verdict, config: DictConfig, epochs: int) -> list[Advice]:
     """At most three things to try after so many epochs, each possible with `config` as it is."""
     too_much = verdict.kind in ("overfitting", "memorising")
     advice = _against_overfitting(verdict, config) if too_much else _towards_a_better_fit(verdict, config)
-    if not too_much and verdict.lowest_at_end:
+    if not too_much and verdict.lowest_at_end and epochs == OmegaConf.select(config, "trainer.max_epochs"):
         reason = "the validation loss was still at its lowest at the end: train longer"
         advice.insert(0, Advice(reason, (f"trainer.max_epochs={2 * epochs}",)))
     return advice[:3]
@@ -75,6 +75,6 @@ def command(typed: Sequence[str], changes: Sequence[str]) -> str:
     flags = [change for change in changes if change.startswith("-")]
     values = {key_of(override): override for override in [*typed, *changes] if override not in flags}
     if any(key_of(change) == "model" for change in changes):
-        # Another network cannot start from these weights.
-        values.pop("init_from", None)
+        # Another network has other parts, and cannot start from these weights.
+        values = {key: typed for key, typed in values.items() if not key.startswith(("model.network.", "init_from"))}
     return shlex.join(["python", "-m", "fashion_cnn.train", *flags, *values.values()])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fashion_cnn.data import Batch
 
-# Of the label of a mixed image: more of another image makes it no picture of its class.
+# Of a mixed image: more of another one, were it of the same class, makes it another picture.
 _OWN = 0.9
 
 
@@ -46,7 +46,7 @@ class Dynamics:
 class TrainingDynamics(Callback):
     """Follows each training image through the epochs, as the training saw it: augmented, under moving weights.
 
-    Where images are mixed, one whose own label counts for less than nine tenths has not come up in that epoch.
+    Where images are mixed, one that is less than nine tenths of what was shown has not come up in that epoch.
     Its state is part of the checkpoints, so that a resumed run knows the epochs before.
     """
 
@@ -89,6 +89,9 @@ class TrainingDynamics(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = {name: trainer.strategy.reduce(values, reduce_op="sum") for name, values in self._epoch.items()}
+        # Where images are drawn again and again, several processes may have seen one: the mean counts.
+        times = epoch["seen"].clamp(min=1)
+        epoch = {name: values / times for name, values in epoch.items()}
         self._add_epoch(trainer.current_epoch + 1, {name: values.cpu() for name, values in epoch.items()})
 
     def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch.utils import hooks
 
 
+# What lies beyond the bins of TensorBoard's histograms, or is no number, cannot be shown by one.
+_LARGEST = 1e20
+
+
 class Histograms(Callback):
     """Writes histograms in every `every_n_epochs`-th validation pass, in the first one too. Raises UserError below 1.
 
@@ -65,10 +69,15 @@ class Histograms(Callback):
         for hook in self._hooks:
             hook.remove()
         writer, step = board_writer(trainer), trainer.global_step
+
+        def add(name: str, values: Tensor) -> None:
+            if values.abs().max() < _LARGEST:
+                writer.add_histogram(name, values, step)
+
         for name, values in self._activations.items():
-            writer.add_histogram(f"activations/{name}", values, step)
+            add(f"activations/{name}", values)
         assert isinstance(pl_module.network, nn.Module)
         for name, parameter in pl_module.network.named_parameters():
-            writer.add_histogram(f"weights/{name}", parameter.detach().float(), step)
+            add(f"weights/{name}", parameter.detach().float())
         self._hooks.clear()
         self._activations.clear()

@@ -34,7 +34,7 @@ def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], ex
         f"classes: {', '.join(data.class_names)}. {results['parameters']:,} parameters, "
         f"{results['multiply_adds']:,} multiply-adds an image.",
         f"**Data.** {data.about or type(data).__name__} Trained on {results['train_images']:,} images"
-        + (f", watched on {data.val_size:,} others." if data.val_size else "."),
+        + (f", watched on {len(data.val_split):,} others." if len(data.val_split) else "."),
         "**Intended use.** Research and teaching, and as the eye of a product search over images of the same kind. Not "
         "for decisions about people.",
     ]

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Where a run lies, what it goes on from and how it shows itself changes nothing about what it learns.
-_NO_SETTINGS = {"name", "overrides", "runs_dir", "resume", "test", "flip_average", "logger", "data.root", "data.seed"}
+_NO_SETTINGS = {"name", "overrides", "runs_dir", "resume", "test", "flip_average", "logger", "data.root"}
 _NO_SETTINGS |= {"data.eval_batch_size"}
 _NO_SETTINGS |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "divergence")}
 _NO_SETTINGS |= {f"callbacks.{part}" for part in ("gap", "dynamics", "histograms")}
@@ -23,7 +23,10 @@ def settings(config: DictConfig) -> dict[str, Setting]:
     """`{"optimizer.lr": 0.008, "optimizer": "AdamW", …}`: a part's class stands under the name of the part."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    return dict(_flat(container, "", is_setting))
+    chosen = dict(_flat(container, "", is_setting))
+    if chosen.get("data.seed") == chosen.get("seed"):  # As it is where nobody chose another.
+        chosen.pop("data.seed", None)
+    return chosen
 
 
 def choice_of_epoch(config: DictConfig) -> dict[str, Setting]:

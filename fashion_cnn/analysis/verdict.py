@@ -103,7 +103,8 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         falling = "only one epoch was measured" if len(val) == 1 else f"the validation loss still fell by {fell:.0%}"
         return verdict("underfitting", f"{gap_said}, and {falling}{' in the last epoch' * (len(val) > 1)}")
     why = "the validation loss did not rise" if rise < RISE else "the training loss did not fall as the other rose"
-    return verdict("fits well", f"{why}, and {gap_said} (less than two thirds)")
+    measure = "two thirds or more, but its interval holds zero" if share >= MOSTLY_GAP else "less than two thirds"
+    return verdict("fits well", f"{why}, and {gap_said} ({measure})")
 
 
 def _reservation(gap: Gap, val_count: int) -> str:

@@ -60,7 +60,7 @@ class RandomErasing:
 
     `scale` bounds the rectangle's share of the image's area, `ratio` its height over its width.
     Zhong et al., "Random Erasing Data Augmentation", 2017 (arXiv 1708.04896), with the rectangle's
-    corner anywhere in the image, so that it may be cut off at the edge.
+    centre anywhere in the image, so that it may be cut off at the edge.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class RandomErasing:
         scale: tuple[float, float] = (0.02, 0.33),
         ratio: tuple[float, float] = (0.3, 3.3),
     ) -> None:
-        if not 0 <= scale[0] <= scale[1] <= 1:
+        if len(scale) != 2 or not 0 <= scale[0] <= scale[1] <= 1:
             raise UserError(f"scale={list(scale)!r} must be two shares of the area, 0 <= low <= high <= 1.")
-        if not 0 < ratio[0] <= ratio[1]:
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise UserError(f"ratio={list(ratio)!r} must be two positive numbers, low <= high.")
         self.p = check_probability(self, p)
         self.scale = scale

@@ -1,5 +1,6 @@
 """A LightningDataModule over images that fit in memory: splits, rulers, batches, augmentation."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -146,7 +147,7 @@ class ImageDataModule(LightningDataModule):
             numbers = renumbered(targets, self.left_out, self.num_classes)
             val, train = self.carve(targets, numbers >= 0)
             targets = numbers
-            train = train[: round(len(train) * self.train_fraction)]
+            train = self._part(train, targets)
             self.train_split = InMemoryDataset(images, targets, train)
             self.val_split = InMemoryDataset(images, targets, val)
             # A prefix of a stratified order: a fixed, stratified sample of the training split.
@@ -156,6 +157,17 @@ class ImageDataModule(LightningDataModule):
             numbers, members = renumbered(targets, self.left_out, self.num_classes), self.test_order(targets)
             self.test_split = InMemoryDataset(images, numbers, members[numbers[members] >= 0])
             self.left_out_split = InMemoryDataset(images, targets, members[numbers[members] < 0])
+
+    def _part(self, train: Tensor, targets: Tensor) -> Tensor:
+        """The positions that `train_fraction` keeps of `train`. Raises UserError where it keeps none of some class."""
+        part = train[: round(len(train) * self.train_fraction)]
+        for label in set(targets[train].tolist()) - set(targets[part].tolist()):
+            first = int((targets[train] == label).nonzero()[0])
+            raise UserError(
+                f"data.train_fraction={self.train_fraction} of {len(train):,} images leaves none of the class "
+                f"{self.class_names[label]}: give at least {math.ceil((first + 1) / len(train) * 1000) / 1000:g}."
+            )
+        return part
 
     def train_dataloader(self) -> DataLoader[Batch]:
         targets = self.train_split.targets
@@ -189,7 +201,9 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             for augment in self.augmentation:
                 images = augment(images)
-        return batch._replace(images=self.normalise(images))
+        images = self.normalise(images)
+        # With trainer.precision=bf16-true and its like the network's weights are no float32.
+        return batch._replace(images=images if self.trainer is None else images.to(self.trainer.lightning_module.dtype))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Bring uint8 images `(B, C, H, W)` to zero mean and unit variance, as float32."""

@@ -28,7 +28,7 @@ class RandomAffine:
         shift: float = 0.1,
         p: float = 1.0,
     ) -> None:
-        if not 0 < scale[0] <= scale[1]:
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise UserError(f"RandomAffine: scale={list(scale)} must be two factors, 0 < low <= high.")
         self.degrees, self.scale, self.shear, self.shift = degrees, scale, shear, shift
         self.p = check_probability(self, p)

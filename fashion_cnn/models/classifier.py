@@ -21,7 +21,7 @@ from fashion_cnn.models.schedules import constant
 Description = Mapping[str, Any]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
-Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Distillation = Callable[[Tensor, Tensor], Tensor]
 EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,7 +29,7 @@ EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
 class Outputs(TypedDict):
     """What a step returns, and callbacks receive: the loss (a scalar) and the logits `(B, num_classes)`.
 
-    own_share `(B,)`: where training images are mixed, how much the label of each counts as its own.
+    own_share `(B,)`: where training images are mixed, how much of each is its own.
     """
 
     loss: Tensor
@@ -161,7 +161,7 @@ class ImageClassifier(LightningModule):
         if self._mixing or self._distillation:
             targets = functional.one_hot(targets, self.num_classes).float()
         if self._mixing:
-            images, targets = self._mixing(images, targets)
+            images, targets, own_share = self._mixing(images, targets)
         labels, smoothing = targets, self.label_smoothing
         if self._distillation:
             # Only labels are smoothed: what a teacher answers is soft already.
@@ -180,7 +180,7 @@ class ImageClassifier(LightningModule):
         self.running.add(logits.detach(), batch.targets, loss.detach())
         outputs: Outputs = {"loss": loss, "logits": logits.detach()}
         if self._mixing:
-            outputs["own_share"] = labels.gather(1, batch.targets[:, None])[:, 0]
+            outputs["own_share"] = own_share
         return outputs
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Two training images in one, with the labels of both: a whole batch at once, each image with its own random draw.
 
 They take normalised images `(B, C, H, W)` and the probabilities of the classes `(B, num_classes)` that are to be
-learned, and return both, mixed. The partner of an image is the one before it, which is another in each epoch.
+learned, and return both, mixed, and how much of each image is its own `(B,)`. The partner of an image is the one before
+it, which is another in each epoch.
 """
 
 import torch
@@ -22,14 +23,14 @@ class CutMix:
         self.p = check_probability(self, p)
         self.alpha = _check_alpha(alpha)
 
-    def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, _, height, width = images.shape
         centre_y, centre_x = torch.rand(2, batch, device=images.device)
         area = _shares(self.p, self.alpha, batch, images.device) * height * width
         pasted = rectangles((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
         share = pasted.float().mean(dim=(1, 2))
         mixed = torch.where(pasted[:, None], images.roll(1, 0), images)
-        return mixed, _with_partner(probabilities, share[:, None])
+        return mixed, _with_partner(probabilities, share[:, None]), 1 - share
 
 
 class MixUp:
@@ -42,9 +43,10 @@ class MixUp:
         self.p = check_probability(self, p)
         self.alpha = _check_alpha(alpha)
 
-    def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         share = _shares(self.p, self.alpha, len(images), images.device)
-        return _with_partner(images, share[:, None, None, None]), _with_partner(probabilities, share[:, None])
+        mixed = _with_partner(images, share[:, None, None, None])
+        return mixed, _with_partner(probabilities, share[:, None]), 1 - share
 
 
 def _shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:

@@ -21,6 +21,8 @@ class WarmedEMAWeightAveraging(WeightAveraging):
     def __init__(self, decay: float) -> None:
         def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> Any:
             count = float(updates)
+            # The average is made before Lightning turns the weights into trainer.precision=bf16-true or its like.
+            current = [weights.to(mean.dtype) for mean, weights in zip(averaged, current, strict=True)]
             return get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)
 
         if not 0 <= decay < 1:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.analysis.predictions import PredictionCollector
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
+from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
 from fashion_cnn.training.epoch_log import EpochLog
@@ -57,7 +58,7 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
         classifier.make_optimizer(total_steps=1000)
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise UserError(f"optimizer or schedule: {error}. See conf/optimizer and conf/schedule.") from error
     return classifier
 
@@ -76,6 +77,14 @@ def trainer(
     if not any(isinstance(callback, ModelCheckpoint) and callback.monitor is None for callback in callbacks):
         raise UserError("callbacks.last cannot be dropped: it is what a stopped run goes on from.")
     # Without validation images Lightning is to leave the validation out.
+    for name in ("best", "last"):
+        part = config.callbacks.get(name)
+        if part is not None and part.get("filename", name) != name:
+            raise UserError(
+                f"callbacks.{name}.filename={part.filename} is not possible: other commands look for {name}.ckpt."
+            )
+    if not further:
+        _check_watched(callbacks, datamodule, config.get("flip_average", False))
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     return _trainer(
         config,
@@ -97,11 +106,18 @@ def measuring_trainer(config: DictConfig, collector: PredictionCollector) -> Tra
         callbacks=[*bar, collector],
         logger=False,
         enable_checkpointing=False,
-        devices=1,
+        devices=_first(config.trainer.devices),
         num_nodes=1,
         strategy="auto",
         profiler=None,
     )
+
+
+def _first(devices: Any) -> int | list[int]:
+    """One device of those that the training took: the first of a list, else any."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(number) for number in devices.split(",") if number.strip()]
+    return [int(devices[0])] if isinstance(devices, Sequence) and not isinstance(devices, str) and devices else 1
 
 
 def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) -> Trainer:
@@ -137,6 +153,24 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
             )
     # There is nothing to choose the best by either: the last weights stand for the run.
     return [callback for callback in callbacks if not (isinstance(callback, ModelCheckpoint) and callback.monitor)]
+
+
+def _check_watched(callbacks: Sequence[Callback], datamodule: ImageDataModule, flip_average: bool) -> None:
+    """Refuse to watch what nothing measures, which would come out after an epoch, or never."""
+    splits = ["train", "val"] if datamodule.val_size else ["train"] if datamodule.probe_size else []
+    splits += [f"{split}_flip" for split in splits if flip_average]
+    splits += ["running"] + ["gap"] * bool(datamodule.val_size)
+    measured = [f"{split}/{figure}" for split in splits for figure in ("loss", "accuracy")]
+    if not all(type(callback).__module__.startswith(("fashion_cnn.", "lightning.")) for callback in callbacks):
+        return  # They may measure more.
+    for callback in callbacks:
+        for option in ("monitor", "tie"):
+            name = getattr(callback, option, None)
+            if name is not None and name not in measured:
+                raise UserError(
+                    f"{type(callback).__name__}: {option}={name} is measured by nothing."
+                    f"{did_you_mean(name, measured)} There are {', '.join(measured)}."
+                )
 
 
 def _loggers(config: DictConfig, directory: Path) -> list[Logger]:

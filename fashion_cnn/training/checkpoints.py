@@ -40,7 +40,9 @@ class MovableModelCheckpoint(ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         other = trainer.callback_metrics.get(self.tie or "")
-        level = current is not None and self.best_model_score is not None and current.equal(self.best_model_score)
+        best = self.best_model_score
+        # As numbers: a resumed run's best score lies on the CPU, wherever it trains.
+        level = current is not None and best is not None and current.item() == best.item()
         lower = other is not None and self._lowest is not None and other.item() < self._lowest
         better = super().check_monitor_top_k(trainer, current) or (level and lower)
         if better and other is not None:

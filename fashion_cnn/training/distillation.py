@@ -11,12 +11,12 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.ensemble import MeanOfNetworks
 from fashion_cnn.runs import Run, as_typed, find_all, find_measured
+from fashion_cnn.training.unseen import learned_from_kept
 from fashion_cnn.training.weights import load_classifier
 
 # What two networks must share, for the answers of one to be a lesson for the other.
 _SEEN = ("_target_", "dataset", "mean", "std", "left_out")
 _SEEN_IN_A_FOLDER = tuple(f"found.{name}" for name in ("class_names", "channels", "image_size", "mean", "std"))
-_KEPT_FOR_VALIDATION = ("val_size", "val_share", "split_seed")
 
 
 class Distillation:
@@ -41,7 +41,9 @@ class Distillation:
     def __call__(self, images: Tensor, probabilities: Tensor) -> Tensor:
         """The blend `(B, num_classes)` for normalised images `(B, C, H, W)` with the labels' `probabilities`."""
         if self._network is None:
-            loaded = MeanOfNetworks([load_classifier(Run(Path(path))).network for path in self.teachers])
+            # Networks draw their first weights when they are built: training draws the same whenever this happens.
+            with torch.random.fork_rng(devices=[]):
+                loaded = MeanOfNetworks([load_classifier(Run(Path(path))).network for path in self.teachers])
             self._network = loaded.eval().to(images.device).to(memory_format=torch.channels_last)
         answers = self._network(images).float().softmax(dim=1)
         return probabilities.lerp(answers, self.share)
@@ -58,7 +60,8 @@ def find_teachers(config: DictConfig) -> list[str]:
             "distillation.teachers names no run: give a finished run's directory, a folder of them, or a list."
         )
     references = [named] if isinstance(named, str) else list(named)
-    teachers = [teacher for reference in references for teacher in _named(Path(reference), Path(config.runs_dir))]
+    paths = [Path(reference).expanduser() for reference in references]
+    teachers = [teacher for path in paths for teacher in _named(path, Path(config.runs_dir))]
     for teacher in teachers:
         _check(teacher, config.data)
     return [str(teacher.path.resolve()) for teacher in teachers]
@@ -85,11 +88,8 @@ def _check(teacher: Run, ours: DictConfig) -> None:
                 f"distillation.teachers={teacher.path} learned from other images (data.{key} is {has} there, and "
                 f"{asked} here): a teacher knows the student's classes, and sees images as the student does."
             )
-    keeps_validation = any(OmegaConf.select(ours, key) for key in ("val_size", "val_share", "found.val_size"))
-    for key in _KEPT_FOR_VALIDATION:
-        if keeps_validation and (asked := OmegaConf.select(ours, key)) != (has := OmegaConf.select(theirs, key)):
-            raise UserError(
-                f"distillation.teachers={teacher.path} learned from images that are kept for validation here "
-                f"(data.{key} is {has} there, and {asked} here): say the same, so that validation stays unseen."
-            )
+    if difference := learned_from_kept(theirs, ours):
+        raise UserError(
+            f"distillation.teachers={teacher.path} learned from {difference}: say the same, so that they stay unseen."
+        )
     load_classifier(teacher)

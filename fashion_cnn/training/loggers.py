@@ -36,7 +36,9 @@ class TensorBoard(TensorBoardLogger):
 
 
 class MetricsCSV(Logger):
-    """`metrics.csv`: a row an epoch, a column a figure. Lightning's CSVLogger starts anew on resume."""
+    """`metrics.csv`: a row an epoch, a column a figure, those that callbacks log too. Lightning's CSVLogger starts anew
+    on resume.
+    """
 
     # As `TensorBoard` names itself: checkpoints lie in the run directory whichever logger comes first.
     name = ""
@@ -62,8 +64,13 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if "epoch" in metrics:
-            self._rows.append({"epoch": metrics["epoch"], "step": step, **metrics})
+        if "epoch" not in metrics:
+            return
+        if not self._rows or int(self._rows[-1]["epoch"]) != metrics["epoch"]:
+            self._rows.append({"epoch": metrics["epoch"], "step": 0})
+        row = self._rows[-1]
+        # Lightning tells a callback's figures under the number of the step, EpochLog under how many there were.
+        row |= metrics | {"step": max(int(row["step"]), step or 0)}
 
     @rank_zero_only
     def save(self) -> None:

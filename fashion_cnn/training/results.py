@@ -38,6 +38,8 @@ def collect_results(
     module.load_state_dict(best["state_dict"])
     flip_average = config.get("flip_average", False)  # A run of an older version has none.
     figures, predictions = measure(config, module, data, test=config.test, flip_average=flip_average)
+    # Lightning leaves it in the number format of trainer.precision=bf16-true and its like.
+    module.float()
     results = {
         "name": config.name,
         "seed": config.seed,

@@ -33,6 +33,7 @@ from fashion_cnn.training.distillation import find_teachers
 from fashion_cnn.training.memory import keep_freed_memory
 from fashion_cnn.training.results import collect_results
 from fashion_cnn.training.resume import prepare_to_resume, resumed_config
+from fashion_cnn.training.unseen import learned_from_kept, of_same_images
 from fashion_cnn.training.weights import initialise_from
 
 # In the environment of the further processes of a distributed training.
@@ -65,6 +66,7 @@ def run_training(
     module = build.module(config, data)
     if config.init_from is not None and not (run and run.last_checkpoint.exists()):
         source = runs.find_finished(config.init_from, Path(config.runs_dir))
+        _check_unseen(source, config)
         initialise_from(module, source)
         config.init_from = str(source.path.resolve())
         # So that the commands told afterwards start from the same run, too.
@@ -98,6 +100,13 @@ def run_training(
         run.write_results(results)
         screen.print_end(results, run, config.runs_dir, brief=directory is not None)
     return {**results, "run": str(run.path)}
+
+
+def _check_unseen(source: Run, config: DictConfig) -> None:
+    """Raise UserError where the weights to start from were learned from images that are to stay unseen here."""
+    theirs = source.config().data
+    if of_same_images(theirs, config.data) and (difference := learned_from_kept(theirs, config.data)):
+        raise UserError(f"init_from={source.path} learned from {difference}: say the same, so that they stay unseen.")
 
 
 def _begun_before(config: DictConfig, directory: Path | None) -> Run | None:
