@@ -16,9 +16,12 @@ from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
+from fashion_cnn.evaluation.measuring import measure_runs
+from fashion_cnn.evaluation.outcome import outcome_of
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
+from fashion_cnn.training.session import quieten_lightning
 from fashion_cnn.training.weights import read_checkpoint
 
 # Six images of three classes: the network is right about the first four.
@@ -99,6 +102,20 @@ def test_the_figures_are_those_that_training_wrote(command, trained, split):
     assert found["weights_sha256"] == [results["weights_sha256"]]
     written = {file.name for file in (run.evaluation / split).iterdir()}
     assert written == {"evaluation.json", "confusion.png", "classes.png", "selective.png", "reliability.png"}
+
+
+def test_the_hardware_and_precision_are_those_that_were_measured_with(trained, monkeypatch):
+    config = trained["first"].config()
+    config.trainer.precision = "16-mixed"
+    monkeypatch.setattr(Run, "config", lambda run: config)
+    quieten_lightning()
+    measured = measure_runs([trained["first"]], "test")
+    # A GPU that the run was told to leave alone.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    outcome = outcome_of([trained["first"]], measured)
+    assert outcome["hardware"].startswith("CPU, ")
+    assert outcome["precision"] == "bf16-mixed", "Lightning's choice on a CPU"
+    assert measured.classify(measured.images[:2]).dtype == torch.bfloat16
 
 
 def test_a_copied_run_gives_the_same_figures(command, trained, tmp_path):

@@ -18,7 +18,7 @@ from fashion_cnn.evaluation.measuring import Measured
 from fashion_cnn.evaluation.plots import plot_by_class, plot_selective
 from fashion_cnn.evaluation.temperature import fit_temperature
 from fashion_cnn.runs import Run, as_typed, write_whole
-from fashion_cnn.training.hardware import describe, fast_precision
+from fashion_cnn.training.hardware import describe, device_for, precision_of
 
 FIGURES_FILE = "evaluation.json"
 
@@ -26,7 +26,7 @@ FIGURES_FILE = "evaluation.json"
 def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
     """The figures of a measured split, with where they come from, as they are stored."""
     split, figures = measured.split, measured.figures
-    precision = measured.config.trainer.precision
+    accelerator = measured.config.trainer.accelerator
     return {
         "runs": [str(as_typed(run.path)) for run in runs],
         "split": split,
@@ -39,8 +39,8 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
         "class_names": list(measured.data.class_names),
         "data_sha256": measured.fingerprint,
         "weights_sha256": [run.results().get("weights_sha256") for run in runs],
-        "precision": fast_precision(measured.config.trainer.accelerator) if precision == "auto" else precision,
-        "hardware": describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "precision": precision_of(measured.config.trainer.precision, accelerator),
+        "hardware": describe(device_for(accelerator)),
         "torch": torch.__version__,
     }
 
