@@ -118,6 +118,13 @@ def test_the_hardware_and_precision_are_those_that_were_measured_with(trained, m
     assert measured.classify(measured.images[:2]).dtype == torch.bfloat16
 
 
+def test_figures_are_kept_where_they_cannot_be_drawn(command, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        command(main, f"run={trained['first'].path}", f"out={tmp_path}")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] > 0
+
+
 def test_a_copied_run_gives_the_same_figures(command, trained, tmp_path):
     copy = Run(shutil.copytree(trained["first"].path, tmp_path / "elsewhere, (1)"))
     assert evaluated(command, copy)["loss"] == trained["first"].results()["test/loss"]

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.calibration import plot_reliability, reliability
+from fashion_cnn.analysis.class_figures import inches
 from fashion_cnn.analysis.confusion import confusion_matrix, plot_confusion
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.errors import UserError
@@ -68,9 +69,9 @@ def write_outcome(outcome: dict[str, Any], measured: Measured, folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
+    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, figure in _drawn(outcome, measured).items():
         figure.savefig(folder / f"{name}.png", dpi=110)
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
 
 
 def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:
@@ -92,10 +93,10 @@ def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:
 
 
 def _sizes(classes: int) -> dict[str, tuple[float, float]]:
-    side = 2.4 + 0.42 * classes
+    side = inches(classes, beside=2.4)
     return {
         "confusion": (side, side),
-        "classes": (7, 1.4 + 0.42 * classes),
+        "classes": (7, inches(classes, beside=1.4)),
         "selective": (6.4, 4.4),
         "reliability": (10, 4.6),
     }
