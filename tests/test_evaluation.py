@@ -184,6 +184,58 @@ def test_several_runs_answer_as_one(command, trained, tmp_path):
     ] == pytest.approx(alone[0], abs=1e-4)
 
 
+def trained_on(folder, runs_dir, name, *overrides):
+    """The path of a run of the pictures in a folder, after an epoch."""
+    network = [word for word in TINY_DATA if word.startswith(("model", "trainer"))]
+    data = ["data=image_folder", f"data.root='{folder}'", "data.mean=[0.4]", "data.std=[0.2]", "data.channels=1"]
+    typed = [*data, *network, "data.batch_size=4", "callbacks=essential", "trainer.max_epochs=1", *overrides]
+    return train(compose(overrides=[*typed, f"name={name}", f"runs_dir='{runs_dir}'"]))["run"]
+
+
+def test_runs_of_other_test_pictures_are_no_ensemble(command, picture_folder, tmp_path):
+    first, second = (
+        trained_on(picture_folder, tmp_path, f"split-{seed}", "data.test_share=0.3", f"data.split_seed={seed}")
+        for seed in (0, 1)
+    )
+    status, _, err = command(main, f"run=[{first},{second}]", "format=json")
+    assert status == 1
+    assert f"{second} has other test images than {first}, and may have trained on those" in err
+    assert err.count("\n") == 1
+
+
+def test_runs_of_the_same_test_pictures_are_one_and_calibrated_on_what_neither_trained_on(
+    command, picture_folder, tmp_path
+):
+    for name in ("dark", "light"):
+        for split, numbers in (("test", range(3)), ("train", range(3, 8))):
+            (picture_folder / split / name).mkdir(parents=True)
+            for number in numbers:
+                (picture_folder / name / f"{number}.png").rename(picture_folder / split / name / f"{number}.png")
+        (picture_folder / name).rmdir()
+    first, second, again = (
+        trained_on(picture_folder, tmp_path, name, "data.val_share=0.4", f"data.split_seed={seed}")
+        for name, seed in (("first", 0), ("second", 1), ("again", 0))
+    )
+    status, out, err = command(main, f"run=[{first},{second}]", "format=json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["calibrated"] is None, "the second trained on validation images of the first"
+    assert json.loads(command(main, f"run=[{first},{again}]", "format=json")[1])["calibrated"] is not None
+    status, _, err = command(main, f"run=[{first},{second}]", "split=val")
+    assert status == 1
+    assert "other val images" in err
+
+
+def test_a_run_without_test_pictures_is_measured_on_validation(command, picture_folder, tmp_path):
+    run = trained_on(picture_folder, tmp_path, "no-test", "data.test_share=0", "data.val_share=0.4")
+    status, _, err = command(main, f"run={run}")
+    assert status == 1
+    assert "has no test images (data.test_share=0): say split=val." in err
+    assert command(main, f"run={run}", "split=val")[0] == 0
+    run = trained_on(picture_folder, tmp_path, "neither", "data.test_share=0", "data.val_share=0")
+    status, _, err = command(main, f"run={run}")
+    assert (status, "there are none to measure it on" in err) == (1, True)
+
+
 def test_without_validation_images_there_is_no_temperature(command, trained):
     assert evaluated(command, trained["all"])["calibrated"] is None
     status, _, err = command(main, f"run={trained['all'].path}", "split=val")
