@@ -292,6 +292,37 @@ def test_robustness_is_measured_and_held_against_another_run(command, trained):
     assert "other images" in err
 
 
+def test_a_baseline_is_named_as_runs_and_ensembles_are(command, trained, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    run = Run(shutil.copytree(trained["first"].path, runs / "first"))
+    recorded = json.dumps(made_up_robustness(run))
+    for folder in (run.evaluation / "test", runs / "ensemble-1" / "test", tmp_path / "out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "robustness.json").write_text(recorded)
+    found = {}
+    monkeypatch.setattr(
+        "fashion_cnn.evaluation.strength.measure_strength",
+        lambda measured, folder, *, baseline, progress: {"corruption_errors": None, "baseline": baseline.name},
+    )
+    for named in ("latest", str(run.path), str(runs / "ensemble-1"), str(tmp_path / "out")):
+        typed = (f"run={run.path}", f"runs_dir={runs}", "robustness=true", "format=json", f"baseline={named}")
+        status, out, _ = command(main, *typed)
+        assert status == 0
+        found[named] = json.loads(out)["robustness"]["baseline"]
+    assert found == {named: str(run.path) if named == "latest" else named for named in found}
+
+
+@pytest.mark.parametrize(("baseline", "said"), [("first", "robustness.json is missing"), ("nosuch", "does not exist")])
+def test_a_baseline_that_there_is_not_is_told_before_anything_is_measured(
+    command, trained, tmp_path, monkeypatch, baseline, said
+):
+    run = Run(shutil.copytree(trained["first"].path, tmp_path / "first"))
+    shutil.rmtree(run.evaluation, ignore_errors=True)
+    monkeypatch.setattr("fashion_cnn.evaluation.measuring.measure_runs", lambda *_, **__: pytest.fail("too late"))
+    status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path / baseline}")
+    assert (status, said in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("field", "values", "said"),
     [
@@ -306,6 +337,6 @@ def test_a_baseline_that_nothing_can_be_held_against_is_refused_at_once(
     recorded = made_up_robustness(run)
     recorded[field]["contrast"] = values
     (tmp_path / "baseline.json").write_text(json.dumps(recorded))
-    monkeypatch.setattr("fashion_cnn.evaluation.strength.measure_robustness", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("fashion_cnn.evaluation.measuring.measure_runs", lambda *_, **__: pytest.fail("too late"))
     status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path}/baseline.json")
     assert (status, said in err) == (1, True)
