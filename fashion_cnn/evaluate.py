@@ -32,6 +32,11 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if config.baseline and not config.robustness:
         raise UserError(f"baseline={config.baseline} is for robustness=true: say it too, or leave both out.", status=2)
     runs = find_several(config.run, Path(config.runs_dir))
+    baseline = None
+    if config.baseline:
+        from fashion_cnn.evaluation.strength import read_baseline
+
+        baseline = read_baseline(config.baseline, config.split, Path(config.runs_dir))
     quieten_lightning()
     measured = measure_runs(runs, config.split, data_root=config.data.root)
     outcome = outcome_of(runs, measured)
@@ -41,7 +46,6 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         from fashion_cnn.evaluation.strength import measure_strength
         from fashion_cnn.progress_bar import progress_bar
 
-        baseline = Path(config.baseline).expanduser() if config.baseline else None
         with progress_bar("corruptions") as progress:
             outcome["robustness"] = measure_strength(measured, folder, baseline=baseline, progress=progress)
     return outcome | {"written_to": str(as_typed(folder))}

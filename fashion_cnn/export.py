@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def export(config: DictConfig) -> dict[str, Any]:
     """Write the network of `config.run`, check it against PyTorch on the whole test set, and return what came of it.
 
+    Without a test set it is checked on the validation images, or else on training images.
+
     Raises UserError where there is no such run, a package is missing, or the file does not answer as PyTorch does.
     """
     require("export", "onnx", "onnxruntime", "onnxscript")

@@ -183,13 +183,12 @@ def print_export(outcome: dict[str, Any]) -> None:
         grid.add_column(heading, justify="left" if heading in ("", "file") else "right")
     reference = outcome["ways"][0]["latency"]
     for way in outcome["ways"]:
-        val = way["val_accuracy"]
+        accuracies = (way[f"{split}_accuracy"] for split in ("test", "val"))
         grid.add_row(
             way["name"],
             way["file"] or "",
             f"{way['bytes'] / 1e6:.2f}" if way["bytes"] else "",
-            f"{way['test_accuracy']:.2%}",
-            "" if val is None else f"{val:.2%}",
+            *("" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies),
             str(way["differing"]),
             f"{way['max_difference']:.1e}",
             f"{way['latency'] * 1000:.3f}",

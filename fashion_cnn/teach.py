@@ -37,7 +37,7 @@ def teach(config: DictConfig) -> None:
     if config.remove is not None:
         concepts.remove(str(config.remove))
     elif config.name is None:
-        _list(concepts.all(), run)
+        _list(concepts, run)
         return
     else:
         examples = _examples(config.images, network)
@@ -46,7 +46,13 @@ def teach(config: DictConfig) -> None:
         replaced = concepts.keep(concept)
         print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {counted(concept.examples, 'example')}.")
         print(f"  {_reliability(concept)}")
-    _list(concepts.all(), run)
+        if concept.false_alarms > config.false_alarms:
+            known = counted(len(background.others), "image")
+            print(
+                f"  {known} of what the network knows cannot promise false_alarms={config.false_alarms}: it is "
+                f"{_percent(concept.false_alarms)}; of more training images it would be fewer."
+            )
+    _list(concepts, run)
 
 
 def _check(config: DictConfig) -> None:
@@ -93,22 +99,32 @@ def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | No
     return background
 
 
-def _list(concepts: Sequence[Concept], run: Run) -> None:
+def _list(concepts: Concepts, run: Run) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from fashion_cnn.concepts import taken_for_any
     from fashion_cnn.screen import wide_console
 
-    if not concepts:
+    taught, background = concepts.all(), concepts.background()
+    if not taught:
         print(f"{run.path} was taught nothing. To teach it: name='some words' images=PATH")
         return
     table = Table(title=f"Taught to {run.path}", title_justify="left")
     for heading in ("concept", "examples", "recognised without itself", "false alarms allowed"):
         table.add_column(heading, justify="left" if heading == "concept" else "right", overflow="fold")
-    for one in concepts:
+    for one in taught:
         recognised = "" if one.recognised is None else f"{one.recognised} of {one.examples}"
-        table.add_row(Text(one.name), str(one.examples), recognised, f"{one.false_alarms:.1%}")
+        table.add_row(Text(one.name), str(one.examples), recognised, _percent(one.false_alarms))
     wide_console().print(table)
+    if len(taught) > 1 and background is not None:
+        known = counted(len(background.others), "image")
+        share = taken_for_any(taught, background)
+        print(f"The false alarms of all together: {share:.1%} of {known} of what the network knows.")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _reliability(concept: Concept) -> str:

@@ -1,8 +1,12 @@
-"""`key=value` from the command line into a dataclass of options: its fields are the keys, their types the values'."""
+"""`key=value` from the command line into a dataclass of options: its fields are the keys, their types the values'.
+
+And what a script's door says where a person made a mistake, or had enough.
+"""
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -23,17 +27,24 @@ def run(main: Callable[[Options], None], options: type[Options], description: st
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(description)
         return
-    try:
+    with mistakes_told():
         main(parse(options, sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+
+
+@contextmanager
+def mistakes_told(stopped: str = "Stopped. The same command goes on with what is missing.") -> Iterator[None]:
+    """Exit with one message for a mistake of a person's, in a config of fashion_cnn's too, and with 130 for Ctrl-C."""
+    try:
+        yield
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # Only here: a script without configs starts sooner.
+        from fashion_cnn.command_line import CONFIG_DIR
+        from fashion_cnn.mistakes import explain_and_exit
+
+        explain_and_exit(error, "train", str(CONFIG_DIR))
 
 
 def parse(options: type[Options], words: Sequence[str]) -> Options:

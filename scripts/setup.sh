@@ -27,8 +27,10 @@ find_python() {
     "Install one, or name it: PYTHON=/path/to/python3.11 $0"
 }
 
+# check_disk: room for what takes the most, where it is not there yet.
 check_disk() {
   local needed_gb=7 free_kb
+  ! "$python" -c 'import sys, importlib.util; sys.exit(not importlib.util.find_spec("torch"))' 2>/dev/null || return 0
   [ -z "${TORCH_INDEX_URL:-}" ] || needed_gb=3
   free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
   [ "$free_kb" -ge $((needed_gb * 1024 * 1024)) ] ||
@@ -87,25 +89,26 @@ get_data() {
   if ! reason=$(get "$1" 2>&1); then
     command -v apt-get >/dev/null && command -v dpkg >/dev/null || fail "${reason#error: }"
     echo "Fashion-MNIST cannot be downloaded; trying Debian's package of it …" >&2
-    unpack_package "$folder" >"$folder/log" 2>&1 || fail "${reason#*error: } ($(tail -n 1 "$folder/log"))"
+    unpack_package "$folder" >"$folder/log" 2>&1 ||
+      fail "${reason#*error: } ($(grep -m 1 'Failed to fetch' "$folder/log" || tail -n 1 "$folder/log"))"
     get "$1" "$folder/unpacked" || exit 1
   fi
   rm -rf "$folder"
   trap - EXIT
 }
 
+# unpack_package FOLDER: into FOLDER/unpacked. Called where failures are caught, so that each step asks for the one before.
 unpack_package() (
-  set -e
-  cd "$1"
-  if ! apt-get download dataset-fashion-mnist; then
-    # The lists of packages may be missing, and updating the system's needs root: keep lists of our own.
-    mkdir -p lists/partial cache/archives/partial
-    apt-get() { command apt-get -o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache" "$@"; }
-    apt-get update
-    apt-get download dataset-fashion-mnist
-  fi
-  dpkg -x dataset-fashion-mnist_*.deb unpacked
+  cd "$1" && { apt-get download dataset-fashion-mnist || download_with_own_lists; } &&
+    dpkg -x dataset-fashion-mnist_*.deb unpacked
 )
+
+# The system's lists of packages may be missing, and updating them needs root.
+download_with_own_lists() {
+  mkdir -p lists/partial cache/archives/partial
+  local own=(-o "Dir::State::Lists=$PWD/lists" -o "Dir::Cache=$PWD/cache")
+  apt-get "${own[@]}" update && apt-get "${own[@]}" download dataset-fashion-mnist
+}
 
 # get_browser: a Chromium for the tests of the search's page: one that is there, Debian's package where it may be
 # installed, or Playwright's own. Without any the tests go on, and say that those were left out.

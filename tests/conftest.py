@@ -31,6 +31,9 @@ TINY_DATA = [
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """A script of scripts/ as a module."""
 
+    # What they import lies beside them.
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+
     def load(name: str) -> Any:
         loader = SourceFileLoader(name, str(REPOSITORY / "scripts" / name))
         module = module_from_spec(spec_from_loader(name, loader))  # type: ignore[arg-type]

@@ -16,9 +16,12 @@ from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
+from fashion_cnn.evaluation.measuring import measure_runs
+from fashion_cnn.evaluation.outcome import outcome_of
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
+from fashion_cnn.training.session import quieten_lightning
 from fashion_cnn.training.weights import read_checkpoint
 
 # Six images of three classes: the network is right about the first four.
@@ -101,6 +104,27 @@ def test_the_figures_are_those_that_training_wrote(command, trained, split):
     assert written == {"evaluation.json", "confusion.png", "classes.png", "selective.png", "reliability.png"}
 
 
+def test_the_hardware_and_precision_are_those_that_were_measured_with(trained, monkeypatch):
+    config = trained["first"].config()
+    config.trainer.precision = "16-mixed"
+    monkeypatch.setattr(Run, "config", lambda run: config)
+    quieten_lightning()
+    measured = measure_runs([trained["first"]], "test")
+    # A GPU that the run was told to leave alone.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    outcome = outcome_of([trained["first"]], measured)
+    assert outcome["hardware"].startswith("CPU, ")
+    assert outcome["precision"] == "bf16-mixed", "Lightning's choice on a CPU"
+    assert measured.classify(measured.images[:2]).dtype == torch.bfloat16
+
+
+def test_figures_are_kept_where_they_cannot_be_drawn(command, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        command(main, f"run={trained['first'].path}", f"out={tmp_path}")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] > 0
+
+
 def test_a_copied_run_gives_the_same_figures(command, trained, tmp_path):
     copy = Run(shutil.copytree(trained["first"].path, tmp_path / "elsewhere, (1)"))
     assert evaluated(command, copy)["loss"] == trained["first"].results()["test/loss"]
@@ -160,6 +184,58 @@ def test_several_runs_answer_as_one(command, trained, tmp_path):
     ] == pytest.approx(alone[0], abs=1e-4)
 
 
+def trained_on(folder, runs_dir, name, *overrides):
+    """The path of a run of the pictures in a folder, after an epoch."""
+    network = [word for word in TINY_DATA if word.startswith(("model", "trainer"))]
+    data = ["data=image_folder", f"data.root='{folder}'", "data.mean=[0.4]", "data.std=[0.2]", "data.channels=1"]
+    typed = [*data, *network, "data.batch_size=4", "callbacks=essential", "trainer.max_epochs=1", *overrides]
+    return train(compose(overrides=[*typed, f"name={name}", f"runs_dir='{runs_dir}'"]))["run"]
+
+
+def test_runs_of_other_test_pictures_are_no_ensemble(command, picture_folder, tmp_path):
+    first, second = (
+        trained_on(picture_folder, tmp_path, f"split-{seed}", "data.test_share=0.3", f"data.split_seed={seed}")
+        for seed in (0, 1)
+    )
+    status, _, err = command(main, f"run=[{first},{second}]", "format=json")
+    assert status == 1
+    assert f"{second} has other test images than {first}, and may have trained on those" in err
+    assert err.count("\n") == 1
+
+
+def test_runs_of_the_same_test_pictures_are_one_and_calibrated_on_what_neither_trained_on(
+    command, picture_folder, tmp_path
+):
+    for name in ("dark", "light"):
+        for split, numbers in (("test", range(3)), ("train", range(3, 8))):
+            (picture_folder / split / name).mkdir(parents=True)
+            for number in numbers:
+                (picture_folder / name / f"{number}.png").rename(picture_folder / split / name / f"{number}.png")
+        (picture_folder / name).rmdir()
+    first, second, again = (
+        trained_on(picture_folder, tmp_path, name, "data.val_share=0.4", f"data.split_seed={seed}")
+        for name, seed in (("first", 0), ("second", 1), ("again", 0))
+    )
+    status, out, err = command(main, f"run=[{first},{second}]", "format=json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["calibrated"] is None, "the second trained on validation images of the first"
+    assert json.loads(command(main, f"run=[{first},{again}]", "format=json")[1])["calibrated"] is not None
+    status, _, err = command(main, f"run=[{first},{second}]", "split=val")
+    assert status == 1
+    assert "other val images" in err
+
+
+def test_a_run_without_test_pictures_is_measured_on_validation(command, picture_folder, tmp_path):
+    run = trained_on(picture_folder, tmp_path, "no-test", "data.test_share=0", "data.val_share=0.4")
+    status, _, err = command(main, f"run={run}")
+    assert status == 1
+    assert "has no test images (data.test_share=0): say split=val." in err
+    assert command(main, f"run={run}", "split=val")[0] == 0
+    run = trained_on(picture_folder, tmp_path, "neither", "data.test_share=0", "data.val_share=0")
+    status, _, err = command(main, f"run={run}")
+    assert (status, "there are none to measure it on" in err) == (1, True)
+
+
 def test_without_validation_images_there_is_no_temperature(command, trained):
     assert evaluated(command, trained["all"])["calibrated"] is None
     status, _, err = command(main, f"run={trained['all'].path}", "split=val")
@@ -216,6 +292,37 @@ def test_robustness_is_measured_and_held_against_another_run(command, trained):
     assert "other images" in err
 
 
+def test_a_baseline_is_named_as_runs_and_ensembles_are(command, trained, tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    run = Run(shutil.copytree(trained["first"].path, runs / "first"))
+    recorded = json.dumps(made_up_robustness(run))
+    for folder in (run.evaluation / "test", runs / "ensemble-1" / "test", tmp_path / "out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "robustness.json").write_text(recorded)
+    found = {}
+    monkeypatch.setattr(
+        "fashion_cnn.evaluation.strength.measure_strength",
+        lambda measured, folder, *, baseline, progress: {"corruption_errors": None, "baseline": baseline.name},
+    )
+    for named in ("latest", str(run.path), str(runs / "ensemble-1"), str(tmp_path / "out")):
+        typed = (f"run={run.path}", f"runs_dir={runs}", "robustness=true", "format=json", f"baseline={named}")
+        status, out, _ = command(main, *typed)
+        assert status == 0
+        found[named] = json.loads(out)["robustness"]["baseline"]
+    assert found == {named: str(run.path) if named == "latest" else named for named in found}
+
+
+@pytest.mark.parametrize(("baseline", "said"), [("first", "robustness.json is missing"), ("nosuch", "does not exist")])
+def test_a_baseline_that_there_is_not_is_told_before_anything_is_measured(
+    command, trained, tmp_path, monkeypatch, baseline, said
+):
+    run = Run(shutil.copytree(trained["first"].path, tmp_path / "first"))
+    shutil.rmtree(run.evaluation, ignore_errors=True)
+    monkeypatch.setattr("fashion_cnn.evaluation.measuring.measure_runs", lambda *_, **__: pytest.fail("too late"))
+    status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path / baseline}")
+    assert (status, said in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("field", "values", "said"),
     [
@@ -230,6 +337,6 @@ def test_a_baseline_that_nothing_can_be_held_against_is_refused_at_once(
     recorded = made_up_robustness(run)
     recorded[field]["contrast"] = values
     (tmp_path / "baseline.json").write_text(json.dumps(recorded))
-    monkeypatch.setattr("fashion_cnn.evaluation.strength.measure_robustness", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("fashion_cnn.evaluation.measuring.measure_runs", lambda *_, **__: pytest.fail("too late"))
     status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path}/baseline.json")
     assert (status, said in err) == (1, True)

@@ -118,6 +118,25 @@ def test_the_command_tells_and_the_model_card_lists_the_files(command, run, tmp_
     assert "`network.onnx`" in card
 
 
+@pytest.mark.parametrize(("val_share", "split"), [(0.4, "validation"), (0, "training")])
+def test_a_run_without_test_images_is_checked_on_what_there_is(command, picture_folder, tmp_path, val_share, split):
+    network = [word for word in TINY_DATA if word.startswith(("model", "trainer"))]
+    data = ["data=image_folder", f"data.root='{picture_folder}'", "data.test_share=0", f"data.val_share={val_share}"]
+    settings = [*data, *network, "data.batch_size=4", "callbacks=essential", "trainer.max_epochs=1"]
+    run = Run(Path(train(compose(overrides=[*settings, f"runs_dir='{tmp_path}'"]))["run"]))
+    status, out, err = command(main, f"run={run.path}")
+    assert (status, err) == (0, "")
+    assert f"There are no test images: checked on {split} images." in out
+    exported = json.loads((run.export / "export.json").read_text())
+    for way in exported["ways"]:
+        assert way["test_accuracy"] is None
+        assert (way["val_accuracy"] is None) == (split == "training")
+    assert exported["ways"][1]["max_difference"] < 1e-3
+    card = run.model_card_file.read_text()
+    assert "on test, " not in card.partition("**Exported.**")[2]
+    assert f"checked on {split} images" in card
+
+
 def test_a_missing_package_is_told_with_what_to_type(command, run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = command(main, f"run={run.path}")

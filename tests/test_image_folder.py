@@ -14,7 +14,6 @@ from fashion_cnn.command_line import compose
 from fashion_cnn.data import ImageFolderDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import measure_runs
-from fashion_cnn.exporting.export import export_run
 from fashion_cnn.pictures import decode
 from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.runs import Run
@@ -363,9 +362,6 @@ def test_a_run_without_test_pictures_is_measured_on_validation_alone(folder, tmp
     assert measure_runs([run], "val").figures["val/accuracy"] >= 0
     with pytest.raises(UserError, match="has no test images"):
         measure_runs([run], "test")
-    with pytest.raises(UserError, match="has no test images"):
-        export_run(run, tmp_path / "exported", data_root=None, int8=False, int8_tolerance=0)
-    assert not (tmp_path / "exported").exists()
 
 
 def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(folder, tmp_path):

@@ -1,13 +1,12 @@
 """What the scripts of the records rest on."""
 
+import importlib
 import json
 import shlex
 import statistics
 import subprocess
 import sys
 import threading
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
@@ -75,11 +74,9 @@ def test_seeds_that_are_none_are_refused(typed):
 
 
 @pytest.fixture
-def reproduce(tmp_path, monkeypatch):
+def reproduce(tmp_path, monkeypatch, script):
     """The script as a module, with a plan of one change over two seeds, no records, and trainings that cost nothing."""
-    loader = SourceFileLoader("reproduce", str(REPOSITORY / "scripts" / "reproduce"))
-    script = module_from_spec(spec_from_loader("reproduce", loader))
-    loader.exec_module(script)
+    script = script("reproduce")
     plan = {
         "speedrun_93": {"seeds": 2, "measured_with": ["test=false"], "changes": {"longer": ["trainer.max_epochs=5"]}}
     }
@@ -128,6 +125,55 @@ def test_a_row_mixes_no_recipes(reproduce, monkeypatch):
     assert [(line["recipe"], line["results"]["seed"]) for line in reproduce.recorded("speedrun_93")] == [("new", 1)]
 
 
+@pytest.fixture
+def typed(command, reproduce, monkeypatch):
+    """What scripts/reproduce says to words, where the records are the real ones."""
+    monkeypatch.setattr(reproduce, "RECORDS", REPOSITORY / "scripts" / "records.jsonl")
+
+    def main():
+        with reproduce.arguments.mistakes_told():
+            reproduce.main()
+
+    return lambda *words: command(main, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["small", "optimizer.lrr=3"], 2, "'optimizer.lrr' is no option. Did you mean optimizer.lr?"),
+        (["small", "optimizer=adamv"], 2, "optimizer=adamv does not exist. Did you mean adamw?"),
+        (["smal"], 1, "smal is neither an experiment nor a model"),
+        (["table", "smal"], 1, "smal is no recorded row. Did you mean small?"),
+        (["small", "record=false"], 2, "record=false: record is a word of its own"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_trained(typed, reproduce, words, status, said):
+    found, _, err = typed(*words)
+    assert found == status
+    assert said in err
+    assert err.count("\n") == 1
+    assert not reproduce.trained
+
+
+def test_who_stops_it_is_told_how_it_goes_on(typed, reproduce, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "wait", stopped)
+    status, _, err = typed("speedrun_93", "seeds=1")
+    assert status == 130
+    assert "Stopped. The same command goes on with what is missing." in err
+    assert "Traceback" not in err
+
+
+def test_a_benchmark_of_a_model_that_there_is_not_is_told_in_one_line():
+    command = [sys.executable, "scripts/benchmark", "--model", "smal"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: model=smal does not exist. Did you mean small? model offers: ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_a_recipe_is_all_settings_but_the_seed(reproduce):
     first, other_seed, longer = (
         reproduce.Training("row", typed, seed)
@@ -165,7 +211,7 @@ def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monk
     assert typed[0] == ["model=tiny", "seed=3", f"runs_dir={training.folder}"]
     assert typed[1] == [f"resume={typed[0][2].removeprefix('runs_dir=')}/tiny/1"]
     assert typed[2] == typed[0]
-    assert reproduce._alone([gone_on, anew]) == [anew]
+    assert importlib.import_module("results_table").alone([gone_on, anew]) == [anew]
     assert (gone_on["commit"], anew["commit"]) == ("first", "second")
 
 

@@ -1,6 +1,7 @@
 """`python -m fashion_cnn.teach`: a concept from a few examples, and what then knows it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 from tiny_images import TinyDataModule
 
 from fashion_cnn.command_line import compose
-from fashion_cnn.concepts import Background, learn
+from fashion_cnn.concepts import Background, background_of, learn, taken_for_any
 from fashion_cnn.predict import main as predict_main
+from fashion_cnn.prediction import TrainedNetwork, data_set_of
 from fashion_cnn.runs import Run
 from fashion_cnn.teach import main
 from fashion_cnn.train import train
@@ -60,6 +62,28 @@ def test_examples_that_have_nothing_in_common_are_foretold_to_fail():
     assert concept.recognised <= 5
 
 
+@pytest.mark.parametrize(("known", "asked", "promised"), [(10, 0.05, 1 / 11), (33, 0.05, 0.05), (33, 0.3, 0.3)])
+def test_no_more_false_alarms_than_promised_however_few_images_are_known(known, asked, promised):
+    generator = torch.Generator().manual_seed(0)
+    new = torch.randn(1000, 8, generator=generator)
+    shares = []
+    for _ in range(400):
+        background = Background(torch.zeros(8), torch.eye(8), torch.randn(known, 8, generator=generator))
+        concept = learn("new", torch.randn(3, 8, generator=generator), background, false_alarms=asked)
+        assert concept.false_alarms == pytest.approx(promised)
+        shares.append((concept.scores(new) > concept.threshold).float().mean().item())
+    assert promised - 1 / (known + 1) < np.mean(shares) < promised + 0.01
+
+
+def test_the_false_alarms_of_several_concepts_add_up():
+    generator = torch.Generator().manual_seed(0)
+    background = Background(torch.zeros(8), torch.eye(8), torch.randn(2000, 8, generator=generator))
+    concepts = [learn(str(number), axis[None], background) for number, axis in enumerate(torch.eye(8)[:5])]
+    assert taken_for_any(concepts[:1], background) == pytest.approx(0.05, abs=0.001)
+    assert taken_for_any(concepts, background) == pytest.approx(1 - 0.95**5, abs=0.02)
+    assert taken_for_any([concepts[0], concepts[0]], background) == pytest.approx(0.05, abs=0.001)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A network of three classes of four."""
@@ -89,6 +113,24 @@ def teach(command, run):
     return lambda *arguments: command(main, f"run={run.path}", *map(str, arguments))
 
 
+def test_a_background_has_the_known_round_nothing_and_no_direction_varies_more_than_one(run):
+    network, data = TrainedNetwork(run, flip_embeddings=True), data_set_of(run)
+    background = background_of(network, data)
+    embeddings = network.look(data.train_split.images_at(data.train_split.indices)).embeddings
+    whitened = background.whiten(embeddings)
+    held_back = len(embeddings) // 3
+    torch.testing.assert_close(background.others, whitened[-held_back:])
+    known = whitened[:-held_back]
+    torch.testing.assert_close(known.mean(dim=0), torch.zeros(known.shape[1]), atol=1e-4, rtol=0)
+    before, after = (torch.cov(of.double().T, correction=0) for of in (embeddings[:-held_back], known))
+    # Each variance v of before is v / (v + 0.4 of the mean variance) now.
+    variances = torch.linalg.eigvalsh(before)
+    expected = variances / (variances + 0.4 * variances.mean())
+    torch.testing.assert_close(torch.linalg.eigvalsh(after), expected, atol=1e-3, rtol=0)
+    assert 0.4 < expected.max().item() < 1
+    assert expected.min().item() < 0.2, "a direction that hardly varies is not blown up"
+
+
 @pytest.fixture
 def forgetful(run):
     yield
@@ -105,6 +147,7 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
     assert (status, err) == (0, "")
     assert "Taught: at the bottom, (new), from 5 examples." in out
     assert "Each example left out in turn, " in out
+    assert "together" not in out
     status, out, _ = command(predict_main, f"run={run.path}", f"images={pictures}", "format=json", "reject=0")
     records = json.loads(out)
     new = {Path(r["file"]).name[:-7]: [] for r in records}
@@ -115,8 +158,10 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
     assert np.mean(new["top"] + new["middle"] + new["low"]) < 0.4
     status, out, _ = teach("name=at the bottom, (new)", f"images={examples[0]}")
     assert "Replaced: at the bottom, (new), from 1 example.\n  How reliable that is cannot be told" in out
-    status, out, _ = teach("name=another", f"images={examples[0]}")
-    assert out.index("another") < out.index("at the bottom")
+    status, out, _ = teach("name=another", f"images={examples[0]}", "false_alarms=0.0001")
+    assert "32 images of what the network knows cannot promise false_alarms=0.0001: it is 3.03%" in out
+    assert out.index("another", out.index("Taught to")) < out.index("at the bottom")
+    assert re.search(r"The false alarms of all together: \d+\.\d% of 32 images of what the network knows\.", out)
     status, out, _ = teach("remove=at the bottom, (new)")
     assert status == 0
     assert "at the bottom" not in out

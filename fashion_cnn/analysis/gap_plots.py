@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from fashion_cnn.analysis.class_figures import topmost
 from fashion_cnn.analysis.gap import Gap
 from fashion_cnn.analysis.history import History
 
@@ -27,8 +28,8 @@ def plot_gap(history: History, quantity: str, axes: Axes) -> None:
 
 def plot_gap_by_class(gaps: Sequence[Gap | None], class_names: Sequence[str], axes: Axes, *, total: Gap) -> None:
     """Draw the accuracy gap of each class with its interval, the widest on top, beside that of all images."""
-    known = [(gap, name) for gap, name in zip(gaps, class_names, strict=True) if gap]
-    known.sort(key=lambda pair: pair[0].estimate)
+    measured = [(gap, name) for gap, name in zip(gaps, class_names, strict=True) if gap]
+    known = topmost(sorted(measured, key=lambda pair: pair[0].estimate), axes)
     estimates = np.array([gap.estimate for gap, _ in known]) * 100
     ends = np.array([(gap.estimate - gap.low, gap.high - gap.estimate) for gap, _ in known]).T * 100
     axes.barh(range(len(known)), estimates, xerr=ends, color=COLOR, ecolor="#555555", capsize=3)

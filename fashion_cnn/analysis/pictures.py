@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.calibration import plot_reliability, reliability
 from fashion_cnn.analysis.cartography import likely_label_errors, plot_map
+from fashion_cnn.analysis.class_figures import inches
 from fashion_cnn.analysis.confusion import confusion_matrix, plot_confusion
 from fashion_cnn.analysis.curves import STYLES, over_epochs
 from fashion_cnn.analysis.dynamics import Dynamics
@@ -55,7 +56,7 @@ def gap_over_epochs(history: History, best_epoch: int) -> Figure:
 
 def gap_by_class(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
     """The accuracy gap class by class."""
-    figure = Figure(figsize=(7, 1.2 + 0.35 * len(class_names)), layout="constrained")
+    figure = Figure(figsize=(7, inches(len(class_names), beside=1.2, each=0.35)), layout="constrained")
     gaps = accuracy_gap_by_class(train, val)
     plot_gap_by_class(gaps, class_names, figure.subplots(), total=accuracy_gap(train, val))
     return figure
@@ -63,7 +64,7 @@ def gap_by_class(train: Predictions, val: Predictions, class_names: Sequence[str
 
 def confusion(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
     """The confusion matrices of train probe and validation, side by side."""
-    side = 2.4 + 0.42 * len(class_names)
+    side = inches(len(class_names), beside=2.4)
     figure = Figure(figsize=(2 * side, side), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_confusion(confusion_matrix(train), class_names, left, title="train probe")

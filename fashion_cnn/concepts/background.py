@@ -17,7 +17,8 @@ _SHRINKAGE = 0.4
 
 @dataclass(frozen=True)
 class Background:
-    """Whitens embeddings `(N, D)`: over the images that the network knows, no direction varies more than another.
+    """Whitens embeddings `(N, D)`: over the images that the network knows, directions vary alike, but for those that
+    hardly vary, which vary less (shrinkage); the standard deviation is under 1 along each.
 
     In that space an example that the network has no class for is far from all that it knows, along directions that
     hardly ever vary (linear discriminant analysis: Fisher, 1936, with one class that is everything).

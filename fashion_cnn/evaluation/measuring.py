@@ -66,15 +66,17 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
     """
     rebuilt = [rebuild(run, data_root) for run in runs]
     config, module, data = rebuilt[0]
-    if split == "val" and not data.val_size:
-        raise UserError(f"{runs[0].path} kept no validation images (data.val_size=0): say split=test.")
-    if split == "test":
-        require_test(runs[0], data)
+    _require(split, runs[0], data)
     for run, (_, _, other) in zip(runs[1:], rebuilt[1:], strict=True):
-        if _described(other, split) != _described(data, split):
+        if _described(other) != _described(data):
             raise UserError(
                 f"{run.path} saw other data than {runs[0].path}: their answers cannot be averaged. Name runs of the "
-                "same classes, image size, normalisation and validation split."
+                "same classes, image size and normalisation."
+            )
+        if _images_of(split, other) != _images_of(split, data):
+            raise UserError(
+                f"{run.path} has other {split} images than {runs[0].path}, and may have trained on those: they cannot "
+                "be measured as one. Name runs of the same data and splits (data.split_seed, data.val_size)."
             )
     if len(runs) > 1:
         module = ImageClassifier(
@@ -82,6 +84,7 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
             image_shape=data.image_shape,
             num_classes=data.num_classes,
         )
+    validated_alike = all(_images_of("val", other) == _images_of("val", data) for _, _, other in rebuilt[1:])
     figures, predictions = measure(config, module, data, test=split == "test", flip_average=True)
     return Measured(
         config=config,
@@ -89,15 +92,19 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
         data=data,
         split=split,
         predictions=predictions[split],
-        val=predictions.get("val") if all(_validated(other) == _validated(data) for _, _, other in rebuilt) else None,
+        val=predictions.get("val") if validated_alike else None,
         figures=figures,
     )
 
 
-def require_test(run: Run, data: ImageDataModule) -> None:
-    """Raises UserError where the run's data set has no test images."""
-    if not data.has_test:
-        raise UserError(f"{run.path} has no test images (data.test_share=0) to be measured on.")
+def _require(split: Split, run: Run, data: ImageDataModule) -> None:
+    """Raises UserError where the run has no images of the split."""
+    there = {"test": data.has_test, "val": data.val_size > 0}
+    if there[split]:
+        return
+    lacks = {"test": "has no test images (data.test_share=0)", "val": "kept no validation images (data.val_size=0)"}
+    others = [f"say split={other}" for other, is_there in there.items() if is_there]
+    raise UserError(f"{run.path} {lacks[split]}: {''.join(others) or 'there are none to measure it on'}.")
 
 
 def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:
@@ -116,12 +123,14 @@ def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifie
     return config, module.eval(), data
 
 
-def _described(data: ImageDataModule, split: Split) -> tuple[object, ...]:
+def _described(data: ImageDataModule) -> tuple[object, ...]:
     """What two runs must share for their answers to be answers to the same question."""
     normalised = (data.pixel_mean.tolist(), data.pixel_scale.tolist())
-    return (tuple(data.class_names), data.image_shape, *normalised, *(_validated(data) if split == "val" else ()))
+    return (tuple(data.class_names), data.image_shape, data.background, *normalised)
 
 
-def _validated(data: ImageDataModule) -> tuple[int, int]:
-    """Which images were kept for validation."""
-    return data.val_size, data.split_seed
+def _images_of(split: Split, data: ImageDataModule) -> str:
+    """The SHA-256 of a split: a run whose split is the same trained on none of its images."""
+    data.setup("fit" if split == "val" else "test")
+    members: InMemoryDataset = data.val_split if split == "val" else data.test_split
+    return fingerprint(members.images, members.targets)

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.calibration import plot_reliability, reliability
+from fashion_cnn.analysis.class_figures import inches
 from fashion_cnn.analysis.confusion import confusion_matrix, plot_confusion
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.errors import UserError
@@ -18,7 +19,7 @@ from fashion_cnn.evaluation.measuring import Measured
 from fashion_cnn.evaluation.plots import plot_by_class, plot_selective
 from fashion_cnn.evaluation.temperature import fit_temperature
 from fashion_cnn.runs import Run, as_typed, write_whole
-from fashion_cnn.training.hardware import describe, fast_precision
+from fashion_cnn.training.hardware import describe, device_for, precision_of
 
 FIGURES_FILE = "evaluation.json"
 
@@ -26,7 +27,7 @@ FIGURES_FILE = "evaluation.json"
 def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
     """The figures of a measured split, with where they come from, as they are stored."""
     split, figures = measured.split, measured.figures
-    precision = measured.config.trainer.precision
+    accelerator = measured.config.trainer.accelerator
     return {
         "runs": [str(as_typed(run.path)) for run in runs],
         "split": split,
@@ -39,8 +40,8 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
         "class_names": list(measured.data.class_names),
         "data_sha256": measured.fingerprint,
         "weights_sha256": [run.results().get("weights_sha256") for run in runs],
-        "precision": fast_precision(measured.config.trainer.accelerator) if precision == "auto" else precision,
-        "hardware": describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "precision": precision_of(measured.config.trainer.precision, accelerator),
+        "hardware": describe(device_for(accelerator)),
         "torch": torch.__version__,
     }
 
@@ -68,9 +69,9 @@ def write_outcome(outcome: dict[str, Any], measured: Measured, folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
+    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, figure in _drawn(outcome, measured).items():
         figure.savefig(folder / f"{name}.png", dpi=110)
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
 
 
 def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:
@@ -92,10 +93,10 @@ def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:
 
 
 def _sizes(classes: int) -> dict[str, tuple[float, float]]:
-    side = 2.4 + 0.42 * classes
+    side = inches(classes, beside=2.4)
     return {
         "confusion": (side, side),
-        "classes": (7, 1.4 + 0.42 * classes),
+        "classes": (7, inches(classes, beside=1.4)),
         "selective": (6.4, 4.4),
         "reliability": (10, 4.6),
     }

@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from fashion_cnn.analysis.class_figures import topmost
 from fashion_cnn.evaluation.figures import ClassFigures
 
 
 def plot_by_class(classes: Sequence[ClassFigures], axes: Axes, *, title: str) -> None:
     """Draw precision and recall of each class with their 95% intervals, the least recognised class on top."""
-    ordered = sorted(classes, key=lambda row: row.f1, reverse=True)
+    ordered = topmost(sorted(classes, key=lambda row: row.f1, reverse=True), axes)
     for offset, part, color in ((0.15, "precision", "C0"), (-0.15, "recall", "C1")):
         rows = [(place, share) for place, row in enumerate(ordered) if (share := getattr(row, part)) is not None]
         places = np.array([place for place, _ in rows]) + offset

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.logits import all_logits
-from fashion_cnn.evaluation.measuring import rebuild, require_test
+from fashion_cnn.evaluation.measuring import rebuild
 from fashion_cnn.evaluation.temperature import fit_temperature
 from fashion_cnn.exporting import onnx_file
 from fashion_cnn.exporting.deployed import OUTPUTS, Deployed
@@ -31,24 +31,33 @@ FLOAT_FILE, INT8_FILE, FIGURES_FILE = "network.onnx", "network_int8.onnx", "expo
 _TORCH, _FLOAT = "PyTorch, float32", "ONNX, float32"
 _ROUNDING = 1e-3
 _CALIBRATION_IMAGES = 1000
+# Of the training images, where there are no others.
+_MOST_CHECKED = 10_000
 
 # Logits of images, both as arrays: `(N, C, H, W)` uint8 in, `(N, num_classes)` float32 out.
 Answer = Callable[[Array], Array]
+
+
+class Checked(NamedTuple):
+    """What the files are checked on: the `split`, in words, and images `(N, C, H, W)` uint8 of it."""
+
+    split: str
+    images: Array
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to run the network.
 
-    file: its name, None for PyTorch itself. val_accuracy: None where the run kept no validation images. differing: test
-    images that it puts into another class than PyTorch in float32 does. max_difference: of their logits. latency:
-    median seconds for one image on one thread.
+    file: its name, None for PyTorch itself. test_accuracy, val_accuracy: None where the run has no such images.
+    differing: images of those that are checked that it puts into another class than PyTorch in float32 does.
+    max_difference: of their logits. latency: median seconds for one image on one thread.
     """
 
     name: str
     file: str | None
     bytes: int | None
-    test_accuracy: float
+    test_accuracy: float | None
     val_accuracy: float | None
     differing: int
     max_difference: float
@@ -62,8 +71,8 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
     lower. Raises UserError where a file does not answer as PyTorch does, or cannot be written.
     """
     config, module, data = rebuild(run, data_root)
-    require_test(run, data)
     data.setup("test")
+    checked = _checked(data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,9 +82,9 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
     # Only what was checked gets its name.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unchecked-") as unchecked:
         files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature), int8=int8)
-        ways = _measure(deployed, data, files)
-        _check_parity(deployed, files[_FLOAT], data)
-        remarks = []
+        ways = _measure(deployed, data, files, checked)
+        _check_parity(deployed, files[_FLOAT], checked, data.eval_batch_size)
+        remarks = [] if data.has_test else [f"There are no test images: checked on {checked.split} images."]
         if int8 and (remark := _why_not(ways[-1], ways[0], int8_tolerance)):
             ways.pop()
             remarks.append(remark)
@@ -94,6 +103,16 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
     if folder == run.export:
         write_model_card(run, config, data, run.results(), [_line(way) for way in ways if way.file] + remarks)
     return outcome
+
+
+def _checked(data: ImageDataModule) -> Checked:
+    """The test images, or where there are none those of validation, or else of training."""
+    if data.has_test:
+        return Checked("test", data.test_split.images.numpy())
+    if data.val_size:
+        return Checked("validation", data.val_split.images.numpy())
+    chosen = data.train_split.indices[:_MOST_CHECKED]
+    return Checked("training", data.train_split.images_at(chosen).numpy())
 
 
 def _temperature(module: ImageClassifier, data: ImageDataModule) -> float:
@@ -118,7 +137,7 @@ def _write(
     return files
 
 
-def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]) -> list[Way]:
+def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path], checked: Checked) -> list[Way]:
     """PyTorch first, then each of the files."""
     batch = data.eval_batch_size
     answers: dict[str, Answer] = {
@@ -126,9 +145,23 @@ def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]) 
     }
     for name, file in files.items():
         answers[name] = partial(onnx_file.logits_of, onnx_file.open_onnx(file), batch=batch)
-    seconds = _latencies(deployed, data, files)
-    expected = answers[_TORCH](data.test_split.images.numpy())
-    return [_way(name, files.get(name), answer, expected, seconds[name], data) for name, answer in answers.items()]
+    seconds = _latencies(deployed, checked.images[:1], files)
+    expected = answers[_TORCH](checked.images)
+    ways = []
+    for name, answer in answers.items():
+        written, logits = files.get(name), answer(checked.images)
+        way = Way(
+            name=name,
+            file=written.name if written else None,
+            bytes=written.stat().st_size if written else None,
+            test_accuracy=_accuracy(logits, data.test_split) if data.has_test else None,
+            val_accuracy=_accuracy(answer(data.val_split.images.numpy()), data.val_split) if data.val_size else None,
+            differing=int((logits.argmax(1) != expected.argmax(1)).sum()),
+            max_difference=float(np.abs(logits - expected).max()),
+            latency=seconds[name],
+        )
+        ways.append(way)
+    return ways
 
 
 def _metadata(run: Run, data: ImageDataModule, temperature: float) -> dict[str, str]:
@@ -147,30 +180,15 @@ def _metadata(run: Run, data: ImageDataModule, temperature: float) -> dict[str, 
     return {name: json.dumps(value) for name, value in described.items()}
 
 
-def _way(name: str, file: Path | None, answer: Answer, expected: Array, seconds: float, data: ImageDataModule) -> Way:
-    logits = answer(data.test_split.images.numpy())
-    return Way(
-        name=name,
-        file=file.name if file else None,
-        bytes=file.stat().st_size if file else None,
-        test_accuracy=_accuracy(logits, data.test_split),
-        val_accuracy=_accuracy(answer(data.val_split.images.numpy()), data.val_split) if data.val_size else None,
-        differing=int((logits.argmax(1) != expected.argmax(1)).sum()),
-        max_difference=float(np.abs(logits - expected).max()),
-        latency=seconds,
-    )
-
-
 def _accuracy(logits: Array, split: InMemoryDataset) -> float:
     return float((logits.argmax(1) == split.targets.numpy()).mean())
 
 
-def _check_parity(deployed: Deployed, file: Path, data: ImageDataModule) -> None:
-    """Raise UserError unless all outputs are PyTorch's on all test images, but for rounding."""
+def _check_parity(deployed: Deployed, file: Path, checked: Checked, batch: int) -> None:
+    """Raise UserError unless all outputs are PyTorch's on all that is checked, but for rounding."""
     session = onnx_file.open_onnx(file)
     wrong = 0
-    for members in data.test_split.indices.split(data.eval_batch_size):
-        images = data.test_split.images_at(members)
+    for images in torch.from_numpy(checked.images).split(batch):
         with torch.inference_mode():
             expected = [output.numpy() for output in deployed(images)]
         outputs = session.run(list(OUTPUTS), {"images": images.numpy()})
@@ -180,8 +198,8 @@ def _check_parity(deployed: Deployed, file: Path, data: ImageDataModule) -> None
         wrong += int((~same).sum())
     if wrong:
         raise UserError(
-            f"The exported network answers {wrong} of {len(data.test_split):,} test images otherwise than PyTorch "
-            "does: it is not kept. Please report the model and the versions of torch and onnxruntime."
+            f"The exported network answers {wrong} of {len(checked.images):,} {checked.split} images otherwise than "
+            "PyTorch does: it is not kept. Please report the model and the versions of torch and onnxruntime."
         )
 
 
@@ -197,12 +215,11 @@ def _why_not(way: Way, reference: Way, tolerance: float) -> str | None:
     return None
 
 
-def _latencies(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]) -> dict[str, float]:
-    """Seconds for one image on one thread, by the name of the way."""
-    image = data.test_split.images_at(data.test_split.indices[:1])
-    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(all_logits, deployed.logits, image, 1)}
+def _latencies(deployed: Deployed, image: Array, files: dict[str, Path]) -> dict[str, float]:
+    """Seconds for one image `(1, C, H, W)` uint8 on one thread, by the name of the way."""
+    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(all_logits, deployed.logits, torch.from_numpy(image), 1)}
     for name, file in files.items():
-        calls[name] = partial(onnx_file.open_onnx(file, threads=1).run, ["logits"], {"images": image.numpy()})
+        calls[name] = partial(onnx_file.open_onnx(file, threads=1).run, ["logits"], {"images": image})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -212,7 +229,8 @@ def _latencies(deployed: Deployed, data: ImageDataModule, files: dict[str, Path]
 
 
 def _line(way: Way) -> str:
+    tested = "" if way.test_accuracy is None else f"{way.test_accuracy:.2%} on test, "
     return (
-        f"`{way.file}` ({way.name}, {(way.bytes or 0) / 1e6:.2f} MB): {way.test_accuracy:.2%} on test, {way.differing} "
-        f"images unlike PyTorch, {way.latency * 1000:.2f} ms an image on one thread."
+        f"`{way.file}` ({way.name}, {(way.bytes or 0) / 1e6:.2f} MB): {tested}{way.differing} images unlike PyTorch, "
+        f"{way.latency * 1000:.2f} ms an image on one thread."
     )

@@ -12,7 +12,7 @@ class Answer:
 
     classes: the likeliest with their probabilities, the likeliest first. none_of_these: whether even that one is too
     unlikely to be named. taught: the concepts that it was taught and recognises here, with their scores, the best first
-    (of what it knows, scores are 0 ± 1). error: why the file could not be read; then there are no classes.
+    (see `Concept.scores`). error: why the file could not be read; then there are no classes.
     """
 
     path: Path

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from fashion_cnn.analysis.class_figures import inches
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import TrainedNetwork
@@ -69,9 +70,9 @@ def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
 def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write the figures, and draw them, into `folder`. Raises UserError where it cannot be written."""
     _make(folder)
+    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, figure in drawn(outcome).items():
         figure.savefig(folder / f"{name}.png", dpi=110)
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     outcome["written_to"] = str(as_typed(folder))
 
 
@@ -86,7 +87,7 @@ def drawn(outcome: Mapping[str, Any]) -> dict[str, Figure]:
     searches = outcome["searches"]
     classes = max(len(found[NETWORK]["by_class"]) for found in searches.values())
     figures = {
-        "precision_by_class": Figure(figsize=(5.5 * len(searches), 1.6 + 0.42 * classes), layout="constrained"),
+        "precision_by_class": Figure(figsize=(5.5 * len(searches), inches(classes, beside=1.6)), layout="constrained"),
         "precision_at_k": Figure(figsize=(5.5 * len(searches), 4.2), layout="constrained"),
     }
     for name, plot in (("precision_by_class", plot_precision_by_class), ("precision_at_k", plot_curves)):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from fashion_cnn.analysis.class_figures import topmost
 from fashion_cnn.retrieval.evaluating import NETWORK
 
 # Whose vectors stand beside the network's, class by class.
@@ -18,7 +19,8 @@ def plot_precision_by_class(found: Mapping[str, Any], axes: Axes, *, title: str)
     found: by whose vectors, a `LabelledSearch` as stored.
     """
     by_network = found[NETWORK]["by_class"]
-    names = sorted(by_network, key=lambda name: by_network[name]["precision"]["1"]["value"], reverse=True)
+    best_first = sorted(by_network, key=lambda name: by_network[name]["precision"]["1"]["value"], reverse=True)
+    names = topmost(best_first, axes)
     shown = [name for name in (NETWORK, _BESIDE) if name in found]
     for color, offset, whose in zip(("C0", "C7"), (0.12, -0.12), shown, strict=False):
         shares = [found[whose]["by_class"][name]["precision"]["1"] for name in names]

@@ -17,7 +17,7 @@ from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
 from fashion_cnn.training.epoch_log import EpochLog
-from fashion_cnn.training.hardware import fast_precision
+from fashion_cnn.training.hardware import precision_of
 from fashion_cnn.training.loggers import MetricsCSV
 from fashion_cnn.training.repeatable import SeedEachEpoch
 from fashion_cnn.training.stopwatch import Stopwatch
@@ -121,9 +121,6 @@ def _first(devices: Any) -> int | list[int]:
 
 
 def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) -> Trainer:
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision = fast_precision(config.trainer.accelerator)
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     # Where the bar was dropped, Lightning would put in one of its own.
@@ -132,7 +129,7 @@ def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) 
         config.trainer,
         **settings,
         callbacks=callbacks,
-        precision=precision,
+        precision=precision_of(config.trainer.precision, config.trainer.accelerator),
         plugins=[AtomicCheckpointIO()],
         # The loaders deal the images out themselves: Lightning's sampler would show some of them twice.
         use_distributed_sampler=False,

@@ -4,6 +4,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+# What Lightning calls the formats by, beside their names.
+_NAMES = {None: "32-true", 32: "32-true", "32": "32-true", 16: "16-mixed", "16": "16-mixed", "bf16": "bf16-mixed"}
+
 
 def device_for(accelerator: str) -> torch.device:
     """The device that Lightning takes for this `accelerator`, `auto` included; the CPU where there is none of it."""
@@ -29,19 +32,21 @@ def fast_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def precision_context(precision: str, accelerator: str) -> AbstractContextManager[object]:
-    """Has networks compute as Lightning's Trainer does with these two settings; `auto` is what is fast here.
+def precision_of(precision: str | int | None, accelerator: str) -> str:
+    """Lightning's name of the format that its Trainer computes in with these two settings; `auto` is what is fast here.
 
-    What a CPU cannot do well, float16, is float32 there.
+    What a CPU cannot do well, float16, is bfloat16 there.
     """
     if precision == "auto":
-        precision = fast_precision(accelerator)
-    device = device_for(accelerator).type
-    if precision == "bf16-mixed":
-        return torch.autocast(device, torch.bfloat16)
-    if precision == "16-mixed" and device != "cpu":
-        return torch.autocast(device, torch.float16)
-    return nullcontext()
+        return fast_precision(accelerator)
+    name = _NAMES.get(precision, str(precision))
+    return "bf16-mixed" if name == "16-mixed" and device_for(accelerator).type == "cpu" else name
+
+
+def precision_context(precision: str | int | None, accelerator: str) -> AbstractContextManager[object]:
+    """Has networks compute as Lightning's Trainer does with these two settings."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision_of(precision, accelerator))
+    return torch.autocast(device_for(accelerator).type, dtype) if dtype else nullcontext()
 
 
 def describe(device: torch.device) -> str:

@@ -1,0 +1,47 @@
+"""A table of recorded runs, as Markdown: what stands in it, and what of a record counts."""
+
+from typing import Any
+
+from fashion_cnn.analysis.comparison import Group
+
+# Of runs that had the machine to themselves.
+TIMES = ("seconds", "wall_seconds", "images_per_second")
+BESIDE, RESUMED = ", beside ", ", resumed"
+# By heading: the figure in results.json, what it is multiplied by, and the digits shown.
+COLUMNS = {
+    "test %": ("test/accuracy", 100, 2),
+    "flip-averaged %": ("test_flip/accuracy", 100, 2),
+    "val %": ("val/accuracy", 100, 2),
+    "train probe %": ("train/accuracy", 100, 2),
+    "gap to test, points": ("gap_test/accuracy", 100, 2),
+    "running acc. %": ("running/accuracy", 100, 2),
+    "running loss": ("running/loss", 1, 4),
+    "test loss": ("test/loss", 1, 4),
+    "minutes of training": ("seconds", 1 / 60, 1),
+    "seconds in all": ("wall_seconds", 1, 1),
+}
+ABLATION_COLUMNS = {
+    "val %": ("val/accuracy", 100, 2),
+    "val, flip-averaged %": ("val_flip/accuracy", 100, 2),
+    "train probe %": ("train/accuracy", 100, 2),
+    "images/s": ("images_per_second", 1, 0),
+    "seconds in all": ("wall_seconds", 1, 1),
+}
+
+
+def print_table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, tuple[str, float, int]]) -> None:
+    """Mean ± standard deviation over the seeds of each row's records."""
+    print(f"| {' | '.join(['', 'seeds', *columns])} |")
+    print(f"| {' | '.join(['---', *['---:'] * (len(columns) + 1)])} |")
+    for row, records in rows.items():
+        all_runs, timed = (Group({}, tuple(record["results"] for record in of)) for of in (records, alone(records)))
+        figures = [(timed if name in TIMES else all_runs).figure(name) for name, _, _ in columns.values()]
+        said = [
+            figure.said(scale, digits) if figure else "not measured"
+            for figure, (_, scale, digits) in zip(figures, columns.values(), strict=True)
+        ]
+        print(f"| {' | '.join([row, str(len(records)), *said])} |")
+
+
+def alone(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if not any(word in record["machine"] for word in (BESIDE, RESUMED))]

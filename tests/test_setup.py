@@ -1,0 +1,100 @@
+"""scripts/train on a machine of its own: what it sets up, what it leaves, and what it says when it cannot."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+# The interpreter of .venv, which writes down what it is asked for. There is no way to Fashion-MNIST.
+PYTHON = """#!/bin/sh
+echo "$*" >>"$(dirname "$0")/asked"
+case "$*" in
+  *find_spec*torch*) [ -e "$(dirname "$0")/torch" ] ;;
+  "-m pip install"*) echo "Obtaining fashion_cnn" ;;
+  "-m fashion_cnn.data"*) echo "error: torchvision: no network" >&2; exit 1 ;;
+esac
+"""
+# A disk with 5 GB free.
+DF = "#!/bin/sh\necho 'Filesystem blocks Used Available'\necho 'disk 9 4 5242880 50% /'\n"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Run scripts/train there, with what .venv's interpreter was asked for since, and files of programs to put in."""
+    for name in ("scripts/setup.sh", "scripts/train", "scripts/constraints.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    shutil.copytree(REPOSITORY / "conf" / "experiment", tmp_path / "conf" / "experiment")
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def start(*words):
+        asked = tmp_path / ".venv" / "bin" / "asked"
+        asked.write_text("")
+        environment = {**os.environ, "PATH": f"{tmp_path / 'programs'}:{os.environ['PATH']}", "PYTHON": sys.executable}
+        environment.pop("TORCH_INDEX_URL", None)
+        command = [str(tmp_path / "scripts" / "train"), *words]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return ended, asked.read_text().splitlines()
+
+    write(".venv/bin/python", PYTHON)
+    write("programs/df", DF)
+    write("programs/apt-get", "#!/bin/sh\necho 'E: no apt here' >&2\nexit 100\n")
+    write("programs/dpkg", "#!/bin/sh\necho \"dpkg-deb: error: failed to read archive '$2'\" >&2\nexit 2\n")
+    start.write = write
+    return start
+
+
+def test_what_torch_is_installed_for_already_needs_no_room_for_it(machine):
+    refused, asked = machine("data=kmnist")
+    assert refused.returncode == 1
+    assert "5120 MB are free on this disk, the packages need about 7 GB." in refused.stderr
+    machine.write(".venv/bin/torch", "")
+    ended, asked = machine("data=kmnist")
+    assert ended.returncode == 0
+    assert any(words.startswith("-m pip install") for words in asked)
+    assert asked[-1] == "-m fashion_cnn.train data=kmnist"
+    assert not any("pip" in words for words in machine("data=kmnist")[1]), "what is done is not done again"
+
+
+@pytest.mark.parametrize(
+    ("words", "fetched"),
+    [
+        (["model=small"], True),
+        (["init_from=latest"], True),
+        (["data=image_folder", "data.root=photos"], False),
+        (["experiment=logos"], False),
+        (["resume=latest"], False),
+        (["--help"], False),
+        (["--cfg", "job", "data=fashion_mnist"], False),
+        (["--cfg=job"], False),
+    ],
+)
+def test_fashion_mnist_is_fetched_where_it_is_trained_on_alone(machine, words, fetched):
+    machine.write(".venv/bin/torch", "")
+    ended, asked = machine(*words)
+    assert any(one.startswith("-m fashion_cnn.data") for one in asked) == fetched
+    assert (f"-m fashion_cnn.train {' '.join(words)}" in asked) != fetched
+    assert ended.returncode == int(fetched)
+
+
+def test_why_debians_package_could_not_be_had_is_told(machine):
+    machine.write(".venv/bin/torch", "")
+    assert "no network (E: no apt here)" in machine()[0].stderr
+    # Offline, an update fails to fetch and yet ends well.
+    machine.write(
+        "programs/apt-get",
+        '#!/bin/sh\ncase "$*" in\n'
+        "  *update) echo 'W: Failed to fetch http://deb.debian.org/x  Could not resolve deb.debian.org' ;;\n"
+        "  *) echo 'E: Unable to locate package dataset-fashion-mnist' >&2; exit 100 ;;\nesac\n",
+    )
+    said = machine()[0].stderr
+    assert "no network (W: Failed to fetch http://deb.debian.org/x  Could not resolve deb.debian.org)" in said
+    machine.write("programs/apt-get", "#!/bin/sh\ntouch dataset-fashion-mnist_1_all.deb\n")
+    assert "(dpkg-deb: error: failed to read archive 'dataset-fashion-mnist_1_all.deb')" in machine()[0].stderr
