@@ -24,6 +24,7 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.explaining.page import Explainer
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.prediction.output import encodable
     from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.runs import as_typed, find_finished
 
@@ -46,7 +47,7 @@ def explain(config: DictConfig) -> None:
         )
         for number, path in enumerate(found.paths, start=1):
             try:
-                print(as_typed(explainer.explain(path, folder)), flush=True)
+                print(encodable(str(as_typed(explainer.explain(path, folder)))), flush=True)
             except UnreadablePictureError as error:
                 unreadable += 1
                 print(f"{path}: {error}", file=sys.stderr)

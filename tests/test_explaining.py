@@ -1,5 +1,7 @@
 """Why a network says what it says: pixels that mattered, and training images that are alike."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,7 +102,21 @@ def test_a_training_image_is_nearest_to_itself():
     assert (near.similarity.diff(dim=1) <= 0).all()
 
 
-def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from fashion_cnn.train import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    return train(compose(overrides=[*TINY_DATA, "callbacks=essential", f"runs_dir='{folder}'"]))["run"]
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A run of its own for each test, whose pages no other test has written."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, tmp_path, monkeypatch):
     pytest.importorskip("captum")
     from matplotlib.figure import Figure
     from PIL import Image
@@ -108,9 +124,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     from fashion_cnn.evaluation.temperature import Calibration
     from fashion_cnn.explain import main
     from fashion_cnn.explaining import page as page_module
-    from fashion_cnn.train import train
 
-    run = train(compose(overrides=[*TINY_DATA, "callbacks=essential", f"runs_dir='{tmp_path / 'runs'}'"]))["run"]
     pictures = tmp_path / "pictures, (1)"
     pictures.mkdir()
     Image.new("L", (20, 20), 200).save(pictures / "light.png")
@@ -141,3 +155,20 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     status, _, err = command(main, f"run={run}", "images=")
     assert (status, err.count("\n")) == (2, 1)
     assert "images= names nothing: say images=PATH" in err
+
+
+def test_a_file_of_any_name_gets_its_page(command, run, tmp_path):
+    pytest.importorskip("captum")
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+
+    names = ["shirt $10_$20.png", os.fsdecode(b"caf\xe9.png"), f"{'long ' * 49}.png"]
+    (tmp_path / "odd").mkdir()
+    for name in names:
+        Image.new("L", (20, 20), 200).save(tmp_path / "odd" / name)
+    for _ in ("at first", "drawn anew"):
+        status, out, _ = command(main, f"run={run}", f"images={tmp_path / 'odd'}", "neighbours=2")
+        assert status == 0
+        assert len(out.splitlines()) == len(names)
+        assert {page.name for page in (run / "explained").iterdir()} == {f"{name}.png" for name in names}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import rebuild
@@ -83,7 +84,7 @@ class Explainer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             figure = draw(explanation, np.asarray(picture.convert("RGB")))
-            figure.savefig(page, dpi=110, metadata={_SOURCE: str(path.absolute())})
+            save_figure(figure, page, {_SOURCE: _described(path)})
         except OSError as error:
             raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error
         return page
@@ -98,9 +99,14 @@ def _page(folder: Path, path: Path) -> Path:
 def _is_of(page: Path, path: Path) -> bool:
     try:
         with Image.open(page) as image:
-            return image.info.get(_SOURCE) == str(path.absolute())
+            return image.info.get(_SOURCE) == _described(path)
     except OSError:
         return False
+
+
+def _described(path: Path) -> str:
+    """The whole path, as a text whatever its name is."""
+    return str(path.absolute()).encode(errors="backslashreplace").decode()
 
 
 def _label(name: str, data: ImageDataModule) -> int:

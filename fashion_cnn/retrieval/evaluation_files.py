@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import TrainedNetwork
@@ -70,7 +71,7 @@ def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write the figures, and draw them, into `folder`. Raises UserError where it cannot be written."""
     _make(folder)
     for name, figure in drawn(outcome).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        save_figure(figure, folder / f"{name}.png")
     write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     outcome["written_to"] = str(as_typed(folder))
 
