@@ -42,7 +42,7 @@ def explain(config: DictConfig) -> None:
             run,
             data_root=config.data.root,
             neighbours=config.neighbours,
-            about=config.about,
+            about=None if config.about is None else str(config.about),
             reject=config.reject,
         )
         for number, path in enumerate(found.paths, start=1):

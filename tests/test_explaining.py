@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_DATA
+from tiny_images import TinyDataModule
 from torch import nn
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
@@ -172,3 +173,23 @@ def test_a_file_of_any_name_gets_its_page(command, run, tmp_path):
         assert status == 0
         assert len(out.splitlines()) == len(names)
         assert {page.name for page in (run / "explained").iterdir()} == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize("typed", ["3", "x (new)", "a, b", "'null'"])
+def test_a_class_is_named_as_it_is_called(command, run, tmp_path, monkeypatch, typed):
+    pytest.importorskip("captum")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.explaining import page as page_module
+
+    monkeypatch.setattr(TinyDataModule, "class_names", ("3", "x (new)", "a, b", "null"))
+    Image.new("L", (20, 20), 200).save(tmp_path / "light.png")
+    titles = []
+    monkeypatch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
+    status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", f"about={typed}", "reject=0")
+    assert (status, err) == (0, "")
+    (title,) = titles
+    name = typed.strip("'")
+    assert title.endswith(f"explained: {name}") or title.startswith(f"light.png: {name},")
