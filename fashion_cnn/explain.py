@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
-from fashion_cnn.options import check_images
+from fashion_cnn.options import check_images, check_invert
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,6 +29,7 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.runs import as_typed, find_finished
 
     check_images(config)
+    check_invert(config)
     if config.images is None:
         raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
     if config.neighbours < 1:
@@ -44,6 +45,7 @@ def explain(config: DictConfig) -> None:
             neighbours=config.neighbours,
             about=None if config.about is None else str(config.about),
             reject=config.reject,
+            invert=config.invert,
         )
         for number, path in enumerate(found.paths, start=1):
             try:

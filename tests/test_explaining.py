@@ -193,3 +193,27 @@ def test_a_class_is_named_as_it_is_called(command, run, tmp_path, monkeypatch, t
     (title,) = titles
     name = typed.strip("'")
     assert title.endswith(f"explained: {name}") or title.startswith(f"light.png: {name},")
+
+
+def test_a_page_shows_the_picture_on_the_ground_that_the_network_saw_it_on(command, run, tmp_path, monkeypatch):
+    pytest.importorskip("captum")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.explaining import page as page_module
+
+    # Of the size that the network takes, so that it is taken pixel for pixel; red is what nobody sees.
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    clear.paste((90, 90, 90, 255), (5, 5, 15, 15))
+    clear.save(tmp_path / "clear.png")
+    seen = []
+    monkeypatch.setattr(page_module, "draw", lambda *shown: seen.append(shown) or Figure())
+    for typed in ("auto", "always"):
+        assert command(main, f"run={run}", f"images={tmp_path}/clear.png", f"invert={typed}")[0] == 0
+    (plain, original), (negated, same) = seen
+    assert original[0, 0].tolist() == same[0, 0].tolist() == [255, 255, 255]
+    assert (plain.image[0] == torch.tensor(original[..., 0])).all()
+    assert torch.equal(negated.image, 255 - plain.image)
+    status, _, err = command(main, f"run={run}", f"images={tmp_path}/clear.png", "invert=maybe")
+    assert (status, err) == (2, "error: invert=maybe is not possible: choose auto, never, always.\n")

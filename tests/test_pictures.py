@@ -197,6 +197,36 @@ def test_where_it_lies_and_its_colours_change_nothing_that_matters():
     assert (prepared(clear, sharpening=0) - reference).abs().mean() < 6
 
 
+def cut_out(colour):
+    """A garment of that colour; around it all is transparent, and of a colour that nobody sees."""
+    item = garment(ground=(0, 255, 0), colour=colour)
+    return Image.merge("RGBA", (*item.split(), garment().convert("L").point(lambda value: 255 * (value < 255))))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (225, 230, 235), (120, 40, 30), (0, 0, 0)])
+def test_an_item_that_is_cut_out_is_seen_whatever_its_colour(colour):
+    reference = prepared(garment(), sharpening=0).float()
+    assert (prepared(cut_out(colour), sharpening=0) - reference).abs().mean() < 6
+    small = cut_out(colour).resize((28, 28))
+    _, top, _, bottom = item_box(prepared(small))
+    assert 5 <= top < bottom <= 23, "of the network's size it keeps its frame"
+
+
+def test_a_light_card_with_round_corners_keeps_them_light():
+    card = garment(colour=(200, 60, 40), inset=0.2)
+    plain = prepared(card)
+    mask = Image.new("L", card.size)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 599, 799), 60, fill=255)
+    card.putalpha(mask)
+    assert (prepared(card) - plain.int()).abs().max() <= 2
+
+
+def test_what_was_not_cut_out_shows_the_ground_that_was_said():
+    preparation = Preparation((3, 30, 20), cut_out=False, background=40)
+    assert preparation(cut_out((255, 255, 255)))[:, 0, 0].tolist() == [40, 40, 40]
+    assert Preparation((3, 30, 20), cut_out=False)(cut_out((255, 255, 255))).min() == 255
+
+
 def test_noise_of_a_camera_does_not_hide_the_item():
     noise = 6 * np.random.default_rng(0).standard_normal((1000, 800, 3), dtype=np.float32)
     noisy = (np.asarray(garment((800, 1000), ground=(225,) * 3)) + noise).clip(0, 255).astype(np.uint8)

@@ -18,6 +18,7 @@ from fashion_cnn.explaining.gradients import integrated_gradients
 from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.models import Ensemble
 from fashion_cnn.pictures import decode
+from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.prediction import validation_predictions
 from fashion_cnn.prediction.answers import NONE_OF_THESE
 from fashion_cnn.runs import Run
@@ -30,17 +31,19 @@ class Explainer:
     """Explains pictures by a run's network, in float32.
 
     about: the class to explain, by name; None for the one that the network says. neighbours: how many training images
-    to show. reject: as in `calibrate`.
+    to show. reject: as in `calibrate`. invert: see `Preparation`.
     Raises UserError where the run's weights or data cannot be read, or there is no such class.
     """
 
-    def __init__(self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float) -> None:
+    def __init__(
+        self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float, invert: Invert
+    ) -> None:
         _, module, data = rebuild(run, data_root)
         if isinstance(module.network, Ensemble):
             raise UserError(f"{run.path} is an ensemble, whose networks look each elsewhere: explain one network.")
         self.module, self.data = module, data
         self.about = None if about is None else _label(about, data)
-        self.preparation = data.preparation()
+        self.preparation = data.preparation(invert)
         validation = validation_predictions(run)
         self.calibration = calibrate(validation, reject=reject) if validation else Calibration()
         self.training_images = TrainingImages(self.module, data)
@@ -83,7 +86,7 @@ class Explainer:
         page = _page(folder, path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            figure = draw(explanation, np.asarray(picture.convert("RGB")))
+            figure = draw(explanation, np.asarray(self.preparation.flattened(picture).convert("RGB")))
             save_figure(figure, page, {_SOURCE: _described(path)})
         except OSError as error:
             raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error

@@ -35,7 +35,7 @@ def contact_sheet(hits: Sequence[Hit], asked: Sequence[Image.Image] = ()) -> Fig
 
 
 def _show(axes: Axes, picture: Image.Image, said: str) -> None:
-    axes.imshow(picture.convert("RGB"), interpolation="nearest")
+    axes.imshow(picture.convert("RGBA"), interpolation="nearest")
     axes.set_title(as_label(said), fontsize=7, y=-0.02, va="top")
 
 
