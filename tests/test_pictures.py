@@ -98,12 +98,35 @@ def test_each_mode_comes_out_in_eight_bits_with_its_colours(made, mode):
         (np.array([[-5.0, 0.0, 5.0]], np.float32), [0, 128, 255]),
         (np.array([[np.nan, 1.0, 0.0]], np.float32), [0, 255, 0]),
         (np.array([[0, 0, 0]], np.int32), [0, 0, 0]),
+        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
+        (np.array([[0, 128, 255]], np.uint16), [0, 128, 255]),
+        (np.array([[300, 300, 300]], np.float32), [1, 1, 1]),
+        (np.array([[-5, -5, -5]], np.float32), [0, 0, 0]),
+        (np.array([[100_000, 100_000]], np.int32), [0, 0]),
     ],
 )
 def test_more_than_eight_bits_are_scaled_not_cut(values, expected):
     decoded = decode(encoded(Image.fromarray(values), "TIFF"))
     assert decoded.mode == "L"
     assert np.asarray(decoded)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("tag", [281, 341], ids=["MaxSampleValue", "SMaxSampleValue"])
+@pytest.mark.parametrize("most", [4095, 1000, (1000,)])
+def test_a_tiff_says_how_light_its_lightest_is(tag, most):
+    values = np.array([[0, 500, 1000]], np.uint16)
+    end = most if isinstance(most, int) else most[0]
+    decoded = decode(encoded(Image.fromarray(values), "TIFF", tiffinfo={tag: most}))
+    assert np.asarray(decoded)[0].tolist() == (values[0] * (255 / end)).round().tolist()
+
+
+def test_a_tiff_of_twelve_bits_is_scaled_from_twelve():
+    rows = bytes([0x00, 0x07, 0xFF, 0xFF, 0xF0, 0x00])  # 0, 2047, 4095, 0
+    tags = [(256, 3, 4), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1), (278, 3, 1)]
+    tags.append((279, 4, len(rows)))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    assert np.asarray(decode(tiff.ljust(122, b"\0") + rows))[0].tolist() == [0, 127, 255, 0]
 
 
 def test_a_colour_that_stands_for_transparent_is(tmp_path):

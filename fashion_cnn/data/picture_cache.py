@@ -22,7 +22,7 @@ from fashion_cnn.runs import remove_abandoned, write_whole
 
 Progress = Callable[[int, int], None]
 # Raised where pictures are prepared in another way than before.
-_VERSION = 1
+_VERSION = 2
 _LOOKED_AT_TOGETHER = 64
 
 
