@@ -1,8 +1,10 @@
 """Picture files of any kind: which are meant, how they are decoded, what a network is shown of them."""
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,6 +335,36 @@ def test_globs_and_lists_name_each_file_once(folder):
         "photos/notes.md",
         "photos/deep/c.JPG",
     ], "a file that is named itself is tried"
+
+
+def test_what_cannot_be_looked_into_is_told_as_a_file_that_cannot_be_read(folder, monkeypatch):
+    listed, looked, opened = os.scandir, os.stat, io.open
+
+    def refuse(path):
+        if os.fspath(path).endswith(("deep", "b 1.png")):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def refusing(ask):
+        return lambda path, *further, **named: refuse(path) or ask(path, *further, **named)
+
+    # As for anyone but root.
+    monkeypatch.setattr("os.scandir", lambda path: refuse(path) if str(path).endswith("deep") else listed(path))
+    monkeypatch.setattr("os.stat", refusing(looked))
+    monkeypatch.setattr("builtins.open", refusing(opened))
+    found = find_pictures("photos")
+    assert {"photos/deep", "photos/b 1.png", "photos/no name"} <= {*names(found)}
+    for refused in ("photos/deep", "photos/b 1.png"):
+        with pytest.raises(UnreadablePictureError, match=r"cannot be read \(Permission denied\)"):
+            decode(Path(refused))
+
+
+def test_linked_folders_are_looked_into_once_however_they_lie(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "e.png").write_bytes(encoded(garment((30, 40))))
+    (folder / "photos" / "linked").symlink_to(folder / "elsewhere")
+    (folder / "photos" / "deep" / "round").symlink_to(folder / "photos")
+    (folder / "photos" / "nowhere.png").symlink_to(folder / "gone")
+    assert names(find_pictures("photos"))[3:] == ["photos/text.png", "photos/deep/c.JPG", "photos/linked/e.png"]
 
 
 @pytest.mark.parametrize(
