@@ -146,8 +146,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     assert len(list((Path(run) / "explained").iterdir())) == 2
     titles = []
     with monkeypatch.context() as patch:
-        patch.setattr(page_module, "validation_predictions", lambda run: "of validation")
-        patch.setattr(page_module, "calibrate", lambda _, reject: Calibration(threshold=1 - reject))
+        patch.setattr(page_module, "calibration_of", lambda run, reject: (Calibration(threshold=1 - reject), None))
         patch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
         assert command(main, f"run={run}", f"images={pictures}/light.png", "reject=0.0")[0] == 0
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
@@ -156,6 +155,9 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     status, _, err = command(main, f"run={run}", "images=")
     assert (status, err.count("\n")) == (2, 1)
     assert "images= names nothing: say images=PATH" in err
+    status, _, err = command(main, f"run={run}", f"images={pictures}", "reject=5")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "reject=5 is not possible" in err
 
 
 def test_a_file_of_any_name_gets_its_page(command, run, tmp_path):
@@ -189,7 +191,8 @@ def test_a_class_is_named_as_it_is_called(command, run, tmp_path, monkeypatch, t
     titles = []
     monkeypatch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
     status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", f"about={typed}", "reject=0")
-    assert (status, err) == (0, "")
+    assert (status, err.count("\n")) == (0, 1)
+    assert "holds no predictions of validation images" in err
     (title,) = titles
     name = typed.strip("'")
     assert title.endswith(f"explained: {name}") or title.startswith(f"light.png: {name},")

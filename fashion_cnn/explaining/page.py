@@ -11,7 +11,6 @@ from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import rebuild
-from fashion_cnn.evaluation.temperature import Calibration, calibrate
 from fashion_cnn.explaining.drawing import Explanation, draw
 from fashion_cnn.explaining.grad_cam import grad_cam
 from fashion_cnn.explaining.gradients import integrated_gradients
@@ -19,7 +18,7 @@ from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.models import Ensemble
 from fashion_cnn.pictures import decode
 from fashion_cnn.pictures.preparation import Invert
-from fashion_cnn.prediction import validation_predictions
+from fashion_cnn.prediction import calibration_of
 from fashion_cnn.prediction.answers import NONE_OF_THESE
 from fashion_cnn.runs import Run
 
@@ -31,7 +30,7 @@ class Explainer:
     """Explains pictures by a run's network, in float32.
 
     about: the class to explain, by name; None for the one that the network says. neighbours: how many training images
-    to show. reject: as in `calibrate`. invert: see `Preparation`.
+    to show. reject: as in `calibrate`. invert: see `Preparation`. remark: what people are to know of the probabilities.
     Raises UserError where the run's weights or data cannot be read, or there is no such class.
     """
 
@@ -44,8 +43,7 @@ class Explainer:
         self.module, self.data = module, data
         self.about = None if about is None else _label(about, data)
         self.preparation = data.preparation(invert)
-        validation = validation_predictions(run)
-        self.calibration = calibrate(validation, reject=reject) if validation else Calibration()
+        self.calibration, self.remark = calibration_of(run, reject=reject)
         self.training_images = TrainingImages(self.module, data)
         self.neighbours = neighbours
 

@@ -41,7 +41,7 @@ def analyse(
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
         write_whole(run.examples_file, table(dynamics, data.class_names))
-    held_out = {split: predictions for split, predictions in best.items() if split != "train"}
+    held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
     write_whole(run.ambiguous_file, ambiguity_table(held_out, data.class_names))
     has_board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
     if has_board and "val" in best:
