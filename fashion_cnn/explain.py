@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fashion_cnn.command_line import run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
-from fashion_cnn.options import check_images
+from fashion_cnn.options import check_images, check_invert, check_reject
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,12 +24,13 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.explaining.page import Explainer
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.prediction.output import encodable
     from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.runs import as_typed, find_finished
 
-    check_images(config)
-    if config.images is None:
-        raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
+    check_images(config, required=True)
+    check_invert(config)
+    check_reject(config.reject)
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
     run = find_finished(config.run, Path(config.runs_dir))
@@ -41,12 +42,15 @@ def explain(config: DictConfig) -> None:
             run,
             data_root=config.data.root,
             neighbours=config.neighbours,
-            about=config.about,
+            about=None if config.about is None else str(config.about),
             reject=config.reject,
+            invert=config.invert,
         )
+        if explainer.remark:
+            print(explainer.remark, file=sys.stderr)
         for number, path in enumerate(found.paths, start=1):
             try:
-                print(as_typed(explainer.explain(path, folder)), flush=True)
+                print(encodable(str(as_typed(explainer.explain(path, folder)))), flush=True)
             except UnreadablePictureError as error:
                 unreadable += 1
                 print(f"{path}: {error}", file=sys.stderr)

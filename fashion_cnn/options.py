@@ -13,17 +13,27 @@ def check_choice(config: DictConfig, option: str, choices: Sequence[str]) -> Non
         raise UserError(f"{option}={config[option]} is not possible: choose {', '.join(choices)}.", status=2)
 
 
-def check_images(config: DictConfig) -> None:
-    """Raises UserError where `images` is given and names nothing, which would be the current folder."""
-    if config.images is not None and not config.images:
-        raise UserError(
-            "images= names nothing: say images=PATH, a file, a folder, a glob or a list of these.", status=2
-        )
+def check_images(config: DictConfig, *, required: bool = False) -> None:
+    """Raises UserError where `images` is given and names nothing, which would be the current folder; where `required`,
+    also where it is not given.
+    """
+    if (config.images is None and required) or (config.images is not None and not config.images):
+        missing = " is missing" if config.images is None else "= names nothing"
+        raise UserError(f"images{missing}: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
 
 
 def check_invert(config: DictConfig) -> None:
     """Raises UserError where `invert` is none that `Preparation` knows."""
     check_choice(config, "invert", ("auto", "never", "always"))
+
+
+def check_reject(reject: float) -> None:
+    """Raises UserError where it is no share that `calibrate` can turn away."""
+    if not 0 <= reject < 1:
+        raise UserError(
+            f"reject={reject} is not possible: give a share of the validation images, 0 up to, but not, 1.",
+            status=2,
+        )
 
 
 def check_class_weight(config: DictConfig) -> None:

@@ -10,7 +10,7 @@ QUOTED_KEYS = {
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
     "distillation.teachers",
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
-    *("name", "text", "remove", "like", "unlike", "category", "concept"),
+    *("name", "text", "remove", "like", "unlike", "category", "concept", "about"),
 }
 # Where things lie on this machine changes nothing about a training.
 PLACES = {"data.root", "runs_dir", "resume"}

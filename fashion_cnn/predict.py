@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
-from fashion_cnn.options import check_choice, check_invert
+from fashion_cnn.options import check_choice, check_images, check_invert, check_reject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,26 +30,21 @@ def predict(config: DictConfig) -> None:
     run = runs.find_finished(config.run, Path(str(config.runs_dir)).expanduser())
 
     from fashion_cnn.concepts import Concepts
-    from fashion_cnn.evaluation.temperature import calibrate
     from fashion_cnn.pictures import find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
+    from fashion_cnn.prediction import Predictor, TrainedNetwork, calibration_of
     from fashion_cnn.prediction.output import PRINTERS, with_progress
 
     with quiet_pillow():
         found = find_pictures(config.images)
         if found.left_out:
             _say(f"Files left out, since they are no pictures: {found.left_out}")
-        validation = validation_predictions(run)
-        if validation is None:
-            _say(f"{run.path} holds no predictions of validation images: the probabilities are not calibrated.")
+        calibration, remark = calibration_of(run, reject=config.reject, flip_average=config.flip_average)
+        if remark:
+            _say(remark)
         taught = run.concepts.exists()
         network = TrainedNetwork(run, flip_average=config.flip_average, flip_embeddings=taught, invert=config.invert)
-        predictor = Predictor(
-            network,
-            calibrate(validation, reject=config.reject) if validation else None,
-            Concepts(run, network.identity).recognise,
-        )
+        predictor = Predictor(network, calibration, Concepts(run, network.identity).recognise)
         unreadable: list[Answer] = []
         top_k = min(config.top_k, len(network.class_names))
         try:
@@ -63,10 +58,10 @@ def predict(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
-    if config.images in (None, ""):
-        raise UserError("images is missing: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
+    check_images(config, required=True)
     check_choice(config, "format", ("table", "json", "csv"))
     check_invert(config)
+    check_reject(config.reject)
     if config.top_k < 1:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
 

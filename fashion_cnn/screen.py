@@ -17,6 +17,9 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run, as_typed
 
+# Wider than any row: tables take of it what they need.
+_ENDLESS = 1_000_000
+
 
 class _PlainConsole(Console):
     """Text is shown as it is: brackets in the name of a class or a folder are no markup. What to do where nobody reads
@@ -33,7 +36,7 @@ class _PlainConsole(Console):
 def wide_console() -> Console:
     """The terminal as wide as it is; in a file or pipe nothing is cut or wrapped."""
     console = _PlainConsole()
-    return console if console.is_terminal else _PlainConsole(width=200)
+    return console if console.is_terminal else _PlainConsole(width=_ENDLESS)
 
 
 def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fashion_cnn.command_line import Interrupted, run_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.extras import require
+from fashion_cnn.options import check_reject
 
 if TYPE_CHECKING:
     import uvicorn
@@ -74,6 +75,7 @@ def build(config: DictConfig, address: str) -> ASGIApp:
 
 
 def _check(config: DictConfig) -> None:
+    check_reject(config.reject)
     if not 1 <= config.top_k <= 100:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 to 100 products a page.", status=2)
     if not config.host:

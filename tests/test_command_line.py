@@ -280,6 +280,18 @@ def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeyp
     assert "pictures" in captured.err
 
 
+def test_in_a_file_or_pipe_a_row_is_a_line_however_long(capsys):
+    path, following = "photos/" + "deep/" * 300 + "shirt.jpg", ", ".join(f"class {number} 0.1%" for number in range(99))
+    grid = Table("file", "next")
+    grid.columns[0].overflow = "fold"
+    grid.add_row(path, following)
+    grid.add_row("shirt.jpg", "")
+    wide_console().print(grid)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(path in line and following in line for line in lines) == 1
+    assert len(lines) == 6
+
+
 def test_brackets_in_names_and_paths_are_shown_as_they_are(capsys):
     grid = Table("boots [men]", title="[b]x[/b]")
     grid.add_row("boots [men] :smile:")

@@ -1,10 +1,13 @@
 """Why a network says what it says: pixels that mattered, and training images that are alike."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY_DATA
+from tiny_images import TinyDataModule
 from torch import nn
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
@@ -100,7 +103,21 @@ def test_a_training_image_is_nearest_to_itself():
     assert (near.similarity.diff(dim=1) <= 0).all()
 
 
-def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from fashion_cnn.train import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    return train(compose(overrides=[*TINY_DATA, "callbacks=essential", f"runs_dir='{folder}'"]))["run"]
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A run of its own for each test, whose pages no other test has written."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, tmp_path, monkeypatch):
     pytest.importorskip("captum")
     from matplotlib.figure import Figure
     from PIL import Image
@@ -108,9 +125,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     from fashion_cnn.evaluation.temperature import Calibration
     from fashion_cnn.explain import main
     from fashion_cnn.explaining import page as page_module
-    from fashion_cnn.train import train
 
-    run = train(compose(overrides=[*TINY_DATA, "callbacks=essential", f"runs_dir='{tmp_path / 'runs'}'"]))["run"]
     pictures = tmp_path / "pictures, (1)"
     pictures.mkdir()
     Image.new("L", (20, 20), 200).save(pictures / "light.png")
@@ -131,8 +146,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     assert len(list((Path(run) / "explained").iterdir())) == 2
     titles = []
     with monkeypatch.context() as patch:
-        patch.setattr(page_module, "validation_predictions", lambda run: "of validation")
-        patch.setattr(page_module, "calibrate", lambda _, reject: Calibration(threshold=1 - reject))
+        patch.setattr(page_module, "calibration_of", lambda run, reject: (Calibration(threshold=1 - reject), None))
         patch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
         assert command(main, f"run={run}", f"images={pictures}/light.png", "reject=0.0")[0] == 0
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
@@ -141,3 +155,68 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, tmp_pa
     status, _, err = command(main, f"run={run}", "images=")
     assert (status, err.count("\n")) == (2, 1)
     assert "images= names nothing: say images=PATH" in err
+    status, _, err = command(main, f"run={run}", f"images={pictures}", "reject=5")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "reject=5 is not possible" in err
+
+
+def test_a_file_of_any_name_gets_its_page(command, run, tmp_path):
+    pytest.importorskip("captum")
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+
+    names = ["shirt $10_$20.png", os.fsdecode(b"caf\xe9.png"), f"{'long ' * 49}.png"]
+    (tmp_path / "odd").mkdir()
+    for name in names:
+        Image.new("L", (20, 20), 200).save(tmp_path / "odd" / name)
+    for _ in ("at first", "drawn anew"):
+        status, out, _ = command(main, f"run={run}", f"images={tmp_path / 'odd'}", "neighbours=2")
+        assert status == 0
+        assert len(out.splitlines()) == len(names)
+        assert {page.name for page in (run / "explained").iterdir()} == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize("typed", ["3", "x (new)", "a, b", "'null'"])
+def test_a_class_is_named_as_it_is_called(command, run, tmp_path, monkeypatch, typed):
+    pytest.importorskip("captum")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.explaining import page as page_module
+
+    monkeypatch.setattr(TinyDataModule, "class_names", ("3", "x (new)", "a, b", "null"))
+    Image.new("L", (20, 20), 200).save(tmp_path / "light.png")
+    titles = []
+    monkeypatch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
+    status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", f"about={typed}", "reject=0")
+    assert (status, err.count("\n")) == (0, 1)
+    assert "holds no predictions of validation images" in err
+    (title,) = titles
+    name = typed.strip("'")
+    assert title.endswith(f"explained: {name}") or title.startswith(f"light.png: {name},")
+
+
+def test_a_page_shows_the_picture_on_the_ground_that_the_network_saw_it_on(command, run, tmp_path, monkeypatch):
+    pytest.importorskip("captum")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.explaining import page as page_module
+
+    # Of the size that the network takes, so that it is taken pixel for pixel; red is what nobody sees.
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    clear.paste((90, 90, 90, 255), (5, 5, 15, 15))
+    clear.save(tmp_path / "clear.png")
+    seen = []
+    monkeypatch.setattr(page_module, "draw", lambda *shown: seen.append(shown) or Figure())
+    for typed in ("auto", "always"):
+        assert command(main, f"run={run}", f"images={tmp_path}/clear.png", f"invert={typed}")[0] == 0
+    (plain, original), (negated, same) = seen
+    assert original[0, 0].tolist() == same[0, 0].tolist() == [255, 255, 255]
+    assert (plain.image[0] == torch.tensor(original[..., 0])).all()
+    assert torch.equal(negated.image, 255 - plain.image)
+    status, _, err = command(main, f"run={run}", f"images={tmp_path}/clear.png", "invert=maybe")
+    assert (status, err) == (2, "error: invert=maybe is not possible: choose auto, never, always.\n")

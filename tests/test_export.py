@@ -1,7 +1,9 @@
 """A network as an ONNX file: it answers as PyTorch does, and says what it is."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,16 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_is(run, tmp_
         exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0)
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
     assert (tmp_path / "network.onnx").read_text() == "older"
+
+
+def test_what_an_export_left_that_was_killed_is_removed_and_not_that_of_one_at_work(run, tmp_path):
+    for name, hours in (("killed", 25), ("at work", 1)):
+        folder = tmp_path / f".unchecked-{name}"
+        folder.mkdir()
+        (folder / "network.onnx").write_text("half")
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+    exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0)
+    assert [file.name for file in tmp_path.glob(".*")] == [".unchecked-at work"]
 
 
 def test_the_command_tells_and_the_model_card_lists_the_files(command, run, tmp_path):

@@ -1,8 +1,10 @@
 """Picture files of any kind: which are meant, how they are decoded, what a network is shown of them."""
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,12 +100,35 @@ def test_each_mode_comes_out_in_eight_bits_with_its_colours(made, mode):
         (np.array([[-5.0, 0.0, 5.0]], np.float32), [0, 128, 255]),
         (np.array([[np.nan, 1.0, 0.0]], np.float32), [0, 255, 0]),
         (np.array([[0, 0, 0]], np.int32), [0, 0, 0]),
+        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
+        (np.array([[0, 128, 255]], np.uint16), [0, 128, 255]),
+        (np.array([[300, 300, 300]], np.float32), [1, 1, 1]),
+        (np.array([[-5, -5, -5]], np.float32), [0, 0, 0]),
+        (np.array([[100_000, 100_000]], np.int32), [0, 0]),
     ],
 )
 def test_more_than_eight_bits_are_scaled_not_cut(values, expected):
     decoded = decode(encoded(Image.fromarray(values), "TIFF"))
     assert decoded.mode == "L"
     assert np.asarray(decoded)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("tag", [281, 341], ids=["MaxSampleValue", "SMaxSampleValue"])
+@pytest.mark.parametrize("most", [4095, 1000, (1000,)])
+def test_a_tiff_says_how_light_its_lightest_is(tag, most):
+    values = np.array([[0, 500, 1000]], np.uint16)
+    end = most if isinstance(most, int) else most[0]
+    decoded = decode(encoded(Image.fromarray(values), "TIFF", tiffinfo={tag: most}))
+    assert np.asarray(decoded)[0].tolist() == (values[0] * (255 / end)).round().tolist()
+
+
+def test_a_tiff_of_twelve_bits_is_scaled_from_twelve():
+    rows = bytes([0x00, 0x07, 0xFF, 0xFF, 0xF0, 0x00])  # 0, 2047, 4095, 0
+    tags = [(256, 3, 4), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1), (278, 3, 1)]
+    tags.append((279, 4, len(rows)))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    assert np.asarray(decode(tiff.ljust(122, b"\0") + rows))[0].tolist() == [0, 127, 255, 0]
 
 
 def test_a_colour_that_stands_for_transparent_is(tmp_path):
@@ -197,6 +222,36 @@ def test_where_it_lies_and_its_colours_change_nothing_that_matters():
     assert (prepared(clear, sharpening=0) - reference).abs().mean() < 6
 
 
+def cut_out(colour):
+    """A garment of that colour; around it all is transparent, and of a colour that nobody sees."""
+    item = garment(ground=(0, 255, 0), colour=colour)
+    return Image.merge("RGBA", (*item.split(), garment().convert("L").point(lambda value: 255 * (value < 255))))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (225, 230, 235), (120, 40, 30), (0, 0, 0)])
+def test_an_item_that_is_cut_out_is_seen_whatever_its_colour(colour):
+    reference = prepared(garment(), sharpening=0).float()
+    assert (prepared(cut_out(colour), sharpening=0) - reference).abs().mean() < 6
+    small = cut_out(colour).resize((28, 28))
+    _, top, _, bottom = item_box(prepared(small))
+    assert 5 <= top < bottom <= 23, "of the network's size it keeps its frame"
+
+
+def test_a_light_card_with_round_corners_keeps_them_light():
+    card = garment(colour=(200, 60, 40), inset=0.2)
+    plain = prepared(card)
+    mask = Image.new("L", card.size)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 599, 799), 60, fill=255)
+    card.putalpha(mask)
+    assert (prepared(card) - plain.int()).abs().max() <= 2
+
+
+def test_what_was_not_cut_out_shows_the_ground_that_was_said():
+    preparation = Preparation((3, 30, 20), cut_out=False, background=40)
+    assert preparation(cut_out((255, 255, 255)))[:, 0, 0].tolist() == [40, 40, 40]
+    assert Preparation((3, 30, 20), cut_out=False)(cut_out((255, 255, 255))).min() == 255
+
+
 def test_noise_of_a_camera_does_not_hide_the_item():
     noise = 6 * np.random.default_rng(0).standard_normal((1000, 800, 3), dtype=np.float32)
     noisy = (np.asarray(garment((800, 1000), ground=(225,) * 3)) + noise).clip(0, 255).astype(np.uint8)
@@ -280,6 +335,36 @@ def test_globs_and_lists_name_each_file_once(folder):
         "photos/notes.md",
         "photos/deep/c.JPG",
     ], "a file that is named itself is tried"
+
+
+def test_what_cannot_be_looked_into_is_told_as_a_file_that_cannot_be_read(folder, monkeypatch):
+    listed, looked, opened = os.scandir, os.stat, io.open
+
+    def refuse(path):
+        if os.fspath(path).endswith(("deep", "b 1.png")):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def refusing(ask):
+        return lambda path, *further, **named: refuse(path) or ask(path, *further, **named)
+
+    # As for anyone but root.
+    monkeypatch.setattr("os.scandir", lambda path: refuse(path) if str(path).endswith("deep") else listed(path))
+    monkeypatch.setattr("os.stat", refusing(looked))
+    monkeypatch.setattr("builtins.open", refusing(opened))
+    found = find_pictures("photos")
+    assert {"photos/deep", "photos/b 1.png", "photos/no name"} <= {*names(found)}
+    for refused in ("photos/deep", "photos/b 1.png"):
+        with pytest.raises(UnreadablePictureError, match=r"cannot be read \(Permission denied\)"):
+            decode(Path(refused))
+
+
+def test_linked_folders_are_looked_into_once_however_they_lie(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "e.png").write_bytes(encoded(garment((30, 40))))
+    (folder / "photos" / "linked").symlink_to(folder / "elsewhere")
+    (folder / "photos" / "deep" / "round").symlink_to(folder / "photos")
+    (folder / "photos" / "nowhere.png").symlink_to(folder / "gone")
+    assert names(find_pictures("photos"))[3:] == ["photos/text.png", "photos/deep/c.JPG", "photos/linked/e.png"]
 
 
 @pytest.mark.parametrize(

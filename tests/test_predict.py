@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import REPOSITORY
 from PIL import Image
 from test_pictures import encoded, garment, png_that_claims
 
+from fashion_cnn.analysis.predictions import Predictions, read_predictions, write_predictions
 from fashion_cnn.command_line import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.evaluation.temperature import calibrate
@@ -98,15 +100,16 @@ def test_of_equally_likely_classes_the_first_is_named_as_accuracy_counts_them(ru
     assert logits.argmax() == 3
 
 
-def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predict, run, picture_files):
-    status, out, _ = predict(f"images={picture_files}", "format=json", "top_k=10", "reject=0.2")
+@pytest.mark.parametrize("flip_average", [False, True])
+def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predict, run, picture_files, flip_average):
+    typed = ["format=json", "top_k=10", "reject=0.2", f"flip_average={flip_average}"]
+    status, out, _ = predict(f"images={picture_files}", *typed)
     assert status == 0
     records = json.loads(out)
-    calibration = calibrate(validation_predictions(run), reject=0.2)
+    calibration = calibrate(validation_predictions(run, flip_average=flip_average), reject=0.2)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
-    logits = (
-        TrainedNetwork(run).look(FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500]).logits
-    )
+    images = FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500]
+    logits = TrainedNetwork(run, flip_average=flip_average).look(images).logits
     for record, expected in zip(records, calibration.probabilities(logits).sort(descending=True).values, strict=True):
         shares = [each["probability"] for each in record["classes"]]
         assert shares == pytest.approx(expected.tolist(), abs=2e-6)
@@ -117,6 +120,37 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predi
         r["answer"] != "none of these"
         for r in json.loads(predict(f"images={picture_files}", "format=json", "reject=0")[1])
     )
+
+
+@pytest.mark.parametrize(("flip_average", "split"), [(False, "val"), (True, "val_flip")])
+def test_what_answers_are_calibrated_by_is_what_the_run_said_in_the_same_way(run, flip_average, split):
+    made = validation_predictions(run, flip_average=flip_average)
+    assert len(made) == 500
+    assert made.correct.double().mean().item() == pytest.approx(run.results()[f"{split}/accuracy"], abs=1e-6)
+    assert made.losses.mean().item() == pytest.approx(run.results()[f"{split}/loss"], abs=1e-4)
+    with run.ambiguous_file.open() as file:
+        assert {row["split"] for row in csv.DictReader(file)} == {"val", "test"}, "each image once"
+
+
+def test_a_run_of_before_is_calibrated_by_single_views(run, tmp_path):
+    older = Run(tmp_path / "older")
+    older.create()
+    stored = read_predictions(run.predictions_file)
+    del stored["best.val_flip"]
+    write_predictions(older.predictions_file, stored)
+    assert torch.equal(validation_predictions(older, flip_average=True).logits, validation_predictions(run).logits)
+
+
+def test_so_few_validation_images_that_they_calibrate_nothing_are_told(command, run, tmp_path):
+    few = Run(shutil.copytree(run.path, tmp_path / "few", symlinks=True))
+    made = validation_predictions(run)
+    write_predictions(
+        few.predictions_file, {"best.val": Predictions(made.logits[:12], made.targets[:12], made.indices[:12])}
+    )
+    (tmp_path / "garment.png").write_bytes(encoded(garment()))
+    status, _, err = command(main, f"run={few.path}", f"images={tmp_path}/garment.png")
+    assert status == 0
+    assert f"{few.path} kept only 12 validation images: the probabilities are hardly calibrated" in err
 
 
 @pytest.fixture
@@ -201,14 +235,16 @@ def test_a_name_that_is_no_text_survives_json(predict, tmp_path):
     ("arguments", "status", "said"),
     [
         ([], 2, "images is missing: say images=PATH"),
-        (["images="], 2, "images is missing"),
+        (["images="], 2, "images= names nothing"),
+        (["images=[]"], 2, "images= names nothing"),
         (["images=nowhere.png"], 1, "images=nowhere.png does not exist"),
         (["images=."], 1, ". holds no picture, one file that is none"),
         (["images=.", "format=xml"], 2, "format=xml is not possible: choose table, json, csv"),
         (["images=.", "top_k=0"], 2, "top_k=0 is not possible"),
         (["images=.", "top_k=three"], 2, "it takes a whole number"),
         (["images=.", "invert=yes"], 2, "invert=yes is not possible"),
-        (["images=notes.md", "reject=1"], 1, "reject=1 is not possible"),
+        (["images=notes.md", "reject=1"], 2, "reject=1 is not possible"),
+        (["images=notes.md", "reject=-0.1"], 2, "reject=-0.1 is not possible"),
         (["images=.", "colour=red"], 2, "'colour' is no option"),
         (["image=."], 2, "Did you mean images?"),
         (["--images", "."], 2, "type images=…, without dashes"),
@@ -236,7 +272,7 @@ def test_without_validation_images_it_says_that_nothing_is_calibrated(predict, r
     finally:
         hidden.rename(run.predictions_file)
     assert status == 0
-    assert "probabilities are not calibrated" in err
+    assert err.endswith("the probabilities are not calibrated, and nothing is rejected.\n")
     assert read_csv(out)[0]["answer"] in NAMES
 
 

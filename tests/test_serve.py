@@ -154,7 +154,9 @@ def test_a_picture_leads_to_a_link_that_shows_what_the_network_sees_and_what_loo
 
 
 def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(client, serving, shop_run, searcher):
-    calibration = calibrate(validation_predictions(shop_run), reject=0.01)
+    # As the catalogue's own pictures were looked at.
+    assert searcher.network.flip_average
+    calibration = calibrate(validation_predictions(shop_run, flip_average=True), reject=0.01)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
     black = encoded(Image.new("L", (20, 20), 0))
     for content in (photograph(3), black):
@@ -1054,6 +1056,7 @@ def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, 
         (["port=70000"], 2, "is no port"),
         (["port=many"], 2, "port=many"),
         (["top_k=0"], 2, "top_k=0"),
+        (["reject=1"], 2, "reject=1 is not possible"),
         (["limits.threads=0"], 2, "limits.threads=0"),
         (["refresh_seconds=0"], 2, "refresh_seconds=0"),
         (["prot=1"], 2, "port"),

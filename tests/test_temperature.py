@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional
 
 from fashion_cnn.analysis.predictions import Predictions
-from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.temperature import Calibration, calibrate, fit_temperature, rejection_threshold
+from fashion_cnn.evaluation.temperature import Calibration, calibrate, fit_temperature
 
 
 def predictions(logits, targets):
@@ -38,10 +37,25 @@ def test_no_other_temperature_has_a_lower_cross_entropy(drawn):
     assert loss(fitted) < min(loss(fitted * 0.98), loss(fitted * 1.02))
 
 
-def test_where_all_are_right_the_temperature_stays_within_its_bounds():
-    logits = torch.eye(10)
-    assert fit_temperature(predictions(logits, torch.arange(10))) == pytest.approx(0.05)
-    assert fit_temperature(predictions(-logits, torch.arange(10))) == pytest.approx(20)
+@pytest.mark.parametrize("margin", [0.5, 3.0, 10.0])
+def test_a_dozen_images_that_are_all_right_make_nothing_as_good_as_certain(margin):
+    made = predictions(margin * torch.eye(3).repeat(4, 1), torch.arange(12) % 3)
+    calibration = calibrate(made, reject=0.01)
+    assert 0.4 < calibration.temperature <= 1
+    undecided = calibration.probabilities(torch.tensor([[1.0, 0.8, 0.5]]))
+    assert undecided.max() < 0.6, "0.41 as the network says it"
+
+
+def test_a_dozen_images_that_are_all_wrong_move_it_the_other_way():
+    logits = -3.0 * torch.eye(3).repeat(4, 1)
+    assert 1 < fit_temperature(predictions(logits, torch.arange(12) % 3)) < 20
+
+
+def test_where_thousands_are_all_right_or_wrong_the_temperature_stays_within_its_bounds():
+    logits = torch.eye(10).repeat(100_000, 1)
+    targets = torch.arange(10).repeat(100_000)
+    assert 0.05 <= fit_temperature(predictions(logits, targets)) < 0.1
+    assert fit_temperature(predictions(-logits, targets)) == pytest.approx(20)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.2])
@@ -54,8 +68,6 @@ def test_the_threshold_calls_that_share_none(drawn, share):
 
 def test_a_share_of_nothing_names_every_class(drawn):
     assert calibrate(predictions(*drawn)).threshold == 0
-    with pytest.raises(UserError, match=r"reject=1\.0 is not possible"):
-        rejection_threshold(predictions(*drawn), 1.0, 1.0)
 
 
 def test_probabilities_are_the_softmax_of_cooled_logits():

@@ -11,7 +11,6 @@ import warnings
 import optuna
 import pytest
 from conftest import TINY_DATA
-from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -21,6 +20,7 @@ from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train_main
 from fashion_cnn.training import build, session
 from fashion_cnn.tune import main
+from fashion_cnn.tuning import outcome
 from fashion_cnn.tuning.outcome import write_outcome
 from fashion_cnn.tuning.space import search_space
 from fashion_cnn.tuning.study import counted, open_study, run_trials
@@ -91,7 +91,7 @@ def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatc
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(train, n_trials=5)
     drawn = {}
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.update({file.stem: figure.axes[0]}))
+    monkeypatch.setattr(outcome, "save_figure", lambda figure, file: drawn.update({file.stem: figure.axes[0]}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         write_outcome(study, tmp_path)

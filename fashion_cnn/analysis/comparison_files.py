@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from fashion_cnn.analysis.board import Board
 from fashion_cnn.analysis.comparison import Comparison, Group, as_csv, as_markdown
 from fashion_cnn.analysis.comparison_plots import plots
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.analysis.learning_curve import (
     LearningCurve,
     describe_learning_curve,
@@ -37,7 +38,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
         for old in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
             old.unlink()
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=110)
+            save_figure(figure, folder / f"{name}.png")
         write_whole(folder / "comparison.csv", as_csv(comparison))
         text = as_markdown(comparison, [f"{name}.png" for name in figures], remarks)
         write_whole(folder / "comparison.md", text)

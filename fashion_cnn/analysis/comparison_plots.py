@@ -11,6 +11,7 @@ from matplotlib.ticker import NullFormatter
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.curves import STYLES
 from fashion_cnn.analysis.gap_plots import COLOR
+from fashion_cnn.analysis.labels import as_label
 from fashion_cnn.analysis.settings import Setting
 
 # Lines whose names have room among them, and below them.
@@ -96,9 +97,9 @@ def _crowded(lines: dict[str, list[Group]]) -> bool:
 
 
 def _cut(label: str, longest: int = _LONGEST_LABEL) -> str:
-    """Without its middle where it is too long: lists tend to differ at their ends."""
+    """As a label, without its middle where it is too long: lists tend to differ at their ends."""
     half = (longest - 1) // 2
-    return label if len(label) <= longest else f"{label[:half]}…{label[-half:]}"
+    return as_label(label if len(label) <= longest else f"{label[:half]}…{label[-half:]}")
 
 
 def _fade(number: int) -> float:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from fashion_cnn.analysis.class_figures import MOST_SHOWN
+from fashion_cnn.analysis.labels import as_label
 from fashion_cnn.analysis.predictions import Predictions
 
 
@@ -32,6 +33,6 @@ def plot_confusion(counts: Tensor, class_names: Sequence[str], axes: Axes, *, ti
         share = shares[row, column].item()
         color = "white" if share > 0.3 else "black"
         axes.text(column, row, f"{share * 100:.1f}", ha="center", va="center", color=color, fontsize=8)
-    places = range(len(class_names))
-    axes.set_xticks(places, class_names, rotation=45, ha="right")
-    axes.set_yticks(places, class_names)
+    places, labels = range(len(class_names)), [*map(as_label, class_names)]
+    axes.set_xticks(places, labels, rotation=45, ha="right")
+    axes.set_yticks(places, labels)

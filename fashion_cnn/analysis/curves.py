@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.history import History
+from fashion_cnn.analysis.labels import as_label
 
 # Told apart without colour too: train is dashed. The colours are Okabe and Ito's.
 STYLES: dict[str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ def over_epochs(draw: Callable[[str, Axes], None], *, title: str, best_epoch: in
     loss.legend(frameon=False)
     accuracy.set_xlabel("epoch")
     accuracy.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
+    figure.suptitle(as_label(title))
     return figure
 
 

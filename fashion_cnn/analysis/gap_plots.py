@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from fashion_cnn.analysis.class_figures import topmost
 from fashion_cnn.analysis.gap import Gap
 from fashion_cnn.analysis.history import History
+from fashion_cnn.analysis.labels import as_label
 
 COLOR = "#CC79A7"
 # The units that the gaps are drawn in, and what they are multiplied by.
@@ -33,7 +34,7 @@ def plot_gap_by_class(gaps: Sequence[Gap | None], class_names: Sequence[str], ax
     estimates = np.array([gap.estimate for gap, _ in known]) * 100
     ends = np.array([(gap.estimate - gap.low, gap.high - gap.estimate) for gap, _ in known]).T * 100
     axes.barh(range(len(known)), estimates, xerr=ends, color=COLOR, ecolor="#555555", capsize=3)
-    axes.set_yticks(range(len(known)), [name for _, name in known])
+    axes.set_yticks(range(len(known)), [as_label(name) for _, name in known])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(total.estimate * 100, color="black", linestyle="--", linewidth=0.8, label="all classes")
     axes.set_xlabel("accuracy gap, train to validation (points, with 95% interval)")

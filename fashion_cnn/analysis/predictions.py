@@ -75,7 +75,10 @@ class Predictions:
 
 
 class PredictionCollector(Callback):
-    """Keeps the predictions of the latest pass over each split, by the split's name, on every process."""
+    """Keeps the predictions of the latest pass over each split, by the split's name, on every process.
+
+    Those averaged over an image and its mirror image, where these are measured, as `<split>_flip`.
+    """
 
     def __init__(self) -> None:
         self.predictions: dict[str, Predictions] = {}
@@ -105,6 +108,9 @@ class PredictionCollector(Callback):
 
     def _add(self, split: str, outputs: Any, batch: Batch) -> None:
         self._batches.setdefault(split, []).append((outputs["logits"], batch.targets, batch.indices))
+        if "flip_logits" in outputs:
+            averaged = (outputs["flip_logits"], batch.targets, batch.indices)
+            self._batches.setdefault(f"{split}_flip", []).append(averaged)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._gather(trainer)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from fashion_cnn.analysis.curves import plot_curves
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.analysis.history import History, read_history
 from fashion_cnn.runs import Run
 
@@ -35,7 +36,8 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
     history = read_history(run)
     title = f"{results['name']}, seed {results['seed']}"
     run.figures.mkdir(exist_ok=True)
-    plot_curves(history, title=title, best_epoch=results["best_epoch"]).savefig(run.figures / "curves.png", dpi=110)
+    curves = plot_curves(history, title=title, best_epoch=results["best_epoch"])
+    save_figure(curves, run.figures / "curves.png")
     run.report_file.write_text(_report(run, results, history))
 
 

@@ -4,9 +4,7 @@ import hashlib
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,12 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation, UnreadablePictureError, read_pictures
 from fashion_cnn.pictures.decoding import FORMATS
 from fashion_cnn.pictures.reading import read_ahead
-from fashion_cnn.runs import write_whole
+from fashion_cnn.runs import remove_abandoned, write_whole
 
 Progress = Callable[[int, int], None]
 # Raised where pictures are prepared in another way than before.
-_VERSION = 1
+_VERSION = 2
 _LOOKED_AT_TOGETHER = 64
-# Seconds after which a file that nobody writes to was left by a process that was killed.
-_ABANDONED = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -153,11 +149,7 @@ def _write(
     root: Path, paths: Sequence[str], preparation: Preparation, pixels: Path, reasons: Path, progress: Progress
 ) -> None:
     """Decode all pictures; the files appear once they are whole."""
-    for left in pixels.parent.glob("*.partial"):
-        # Another process may clear up too.
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                left.unlink()
+    remove_abandoned(pixels.parent, "*.partial")
     partial = pixels.with_name(f"{pixels.stem}-{os.getpid()}.partial")
     unreadable: dict[int, str] = {}
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fashion_cnn.analysis.calibration import plot_reliability, reliability
 from fashion_cnn.analysis.class_figures import inches
 from fashion_cnn.analysis.confusion import confusion_matrix, plot_confusion
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.analysis.predictions import Predictions
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy
@@ -71,7 +72,7 @@ def write_outcome(outcome: dict[str, Any], measured: Measured, folder: Path) -> 
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
     write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, figure in _drawn(outcome, measured).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        save_figure(figure, folder / f"{name}.png")
 
 
 def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from fashion_cnn.analysis.class_figures import topmost
+from fashion_cnn.analysis.labels import as_label
 from fashion_cnn.evaluation.figures import ClassFigures
 
 
@@ -18,7 +19,7 @@ def plot_by_class(classes: Sequence[ClassFigures], axes: Axes, *, title: str) ->
         places = np.array([place for place, _ in rows]) + offset
         values, lows, highs = np.array([(share.value, share.low, share.high) for _, share in rows]).T * 100
         axes.errorbar(values, places, xerr=[values - lows, highs - values], fmt="o", color=color, capsize=3, label=part)
-    axes.set_yticks(range(len(ordered)), [row.name for row in ordered])
+    axes.set_yticks(range(len(ordered)), [as_label(row.name) for row in ordered])
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="% (bars: 95% intervals)", title=f"Precision and recall by class, {title}")
     axes.legend(frameon=False, loc="lower left")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import Measured, Split
 from fashion_cnn.evaluation.outlier_plots import plot_outliers
@@ -77,7 +78,7 @@ def measure_strength(
     plot_robustness(
         result, heat_map.subplots(), title=f"Accuracy on corrupted images of {measured.split}", errors=errors
     )
-    heat_map.savefig(folder / "robustness.png", dpi=110)
-    plot_outliers(outliers).savefig(folder / "outliers.png", dpi=110)
+    save_figure(heat_map, folder / "robustness.png")
+    save_figure(plot_outliers(outliers), folder / "outliers.png")
     write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     return outcome

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fashion_cnn.analysis.labels import as_label
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -29,7 +31,7 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
     """The picture as it came, `(H, W, 3)` uint8, as the network sees it, what mattered, and what is like it."""
     columns = max(4, len(explanation.neighbours))
     figure = Figure(figsize=(2.3 * columns, 5.6), layout="constrained")
-    figure.suptitle(explanation.title, fontsize=12)
+    figure.suptitle(as_label(explanation.title), fontsize=12)
     upper, lower = figure.subplots(2, columns)
     for axes in (*upper, *lower):
         axes.set_axis_off()
@@ -49,4 +51,4 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
 def _show(image: Tensor, axes: Axes, title: str) -> None:
     pixels = image.permute(1, 2, 0).numpy()
     axes.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(as_label(title), fontsize=10)

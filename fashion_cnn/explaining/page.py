@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import rebuild
-from fashion_cnn.evaluation.temperature import Calibration, calibrate
 from fashion_cnn.explaining.drawing import Explanation, draw
 from fashion_cnn.explaining.grad_cam import grad_cam
 from fashion_cnn.explaining.gradients import integrated_gradients
 from fashion_cnn.explaining.neighbours import TrainingImages
 from fashion_cnn.models import Ensemble
 from fashion_cnn.pictures import decode
-from fashion_cnn.prediction import validation_predictions
+from fashion_cnn.pictures.preparation import Invert
+from fashion_cnn.prediction import calibration_of
 from fashion_cnn.prediction.answers import NONE_OF_THESE
 from fashion_cnn.runs import Run
 
@@ -29,19 +30,20 @@ class Explainer:
     """Explains pictures by a run's network, in float32.
 
     about: the class to explain, by name; None for the one that the network says. neighbours: how many training images
-    to show. reject: as in `calibrate`.
+    to show. reject: as in `calibrate`. invert: see `Preparation`. remark: what people are to know of the probabilities.
     Raises UserError where the run's weights or data cannot be read, or there is no such class.
     """
 
-    def __init__(self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float) -> None:
+    def __init__(
+        self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float, invert: Invert
+    ) -> None:
         _, module, data = rebuild(run, data_root)
         if isinstance(module.network, Ensemble):
             raise UserError(f"{run.path} is an ensemble, whose networks look each elsewhere: explain one network.")
         self.module, self.data = module, data
         self.about = None if about is None else _label(about, data)
-        self.preparation = data.preparation()
-        validation = validation_predictions(run)
-        self.calibration = calibrate(validation, reject=reject) if validation else Calibration()
+        self.preparation = data.preparation(invert)
+        self.calibration, self.remark = calibration_of(run, reject=reject)
         self.training_images = TrainingImages(self.module, data)
         self.neighbours = neighbours
 
@@ -82,8 +84,8 @@ class Explainer:
         page = _page(folder, path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            figure = draw(explanation, np.asarray(picture.convert("RGB")))
-            figure.savefig(page, dpi=110, metadata={_SOURCE: str(path.absolute())})
+            figure = draw(explanation, np.asarray(self.preparation.flattened(picture).convert("RGB")))
+            save_figure(figure, page, {_SOURCE: _described(path)})
         except OSError as error:
             raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error
         return page
@@ -98,9 +100,14 @@ def _page(folder: Path, path: Path) -> Path:
 def _is_of(page: Path, path: Path) -> bool:
     try:
         with Image.open(page) as image:
-            return image.info.get(_SOURCE) == str(path.absolute())
+            return image.info.get(_SOURCE) == _described(path)
     except OSError:
         return False
+
+
+def _described(path: Path) -> str:
+    """The whole path, as a text whatever its name is."""
+    return str(path.absolute()).encode(errors="backslashreplace").decode()
 
 
 def _label(name: str, data: ImageDataModule) -> int:

@@ -25,11 +25,12 @@ from fashion_cnn.exporting.deployed import OUTPUTS, Deployed
 from fashion_cnn.exporting.onnx_file import Array
 from fashion_cnn.exporting.timing import latencies
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, as_typed, write_whole
+from fashion_cnn.runs import Run, as_typed, remove_abandoned, write_whole
 
 FLOAT_FILE, INT8_FILE, FIGURES_FILE = "network.onnx", "network_int8.onnx", "export.json"
 _TORCH, _FLOAT = "PyTorch, float32", "ONNX, float32"
 _ROUNDING = 1e-3
+_UNCHECKED = ".unchecked-"
 _CALIBRATION_IMAGES = 1000
 # Of the training images, where there are no others.
 _MOST_CHECKED = 10_000
@@ -79,8 +80,9 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
     temperature = _temperature(module, data)
     deployed = Deployed(module, data, temperature).eval()
+    remove_abandoned(folder, f"{_UNCHECKED}*")
     # Only what was checked gets its name.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unchecked-") as unchecked:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature), int8=int8)
         ways = _measure(deployed, data, files, checked)
         _check_parity(deployed, files[_FLOAT], checked, data.eval_batch_size)

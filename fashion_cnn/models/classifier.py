@@ -29,12 +29,14 @@ EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
 class Outputs(TypedDict):
     """What a step returns, and callbacks receive: the loss (a scalar) and the logits `(B, num_classes)`.
 
-    own_share `(B,)`: where training images are mixed, how much of each is its own.
+    own_share `(B,)`: where training images are mixed, how much of each is its own. flip_logits
+    `(B, num_classes)`: where `flip_average` is set, the mean of the logits of the image and of its mirror image.
     """
 
     loss: Tensor
     logits: Tensor
     own_share: NotRequired[Tensor]
+    flip_logits: NotRequired[Tensor]
 
 
 class ImageClassifier(LightningModule):
@@ -203,11 +205,13 @@ class ImageClassifier(LightningModule):
         logits = self(batch.images).float()
         loss = functional.cross_entropy(logits, batch.targets)
         self._ruler(split).add(logits, batch.targets, loss)
+        outputs: Outputs = {"loss": loss, "logits": logits}
         if self.flip_average:
             averaged = (logits + self(batch.images.flip(-1)).float()) / 2
             loss_averaged = functional.cross_entropy(averaged, batch.targets)
             self._ruler(f"{split}_flip").add(averaged, batch.targets, loss_averaged)
-        return {"loss": loss, "logits": logits}
+            outputs["flip_logits"] = averaged
+        return outputs
 
     def on_validation_epoch_end(self) -> None:
         """Log the ruler's figures of each split, and the gap between train and val."""

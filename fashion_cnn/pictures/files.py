@@ -2,8 +2,9 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from fashion_cnn.errors import UserError
@@ -18,7 +19,9 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class FoundPictures:
-    """paths: in order, each once. left_out: files of folders and globs that neither are pictures nor are named so."""
+    """paths: in order, each once; of a folder that cannot be looked into its own, which reading will tell of. left_out:
+    files of folders and globs that neither are pictures nor are named so.
+    """
 
     paths: tuple[Path, ...]
     left_out: int
@@ -30,7 +33,7 @@ def counts_as_picture(file: Path) -> bool:
 
 
 def find_pictures(references: str | Sequence[str], *, option: str = "images") -> FoundPictures:
-    """The files that `references` name; folders at any depth, hidden files left out.
+    """The files that `references` name; folders at any depth, linked ones too, hidden files left out.
 
     A file that is named itself is always among them. option: what they were given as. Raises UserError where a
     reference names nothing.
@@ -49,32 +52,51 @@ def find_pictures(references: str | Sequence[str], *, option: str = "images") ->
 
 def _expand(reference: str, option: str) -> FoundPictures:
     path = Path(reference).expanduser()
+    refused: list[Path] = []
     if path.is_file():
         return FoundPictures((path,), 0)
     if path.is_dir():
-        candidates, what = list(_files_in(path)), f"{reference} holds no picture"
+        candidates, what = list(_files_in(path, refused.append)), f"{reference} holds no picture"
     elif path.exists():
         raise UserError(f"{option}={reference} is neither a file nor a folder.")
     elif glob.has_magic(reference):
         # As in a shell; pathlib's takes hidden files too.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-        candidates = [file for match in matches for file in (_files_in(match) if match.is_dir() else [match])]
+        inside = (_files_in(match, refused.append) if match.is_dir() else [match] for match in matches)
+        candidates = list(chain.from_iterable(inside))
         what = f"{reference} matches no picture"
     else:
         raise UserError(f"{option}={reference} does not exist: give a file, a folder, a glob or a list of these.")
     pictures = tuple(filter(counts_as_picture, candidates))
     left_out = len(candidates) - len(pictures)
-    if not pictures:
+    if not pictures and not refused:
         others = {0: "no file at all", 1: "one file that is none"}.get(left_out, f"{left_out} files that are none")
         raise UserError(f"{what}, {others}: give a file, a folder, a glob or a list of these.")
-    return FoundPictures(pictures, left_out)
+    return FoundPictures((*pictures, *refused), left_out)
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
-    """The files below a folder, in order; pipes and devices, which could be waited for in vain, are none."""
-    for parent, folders, names in os.walk(folder):
+def _files_in(folder: Path, refused: Callable[[Path], None]) -> Iterator[Path]:
+    """The files below a folder, in order. Called with a folder that cannot be looked into: `refused`."""
+    entered = set()
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda error: refused(Path(error.filename)), followlinks=True
+    ):
+        # A link may lead back to where it lies, or to where another one does.
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(parent, name)
-            if not name.startswith(".") and file.is_file():
+            if not name.startswith(".") and _is_file(file):
                 yield file
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, as far as can be told; pipes and devices, which could be waited for in vain, are none."""
+    try:
+        return path.is_file()
+    except PermissionError:  # which reading it will tell
+        return True

@@ -26,7 +26,7 @@ class Preparation:
         is fitted into the frame, its colours as they are.
     invert: `auto` takes how far a pixel is from the ground that the item lies on, be that light or dark; `never` takes
         pixels as they are, `always` negated.
-    background: the grey behind transparent pixels, 0 to 255.
+    background: the grey behind transparent pixels, 0 to 255; black behind an item that is cut out and light.
     tolerance: how far a pixel may be from the ground, in any channel, and still belong to it, as a share of 255.
     sharpening: percent of an unsharp mask of radius 1, where the picture was shrunk. 70 gives outlines as steep as in
         the training images: the outermost pixel of an item has 0.7 of its intensity, the next one 1.1.
@@ -46,11 +46,21 @@ class Preparation:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """The picture as `(C, H, W)` uint8. One that has the size already keeps its frame and its pixels."""
-        picture = _flattened(picture, self.background)
+        picture = self.flattened(picture)
         if picture.size == self._size:
             picture = self._in_channels(picture)
             return _tensor(ImageOps.invert(picture) if self._is_negative(picture) else picture)
         return self._item(picture) if self.cut_out else self._whole(picture)
+
+    def flattened(self, picture: Image.Image) -> Image.Image:
+        """Mode L or RGB, as large: what is transparent shows the ground that the network sees there."""
+        if picture.mode in ("L", "RGB"):
+            return picture
+        alpha, picture = picture.getchannel("A"), picture.convert(picture.mode.removesuffix("A"))
+        ground = 0 if self.cut_out and _is_light(picture, alpha) else self.background
+        flat = Image.new("L", picture.size, ground).convert(picture.mode)
+        flat.paste(picture, mask=alpha)
+        return flat
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -122,14 +132,12 @@ class Preparation:
         return framed
 
 
-def _flattened(picture: Image.Image, background: int) -> Image.Image:
-    """Mode L or RGB: what is transparent shows the background."""
-    if picture.mode in ("L", "RGB"):
-        return picture
-    mode = picture.mode.removesuffix("A")
-    flat = Image.new("L", picture.size, background).convert(mode)
-    flat.paste(picture.convert(mode), mask=picture.getchannel("A"))
-    return flat
+def _is_light(picture: Image.Image, alpha: Image.Image) -> bool:
+    """Whether what lies on transparent ground is so light that it would vanish on white."""
+    if (_border(alpha) < 128).mean() <= 0.5:
+        return False
+    item = np.asarray(picture.convert("L"))[np.asarray(alpha) >= 128]
+    return bool(item.size and item.mean() >= 192)
 
 
 def _ground(picture: Image.Image) -> Image.Image:

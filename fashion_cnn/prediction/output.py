@@ -53,7 +53,7 @@ def print_json(answers: Iterable[Answer], top_k: int) -> None:
             "error": answer.error,
         }
         line = json.dumps(record, ensure_ascii=False)
-        if _encodable(line) != line:
+        if encodable(line) != line:
             line = json.dumps(record)
         print(f"{before}\n{line}", end="")
         before = ","
@@ -68,7 +68,7 @@ def print_csv(answers: Iterable[Answer], top_k: int) -> None:
     for answer in answers:
         classes = [cell for name, share in answer.classes for cell in (name, f"{share:.6f}")]
         padded = [cell for cell, _ in zip_longest(classes, range(2 * top_k), fillvalue="")]
-        writer.writerow([_encodable(str(answer.path)), answer.said or "", *padded, answer.error or ""])
+        writer.writerow([encodable(str(answer.path)), answer.said or "", *padded, answer.error or ""])
 
 
 PRINTERS: dict[str, Callable[[Iterable[Answer], int], None]] = {
@@ -80,10 +80,10 @@ PRINTERS: dict[str, Callable[[Iterable[Answer], int], None]] = {
 
 def _shown(path: Path) -> str:
     """The path with nothing in it that a terminal would obey."""
-    return _encodable("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path)))
+    return encodable("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path)))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Escaped where a file's name is no text in the encoding of standard output."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,22 +1,17 @@
 """What a run's network says of picture files, in probabilities."""
 
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
 
-from fashion_cnn.analysis.predictions import Predictions, read_predictions
-from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.temperature import Calibration
 from fashion_cnn.pictures import UnreadablePictureError, read_pictures
 from fashion_cnn.prediction.answers import Answer
 from fashion_cnn.prediction.trained import Seen, TrainedNetwork
-from fashion_cnn.runs import Run
 
 
 class Predictor:
@@ -60,18 +55,3 @@ class Predictor:
             classes = tuple(zip((self.network.class_names[label] for label in numbers), best, strict=True))
             unsure = classes[0][1] < self.calibration.threshold
             yield Answer(path, classes, none_of_these=unsure, taught=tuple(taught))
-
-
-def validation_predictions(run: Run) -> Predictions | None:
-    """What the run's best weights said of its validation images; None where it did not keep that, or had none.
-
-    Raises UserError where it cannot be read.
-    """
-    try:
-        return read_predictions(run.predictions_file).get("best.val")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{run.predictions_file} is damaged ({error}): without that file the run predicts too, uncalibrated."
-        ) from error

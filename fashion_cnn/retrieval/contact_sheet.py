@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fashion_cnn.analysis.labels import as_label
 from fashion_cnn.retrieval.searcher import Hit
 
 _COLUMNS = 4
@@ -34,9 +35,8 @@ def contact_sheet(hits: Sequence[Hit], asked: Sequence[Image.Image] = ()) -> Fig
 
 
 def _show(axes: Axes, picture: Image.Image, said: str) -> None:
-    axes.imshow(picture.convert("RGB"), interpolation="nearest")
-    # What a shop calls its products is no mathematics.
-    axes.set_title(said.replace("$", r"\$"), fontsize=7, y=-0.02, va="top")
+    axes.imshow(picture.convert("RGBA"), interpolation="nearest")
+    axes.set_title(as_label(said), fontsize=7, y=-0.02, va="top")
 
 
 def _short(text: str) -> str:

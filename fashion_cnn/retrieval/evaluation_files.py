@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.class_figures import inches
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.data.fingerprint import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.prediction import TrainedNetwork
@@ -72,7 +73,7 @@ def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     _make(folder)
     write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, figure in drawn(outcome).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        save_figure(figure, folder / f"{name}.png")
     outcome["written_to"] = str(as_typed(folder))
 
 

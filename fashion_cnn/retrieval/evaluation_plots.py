@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fashion_cnn.analysis.class_figures import topmost
+from fashion_cnn.analysis.labels import as_label
 from fashion_cnn.retrieval.evaluating import NETWORK
 
 # Whose vectors stand beside the network's, class by class.
@@ -29,7 +30,7 @@ def plot_precision_by_class(found: Mapping[str, Any], axes: Axes, *, title: str)
         axes.errorbar(
             values, places, xerr=[values - lows, highs - values], fmt="o", color=color, capsize=3, label=whose
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [*map(as_label, names)])
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="precision@1, % (bars: 95% intervals)", title=title)
     axes.legend(frameon=False, loc="lower left")

@@ -1,6 +1,6 @@
 """Run directories: what they hold, where they lie and how each one stands. `python -m fashion_cnn.runs` lists them."""
 
-from fashion_cnn.runs.files import as_typed, write_whole
+from fashion_cnn.runs.files import as_typed, remove_abandoned, write_whole
 from fashion_cnn.runs.finding import (
     STUDY_FILE,
     choose_directory,
@@ -27,5 +27,6 @@ __all__ = [
     "find_several",
     "find_unfinished",
     "newest_weights",
+    "remove_abandoned",
     "write_whole",
 ]

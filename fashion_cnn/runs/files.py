@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from fashion_cnn.errors import UserError
 
 # In C where PyYAML was built so, as its wheels are: each run of a long list is looked at.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Seconds after which what nobody writes to was left by a process that was killed.
+_ABANDONED = 24 * 3600
 
 
 class DamagedRunError(UserError):
@@ -73,12 +78,22 @@ def as_typed(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds the old content or the new, never half of it."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` so that `path` holds the old content or the new, never half of it."""
+    # A name may be as long as the system takes it.
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
+    with os.fdopen(handle, "w" if isinstance(content, str) else "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
         os.fchmod(file.fileno(), 0o644)
     Path(partial).replace(path)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the unfinished files and folders of `pattern` that processes which were killed left in `folder`."""
+    for left in folder.glob(pattern):
+        # Another process may clear up too.
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()

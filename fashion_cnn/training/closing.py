@@ -12,6 +12,7 @@ from fashion_cnn.analysis import pictures
 from fashion_cnn.analysis.board import Board
 from fashion_cnn.analysis.cartography import table
 from fashion_cnn.analysis.dynamics import TrainingDynamics
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.analysis.hard_examples import ambiguity_table
 from fashion_cnn.analysis.history import read_history
 from fashion_cnn.analysis.predictions import Predictions, write_predictions
@@ -40,7 +41,7 @@ def analyse(
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
         write_whole(run.examples_file, table(dynamics, data.class_names))
-    held_out = {split: predictions for split, predictions in best.items() if split != "train"}
+    held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
     write_whole(run.ambiguous_file, ambiguity_table(held_out, data.class_names))
     has_board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
     if has_board and "val" in best:
@@ -63,7 +64,7 @@ def analyse(
             figures |= pictures.of_weights(splits["train"], splits["val"], data)
         for name, figure in figures.items():
             path = run.figures / f"{name}{'_last' if moment == 'last' else ''}.png"
-            figure.savefig(path, dpi=110)
+            save_figure(figure, path)
             if board:
                 board.add_picture(name, path, step)
         if board and "val" in splits:

@@ -75,7 +75,10 @@ def _of_teachers(config: DictConfig) -> dict[str, float]:
 def measure(
     config: DictConfig, module: ImageClassifier, data: ImageDataModule, *, test: bool, flip_average: bool
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
-    """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions."""
+    """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions.
+
+    flip_average: by the mean over an image and its mirror image too, whose predictions of val are `val_flip`.
+    """
     collector = PredictionCollector()
     module.flip_average = flip_average
     tester = build.measuring_trainer(config, collector)
@@ -87,7 +90,9 @@ def measure(
             measure_pass(module, datamodule=data, verbose=False)
             figures |= tester.callback_metrics
     module.flip_average = False
-    predictions = collector.predictions
+    # Answers that are averaged so are calibrated by these.
+    averaged = {split: seen for split, seen in collector.predictions.items() if split == "val_flip"}
+    predictions = {split: seen for split, seen in collector.predictions.items() if not split.endswith("_flip")}
     figures |= {f"{split}/balanced_accuracy": seen.balanced_accuracy for split, seen in predictions.items()}
     if {"train", "val"} <= predictions.keys():
         figures |= measure_gap(predictions, data)
@@ -95,7 +100,7 @@ def measure(
         figures["gap_test/loss"] = figures["test/loss"] - figures["train/loss"]
         figures["gap_test/accuracy"] = figures["train/accuracy"] - figures["test/accuracy"]
         figures |= gap_figures(predictions["train"], predictions["test"], prefix="gap_test")
-    return {name: float(value) for name, value in figures.items()}, predictions
+    return {name: float(value) for name, value in figures.items()}, predictions | averaged
 
 
 def judgement(

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
+from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.runs import write_whole
 from fashion_cnn.tuning.study import ERROR, GOES_ON_WITH, counted
 
@@ -51,7 +52,7 @@ def write_outcome(study: optuna.Study, folder: Path) -> None:
         assert figure
         figure.set_size_inches(8, 5)
         figure.tight_layout()
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        save_figure(figure, folder / f"{name}.png")
         plt.close(figure)
 
 

@@ -34,9 +34,13 @@ class Shop:
         self.problem: str | None = None
         self.changed: float | None = None
         self.latencies = Latencies()
-        validation = validation_predictions(run)
-        self.calibrated = validation is not None
-        self._calibration = calibrate(validation, reject=reject) if validation else None
+        # By whether the network looks at mirror images, too.
+        self._calibrations = {
+            flipped: calibrate(validation, reject=reject)
+            for flipped in (False, True)
+            if (validation := validation_predictions(run, flip_average=flipped))
+        }
+        self.calibrated = bool(self._calibrations)
         self._network: TrainedNetwork | None = None
         self._refused: Edition | None = None
         self._taught: float | None = None
@@ -102,11 +106,12 @@ class Shop:
     def _open(self, searcher: Searcher) -> None:
         """Open the shop, or open it again, with the concepts that were read."""
         network = searcher.network
-        predictor = Predictor(network, self._calibration)
+        calibration = self._calibrations.get(network.flip_average)
+        predictor = Predictor(network, calibration)
         if self._concepts is not None and self._taught is not None:
             # They were learned from mirror images too, whatever the catalogue's vectors are of.
             network = network if network.flip_embeddings else network.with_mirror_images()
-            predictor = Predictor(network, self._calibration, self._concepts.recognise)
+            predictor = Predictor(network, calibration, self._concepts.recognise)
         # One assignment: a request sees the shop of before, or this one.
         self.storefront = Storefront(searcher, predictor)
 
