@@ -135,10 +135,11 @@ def _tell(found: Found, form: str) -> None:
 
 
 def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
+    from fashion_cnn.analysis.figure_file import save_figure
     from fashion_cnn.retrieval.contact_sheet import contact_sheet
 
     try:
-        contact_sheet(found.hits, asked).savefig(path, dpi=120)
+        save_figure(contact_sheet(found.hits, asked), path)
     except (OSError, ValueError) as error:
         raise UserError(f"sheet={path} cannot be written ({error}): name a file such as found.png.") from error
 

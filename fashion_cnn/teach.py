@@ -49,8 +49,8 @@ def teach(config: DictConfig) -> None:
         if concept.false_alarms > config.false_alarms:
             known = counted(len(background.others), "image")
             print(
-                f"  {known} of what the network knows cannot promise false_alarms={config.false_alarms}: it is "
-                f"{_percent(concept.false_alarms)}; of more training images it would be fewer."
+                f"  {known} of what the network knows cannot promise false_alarms={config.false_alarms}: "
+                f"{_percent(concept.false_alarms)} are allowed for; with more training images it could be fewer."
             )
     _list(concepts, run)
 

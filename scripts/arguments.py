@@ -39,6 +39,9 @@ def mistakes_told(stopped: str = "Stopped. The same command goes on with what is
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         # Only here: a script without configs starts sooner.
         from fashion_cnn.command_line import CONFIG_DIR

@@ -132,9 +132,9 @@ def test_a_fraction_that_leaves_none_of_a_rare_class_is_refused():
             return images, torch.where(torch.arange(len(targets)) < 3, 0, 1 + torch.arange(len(targets)) % 3)
 
     settings = {"mean": [0.3], "std": [0.3], "val_size": 0}
-    with pytest.raises(UserError, match=r"leaves none of the class top: give at least 0\.\d+") as refused:
-        Rare(**settings, train_fraction=0.05).setup("fit")
-    enough = float(str(refused.value).split()[-1].rstrip("."))
+    with pytest.raises(UserError, match=r"leaves no image of the class top to train on: give at least 0\.\d+") as told:
+        Rare(**settings, train_fraction=0.05).check_classes()
+    enough = float(str(told.value).split()[-1].rstrip("."))
     data = Rare(**settings, train_fraction=enough)
-    data.setup("fit")
+    data.check_classes()
     assert (data.train_split.targets == 0).sum() == 1

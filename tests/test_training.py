@@ -22,6 +22,7 @@ import fashion_cnn
 from fashion_cnn import screen
 from fashion_cnn.command_line import Interrupted, compose
 from fashion_cnn.errors import UserError
+from fashion_cnn.evaluation.measuring import measure_runs
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.overrides import quote_text
 from fashion_cnn.runs import Run
@@ -374,6 +375,9 @@ def test_weights_that_learned_from_what_validates_here_are_refused_to_start_from
     with pytest.raises(UserError, match=r"kept for validation here \(data.val_size is 0 there, and 32 here\)"):
         train(tiny(*brief, f"init_from='{on_all}'"))
     assert "val/loss" not in train(tiny(*brief, "data.val_size=0", f"init_from='{on_all}'"))
+    # Those that validate here are among those that it kept.
+    kept_more = train(tiny(*brief, "data.val_size=48"))["run"]
+    assert "val/loss" in train(tiny(*brief, f"init_from='{kept_more}'"))
 
 
 def test_the_command_told_at_the_end_goes_on_from_these_weights(tiny, capsys):
@@ -486,10 +490,28 @@ def test_what_a_callback_logs_is_a_column_of_the_epochs_row(tiny):
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_a_network_of_another_number_format_trains(tiny, precision):
+def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precision):
     results = train(tiny("trainer.max_epochs=1", f"trainer.precision={precision}", "optimizer=adamw"))
     assert results["precision"] == precision
     assert math.isfinite(results["test/loss"])
+    measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)
+    assert measured.classify(measured.images[:5]).shape == (5, 4)
+
+
+@pytest.mark.parametrize("name", ["gap/accuracy_high", "val/calibration_error", "gap_by_class/top", "running/loss"])
+def test_all_that_is_measured_can_be_watched(tiny, name):
+    typed = ["callbacks=early_stopping", f"callbacks.early_stopping.monitor={name}", "trainer.max_epochs=1"]
+    assert train(tiny(*typed))["epochs"] == 1
+    assert train(tiny(*typed, "data.val_size=0"))["epochs"] == 1 if name == "running/loss" else True
+
+
+def test_gpus_of_another_machine_do_not_matter_where_there_is_none(tiny):
+    results = train(tiny("trainer.max_epochs=1", "callbacks=essential"))
+    run = Run(Path(results["run"]))
+    config = run.config()
+    config.trainer.accelerator, config.trainer.devices = "auto", [5]
+    run.write_config(config)
+    assert measure_runs([run], "test", data_root=None).figures["test/loss"] == pytest.approx(results["test/loss"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,12 @@ from fashion_cnn.analysis.layout import board_writer, dashboard_layout
 from fashion_cnn.analysis.predictions import PredictionCollector, Predictions
 from fashion_cnn.data import ImageDataModule
 
+# Beside the gaps by class.
+GAP_MONITORED = (
+    *("train/calibration_error", "val/calibration_error"),
+    *(f"gap/{name}_{end}" for name in ("loss", "accuracy") for end in ("low", "high")),
+)
+
 
 class GapMonitor(PredictionCollector):
     """Adds the figures of `measure_gap` to those of each validation pass.

@@ -147,7 +147,10 @@ class ImageDataModule(LightningDataModule):
             numbers = renumbered(targets, self.left_out, self.num_classes)
             val, train = self.carve(targets, numbers >= 0)
             targets = numbers
-            train = self._part(train, targets)
+            part = round(len(train) * self.train_fraction)
+            # None where each class has an image.
+            self._needed = _of_each_class(targets[train], part)
+            train = train[:part]
             self.train_split = InMemoryDataset(images, targets, train)
             self.val_split = InMemoryDataset(images, targets, val)
             # A prefix of a stratified order: a fixed, stratified sample of the training split.
@@ -158,16 +161,15 @@ class ImageDataModule(LightningDataModule):
             self.test_split = InMemoryDataset(images, numbers, members[numbers[members] >= 0])
             self.left_out_split = InMemoryDataset(images, targets, members[numbers[members] < 0])
 
-    def _part(self, train: Tensor, targets: Tensor) -> Tensor:
-        """The positions that `train_fraction` keeps of `train`. Raises UserError where it keeps none of some class."""
-        part = train[: round(len(train) * self.train_fraction)]
-        for label in set(targets[train].tolist()) - set(targets[part].tolist()):
-            first = int((targets[train] == label).nonzero()[0])
+    def check_classes(self) -> None:
+        """Raise UserError where `train_fraction` leaves none of a class that there are training images of."""
+        self.setup("fit")
+        if self._needed is not None:
+            label, share = self._needed
             raise UserError(
-                f"data.train_fraction={self.train_fraction} of {len(train):,} images leaves none of the class "
-                f"{self.class_names[label]}: give at least {math.ceil((first + 1) / len(train) * 1000) / 1000:g}."
+                f"data.train_fraction={self.train_fraction} leaves no image of the class {self.class_names[label]} to "
+                f"train on: give at least {math.ceil(share * 1000) / 1000:g}."
             )
-        return part
 
     def train_dataloader(self) -> DataLoader[Batch]:
         targets = self.train_split.targets
@@ -236,3 +238,10 @@ class ImageDataModule(LightningDataModule):
                 raise UserError(f"data.{name}={getattr(self, name)} is not possible: give 1 or more.")
         if (self.pixel_scale <= 0).any() or self.pixel_scale.isinf().any():
             raise UserError("data.std must be above 0 for every channel.")
+
+
+def _of_each_class(targets: Tensor, part: int) -> tuple[int, float] | None:
+    """Of targets `(N,)` the class that comes up last, and the share that holds it; None where the first `part` do."""
+    firsts = {label: int((targets == label).nonzero()[0]) for label in targets.unique().tolist()}
+    label, first = max(firsts.items(), key=lambda pair: pair[1])
+    return (label, (first + 1) / len(targets)) if first >= part else None

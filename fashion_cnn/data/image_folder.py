@@ -124,6 +124,11 @@ class ImageFolderDataModule(ImageDataModule):
         if self._folder is None:
             before, now = self._found, self._look()
             if differing := [key for key in before if before[key] != now[key]]:
+                if before["pictures"] == now["pictures"]:
+                    raise UserError(
+                        f"{self.root} holds the same pictures as before, but this version of fashion_cnn reads some "
+                        f"otherwise ({', '.join(differing)} differ): train anew."
+                    )
                 raise UserError(
                     f"{self.root} holds other pictures than before ({', '.join(differing)} differ): train anew with "
                     "them, or name the folder of before with data.root=DIR."

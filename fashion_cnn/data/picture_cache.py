@@ -15,14 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import Preparation, UnreadablePictureError, read_pictures
+from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, read_pictures
 from fashion_cnn.pictures.decoding import FORMATS
 from fashion_cnn.pictures.reading import read_ahead
 from fashion_cnn.runs import remove_abandoned, write_whole
 
 Progress = Callable[[int, int], None]
-# Raised where pictures are prepared in another way than before.
-_VERSION = 2
 _LOOKED_AT_TOGETHER = 64
 
 
@@ -118,7 +116,7 @@ def decoded(
     cannot be written.
     """
     described = [
-        _VERSION,
+        PREPARED_AS,
         *vars(preparation).values(),
         [(path, one.content) for path, one in zip(paths, looked, strict=True)],
     ]

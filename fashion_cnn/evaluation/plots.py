@@ -13,9 +13,12 @@ from fashion_cnn.evaluation.figures import ClassFigures
 
 def plot_by_class(classes: Sequence[ClassFigures], axes: Axes, *, title: str) -> None:
     """Draw precision and recall of each class with their 95% intervals, the least recognised class on top."""
-    ordered = topmost(sorted(classes, key=lambda row: row.f1, reverse=True), axes)
+    there = [row for row in classes if row.images]
+    ordered = topmost(sorted(there, key=lambda row: row.f1, reverse=True), axes)
     for offset, part, color in ((0.15, "precision", "C0"), (-0.15, "recall", "C1")):
         rows = [(place, share) for place, row in enumerate(ordered) if (share := getattr(row, part)) is not None]
+        if not rows:  # None of these was ever said.
+            continue
         places = np.array([place for place, _ in rows]) + offset
         values, lows, highs = np.array([(share.value, share.low, share.high) for _, share in rows]).T * 100
         axes.errorbar(values, places, xerr=[values - lows, highs - values], fmt="o", color=color, capsize=3, label=part)

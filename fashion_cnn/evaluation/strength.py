@@ -24,7 +24,7 @@ from fashion_cnn.runs import find_measured, write_whole
 
 FIGURES_FILE = "robustness.json"
 # Of `experiment=baseline`, seed 1, on the test images of Fashion-MNIST.
-BASELINE = Path(__file__).parent / "baseline_robustness.json"
+RECORDED_BASELINE = Path(__file__).parent / "baseline_robustness.json"
 RECORDED = "experiment=baseline, as recorded"
 
 
@@ -41,7 +41,7 @@ def read_baseline(reference: str, split: Split, runs_dir: Path) -> Baseline:
     Raises UserError where there is none, or none that a measurement can be held against.
     """
     path = Path(reference).expanduser()
-    written = (path, path / split / FIGURES_FILE, path / FIGURES_FILE)
+    written = (path, path / split / FIGURES_FILE, path / FIGURES_FILE, path / "evaluation" / split / FIGURES_FILE)
     file = next((file for file in written if file.is_file()), None)
     if file is None:
         run = find_measured(reference, runs_dir)
@@ -67,7 +67,7 @@ def measure_strength(
     result = measure_robustness(measured.classify, measured.images, targets, batch_size=batch_size, progress=progress)
     left_out = measured.data.left_out_split.images if measured.split == "test" else None
     outliers = measure_outliers(measured.classify, measured.images, left_out=left_out, batch_size=batch_size)
-    if baseline is None and (recorded := read_robustness(BASELINE)).data_sha256 == result.data_sha256:
+    if baseline is None and (recorded := read_robustness(RECORDED_BASELINE)).data_sha256 == result.data_sha256:
         baseline = Baseline(RECORDED, recorded)
     errors = stored = None
     if baseline:

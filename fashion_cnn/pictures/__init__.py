@@ -2,12 +2,13 @@
 
 from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, TooManyPixelsError, UnreadablePictureError, decode
 from fashion_cnn.pictures.files import FoundPictures, find_pictures
-from fashion_cnn.pictures.preparation import Preparation
+from fashion_cnn.pictures.preparation import PREPARED_AS, Preparation
 from fashion_cnn.pictures.reading import read_pictures
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "PREPARED_AS",
     "FoundPictures",
     "Preparation",
     "TooManyPixelsError",

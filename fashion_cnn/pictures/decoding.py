@@ -19,8 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM
 MAX_PIXELS = 120_000_000
 # Larger ones are unpacked two at a time, so that a folder of them does not fill the memory.
 _LARGE = 16_000_000
-# TIFF's tags: SMaxSampleValue, MaxSampleValue and BitsPerSample.
-_LARGEST, _LARGEST_ONCE, _BITS = 341, 281, 258
+_TIFF_BITS_PER_SAMPLE = 258
 _turn = threading.BoundedSemaphore(2)
 
 
@@ -126,20 +125,17 @@ def _scaled(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image).astype(np.float32))
     low, high = float(values.min()), float(values.max())
     # Of the likely ranges the first that holds all values; where none does, their own.
-    likely = (1, 255, 65535) if image.mode == "F" else (*_said_ends(image), 255, 65535)
+    likely = (1, 255, 65535) if image.mode == "F" else (*_said_end(image), 255, 65535)
     end = next((end for end in likely if low >= 0 and high <= end), None)
     low, high = (0, end) if end else (low, high)
     # One value alone, which no range tells anything of, is black.
     return Image.fromarray(((values - low) * (255 / ((high - low) or 1))).round().astype(np.uint8))
 
 
-def _said_ends(image: Image.Image) -> list[float]:
-    """The lightest value of integers, as far as a TIFF says it."""
-    tags = getattr(image, "tag_v2", {})
-    said = [float(np.max(tags[tag])) for tag in (_LARGEST, _LARGEST_ONCE) if tag in tags]
-    # 16 or 32 are those of the memory that a value takes.
-    bits = int(np.max(tags.get(_BITS, 16)))
-    return [end for end in (*said, *([2.0**bits - 1] if bits < 16 else [])) if end <= 65535]
+def _said_end(image: Image.Image) -> list[int]:
+    """The lightest value that integers of a TIFF can have, where it says one: 16 or 32 bits are those of the memory."""
+    bits = int(np.max(getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, 16)))
+    return [2**bits - 1] if bits < 16 else []
 
 
 def _what_else(source: Path | bytes) -> str:

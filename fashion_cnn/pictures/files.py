@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -97,6 +98,8 @@ def _files_in(folder: Path, refused: Callable[[Path], None]) -> Iterator[Path]:
 def _is_file(path: Path) -> bool:
     """Whether it is a file, as far as can be told; pipes and devices, which could be waited for in vain, are none."""
     try:
-        return path.is_file()
+        return stat.S_ISREG(path.stat().st_mode)
     except PermissionError:  # which reading it will tell
         return True
+    except OSError:
+        return False

@@ -11,6 +11,7 @@ from fashion_cnn.analysis.labels import as_label
 from fashion_cnn.retrieval.searcher import Hit
 
 _COLUMNS = 4
+_GROUND = "#d8d8d8"
 
 
 def contact_sheet(hits: Sequence[Hit], asked: Sequence[Image.Image] = ()) -> Figure:
@@ -35,7 +36,9 @@ def contact_sheet(hits: Sequence[Hit], asked: Sequence[Image.Image] = ()) -> Fig
 
 
 def _show(axes: Axes, picture: Image.Image, said: str) -> None:
-    axes.imshow(picture.convert("RGBA"), interpolation="nearest")
+    # An item on transparent ground may be as white as the sheet.
+    ground = Image.new("RGBA", picture.size, _GROUND)
+    axes.imshow(Image.alpha_composite(ground, picture.convert("RGBA")), interpolation="nearest")
     axes.set_title(as_label(said), fontsize=7, y=-0.02, va="top")
 
 

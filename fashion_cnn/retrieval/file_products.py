@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode, find_pictures
+from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, decode, find_pictures
 from fashion_cnn.pictures.files import counts_as_picture
 from fashion_cnn.pictures.reading import read_ahead
 from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
@@ -278,4 +278,5 @@ def _digest(file: Path) -> str:
 
 
 def _key(row: dict[str, Any], digest: str) -> str:
-    return hashlib.sha256(json.dumps([row, digest], default=str).encode()).hexdigest()[:32]
+    """What changes where a product must be looked at again: its row, its picture, or how pictures are prepared."""
+    return hashlib.sha256(json.dumps([row, digest, PREPARED_AS], default=str).encode()).hexdigest()[:32]

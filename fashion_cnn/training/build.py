@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from fashion_cnn.analysis.monitor import GAP_MONITORED, GapMonitor
 from fashion_cnn.analysis.predictions import PredictionCollector
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
@@ -17,7 +19,7 @@ from fashion_cnn.mistakes import did_you_mean
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
 from fashion_cnn.training.epoch_log import EpochLog
-from fashion_cnn.training.hardware import precision_of
+from fashion_cnn.training.hardware import device_for, precision_of
 from fashion_cnn.training.loggers import MetricsCSV
 from fashion_cnn.training.repeatable import SeedEachEpoch
 from fashion_cnn.training.stopwatch import Stopwatch
@@ -76,7 +78,6 @@ def trainer(
         raise UserError("logger.csv cannot be dropped: the report and a resumed run read the curves from metrics.csv.")
     if not any(isinstance(callback, ModelCheckpoint) and callback.monitor is None for callback in callbacks):
         raise UserError("callbacks.last cannot be dropped: it is what a stopped run goes on from.")
-    # Without validation images Lightning is to leave the validation out.
     for name in ("best", "last"):
         part = config.callbacks.get(name)
         if part is not None and part.get("filename", name) != name:
@@ -84,7 +85,8 @@ def trainer(
                 f"callbacks.{name}.filename={part.filename} is not possible: other commands look for {name}.ckpt."
             )
     if not further:
-        _check_watched(callbacks, datamodule, config.get("flip_average", False))
+        _check_watched(callbacks, datamodule)
+    # Without validation images Lightning is to leave the validation out.
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     return _trainer(
         config,
@@ -106,18 +108,21 @@ def measuring_trainer(config: DictConfig, collector: PredictionCollector) -> Tra
         callbacks=[*bar, collector],
         logger=False,
         enable_checkpointing=False,
-        devices=_first(config.trainer.devices),
+        devices=_first(config.trainer),
         num_nodes=1,
         strategy="auto",
         profiler=None,
     )
 
 
-def _first(devices: Any) -> int | list[int]:
-    """One device of those that the training took: the first of a list, else any."""
+def _first(trainer: DictConfig) -> int | list[int]:
+    """One device of those that a training takes: the first of the GPUs that it names, where that is here, else any."""
+    devices = trainer.devices
     if isinstance(devices, str) and "," in devices:
         devices = [int(number) for number in devices.split(",") if number.strip()]
-    return [int(devices[0])] if isinstance(devices, Sequence) and not isinstance(devices, str) and devices else 1
+    named = isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 0
+    on_gpu = device_for(trainer.accelerator).type == "cuda"
+    return [int(devices[0])] if named and on_gpu and devices[0] < torch.cuda.device_count() else 1
 
 
 def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) -> Trainer:
@@ -152,18 +157,20 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
     return [callback for callback in callbacks if not (isinstance(callback, ModelCheckpoint) and callback.monitor)]
 
 
-def _check_watched(callbacks: Sequence[Callback], datamodule: ImageDataModule, flip_average: bool) -> None:
+def _check_watched(callbacks: Sequence[Callback], datamodule: ImageDataModule) -> None:
     """Refuse to watch what nothing measures, which would come out after an epoch, or never."""
-    splits = ["train", "val"] if datamodule.val_size else ["train"] if datamodule.probe_size else []
-    splits += [f"{split}_flip" for split in splits if flip_average]
-    splits += ["running"] + ["gap"] * bool(datamodule.val_size)
-    measured = [f"{split}/{figure}" for split in splits for figure in ("loss", "accuracy")]
     if not all(type(callback).__module__.startswith(("fashion_cnn.", "lightning.")) for callback in callbacks):
-        return  # They may measure more.
+        return  # Others may measure more.
+    splits = ["running"]
+    if datamodule.val_size:
+        splits += ["val", "train", "gap"] if datamodule.probe_size else ["val"]
+    measured = [f"{split}/{figure}" for split in splits for figure in ("loss", "accuracy")]
+    if "gap" in splits and any(isinstance(callback, GapMonitor) for callback in callbacks):
+        measured += GAP_MONITORED
     for callback in callbacks:
         for option in ("monitor", "tie"):
             name = getattr(callback, option, None)
-            if name is not None and name not in measured:
+            if name is not None and name not in measured and not name.startswith("gap_by_class/"):
                 raise UserError(
                     f"{type(callback).__name__}: {option}={name} is measured by nothing."
                     f"{did_you_mean(name, measured)} There are {', '.join(measured)}."

@@ -38,8 +38,6 @@ def collect_results(
     module.load_state_dict(best["state_dict"])
     flip_average = config.get("flip_average", False)  # A run of an older version has none.
     figures, predictions = measure(config, module, data, test=config.test, flip_average=flip_average)
-    # Lightning leaves it in the number format of trainer.precision=bf16-true and its like.
-    module.float()
     results = {
         "name": config.name,
         "seed": config.seed,
@@ -90,6 +88,8 @@ def measure(
             measure_pass(module, datamodule=data, verbose=False)
             figures |= tester.callback_metrics
     module.flip_average = False
+    # Lightning leaves it in the number format of trainer.precision=bf16-true and its like.
+    module.float()
     # Answers that are averaged so are calibrated by these.
     averaged = {split: seen for split, seen in collector.predictions.items() if split == "val_flip"}
     predictions = {split: seen for split, seen in collector.predictions.items() if not split.endswith("_flip")}

@@ -61,6 +61,7 @@ def run_training(
     # What can be wrong with the settings comes out here, before there is a run directory.
     seed_everything(build.checked_seed(config), verbose=False)
     data = build.data(config)
+    data.check_classes()
     if config.get("distillation"):
         config.distillation.teachers = find_teachers(config)
     module = build.module(config, data)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-_KEPT_FOR_VALIDATION = ("val_size", "val_share", "test_share", "split_seed")
+_KEPT_FOR_VALIDATION = ("split_seed", "val_size", "val_share", "test_share")
 _KEPT_FOR_TEST = ("test_share", "split_seed")
 # What says that two runs cut the same images into splits; a folder may have grown.
 _SAME_IMAGES = ("_target_", "dataset", "found.class_names")
@@ -25,6 +25,9 @@ class Difference(NamedTuple):
 
 def learned_from_kept(theirs: DictConfig, ours: DictConfig) -> Difference | None:
     """By which option a run with the data `theirs` learned from what `ours` keeps unseen of them; None by none."""
+    pictures = OmegaConf.select(ours, "found.pictures")
+    if pictures is not None and pictures == OmegaConf.select(theirs, "found.pictures"):
+        return None  # The same files, cut in the same way.
     keeps = {
         "validation": (_KEPT_FOR_VALIDATION, ("val_size", "val_share", "found.val_size")),
         "test": (_KEPT_FOR_TEST, ("test_share",)),
@@ -33,7 +36,9 @@ def learned_from_kept(theirs: DictConfig, ours: DictConfig) -> Difference | None
         if any(OmegaConf.select(ours, size) for size in sizes):
             for key in keys:
                 has, asked = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
-                if has != asked:
+                # The first so many of one order are kept: who kept more kept these too.
+                kept_more = key == "val_size" and has is not None and has > asked
+                if has != asked and not kept_more:
                     return Difference(key, has, asked, kept_for)
     return None
 

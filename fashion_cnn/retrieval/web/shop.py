@@ -2,11 +2,11 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.temperature import calibrate
-from fashion_cnn.prediction import Predictor, TrainedNetwork, validation_predictions
+from fashion_cnn.prediction import Predictor, TrainedNetwork, calibration_of
 from fashion_cnn.retrieval.about import About, Edition
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Searcher
@@ -16,6 +16,9 @@ from fashion_cnn.retrieval.web.latency import Latencies
 from fashion_cnn.retrieval.web.refusals import NoCatalogue
 from fashion_cnn.retrieval.web.storefront import Storefront
 from fashion_cnn.runs import Run
+
+if TYPE_CHECKING:
+    from fashion_cnn.evaluation.temperature import Calibration
 
 
 class Shop:
@@ -35,12 +38,12 @@ class Shop:
         self.changed: float | None = None
         self.latencies = Latencies()
         # By whether the network looks at mirror images, too.
-        self._calibrations = {
-            flipped: calibrate(validation, reject=reject)
-            for flipped in (False, True)
-            if (validation := validation_predictions(run, flip_average=flipped))
-        }
-        self.calibrated = bool(self._calibrations)
+        self._calibrations: dict[bool, Calibration] = {}
+        for flipped in (False, True):
+            self._calibrations[flipped], remark = calibration_of(run, reject=reject, flip_average=flipped)
+        self.calibrated = remark is None
+        if remark:
+            print(remark, file=sys.stderr)
         self._network: TrainedNetwork | None = None
         self._refused: Edition | None = None
         self._taught: float | None = None
@@ -106,7 +109,7 @@ class Shop:
     def _open(self, searcher: Searcher) -> None:
         """Open the shop, or open it again, with the concepts that were read."""
         network = searcher.network
-        calibration = self._calibrations.get(network.flip_average)
+        calibration = self._calibrations[network.flip_average]
         predictor = Predictor(network, calibration)
         if self._concepts is not None and self._taught is not None:
             # They were learned from mirror images too, whatever the catalogue's vectors are of.
