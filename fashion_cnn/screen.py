@@ -55,7 +55,7 @@ def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: Ima
     )
 
 
-def print_end(results: dict[str, Any], run: Run, runs_dir: str, *, brief: bool) -> None:
+def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: bool) -> None:
     """Print the figures of a finished run and what to type next; where `brief`, the figures alone."""
     console = wide_console()
     console.print(results_table(results))
@@ -74,14 +74,14 @@ def print_end(results: dict[str, Any], run: Run, runs_dir: str, *, brief: bool) 
         console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False, soft_wrap=True)
         for reason, typed in zip(results["advice_reasons"], results["advice"], strict=True):
             console.print(f"  {reason}:\n    {typed}", highlight=False, soft_wrap=True)
-    folder = shlex.quote(runs_dir)
-    dashboard, others = ("", "") if runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
+    folder = shlex.quote(config.runs_dir)
+    dashboard, others = ("", "") if config.runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
     console.print(
         f"\nRun directory: {run.path}\n"
         f"  report      {run.report_file}\n"
         f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
         f"  all runs    python -m fashion_cnn.runs{others}\n"
-        f"  go further  {command(run.config().overrides or [], [f'init_from={run.path}'])}",
+        f"  go further  {command(config.overrides or [], [f'init_from={run.path}'])}",
         highlight=False,
         soft_wrap=True,
     )

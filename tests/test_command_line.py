@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, TINY_DATA
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from fashion_cnn import index
@@ -300,7 +301,8 @@ def test_brackets_in_names_and_paths_are_shown_as_they_are(capsys):
     results |= {"precision": "32", "hardware": "a CPU", "parameters": 1, "multiply_adds": 1, "verdict": "overfitting"}
     results |= {"verdict_rule": "by the rule", "advice_reasons": ["more images"]}
     results |= {"advice": ["python -m fashion_cnn.train data.root=[/abs/path]"]}
-    print_end(results, Run(Path("runs/[/srv]")), "runs", brief=False)
+    config = OmegaConf.create({"runs_dir": "runs", "overrides": []})
+    print_end(results, Run(Path("runs/[/srv]")), config, brief=False)
     shown = capsys.readouterr().out
     assert (shown.count("boots [men]"), shown.count("[b]x[/b]")) == (3, 1)
     assert ":smile:" in shown

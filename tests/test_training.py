@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 import fashion_cnn
-from fashion_cnn import screen
 from fashion_cnn.command_line import Interrupted, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.measuring import measure_runs
@@ -383,9 +382,7 @@ def test_weights_that_learned_from_what_validates_here_are_refused_to_start_from
 def test_the_command_told_at_the_end_goes_on_from_these_weights(tiny, capsys):
     typed = ["callbacks=essential", "trainer.max_epochs=1", "model.network.widths=[4,8]"]
     results = train(tiny(*typed))
-    capsys.readouterr()
     run = Run(Path(results["run"]))
-    screen.print_end(results, run, "runs", brief=False)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "go further" in line]
     changes = shlex.split(line)[5:]
     assert changes[-1] == f"init_from={run.path}"

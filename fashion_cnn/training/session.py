@@ -99,7 +99,7 @@ def run_training(
         write_report(run, results)
         write_model_card(run, config, data, results)
         run.write_results(results)
-        screen.print_end(results, run, config.runs_dir, brief=directory is not None)
+        screen.print_end(results, run, config, brief=directory is not None)
     return {**results, "run": str(run.path)}
 
 
