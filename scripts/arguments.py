@@ -39,15 +39,16 @@ def mistakes_told(stopped: str = "Stopped. The same command goes on with what is
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
         # Only here: a script without configs starts sooner.
         from fashion_cnn.command_line import CONFIG_DIR
-        from fashion_cnn.mistakes import explain_and_exit
+        from fashion_cnn.mistakes import exit_with, explain
 
-        explain_and_exit(error, "train", str(CONFIG_DIR))
+        # A library's own OSError, which no system call made, says in words what was wrong with a file.
+        files = UserError(str(error)) if isinstance(error, OSError) else None
+        if (mistake := explain(error, "train", str(CONFIG_DIR)) or files) is None:
+            raise
+        exit_with(str(mistake), mistake.status)
 
 
 def parse(options: type[Options], words: Sequence[str]) -> Options:

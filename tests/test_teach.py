@@ -159,7 +159,7 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
     status, out, _ = teach("name=at the bottom, (new)", f"images={examples[0]}")
     assert "Replaced: at the bottom, (new), from 1 example.\n  How reliable that is cannot be told" in out
     status, out, _ = teach("name=another", f"images={examples[0]}", "false_alarms=0.0001")
-    assert "32 images of what the network knows cannot promise false_alarms=0.0001: it is 3.03%" in out
+    assert "32 images of what the network knows cannot promise false_alarms=0.0001: 3.03% are allowed for" in out
     assert out.index("another", out.index("Taught to")) < out.index("at the bottom")
     assert re.search(r"The false alarms of all together: \d+\.\d% of 32 images of what the network knows\.", out)
     status, out, _ = teach("remove=at the bottom, (new)")
