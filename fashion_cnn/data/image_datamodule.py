@@ -242,6 +242,8 @@ class ImageDataModule(LightningDataModule):
 
 def _of_each_class(targets: Tensor, part: int) -> tuple[int, float] | None:
     """Of targets `(N,)` the class that comes up last, and the share that holds it; None where the first `part` do."""
+    if part == len(targets):
+        return None
     firsts = {label: int((targets == label).nonzero()[0]) for label in targets.unique().tolist()}
     label, first = max(firsts.items(), key=lambda pair: pair[1])
     return (label, (first + 1) / len(targets)) if first >= part else None

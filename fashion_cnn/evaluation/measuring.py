@@ -67,24 +67,28 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
     rebuilt = [rebuild(run, data_root) for run in runs]
     config, module, data = rebuilt[0]
     _require(split, runs[0], data)
+    validated_alike = True
+    # Of one run there is nothing to compare.
+    images = {name: _images_of(name, data) for name in {split, "val"}} if len(runs) > 1 else {}
     for run, (_, _, other) in zip(runs[1:], rebuilt[1:], strict=True):
         if _described(other) != _described(data):
             raise UserError(
                 f"{run.path} saw other data than {runs[0].path}: their answers cannot be averaged. Name runs of the "
                 "same classes, image size and normalisation."
             )
-        if _images_of(split, other) != _images_of(split, data):
+        if _images_of(split, other) != images[split]:
             raise UserError(
                 f"{run.path} has other {split} images than {runs[0].path}, and may have trained on those: they cannot "
                 "be measured as one. Name runs of the same data and splits (data.split_seed, data.val_size)."
             )
+        # That of the split itself was compared.
+        validated_alike &= split == "val" or _images_of("val", other) == images["val"]
     if len(runs) > 1:
         module = ImageClassifier(
             network=MeanOfNetworks([other.network for _, other, _ in rebuilt]),
             image_shape=data.image_shape,
             num_classes=data.num_classes,
         )
-    validated_alike = all(_images_of("val", other) == _images_of("val", data) for _, _, other in rebuilt[1:])
     figures, predictions = measure(config, module, data, test=split == "test", flip_average=True)
     return Measured(
         config=config,
