@@ -122,6 +122,22 @@ def test_a_run_leaves_its_files_and_learns(tiny):
     assert run.state == "finished"
 
 
+def test_the_network_is_moved_outside_of_inference_mode(tiny, monkeypatch):
+    # Where it moves at all, as to and from a GPU, its buffers could not be loaded into afterwards.
+    moved = []
+    for name in ("cpu", "to", "cuda"):
+        method = getattr(ImageClassifier, name)
+
+        def move(self, *settings, method=method, **others):
+            moved.append(torch.is_inference_mode_enabled())
+            return method(self, *settings, **others)
+
+        monkeypatch.setattr(ImageClassifier, name, move)
+    train(tiny("trainer.max_epochs=1"))
+    assert moved
+    assert not any(moved)
+
+
 def test_the_recorded_figures_are_those_of_the_saved_best_weights(tiny):
     config = tiny()
     results = train(config)

@@ -17,6 +17,8 @@ from fashion_cnn.data import Batch
 
 # Of a mixed image: more of another one, were it of the same class, makes it another picture.
 _OWN = 0.9
+# What an epoch tells of an image, column by column.
+_COLUMNS = ("seen", "probability", "margin", "right")
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,15 @@ class TrainingDynamics(Callback):
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
-        self._epoch: dict[str, Tensor] = {}
+        self._epoch = torch.empty(0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         split = trainer.datamodule.train_split  # type: ignore[attr-defined]
         self._indices, order = split.indices.sort()
         self._targets = split.targets[order]
         size = int(self._indices[-1]) + 1
-        # By position in the data set: a batch then needs no look-up.
-        self._epoch = {
-            name: torch.zeros(size, device=pl_module.device) for name in ("seen", "probability", "margin", "right")
-        }
+        # By position in the data set: a batch then needs no look-up. The row behind them takes what does not count.
+        self._epoch = torch.zeros(size + 1, len(_COLUMNS), device=pl_module.device)
         if not self._totals:
             counted = ("seen", "learned_epoch", "recognised", "forgotten", "right_before")
             summed = ("probability", "probability_squared", "margin")
@@ -70,8 +70,7 @@ class TrainingDynamics(Callback):
             self._totals |= {name: torch.zeros(size) for name in summed}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for values in self._epoch.values():
-            values.zero_()
+        self._epoch.zero_()
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -81,18 +80,17 @@ class TrainingDynamics(Callback):
         own = logits.gather(1, targets)
         others = logits.scatter(1, targets, -torch.inf).amax(dim=1, keepdim=True)
         probability = (own - logits.logsumexp(dim=1, keepdim=True)).exp()
-        ones = torch.ones_like(own)
-        values = {"seen": ones, "probability": probability, "margin": own - others, "right": (own > others).float()}
-        chosen = outputs["own_share"] >= _OWN if "own_share" in outputs else slice(None)
-        for name, column in values.items():
-            self._epoch[name][batch.indices[chosen]] = column[chosen, 0]
+        places = batch.indices
+        if "own_share" in outputs:
+            # Choosing by a mask would have the host wait for a GPU at every step.
+            places = torch.where(outputs["own_share"] >= _OWN, places, len(self._epoch) - 1)
+        self._epoch[places] = torch.cat([torch.ones_like(own), probability, own - others, own > others], dim=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = {name: trainer.strategy.reduce(values, reduce_op="sum") for name, values in self._epoch.items()}
+        epoch = trainer.strategy.reduce(self._epoch, reduce_op="sum")[:-1].cpu()
         # Where images are drawn again and again, several processes may have seen one: the mean counts.
-        times = epoch["seen"].clamp(min=1)
-        epoch = {name: values / times for name, values in epoch.items()}
-        self._add_epoch(trainer.current_epoch + 1, {name: values.cpu() for name, values in epoch.items()})
+        epoch = epoch / epoch[:, :1].clamp(min=1)
+        self._add_epoch(trainer.current_epoch + 1, dict(zip(_COLUMNS, epoch.T, strict=True)))
 
     def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:
         totals = self._totals

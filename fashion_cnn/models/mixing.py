@@ -52,7 +52,8 @@ class MixUp:
 def _shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
     """How much of each image `(B,)` its partner becomes: none with probability 1 - `p`."""
     concentration = torch.full((batch,), float(alpha), device=device)
-    share = torch.distributions.Beta(concentration, concentration).sample()
+    # Unchecked: the check would have the host wait for a GPU at every step, and alpha was looked at before.
+    share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
     return torch.where(torch.rand(batch, device=device) < p, share, 0.0)
 
 

@@ -128,6 +128,9 @@ def _first(trainer: DictConfig) -> int | list[int]:
 def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) -> Trainer:
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    if config.trainer.deterministic:
+        # Fresh memory filled with NaN is a help to find mistakes, and costs a pass over each tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Where the bar was dropped, Lightning would put in one of its own.
     settings["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
     built: Trainer = instantiate(

@@ -89,7 +89,8 @@ def _write_embeddings(
     write_projector(run.path, _embed(trainer, module, data, images), images, columns)
 
 
-@torch.inference_mode()
+# Not in inference mode: buffers that are moved in it could not be loaded into afterwards.
+@torch.no_grad()
 def _embed(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, images: Tensor) -> Tensor:
     """The feature vectors `(N, D)` of images `(N, C, H, W)` uint8, as float32 on the CPU."""
     device = trainer.strategy.root_device
