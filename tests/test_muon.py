@@ -30,7 +30,8 @@ def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shap
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     before = torch.linspace(1, 0.2, min(shape))
-    values = left.T @ orthogonalised(left @ torch.diag(before) @ right) @ right.T
+    (matrix,) = orthogonalised((left @ torch.diag(before) @ right)[None])
+    values = left.T @ matrix @ right.T
     assert values.diagonal().min() > 0.5
     assert values.diagonal().max() < 1.4
     assert (values - torch.diag(values.diagonal())).abs().max() < 0.1
@@ -47,6 +48,18 @@ def test_a_step_of_the_filters_is_of_the_same_size_whatever_the_gradient() -> No
         changes.append((filters - before).detach())
     assert torch.allclose(*changes, atol=1e-4)
     assert torch.linalg.matrix_norm(changes[0].flatten(1), 2) == pytest.approx(0.02, rel=0.3)
+
+
+def test_filters_of_one_shape_move_as_if_each_were_alone() -> None:
+    torch.manual_seed(0)
+    together = [nn.Parameter(torch.randn(shape)) for shape in [(8, 4, 3, 3), (4, 8, 3, 3), (8, 4, 3, 3)]]
+    alone = copy.deepcopy(together)
+    for ours, theirs in zip(together, alone, strict=True):
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+        Muon([{"params": [theirs]}], **SETTINGS).step()
+    Muon([{"params": together}], **SETTINGS).step()
+    assert all(torch.allclose(*pair, atol=1e-3) for pair in zip(together, alone, strict=True))
 
 
 def test_all_but_the_filters_move_as_under_adamw() -> None:

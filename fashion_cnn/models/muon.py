@@ -5,6 +5,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import AdamW
 
 # Of the quintic iteration: five steps bring all but tiny singular values near 1.
@@ -68,33 +69,42 @@ class Muon(AdamW):
 
 
 def _step_filters(group: dict[str, Any], states: dict[Tensor, Any]) -> None:
+    alike: dict[torch.Size, list[Parameter]] = {}
     for filters in group["params"]:
-        if filters.grad is None:
-            continue
-        state = states[filters]
-        if "momentum" not in state:
-            # AdamW, whose state this is too, looks for a count of the steps in it.
-            state.update(momentum=torch.zeros_like(filters), step=torch.tensor(0.0))
-        state["step"] += 1
-        state["momentum"].lerp_(filters.grad, 1 - group["momentum"])
-        # Nesterov's look ahead.
-        direction = filters.grad.lerp(state["momentum"], group["momentum"])
-        update = orthogonalised(direction.flatten(1)).view_as(filters)
-        scale = max(1.0, filters.shape[0] / filters[0].numel()) ** 0.5
-        filters.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+        if filters.grad is not None:
+            alike.setdefault(filters.shape, []).append(filters)
+    for members in alike.values():
+        # One product for all of a shape: of a deep network, a GPU would else wait for its host at every step.
+        directions = torch.stack([_direction(each, states[each], group["momentum"]).flatten(1) for each in members])
+        scale = max(1.0, directions.shape[1] / directions.shape[2]) ** 0.5
+        for filters, update in zip(members, orthogonalised(directions), strict=True):
+            filters.mul_(1 - group["lr"] * group["weight_decay"])
+            filters.add_(update.view_as(filters), alpha=-group["lr"] * scale)
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix `(M, N)` with the same singular vectors and all but tiny singular values brought near 1.
+def _direction(filters: Parameter, state: dict[str, Any], momentum: float) -> Tensor:
+    assert filters.grad is not None
+    if "momentum" not in state:
+        # AdamW, whose state this is too, looks for a count of the steps in it.
+        state.update(momentum=torch.zeros_like(filters), step=torch.tensor(0.0))
+    state["step"] += 1
+    state["momentum"].lerp_(filters.grad, 1 - momentum)
+    # Nesterov's look ahead.
+    return filters.grad.lerp(state["momentum"], momentum)
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices `(B, M, N)` with the same singular vectors and all but tiny singular values brought near 1.
 
     By Newton and Schulz's iteration, in bfloat16, which is as fine as an update needs.
     """
     a, b, c = _NEWTON_SCHULZ
-    wide = matrix.bfloat16()
-    tall = wide.shape[0] > wide.shape[1]
-    wide = wide.T if tall else wide
-    wide = wide / (wide.norm() + 1e-7)
+    wide = matrices.bfloat16()
+    tall = wide.shape[1] > wide.shape[2]
+    wide = wide.mT if tall else wide
+    wide = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return (wide.T if tall else wide).to(matrix.dtype)
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
+    return (wide.mT if tall else wide).to(matrices.dtype)
