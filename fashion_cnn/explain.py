@@ -37,7 +37,7 @@ def explain(config: DictConfig) -> None:
     found = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
     unreadable = 0
-    with quiet_pillow(), progress_bar("pictures") as progress:
+    with quiet_pillow():
         explainer = Explainer(
             run,
             data_root=config.data.root,
@@ -48,13 +48,14 @@ def explain(config: DictConfig) -> None:
         )
         if explainer.remark:
             print(explainer.remark, file=sys.stderr)
-        for number, path in enumerate(found.paths, start=1):
-            try:
-                print(encodable(str(as_typed(explainer.explain(path, folder)))), flush=True)
-            except UnreadablePictureError as error:
-                unreadable += 1
-                print(f"{path}: {error}", file=sys.stderr)
-            progress(number, len(found.paths))
+        with progress_bar("pictures") as progress:
+            for number, path in enumerate(found.paths, start=1):
+                try:
+                    print(encodable(str(as_typed(explainer.explain(path, folder)))), flush=True)
+                except UnreadablePictureError as error:
+                    unreadable += 1
+                    print(f"{path}: {error}", file=sys.stderr)
+                progress(number, len(found.paths))
     if unreadable:
         raise UserError(f"{unreadable} of {len(found.paths)} files could not be read.")
 

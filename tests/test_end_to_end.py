@@ -22,6 +22,7 @@ def arguments(fashion_mnist_root, tmp_path):
         f"data.root={fashion_mnist_root}",
         f"runs_dir={tmp_path / 'runs'}",
         "model=tiny",
+        "trainer.accelerator=cpu",
         "trainer.max_epochs=3",
         "trainer.limit_train_batches=30",
         "trainer.limit_val_batches=2",

@@ -199,7 +199,7 @@ def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monk
         (folder / "checkpoints" / "last.ckpt").touch()
         if len(typed) == 1:
             raise subprocess.CalledProcessError(130, command)
-        (folder / "results.json").write_text('{"seed": 3}')
+        (folder / "results.json").write_text('{"seed": 3, "hardware": "CPU"}')
 
     monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
     commits = ["first", "first", "second"]
@@ -249,7 +249,8 @@ def test_a_recording_that_ends_at_another_commit_says_so(reproduce, tmp_path, mo
     run.config_file.write_text("seed: 3\n")
     (training.folder / "commit").write_text("older")
     monkeypatch.setattr(reproduce, "git", lambda *words: "newer" if words[0] == "rev-parse" else "")
-    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: run.results_file.write_text('{"seed": 3}'))
+    results = '{"seed": 3, "hardware": "CPU"}'
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: run.results_file.write_text(results))
     assert reproduce.really_train(training)["commit"] == "older, ended at newer"
     assert "(goes on, begun at older)" in capsys.readouterr().out
 

@@ -518,6 +518,14 @@ def test_all_that_is_measured_can_be_watched(tiny, name):
     assert train(tiny(*typed, "data.val_size=0"))["epochs"] == 1 if name == "running/loss" else True
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_gradients_are_clipped_in_mixed_precision(tiny, optimizer):
+    settings = (f"optimizer={optimizer}", "trainer.max_epochs=1", "trainer.precision=bf16-mixed", "callbacks=essential")
+    free, clipped = (train(tiny(*settings, f"trainer.gradient_clip_val={most}")) for most in ("null", 0.01))
+    assert free["running/loss"] != clipped["running/loss"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpus_of_another_machine_do_not_matter_where_there_is_none(tiny):
     results = train(tiny("trainer.max_epochs=1", "callbacks=essential"))
     run = Run(Path(results["run"]))

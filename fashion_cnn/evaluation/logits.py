@@ -9,7 +9,7 @@ from torch import Tensor
 Classify = Callable[[Tensor], Tensor]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def all_logits(classify: Classify, images: Tensor, batch_size: int) -> Tensor:
     """The logits `(N, num_classes)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
     return torch.cat([classify(batch).float().cpu() for batch in images.split(batch_size)])

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.progress_bar import progress_bar
+from fashion_cnn.training.hardware import device_for
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,15 @@ class TrainingImages:
         self._module, self._data = module, data
         split = data.train_split
         batches = split.indices.split(data.eval_batch_size)
-        self._catalogue = torch.cat([self._directions(split.images_at(batch)) for batch in batches])
+        directions = []
+        # For minutes where the network is large; what follows looks at a few images on the CPU.
+        module.to(device_for("auto"))
+        with progress_bar("training images") as progress:
+            for done, batch in enumerate(batches, start=1):
+                directions.append(self._directions(split.images_at(batch)))
+                progress(done, len(batches))
+        module.cpu()
+        self._catalogue = torch.cat(directions)
 
     @torch.inference_mode()
     def nearest(self, images: Tensor, most: int) -> Neighbours:
@@ -43,4 +53,5 @@ class TrainingImages:
 
     @torch.inference_mode()
     def _directions(self, images: Tensor) -> Tensor:
-        return functional.normalize(self._module.embed(self._data.normalise(images)).float(), dim=1)
+        normalised = self._data.normalise(images.to(self._module.device))
+        return functional.normalize(self._module.embed(normalised).float(), dim=1).cpu()

@@ -254,6 +254,9 @@ class ImageClassifier(LightningModule):
         if self._optimizer is None:
             raise UserError("This ImageClassifier has no optimizer: give it one before training.")
         optimizer = self._optimizer(self._parameter_groups())
+        # A fused step would undo the scaling of float16's gradients itself, for which Lightning refuses to clip them;
+        # so the scaler is to undo it before.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return optimizer, (self._schedule or constant)(optimizer, total_steps)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:

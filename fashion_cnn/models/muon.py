@@ -34,7 +34,7 @@ class Muon(AdamW):
     ) -> None:
         self._settings = {True: {"lr": lr, "momentum": momentum}, False: {"lr": other_lr}}
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        # AdamW's fused step takes scaled gradients; that of the filters does not, so the scaler has to undo it before.
+        # AdamW's fused step takes scaled gradients, that of the filters does not: the scaler is to undo it before.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The trials of a search: drawn from a study that outlives its processes, each an ordinary run."""
 
 import fcntl
+import gc
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,9 @@ def run_trials(
             errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
             trial.set_user_attr(ERROR, errors[-1])
             study.tell(trial, state=TrialState.FAIL)
+        finally:
+            # Trainer, loggers and callbacks refer to each other; their tensors are not to wait for the next trial.
+            gc.collect()
         told(study.trials[trial.number])
         if len(errors) >= _FAILURES_ALIKE and len({*errors[-_FAILURES_ALIKE:]}) == 1:
             raise UserError(
