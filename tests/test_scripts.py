@@ -240,6 +240,11 @@ def test_a_recording_goes_on_with_no_run_that_failed_or_is_measured_otherwise(re
     assert not [words for words in typed if words[0].startswith("resume=")]
 
 
+def test_a_record_names_the_gpu(reproduce):
+    assert reproduce.machine("NVIDIA H200").endswith(" cores, NVIDIA H200")
+    assert reproduce.machine("CPU, 2 threads, AVX512").endswith(" cores")
+
+
 def test_a_recording_that_ends_at_another_commit_says_so(reproduce, tmp_path, monkeypatch, capsys):
     training = reproduce.Training("tiny", ["model=tiny"], 3)
     monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)

@@ -21,6 +21,7 @@ from torch.nn import functional
 import fashion_cnn
 from fashion_cnn.command_line import Interrupted, compose
 from fashion_cnn.errors import UserError
+from fashion_cnn.evaluation.logits import all_logits
 from fashion_cnn.evaluation.measuring import measure_runs
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.overrides import quote_text
@@ -133,8 +134,11 @@ def test_the_network_is_moved_outside_of_inference_mode(tiny, monkeypatch):
             return method(self, *settings, **others)
 
         monkeypatch.setattr(ImageClassifier, name, move)
-    train(tiny("trainer.max_epochs=1"))
-    assert moved
+    results = train(tiny("trainer.max_epochs=1"))
+    measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)
+    moved_in_training = len(moved)
+    all_logits(measured.classify, measured.images[:5], batch_size=2)
+    assert len(moved) > moved_in_training > 0
     assert not any(moved)
 
 
@@ -502,9 +506,10 @@ def test_what_a_callback_logs_is_a_column_of_the_epochs_row(tiny):
     assert math.isfinite(results["running/loss"])
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precision):
-    results = train(tiny("trainer.max_epochs=1", f"trainer.precision={precision}", "optimizer=adamw"))
+def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precision, optimizer):
+    results = train(tiny("trainer.max_epochs=1", f"trainer.precision={precision}", f"optimizer={optimizer}"))
     assert results["precision"] == precision
     assert math.isfinite(results["test/loss"])
     measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)

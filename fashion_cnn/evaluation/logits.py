@@ -9,6 +9,7 @@ from torch import Tensor
 Classify = Callable[[Tensor], Tensor]
 
 
+# Not in inference mode: `classify` may move a network, whose buffers could not be loaded into afterwards.
 @torch.no_grad()
 def all_logits(classify: Classify, images: Tensor, batch_size: int) -> Tensor:
     """The logits `(N, num_classes)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""

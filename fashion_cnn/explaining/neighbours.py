@@ -9,7 +9,6 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.progress_bar import progress_bar
-from fashion_cnn.training.hardware import device_for
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,10 @@ class TrainingImages:
         split = data.train_split
         batches = split.indices.split(data.eval_batch_size)
         directions = []
-        # For minutes where the network is large; what follows looks at a few images on the CPU.
-        module.to(device_for("auto"))
         with progress_bar("training images") as progress:
             for done, batch in enumerate(batches, start=1):
                 directions.append(self._directions(split.images_at(batch)))
                 progress(done, len(batches))
-        module.cpu()
         self._catalogue = torch.cat(directions)
 
     @torch.inference_mode()
@@ -53,5 +49,4 @@ class TrainingImages:
 
     @torch.inference_mode()
     def _directions(self, images: Tensor) -> Tensor:
-        normalised = self._data.normalise(images.to(self._module.device))
-        return functional.normalize(self._module.embed(normalised).float(), dim=1).cpu()
+        return functional.normalize(self._module.embed(self._data.normalise(images)).float(), dim=1)
