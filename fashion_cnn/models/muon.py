@@ -83,6 +83,7 @@ def _step_filters(group: dict[str, Any], states: dict[Tensor, Any]) -> None:
 
 
 def _direction(filters: Parameter, state: dict[str, Any], momentum: float) -> Tensor:
+    """Take the gradient into the momentum; where both point, of the filters' shape."""
     assert filters.grad is not None
     if "momentum" not in state:
         # AdamW, whose state this is too, looks for a count of the steps in it.
