@@ -47,8 +47,8 @@ def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydr
 
 
 def _check_kinds(base: DictConfig, config: DictConfig, task: Sequence[str]) -> None:
-    for override in task:
-        key, _, value = override.lstrip("+").partition("=")
+    # The last value counts where a key was typed twice.
+    for key, value in dict(override.lstrip("+").partition("=")[::2] for override in task).items():
         if key.startswith("~") and key[1:] in _REQUIRED:
             raise UserError(f"{key} is not possible: each run needs one. --help lists the choices.", status=2)
         before, after = OmegaConf.select(base, key), OmegaConf.select(config, key)
@@ -205,7 +205,13 @@ def exit_with(message: str, status: int) -> NoReturn:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    """Yield the error and its chain of causes, each once.
+
+    OmegaConf makes the chain a cycle where a debugger or a coverage tool traces the program.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__
 

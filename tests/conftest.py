@@ -1,5 +1,7 @@
-"""Tiny made images, a real Fashion-MNIST where a test asks for it, and the command line in this process."""
+"""Shared fixtures: tiny made images, the real Fashion-MNIST, and the command line in this process."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
@@ -10,9 +12,24 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-sys.path.insert(0, str(Path(__file__).parent))
+# One compute thread for each test process, set before torch is imported: several workers share the cores, and sums
+# are added up in the same order with one worker as with many.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# `nohup`, CI runners and a shell's `&` start their children with SIGINT ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
+# This process and its children run this checkout, whichever one is installed, and find the modules beside this one.
+sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY)]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+# Requests to this machine go through no proxy.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
+# Seconds to wait for another process or thread before it counts as hung. A slow machine does not get there.
+PATIENCE = 1800
+# The smallest complete training. callbacks=default adds the overfitting analysis with its figures, which takes four
+# times as long: only tests about the analysis, or about resuming it, choose it.
 TINY_DATA = [
     "data._target_=tiny_images.TinyDataModule",
     "data.val_size=32",
@@ -24,7 +41,25 @@ TINY_DATA = [
     "model.network.depths=[1,1]",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=3",
+    "callbacks=essential",
 ]
+
+
+_SLOW_MARKERS = ("browser", "cluster", "processes", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Assign each test to an xdist group and mark the slow ones.
+
+    Tests of one module share a worker and so its fixtures. Tests that start servers, browsers or several processes form
+    one group, so that no two of them run at the same time; that group comes first, since it takes the longest.
+    """
+    for item in items:
+        several_processes = any(item.get_closest_marker(name) for name in ("browser", "cluster", "processes"))
+        item.add_marker(pytest.mark.xdist_group("processes" if several_processes else item.path.stem))
+        if any(item.get_closest_marker(name) for name in _SLOW_MARKERS):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "processes")  # type: ignore[union-attr]
 
 
 @pytest.fixture

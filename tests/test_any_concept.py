@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY
 from test_make_logos import SHAPES, needs_renderer, write_icon
 from tiny_shop import served
 
@@ -47,6 +47,7 @@ def logos(tmp_path_factory):
 
 
 @needs_renderer
+@pytest.mark.training
 def test_logos_are_learned_measured_exported_found_taught_and_served(logos, command, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     overrides = ["data=image_folder", f"data.root='{logos / 'known logos'}'", "data.image_size=32", "data.batch_size=8"]
@@ -79,7 +80,7 @@ def test_logos_are_learned_measured_exported_found_taught_and_served(logos, comm
     assert sum(record["answer"] == "a ring" for record in json.loads(out)) >= 4
 
     taught = next(Path(record["file"]) for record in json.loads(out) if record["answer"] == "a ring")
-    with served(run) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with served(run) as address, httpx.Client(base_url=address, timeout=PATIENCE) as client:
         answer = client.post("/api/search", files=[("picture", ("logo.jpg", pictures[0].read_bytes()))])
         assert answer.status_code == 200
         assert len(answer.json()["hits"]) == 12

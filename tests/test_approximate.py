@@ -83,7 +83,8 @@ def test_what_an_index_finds_is_measured_when_it_is_built_and_kept_with_the_cata
     assert indexed.recall >= 0.95
     vectors, _ = products(range(COUNT))
     table, shares = both[0].open(), []
-    for direction in functional.normalize(torch.randn(50, DIMENSIONS), dim=1):
+    generator = torch.Generator().manual_seed(1)
+    for direction in functional.normalize(torch.randn(50, DIMENSIONS, generator=generator), dim=1):
         truth = (vectors @ direction).topk(12)
         found = nearest(table, direction, 12, probes=indexed.probes)
         shares.append(len({one for one, _ in found} & {f"p{row:05}" for row in truth.indices.tolist()}) / 12)
@@ -110,7 +111,10 @@ QUERIES = {
 def test_a_search_finds_nearly_what_exact_search_finds(searchers, asked):
     indexed, exact = (searcher.search(asked) for searcher in searchers)
     # Of words beside pictures only so many titles take part, the likest of them as far as an index knows.
-    assert indexed.matching == exact.matching or (asked.words and asked.like)
+    if asked.words and asked.like:
+        assert indexed.matching == pytest.approx(exact.matching, rel=0.05)
+    else:
+        assert indexed.matching == exact.matching
     assert len(indexed.hits) == len(exact.hits) == 12
     shared = {hit.id for hit in indexed.hits} & {hit.id for hit in exact.hits}
     assert len(shared) >= 10
@@ -119,9 +123,9 @@ def test_a_search_finds_nearly_what_exact_search_finds(searchers, asked):
         assert hit.thumbnail == b"%d" % int(hit.id[1:])
         if hit.id in shared:
             assert hit.similarity == pytest.approx(similarity[hit.id], abs=2e-5)
-        for condition in asked.conditions:
+        if asked.conditions:
             assert hit.category == "Bag"
-            assert 100 <= hit.price <= 2000 or condition.column != "price"
+            assert 100 <= hit.price <= 2000
         assert hit.id not in asked.like + asked.unlike
 
 

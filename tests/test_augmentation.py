@@ -45,8 +45,9 @@ def test_erasing_overwrites_one_rectangle_of_about_the_given_area(images):
     erased = RandomErasing(1.0, scale=(0.2, 0.2), ratio=(1.0, 1.0))(images) != images
     touched = erased.any(1)
     side = (0.2 * 9 * 12) ** 0.5
-    assert touched.any(2).sum(1).max() <= side + 1
-    assert touched.any(1).sum(1).max() <= side + 1
+    # A rectangle whose centre is near the edge is cut off there.
+    assert side - 1 <= touched.any(2).sum(1).max() <= side + 1
+    assert side - 1 <= touched.any(1).sum(1).max() <= side + 1
     # Each rectangle is full, but for noise that met its own value (1 in 256).
     full = touched.any(2)[:, :, None] & touched.any(1)[:, None, :]
     assert touched.sum() / full.sum() > 0.98

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY_DATA
+from conftest import PATIENCE, TINY_DATA
 from lightning.pytorch import Callback
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytestmark = pytest.mark.cluster
 
 
 class KilledOnce(Callback):
@@ -25,13 +26,12 @@ class KilledOnce(Callback):
 
 
 @pytest.fixture
-def address(monkeypatch):
+def address():
     """Where the cluster is to be reached, whose one worker node runs two jobs at once."""
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        cluster.add_node(num_cpus=2)
-        cluster.wait_for_nodes()
+        cluster.add_node(wait=False, num_cpus=2)
+        cluster.wait_for_nodes(timeout=PATIENCE)
         yield cluster.address
     finally:
         cluster.shutdown()
@@ -46,7 +46,7 @@ def test_a_sweep_on_a_cluster_loses_no_job_to_a_killed_process(address, tmp_path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -10,13 +10,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
 from fashion_cnn.analysis.layout import dashboard_layout
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
+
+pytestmark = pytest.mark.processes
 
 
 class Board:
@@ -25,11 +27,15 @@ class Board:
     def __init__(self, logdir):
         command = [sys.executable, "-m", "fashion_cnn.analysis.dashboard", "--logdir", str(logdir), "--port", "0"]
         command += ["--reload_multifile", "true", "--samples_per_plugin", "images=100"]
+        # All is read before it answers.
+        command += ["--load_fast", "false", "--reload_task", "blocking", "--reload_interval", "0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
         for line in self.process.stderr:
             if found := re.search(r"http://localhost:\d+/", line):
                 self.address = found[0]
                 break
+        else:
+            pytest.fail(f"TensorBoard ended with {self.process.wait()}")
 
     def __enter__(self):
         return self
@@ -43,7 +49,7 @@ class Board:
         data = None if body is None else json.dumps(body).encode()
         url = f"{self.address}data/{path}{'?' * bool(query)}{urllib.parse.urlencode(query)}"
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.read()
 
     def ask(self, path, body=None, **query):
@@ -53,12 +59,11 @@ class Board:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run whose last epoch is not its best, beside one that failed."""
-    from conftest import TINY_DATA
-
     from fashion_cnn.command_line import compose
 
     folder = tmp_path_factory.mktemp("runs")
-    overrides = [*TINY_DATA, f"runs_dir='{folder}'", "trainer.max_epochs=6", "callbacks.best.tie=null"]
+    overrides = [*TINY_DATA, "callbacks=default", f"runs_dir='{folder}'"]
+    overrides += ["trainer.max_epochs=6", "callbacks.best.tie=null"]
     results = train(compose(overrides=overrides))
     assert results["best_epoch"] < results["epochs"], "both moments are shown"
     with pytest.raises(Exception, match="learning rate"):

@@ -1,13 +1,12 @@
 """One training in several processes: each image in one of them, figures of all of them, one run directory."""
 
 import csv
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_DATA
+from conftest import PATIENCE, TINY_DATA
 
 from fashion_cnn.analysis.predictions import read_predictions
 from fashion_cnn.data import InMemoryDataset, batch_loader
@@ -43,16 +42,14 @@ def test_when_measuring_each_image_is_seen_once_in_all(dataset):
 
 
 def train(folder, *overrides):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fashion_cnn.train", *TINY_DATA, f"runs_dir={folder}", *overrides]
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
-    )
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+@pytest.mark.processes
 def test_two_processes_train_as_one_does(tmp_path):
     # 33 validation images do not part evenly, nor do 127 training images.
-    settings = ["data.val_size=33", "trainer.precision=32-true", "trainer.max_epochs=4"]
+    settings = ["callbacks=default", "data.val_size=33", "trainer.precision=32-true", "trainer.max_epochs=4"]
     several = train(tmp_path, *settings, "trainer=ddp", "trainer.devices=2", "data.batch_size=8", "name=two")
     assert several.returncode == 0, several.stderr
     assert "sync_dist" not in several.stderr

@@ -117,7 +117,6 @@ def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
     (shop / "bags" / "sack.png").unlink()
     status, out, _, after = indexed(f"images={shop}")
     assert status == 0
-    assert "1 product added, 1 changed, 0 removed, 4 as they were" not in out
     assert "1 product added, 1 changed, 0 removed, 3 as they were" in out
     assert "In the catalogue, but not among these: 1 product, such as bags/sack.png. prune=true" in out
     assert after["loose.png"]["vector"] != before["loose.png"]["vector"]
@@ -545,11 +544,10 @@ def test_readers_see_what_an_indexing_did_when_it_is_at_its_end(run, shop, tmp_p
 
 def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monkeypatch):
     """When the version of the last time is older than what is kept."""
-    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(seconds=2))
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index(products_of_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     first = catalogue.edition().version
-    time.sleep(2.5)
+    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(0))
     index(products_of_files(str(shop / "bags"), None, lambda *_: None), catalogue, network, prune=True)
     assert set(Snapshot(catalogue).row_of) == {"bag.png", "sack.png"}
     assert first not in [version["version"] for version in catalogue.open_newest().list_versions()], "cleaned up"

@@ -142,4 +142,7 @@ def test_the_histograms_show_every_set_and_all_of_its_images(images):
 
 def test_scores_that_are_all_alike_can_be_drawn():
     alike = Outliers(torch.zeros(3, 2), {"inverted": torch.zeros(4, 2)}).separation("inverted", "confidence")
-    plot_separation(alike, Figure().subplots(), title="t", score="confidence")
+    axes = Figure().subplots()
+    plot_separation(alike, axes, title="t", score="confidence")
+    assert [patch.get_data().values.max() for patch in axes.patches] == [100, 100], "all in one bin"
+    assert axes.get_title() == "t\nAUROC 0.500"

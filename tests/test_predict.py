@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY
 from PIL import Image
 from test_pictures import encoded, garment, png_that_claims
 
@@ -310,6 +310,7 @@ def start(run, *arguments, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
 
 
+@pytest.mark.processes
 def test_ctrl_c_and_a_reader_that_leaves_end_it_without_a_traceback(run, picture_files, tmp_path):
     many = tmp_path / "many"
     many.mkdir()
@@ -319,10 +320,10 @@ def test_ctrl_c_and_a_reader_that_leaves_end_it_without_a_traceback(run, picture
     with start(run, f"images={many}", "format=json") as process:
         process.stdout.readline()
         process.stdout.close()
-        assert (process.wait(120), process.stderr.read()) == (141, b"")
+        assert (process.wait(PATIENCE), process.stderr.read()) == (141, b"")
     with start(run, f"images={many}", "format=csv") as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (130, b"\nStopped.\n")
     assert not list(tmp_path.glob("outputs"))

@@ -2,8 +2,6 @@
 
 import fcntl
 import os
-import threading
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -58,10 +56,11 @@ def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path)
     assert runs.find_unfinished("latest", tmp_path) == three[2]
 
 
-def test_who_asks_how_a_run_stands_keeps_nobody_from_training_it(three):
+def test_who_asks_how_a_run_stands_keeps_nobody_from_training_it(three, monkeypatch):
     with (three[2].path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        # Released while the one that trains waits.
+        monkeypatch.setattr("fashion_cnn.runs.run.time.sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
         with three[2].locked():
             assert three[2].state == "running"
 
@@ -150,7 +149,8 @@ def test_a_directory_that_cannot_be_written_is_said(tmp_path):
         Run(tmp_path / "file" / "run").create()
 
 
-def test_the_command_lists_them(three, tmp_path, command):
+def test_the_command_lists_them(three, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     status, out, _ = command(main, f"runs_dir={tmp_path}")
     assert status == 0
     lines = [line for line in out.splitlines() if "small" in line or "sweep" in line]
@@ -163,4 +163,4 @@ def test_the_command_lists_them(three, tmp_path, command):
     status, _, err = command(main, f"runs_dir={tmp_path / 'nothing'}")
     assert status == 1
     assert err.startswith("error: There are no runs")
-    assert not Path("outputs").exists()
+    assert not (tmp_path / "outputs").exists()

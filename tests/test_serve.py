@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import PATIENCE, REPOSITORY
 from PIL import Image
 from test_pictures import encoded, png_that_claims
 from tiny_images import TinyDataModule
@@ -65,7 +66,7 @@ def serving():
 
         def start(run, *overrides):
             address = stack.enter_context(served(run, *overrides))
-            return stack.enter_context(httpx.Client(base_url=address, timeout=60))
+            return stack.enter_context(httpx.Client(base_url=address, timeout=PATIENCE))
 
         yield start
 
@@ -311,7 +312,9 @@ def test_nothing_is_loaded_from_another_host_and_nothing_runs_in_the_page(client
         assert not re.findall(r'(?:href|src|action)="(?:https?:)?//', text)
         assert "style=" not in text
         assert not re.findall(r"<script(?! src=\"/static/search.js\" defer></script>)|\son\w+=", text)
-    for name in re.findall(r'"(/static/[^"]+)"', client.get("/").text):
+    names = set(re.findall(r'"(/static/[^"]+)"', client.get("/").text))
+    assert names >= {"/static/style.css", "/static/search.js"}
+    for name in names:
         assert client.get(name).status_code == 200
     style = client.get("/static/style.css")
     assert style.headers["content-type"].startswith("text/css")
@@ -467,8 +470,8 @@ def own_run(shop_run, tmp_path):
     return Run(shutil.copytree(shop_run.path, tmp_path / "run"))
 
 
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
+def until(condition):
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
@@ -667,7 +670,7 @@ def test_mistakes_are_pages_for_people_and_json_for_programs(client, method, lin
     answer = client.request(method, f"{path}?{query}" if query else path)
     assert answer.status_code == status
     assert answer.json()["status"] == status
-    assert said in answer.json()["error"] or status == 404
+    assert said in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -984,40 +987,45 @@ def test_forms_that_are_none_are_answered_without_a_failure(client, empty_tempor
 
 
 def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypatch):
-    def slow(*arguments, **options):
-        time.sleep(0.02)
+    others_are_answered = threading.Event()
+
+    def waits(*arguments, **options):
+        others_are_answered.wait(PATIENCE)
         return answer(*arguments, **options)
 
-    monkeypatch.setattr(desk, "answer", slow)
+    monkeypatch.setattr(desk, "answer", waits)
 
-    def crowd(people, *overrides):
+    def crowd(people, *overrides, most):
+        """The responses; searches end once all requests above `most` have been refused."""
+        others_are_answered.clear()
+
         async def ask():
             transport = httpx.ASGITransport(
                 build(compose("serve", [f"run='{shop_run.path}'", *overrides]), "127.0.0.1")
             )
-            answers = []
+            responses = []
             async with (
                 httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
                 anyio.create_task_group() as tasks,
             ):
 
                 async def one(number):
-                    answers.append(await client.get("/api/search", params={"like": f"p{10 + number % 40}"}))
+                    responses.append(await client.get("/api/search", params={"like": f"p{10 + number % 40}"}))
+                    if len(responses) >= people - most:
+                        others_are_answered.set()
 
+                if people <= most:
+                    others_are_answered.set()
                 for number in range(people):
                     tasks.start_soon(one, number)
-            return answers
+            return responses
 
         return anyio.run(ask)
 
-    assert {each.status_code for each in crowd(64)} == {200}
-    answers = crowd(40, "limits.threads=1", "limits.waiting=3")
-    refused = [each for each in answers if each.status_code == 503]
-    served_well = [each for each in answers if each.status_code == 200]
-    assert len(served_well) >= 4
-    assert len(refused) > 20
-    assert len(refused) + len(served_well) == 40
-    assert all(each.headers["retry-after"] == "1" for each in refused)
+    assert {each.status_code for each in crowd(64, most=66)} == {200}
+    responses = crowd(40, "limits.threads=1", "limits.waiting=3", most=4)
+    assert [each.status_code for each in responses] == [503] * 36 + [200] * 4
+    assert all(each.headers["retry-after"] == "1" for each in responses[:36])
 
 
 def test_uploads_share_a_limited_memory(serving, shop_run):
@@ -1050,7 +1058,8 @@ def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, 
 @pytest.mark.parametrize(
     ("typed", "status", "said"),
     [
-        (["host=no.such.host.invalid"], 1, "is no address"),
+        # An interface that does not exist: known without asking a name server.
+        (["host='fe80::1%nosuch'"], 1, "is no address"),
         (["host=192.0.2.1"], 1, "cannot be served"),
         (["host="], 2, "names no address"),
         (["port=70000"], 2, "is no port"),
@@ -1077,6 +1086,7 @@ def test_a_port_in_use_is_told_in_one_message(command, shop_run):
     assert "name another port=" in err
 
 
+@pytest.mark.processes
 def test_it_says_where_it_is_answers_there_and_ends_quietly(shop_run, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
@@ -1088,13 +1098,21 @@ def test_it_says_where_it_is_answers_there_and_ends_quietly(shop_run, tmp_path):
     )
     try:
         said = server.stdout.readline()
-        address = re.search(r"Open (http://127\.0\.0\.1:\d+) ", said)[1]
-        assert httpx.get(f"{address}/api/status").json()["products"] == 60
-        assert httpx.post(address, files={"picture": ("a.png", photograph(0))}).status_code == 303
-        begun = time.perf_counter()
-        assert httpx.head(f"{address}/").status_code == 200
-        assert time.perf_counter() - begun < 5
+        opened = re.match(r"Open (http://127\.0\.0\.1:\d+) ", said)
+        assert opened, said or server.stderr.read()
+        address = opened[1]
+        with httpx.Client(base_url=address, timeout=PATIENCE) as client:
+            assert client.get("/api/status").json()["products"] == 60
+            assert client.post("/", files={"picture": ("a.png", photograph(0))}).status_code == 303
         host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+            # The response to HEAD ends where its body would begin: the next one follows at once.
+            more = b"GET /none HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            connection.sendall(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n" + more)
+            responses = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, rest = responses.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert rest.startswith(b"HTTP/1.1 404 ")
         for raw in (
             b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 200_000 + b"\r\n\r\n",
             b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
@@ -1102,12 +1120,12 @@ def test_it_says_where_it_is_answers_there_and_ends_quietly(shop_run, tmp_path):
             b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
             b"GET / HTTP/1.1\r\n\r\n",
         ):
-            with socket.create_connection((host, int(port)), timeout=10) as connection:
+            with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
                 connection.sendall(raw)
                 assert b" 4" in connection.recv(100)[:12]
-        assert httpx.get(f"{address}/").status_code == 200
+        assert httpx.get(f"{address}/", timeout=PATIENCE).status_code == 200
         server.send_signal(signal.SIGINT)
-        out, err = server.communicate(timeout=30)
+        out, err = server.communicate(timeout=PATIENCE)
         assert (server.returncode, out, err) == (130, "", "\nStopped.\n")
     finally:
         server.kill()

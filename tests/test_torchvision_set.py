@@ -76,5 +76,5 @@ def test_what_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-    with pytest.raises(UserError, match=r"KMNIST is not in .* and cannot be downloaded"):
+    with pytest.raises(UserError, match=r"KMNIST is not in .* and cannot be downloaded \(no route to host\)"):
         TorchvisionDataModule(dataset="torchvision.datasets.KMNIST", root=tmp_path)

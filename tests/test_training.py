@@ -103,7 +103,7 @@ def same_but_for_time(first, second):
 
 def test_a_run_leaves_its_files_and_learns(tiny):
     # The first of equally good epochs is the best one, so that there is a last one beside it.
-    config = tiny("trainer.max_epochs=6", "callbacks.best.tie=null")
+    config = tiny("callbacks=default", "trainer.max_epochs=6", "callbacks.best.tie=null")
     results = train(config)
     run = only_run(config)
     found = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
@@ -186,7 +186,7 @@ def test_the_flip_average_is_an_option(tiny):
 
 
 def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
-    first, second, other = (train(tiny(f"seed={seed}")) for seed in (0, 0, 1))
+    first, second, other = (train(tiny("callbacks=default", f"seed={seed}")) for seed in (0, 0, 1))
     texts = [Run(Path(results["run"])).metrics_file.read_text() for results in (first, second, other)]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
@@ -200,7 +200,8 @@ def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
     ids=["mid-epoch", "before the first epoch's end", "failed"],
 )
 def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_path, epoch, batch, error):
-    settings = ["trainer.max_epochs=4", "model.network.dropout=0.2", "data.augmentation.erasing.p=0.9"]
+    settings = ["callbacks=default", "trainer.max_epochs=4"]
+    settings += ["model.network.dropout=0.2", "data.augmentation.erasing.p=0.9"]
     whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
     config = tiny(*settings)
     stop(epoch, error, batch)
@@ -221,7 +222,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_pat
 def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatch):
     from fashion_cnn.training import session
 
-    config = tiny()
+    config = tiny("callbacks=default")
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -230,7 +231,7 @@ def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatc
         patch.setattr(session, "collect_results", interrupted)
         with pytest.raises(Interrupted):
             train(config)
-    resumed = train(tiny("resume=latest"))
+    resumed = train(tiny("callbacks=default", "resume=latest"))
     assert same_but_for_time(resumed, train(config))
 
 
@@ -249,15 +250,16 @@ def test_the_parts_of_the_speed_records_resume_as_if_never_stopped(stop, disarm,
 
 
 def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path):
-    whole = train(tiny("trainer.max_epochs=4", f"runs_dir='{tmp_path / 'whole'}'"))
-    config = tiny("trainer.max_epochs=4")
+    settings = ["callbacks=default", "trainer.max_epochs=4"]
+    whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
+    config = tiny(*settings)
     stop(3, KeyboardInterrupt())
     with pytest.raises(Interrupted, match="resume="):
         train(config)
     moved = tmp_path / "elsewhere, with spaces"
     shutil.move(only_run(config).path, moved)
     disarm()
-    resumed = train(tiny("trainer.max_epochs=4", f"resume='{moved}'"))
+    resumed = train(tiny(*settings, f"resume='{moved}'"))
     assert same_but_for_time(whole, resumed)
 
 
@@ -389,7 +391,7 @@ def test_init_from_another_network_is_refused_and_leaves_no_run(tiny, tmp_path):
 
 
 def test_weights_that_learned_from_what_validates_here_are_refused_to_start_from(tiny):
-    brief = ["callbacks=essential", "trainer.max_epochs=1"]
+    brief = ["trainer.max_epochs=1"]
     on_all = train(tiny(*brief, "data.val_size=0"))["run"]
     with pytest.raises(UserError, match=r"kept for validation here \(data.val_size is 0 there, and 32 here\)"):
         train(tiny(*brief, f"init_from='{on_all}'"))
@@ -400,7 +402,7 @@ def test_weights_that_learned_from_what_validates_here_are_refused_to_start_from
 
 
 def test_the_command_told_at_the_end_goes_on_from_these_weights(tiny, capsys):
-    typed = ["callbacks=essential", "trainer.max_epochs=1", "model.network.widths=[4,8]"]
+    typed = ["trainer.max_epochs=1", "model.network.widths=[4,8]"]
     results = train(tiny(*typed))
     run = Run(Path(results["run"]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "go further" in line]
@@ -428,7 +430,7 @@ def test_nan_stops_the_run_with_step_and_rate(tiny):
 
 
 def test_without_validation_the_last_weights_stand_and_the_gap_is_not_measured(tiny):
-    results = train(tiny("data.val_size=0"))
+    results = train(tiny("callbacks=default", "data.val_size=0"))
     assert "val/loss" not in results
     assert "gap/loss" not in results
     assert math.isfinite(results["test/loss"])
@@ -445,7 +447,7 @@ def test_a_probe_of_its_own_gives_the_gap_to_test_where_nothing_is_kept_for_vali
 
 
 def test_a_run_whose_results_are_damaged_is_measured_anew(tiny):
-    results = train(tiny("callbacks=essential", "trainer.max_epochs=1"))
+    results = train(tiny("trainer.max_epochs=1"))
     run = Run(Path(results["run"]))
     run.results_file.write_text('{"seed": ')
     again = train(tiny(f"resume='{run.path}'"))
@@ -479,7 +481,7 @@ def test_early_stopping_still_holds_when_the_run_is_resumed_to_be_measured(tiny,
 
 
 def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):
-    results = train(tiny("trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"))
+    results = train(tiny("callbacks=default", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"))
     run = Run(Path(results["run"]))
     rows = read_rows(run)
     assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True, False]
@@ -520,19 +522,24 @@ def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precis
 def test_all_that_is_measured_can_be_watched(tiny, name):
     typed = ["callbacks=early_stopping", f"callbacks.early_stopping.monitor={name}", "trainer.max_epochs=1"]
     assert train(tiny(*typed))["epochs"] == 1
-    assert train(tiny(*typed, "data.val_size=0"))["epochs"] == 1 if name == "running/loss" else True
+    without = tiny(*typed, "data.val_size=0")
+    if name == "running/loss":
+        assert train(without)["epochs"] == 1
+    else:
+        with pytest.raises(UserError, match=f"watches {name}, and without validation images"):
+            train(without)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_gradients_are_clipped_in_mixed_precision(tiny, optimizer):
-    settings = (f"optimizer={optimizer}", "trainer.max_epochs=1", "trainer.precision=bf16-mixed", "callbacks=essential")
+    settings = (f"optimizer={optimizer}", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
     free, clipped = (train(tiny(*settings, f"trainer.gradient_clip_val={most}")) for most in ("null", 0.01))
     assert free["running/loss"] != clipped["running/loss"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpus_of_another_machine_do_not_matter_where_there_is_none(tiny):
-    results = train(tiny("trainer.max_epochs=1", "callbacks=essential"))
+    results = train(tiny("trainer.max_epochs=1"))
     run = Run(Path(results["run"]))
     config = run.config()
     config.trainer.accelerator, config.trainer.devices = "auto", [5]
@@ -586,7 +593,7 @@ def test_an_epoch_that_ends_early_has_its_running_figures(tiny):
 
 
 def test_without_any_validation_pass_the_report_says_so(tiny):
-    results = train(tiny("trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
+    results = train(tiny("callbacks=default", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
     report = Run(Path(results["run"])).report_file.read_text()
     assert "No validation pass was made while it trained" in report
     assert "the weights of the last epoch (1)" in report
@@ -639,9 +646,12 @@ def test_a_profiler_works_as_in_lightning(tiny):
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger("lightning.pytorch.profilers").addHandler(handler)
-    train(tiny("trainer.profiler=simple", "trainer.max_epochs=1"))
-    logging.getLogger("lightning.pytorch.profilers").removeHandler(handler)
+    logger = logging.getLogger("lightning.pytorch.profilers")
+    logger.addHandler(handler)
+    try:
+        train(tiny("trainer.profiler=simple", "trainer.max_epochs=1"))
+    finally:
+        logger.removeHandler(handler)
     assert "run_training_batch" in "".join(said)
 
 

@@ -10,7 +10,7 @@ import warnings
 
 import optuna
 import pytest
-from conftest import TINY_DATA
+from conftest import PATIENCE, TINY_DATA
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -191,6 +191,7 @@ open_study(f"sqlite:///{folder}/study.db", "test", {"fixed": []}, optuna.pruners
 """
 
 
+@pytest.mark.processes
 def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_path):
     numbers = [str(number) for number in range(3)]
     started = [
@@ -198,9 +199,10 @@ def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_pat
         for number in numbers
     ]
     while not all((tmp_path / f"ready-{number}").exists() for number in numbers):
+        assert all(process.poll() is None for process in started)
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    said = [process.communicate(timeout=60)[1] for process in started]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], said
     assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/study.db")) == 1
 

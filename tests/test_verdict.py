@@ -55,7 +55,9 @@ def test_the_rise_is_dated_by_its_first_epoch():
     assert good.lowest_at_end
     assert advise(good, compose(overrides=["trainer.max_epochs=3"]), epochs=3)[0].overrides == ("trainer.max_epochs=6",)
     stopped_early = compose(overrides=["trainer.max_epochs=30"])
-    assert all("max_epochs" not in piece.overrides[0] for piece in advise(good, stopped_early, epochs=3))
+    pieces = advise(good, stopped_early, epochs=3)
+    assert pieces
+    assert all("max_epochs" not in piece.overrides[0] for piece in pieces)
 
 
 def test_a_loss_that_rises_on_both_sides_is_no_overfitting():

@@ -15,6 +15,8 @@ from fashion_cnn.train import train
 from fashion_cnn.training import build
 from fashion_cnn.training.session import quieten_lightning
 
+pytestmark = pytest.mark.training
+
 
 class HalfShuffled(FashionMNISTDataModule):
     """Fashion-MNIST with the labels of half of the training split shuffled among themselves."""

@@ -28,7 +28,9 @@ ODD_TITLE = "<script>alert(1)</script> {{ 7 * 7 }}"
 
 
 def train_run(folder: Path) -> Run:
-    results = train(compose(overrides=[*TINY_DATA, f"runs_dir='{folder / 'runs'}'", "trainer.max_epochs=4"]))
+    # With the predictions of the validation images, which calibrate the probabilities.
+    settings = [*TINY_DATA, "callbacks=default", f"runs_dir='{folder / 'runs'}'", "trainer.max_epochs=4"]
+    results = train(compose(overrides=settings))
     return Run(Path(results["run"]))
 
 
