@@ -1,5 +1,6 @@
 """What the scripts of the records rest on."""
 
+import copy
 import importlib
 import json
 import shlex
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY_DATA
+from hydra.core.config_store import ConfigNode, ConfigStore
 
+from fashion_cnn import train as train_command
 from fashion_cnn.command_line import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
@@ -328,3 +331,16 @@ def test_startup_benchmark_reports_a_mistake_in_one_message(arguments, said):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {said}")
     assert ended.stderr.count("\n") == 1
+
+
+def test_help_of_train_copies_no_schema_of_the_config_store(command, monkeypatch):
+    def refuse(node, memo):
+        raise AssertionError(f"{node.name} was copied")
+
+    monkeypatch.setattr(ConfigNode, "__deepcopy__", refuse, raising=False)
+    status, out, err = command(train_command.main, "--help")
+    assert (status, err) == (0, "")
+    assert "\noptimizer: adamw, " in out
+    with pytest.raises(AssertionError, match="was copied"):
+        # Outside a command Hydra works as ever.
+        copy.deepcopy(ConfigStore.instance())
