@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -71,7 +72,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     stop: KeyboardInterrupt | None = None
     try:
         sys.argv[1:] = [quote_text(argument) for argument in resumed_sweep(sys.argv[1:])]
-        with _hydra_raising():
+        with _hydra_raising(), _shared_config_store():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
             )()
@@ -152,6 +153,22 @@ def _hydra_raising() -> Iterator[None]:
         del os.environ["HYDRA_FULL_ERROR"]
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _shared_config_store() -> Iterator[None]:
+    """Let the copies that Hydra makes of its config repository share one ConfigStore.
+
+    `ConfigLoader.get_group_options` copies the repository at each call, and --help calls it several times for each
+    config group. The repository refers to the ConfigStore, which holds the schema of every installed launcher; copying
+    it took most of the time of --help. Sharing changes no config: `ConfigStore.load` returns copies of its nodes, and
+    composing a config adds none.
+    """
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
 
 
 def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:

@@ -1,5 +1,6 @@
 """What the scripts of the records rest on."""
 
+import copy
 import functools
 import importlib
 import json
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import PATIENCE, REPOSITORY, TINY_DATA
+from hydra.core.config_store import ConfigNode, ConfigStore
 
+from fashion_cnn import train as train_command
 from fashion_cnn.command_line import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
@@ -299,3 +302,55 @@ def test_after_a_failed_training_none_is_begun_and_the_failure_told(reproduce, m
         seed for seed in sorted(begun) if seed != 1
     ]
     assert "python -m fashion_cnn.train model=tiny seed=1 failed." in capsys.readouterr().err
+
+
+def run_benchmark(*arguments):
+    typed = [sys.executable, "scripts/benchmark", *arguments]
+    return subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_startup_benchmark_prints_a_row_per_command():
+    ended = run_benchmark("--startup", "--commands", "predict", "--rounds", "1")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    heading, rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines())
+    assert heading == [
+        "command",
+        *("--help, median s", "minimum", "--cfg job, median s", "minimum", "mistyped, median s", "minimum"),
+        "--help within 1 s",
+    ]
+    (row,) = rows
+    assert len(row) == len(heading) == len(rule)
+    assert row[0] == "predict"
+    assert row[1:7:2] == row[2:7:2], "one round: its value is both the median and the minimum"
+    assert all(float(value) > 0 for value in row[1:7])
+    assert row[-1] in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--commands", "train,predct"],
+            "--commands: 'predct' is no command. Did you mean predict? Commands: compare, ",
+        ),
+        (["--commands", "predict", "--rounds", "0"], "--rounds=0 is not possible: give 1 or more."),
+    ],
+)
+def test_startup_benchmark_reports_a_mistake_in_one_message(arguments, said):
+    ended = run_benchmark("--startup", *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {said}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_help_of_train_copies_no_schema_of_the_config_store(command, monkeypatch):
+    def refuse(node, memo):
+        raise AssertionError(f"{node.name} was copied")
+
+    monkeypatch.setattr(ConfigNode, "__deepcopy__", refuse, raising=False)
+    status, out, err = command(train_command.main, "--help")
+    assert (status, err) == (0, "")
+    assert "\noptimizer: adamw, " in out
+    with pytest.raises(AssertionError, match="was copied"):
+        # Outside a command Hydra works as ever.
+        copy.deepcopy(ConfigStore.instance())
