@@ -547,7 +547,7 @@ def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monk
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index(products_of_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     first = catalogue.edition().version
-    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(microseconds=1))
+    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(milliseconds=1))
     index(products_of_files(str(shop / "bags"), None, lambda *_: None), catalogue, network, prune=True)
     assert set(Snapshot(catalogue).row_of) == {"bag.png", "sack.png"}
     assert first not in [version["version"] for version in catalogue.open_newest().list_versions()], "cleaned up"
