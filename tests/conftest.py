@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 # One compute thread for each test process, set before torch is imported: several workers share the cores, and sums
 # are added up in the same order with one worker as with many.
@@ -60,6 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(item.get_closest_marker(name) for name in _SLOW_MARKERS):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "processes")  # type: ignore[union-attr]
+
+
+@pytest.fixture(autouse=True)
+def _no_hydra_state() -> Iterator[None]:
+    """Leave no state of Hydra to the next test: a command run in this process sets it."""
+    yield
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
