@@ -72,7 +72,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     stop: KeyboardInterrupt | None = None
     try:
         sys.argv[1:] = [quote_text(argument) for argument in resumed_sweep(sys.argv[1:])]
-        with _hydra_raising(), _shared_config_store():
+        with _hydra_raising(), _shared_config_store(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
             )()
@@ -153,6 +153,19 @@ def _hydra_raising() -> Iterator[None]:
         del os.environ["HYDRA_FULL_ERROR"]
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _hydra_config_restored() -> Iterator[None]:
+    """Restore Hydra's global config, which it leaves set after `--cfg` and multiruns.
+
+    A later training from Python in the same process would take it for the config of a running command.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 @contextmanager

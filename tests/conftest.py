@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 
 # One compute thread for each test process, set before torch is imported: several workers share the cores, and sums
 # are added up in the same order with one worker as with many.
@@ -46,7 +45,8 @@ TINY_DATA = [
 ]
 
 
-_SLOW_MARKERS = ("browser", "cluster", "processes", "training")
+# Markers of tests that start servers, browsers or several processes.
+_SEVERAL_PROCESSES = ("browser", "cluster", "processes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,19 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     one group, so that no two of them run at the same time; that group comes first, since it takes the longest.
     """
     for item in items:
-        several_processes = any(item.get_closest_marker(name) for name in ("browser", "cluster", "processes"))
+        several_processes = any(map(item.get_closest_marker, _SEVERAL_PROCESSES))
         item.add_marker(pytest.mark.xdist_group("processes" if several_processes else item.path.stem))
-        if any(item.get_closest_marker(name) for name in _SLOW_MARKERS):
+        if several_processes or item.get_closest_marker("training"):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "processes")  # type: ignore[union-attr]
-
-
-@pytest.fixture(autouse=True)
-def _no_hydra_state() -> Iterator[None]:
-    """Leave no state of Hydra to the next test: a command run in this process sets it."""
-    yield
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, _SEVERAL_PROCESSES)))
 
 
 @pytest.fixture

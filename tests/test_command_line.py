@@ -15,6 +15,8 @@ from rich.table import Table
 from fashion_cnn import index
 from fashion_cnn import train as train_command
 from fashion_cnn.command_line import CONFIG_DIR
+from fashion_cnn.errors import UserError
+from fashion_cnn.mistakes import explain
 from fashion_cnn.progress_bar import progress_bar
 from fashion_cnn.runs import Run
 from fashion_cnn.screen import print_end, wide_console
@@ -191,6 +193,24 @@ def test_a_bug_keeps_its_traceback(command, monkeypatch):
         command(main)
 
 
+def test_a_cycle_of_causes_is_explained_once():
+    first, second = UserError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert explain(second, "train", str(CONFIG_DIR)) is first
+    first, second = KeyError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert explain(second, "train", str(CONFIG_DIR)) is None
+
+
+@pytest.mark.parametrize("typed", [["--cfg", "job"], ["-m", "seed=0,1"]], ids=["--cfg", "-m"])
+def test_a_command_leaves_no_state_to_a_training_from_python(command, tiny, tmp_path, typed):
+    assert command(main, *typed, *TINY_DATA, "trainer.max_epochs=1", f"runs_dir={tmp_path / 'command'}")[0] == 0
+    run = Run(Path(train_command.train(tiny("trainer.max_epochs=1"))["run"]))
+    assert run.path.parent == tmp_path / "runs" / "tiny", "a run of its own, and no job of the sweep before"
+    run.results_file.unlink()
+    assert train_command.train(tiny(f"resume='{run.path}'"))["run"] == str(run.path)
+
+
 def test_a_run_through_the_command_line(command, tmp_path):
     folder = tmp_path / "it's (1), a=b"
     status, out, err = command(main, *TINY_DATA, f"runs_dir={folder}", "trainer.max_epochs=1")
@@ -249,8 +269,7 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path, arguments)
     typed = [sys.executable, "-m", *arguments]
     read, write = os.pipe()
     os.close(read)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(typed, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, check=False)
+    ended = subprocess.run(typed, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (141, b"")
 

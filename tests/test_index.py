@@ -594,8 +594,7 @@ for count in range(1, 31):
     index(products_of_files(files, None, lambda *_: None), catalogue, network)
     print(count, flush=True)
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while (said := process.stdout.readline().strip()) != after:
             assert said

@@ -306,8 +306,7 @@ def test_a_data_set_is_not_needed(command, run, tmp_path, monkeypatch):
 
 def start(run, *arguments, **options):
     command = [sys.executable, "-m", "fashion_cnn.predict", f"run={run.path}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 @pytest.mark.processes

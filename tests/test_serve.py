@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import PATIENCE, REPOSITORY
+from conftest import PATIENCE
 from PIL import Image
 from test_pictures import encoded, png_that_claims
 from tiny_images import TinyDataModule
@@ -1088,10 +1088,7 @@ def test_a_port_in_use_is_told_in_one_message(command, shop_run):
 
 @pytest.mark.processes
 def test_it_says_where_it_is_answers_there_and_ends_quietly(shop_run, tmp_path):
-    environment = os.environ | {
-        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
-        "TMPDIR": str(tmp_path),
-    }
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "fashion_cnn.serve", f"run={shop_run.path}", "port=0"]
     server = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

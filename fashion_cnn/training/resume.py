@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +27,7 @@ def resumed_config(config: DictConfig, run: Run, *, checked: bool) -> DictConfig
         _check_same(config, own, overrides, run)
     if any(key_of(override) == "data.root" for override in overrides):
         own.data.root = config.data.root
-    if checked and HydraConfig.initialized() and GlobalHydra.instance().is_initialized():
+    if checked and HydraConfig.initialized():
         # A job of a sweep is a run, whatever it failed by: as good a message as when it is typed.
         check_values("train", own, own.get("overrides") or [], HydraConfig.get().overrides.hydra)
     return own
