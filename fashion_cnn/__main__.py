@@ -4,9 +4,8 @@ import sys
 
 from omegaconf import OmegaConf
 
-from fashion_cnn.command_line import CONFIG_DIR
-from fashion_cnn.mistakes import exit_with
-from fashion_cnn.output_pipe import reader_may_leave
+from fashion_cnn.cli.errors import exit_with
+from fashion_cnn.cli.main import CONFIG_DIR, reader_may_leave
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,8 +22,8 @@ def compare(config: DictConfig) -> None:
 
     from fashion_cnn.analysis.comparison import compare as compare_runs
     from fashion_cnn.analysis.comparison import find_runs
-    from fashion_cnn.analysis.comparison_files import write_comparison
-    from fashion_cnn.screen import print_comparison
+    from fashion_cnn.analysis.comparison_report import write_comparison
+    from fashion_cnn.cli.console import print_comparison
 
     references = OmegaConf.to_object(config.runs) if OmegaConf.is_list(config.runs) else str(config.runs)
     runs = find_runs(references)  # type: ignore[arg-type]

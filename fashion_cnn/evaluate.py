@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_choice
 from fashion_cnn.errors import UserError
-from fashion_cnn.options import check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +22,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     Raises UserError where there is no such run or split, or its checkpoint is not its own.
     """
-    from fashion_cnn.evaluation.measuring import measure_runs
-    from fashion_cnn.evaluation.outcome import outcome_of, write_outcome
+    from fashion_cnn.evaluation.evaluate import measure_runs, outcome_of, write_outcome
     from fashion_cnn.runs import as_typed, find_several
     from fashion_cnn.training.session import quieten_lightning
 
@@ -34,7 +33,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     runs = find_several(config.run, Path(config.runs_dir))
     baseline = None
     if config.baseline:
-        from fashion_cnn.evaluation.strength import read_baseline
+        from fashion_cnn.evaluation.robustness_report import read_baseline
 
         baseline = read_baseline(config.baseline, config.split, Path(config.runs_dir))
     quieten_lightning()
@@ -43,8 +42,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     folder = Path(config.out).expanduser() if config.out else _folder_of(runs) / config.split
     write_outcome(outcome, measured, folder)
     if config.robustness:
-        from fashion_cnn.evaluation.strength import measure_strength
-        from fashion_cnn.progress_bar import progress_bar
+        from fashion_cnn.evaluation.robustness_report import measure_strength
+        from fashion_cnn.terminal import progress_bar
 
         with progress_bar("corruptions") as progress:
             outcome["robustness"] = measure_strength(measured, folder, baseline=baseline, progress=progress)
@@ -67,7 +66,7 @@ def _folder_of(runs: Sequence[Run]) -> Path:
 def _evaluate_and_tell(config: DictConfig) -> None:
     import json
 
-    from fashion_cnn.screen import print_evaluation
+    from fashion_cnn.cli.console import print_evaluation
 
     outcome = evaluate(config)
     if config.format == "json":

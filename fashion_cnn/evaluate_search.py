@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_choice, check_class_weight
 from fashion_cnn.errors import UserError
-from fashion_cnn.options import check_choice, check_class_weight
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from fashion_cnn.retrieval.evaluating import Altered
+    from fashion_cnn.retrieval.evaluation import Altered
     from fashion_cnn.runs import Run
 
 
@@ -22,12 +22,12 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     Raises UserError for a mistake in the options, and where there is no such run or split.
     """
     altered = _check(config)
-    from fashion_cnn.prediction import TrainedNetwork, data_set_of
-    from fashion_cnn.progress_bar import progress_bar
-    from fashion_cnn.retrieval.evaluating import evaluate_search as measure
-    from fashion_cnn.retrieval.evaluating import images_of
-    from fashion_cnn.retrieval.evaluation_files import outcome_of, write_outcome
-    from fashion_cnn.training.memory import keep_freed_memory
+    from fashion_cnn.inference.network import TrainedNetwork, data_set_of
+    from fashion_cnn.models.hardware import keep_freed_memory
+    from fashion_cnn.retrieval.evaluation import evaluate_search as measure
+    from fashion_cnn.retrieval.evaluation import images_of
+    from fashion_cnn.retrieval.report import outcome_of, write_outcome
+    from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
     outcomes = []
@@ -55,7 +55,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
 
 def _check(config: DictConfig) -> Altered | None:
     from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-    from fashion_cnn.retrieval.evaluating import Altered
+    from fashion_cnn.retrieval.evaluation import Altered
 
     check_class_weight(config)
     check_choice(config, "split", ("test", "val"))
@@ -99,9 +99,8 @@ def _runs(config: DictConfig) -> list[Run]:
 def _evaluate_and_tell(config: DictConfig) -> None:
     import json
 
-    from fashion_cnn.retrieval.evaluation_files import write_summary
-    from fashion_cnn.retrieval.evaluation_screen import print_outcome, print_summary
-    from fashion_cnn.retrieval.evaluation_summary import summary_of
+    from fashion_cnn.retrieval.evaluation import summary_of
+    from fashion_cnn.retrieval.report import print_outcome, print_summary, write_summary
 
     outcomes = evaluate_search(config)
     summary = summary_of(outcomes) if len(outcomes) > 1 else None

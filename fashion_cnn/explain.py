@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_images, check_invert, check_reject, require
 from fashion_cnn.errors import UserError
-from fashion_cnn.extras import require
-from fashion_cnn.options import check_images, check_invert, check_reject
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,12 +20,12 @@ def explain(config: DictConfig) -> None:
     Raises UserError for a mistake in the options, and at the end where a file could not be read.
     """
     require("explain", "captum")
-    from fashion_cnn.explaining.page import Explainer
+    from fashion_cnn.inference.explain import Explainer
+    from fashion_cnn.inference.output import encodable
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.prediction.output import encodable
-    from fashion_cnn.progress_bar import progress_bar
     from fashion_cnn.runs import as_typed, find_finished
+    from fashion_cnn.terminal import progress_bar
 
     check_images(config, required=True)
     check_invert(config)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import run_command
-from fashion_cnn.extras import require
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +20,7 @@ def export(config: DictConfig) -> dict[str, Any]:
     Raises UserError where there is no such run, a package is missing, or the file does not answer as PyTorch does.
     """
     require("export", "onnx", "onnxruntime", "onnxscript")
-    from fashion_cnn.exporting.export import export_run
+    from fashion_cnn.inference.export import export_run
     from fashion_cnn.runs import find_measured
 
     run = find_measured(config.run, Path(config.runs_dir))
@@ -34,7 +34,7 @@ def export(config: DictConfig) -> dict[str, Any]:
 
 
 def _export_and_tell(config: DictConfig) -> None:
-    from fashion_cnn.screen import print_export
+    from fashion_cnn.cli.console import print_export
 
     print_export(export(config))
 

@@ -6,19 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_cnn.command_line import Interrupted, run_command
-from fashion_cnn.errors import UserError
-from fashion_cnn.extras import require
-from fashion_cnn.numbers import counted
-from fashion_cnn.options import check_class_weight, check_images, check_invert
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_class_weight, check_images, check_invert, require
+from fashion_cnn.errors import Interrupted, UserError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.retrieval.about import Edition
-    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.catalogue import Catalogue, Edition
     from fashion_cnn.retrieval.products import Products
     from fashion_cnn.runs import Run
 
@@ -35,14 +32,13 @@ def index(config: DictConfig) -> None:
     check_invert(config)
     check_class_weight(config)
     check_images(config)
+    from fashion_cnn.inference.network import TrainedNetwork
+    from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.prediction import TrainedNetwork
-    from fashion_cnn.progress_bar import progress_bar
-    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_at, listed
     from fashion_cnn.retrieval.indexing import index as index_products
-    from fashion_cnn.retrieval.named import catalogue_at, listed
     from fashion_cnn.runs import find_measured
-    from fashion_cnn.training.memory import keep_freed_memory
+    from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
     run = find_measured(config.run, Path(config.runs_dir))
@@ -107,9 +103,9 @@ def index(config: DictConfig) -> None:
 
 
 def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
-    from fashion_cnn.prediction import data_set_of
-    from fashion_cnn.retrieval.data_set_products import products_of_data_set
-    from fashion_cnn.retrieval.file_products import products_of_files
+    from fashion_cnn.inference.network import data_set_of
+    from fashion_cnn.retrieval.products import products_of_data_set
+    from fashion_cnn.retrieval.tables import products_of_files
 
     if config.images is not None or config.products is not None:
         known = {} if config.rebuild else catalogue.column_types()

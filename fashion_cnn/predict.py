@@ -7,16 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_cnn.command_line import Interrupted, run_command
-from fashion_cnn.errors import UserError
-from fashion_cnn.options import check_choice, check_images, check_invert, check_reject
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject
+from fashion_cnn.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.prediction import Answer
+    from fashion_cnn.inference.predictor import Answer
 
 
 def predict(config: DictConfig) -> None:
@@ -30,10 +30,11 @@ def predict(config: DictConfig) -> None:
     run = runs.find_finished(config.run, Path(str(config.runs_dir)).expanduser())
 
     from fashion_cnn.concepts import Concepts
+    from fashion_cnn.inference.network import TrainedNetwork
+    from fashion_cnn.inference.output import PRINTERS, with_progress
+    from fashion_cnn.inference.predictor import Predictor, calibration_of
     from fashion_cnn.pictures import find_pictures
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.prediction import Predictor, TrainedNetwork, calibration_of
-    from fashion_cnn.prediction.output import PRINTERS, with_progress
 
     with quiet_pillow():
         found = find_pictures(config.images)

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_choice, require
 from fashion_cnn.errors import UserError
-from fashion_cnn.extras import require
-from fashion_cnn.options import check_choice
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from PIL import Image
     from torch import Tensor
 
-    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.retrieval.searcher import Found, Query, Searcher
 
 _ASKED = ("image", "unlike_image", "like", "unlike", "concept", "text")
@@ -31,8 +30,8 @@ def search(config: DictConfig) -> None:
     require("search", "lancedb")
     _check(config)
     from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.retrieval.catalogue import run_and_catalogue
     from fashion_cnn.retrieval.filters import unmet
-    from fashion_cnn.retrieval.named import run_and_catalogue
     from fashion_cnn.retrieval.searcher import Searcher
     from fashion_cnn.retrieval.snapshot import Snapshot
     from fashion_cnn.retrieval.vectors import network_of
@@ -79,8 +78,8 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     from omegaconf import OmegaConf
 
     from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures
+    from fashion_cnn.retrieval.catalogue import listed
     from fashion_cnn.retrieval.filters import conditions
-    from fashion_cnn.retrieval.named import listed
     from fashion_cnn.retrieval.searcher import Query
 
     preparation = searcher.network.preparation
@@ -135,7 +134,7 @@ def _tell(found: Found, form: str) -> None:
 
 
 def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
-    from fashion_cnn.analysis.figure_file import save_figure
+    from fashion_cnn.plots.style import save_figure
     from fashion_cnn.retrieval.contact_sheet import contact_sheet
 
     try:
@@ -147,9 +146,9 @@ def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
 def _tell_duplicates(searcher: Searcher, config: DictConfig) -> None:
     import json
 
-    from fashion_cnn.progress_bar import progress_bar
-    from fashion_cnn.retrieval.duplicates import near_duplicates
     from fashion_cnn.retrieval.output import print_duplicates
+    from fashion_cnn.retrieval.searcher import near_duplicates
+    from fashion_cnn.terminal import progress_bar
 
     with progress_bar("pairs") as progress:
         groups = near_duplicates(searcher.snapshot.vectors, config.duplicates, progress)

@@ -6,10 +6,9 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import Interrupted, run_command
-from fashion_cnn.errors import UserError
-from fashion_cnn.extras import require
-from fashion_cnn.options import check_reject
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_reject, require
+from fashion_cnn.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -54,7 +53,7 @@ def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
     """A server with uvicorn's `settings`, that takes addresses as long as a search's."""
     import uvicorn
 
-    from fashion_cnn.retrieval.web.asked import MOST_LINK
+    from fashion_cnn.retrieval.web.query import MOST_LINK
 
     # Of a request's head, in which the address is the most.
     return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MOST_LINK, **settings))
@@ -62,11 +61,11 @@ def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
 
 def build(config: DictConfig, address: str) -> ASGIApp:
     """The application that `config` describes, served at an IP address. Raises UserError as `serve`."""
-    from fashion_cnn.retrieval.named import run_and_catalogue
+    from fashion_cnn.retrieval.catalogue import run_and_catalogue
     from fashion_cnn.retrieval.web.app import application
-    from fashion_cnn.retrieval.web.desk import Desk, Limits
-    from fashion_cnn.retrieval.web.samples import samples_of_test_set
-    from fashion_cnn.retrieval.web.shop import Shop
+    from fashion_cnn.retrieval.web.service import Desk, Limits
+    from fashion_cnn.retrieval.web.state import Shop
+    from fashion_cnn.retrieval.web.views import samples_of_test_set
 
     run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     shop = Shop(run, catalogue, reject=config.reject)

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fashion_cnn.command_line import run_command
-from fashion_cnn.errors import UserError
-from fashion_cnn.numbers import counted
-from fashion_cnn.options import check_images, check_invert
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_images, check_invert
+from fashion_cnn.errors import UserError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fashion_cnn.concepts import Background, Concept, Concepts
-    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.runs import Run
 
 
@@ -26,7 +25,7 @@ def teach(config: DictConfig) -> None:
     """Teach, list or forget, as `config` says. Raises UserError for a mistake in the options or the pictures."""
     _check(config)
     from fashion_cnn.concepts import Concepts, learn
-    from fashion_cnn.prediction import TrainedNetwork
+    from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.runs import find_measured
 
     run = find_measured(config.run, Path(config.runs_dir))
@@ -90,7 +89,7 @@ def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
 
 def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:
     from fashion_cnn.concepts import background_of
-    from fashion_cnn.prediction import data_set_of
+    from fashion_cnn.inference.network import data_set_of
 
     background = concepts.background()
     if background is None:
@@ -104,7 +103,7 @@ def _list(concepts: Concepts, run: Run) -> None:
     from rich.text import Text
 
     from fashion_cnn.concepts import taken_for_any
-    from fashion_cnn.screen import wide_console
+    from fashion_cnn.terminal import wide_console
 
     taught, background = concepts.all(), concepts.background()
     if not taught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
-    """Train as `config` says, which `fashion_cnn.command_line.compose("train", [...])` gives.
+    """Train as `config` says, which `fashion_cnn.cli.main.compose("train", [...])` gives.
 
     directory: the run's own, in place of a new one below `runs_dir`: one that is finished is left as it is, one that
     was stopped goes on. callbacks: Lightning's, beside those of the config.

@@ -6,10 +6,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.command_line import run_command
-from fashion_cnn.extras import require
-from fashion_cnn.mistakes import exit_with
-from fashion_cnn.overrides import key_of
+from fashion_cnn.cli.errors import exit_with
+from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import require
+from fashion_cnn.runs.overrides import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,13 +25,13 @@ def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
     settings that cannot work or are not those of the study that is there, and Interrupted where it was stopped.
     """
     require("sweeps", "optuna")
-    from fashion_cnn.tuning.search import search
+    from fashion_cnn.sweeps.search import search
 
     return search(config, swept)
 
 
 def main() -> None:
-    from fashion_cnn.tuning.swept import take_swept
+    from fashion_cnn.runs.overrides import take_swept
 
     if any(key_of(argument) == "resume" for argument in sys.argv[1:]):
         exit_with(

@@ -84,7 +84,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Any]:
     """Compose the training config on tiny made images, writing below the test's own folder."""
-    from fashion_cnn.command_line import compose
+    from fashion_cnn.cli.main import compose
 
     def build(*overrides: str) -> Any:
         return compose(overrides=[*TINY_DATA, f"runs_dir='{tmp_path / 'runs'}'", *overrides])

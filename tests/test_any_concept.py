@@ -11,7 +11,7 @@ from conftest import PATIENCE, REPOSITORY
 from test_make_logos import SHAPES, needs_renderer, write_icon
 from tiny_shop import served
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.export import main as export
 from fashion_cnn.index import main as index

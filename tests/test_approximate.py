@@ -9,12 +9,11 @@ import torch
 from conftest import TINY_DATA
 from torch.nn import functional
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.index import main as index_main
-from fashion_cnn.prediction import Seen
-from fashion_cnn.retrieval.about import About
+from fashion_cnn.inference.network import Seen
 from fashion_cnn.retrieval.approximate import approximate_of, bring_up_to_date, nearest
-from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.catalogue import About, Catalogue
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot

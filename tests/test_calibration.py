@@ -5,8 +5,9 @@ import torch
 from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from fashion_cnn.analysis.calibration import plot_reliability, reliability
-from fashion_cnn.analysis.predictions import Predictions
+from fashion_cnn.metrics.calibration import reliability
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.plots.evaluation import plot_reliability
 
 
 def made_up(count=500, classes=5):

@@ -4,12 +4,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fashion_cnn.analysis import pictures
-from fashion_cnn.analysis.confusion import confusion_matrix, plot_confusion
-from fashion_cnn.analysis.predictions import Predictions
-from fashion_cnn.evaluation.figures import by_class
-from fashion_cnn.evaluation.plots import plot_by_class
-from fashion_cnn.retrieval.evaluation_files import drawn
+from fashion_cnn.metrics.classification import by_class, confusion_matrix
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.plots import training as pictures
+from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion
+from fashion_cnn.retrieval.report import drawn
 
 
 def predictions_of(classes):

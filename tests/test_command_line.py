@@ -14,12 +14,12 @@ from rich.table import Table
 
 from fashion_cnn import index
 from fashion_cnn import train as train_command
-from fashion_cnn.command_line import CONFIG_DIR
+from fashion_cnn.cli.console import print_end
+from fashion_cnn.cli.errors import explain
+from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.errors import UserError
-from fashion_cnn.mistakes import explain
-from fashion_cnn.progress_bar import progress_bar
 from fashion_cnn.runs import Run
-from fashion_cnn.screen import print_end, wide_console
+from fashion_cnn.terminal import progress_bar, wide_console
 from fashion_cnn.train import main
 
 COMMANDS = [file.stem for file in CONFIG_DIR.glob("*.yaml")]

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.comparison import compare, find_runs
-from fashion_cnn.analysis.comparison_plots import plot_accuracy_against, plot_gap_against, plots
 from fashion_cnn.analysis.learning_curve import fit_power_law, learning_curve
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
+from fashion_cnn.plots.comparison import plot_accuracy_against, plot_gap_against, plots
 from fashion_cnn.runs import Run
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TINY_DATA
 
-from fashion_cnn.command_line import CONFIG_DIR, compose
+from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.training import build
 
 CHOICES = [

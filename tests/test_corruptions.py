@@ -10,7 +10,9 @@ from torchvision.transforms import functional as torchvision_functional
 from torchvision.transforms.functional import InterpolationMode
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation import blurs, pixels, warps
+from fashion_cnn.evaluation import corruptions as blurs
+from fashion_cnn.evaluation import corruptions as pixels
+from fashion_cnn.evaluation import corruptions as warps
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 # What they do is the same for every image.

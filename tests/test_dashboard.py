@@ -14,7 +14,7 @@ from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.analysis.layout import dashboard_layout
+from fashion_cnn.analysis.tensorboard import dashboard_layout
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -59,7 +59,7 @@ class Board:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run whose last epoch is not its best, beside one that failed."""
-    from fashion_cnn.command_line import compose
+    from fashion_cnn.cli.main import compose
 
     folder = tmp_path_factory.mktemp("runs")
     overrides = [*TINY_DATA, "callbacks=default", f"runs_dir='{folder}'"]

@@ -5,7 +5,7 @@ import torch
 from tiny_images import TinyDataModule
 
 from fashion_cnn.data import Batch, FashionMNISTDataModule, InMemoryDataset, batch_loader
-from fashion_cnn.data.split import stratified_order
+from fashion_cnn.data.splits import stratified_order
 from fashion_cnn.errors import UserError
 
 SETTINGS = {"mean": [0.5], "std": [0.25], "val_size": 32, "batch_size": 16, "eval_batch_size": 20}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import PATIENCE, TINY_DATA
 
-from fashion_cnn.analysis.predictions import read_predictions
 from fashion_cnn.data import InMemoryDataset, batch_loader
 from fashion_cnn.data.batches import Share
+from fashion_cnn.metrics.predictions import read_predictions
 from fashion_cnn.runs import Run
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fashion_cnn.models.dropout import Dropout
+from fashion_cnn.models.layers import Dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,9 +8,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fashion_cnn.analysis.cartography import REGIONS, likely_label_errors, plot_map, regions, table
-from fashion_cnn.analysis.dynamics import Dynamics, TrainingDynamics
+from fashion_cnn.analysis.dynamics import (
+    REGIONS,
+    Dynamics,
+    TrainingDynamics,
+    examples_table,
+    likely_label_errors,
+    regions,
+)
 from fashion_cnn.data import Batch
+from fashion_cnn.plots.training import plot_map
 
 # The probability of its label, epoch by epoch, of the images at positions 3, 5 and 8; None where it did not come up.
 EPOCHS = [(0.9, 0.2, 0.2), (0.9, 0.8, 0.1), (None, 0.1, 0.2), (0.9, 0.7, 0.3)]
@@ -121,7 +128,7 @@ def test_regions_follow_confidence_and_variability():
 def test_label_errors_are_ranked_by_how_seldom_an_image_is_recognised_then_by_margin():
     dynamics = placed([0.9, 0.2, 0.1, 0.4], [0.1] * 4, recognised=[10, 2, 2, 1])
     assert likely_label_errors(dynamics).tolist() == [3, 2, 1, 0]
-    rows = list(csv.DictReader(io.StringIO(table(dynamics, ["Bag"]))))
+    rows = list(csv.DictReader(io.StringIO(examples_table(dynamics, ["Bag"]))))
     assert [row["indices"] for row in rows] == ["3", "2", "1", "0"]
     assert [row["label_error_rank"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[0]["label"] == "Bag"

@@ -10,19 +10,18 @@ from conftest import TINY_DATA
 from hydra.utils import instantiate
 from PIL import Image
 
-from fashion_cnn.analysis.predictions import Predictions
-from fashion_cnn.command_line import compose
-from fashion_cnn.data.fingerprint import fingerprint
+from fashion_cnn.cli.main import compose
+from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS
-from fashion_cnn.evaluation.figures import by_class, figures_of, selective_accuracy, top_accuracy
-from fashion_cnn.evaluation.measuring import measure_runs
-from fashion_cnn.evaluation.outcome import outcome_of
+from fashion_cnn.evaluation.evaluate import measure_runs, outcome_of
+from fashion_cnn.inference.network import read_checkpoint
+from fashion_cnn.metrics.classification import by_class, figures_of, selective_accuracy, top_accuracy
+from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 from fashion_cnn.training.session import quieten_lightning
-from fashion_cnn.training.weights import read_checkpoint
 
 # Six images of three classes: the network is right about the first four.
 PREDICTIONS = Predictions(
@@ -301,7 +300,7 @@ def test_a_baseline_is_named_as_runs_and_ensembles_are(command, trained, tmp_pat
         (folder / "robustness.json").write_text(recorded)
     found = {}
     monkeypatch.setattr(
-        "fashion_cnn.evaluation.strength.measure_strength",
+        "fashion_cnn.evaluation.robustness_report.measure_strength",
         lambda measured, folder, *, baseline, progress: {"corruption_errors": None, "baseline": baseline.name},
     )
     for named in ("latest", str(run.path), str(runs / "ensemble-1"), str(tmp_path / "out")):
@@ -318,7 +317,7 @@ def test_a_baseline_that_there_is_not_is_told_before_anything_is_measured(
 ):
     run = Run(shutil.copytree(trained["first"].path, tmp_path / "first"))
     shutil.rmtree(run.evaluation, ignore_errors=True)
-    monkeypatch.setattr("fashion_cnn.evaluation.measuring.measure_runs", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("fashion_cnn.evaluation.evaluate.measure_runs", lambda *_, **__: pytest.fail("too late"))
     status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path / baseline}")
     assert (status, said in err) == (1, True)
 
@@ -337,6 +336,6 @@ def test_a_baseline_that_nothing_can_be_held_against_is_refused_at_once(
     recorded = made_up_robustness(run)
     recorded[field]["contrast"] = values
     (tmp_path / "baseline.json").write_text(json.dumps(recorded))
-    monkeypatch.setattr("fashion_cnn.evaluation.measuring.measure_runs", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("fashion_cnn.evaluation.evaluate.measure_runs", lambda *_, **__: pytest.fail("too late"))
     status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path}/baseline.json")
     assert (status, said in err) == (1, True)

@@ -12,10 +12,9 @@ from torch import nn
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
-from fashion_cnn.explaining.grad_cam import grad_cam
-from fashion_cnn.explaining.neighbours import TrainingImages
+from fashion_cnn.inference.explain import TrainingImages, grad_cam
 from fashion_cnn.models import ResNet
 from fashion_cnn.training import build
 
@@ -82,7 +81,7 @@ def test_a_network_without_features_at_places_is_told(network):
 
 def test_the_attributions_of_all_pixels_add_up_to_the_logit(lit_corner):
     pytest.importorskip("captum")
-    from fashion_cnn.explaining.gradients import integrated_gradients
+    from fashion_cnn.inference.explain import integrated_gradients
 
     network = SeesLight()
     for label in (0, 1):
@@ -122,9 +121,9 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from fashion_cnn.evaluation.temperature import Calibration
     from fashion_cnn.explain import main
-    from fashion_cnn.explaining import page as page_module
+    from fashion_cnn.inference import explain as page_module
+    from fashion_cnn.metrics.calibration import Calibration
 
     pictures = tmp_path / "pictures, (1)"
     pictures.mkdir()
@@ -184,7 +183,7 @@ def test_a_class_is_named_as_it_is_called(command, run, tmp_path, monkeypatch, t
     from PIL import Image
 
     from fashion_cnn.explain import main
-    from fashion_cnn.explaining import page as page_module
+    from fashion_cnn.inference import explain as page_module
 
     monkeypatch.setattr(TinyDataModule, "class_names", ("3", "x (new)", "a, b", "null"))
     Image.new("L", (20, 20), 200).save(tmp_path / "light.png")
@@ -205,7 +204,7 @@ def test_a_page_shows_the_picture_on_the_ground_that_the_network_saw_it_on(comma
     from PIL import Image
 
     from fashion_cnn.explain import main
-    from fashion_cnn.explaining import page as page_module
+    from fashion_cnn.inference import explain as page_module
 
     # Of the size that the network takes, so that it is taken pixel for pixel; red is what nobody sees.
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from conftest import TINY_DATA
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
-from fashion_cnn.exporting import export as exporting
-from fashion_cnn.exporting import onnx_file
+from fashion_cnn.inference import export as exporting
+from fashion_cnn.inference import export as onnx_file
+from fashion_cnn.inference.network import load_classifier
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 from fashion_cnn.training import build
-from fashion_cnn.training.weights import load_classifier
 
 pytest.importorskip("onnxruntime")
 

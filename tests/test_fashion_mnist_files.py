@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torchvision.datasets
 
-from fashion_cnn.data import fashion_mnist_files
-from fashion_cnn.data.fashion_mnist_files import PACKAGE_FOLDER, ensure, raw_folder
+from fashion_cnn.data import fashion_mnist as fashion_mnist_files
+from fashion_cnn.data.fashion_mnist import PACKAGE_FOLDER, ensure, raw_folder
 from fashion_cnn.errors import UserError
 
 

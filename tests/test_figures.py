@@ -9,15 +9,14 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from fashion_cnn.analysis.figure_file import save_figure
-from fashion_cnn.analysis.pictures import confusion, gap_by_class
-from fashion_cnn.analysis.predictions import Predictions
-from fashion_cnn.analysis.thumbnails import plot_thumbnails
-from fashion_cnn.evaluation.figures import by_class
-from fashion_cnn.evaluation.plots import plot_by_class
-from fashion_cnn.explaining.drawing import Explanation, draw
+from fashion_cnn.inference.explain import Explanation, draw
+from fashion_cnn.metrics.classification import by_class
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.plots.evaluation import plot_by_class
+from fashion_cnn.plots.search import plot_precision_by_class
+from fashion_cnn.plots.style import plot_thumbnails, save_figure
+from fashion_cnn.plots.training import confusion, gap_by_class
 from fashion_cnn.retrieval.contact_sheet import contact_sheet
-from fashion_cnn.retrieval.evaluation_plots import plot_precision_by_class
 from fashion_cnn.retrieval.products import png
 
 # Read as mathematics the first cannot be drawn; the second is a file's name in another encoding.

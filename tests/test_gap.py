@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fashion_cnn.analysis.gap import (
+from fashion_cnn.metrics.gap import (
     accuracy_gap,
     accuracy_gap_by_class,
     figure_name,
@@ -13,7 +13,7 @@ from fashion_cnn.analysis.gap import (
     share_gap,
     wilson_interval,
 )
-from fashion_cnn.analysis.predictions import Predictions
+from fashion_cnn.metrics.predictions import Predictions
 
 
 def predictions(right, wrong=0, label=0, classes=3):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from fashion_cnn.training.hardware import precision_context, precision_of
+from fashion_cnn.models.hardware import precision_context, precision_of
 
 
 def lightnings(precision):

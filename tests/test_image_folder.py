@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.data import ImageFolderDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.measuring import measure_runs
+from fashion_cnn.evaluation.evaluate import measure_runs
+from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.pictures import decode
-from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main, train
 
@@ -267,7 +267,7 @@ def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypat
     decodes = []
     decode = __import__("fashion_cnn.pictures", fromlist=["decode"]).decode
     monkeypatch.setattr(
-        "fashion_cnn.pictures.reading.decode", lambda *args, **kw: decodes.append(args) or decode(*args, **kw)
+        "fashion_cnn.pictures.files.decode", lambda *args, **kw: decodes.append(args) or decode(*args, **kw)
     )
     reads = []
     read_bytes = Path.read_bytes

@@ -19,19 +19,19 @@ import torch
 from conftest import REPOSITORY, TINY_DATA
 from PIL import Image
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main
+from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.predictor import Predictor
 from fashion_cnn.predict import main as predict_main
-from fashion_cnn.prediction import Predictor, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
 from fashion_cnn.retrieval.products import thumbnail
 from fashion_cnn.retrieval.searcher import Found, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.web.projection import projection
-from fashion_cnn.retrieval.web.storefront import Storefront
+from fashion_cnn.retrieval.tables import products_of_files
+from fashion_cnn.retrieval.web.state import Storefront, projection
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
 from fashion_cnn.serve import main as serve_main
@@ -581,9 +581,9 @@ def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, after, delay
     code = f"""
 from pathlib import Path
 from PIL import Image
-from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.inference import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.file_products import products_of_files
+from fashion_cnn.retrieval.tables import products_of_files
 from fashion_cnn.retrieval.indexing import index
 from fashion_cnn.runs import Run
 network, catalogue = TrainedNetwork(Run(Path({str(run.path)!r}))), Catalogue({str(uri)!r})

@@ -7,7 +7,7 @@ from conftest import TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from fashion_cnn.training.memory import keep_freed_memory
+from fashion_cnn.models.hardware import keep_freed_memory
 told = {keep} and keep_freed_memory()
 torch.ones(2_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

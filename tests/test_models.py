@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fashion_cnn.command_line import CONFIG_DIR, compose
+from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fashion_cnn.models.muon import Muon, orthogonalised
+from fashion_cnn.models.optim import Muon, orthogonalised
 
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "other_lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fashion_cnn.evaluation.outlier_plots import plot_outliers, plot_separation
 from fashion_cnn.evaluation.outliers import (
     LEFT_OUT,
     OUTLIERS,
@@ -17,6 +16,7 @@ from fashion_cnn.evaluation.outliers import (
     outlier_sets,
     shuffled_patches,
 )
+from fashion_cnn.evaluation.robustness_report import plot_outliers, plot_separation
 from fashion_cnn.training import build
 
 

@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fashion_cnn.overrides import makes_the_training, quote_text, quoted, unquote_text
+from fashion_cnn.runs.overrides import makes_the_training, quote_text, quoted, unquote_text
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ from conftest import PATIENCE, REPOSITORY
 from PIL import Image
 from test_pictures import encoded, garment, png_that_claims
 
-from fashion_cnn.analysis.predictions import Predictions, read_predictions, write_predictions
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
-from fashion_cnn.evaluation.temperature import calibrate
+from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.predictor import Predictor, validation_predictions
+from fashion_cnn.metrics.calibration import calibrate
+from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 from fashion_cnn.predict import main
-from fashion_cnn.prediction import Predictor, Seen, TrainedNetwork, validation_predictions
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 

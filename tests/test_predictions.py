@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fashion_cnn.analysis.confusion import confusion_matrix
-from fashion_cnn.analysis.hard_examples import ambiguity_table, entropy, most_confident_mistakes
-from fashion_cnn.analysis.predictions import PredictionCollector, Predictions, read_predictions, write_predictions
+from fashion_cnn.analysis.dynamics import ambiguity_table, entropy, most_confident_mistakes
+from fashion_cnn.analysis.monitor import PredictionCollector
 from fashion_cnn.data import Batch
+from fashion_cnn.metrics.classification import confusion_matrix
+from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 
 
 def made_up(probabilities, targets):

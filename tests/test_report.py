@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fashion_cnn.analysis.curves import plot_curves
 from fashion_cnn.analysis.history import History, read_history
 from fashion_cnn.analysis.report import describe_curves, describe_gap, summary, write_report
+from fashion_cnn.plots.training import plot_curves
 from fashion_cnn.runs import Run
 
 

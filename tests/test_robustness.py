@@ -16,7 +16,7 @@ from fashion_cnn.evaluation.robustness import (
     measure_robustness,
     read_robustness,
 )
-from fashion_cnn.evaluation.robustness_plots import plot_robustness
+from fashion_cnn.evaluation.robustness_report import plot_robustness
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fashion_cnn.models.ruler import Ruler
+from fashion_cnn.models.classifier import Ruler
 
 
 def test_batches_of_any_size_give_the_figures_of_all_images_at_once():

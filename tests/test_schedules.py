@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.models import schedules
+from fashion_cnn.models import optim as schedules
 
 
 def rates(schedule, steps, **settings):

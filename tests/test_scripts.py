@@ -17,7 +17,7 @@ from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from hydra.core.config_store import ConfigNode, ConfigStore
 
 from fashion_cnn import train as train_command
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 

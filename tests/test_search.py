@@ -14,14 +14,13 @@ from lancedb.expr import Expr
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main as index_main
-from fashion_cnn.prediction import Seen, TrainedNetwork
+from fashion_cnn.inference.network import Seen, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.duplicates import near_duplicates
 from fashion_cnn.retrieval.filters import conditions
-from fashion_cnn.retrieval.searcher import Query, Searcher
+from fashion_cnn.retrieval.searcher import Query, Searcher, near_duplicates
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import as_query, search_vectors
 from fashion_cnn.runs import Run
@@ -236,7 +235,7 @@ def test_near_duplicates_are_groups_by_links():
 
 
 def test_near_duplicates_across_blocks(monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.duplicates._ROWS", 3)
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._ROWS", 3)
     vectors = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors[7] = vectors[19] = vectors[2].clone()
     vectors[11] = vectors[0].clone()

@@ -9,23 +9,24 @@ from conftest import TINY_DATA
 from tiny_images import TinyDataModule
 from torch.nn import functional
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluate_search import main
-from fashion_cnn.prediction import TrainedNetwork
-from fashion_cnn.retrieval.evaluating import (
-    NETWORK,
+from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.metrics.ranking import NETWORK, Mean, measure_instances, measure_labelled, measure_ranking
+from fashion_cnn.retrieval.evaluation import (
     TOGETHER,
     Altered,
     Images,
+    PrincipalComponents,
     evaluate_search,
     images_of,
+    nearest,
+    pixel_directions,
+    pixels,
+    summary_of,
 )
-from fashion_cnn.retrieval.evaluation_files import drawn
-from fashion_cnn.retrieval.evaluation_summary import summary_of
-from fashion_cnn.retrieval.measures import Mean, measure_instances, measure_labelled, measure_ranking
-from fashion_cnn.retrieval.ranking import nearest
-from fashion_cnn.retrieval.yardsticks import PrincipalComponents, pixel_directions, pixels
+from fashion_cnn.retrieval.report import drawn
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -113,7 +114,7 @@ def test_the_nearest_are_those_that_all_distances_give_whatever_the_blocks_are(m
         expected = torch.cdist(queries, catalogue).argsort(dim=1)
         assert not expected[:, :10].equal(nearest(queries, catalogue, 10)), "not trivial"
     for held in (70 * 4, 2**24):
-        monkeypatch.setattr("fashion_cnn.retrieval.ranking._HELD", held)
+        monkeypatch.setattr("fashion_cnn.retrieval.evaluation._HELD", held)
         steps = []
         found = nearest(queries, catalogue, 10, metric=metric, progress=steps.append)
         assert found.equal(expected[:, :10])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from fashion_cnn.evaluation.separation import Separation, midranks
+from fashion_cnn.evaluation.outliers import Separation, midranks
 
 
 def scores(*values):

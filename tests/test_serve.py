@@ -34,27 +34,25 @@ from test_pictures import encoded, png_that_claims
 from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.concepts import Concepts, background_of, learn
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.temperature import calibrate
+from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.predictor import validation_predictions
+from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
-from fashion_cnn.prediction import TrainedNetwork, validation_predictions
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.data_set_products import products_of_data_set
-from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.products import products_of_data_set
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.web import desk
+from fashion_cnn.retrieval.tables import products_of_files
 from fashion_cnn.retrieval.web import pages as web_pages
-from fashion_cnn.retrieval.web.answering import answer
-from fashion_cnn.retrieval.web.asked import Asked
-from fashion_cnn.retrieval.web.carried import carried, uncarried
-from fashion_cnn.retrieval.web.samples import samples_of_test_set
-from fashion_cnn.retrieval.web.shop import Shop
-from fashion_cnn.retrieval.web.shown import plainly
-from fashion_cnn.retrieval.web.storefront import Storefront
+from fashion_cnn.retrieval.web import service as desk
+from fashion_cnn.retrieval.web.query import Asked, carried, uncarried
+from fashion_cnn.retrieval.web.service import answer
+from fashion_cnn.retrieval.web.state import Shop, Storefront
+from fashion_cnn.retrieval.web.views import plainly, samples_of_test_set
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, main
 
@@ -357,7 +355,7 @@ def test_numbers_of_a_product_are_shown_in_full(value, said):
 
 
 def test_of_many_categories_the_largest_are_offered_and_all_are_counted(shop_run, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.web.storefront._MOST_CATEGORIES", 3)
+    monkeypatch.setattr("fashion_cnn.retrieval.web.state._MOST_CATEGORIES", 3)
     front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
     counts = front.snapshot.attributes["category"].value_counts().to_pylist()
     largest = sorted(counts, key=lambda one: -one["counts"])[:3]
@@ -511,7 +509,7 @@ def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_search
     products = products_of_files(str(own_run.path / "photos"), None, lambda done, total: None)
     index(products, shop.catalogue, Another(own_run, flip_average=True), rebuild=True)
     read = []
-    monkeypatch.setattr("fashion_cnn.retrieval.web.shop.Snapshot", lambda one: read.append(one) or Snapshot(one))
+    monkeypatch.setattr("fashion_cnn.retrieval.web.state.Snapshot", lambda one: read.append(one) or Snapshot(one))
     for _ in range(3):
         shop.refresh()
         assert "another network" in shop.problem
@@ -1042,7 +1040,7 @@ def test_uploads_share_a_limited_memory(serving, shop_run):
 def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, shop_run):
     import torch
 
-    from fashion_cnn.training.weights import weights_sha256
+    from fashion_cnn.inference.network import weights_sha256
 
     checkpoint = torch.load(own_run.best_checkpoint, weights_only=False)
     for value in checkpoint["state_dict"].values():

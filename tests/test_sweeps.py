@@ -13,11 +13,11 @@ from conftest import REPOSITORY, TINY_DATA
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from fashion_cnn import command_line
 from fashion_cnn import train as train_command
-from fashion_cnn.command_line import CONFIG_DIR, compose
+from fashion_cnn.cli import main as command_line
+from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.models import ResNet
-from fashion_cnn.overrides import quote_text
+from fashion_cnn.runs.overrides import quote_text
 from fashion_cnn.sweeps.jobs import job_name, jobs_of
 from fashion_cnn.train import main
 from fashion_cnn.training import build, session

@@ -11,10 +11,10 @@ from conftest import TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.concepts import Background, background_of, learn, taken_for_any
+from fashion_cnn.inference.network import TrainedNetwork, data_set_of
 from fashion_cnn.predict import main as predict_main
-from fashion_cnn.prediction import TrainedNetwork, data_set_of
 from fashion_cnn.runs import Run
 from fashion_cnn.teach import main
 from fashion_cnn.train import train

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fashion_cnn.analysis.predictions import Predictions
-from fashion_cnn.evaluation.temperature import Calibration, calibrate, fit_temperature
+from fashion_cnn.metrics.calibration import Calibration, calibrate, fit_temperature
+from fashion_cnn.metrics.predictions import Predictions
 
 
 def predictions(logits, targets):

@@ -8,8 +8,8 @@ import torchvision
 from lightning.pytorch import Callback
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.models import TorchvisionBackbone
-from fashion_cnn.prediction import TrainedNetwork
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 

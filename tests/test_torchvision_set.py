@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.training import build

@@ -19,13 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 import fashion_cnn
-from fashion_cnn.command_line import Interrupted, compose
-from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.logits import all_logits
-from fashion_cnn.evaluation.measuring import measure_runs
+from fashion_cnn.cli.main import compose
+from fashion_cnn.errors import Interrupted, UserError
+from fashion_cnn.evaluation.evaluate import measure_runs
+from fashion_cnn.inference.network import all_logits
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.overrides import quote_text
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.overrides import quote_text
 from fashion_cnn.train import main, train
 from fashion_cnn.training import build
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
@@ -364,7 +364,7 @@ def test_init_from_starts_with_the_weights_of_another_run(tiny):
 
 
 def test_init_from_gives_other_classes_a_new_head(tiny):
-    from fashion_cnn.training.weights import initialise_from
+    from fashion_cnn.inference.network import initialise_from
 
     results = train(tiny())
     config = tiny()
@@ -607,7 +607,7 @@ def test_the_last_weights_are_called_so_where_the_best_are_not_kept(tiny):
 
 
 def test_the_speed_leaves_every_validation_out(monkeypatch):
-    from fashion_cnn.training import stopwatch
+    from fashion_cnn.training import callbacks as stopwatch
 
     watch = stopwatch.Stopwatch()
     batch, trainer = SimpleNamespace(targets=range(10)), SimpleNamespace(world_size=1)

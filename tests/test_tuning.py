@@ -17,14 +17,13 @@ from optuna.trial import TrialState
 from fashion_cnn import tune as tune_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.overrides import take_swept
+from fashion_cnn.sweeps import study as outcome
+from fashion_cnn.sweeps.search import search_space
+from fashion_cnn.sweeps.study import counted, open_study, run_trials, write_outcome
 from fashion_cnn.train import main as train_main
 from fashion_cnn.training import build, session
 from fashion_cnn.tune import main
-from fashion_cnn.tuning import outcome
-from fashion_cnn.tuning.outcome import write_outcome
-from fashion_cnn.tuning.space import search_space
-from fashion_cnn.tuning.study import counted, open_study, run_trials
-from fashion_cnn.tuning.swept import take_swept
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 
@@ -182,7 +181,7 @@ _OPENS_A_STUDY = """
 import sys, time
 from pathlib import Path
 import optuna
-from fashion_cnn.tuning.study import open_study
+from fashion_cnn.sweeps.study import open_study
 folder, number = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready-{number}").touch()
 while not (folder / "go").exists():

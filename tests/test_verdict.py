@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fashion_cnn.analysis.advice import advise, command
 from fashion_cnn.analysis.history import History
-from fashion_cnn.analysis.verdict import judge
-from fashion_cnn.command_line import compose
+from fashion_cnn.analysis.verdict import advise, command, judge
+from fashion_cnn.cli.main import compose
 
 
 def curves(train_loss, val_loss, train_accuracy, val_accuracy):

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from fashion_cnn.analysis.cartography import likely_label_errors
-from fashion_cnn.analysis.dynamics import TrainingDynamics
+from fashion_cnn.analysis.dynamics import TrainingDynamics, likely_label_errors
 from fashion_cnn.analysis.history import read_history
 from fashion_cnn.analysis.verdict import judge
-from fashion_cnn.command_line import compose
+from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train

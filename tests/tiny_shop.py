@@ -13,11 +13,11 @@ from conftest import TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.command_line import compose
-from fashion_cnn.prediction import TrainedNetwork
+from fashion_cnn.cli.main import compose
+from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.file_products import products_of_files
 from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.tables import products_of_files
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, listening_at, server_of
 from fashion_cnn.train import train

@@ -1,12 +1,17 @@
-"""How each training image was learned: recorded from the training steps themselves, for next to nothing.
+"""Training dynamics: how each image was learned, which ones are hard, and which labels are likely wrong.
 
-Toneva et al., "An Empirical Study of Example Forgetting", 2019 (arXiv 1812.05159): an image is forgotten when it was
-recognised in one epoch and is not in the next. Swayamdipta et al., "Dataset Cartography", 2020 (arXiv 2009.10795): the
-mean and the standard deviation, over the epochs, of the probability that the network gives the label. Pleiss et al.,
-"Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020 (arXiv 2001.10528): the mean margin.
+Recorded from the training steps themselves, for next to nothing. Toneva et al., "An Empirical Study of Example
+Forgetting", 2019 (arXiv 1812.05159): an image is forgotten when it was recognised in one epoch and is not in the next.
+Swayamdipta et al., "Dataset Cartography", 2020 (arXiv 2009.10795): the mean and the standard deviation, over the
+epochs, of the probability that the network gives the label; fixed limits in place of thirds make the regions of two
+runs comparable. Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020
+(arXiv 2001.10528): the mean margin.
 """
 
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,11 +19,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from fashion_cnn.data import Batch
+from fashion_cnn.metrics.predictions import Predictions
 
 # Of a mixed image: more of another one, were it of the same class, makes it another picture.
 _OWN = 0.9
 # What an epoch tells of an image, column by column.
 _COLUMNS = ("seen", "probability", "margin", "right")
+REGIONS = ("easy", "ambiguous", "hard")
+_SURE, _UNSURE, _STEADY = 0.75, 0.25, 0.25
 
 
 @dataclass(frozen=True)
@@ -128,3 +136,79 @@ class TrainingDynamics(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._totals = dict(state_dict)
+
+
+def regions(dynamics: Dynamics) -> Tensor:
+    """The region of each image as a position in `REGIONS`, `(N,)`.
+
+    Easy: the label's probability is 0.75 or more in the mean and varies by less than 0.25. Hard: 0.25 or less, just
+    as steady. All others are ambiguous.
+    """
+    steady = dynamics.variability < _STEADY
+    region = torch.full_like(dynamics.targets, REGIONS.index("ambiguous"))
+    region[steady & (dynamics.confidence >= _SURE)] = REGIONS.index("easy")
+    region[steady & (dynamics.confidence <= _UNSURE)] = REGIONS.index("hard")
+    return region
+
+
+def likely_label_errors(dynamics: Dynamics) -> Tensor:
+    """The positions of all images in `dynamics`, the likeliest label error first, `(N,)`.
+
+    Ranked by the share of the epochs that recognised the image: one whose label is wrong looks like another class until
+    the network has learned it by heart, which comes late. Among equals by the mean margin.
+    """
+    by_margin = dynamics.margin.argsort(stable=True)
+    recognised = dynamics.recognised / dynamics.seen
+    return by_margin[recognised[by_margin].argsort(stable=True)]
+
+
+def examples_table(dynamics: Dynamics, class_names: Sequence[str]) -> str:
+    """All that is known of each image, as CSV, a row an image, the likeliest label error first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(Dynamics)]
+    writer.writerow([*names, "label", "region", "label_error_rank"])
+    region, targets = regions(dynamics).tolist(), dynamics.targets.tolist()
+    columns = [getattr(dynamics, name).tolist() for name in names]
+    for rank, place in enumerate(likely_label_errors(dynamics).tolist(), start=1):
+        values = [column[place] for column in columns]
+        rounded = [round(value, 5) if isinstance(value, float) else value for value in values]
+        writer.writerow([*rounded, class_names[targets[place]], REGIONS[region[place]], rank])
+    return text.getvalue()
+
+
+def most_confident_mistakes(predictions: Predictions, most: int) -> Tensor:
+    """The positions in `predictions` of the mistakes that it is surest of, at most `most` of them, `(K,)`."""
+    wrong = (~predictions.correct).nonzero()[:, 0]
+    return wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:most]
+
+
+def entropy(predictions: Predictions) -> Tensor:
+    """How undecided the network is on each image, in nats, `(N,)`: 0 where it is sure, log C where it is at a loss."""
+    return torch.special.entr(predictions.probabilities).sum(dim=1)
+
+
+def ambiguity_table(splits: Mapping[str, Predictions], class_names: Sequence[str]) -> str:
+    """The images of all splits as CSV, the one that the network is least decided on first."""
+    rows = []
+    for split, predictions in splits.items():
+        top = predictions.probabilities.topk(2, dim=1)
+        columns = (
+            entropy(predictions),
+            predictions.indices,
+            predictions.targets,
+            top.indices[:, 0],
+            top.indices[:, 1],
+            *top.values.unbind(1),
+            predictions.losses,
+        )
+        rows += [(split, *row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["split", "index", "entropy", "label", "first", "second", "first_probability", "second_probability", "loss"]
+    )
+    for split, undecided, index, target, first, second, *figures in sorted(rows, key=lambda row: -row[1]):
+        names = (class_names[label] for label in (target, first, second))
+        writer.writerow([split, index, round(undecided, 5), *names, *(round(figure, 5) for figure in figures)])
+    return text.getvalue()

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -85,28 +83,6 @@ def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:
         return float(np.square(np.log(np.maximum(law(sizes), 1e-9)) - np.log(np.maximum(errors, 1e-9))).sum()), law
 
     return min((fit(float(floor)) for floor in floors), key=lambda pair: pair[0])[1]
-
-
-def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0) -> None:
-    """Draw the errors and the law, `reach` times as far as there are images."""
-    percent = 100
-    for size, values in zip(curve.sizes, curve.errors, strict=True):
-        axes.plot([size] * len(values), values * percent, "o", color="#D55E00", alpha=0.6)
-    grid = np.geomspace(curve.sizes[0], curve.sizes[-1] * reach, 100)
-    law = curve.law
-    label = f"{law.scale:.3g} · n^-{law.exponent:.3f}" + (f" + {law.floor:.4f}" if law.floor else "")
-    axes.plot(grid, law(grid) * percent, color="#0072B2", label=label)
-    if band := curve.interval(grid):
-        axes.fill_between(
-            grid, band[0] * percent, band[1] * percent, color="#0072B2", alpha=0.2, linewidth=0, label="95%, over seeds"
-        )
-    axes.axvspan(curve.sizes[-1], grid[-1], color="#BBBBBB", alpha=0.25, label="extrapolated")
-    axes.set(xscale="log", yscale="log", xlabel="training images (n)", ylabel="validation error (%)")
-    # Plain numbers: errors span less than two powers of ten.
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3, which="both")
 
 
 def describe_learning_curve(curve: LearningCurve) -> str:

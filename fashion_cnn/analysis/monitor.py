@@ -1,18 +1,85 @@
-"""The gap of each epoch, with its interval, by class, and the calibration on both sides of it."""
+"""Predictions collected during validation, and the gap, its intervals and the calibration error of each epoch."""
 
-from lightning.pytorch import LightningModule, Trainer
+from collections.abc import Sequence
+from typing import Any
 
-from fashion_cnn.analysis.calibration import reliability
-from fashion_cnn.analysis.gap import gap_by_class_figures, gap_figures
-from fashion_cnn.analysis.layout import board_writer, dashboard_layout
-from fashion_cnn.analysis.predictions import PredictionCollector, Predictions
-from fashion_cnn.data import ImageDataModule
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from fashion_cnn.analysis.tensorboard import board_writer, dashboard_layout
+from fashion_cnn.data import Batch, ImageDataModule
+from fashion_cnn.metrics.calibration import reliability
+from fashion_cnn.metrics.gap import gap_by_class_figures, gap_figures
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.models import split_names
 
 # Beside the gaps by class.
 GAP_MONITORED = (
     *("train/calibration_error", "val/calibration_error"),
     *(f"gap/{name}_{end}" for name in ("loss", "accuracy") for end in ("low", "high")),
 )
+
+
+class PredictionCollector(Callback):
+    """Keeps the predictions of the latest pass over each split, by the split's name, on every process.
+
+    Those averaged over an image and its mirror image, where these are measured, as `<split>_flip`.
+    """
+
+    def __init__(self) -> None:
+        self.predictions: dict[str, Predictions] = {}
+        self._batches: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(split_names(trainer.val_dataloaders)[dataloader_idx], outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(split_names(trainer.test_dataloaders)[dataloader_idx], outputs, batch)
+
+    def _add(self, split: str, outputs: Any, batch: Batch) -> None:
+        self._batches.setdefault(split, []).append((outputs["logits"], batch.targets, batch.indices))
+        if "flip_logits" in outputs:
+            averaged = (outputs["flip_logits"], batch.targets, batch.indices)
+            self._batches.setdefault(f"{split}_flip", []).append(averaged)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gather(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gather(trainer)
+
+    def _gather(self, trainer: Trainer) -> None:
+        for split, batches in self._batches.items():
+            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+            if trainer.world_size > 1:
+                columns = _of_all_processes(columns)
+            logits, targets, indices = (column.cpu() for column in columns)
+            order = indices.argsort()
+            self.predictions[split] = Predictions(logits[order].float(), targets[order], indices[order])
+        self._batches.clear()
+
+
+def _of_all_processes(columns: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all processes, which may have different numbers of them."""
+    return [torch.cat(gather_all_tensors(column.contiguous())) for column in columns]
 
 
 class GapMonitor(PredictionCollector):

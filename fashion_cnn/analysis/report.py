@@ -1,13 +1,17 @@
-"""report.md: what a run came to, in words and figures."""
+"""Texts of a finished run: report.md, and model_card.md after Mitchell et al., 2019."""
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
-from fashion_cnn.analysis.curves import plot_curves
-from fashion_cnn.analysis.figure_file import save_figure
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.runs import Run
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.plots.style import save_figure
+from fashion_cnn.plots.training import plot_curves
+from fashion_cnn.runs import Run, write_whole
 
 _ROWS = [
     ("train probe", "train"),
@@ -29,6 +33,7 @@ _FIGURES = {
     "cartography": "How each training image was learned: mean and spread of its label's probability over the epochs.",
     "label_errors": "The training images whose label is likeliest to be wrong. All of them, ranked: `examples.csv`.",
 }
+_SPLITS = {"train": "train probe", "val": "validation", "test": "test", "test_flip": "test, with the mirrored view"}
 
 
 def write_report(run: Run, results: dict[str, Any]) -> None:
@@ -155,3 +160,44 @@ def _points(results: dict[str, Any], prefix: str) -> str:
         f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} images in a thousand "
         f"(interval {low * 100:+.2f} to {high * 100:+.2f}, {chance})"
     )
+
+
+def write_model_card(
+    run: Run, config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str] = ()
+) -> None:
+    """Write the card of a finished run; exported: lines on the files that were made of it."""
+    write_whole(run.model_card_file, _card(config, data, results, exported))
+
+
+def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str]) -> str:
+    channels, height, width = data.image_shape
+    colour = "grey" if channels == 1 else f"{channels} channels"
+    typed = shlex.join(["python", "-m", "fashion_cnn.train", *(config.overrides or [])])
+    rows = [
+        f"| {label} | {results[f'{split}/accuracy']:.2%} | {results[f'{split}/loss']:.4f} |"
+        for split, label in _SPLITS.items()
+        if f"{split}/accuracy" in results
+    ]
+    parts = [
+        f"# Model card: {results['name']}, seed {results['seed']}",
+        f"A convolutional network that sorts pictures of {height} x {width} pixels ({colour}) into {data.num_classes} "
+        f"classes: {', '.join(data.class_names)}. {results['parameters']:,} parameters, "
+        f"{results['multiply_adds']:,} multiply-adds an image.",
+        f"**Data.** {data.about or type(data).__name__} Trained on {results['train_images']:,} images"
+        + (f", watched on {len(data.val_split):,} others." if len(data.val_split) else "."),
+        "**Intended use.** Research and teaching, and as the eye of a product search over images of the same kind. Not "
+        "for decisions about people.",
+    ]
+    limits = [f"It knows these {data.num_classes} classes alone, and calls anything else one of them.", *data.limits]
+    parts.append("**Limits.**\n\n" + "\n".join(f"- {limit}" for limit in limits))
+    if rows:
+        parts.append("**Figures.**\n\n| | accuracy | loss |\n|---|---:|---:|\n" + "\n".join(rows))
+    if exported:
+        parts.append("**Exported.**\n\n" + "\n".join(f"- {line}" for line in exported))
+    parts.append(
+        f"**How it was made.** `{typed}`, with torch {results['torch']} and lightning {results['lightning']}: "
+        f"{results['epochs']} epochs in {results['precision']} on {results['hardware']}, finished at "
+        f"{results['finished']}. "
+        f"SHA-256 of the weights: `{results.get('weights_sha256', 'not recorded')}`."
+    )
+    return "\n\n".join(parts) + "\n"

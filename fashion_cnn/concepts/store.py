@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.concepts.background import Background
-from fashion_cnn.concepts.concept import Concept
+from fashion_cnn.concepts.concept import Background, Concept
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 

@@ -6,7 +6,7 @@ PACKAGE is the folder into which Debian's package was unpacked; the system's whe
 import sys
 from pathlib import Path
 
-from fashion_cnn.data.fashion_mnist_files import ensure
+from fashion_cnn.data.fashion_mnist import ensure
 from fashion_cnn.errors import UserError
 
 try:

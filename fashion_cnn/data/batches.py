@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fashion_cnn.data.seeding import derive_seed
+from fashion_cnn.data.splits import derive_seed
 
 
 class Batch(NamedTuple):

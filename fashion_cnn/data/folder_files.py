@@ -1,17 +1,23 @@
-"""Which pictures a folder holds for training, validation and test: a sub-folder a class."""
+"""Pictures of an image folder: listed by class, split into training, validation and test, and checked."""
 
 import csv
 import os
-from collections.abc import Sequence
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fashion_cnn.errors import UserError
+import torch
+
+from fashion_cnn.data.splits import derive_seed
+from fashion_cnn.errors import UserError, counted
 from fashion_cnn.pictures.files import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
 _SPLITS = ("train", "val", "test")
 GROUPS_FILE = "groups.csv"
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -103,3 +109,103 @@ def _groups(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
     return {Path(name).as_posix(): group for name, group in groups.items()}
+
+
+def things_shown(files: Sequence[FolderFile], contents: Sequence[str]) -> list[int]:
+    """The thing that each picture shows, as the number of the first that shows it: pictures of one group or of one
+    content, which copies have, show the same.
+    """
+    things = list(range(len(files)))
+
+    def first(place: int) -> int:
+        while things[place] != place:
+            place = things[place]
+        return place
+
+    known: dict[tuple[str, str], int] = {}
+    for place, (file, content) in enumerate(zip(files, contents, strict=True)):
+        for kind, name in (("group", file.group), ("content", content)):
+            if name is not None:
+                # The earlier of the two stands for both.
+                one, other = sorted((first(known.setdefault((kind, name), place)), first(place)))
+                things[other] = one
+    return [first(place) for place in range(len(files))]
+
+
+def split_files(
+    files: Sequence[FolderFile], things: Sequence[int], *, val_share: float, test_share: float, seed: int
+) -> list[str]:
+    """train, val or test for each file: as its folder says, else drawn, class by class and thing by thing.
+
+    Each class gives up the share of its pictures, at least one where it has two, and no fewer because a group is large:
+    the pictures of a thing go together, with the class of the first.
+    """
+    splits = [file.split or "train" for file in files]
+    for name, share in (("test", test_share), ("val", val_share)):
+        if not any(file.split == name for file in files):
+            _draw(files, things, splits, name, share, seed)
+    return splits
+
+
+def _draw(
+    files: Sequence[FolderFile], things: Sequence[int], splits: list[str], name: str, share: float, seed: int
+) -> None:
+    """Move so many of the files that train to another split."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place, thing in enumerate(things):
+        if splits[place] == "train":
+            groups[thing].append(place)
+    # Of the pictures that no folder gives to another split, those that were drawn before among them.
+    sizes = Counter(file.label for file in files if file.split in (None, "train"))
+    by_class: dict[str, list[list[int]]] = defaultdict(list)
+    for members in groups.values():
+        by_class[files[members[0]].label].append(members)
+    for label, candidates in by_class.items():
+        wanted = max(round(share * sizes[label]), 1) if share else 0
+        generator = torch.Generator().manual_seed(derive_seed(f"{name} of {label}", seed))
+        # The last group stays, so that there is something to learn the class from.
+        for index in torch.randperm(len(candidates), generator=generator).tolist()[:-1]:
+            if wanted <= 0:
+                break
+            wanted -= len(candidates[index])
+            for place in candidates[index]:
+                splits[place] = name
+
+
+def tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str], listing: Path) -> None:
+    """Say which pictures are left out, and why: the reason by the position of the path. listing: a file for all."""
+    if not unreadable:
+        return
+    reasons = [f"{paths[place]}: {reason}" for place, reason in sorted(unreadable.items())]
+    listing.write_text("\n".join(reasons) + "\n")
+    _tell(f"{len(reasons)} of {len(paths)} files in {root} are left out", reasons, f", all in {listing}")
+
+
+def tell_shared(files: Sequence[FolderFile], things: Sequence[int], splits: Sequence[str]) -> None:
+    """Say what stands in two splits, a picture or pictures of one group: what is measured on it was trained on."""
+    shared = _in_several(files, things, splits)
+    _tell(f"In more than one of train, val and test: {counted(len(shared), 'picture')}", shared)
+
+
+def tell_contradicting(files: Sequence[FolderFile], contents: Sequence[str]) -> None:
+    """Say which pictures stand in two classes: one of them at least is wrong."""
+    contradicting = _in_several(files, contents, [file.label for file in files])
+    _tell(f"In more than one class: {counted(len(contradicting), 'picture')}", contradicting)
+
+
+def _in_several(files: Sequence[FolderFile], alike: Sequence[object], places: Sequence[str]) -> list[str]:
+    """Of files that are alike and stand in different places: the first of each place, for all that are alike."""
+    first: dict[object, dict[str, str]] = defaultdict(dict)
+    for file, one, place in zip(files, alike, places, strict=True):
+        first[one].setdefault(place, file.path)
+    return [" = ".join(by_place.values()) for by_place in first.values() if len(by_place) > 1]
+
+
+def _tell(heading: str, lines: Sequence[str], where: str = "") -> None:
+    if not lines:
+        return
+    print(f"{heading}:", file=sys.stderr)
+    for line in lines[:_NAMED]:
+        print(f"  {line}", file=sys.stderr)
+    if len(lines) > _NAMED:
+        print(f"  … and {len(lines) - _NAMED} more{where}", file=sys.stderr)

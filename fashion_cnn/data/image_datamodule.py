@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fashion_cnn.data.batches import WHOLE, Batch, InMemoryDataset, Share, batch_loader
-from fashion_cnn.data.left_out import left_out_labels, renumbered
-from fashion_cnn.data.split import stratified_order
+from fashion_cnn.data.splits import left_out_labels, renumbered, stratified_order
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert

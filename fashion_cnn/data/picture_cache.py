@@ -17,7 +17,7 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, read_pictures
 from fashion_cnn.pictures.decoding import FORMATS
-from fashion_cnn.pictures.reading import read_ahead
+from fashion_cnn.pictures.files import read_ahead
 from fashion_cnn.runs import remove_abandoned, write_whole
 
 Progress = Callable[[int, int], None]

@@ -1,4 +1,6 @@
-"""Mean and spread of pixels, to normalise by."""
+"""Statistics of images: mean and standard deviation of the pixels, and a fingerprint of the data."""
+
+import hashlib
 
 from torch import Tensor, zeros
 from torch import float64 as double
@@ -21,3 +23,10 @@ def channel_statistics(images: Tensor, members: Tensor) -> tuple[list[float], li
     # Pictures of one colour have no variance to divide by.
     std = (squares / count / 255**2 - mean.square()).clamp(min=1e-6).sqrt()
     return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
+
+
+def fingerprint(images: Tensor, targets: Tensor) -> str:
+    """The SHA-256 of images `(N, C, H, W)` uint8 and targets `(N,)`, in their order."""
+    digest = hashlib.sha256(images.contiguous().numpy().data)
+    digest.update(targets.contiguous().numpy().data)
+    return digest.hexdigest()

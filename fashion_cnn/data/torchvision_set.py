@@ -11,10 +11,9 @@ import torch
 from hydra.utils import get_class
 from torch import Tensor
 
-from fashion_cnn.data.fashion_mnist_files import DOWNLOAD_TIMEOUT
-from fashion_cnn.data.fingerprint import fingerprint
+from fashion_cnn.data.fashion_mnist import DOWNLOAD_TIMEOUT
 from fashion_cnn.data.image_datamodule import ImageDataModule
-from fashion_cnn.data.statistics import channel_statistics
+from fashion_cnn.data.statistics import channel_statistics, fingerprint
 from fashion_cnn.errors import UserError
 
 _SETS = {True: "train", False: "test"}

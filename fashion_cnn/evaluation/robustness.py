@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashion_cnn.data.fingerprint import fingerprint
+from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from fashion_cnn.evaluation.logits import Classify, all_logits
+from fashion_cnn.inference.network import Classify, all_logits
 
 _PLAIN = ("clean", "standard_error", "images", "data_sha256", "seed")
 

@@ -1,14 +1,13 @@
 """The networks, and the LightningModule that trains and measures them."""
 
 from fashion_cnn.models.classifier import ImageClassifier, Outputs, split_names
-from fashion_cnn.models.contrastive import SupervisedContrastive
 from fashion_cnn.models.ensemble import Ensemble
 from fashion_cnn.models.fast_cnn import FastCNN
 from fashion_cnn.models.keras_cnn import KerasCNN
+from fashion_cnn.models.losses import SupervisedContrastive
 from fashion_cnn.models.mixing import CutMix, MixUp
-from fashion_cnn.models.resnet import ResNet
+from fashion_cnn.models.resnet import ResNet, WideResNet
 from fashion_cnn.models.torchvision_backbone import TorchvisionBackbone
-from fashion_cnn.models.wide_resnet import WideResNet
 
 __all__ = [
     "CutMix",

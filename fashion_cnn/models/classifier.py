@@ -1,4 +1,4 @@
-"""The LightningModule that trains and measures any network."""
+"""The LightningModule that trains any network and measures loss and accuracy on every split."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.models.ruler import Ruler
-from fashion_cnn.models.schedules import constant
+from fashion_cnn.models.optim import constant
 
 # An object, or what Hydra's `instantiate` makes it from: {"_target_": "package.Class", ...}.
 Description = Mapping[str, Any]
@@ -24,6 +25,56 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Distillation = Callable[[Tensor, Tensor], Tensor]
 EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class MeanLoss(Metric):
+    """The mean over images of a loss that comes as the means of batches, NaN if one of them is.
+
+    Torchmetrics' own MeanMetric drops NaN, or with `nan_strategy="disable"` the batches' sizes.
+    """
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Add the mean `loss` (a scalar) of so many images."""
+        self.total += loss * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
+
+
+class Ruler(nn.Module):
+    """The metrics that every split is measured by, exact over batches and processes of any size."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.loss = MeanLoss()
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """By the name that follows the split's in a figure: `val/loss`."""
+        return {"loss": self.loss, "accuracy": self.accuracy}
+
+    def add(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Add a batch: `logits` `(B, num_classes)`, `targets` `(B,)` and their mean `loss`."""
+        self.loss.update(loss, len(targets))
+        self.accuracy.update(logits, targets)
+
+    def read_and_reset(self) -> dict[str, Tensor]:
+        """The figures of all images since the last reset, over all processes."""
+        figures = {name: metric.compute() for name, metric in self.metrics.items()}
+        for metric in self.metrics.values():
+            metric.reset()
+        return figures
 
 
 class Outputs(TypedDict):

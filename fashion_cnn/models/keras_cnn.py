@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fashion_cnn.models.dropout import Dropout
+from fashion_cnn.models.layers import Dropout
 
 
 class KerasCNN(nn.Module):

@@ -1,9 +1,8 @@
 """Pictures as people have them, brought to what a network expects."""
 
 from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, TooManyPixelsError, UnreadablePictureError, decode
-from fashion_cnn.pictures.files import FoundPictures, find_pictures
+from fashion_cnn.pictures.files import FoundPictures, find_pictures, read_pictures
 from fashion_cnn.pictures.preparation import PREPARED_AS, Preparation
-from fashion_cnn.pictures.reading import read_pictures
 
 __all__ = [
     "FORMATS",

@@ -1,22 +1,20 @@
 """The catalogue of a shop's products, on disk: a LanceDB table of vectors, thumbnails and attributes.
 
-What is new is written to a second table, the staging table, batch by batch, and moved into the first at the end, which
-takes several of LanceDB's versions. The one that an indexing ends with is tagged, and readers open that one: whoever
-searches sees the catalogue of before or of after, and an interrupted indexing goes on with what it has staged.
+The schema of the table says whose vectors it holds. Commands name a catalogue by its address or by its run.
 """
 
 import fcntl
+import json
 import os
+import secrets
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-# Before its import: it tells of each table that it makes.
-os.environ.setdefault("LANCEDB_LOG", "error")
+from typing import Any, NamedTuple
 
 import lancedb
 import pyarrow as pa
@@ -24,17 +22,14 @@ from lancedb.expr import col
 from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.retrieval.about import (
-    About,
-    Edition,
-    about_of,
-    described,
-    edition_of,
-    made_anew,
-    require_same,
-    says_of_itself,
-)
+from fashion_cnn.pictures.preparation import Invert
+from fashion_cnn.runs import Run, as_typed, find_all, find_measured
 
+_ABOUT = b"fashion_cnn"
+# Of a table that was made anew: its versions count from the start again.
+_MADE = b"fashion_cnn_made"
+# Before its import: it tells of each table that it makes.
+os.environ.setdefault("LANCEDB_LOG", "error")
 _TABLE, _STAGING = "products", "staging"
 # The tag of the version that readers open.
 _READY = "ready"
@@ -45,6 +40,85 @@ _FOR_EVER = timedelta(days=36500)
 OWN_COLUMNS = ("id", "title", "category", "price")
 # What indexing and searching add.
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
+# In the folder of a catalogue, which LanceDB names so.
+_CATALOGUE_TABLE = "products.lance"
+
+
+@dataclass(frozen=True)
+class About:
+    """Whose vectors a catalogue holds.
+
+    network: `TrainedNetwork.identity`. run: the directory of that run then. dimensions: of a vector.
+    flip_average: whether the mirror images were looked at too. invert: see `Preparation`. note: what people are to know
+    of the products, if anything. class_weight: see `search_vectors`.
+    """
+
+    network: str
+    run: str
+    dimensions: int
+    flip_average: bool
+    invert: Invert
+    note: str = ""
+    # Catalogues that were made before there was a choice have none.
+    class_weight: float = 0.0
+
+
+class Edition(NamedTuple):
+    """made: of the making of the table. version: of the table, which counts up with each change."""
+
+    made: str
+    version: int
+
+
+def described(schema: pa.Schema, about: About) -> pa.Schema:
+    """The schema of a table that says `about` of itself."""
+    return schema.with_metadata({_ABOUT: json.dumps(asdict(about)).encode()})
+
+
+def made_anew(schema: pa.Schema) -> pa.Schema:
+    """That of a further making of it."""
+    return schema.with_metadata(schema.metadata | {_MADE: secrets.token_hex(8).encode()})
+
+
+def says_of_itself(schema: pa.Schema) -> bool:
+    """Whether a table of this schema is a catalogue's."""
+    return _ABOUT in (schema.metadata or {})
+
+
+def edition_of(table: Any) -> Edition:
+    """Of a LanceDB table of products, as it is opened."""
+    return Edition((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
+
+
+def require_same(before: About, now: About, uri: str) -> None:
+    """Raises UserError where products of `now` cannot stand beside those of `before` in the catalogue at `uri`."""
+    if before.network != now.network:
+        raise UserError(
+            f"{uri} holds what another network saw ({before.run}): index with that run, name another catalogue=DIR, or "
+            "say rebuild=true to replace all of it."
+        )
+    if before.dimensions != now.dimensions and before.class_weight == now.class_weight:
+        raise UserError(f"{uri} was made by another version of fashion_cnn: say rebuild=true to replace it.")
+    for option in ("class_weight", "flip_average", "invert"):
+        if (made_with := getattr(before, option)) != getattr(now, option):
+            raise UserError(
+                f"{uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to replace all "
+                "of it."
+            )
+    if before.note != now.note:
+        raise UserError(
+            f"{uri} holds {_whose(before)}, and these are {_whose(now)}: name another catalogue=DIR for them, or say "
+            "rebuild=true to replace all of it."
+        )
+
+
+def _whose(about: About) -> str:
+    return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
+
+
+def about_of(table: Any) -> About:
+    """Whose vectors a LanceDB table of products holds."""
+    return About(**json.loads(table.schema.metadata[_ABOUT]))
 
 
 class Catalogue:
@@ -300,3 +374,50 @@ def _batches(staging: Any, ids: set[str], schema: pa.Schema) -> pa.RecordBatchRe
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def catalogue_at(named: str | None, run: Run) -> str:
+    """The address of the catalogue that a person named, or of the run's own. Raises UserError for an empty one."""
+    return str(run.catalogue) if named is None else _address(named)
+
+
+def _address(named: str) -> str:
+    if not named:
+        raise UserError(
+            "catalogue= names nothing: say catalogue=DIR, a folder or an object store's address, or leave it out.",
+            status=2,
+        )
+    return named if "://" in named else str(Path(named).expanduser())
+
+
+def run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
+    """The run that searches, and the catalogue that it searches in.
+
+    run: None is the one that made the catalogue, or where none is named the newest one that has a catalogue.
+    Raises UserError where there is no such run, or the catalogue's name is empty.
+    """
+    if catalogue is None:
+        found = find_indexed(runs_dir) if run is None else find_measured(run, runs_dir)
+        return found, Catalogue(str(found.catalogue))
+    there = Catalogue(_address(catalogue))
+    if run is None:
+        run = about_of(there.open()).run if there.exists() else "latest"
+    return find_measured(run, runs_dir), there
+
+
+def listed(ids: object | None) -> tuple[str, ...]:
+    """One value or several, as texts."""
+    if ids is None:
+        return ()
+    return tuple(map(str, ids)) if isinstance(ids, Iterable) and not isinstance(ids, str) else (str(ids),)
+
+
+def find_indexed(runs_dir: Path) -> Run:
+    """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
+    # An indexing that was stopped leaves a folder without the table.
+    indexed = [run for run in find_all(runs_dir) if (run.catalogue / _CATALOGUE_TABLE).is_dir()]
+    runs = [run for run in indexed if run.state == "finished"]
+    if not runs:
+        return find_measured("latest", runs_dir)
+    print(f"The newest run with a catalogue: {as_typed(runs[-1].path)}", file=sys.stderr)
+    return runs[-1]

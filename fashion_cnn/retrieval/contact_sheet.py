@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fashion_cnn.analysis.labels import as_label
+from fashion_cnn.plots.style import as_label
 from fashion_cnn.retrieval.searcher import Hit
 
 _COLUMNS = 4

@@ -9,11 +9,10 @@ import pyarrow as pa
 import torch
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.pictures import UnreadablePictureError
-from fashion_cnn.prediction import TrainedNetwork
-from fashion_cnn.retrieval.about import About
 from fashion_cnn.retrieval.approximate import Approximate, bring_up_to_date
-from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, Catalogue
+from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, About, Catalogue
 from fashion_cnn.retrieval.products import Picture, Products
 from fashion_cnn.retrieval.vectors import dimensions_of, search_vectors
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fashion_cnn.retrieval.searcher import Found, Hit
-from fashion_cnn.screen import wide_console
+from fashion_cnn.terminal import wide_console
 
 # Groups of duplicates that are listed on a screen.
 _MOST_GROUPS = 50

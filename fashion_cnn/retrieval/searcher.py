@@ -1,6 +1,6 @@
-"""What in a catalogue looks like pictures, sounds like words, or both."""
+"""Search in a catalogue by pictures, by words, or by both; and products whose pictures are near duplicates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.prediction import Seen, TrainedNetwork
+from fashion_cnn.inference.network import Seen, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import as_query, as_search_vector, dimensions_of, search_vectors
@@ -19,6 +19,8 @@ from fashion_cnn.retrieval.vectors import as_query, as_search_vector, dimensions
 _AGAINST = 0.5
 # Of reciprocal rank fusion, and how many of the likest pictures and of the best titles take part in it.
 _RANK_OFFSET, _TAKING_PART = 60, 1000
+# So many rows of the matrix of all similarities at once.
+_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -199,3 +201,29 @@ class Searcher:
                 )
             )
         return tuple(hits)
+
+
+def near_duplicates(
+    vectors: Tensor, at_least: float, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[list[int]]:
+    """Groups of rows of unit vectors `(N, D)` that are linked by cosines of `at_least`, the largest group first.
+
+    Rows that a chain of such links joins are one group, however far apart its ends are.
+    """
+    # Of each row the first of its group.
+    leader = np.arange(len(vectors))
+    for start in range(0, len(vectors), _ROWS):
+        block = vectors[start : start + _ROWS]
+        # Each pair is seen once, from its first row.
+        alike = (block @ vectors[start:].T >= at_least).triu(diagonal=1)
+        for row in alike.any(dim=1).nonzero()[:, 0].tolist():
+            group = int(leader[start + row])
+            for other in np.unique(leader[start:][alike[row].numpy()]).tolist():
+                if other != group:
+                    group, joined = min(group, other), max(group, other)
+                    leader[leader == joined] = group
+        progress(min(start + _ROWS, len(vectors)), len(vectors))
+    groups: dict[int, list[int]] = {}
+    for row, first in enumerate(leader.tolist()):
+        groups.setdefault(first, []).append(row)
+    return sorted((group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group))

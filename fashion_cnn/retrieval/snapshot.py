@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval import approximate
-from fashion_cnn.retrieval.about import about_of, edition_of
-from fashion_cnn.retrieval.catalogue import Catalogue, has_words
+from fashion_cnn.retrieval.catalogue import Catalogue, about_of, edition_of, has_words
 from fashion_cnn.retrieval.filters import Condition
 
 

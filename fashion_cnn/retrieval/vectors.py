@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.prediction import Seen, TrainedNetwork
-from fashion_cnn.retrieval.about import About
+from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.retrieval.catalogue import About
 from fashion_cnn.runs import Run
 
 

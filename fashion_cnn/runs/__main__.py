@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fashion_cnn.command_line import run_command
+from fashion_cnn.cli.main import run_command
 from fashion_cnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def _list(config: DictConfig) -> None:
     from rich.table import Table
 
     from fashion_cnn.runs.finding import find_all
-    from fashion_cnn.screen import wide_console
+    from fashion_cnn.terminal import wide_console
 
     runs = find_all(Path(config.runs_dir))
     if not runs:

@@ -10,8 +10,6 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.runs.files import as_typed
 from fashion_cnn.runs.run import Run, State
 
-# In the folder of a catalogue, which LanceDB names so.
-_CATALOGUE_TABLE = "products.lance"
 # In the folder of a search.
 STUDY_FILE = "study.db"
 
@@ -59,17 +57,6 @@ def find_measured(reference: str | Path | Iterable[str] | None, runs_dir: Path) 
     if run.state != "finished":
         raise UserError(f"{_not_finished(run)}.")
     return run
-
-
-def find_indexed(runs_dir: Path) -> Run:
-    """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
-    # An indexing that was stopped leaves a folder without the table.
-    indexed = [run for run in find_all(runs_dir) if (run.catalogue / _CATALOGUE_TABLE).is_dir()]
-    runs = [run for run in indexed if run.state == "finished"]
-    if not runs:
-        return find_measured("latest", runs_dir)
-    print(f"The newest run with a catalogue: {as_typed(runs[-1].path)}", file=sys.stderr)
-    return runs[-1]
 
 
 def _find(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:

@@ -11,18 +11,14 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Progress
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.analysis.monitor import GAP_MONITORED, GapMonitor
-from fashion_cnn.analysis.predictions import PredictionCollector
+from fashion_cnn.analysis.monitor import GAP_MONITORED, GapMonitor, PredictionCollector
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import UserError
-from fashion_cnn.mistakes import did_you_mean
+from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.hardware import device_for, precision_of
+from fashion_cnn.training.callbacks import EpochLog, SeedEachEpoch, Stopwatch
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
-from fashion_cnn.training.epoch_log import EpochLog
-from fashion_cnn.training.hardware import device_for, precision_of
 from fashion_cnn.training.loggers import MetricsCSV
-from fashion_cnn.training.repeatable import SeedEachEpoch
-from fashion_cnn.training.stopwatch import Stopwatch
 
 
 def checked_seed(config: DictConfig) -> int:

@@ -9,10 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import load_classifier
 from fashion_cnn.models.ensemble import MeanOfNetworks
 from fashion_cnn.runs import Run, as_typed, find_all, find_measured
-from fashion_cnn.training.unseen import learned_from_kept
-from fashion_cnn.training.weights import load_classifier
+from fashion_cnn.training.leakage import learned_from_kept
 
 # What two networks must share, for the answers of one to be a lesson for the other.
 _SEEN = ("_target_", "dataset", "mean", "std", "left_out")

@@ -10,19 +10,18 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from fashion_cnn.analysis.advice import advise, command
-from fashion_cnn.analysis.gap import gap_carriers, gap_figures
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.analysis.monitor import measure_gap
-from fashion_cnn.analysis.predictions import PredictionCollector, Predictions
-from fashion_cnn.analysis.verdict import judge
+from fashion_cnn.analysis.monitor import PredictionCollector, measure_gap
+from fashion_cnn.analysis.verdict import advise, command, judge
 from fashion_cnn.data import ImageDataModule
+from fashion_cnn.inference.network import read_checkpoint, weights_sha256
+from fashion_cnn.metrics.gap import gap_carriers, gap_figures
+from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.hardware import describe
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
-from fashion_cnn.training.hardware import describe
-from fashion_cnn.training.stopwatch import Stopwatch
-from fashion_cnn.training.weights import read_checkpoint, weights_sha256
+from fashion_cnn.training.callbacks import Stopwatch
 
 
 def collect_results(

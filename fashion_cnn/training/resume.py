@@ -6,13 +6,13 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from fashion_cnn.cli.errors import check_values
 from fashion_cnn.errors import UserError
-from fashion_cnn.mistakes import check_values
+from fashion_cnn.inference.network import differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.overrides import PLACES, key_of
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.overrides import PLACES, key_of
 from fashion_cnn.training.loggers import ResumableLogger
-from fashion_cnn.training.weights import differing_weights, read_checkpoint
 
 
 def resumed_config(config: DictConfig, run: Run, *, checked: bool) -> DictConfig:

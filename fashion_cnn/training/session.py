@@ -17,24 +17,23 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from fashion_cnn import runs, screen
-from fashion_cnn.analysis.model_card import write_model_card
+from fashion_cnn import runs
 from fashion_cnn.analysis.monitor import GapMonitor
-from fashion_cnn.analysis.report import write_report
-from fashion_cnn.command_line import Interrupted
+from fashion_cnn.analysis.report import write_model_card, write_report
+from fashion_cnn.cli.console import print_end, print_start
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.errors import Interrupted, Pruned, UserError
+from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.overrides import LATEST_WEIGHTS
+from fashion_cnn.models.hardware import keep_freed_memory
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.overrides import LATEST_WEIGHTS
 from fashion_cnn.training import build
-from fashion_cnn.training.closing import analyse
+from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
-from fashion_cnn.training.memory import keep_freed_memory
+from fashion_cnn.training.leakage import learned_from_kept, of_same_images
 from fashion_cnn.training.results import collect_results
 from fashion_cnn.training.resume import prepare_to_resume, resumed_config
-from fashion_cnn.training.unseen import learned_from_kept, of_same_images
-from fashion_cnn.training.weights import initialise_from
 
 # In the environment of the further processes of a distributed training.
 _RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
@@ -90,16 +89,16 @@ def run_training(
             prepare_to_resume(trainer, module, run)
         else:
             run.write_config(config)
-        screen.print_start(config, run, module, data, brief=directory is not None)
+        print_start(config, run, module, data, brief=directory is not None)
         with _shared_with_processes(run):
             _fit(trainer, module, data, run)
         results, predictions = collect_results(config, trainer, module, data, run)
         if any(isinstance(callback, GapMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            analyse(config, trainer, module, data, run, results, predictions)
+            write_artifacts(config, trainer, module, data, run, results, predictions)
         write_report(run, results)
         write_model_card(run, config, data, results)
         run.write_results(results)
-        screen.print_end(results, run, config, brief=directory is not None)
+        print_end(results, run, config, brief=directory is not None)
     return {**results, "run": str(run.path)}
 
 

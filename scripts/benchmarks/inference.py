@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.training.hardware import fast_precision
+from fashion_cnn.models.hardware import fast_precision
 
 
 def images_per_second(module: ImageClassifier, batch: int, batches: int = 20) -> float:

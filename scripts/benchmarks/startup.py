@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fashion_cnn.command_line import CONFIG_DIR
-from fashion_cnn.errors import UserError
-from fashion_cnn.mistakes import did_you_mean
+from fashion_cnn.cli.main import CONFIG_DIR
+from fashion_cnn.errors import UserError, did_you_mean
 
 REPOSITORY = Path(__file__).parent.parent.parent
 COMMANDS = sorted(file.stem for file in CONFIG_DIR.glob("*.yaml"))

@@ -21,9 +21,9 @@ from torchvision.datasets import FashionMNIST
 
 from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.data.batches import InMemoryDataset
+from fashion_cnn.models.hardware import fast_precision
 from fashion_cnn.training import build
-from fashion_cnn.training.averaging import WarmedEMAWeightAveraging
-from fashion_cnn.training.hardware import fast_precision
+from fashion_cnn.training.callbacks import WarmedEMAWeightAveraging
 
 ANALYSIS = ("gap", "dynamics", "histograms")
 

@@ -12,16 +12,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
-from fashion_cnn.mistakes import did_you_mean
+from fashion_cnn.errors import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
-from fashion_cnn.retrieval.web.answering import Answered
-from fashion_cnn.retrieval.web.asked import MOST_LINK, MOST_PICTURES, Asked
-from fashion_cnn.retrieval.web.carried import carried
-from fashion_cnn.retrieval.web.desk import Desk, asked_of, validated
-from fashion_cnn.retrieval.web.refusals import Refused, no_product
-from fashion_cnn.retrieval.web.shown import kind
-from fashion_cnn.retrieval.web.storefront import Storefront
+from fashion_cnn.retrieval.web.errors import Refused, no_product
+from fashion_cnn.retrieval.web.query import MOST_LINK, MOST_PICTURES, Asked, carried
+from fashion_cnn.retrieval.web.service import Answered, Desk, asked_of, validated
+from fashion_cnn.retrieval.web.state import Storefront
+from fashion_cnn.retrieval.web.views import kind
 
 Id = Annotated[str, Query(max_length=1000, description="The id of a product")]
 TopK = Annotated[int, Query(ge=1, le=100, description="How many products a page")]

@@ -1,29 +1,114 @@
-"""The pages: a search and its results, a product, the developer's, and what the API offers."""
+"""The pages: templates, filters, a search and its results, a product, the developer's page, the API's page."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from typing import Annotated, Any
 
+import jinja2
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from fashion_cnn.inference.predictor import Answer
 from fashion_cnn.pictures import Preparation
-from fashion_cnn.prediction import Answer
-from fashion_cnn.retrieval.web.answering import Answered, prepared
-from fashion_cnn.retrieval.web.asked import MOST_PAGES, MOST_PICTURES, Asked
-from fashion_cnn.retrieval.web.carried import carried
-from fashion_cnn.retrieval.web.charts import histogram
-from fashion_cnn.retrieval.web.choosing import filter_boxes, without_a_box
-from fashion_cnn.retrieval.web.described import operations
-from fashion_cnn.retrieval.web.desk import Desk, asked_of
-from fashion_cnn.retrieval.web.measured import measured
-from fashion_cnn.retrieval.web.refusals import Refused, no_product
-from fashion_cnn.retrieval.web.rendering import Rendering
-from fashion_cnn.retrieval.web.shown import Shown, card, shown_tensor
+from fashion_cnn.retrieval.web.developer import histogram, measured
+from fashion_cnn.retrieval.web.errors import Refused, no_product
+from fashion_cnn.retrieval.web.openapi import operations
+from fashion_cnn.retrieval.web.query import MOST_PAGES, MOST_PICTURES, Asked, carried, number
+from fashion_cnn.retrieval.web.service import Answered, Desk, asked_of, prepared
+from fashion_cnn.retrieval.web.state import Choice, Shop, Storefront
+from fashion_cnn.retrieval.web.views import Shown, card, plainly, price, shown_tensor
 
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+# So long a page says that the catalogue is another one now, in seconds.
+_NEWS = 60
 Asking = Annotated[Asked, Query()]
 Id = Annotated[str, Query(max_length=1000)]
 _SIMILAR = 12
+
+
+class Rendering:
+    """Pages of a shop."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("fashion_cnn.retrieval.web"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= {"price": price, "plainly": plainly, "number": number, "clock": time.ctime}
+        # Held in memory: no path that a client sends ever reaches the disk.
+        folder = resources.files("fashion_cnn.retrieval.web") / "static"
+        self._static = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+    def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        changed = self._shop.changed
+        is_news = changed is not None and time.time() - changed < _NEWS
+        rendered = self._templates.get_template(template).render(shop=self._shop, is_news=is_news, **values)
+        return HTMLResponse(rendered, status)
+
+    def static(self, name: str) -> Response:
+        """A style sheet, script or icon. Raises Refused."""
+        if name not in self._static:
+            raise Refused(404, "There is no such file.")
+        return Response(
+            self._static[name],
+            media_type=_TYPES[name.rpartition(".")[2]],
+            headers={"cache-control": "max-age=300"},
+        )
+
+
+@dataclass(frozen=True)
+class Box:
+    """value: what the form sends. shown: what a person reads. products: that hold it."""
+
+    value: str
+    shown: str
+    products: int
+    ticked: bool
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The values of a column; name: of the form's field."""
+
+    heading: str
+    name: str
+    boxes: tuple[Box, ...]
+
+    @property
+    def ticked(self) -> int:
+        return sum(box.ticked for box in self.boxes)
+
+
+def filter_boxes(front: Storefront, asked: Asked) -> list[Boxes]:
+    """Of the categories, and of each further column that holds a few values."""
+    return [
+        boxes
+        for boxes in (
+            _boxes(front.categories, "category", "", asked.category),
+            *(_boxes(choice, "where", f"{choice.column}:", asked.where) for choice in front.choices),
+        )
+        if boxes.boxes
+    ]
+
+
+def without_a_box(asked: Asked, boxes: Sequence[Boxes]) -> list[tuple[str, str]]:
+    """Field and value of each filter that no box stands for: a form has to send it along."""
+    boxed = {(column.name, box.value) for column in boxes for box in column.boxes}
+    wanted = [(name, value) for name in ("category", "where") for value in getattr(asked, name)]
+    return [one for one in wanted if one not in boxed]
+
+
+def _boxes(choice: Choice, name: str, prefix: str, asked: list[str]) -> Boxes:
+    heading = choice.column.replace("_", " ").capitalize()
+    boxes = (Box(f"{prefix}{value}", value, count, f"{prefix}{value}" in asked) for value, count in choice.values)
+    return Boxes(heading, name, tuple(boxes))
 
 
 def pages(desk: Desk, rendering: Rendering) -> APIRouter:

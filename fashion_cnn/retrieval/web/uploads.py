@@ -9,9 +9,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from fashion_cnn.retrieval.web.asked import MOST_MARKS, MOST_PICTURES, MOST_VALUES
-from fashion_cnn.retrieval.web.carried import MOST_CHARACTERS
-from fashion_cnn.retrieval.web.refusals import Busy, Refused
+from fashion_cnn.retrieval.web.errors import Busy, Refused
+from fashion_cnn.retrieval.web.query import MOST_CHARACTERS, MOST_MARKS, MOST_PICTURES, MOST_VALUES
 
 _FIELDS = 2 * (MOST_MARKS + MOST_PICTURES + MOST_VALUES)
 

@@ -1,0 +1,66 @@
+"""What a comparison leaves: Markdown, CSV and figures, and the same in TensorBoard."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from fashion_cnn.analysis.comparison import Comparison, Group, as_csv, as_markdown
+from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, learning_curve
+from fashion_cnn.analysis.tensorboard import Board
+from fashion_cnn.errors import UserError
+from fashion_cnn.plots.comparison import plot_learning_curve, plots
+from fashion_cnn.plots.style import save_figure
+from fashion_cnn.runs import write_whole
+
+_FRACTION = "data.train_fraction"
+_IMAGES = "train_images"
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[str]]:
+    """Write all of it into `folder`; returns the Markdown file and the names of what was drawn.
+
+    Raises UserError where it cannot be written.
+    """
+    figures, remarks = dict(plots(comparison)), []
+    curve = _learning_curve(comparison)
+    if curve is not None:
+        figures["learning_curve"] = Figure(figsize=(7, 5), layout="constrained")
+        plot_learning_curve(curve, figures["learning_curve"].subplots())
+        remarks.append(describe_learning_curve(curve))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
+            old.unlink()
+        for name, figure in figures.items():
+            save_figure(figure, folder / f"{name}.png")
+        write_whole(folder / "comparison.csv", as_csv(comparison))
+        text = as_markdown(comparison, [f"{name}.png" for name in figures], remarks)
+        write_whole(folder / "comparison.md", text)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): say another one with out=DIR.") from error
+    board = Board(folder)
+    for name in figures:
+        board.add_picture(name, folder / f"{name}.png", 0)
+    board.add_text("comparison", text.partition("\n![")[0], 0)
+    board.close()
+    return folder / "comparison.md", list(figures)
+
+
+def _learning_curve(comparison: Comparison) -> LearningCurve | None:
+    """Over the train fractions, where they are all that differs and two or more were measured."""
+    known = [group for group in comparison.groups if group.figure(_IMAGES) and group.figure("val/accuracy")]
+    if comparison.factors != (_FRACTION,) or len(known) < 2:
+        return None
+    known.sort(key=_images)
+    return learning_curve([_images(group) for group in known], [_errors(group) for group in known])
+
+
+def _images(group: Group) -> float:
+    figure = group.figure(_IMAGES)
+    return figure.mean if figure else 0.0
+
+
+def _errors(group: Group) -> Sequence[float]:
+    figure = group.figure("val/accuracy")
+    return [1 - accuracy for accuracy in figure.values] if figure else []

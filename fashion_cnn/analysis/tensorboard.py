@@ -1,0 +1,210 @@
+"""TensorBoard beside the curves: custom scalars, final figures, the projector, and histograms of layers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from fashion_cnn.analysis.settings import settings
+from fashion_cnn.data import Batch
+from fashion_cnn.errors import UserError
+from fashion_cnn.metrics.gap import figure_name
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.models import split_names
+from fashion_cnn.models.layers import is_nonlinearity
+
+if TYPE_CHECKING:
+    from torch.utils import hooks
+
+_OVERFITTING = "Overfitting: is it, and since when?"
+_TRAINING = "Training: how it goes"
+_SUFFIX = ".analysis"
+# The figures that a sweep is sorted and plotted by. Never of the test set: nothing is chosen by that.
+_FINAL = ("val/accuracy", "val/loss", "gap/accuracy", "gap/loss")
+_FOLDER = "projector"
+_LARGEST_SPRITE = 8192  # pixels a side, TensorBoard's limit
+# What lies beyond the bins of TensorBoard's histograms, or is no number, cannot be shown by one.
+_LARGEST = 1e20
+
+
+def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
+    """The charts, as `SummaryWriter.add_custom_scalars` takes them; a line's name is a regular expression."""
+    return {
+        _OVERFITTING: {
+            "loss (train, val)": ["Multiline", ["train/loss$", "val/loss$"]],
+            "accuracy (train, val)": ["Multiline", ["train/accuracy$", "val/accuracy$"]],
+            "gap in accuracy, with its 95% interval": [
+                "Margin",
+                ["gap/accuracy", "gap/accuracy_low", "gap/accuracy_high"],
+            ],
+            "gap in loss, with its 95% interval": ["Margin", ["gap/loss", "gap/loss_low", "gap/loss_high"]],
+            "gap in accuracy by class": ["Multiline", ["gap_by_class/.*"]],
+            "calibration error (train, val)": ["Multiline", ["train/calibration_error$", "val/calibration_error$"]],
+        },
+        _TRAINING: {
+            "learning rate": ["Multiline", ["learning_rate$"]],
+            "images a second": ["Multiline", ["throughput/images_per_second$"]],
+            "running training loss (augmented images, moving weights)": ["Multiline", ["running/loss$"]],
+        },
+    }
+
+
+def board_writer(trainer: Trainer) -> Any:
+    """The training's own `SummaryWriter`, where this process has one; else None."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
+
+
+class Board:
+    """A writer beside the training's own, in place of what an earlier one left in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        for stale in directory.glob(f"events.out.tfevents.*{_SUFFIX}"):
+            stale.unlink()
+        self._writer = SummaryWriter(str(directory), filename_suffix=_SUFFIX)
+
+    def add_picture(self, name: str, path: Path, step: int) -> None:
+        """A figure that was saved as a PNG."""
+        with Image.open(path) as picture:
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def add_precision_recall(self, predictions: Predictions, class_names: Sequence[str], step: int) -> None:
+        """A precision-recall curve for each class, that class against the rest."""
+        for label, name in enumerate(class_names):
+            self._writer.add_pr_curve(
+                f"pr_curve/{figure_name(name)}",
+                predictions.targets == label,
+                predictions.probabilities[:, label],
+                step,
+            )
+
+    def add_text(self, name: str, markdown: str, step: int) -> None:
+        self._writer.add_text(name, markdown, step)
+
+    def add_settings(self, config: Any, results: Mapping[str, Any]) -> None:
+        """The run's settings with its final figures, for the HParams tab: written once, of runs that ended well."""
+        chosen = settings(config) | {"parameters": results["parameters"]}
+        final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL if name in results}
+
+        file_writer = self._writer._get_file_writer()
+        for summary in hparams(chosen, final):
+            file_writer.add_summary(summary)
+        for name, value in final.items():
+            self._writer.add_scalar(name, value)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def write_projector(
+    directory: Path, embeddings: Tensor, images: Tensor, columns: Mapping[str, Sequence[str | float]]
+) -> None:
+    """Write what the projector shows of the run in `directory`.
+
+    embeddings: `(N, D)`. images: `(N, C, H, W)` uint8, of one or three channels, shown as thumbnails where all of them
+    fit TensorBoard's limit. columns: a value for each image, by the column's heading.
+    """
+    folder = directory / _FOLDER
+    folder.mkdir(exist_ok=True)
+    np.savetxt(folder / "tensors.tsv", embeddings.numpy(), fmt="%.5g", delimiter="\t")
+    rows = zip(*columns.values(), strict=True)
+    lines = ["\t".join(columns), *("\t".join(map(str, row)) for row in rows)]
+    (folder / "metadata.tsv").write_text("\n".join(lines) + "\n")
+    config = [
+        "embeddings {",
+        '  tensor_name: "validation images"',
+        f'  tensor_path: "{_FOLDER}/tensors.tsv"',
+        f'  metadata_path: "{_FOLDER}/metadata.tsv"',
+    ]
+    height, width = images.shape[-2:]
+    side = int(np.ceil(np.sqrt(len(images))))
+    if side * max(height, width) <= _LARGEST_SPRITE:
+        _sprite(images, side).save(folder / "sprite.png")
+        config += [
+            "  sprite {",
+            f'    image_path: "{_FOLDER}/sprite.png"',
+            f"    single_image_dim: {width}",
+            f"    single_image_dim: {height}",
+            "  }",
+        ]
+    (directory / "projector_config.pbtxt").write_text("\n".join([*config, "}"]) + "\n")
+
+
+def _sprite(images: Tensor, side: int) -> Image.Image:
+    """All images in one square of `side` by `side`, row by row."""
+    count, channels, height, width = images.shape
+    sheet = np.zeros((side * side, height, width, channels), dtype=np.uint8)
+    sheet[:count] = images.permute(0, 2, 3, 1).numpy()
+    rows = sheet.reshape(side, side, height, width, channels).swapaxes(1, 2)
+    return Image.fromarray(rows.reshape(side * height, side * width, channels).squeeze())
+
+
+class Histograms(Callback):
+    """Writes histograms in every `every_n_epochs`-th validation pass, in the first one too. Raises UserError below 1.
+
+    The activations are those of the first `images` validation images in that very pass, after each non-linearity and
+    of the logits; the weights are the ones that the pass measures (the averaged ones where there are such).
+    """
+
+    def __init__(self, every_n_epochs: int, images: int = 32) -> None:
+        if every_n_epochs < 1:
+            raise UserError(f"callbacks.histograms.every_n_epochs={every_n_epochs} is not possible: give 1 or more.")
+        self.every_n_epochs = every_n_epochs
+        self.images = images
+        self._hooks: list[hooks.RemovableHandle] = []
+        self._activations: dict[str, Tensor] = {}
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # With validation every n-th epoch only, the passes count.
+        passes = trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)
+        due = passes % self.every_n_epochs == 0 and not trainer.sanity_checking
+        first = batch_idx == 0 and split_names(trainer.val_dataloaders)[dataloader_idx] == "val"
+        if due and first and board_writer(trainer) is not None:
+            assert isinstance(pl_module.network, nn.Module)
+            for name, layer in pl_module.network.named_modules():
+                if is_nonlinearity(layer) or name == "classifier":
+                    self._hooks.append(layer.register_forward_hook(self._keep(name)))
+
+    def _keep(self, name: str) -> Any:
+        def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            # A copy: what follows may work in place.
+            self._activations[name] = output[: self.images].detach().to(torch.float32, copy=True)
+
+        return keep
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self._hooks:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        writer, step = board_writer(trainer), trainer.global_step
+
+        def add(name: str, values: Tensor) -> None:
+            if values.abs().max() < _LARGEST:
+                writer.add_histogram(name, values, step)
+
+        for name, values in self._activations.items():
+            add(f"activations/{name}", values)
+        assert isinstance(pl_module.network, nn.Module)
+        for name, parameter in pl_module.network.named_parameters():
+            add(f"weights/{name}", parameter.detach().float())
+        self._hooks.clear()
+        self._activations.clear()

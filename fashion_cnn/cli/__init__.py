@@ -1,0 +1,1 @@
+"""The command line: Hydra's entry point, error messages, options and console output."""

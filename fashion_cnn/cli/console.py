@@ -1,0 +1,201 @@
+"""Printed results of the commands: settings at the start, metrics at the end, tables of a comparison."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from fashion_cnn.analysis.comparison import Comparison
+from fashion_cnn.analysis.comparison import table as comparison_table
+from fashion_cnn.analysis.verdict import command
+from fashion_cnn.data import ImageDataModule
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.runs import Run, as_typed
+from fashion_cnn.terminal import wide_console
+
+
+def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:
+    """Print the composed config, and what it comes to; where `brief`, the latter alone."""
+    console = wide_console()
+    if not brief:
+        console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
+    parameters = sum(parameter.numel() for parameter in module.network.parameters())
+    limits = (f"trainer.{name}={value}" for name, value in config.trainer.items() if name.startswith("limit_"))
+    limited = "".join(f" {limit}." for limit in limits if not limit.endswith("=1.0"))
+    console.print(
+        f"\n{config.name}: {parameters:,} parameters; {len(data.train_split):,} images to train on, "
+        f"{len(data.val_split):,} to validate on.{limited} Writing to {run.path}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: bool) -> None:
+    """Print the figures of a finished run and what to type next; where `brief`, the figures alone."""
+    console = wide_console()
+    console.print(results_table(results))
+    if brief:
+        return
+    minutes, seconds = divmod(round(results["seconds"]), 60)
+    epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
+    console.print(
+        f"{epochs} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
+        f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
+        f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds an image.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if "verdict" in results:
+        console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False, soft_wrap=True)
+        for reason, typed in zip(results["advice_reasons"], results["advice"], strict=True):
+            console.print(f"  {reason}:\n    {typed}", highlight=False, soft_wrap=True)
+    folder = shlex.quote(config.runs_dir)
+    dashboard, others = ("", "") if config.runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
+    console.print(
+        f"\nRun directory: {run.path}\n"
+        f"  report      {run.report_file}\n"
+        f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
+        f"  all runs    python -m fashion_cnn.runs{others}\n"
+        f"  go further  {command(config.overrides or [], [f'init_from={run.path}'])}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """Loss and accuracy on each split, and the gaps."""
+    table = Table(title=f"{results['name']}, weights of epoch {results['best_epoch']}", title_justify="left")
+    for heading in ("", "loss", "accuracy"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = [
+        ("train probe", "train", ""),
+        ("validation", "val", ""),
+        ("test", "test", ""),
+        ("test, flip-averaged", "test_flip", ""),
+        ("gap train-val", "gap", "+"),
+        ("gap train-test", "gap_test", "+"),
+    ]
+    for label, prefix, sign in rows:
+        if f"{prefix}/loss" in results:
+            loss, accuracy = results[f"{prefix}/loss"], results[f"{prefix}/accuracy"]
+            unit = " points" if sign else " %"
+            table.add_row(label, f"{loss:{sign}.4f}", f"{accuracy * 100:{sign}.2f}{unit}")
+        elif prefix != "test_flip":
+            table.add_row(label, "not measured", "not measured")
+    return table
+
+
+def print_evaluation(outcome: dict[str, Any]) -> None:
+    """Print what `fashion_cnn.evaluate` found: the figures of the split, then of each class."""
+    console = wide_console()
+    runs, split = outcome["runs"], outcome["split"]
+    who = runs[0] if len(runs) == 1 else f"The mean of {len(runs)} networks"
+    console.print(f"{who}, {outcome['images']:,} images of {split}", highlight=False, soft_wrap=True)
+    console.print(_evaluation_table(outcome))
+    grid = Table()
+    for heading in ("class", "precision", "95%", "recall", "95%", "F1", "images"):
+        grid.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in outcome["classes"]:
+        shares = [cell for part in ("precision", "recall") for cell in _share_cells(row[part])]
+        grid.add_row(row["name"], *shares, f"{row['f1']:.4f}", f"{row['images']:,}")
+    console.print(grid)
+    if "robustness" in outcome:
+        _print_robustness(console, outcome["robustness"])
+    console.print(f"Figures: {outcome['written_to']}", highlight=False, soft_wrap=True)
+
+
+def _print_robustness(console: Console, robustness: dict[str, Any]) -> None:
+    errors = robustness["corruption_errors"]
+    relative = f", mean corruption error {errors['mean']:.1f}% of that of {errors['baseline']}" if errors else ""
+    said = f"Under corruptions: {robustness['mean']:.2%} on average{relative}"
+    console.print(said, highlight=False, soft_wrap=True)
+    grid = Table("corruption", *(f"severity {number}" for number in range(1, 6)))
+    for name, row in robustness["accuracy"].items():
+        grid.add_row(name.replace("_", " "), *(f"{accuracy:.2%}" for accuracy in row))
+    console.print(grid)
+    outside = Table("outside the classes", "AUROC of confidence", "of energy")
+    for name, scores in robustness["outliers"].items():
+        outside.add_row(
+            name.replace("_", " "), *(f"{scores[score]['auroc']:.3f}" for score in ("confidence", "energy"))
+        )
+    console.print(outside)
+
+
+def _evaluation_table(outcome: dict[str, Any]) -> Table:
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    interval = f"({outcome['accuracy_low']:.2%} to {outcome['accuracy_high']:.2%})"
+    rows = [
+        ("accuracy, 95% interval", f"{outcome['accuracy']:.2%} {interval}"),
+        ("accuracy, flip-averaged", f"{outcome['flip']['accuracy']:.2%}"),
+        ("loss", f"{outcome['loss']:.4f}"),
+        ("loss, flip-averaged", f"{outcome['flip']['loss']:.4f}"),
+        ("macro F1", f"{outcome['macro_f1']:.4f}"),
+        ("among the two likeliest", f"{outcome['top2_accuracy']:.2%}"),
+    ]
+    rows += [
+        (f"accuracy on the surest {float(coverage):.0%}", f"{accuracy:.2%}")
+        for coverage, accuracy in outcome["selective_accuracy"].items()
+        if coverage != "1.0"
+    ]
+    rows.append(("calibration error", f"{outcome['calibration_error']:.4f}"))
+    if calibrated := outcome["calibrated"]:
+        label = f"calibration error, temperature {calibrated['temperature']:.2f} (fitted on val)"
+        rows.append((label, f"{calibrated['calibration_error']:.4f}"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _share_cells(share: dict[str, float] | None) -> tuple[str, str]:
+    return ("", "") if share is None else (f"{share['value']:.2%}", f"{share['low']:.1%} to {share['high']:.1%}")
+
+
+def print_export(outcome: dict[str, Any]) -> None:
+    """Print what `fashion_cnn.export` wrote, and how it does beside PyTorch."""
+    console = wide_console()
+    grid = Table()
+    headings = ("", "file", "MB", "test", "val", "unlike PyTorch", "largest difference", "one image, ms", "")
+    for heading in headings:
+        grid.add_column(heading, justify="left" if heading in ("", "file") else "right")
+    reference = outcome["ways"][0]["latency"]
+    for way in outcome["ways"]:
+        accuracies = (way[f"{split}_accuracy"] for split in ("test", "val"))
+        grid.add_row(
+            way["name"],
+            way["file"] or "",
+            f"{way['bytes'] / 1e6:.2f}" if way["bytes"] else "",
+            *("" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies),
+            str(way["differing"]),
+            f"{way['max_difference']:.1e}",
+            f"{way['latency'] * 1000:.3f}",
+            f"{reference / way['latency']:.1f} x",
+        )
+    console.print(grid)
+    for remark in outcome["remarks"]:
+        console.print(remark, highlight=False, soft_wrap=True)
+    console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]) -> None:
+    """Print the groups of runs, those that are not finished, and where all of it was written and `drawn`."""
+    console = wide_console()
+    headings, *rows = comparison_table(comparison)
+    grid = Table()
+    for place, heading in enumerate(headings):
+        # What tells the groups apart, then figures.
+        justify: Literal["left", "right"] = "left" if place < max(len(comparison.factors), 1) else "right"
+        grid.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
+    for run in comparison.unfinished:
+        said = f"Left out: {as_typed(run.path)}: {run.how_it_stands()}"
+        console.print(said, highlight=False, soft_wrap=True)
+    console.print(f"{'Table and plots' if drawn else 'Table'}: {as_typed(written)}", highlight=False, soft_wrap=True)

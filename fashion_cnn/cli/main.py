@@ -1,0 +1,212 @@
+"""Entry point of every command: Hydra's command line in, one message out where a person made a mistake."""
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fashion_cnn.cli.errors import check_overrides, exit_with, explain, explain_and_exit
+from fashion_cnn.cli.multirun import SweepStart, conclude
+from fashion_cnn.errors import Interrupted, UserError
+from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_text, unquote_text
+from fashion_cnn.sweeps.jobs import job_name, run_job, spelled_out
+from fashion_cnn.sweeps.sweep import resumed_sweep
+
+_PACKAGE = Path(__file__).parent.parent
+# In the wheel conf/ lies inside the package, in a checkout beside it.
+CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+# Commands whose config is composed of groups, which Hydra prints.
+_OF_GROUPS = ("train", "tune")
+
+
+def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Compose `conf/<config_name>.yaml` with the overrides on the command line and call `task` with it.
+
+    Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C, and 141 where
+    whoever read standard output, such as `head`, had enough of it.
+    """
+    _refuse_dashes(sys.argv[1:])
+    if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
+        exit_with(f"-m is for sweeps of fashion_cnn.train: leave it out of fashion_cnn.{config_name}.", 2)
+    with reader_may_leave():
+        if {"--help", "-h"} & set(sys.argv[1:]) and config_name not in _OF_GROUPS:
+            _print_help(config_name)
+            return
+        _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+
+
+def _print_help(config_name: str) -> None:
+    """A command's own help, its values with what the config says of each."""
+    text = (CONFIG_DIR / f"{config_name}.yaml").read_text()
+    _, _, values = text.partition("\n\ndefaults:")[0].partition("\n")
+    print(OmegaConf.create(text).hydra.help.template.replace("$CONFIG", values.strip()))
+
+
+def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
+    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda choices: choices.get("sweep") or "sweep", replace=True)
+    OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+    SweepStart.sweep = None
+    stop: KeyboardInterrupt | None = None
+    try:
+        sys.argv[1:] = [quote_text(argument) for argument in resumed_sweep(sys.argv[1:])]
+        with _hydra_raising(), _shared_config_store(), _hydra_config_restored():
+            hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
+                _Task(config_name, task, wants_traceback)
+            )()
+    except KeyboardInterrupt as error:
+        stop = error
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if wants_traceback:
+            raise
+        if SweepStart.sweep is None or not SweepStart.sweep.begun:
+            if SweepStart.sweep:
+                SweepStart.sweep.discard()
+            explain_and_exit(error, config_name, str(CONFIG_DIR))
+        print(f"error: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
+    if sweep := SweepStart.sweep:
+        status = conclude(sweep, stopped=stop is not None)
+    elif stop:
+        # A training that was begun says so itself.
+        unsaid = "Stopped before anything was begun." if config_name == "train" else "Stopped."
+        print(f"\n{stop if isinstance(stop, Interrupted) else unsaid}", file=sys.stderr)
+        status = stop.status if isinstance(stop, Interrupted) else 130
+    else:
+        return
+    if status:
+        sys.exit(status)
+
+
+class _Task:
+    """What Hydra calls with the composed config; for a sweep's jobs in other processes too, so it can be pickled."""
+
+    def __init__(self, config_name: str, task: Callable[[DictConfig], Any], wants_traceback: bool) -> None:
+        self.config_name = config_name
+        self.task = task
+        self.wants_traceback = wants_traceback
+
+    def __call__(self, config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return run_job(self._checked, config, self._explain)
+        try:
+            # Hydra would announce this, too.
+            with reader_may_leave():
+                return self._checked(config)
+        except Exception as error:
+            if self.wants_traceback:
+                raise
+            # Hydra would announce it twice.
+            explain_and_exit(error, self.config_name, str(CONFIG_DIR))
+
+    def _checked(self, config: DictConfig) -> Any:
+        check_overrides(self.config_name, config)
+        _describe_run(config, HydraConfig.get())
+        return self.task(config)
+
+    def _explain(self, error: Exception) -> UserError | None:
+        return explain(error, self.config_name, str(CONFIG_DIR))
+
+
+def _refuse_dashes(arguments: Iterable[str]) -> None:
+    """Exit where a setting was typed as other programs have it, `--model fast` or `-model fast`."""
+    groups = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
+    for argument in arguments:
+        key = argument.lstrip("-").partition("=")[0]
+        # `--run` is Hydra's own.
+        is_option = argument.startswith("-") and argument != "--run"
+        if is_option and key.partition(".")[0] in groups | QUOTED_KEYS | {"seed", "test"}:
+            exit_with(f"{argument} is no option: type {key}=…, without dashes.", 2)
+
+
+@contextmanager
+def _hydra_raising() -> Iterator[None]:
+    """Have Hydra raise what went wrong, where it would print it and exit."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _hydra_config_restored() -> Iterator[None]:
+    """Restore Hydra's global config, which it leaves set after `--cfg` and multiruns.
+
+    A later training from Python in the same process would take it for the config of a running command.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+@contextmanager
+def _shared_config_store() -> Iterator[None]:
+    """Let the copies that Hydra makes of its config repository share one ConfigStore.
+
+    `ConfigLoader.get_group_options` copies the repository at each call, and --help calls it several times for each
+    config group. The repository refers to the ConfigStore, which holds the schema of every installed launcher; copying
+    it took most of the time of --help. Sharing changes no config: `ConfigStore.load` returns copies of its nodes, and
+    composing a config adds none.
+    """
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
+
+
+def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:
+    """The config of a command as its command line would give it: for notebooks and tests."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
+        composed = config.hydra
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        OmegaConf.set_struct(config, True)
+        _describe_run(config, composed)
+    return config
+
+
+def _describe_run(config: DictConfig, composed: Any) -> None:
+    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that make it what it is.
+
+    These are what was typed, a file of conf/sweep spelled out, since each of its jobs is a training of its own.
+    A `~` that no shell has expanded, as in quotes, is the home directory in every command's `runs_dir`.
+    """
+    if "runs_dir" in config:
+        if config.runs_dir is None:
+            raise UserError("runs_dir=null names no directory: give one, or leave it out.", status=2)
+        config.runs_dir = os.path.expanduser(config.runs_dir)  # noqa: PTH111 # which keeps ./ and a final slash
+    if "name" in config and config.name is None:
+        choices = composed.runtime.choices
+        config.name = choices.get("experiment") or choices.get("model")
+    if "overrides" in config:
+        config.overrides = [*map(unquote_text, spelled_out(composed.overrides.task))]
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Exit without a word, as the system's own programs do, where whoever reads standard output has enough of it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is left once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,1 @@
+"""Measures of predictions and rankings, with intervals: tensors in, numbers out."""

@@ -1,1 +1,0 @@
-"""Hyper-parameter search: an Optuna study whose trials are ordinary runs, `python -m fashion_cnn.tune model=tiny`."""
