@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fashion_cnn import __version__
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import require
 
@@ -30,6 +31,7 @@ def export(config: DictConfig) -> dict[str, Any]:
         data_root=config.data.root,
         int8=config.int8,
         int8_tolerance=config.int8_tolerance,
+        version=__version__,
     )
 
 

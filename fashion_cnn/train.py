@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.main import run_command, sweep_job_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +22,20 @@ def train(config: DictConfig, *, directory: Path | None = None, callbacks: Seque
     Returns the results that the run's results.json holds, with the run's directory as `"run"`.
     Raises UserError for settings that cannot work, and Interrupted where it was stopped.
     """
+    from fashion_cnn.cli.console import print_end, print_start
+    from fashion_cnn.cli.errors import check_resumed
     from fashion_cnn.training.session import run_training
 
-    return run_training(config, directory=directory, callbacks=callbacks)
+    job = sweep_job_directory()
+    return run_training(
+        config,
+        directory=directory or job,
+        callbacks=callbacks,
+        in_sweep=job is not None,
+        check_resumed=check_resumed,
+        print_start=print_start,
+        print_end=print_end,
+    )
 
 
 def _train_and_give_objective(config: DictConfig) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fashion_cnn.cli.errors import exit_with
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import require
-from fashion_cnn.runs.overrides import key_of
+from fashion_cnn.runs.overrides import key_of, take_swept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,13 +26,12 @@ def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
     """
     require("sweeps", "optuna")
     from fashion_cnn.sweeps.search import search
+    from fashion_cnn.train import train
 
-    return search(config, swept)
+    return search(config, swept, train)
 
 
 def main() -> None:
-    from fashion_cnn.runs.overrides import take_swept
-
     if any(key_of(argument) == "resume" for argument in sys.argv[1:]):
         exit_with(
             "resume is for trainings and sweeps. A search goes on when the command that began it is typed again; "

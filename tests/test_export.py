@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 def exported(run):
     """What the command wrote, with 8-bit integers whatever they lose."""
     folder = run.path.parent / "exported"
-    outcome = exporting.export_run(run, folder, data_root=None, int8=True, int8_tolerance=1.0)
+    outcome = exporting.export_run(run, folder, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
     return folder, outcome
 
 
@@ -85,7 +85,7 @@ def test_integers_answer_nearly_as_floats_do(exported):
 
 
 def test_integers_that_lose_too_much_are_not_kept(run, tmp_path):
-    outcome = exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=-1.0)
+    outcome = exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=-1.0, version="0.1.0")
     assert [way["name"] for way in outcome["ways"]] == ["PyTorch, float32", "ONNX, float32"]
     assert "int8 was not kept" in outcome["remarks"][0]
     assert {file.name for file in tmp_path.iterdir()} == {"network.onnx", "export.json"}
@@ -104,7 +104,7 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_is(run, tmp_
     (tmp_path / "network.onnx").write_text("older")
     monkeypatch.setattr(exporting.Deployed, "forward", changed)
     with pytest.raises(UserError, match=r"of 40 test images otherwise than PyTorch"):
-        exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0)
+        exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
     assert (tmp_path / "network.onnx").read_text() == "older"
 
@@ -115,7 +115,7 @@ def test_what_an_export_left_that_was_killed_is_removed_and_not_that_of_one_at_w
         folder.mkdir()
         (folder / "network.onnx").write_text("half")
         os.utime(folder, (time.time() - hours * 3600,) * 2)
-    exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0)
+    exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0")
     assert [file.name for file in tmp_path.glob(".*")] == [".unchecked-at work"]
 
 

@@ -44,6 +44,15 @@ def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydr
     _check_kinds(_without_values(config_name, task, hydra_overrides), config, task)
 
 
+def check_resumed(config: DictConfig) -> None:
+    """Check the values of a resumed run's own config as those of a command line, while a command runs.
+
+    A run that failed by a value that is not possible gives the same message as when that value is typed.
+    """
+    if HydraConfig.initialized():
+        check_values("train", config, config.get("overrides") or [], HydraConfig.get().overrides.hydra)
+
+
 def _check_kinds(base: DictConfig, config: DictConfig, task: Sequence[str]) -> None:
     # The last value counts where a key was typed twice.
     for key, value in dict(override.lstrip("+").partition("=")[::2] for override in task).items():

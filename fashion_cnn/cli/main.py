@@ -3,10 +3,10 @@
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -15,11 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.cli.errors import check_overrides, exit_with, explain, explain_and_exit
-from fashion_cnn.cli.multirun import SweepStart, conclude
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_text, unquote_text
-from fashion_cnn.sweeps.jobs import job_name, run_job, spelled_out
-from fashion_cnn.sweeps.sweep import resumed_sweep
+
+if TYPE_CHECKING:
+    from fashion_cnn.sweeps.sweep import Sweep
 
 _PACKAGE = Path(__file__).parent.parent
 # In the wheel conf/ lies inside the package, in a checkout beside it.
@@ -52,13 +52,13 @@ def _print_help(config_name: str) -> None:
 
 
 def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
-    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
     OmegaConf.register_new_resolver("sweep_name", lambda choices: choices.get("sweep") or "sweep", replace=True)
     OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
-    SweepStart.sweep = None
     stop: KeyboardInterrupt | None = None
     try:
-        sys.argv[1:] = [quote_text(argument) for argument in resumed_sweep(sys.argv[1:])]
+        arguments = _begin_sweep(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
+        sys.argv[1:] = [quote_text(argument) for argument in arguments]
         with _hydra_raising(), _shared_config_store(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
@@ -70,12 +70,15 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     except Exception as error:
         if wants_traceback:
             raise
-        if SweepStart.sweep is None or not SweepStart.sweep.begun:
-            if SweepStart.sweep:
-                SweepStart.sweep.discard()
+        sweep = _begun_sweep(config_name)
+        if sweep is None or not sweep.begun:
+            if sweep:
+                sweep.discard()
             explain_and_exit(error, config_name, str(CONFIG_DIR))
         print(f"error: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
-    if sweep := SweepStart.sweep:
+    if sweep := _begun_sweep(config_name):
+        from fashion_cnn.cli.multirun import conclude
+
         status = conclude(sweep, stopped=stop is not None)
     elif stop:
         # A training that was begun says so itself.
@@ -88,6 +91,41 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
         sys.exit(status)
 
 
+# Only `train` runs sweeps: the other commands import no code of them.
+
+
+def _begin_sweep(arguments: Sequence[str]) -> list[str]:
+    """The command line of `train`, in which `resume=` may name a sweep, whose own command then goes on."""
+    from fashion_cnn.cli.multirun import SweepStart
+    from fashion_cnn.sweeps.sweep import resumed_sweep
+
+    SweepStart.sweep = None
+    return resumed_sweep(arguments)
+
+
+def _begun_sweep(config_name: str) -> "Sweep | None":
+    """The sweep that was started from this command line."""
+    if config_name != "train":
+        return None
+    from fashion_cnn.cli.multirun import SweepStart
+
+    return SweepStart.sweep
+
+
+def _job_name(overrides: Iterable[str], shared: Iterable[str] = ()) -> str:
+    """Resolve `${job_name:...}` of conf/train.yaml."""
+    from fashion_cnn.sweeps.jobs import job_name
+
+    return job_name(overrides, shared)
+
+
+def sweep_job_directory() -> Path | None:
+    """The directory of the sweep job that Hydra runs in this process; None where it runs none."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().runtime.output_dir)
+    return None
+
+
 class _Task:
     """What Hydra calls with the composed config; for a sweep's jobs in other processes too, so it can be pickled."""
 
@@ -98,6 +136,8 @@ class _Task:
 
     def __call__(self, config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            from fashion_cnn.sweeps.jobs import run_job
+
             return run_job(self._checked, config, self._explain)
         try:
             # Hydra would announce this, too.
@@ -197,6 +237,8 @@ def _describe_run(config: DictConfig, composed: Any) -> None:
         choices = composed.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
+        from fashion_cnn.sweeps.jobs import spelled_out
+
         config.overrides = [*map(unquote_text, spelled_out(composed.overrides.task))]
 
 

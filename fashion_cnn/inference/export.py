@@ -24,7 +24,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-import fashion_cnn
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
@@ -198,11 +197,14 @@ class Way:
     latency: float
 
 
-def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int8_tolerance: float) -> dict[str, Any]:
+def export_run(
+    run: Run, folder: Path, *, data_root: str | None, int8: bool, int8_tolerance: float, version: str
+) -> dict[str, Any]:
     """Write the network of a finished run into `folder`, check it, and say what came of it.
 
     int8: write one of 8-bit integers too, which is kept where its accuracy on validation is at most `int8_tolerance`
-    lower. Raises UserError where a file does not answer as PyTorch does, or cannot be written.
+    lower. version: of fashion_cnn, for the metadata. Raises UserError where a file does not answer as PyTorch does, or
+    cannot be written.
     """
     config, module, data = rebuild(run, data_root)
     data.setup("test")
@@ -216,7 +218,7 @@ def export_run(run: Run, folder: Path, *, data_root: str | None, int8: bool, int
     remove_abandoned(folder, f"{_UNCHECKED}*")
     # Only what was checked gets its name.
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
-        files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature), int8=int8)
+        files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
         ways = _measure(deployed, data, files, checked)
         _check_parity(deployed, files[_FLOAT], checked, data.eval_batch_size)
         remarks = [] if data.has_test else [f"There are no test images: checked on {checked.split} images."]
@@ -299,7 +301,7 @@ def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path], 
     return ways
 
 
-def _metadata(run: Run, data: ImageDataModule, temperature: float) -> dict[str, str]:
+def _metadata(run: Run, data: ImageDataModule, temperature: float, version: str) -> dict[str, str]:
     """What a reader of the file must know, and where it comes from."""
     results = run.results()
     described = {
@@ -308,7 +310,7 @@ def _metadata(run: Run, data: ImageDataModule, temperature: float) -> dict[str, 
         "mean": (data.pixel_mean / 255).flatten().tolist(),
         "std": (1 / data.pixel_scale / 255).flatten().tolist(),
         "temperature": temperature,
-        "made_with": {"fashion_cnn": fashion_cnn.__version__, "torch": torch.__version__},
+        "made_with": {"fashion_cnn": version, "torch": torch.__version__},
         "results": {name: value for name, value in results.items() if name.startswith(("test", "val/", "weights"))},
         "config": OmegaConf.to_container(run.config()),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fashion_cnn.cli.options import check_reject
+from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.predictions import Predictions
 
 _LEAST, _MOST = 0.05, 20.0
@@ -68,7 +68,10 @@ def calibrate(predictions: Predictions, *, reject: float = 0.0) -> Calibration:
 
     Raises UserError where it is no share, 0 up to, but not, 1.
     """
-    check_reject(reject)
+    if not 0 <= reject < 1:
+        raise UserError(
+            f"reject={reject} is not possible: give a share of the validation images, 0 up to, but not, 1.", status=2
+        )
     temperature = fit_temperature(predictions)
     return Calibration(temperature, rejection_threshold(predictions, temperature, reject))
 

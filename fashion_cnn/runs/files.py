@@ -1,10 +1,11 @@
-"""A run's settings and figures as its files hold them, and what is said where one of them is damaged."""
+"""Files of a run: its settings and results, as this and older versions store them; errors where a file is damaged."""
 
 import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,30 @@ from fashion_cnn.errors import UserError
 
 # In C where PyYAML was built so, as its wheels are: each run of a long list is looked at.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CALLBACKS = "fashion_cnn.training.callbacks"
+# Class paths in the configs and checkpoints of older versions, and where these classes are now.
+MOVED = {
+    "fashion_cnn.analysis.histograms.Histograms": "fashion_cnn.analysis.tensorboard.Histograms",
+    "fashion_cnn.analysis.predictions.PredictionCollector": "fashion_cnn.analysis.monitor.PredictionCollector",
+    "fashion_cnn.data.image_folder.ImageFolderDataModule": "fashion_cnn.data.folder.ImageFolderDataModule",
+    "fashion_cnn.data.variation.RandomAffine": "fashion_cnn.data.augmentation.RandomAffine",
+    "fashion_cnn.data.variation.RandomBlur": "fashion_cnn.data.augmentation.RandomBlur",
+    "fashion_cnn.data.variation.RandomColour": "fashion_cnn.data.augmentation.RandomColour",
+    "fashion_cnn.models.contrastive.SupervisedContrastive": "fashion_cnn.models.losses.SupervisedContrastive",
+    "fashion_cnn.models.dropout.Dropout": "fashion_cnn.models.layers.Dropout",
+    "fashion_cnn.models.muon.Muon": "fashion_cnn.models.optim.Muon",
+    "fashion_cnn.models.schedules.constant": "fashion_cnn.models.optim.constant",
+    "fashion_cnn.models.schedules.cosine": "fashion_cnn.models.optim.cosine",
+    "fashion_cnn.models.schedules.linear": "fashion_cnn.models.optim.linear",
+    "fashion_cnn.models.schedules.one_cycle": "fashion_cnn.models.optim.one_cycle",
+    "fashion_cnn.models.wide_resnet.WideResNet": "fashion_cnn.models.resnet.WideResNet",
+    "fashion_cnn.sweeps.start.SweepStart": "fashion_cnn.cli.multirun.SweepStart",
+    "fashion_cnn.training.averaging.WarmedEMAWeightAveraging": f"{_CALLBACKS}.WarmedEMAWeightAveraging",
+    "fashion_cnn.training.divergence.StopOnDivergence": f"{_CALLBACKS}.StopOnDivergence",
+    "fashion_cnn.training.early_stopping.ResumableEarlyStopping": f"{_CALLBACKS}.ResumableEarlyStopping",
+    "fashion_cnn.training.progress.EpochLines": f"{_CALLBACKS}.EpochLines",
+    "fashion_cnn.training.progress.ProgressBar": f"{_CALLBACKS}.ProgressBar",
+}
 # Seconds after which what nobody writes to was left by a process that was killed.
 _ABANDONED = 24 * 3600
 
@@ -28,6 +53,30 @@ class DamagedRunError(UserError):
         super().__init__(f"{file} is damaged ({reason}): {remedy}.")
         self.file = file
         self.reason = reason
+
+
+def current_targets(part: Any) -> Any:
+    """A part of a config, its moved classes named as they are now.
+
+    Args:
+        part: plain containers; in each mapping `_target_` names a class. Anything else is returned as it is.
+
+    Returns:
+        Plain containers of the same content, with the class paths of `MOVED` replaced.
+    """
+    if isinstance(part, Mapping):
+        return {
+            key: MOVED.get(value, value) if key == "_target_" and isinstance(value, str) else current_targets(value)
+            for key, value in part.items()
+        }
+    return [current_targets(value) for value in part] if isinstance(part, list) else part
+
+
+def update_targets(config: DictConfig) -> DictConfig:
+    """The config itself, or a copy with the class paths of `MOVED` replaced where it holds one of them."""
+    container = OmegaConf.to_container(config)
+    current = current_targets(container)
+    return config if current == container else OmegaConf.create(current, flags={"struct": OmegaConf.is_struct(config)})
 
 
 def check_settings(file: Path) -> None:
@@ -44,14 +93,14 @@ def check_settings(file: Path) -> None:
 
 
 def read_settings(file: Path) -> DictConfig:
-    """What `config.yaml` holds. Raises DamagedRunError."""
+    """The settings that `config.yaml` holds, with class paths as they are now. Raises DamagedRunError."""
     check_settings(file)
     try:
         settings = OmegaConf.load(file)
     except OmegaConfBaseException as error:
         raise _damaged_settings(file, str(error).partition("\n")[0]) from error
     assert isinstance(settings, DictConfig)
-    return settings
+    return update_targets(settings)
 
 
 def _damaged_settings(file: Path, reason: str) -> DamagedRunError:

@@ -3,7 +3,7 @@
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from fashion_cnn.errors import Interrupted, Pruned, UserError
 from fashion_cnn.runs import STUDY_FILE, as_typed, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quote_text, unquote_text
 from fashion_cnn.sweeps.study import best_of, counted, describe, open_study, run_trials, write_outcome
-from fashion_cnn.train import train
 from fashion_cnn.training.callbacks import EpochLog
 from fashion_cnn.training.session import check_one_device, quieten_lightning
 
@@ -31,8 +30,11 @@ from fashion_cnn.training.session import check_one_device, quieten_lightning
 WEIGHTS = "init_from"
 
 
-def search(config: DictConfig, swept: Sequence[str]) -> optuna.Study:
-    """See `fashion_cnn.tune.tune`."""
+def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[str, Any]]) -> optuna.Study:
+    """Run the trials of a study; see `fashion_cnn.tune.tune`.
+
+    train: trains one trial, as `fashion_cnn.train.train` does.
+    """
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if config.tune.trials < 1:

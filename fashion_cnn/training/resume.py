@@ -1,12 +1,10 @@
 """Going on with a stopped run, so that the outcome is that of a run which never stopped."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.cli.errors import check_values
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
@@ -15,11 +13,13 @@ from fashion_cnn.runs.overrides import PLACES, key_of
 from fashion_cnn.training.loggers import ResumableLogger
 
 
-def resumed_config(config: DictConfig, run: Run, *, checked: bool) -> DictConfig:
+def resumed_config(
+    config: DictConfig, run: Run, *, checked: bool, check_values: Callable[[DictConfig], None]
+) -> DictConfig:
     """The run's own config; where the data lie may be said anew in `config`.
 
     checked: whether a person named the run to go on with. Raises UserError then for an override that would make it
-    another run.
+    another run, and `check_values` is called with the run's own config.
     """
     own = run.config()
     overrides = config.get("overrides") or []
@@ -27,9 +27,9 @@ def resumed_config(config: DictConfig, run: Run, *, checked: bool) -> DictConfig
         _check_same(config, own, overrides, run)
     if any(key_of(override) == "data.root" for override in overrides):
         own.data.root = config.data.root
-    if checked and HydraConfig.initialized():
+    if checked:
         # A job of a sweep is a run, whatever it failed by: as good a message as when it is typed.
-        check_values("train", own, own.get("overrides") or [], HydraConfig.get().overrides.hydra)
+        check_values(own)
     return own
 
 

@@ -5,14 +5,12 @@ import os
 import shlex
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
@@ -20,13 +18,13 @@ from omegaconf import DictConfig
 from fashion_cnn import runs
 from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_model_card, write_report
-from fashion_cnn.cli.console import print_end, print_start
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import Interrupted, Pruned, UserError
 from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import keep_freed_memory
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.files import update_targets
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
@@ -40,23 +38,38 @@ _RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
 
 
 def run_training(
-    config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = ()
+    config: DictConfig,
+    *,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
+    in_sweep: bool,
+    check_resumed: Callable[[DictConfig], None],
+    print_start: Callable[..., None],
+    print_end: Callable[..., None],
 ) -> dict[str, Any]:
     """Train, measure and report as `config` says; see `fashion_cnn.train.train`.
 
-    directory: the run's own, where it is given: one that is finished is left as it is, one that was stopped goes on.
-    callbacks: beside those of the config.
+    Args:
+        config: the settings, as `conf/train.yaml` lists them.
+        directory: the run's own; one that is finished is left as it is, one that was stopped goes on.
+        callbacks: beside those of the config.
+        in_sweep: whether this is a job of a sweep, which trains on one device.
+        check_resumed: called with the config of a run that goes on; raises UserError for values that are not possible.
+        print_start: called before the training, see `fashion_cnn.cli.console.print_start`.
+        print_end: called with the results, see `fashion_cnn.cli.console.print_end`.
+
+    Returns:
+        The results, with the run's directory as `"run"`.
     """
     quieten_lightning()
     keep_freed_memory()
-    if directory is None and _in_sweep():
-        directory = Path(HydraConfig.get().runtime.output_dir)
+    config = update_targets(config)
     run = _begun_before(config, directory)
     if run is not None and directory is not None and run.state == "finished":
         return {**run.results(), "run": str(run.path)}
     if run is not None:
         asked = config.resume is not None and _RUN_OF_FIRST_PROCESS not in os.environ
-        config = resumed_config(config, run, checked=asked)
+        config = resumed_config(config, run, checked=asked, check_values=check_resumed)
     # What can be wrong with the settings comes out here, before there is a run directory.
     seed_everything(build.checked_seed(config), verbose=False)
     data = build.data(config)
@@ -77,7 +90,7 @@ def run_training(
     started_before = run is not None
     run = run or (Run(directory) if directory else runs.choose_directory(Path(config.runs_dir), config.name))
     trainer = build.trainer(config, data, run.path, callbacks)
-    if _in_sweep():
+    if in_sweep:
         check_one_device(trainer, "job of a sweep", ", or start the trainings one by one, without -m")
     if not trainer.is_global_zero:
         # A further process of a distributed training takes part in the fit and leaves the rest to the first.
@@ -128,10 +141,6 @@ def check_one_device(trainer: Trainer, part: str, or_else: str = "") -> None:
     """
     if (devices := trainer.num_devices * trainer.num_nodes) > 1:
         raise UserError(f"One {part} trains on one device, not on {devices}: say trainer.devices=1{or_else}.", status=2)
-
-
-def _in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""Runs of older versions, whose configs and checkpoints name classes by paths that have moved since."""
+
+import importlib
+import json
+import shutil
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import fashion_cnn
+from fashion_cnn.cli.main import compose
+from fashion_cnn.evaluate import main as evaluate
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.optim import Muon
+from fashion_cnn.runs import Run
+from fashion_cnn.runs.files import MOVED, current_targets
+from fashion_cnn.train import main as train_main
+from fashion_cnn.train import train
+
+OLD_PATHS = {new: old for old, new in MOVED.items()}
+
+
+def renamed_to_old(part):
+    """The same containers with the class paths of before."""
+    if isinstance(part, dict):
+        return {
+            key: OLD_PATHS.get(value, value) if key == "_target_" else renamed_to_old(value)
+            for key, value in part.items()
+        }
+    return [renamed_to_old(value) for value in part] if isinstance(part, list) else part
+
+
+def targets_of(part):
+    """All class paths in containers."""
+    if isinstance(part, dict):
+        own = {part["_target_"]} if isinstance(part.get("_target_"), str) else set()
+        return own.union(*map(targets_of, part.values()))
+    return set().union(*map(targets_of, part)) if isinstance(part, list) else set()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two epochs, as an older version would have left it."""
+    from conftest import TINY_DATA
+
+    folder = tmp_path_factory.mktemp("old")
+    overrides = ["callbacks=early_stopping", "callbacks.histograms.every_n_epochs=1", "trainer.max_epochs=2"]
+    chosen = [override for override in TINY_DATA if not override.startswith(("callbacks=", "trainer.max_epochs="))]
+    run = Run(folder / "run")
+    train(compose(overrides=[*chosen, *overrides, f"runs_dir='{folder}'"]), directory=run.path)
+    settings = renamed_to_old(OmegaConf.to_container(OmegaConf.load(run.config_file)))
+    run.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    for file in (run.best_checkpoint, run.last_checkpoint):
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["hyper_parameters"] = renamed_to_old(checkpoint["hyper_parameters"])
+        torch.save(checkpoint, file)
+    return run
+
+
+@pytest.fixture
+def old_run(trained, tmp_path):
+    """A copy of it."""
+    return Run(shutil.copytree(trained.path, tmp_path / "run"))
+
+
+def test_the_run_names_classes_by_their_old_paths(old_run):
+    settings = targets_of(OmegaConf.to_container(OmegaConf.load(old_run.config_file)))
+    described = targets_of(torch.load(old_run.weights, weights_only=True)["hyper_parameters"])
+    assert "fashion_cnn.training.averaging.WarmedEMAWeightAveraging" in settings
+    assert "fashion_cnn.training.early_stopping.ResumableEarlyStopping" in settings
+    assert "fashion_cnn.analysis.histograms.Histograms" in settings
+    assert {"fashion_cnn.models.muon.Muon", "fashion_cnn.models.schedules.linear"} <= settings & described
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_moved_class_is_where_the_table_says_and_no_longer_where_it_was(old, new):
+    module, _, name = new.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    module, _, name = old.rpartition(".")
+    with pytest.raises((ImportError, AttributeError)):
+        getattr(importlib.import_module(module), name)
+
+
+def test_an_old_run_is_evaluated(old_run, command):
+    status, _, err = command(evaluate, f"run={old_run.path}", "split=test", "format=json")
+    assert status == 0, err
+    stored = json.loads((old_run.evaluation / "test" / "evaluation.json").read_text())
+    assert stored["accuracy"] == old_run.results()["test/accuracy"]
+
+
+def test_an_old_run_is_resumed(old_run, command):
+    settings = OmegaConf.load(old_run.config_file)
+    settings.trainer.max_epochs = 3
+    old_run.config_file.write_text(OmegaConf.to_yaml(settings))
+    old_run.results_file.unlink()
+    status, _, err = command(train_main, f"resume={old_run.path}")
+    assert status == 0, err
+    assert old_run.results()["epochs"] == 3
+
+
+def test_an_old_run_is_loaded(old_run):
+    network = fashion_cnn.load(old_run.path)
+    assert network(torch.zeros(1, *network.image_shape)).shape == (1, network.num_classes)
+
+
+def test_an_old_checkpoint_is_loaded_and_makes_its_optimizer(old_run):
+    module = ImageClassifier.load_from_checkpoint(old_run.weights, map_location="cpu", weights_only=True)
+    optimizer, _ = module.make_optimizer(total_steps=10)
+    assert isinstance(optimizer, Muon)
+    assert module.hparams["optimizer"]["_target_"] == "fashion_cnn.models.optim.Muon"
+
+
+def test_a_config_that_names_an_old_path_trains(tmp_path):
+    from conftest import TINY_DATA
+
+    ema = "callbacks.ema={_target_:fashion_cnn.training.averaging.WarmedEMAWeightAveraging,decay:0.9}"
+    config = compose(overrides=[*TINY_DATA, "trainer.max_epochs=1", "test=false", ema, f"runs_dir='{tmp_path}'"])
+    run = Run(tmp_path / "run")
+    train(config, directory=run.path)
+    assert run.config().callbacks.ema._target_ == "fashion_cnn.training.callbacks.WarmedEMAWeightAveraging"
+
+
+def test_other_values_than_class_paths_stay():
+    part = {"name": "fashion_cnn.models.muon.Muon", "layers": [{"_target_": "torch.nn.ReLU"}], "rate": 0.1}
+    assert current_targets(part) == part
