@@ -10,9 +10,7 @@ from torchvision.transforms import functional as torchvision_functional
 from torchvision.transforms.functional import InterpolationMode
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation import corruptions as blurs
-from fashion_cnn.evaluation import corruptions as pixels
-from fashion_cnn.evaluation import corruptions as warps
+from fashion_cnn.evaluation import corruptions
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 # What they do is the same for every image.
@@ -79,8 +77,8 @@ def test_more_images_than_are_spoilt_at_a_time_stay_in_order():
 @pytest.mark.parametrize(
     ("spoil", "strength", "options"),
     [
-        (warps.rotation, 30, {"angle": 30, "shear": [0.0, 0.0]}),
-        (warps.shear, math.tan(math.radians(30)), {"angle": 0, "shear": [30.0, 0.0]}),
+        (corruptions.rotation, 30, {"angle": 30, "shear": [0.0, 0.0]}),
+        (corruptions.shear, math.tan(math.radians(30)), {"angle": 0, "shear": [30.0, 0.0]}),
     ],
 )
 def test_rotation_and_shear_are_torchvisions_one_way_or_the_other(images, generator, spoil, strength, options):
@@ -98,7 +96,7 @@ def test_rotation_and_shear_are_torchvisions_one_way_or_the_other(images, genera
 def test_an_oblong_image_turns_without_being_bent(generator):
     image = torch.zeros(8, 1, 21, 41)
     image[:, :, 10, 13:28] = 1  # A line of 15 pixels through the centre.
-    turned = warps.rotation(image, 90, generator)
+    turned = corruptions.rotation(image, 90, generator)
     assert torch.allclose(turned[:, :, 3:18, 20], torch.ones(15), atol=1e-4)
     assert torch.allclose(turned.sum((1, 2, 3)), torch.tensor(15.0), atol=1e-3)
 
@@ -106,13 +104,13 @@ def test_an_oblong_image_turns_without_being_bent(generator):
 def test_scale_puts_the_smaller_image_in_the_middle(images, generator):
     expected = torch.zeros_like(images)
     expected[:, :, 5:15, 7:21] = torch.nn.functional.avg_pool2d(images, 2)
-    assert torch.allclose(warps.scale(images, 0.5, generator), expected, atol=1e-5)
+    assert torch.allclose(corruptions.scale(images, 0.5, generator), expected, atol=1e-5)
 
 
 def test_translation_moves_by_whole_pixels_and_as_far_as_it_says(generator):
     points = torch.zeros(200, 1, 41, 41)
     points[:, :, 20, 20] = 1
-    moved = warps.translation(points, 8 / 41, generator)
+    moved = corruptions.translation(points, 8 / 41, generator)
     places = moved[:, 0].round(decimals=3).nonzero()
     assert (moved.round(decimals=3)[moved > 0.001] == 1).all()
     assert len(places) == 200
@@ -123,7 +121,7 @@ def test_translation_moves_by_whole_pixels_and_as_far_as_it_says(generator):
 
 def test_gaussian_blur_is_torchvisions(images, generator):
     sigma = 0.05 * 20
-    blurred = blurs.gaussian_blur(images, 0.05, generator)
+    blurred = corruptions.gaussian_blur(images, 0.05, generator)
     expected = torchvision_functional.gaussian_blur(images, [9, 9], [sigma, sigma])
     inside = (..., slice(4, -4), slice(4, -4))
     assert torch.allclose(blurred[inside], expected[inside], atol=1e-6)
@@ -133,7 +131,7 @@ def test_motion_blur_smears_a_point_evenly_along_a_line(generator):
     points = torch.zeros(30, 2, 41, 41)
     points[:, 0, 20, 20] = 1
     points[:, 1, 20, 20] = 0.5
-    smeared = blurs.motion_blur(points, 10 / 41, generator)
+    smeared = corruptions.motion_blur(points, 10 / 41, generator)
     assert torch.allclose(smeared[:, 0], 2 * smeared[:, 1], atol=1e-6), "alike in all channels"
     assert torch.allclose(smeared[:, 0].sum((1, 2)), torch.tensor(1.0), atol=1e-5)
     offsets = torch.stack(torch.meshgrid(torch.arange(41.0), torch.arange(41.0), indexing="ij")) - 20
@@ -145,27 +143,27 @@ def test_motion_blur_smears_a_point_evenly_along_a_line(generator):
 
 
 def test_shot_noise_keeps_the_mean_and_its_variance_is_that_of_counting(generator):
-    noisy = pixels.shot_noise(torch.full((100, 1, 50, 50), 0.4), 20, generator)
+    noisy = corruptions.shot_noise(torch.full((100, 1, 50, 50), 0.4), 20, generator)
     assert noisy.mean() == pytest.approx(0.4, abs=0.002)
     assert noisy.var() == pytest.approx(0.4 / 20, rel=0.02)
-    assert pixels.shot_noise(torch.zeros(1, 1, 5, 5), 20, generator).eq(0).all()
+    assert corruptions.shot_noise(torch.zeros(1, 1, 5, 5), 20, generator).eq(0).all()
 
 
 def test_impulse_noise_sets_its_share_to_black_and_white(generator):
-    noisy = pixels.impulse_noise(torch.full((100, 1, 50, 50), 0.4), 0.2, generator)
+    noisy = corruptions.impulse_noise(torch.full((100, 1, 50, 50), 0.4), 0.2, generator)
     assert noisy.eq(0).float().mean() == pytest.approx(0.1, abs=0.003)
     assert noisy.eq(1).float().mean() == pytest.approx(0.1, abs=0.003)
     assert noisy.eq(0.4).float().mean() == pytest.approx(0.8, abs=0.003)
 
 
 def test_contrast_keeps_the_mean_of_each_channel_and_narrows_its_spread(images, generator):
-    narrowed = pixels.contrast(images, 0.3, generator)
+    narrowed = corruptions.contrast(images, 0.3, generator)
     assert torch.allclose(narrowed.mean((2, 3)), images.mean((2, 3)), atol=1e-6)
     assert torch.allclose(narrowed.std((2, 3)), 0.3 * images.std((2, 3)), atol=1e-6)
 
 
 def test_inversion_takes_its_share_from_each_of_the_four_edges(images, generator):
-    inverted = pixels.inversion(images, 0.25, generator)
+    inverted = corruptions.inversion(images, 0.25, generator)
     negative = torch.isclose(inverted, 1 - images).all(1)
     assert (negative | (inverted == images).all(1)).all()
     assert (negative.float().mean((1, 2)) - 0.25).abs().max() < 0.001
@@ -173,11 +171,11 @@ def test_inversion_takes_its_share_from_each_of_the_four_edges(images, generator
     sides = torch.stack([negative[..., 0], negative[..., -1]]).all(2)
     assert edges.any(1).all()
     assert sides.any(1).all()
-    assert torch.allclose(pixels.inversion(images, 1.0, generator), 1 - images)
+    assert torch.allclose(corruptions.inversion(images, 1.0, generator), 1 - images)
 
 
 def test_erasing_covers_its_share_by_one_rectangle_within_the_image(images, generator):
-    covered = (pixels.erasing(images, 0.2, generator) != images).any(1)
+    covered = (corruptions.erasing(images, 0.2, generator) != images).any(1)
     full = covered.any(2)[:, :, None] & covered.any(1)[:, None, :]
     assert (covered == full).float().mean() > 0.999, "but for pixels that were grey before"
     assert (full.float().mean((1, 2)) - 0.2).abs().max() < 0.06, "up to half a pixel on each side"

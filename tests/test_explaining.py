@@ -122,7 +122,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     from PIL import Image
 
     from fashion_cnn.explain import main
-    from fashion_cnn.inference import explain as page_module
+    from fashion_cnn.inference import explain as explain_module
     from fashion_cnn.metrics.calibration import Calibration
 
     pictures = tmp_path / "pictures, (1)"
@@ -145,8 +145,8 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     assert len(list((Path(run) / "explained").iterdir())) == 2
     titles = []
     with monkeypatch.context() as patch:
-        patch.setattr(page_module, "calibration_of", lambda run, reject: (Calibration(threshold=1 - reject), None))
-        patch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
+        patch.setattr(explain_module, "calibration_of", lambda run, reject: (Calibration(threshold=1 - reject), None))
+        patch.setattr(explain_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
         assert command(main, f"run={run}", f"images={pictures}/light.png", "reject=0.0")[0] == 0
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
     status, _, err = command(main, f"run={run}", f"images={pictures}", "about=Hat")
@@ -183,12 +183,12 @@ def test_a_class_is_named_as_it_is_called(command, run, tmp_path, monkeypatch, t
     from PIL import Image
 
     from fashion_cnn.explain import main
-    from fashion_cnn.inference import explain as page_module
+    from fashion_cnn.inference import explain as explain_module
 
     monkeypatch.setattr(TinyDataModule, "class_names", ("3", "x (new)", "a, b", "null"))
     Image.new("L", (20, 20), 200).save(tmp_path / "light.png")
     titles = []
-    monkeypatch.setattr(page_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
+    monkeypatch.setattr(explain_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
     status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", f"about={typed}", "reject=0")
     assert (status, err.count("\n")) == (0, 1)
     assert "holds no predictions of validation images" in err
@@ -204,14 +204,14 @@ def test_a_page_shows_the_picture_on_the_ground_that_the_network_saw_it_on(comma
     from PIL import Image
 
     from fashion_cnn.explain import main
-    from fashion_cnn.inference import explain as page_module
+    from fashion_cnn.inference import explain as explain_module
 
     # Of the size that the network takes, so that it is taken pixel for pixel; red is what nobody sees.
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     clear.paste((90, 90, 90, 255), (5, 5, 15, 15))
     clear.save(tmp_path / "clear.png")
     seen = []
-    monkeypatch.setattr(page_module, "draw", lambda *shown: seen.append(shown) or Figure())
+    monkeypatch.setattr(explain_module, "draw", lambda *shown: seen.append(shown) or Figure())
     for typed in ("auto", "always"):
         assert command(main, f"run={run}", f"images={tmp_path}/clear.png", f"invert={typed}")[0] == 0
     (plain, original), (negated, same) = seen

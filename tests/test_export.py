@@ -15,7 +15,6 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
-from fashion_cnn.inference import export as onnx_file
 from fashion_cnn.inference.network import load_classifier
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
@@ -47,7 +46,7 @@ def images(run):
 
 def test_the_file_answers_as_pytorch_does_for_batches_of_any_size(run, exported, images):
     folder, outcome = exported
-    session = onnx_file.open_onnx(folder / "network.onnx")
+    session = exporting.open_onnx(folder / "network.onnx")
     module, data = load_classifier(run), build.data(run.config())
     for count in (1, 7, 40):
         logits, probabilities, embedding = session.run(None, {"images": images[:count].numpy()})
@@ -66,7 +65,7 @@ def test_the_file_answers_as_pytorch_does_for_batches_of_any_size(run, exported,
 @pytest.mark.parametrize("name", ["network.onnx", "network_int8.onnx"])
 def test_the_file_says_what_it_is(run, exported, name):
     folder, _ = exported
-    stored = onnx_file.open_onnx(folder / name).get_modelmeta().custom_metadata_map
+    stored = exporting.open_onnx(folder / name).get_modelmeta().custom_metadata_map
     told = {key: json.loads(value) for key, value in stored.items() if not key.startswith("onnx.")}
     assert told["class_names"] == ["top", "middle", "low", "bottom"]
     assert told["image_shape"] == [1, 20, 20]

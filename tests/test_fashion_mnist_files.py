@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torchvision.datasets
 
-from fashion_cnn.data import fashion_mnist as fashion_mnist_files
+from fashion_cnn.data import fashion_mnist
 from fashion_cnn.data.fashion_mnist import PACKAGE_FOLDER, ensure, raw_folder
 from fashion_cnn.errors import UserError
 
@@ -15,9 +15,9 @@ from fashion_cnn.errors import UserError
 @pytest.fixture
 def contents(monkeypatch):
     """Four small files that pass for the real ones; no download answers."""
-    contents = {name: f"content of {name}".encode() * 50 for name in fashion_mnist_files.SHA256}
+    contents = {name: f"content of {name}".encode() * 50 for name in fashion_mnist.SHA256}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    monkeypatch.setattr(fashion_mnist_files, "SHA256", hashes)
+    monkeypatch.setattr(fashion_mnist, "SHA256", hashes)
 
     def unreachable(*args, **kwargs):
         raise RuntimeError("Error downloading: timed out")
@@ -81,12 +81,12 @@ def test_a_truncated_or_altered_file_is_named_with_what_was_expected(contents, p
     (raw_folder(tmp_path / "data") / name).write_bytes(damage(contents[name]))
     with pytest.raises(UserError, match=name) as caught:
         ensure(tmp_path / "data", package)
-    assert fashion_mnist_files.SHA256[name] in str(caught.value)
+    assert fashion_mnist.SHA256[name] in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [lambda packed: packed[:40], lambda packed: b"no gzip", lambda packed: packed[:20]])
 def test_a_damaged_archive_is_as_good_as_none(contents, package, tmp_path, damage, monkeypatch):
-    monkeypatch.setattr(fashion_mnist_files, "_download", lambda root, names: "")
+    monkeypatch.setattr(fashion_mnist, "_download", lambda root, names: "")
     archive = package / PACKAGE_FOLDER / "train-images-idx3-ubyte.gz"
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(UserError, match="train-images-idx3-ubyte is missing"):

@@ -48,7 +48,7 @@ from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.tables import products_of_files
 from fashion_cnn.retrieval.web import pages as web_pages
-from fashion_cnn.retrieval.web import service as desk
+from fashion_cnn.retrieval.web import service
 from fashion_cnn.retrieval.web.query import Asked, carried, uncarried
 from fashion_cnn.retrieval.web.service import answer
 from fashion_cnn.retrieval.web.state import Shop, Storefront
@@ -991,7 +991,7 @@ def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypa
         others_are_answered.wait(PATIENCE)
         return answer(*arguments, **options)
 
-    monkeypatch.setattr(desk, "answer", waits)
+    monkeypatch.setattr(service, "answer", waits)
 
     def crowd(people, *overrides, most):
         """The responses; searches end once all requests above `most` have been refused."""

@@ -607,9 +607,9 @@ def test_the_last_weights_are_called_so_where_the_best_are_not_kept(tiny):
 
 
 def test_the_speed_leaves_every_validation_out(monkeypatch):
-    from fashion_cnn.training import callbacks as stopwatch
+    from fashion_cnn.training import callbacks
 
-    watch = stopwatch.Stopwatch()
+    watch = callbacks.Stopwatch()
     batch, trainer = SimpleNamespace(targets=range(10)), SimpleNamespace(world_size=1)
     calls = [
         (0, lambda: watch.on_train_epoch_start(trainer, None)),
@@ -622,7 +622,7 @@ def test_the_speed_leaves_every_validation_out(monkeypatch):
         (15, lambda: watch.on_train_epoch_end(trainer, None)),
     ]
     for now, call in calls:
-        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda now=now: float(now))
+        monkeypatch.setattr(callbacks.time, "perf_counter", lambda now=now: float(now))
         call()
     assert watch.images_per_second == pytest.approx(20 / 12)
     assert watch.seconds == 15

@@ -18,7 +18,7 @@ from fashion_cnn import tune as tune_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import take_swept
-from fashion_cnn.sweeps import study as outcome
+from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import search_space
 from fashion_cnn.sweeps.study import counted, open_study, run_trials, write_outcome
 from fashion_cnn.train import main as train_main
@@ -90,7 +90,7 @@ def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatc
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(train, n_trials=5)
     drawn = {}
-    monkeypatch.setattr(outcome, "save_figure", lambda figure, file: drawn.update({file.stem: figure.axes[0]}))
+    monkeypatch.setattr(study_module, "save_figure", lambda figure, file: drawn.update({file.stem: figure.axes[0]}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         write_outcome(study, tmp_path)

@@ -22,7 +22,7 @@ from fashion_cnn.data import Batch
 from fashion_cnn.metrics.predictions import Predictions
 
 # Of a mixed image: more of another one, were it of the same class, makes it another picture.
-_OWN = 0.9
+_LEAST_OWN_SHARE = 0.9
 # What an epoch tells of an image, column by column.
 _COLUMNS = ("seen", "probability", "margin", "right")
 REGIONS = ("easy", "ambiguous", "hard")
@@ -91,7 +91,7 @@ class TrainingDynamics(Callback):
         places = batch.indices
         if "own_share" in outputs:
             # Choosing by a mask would have the host wait for a GPU at every step.
-            places = torch.where(outputs["own_share"] >= _OWN, places, len(self._epoch) - 1)
+            places = torch.where(outputs["own_share"] >= _LEAST_OWN_SHARE, places, len(self._epoch) - 1)
         self._epoch[places] = torch.cat([torch.ones_like(own), probability, own - others, own > others], dim=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

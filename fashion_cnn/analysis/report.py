@@ -13,7 +13,7 @@ from fashion_cnn.plots.style import save_figure
 from fashion_cnn.plots.training import plot_curves
 from fashion_cnn.runs import Run, write_whole
 
-_ROWS = [
+_REPORT_ROWS = [
     ("train probe", "train"),
     ("validation", "val"),
     ("test", "test"),
@@ -24,7 +24,7 @@ _ROWS = [
 ]
 _OPTIONAL_ROWS = {"test_flip"}
 # The figures after the curves, each with what it shows; those that a run has not drawn are left out.
-_FIGURES = {
+_REPORT_FIGURES = {
     "gap": "The gap over the epochs. Where the band leaves zero out, the gap is more than the luck of the draw.",
     "gap_by_class": "The gap class by class, with the best weights.",
     "confusion": "What is taken for what, with the best weights.",
@@ -33,7 +33,7 @@ _FIGURES = {
     "cartography": "How each training image was learned: mean and spread of its label's probability over the epochs.",
     "label_errors": "The training images whose label is likeliest to be wrong. All of them, ranked: `examples.csv`.",
 }
-_SPLITS = {"train": "train probe", "val": "validation", "test": "test", "test_flip": "test, with the mirrored view"}
+_CARD_ROWS = {"train": "train probe", "val": "validation", "test": "test", "test_flip": "test, with the mirrored view"}
 
 
 def write_report(run: Run, results: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
     folder = run.figures.name
     drawn = (
         f"![{said.partition('.')[0]}]({folder}/{name}.png)\n\n{said}\n\n"
-        for name, said in _FIGURES.items()
+        for name, said in _REPORT_FIGURES.items()
         if (run.figures / f"{name}.png").exists()
     )
     return f"""# {results["name"]}, seed {results["seed"]}
@@ -61,7 +61,7 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
 
 | | loss | accuracy |
 |---|---:|---:|
-{"".join(_row(label, prefix, results) for label, prefix in _ROWS)}
+{"".join(_row(label, prefix, results) for label, prefix in _REPORT_ROWS)}
 The splits are measured by one ruler: the weights {_which_weights(results)}, \
 in evaluation mode, on images as they are, by plain cross-entropy. The running average is what the training itself \
 saw, with augmentation, dropout and weights that moved under it; it is no measure of the gap.
@@ -175,7 +175,7 @@ def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], ex
     typed = shlex.join(["python", "-m", "fashion_cnn.train", *(config.overrides or [])])
     rows = [
         f"| {label} | {results[f'{split}/accuracy']:.2%} | {results[f'{split}/loss']:.4f} |"
-        for split, label in _SPLITS.items()
+        for split, label in _CARD_ROWS.items()
         if f"{split}/accuracy" in results
     ]
     parts = [

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _OVERFITTING = "Overfitting: is it, and since when?"
 _TRAINING = "Training: how it goes"
-_SUFFIX = ".analysis"
+_EVENTS_SUFFIX = ".analysis"
 # The figures that a sweep is sorted and plotted by. Never of the test set: nothing is chosen by that.
-_FINAL = ("val/accuracy", "val/loss", "gap/accuracy", "gap/loss")
-_FOLDER = "projector"
+_FINAL_METRICS = ("val/accuracy", "val/loss", "gap/accuracy", "gap/loss")
+_PROJECTOR_FOLDER = "projector"
 _LARGEST_SPRITE = 8192  # pixels a side, TensorBoard's limit
 # What lies beyond the bins of TensorBoard's histograms, or is no number, cannot be shown by one.
-_LARGEST = 1e20
+_LARGEST_VALUE = 1e20
 
 
 def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
@@ -67,9 +67,9 @@ class Board:
     """A writer beside the training's own, in place of what an earlier one left in `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        for stale in directory.glob(f"events.out.tfevents.*{_SUFFIX}"):
+        for stale in directory.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"):
             stale.unlink()
-        self._writer = SummaryWriter(str(directory), filename_suffix=_SUFFIX)
+        self._writer = SummaryWriter(str(directory), filename_suffix=_EVENTS_SUFFIX)
 
     def add_picture(self, name: str, path: Path, step: int) -> None:
         """A figure that was saved as a PNG."""
@@ -92,7 +92,7 @@ class Board:
     def add_settings(self, config: Any, results: Mapping[str, Any]) -> None:
         """The run's settings with its final figures, for the HParams tab: written once, of runs that ended well."""
         chosen = settings(config) | {"parameters": results["parameters"]}
-        final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL if name in results}
+        final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL_METRICS if name in results}
 
         file_writer = self._writer._get_file_writer()
         for summary in hparams(chosen, final):
@@ -112,7 +112,7 @@ def write_projector(
     embeddings: `(N, D)`. images: `(N, C, H, W)` uint8, of one or three channels, shown as thumbnails where all of them
     fit TensorBoard's limit. columns: a value for each image, by the column's heading.
     """
-    folder = directory / _FOLDER
+    folder = directory / _PROJECTOR_FOLDER
     folder.mkdir(exist_ok=True)
     np.savetxt(folder / "tensors.tsv", embeddings.numpy(), fmt="%.5g", delimiter="\t")
     rows = zip(*columns.values(), strict=True)
@@ -121,8 +121,8 @@ def write_projector(
     config = [
         "embeddings {",
         '  tensor_name: "validation images"',
-        f'  tensor_path: "{_FOLDER}/tensors.tsv"',
-        f'  metadata_path: "{_FOLDER}/metadata.tsv"',
+        f'  tensor_path: "{_PROJECTOR_FOLDER}/tensors.tsv"',
+        f'  metadata_path: "{_PROJECTOR_FOLDER}/metadata.tsv"',
     ]
     height, width = images.shape[-2:]
     side = int(np.ceil(np.sqrt(len(images))))
@@ -130,7 +130,7 @@ def write_projector(
         _sprite(images, side).save(folder / "sprite.png")
         config += [
             "  sprite {",
-            f'    image_path: "{_FOLDER}/sprite.png"',
+            f'    image_path: "{_PROJECTOR_FOLDER}/sprite.png"',
             f"    single_image_dim: {width}",
             f"    single_image_dim: {height}",
             "  }",
@@ -198,7 +198,7 @@ class Histograms(Callback):
         writer, step = board_writer(trainer), trainer.global_step
 
         def add(name: str, values: Tensor) -> None:
-            if values.abs().max() < _LARGEST:
+            if values.abs().max() < _LARGEST_VALUE:
                 writer.add_histogram(name, values, step)
 
         for name, values in self._activations.items():

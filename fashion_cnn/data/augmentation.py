@@ -1,4 +1,9 @@
-"""Augmentations that change a whole batch at once, each image with its own random draw."""
+"""Augmentations that change a whole batch at once, each image with its own random draw.
+
+They take `(B, C, H, W)` tensors on any device, before normalisation, and draw from torch's global generator of that
+device, so `torch.manual_seed` repeats them. Flips, crops and erasing keep the dtype; affine maps, colour and blur take
+values of 0 to 255 and return float32.
+"""
 
 import math
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from fashion_cnn.pictures.files import SUFFIXES
 _ENDINGS = tuple(SUFFIXES)
 _SPLITS = ("train", "val", "test")
 GROUPS_FILE = "groups.csv"
-_NAMED = 10
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _tell(heading: str, lines: Sequence[str], where: str = "") -> None:
     if not lines:
         return
     print(f"{heading}:", file=sys.stderr)
-    for line in lines[:_NAMED]:
+    for line in lines[:_MOST_NAMED]:
         print(f"  {line}", file=sys.stderr)
-    if len(lines) > _NAMED:
-        print(f"  … and {len(lines) - _NAMED} more{where}", file=sys.stderr)
+    if len(lines) > _MOST_NAMED:
+        print(f"  … and {len(lines) - _MOST_NAMED} more{where}", file=sys.stderr)

@@ -28,8 +28,8 @@ FIGURES_FILE = "robustness.json"
 # Of `experiment=baseline`, seed 1, on the test images of Fashion-MNIST.
 RECORDED_BASELINE = Path(__file__).parent / "baseline_robustness.json"
 RECORDED = "experiment=baseline, as recorded"
-_BINS = 40
-_LABELS = {"confidence": "confidence", "energy": "negative energy"}
+_HISTOGRAM_BINS = 40
+_SCORE_LABELS = {"confidence": "confidence", "energy": "negative energy"}
 
 
 class Baseline(NamedTuple):
@@ -134,7 +134,7 @@ def plot_outliers(outliers: Outliers) -> Figure:
     for row, score in zip(grid, SCORES, strict=True):
         for axes, name in zip(row, names, strict=True):
             said = name.replace("_", " ").capitalize()
-            plot_separation(outliers.separation(name, score), axes, title=said, score=_LABELS[score])
+            plot_separation(outliers.separation(name, score), axes, title=said, score=_SCORE_LABELS[score])
         row[0].set_ylabel("share of the images (%)")
     grid[0, 0].legend(frameon=False, fontsize=8)
     return figure
@@ -144,7 +144,7 @@ def plot_separation(result: Separation, axes: Axes, *, title: str, score: str) -
     """Draw both histograms of a score over one scale."""
     ends = [(values.min().item(), values.max().item()) for values in (result.inside, result.outside)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    edges = np.linspace(low, high if high > low else low + 1, _HISTOGRAM_BINS + 1)
     for values, style in (
         (result.inside, {"color": "#BBBBBB", "label": "inside", "fill": True}),
         (result.outside, {"color": "#D55E00", "label": "outside"}),

@@ -20,7 +20,7 @@ from fashion_cnn.runs import Run
 
 NONE_OF_THESE = "none of these"
 # Of fewer validation images, the prior of the temperature says as much as they do.
-_FEW = 30
+_FEW_VALIDATION_IMAGES = 30
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def calibration_of(run: Run, *, reject: float, flip_average: bool = False) -> tu
             "is rejected."
         )
     remark = None
-    if len(validation) < _FEW:
+    if len(validation) < _FEW_VALIDATION_IMAGES:
         remark = (
             f"{run.path} kept only {len(validation)} validation images: the probabilities are hardly calibrated, and "
             "what is none of these is a guess."

@@ -8,9 +8,9 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.predictions import Predictions
 
-_LEAST, _MOST = 0.05, 20.0
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.05, 20.0
 # How far from 1 the logarithm of a temperature is likely to be, before any image is seen.
-_LIKELY = 0.5
+_LOG_TEMPERATURE_DEVIATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def fit_temperature(predictions: Predictions) -> float:
     logits = predictions.logits.double()
     of_targets = logits.gather(1, predictions.targets[:, None])[:, 0]
     # Both are convex in the inverse of the temperature: the slope of their sum changes sign once.
-    low, high = 1 / _MOST, 1 / _LEAST
+    low, high = 1 / _HIGHEST_TEMPERATURE, 1 / _LOWEST_TEMPERATURE
     for _ in range(60):
         inverse = math.sqrt(low * high)
         expected = ((logits * inverse).softmax(dim=1) * logits).sum(dim=1)
-        slope = (expected - of_targets).sum() + (1 - 1 / inverse) / _LIKELY**2
+        slope = (expected - of_targets).sum() + (1 - 1 / inverse) / _LOG_TEMPERATURE_DEVIATION**2
         low, high = (low, inverse) if slope > 0 else (inverse, high)
     return 1 / math.sqrt(low * high)
 

@@ -27,6 +27,7 @@ from fashion_cnn.metrics.gap import wilson_interval
 DEPTH = 100
 CUTOFFS = (1, 10, 100)
 _Z = 1.959964
+# The name of the network's own vectors among those that are compared.
 NETWORK = "network"
 
 

@@ -106,7 +106,7 @@ class ImageClassifier(LightningModule):
     distillation: blends the labels of a training batch, mixed or not, with what teachers answer to its images
         (training/distillation.py); None leaves them alone. Or its description.
     embedding_loss: of the embeddings and the class indices of a training batch, added to the cross-entropy
-        (models/contrastive.py); None for none. Or its description. Not together with `mixing`.
+        (models/losses.py); None for none. Or its description. Not together with `mixing`.
     label_smoothing: of the labels in the training loss only, in [0, 1).
     channels_last: lay out the network's weights so, which is faster wherever convolutions are.
 

@@ -7,7 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 # What Lightning calls the formats by, beside their names.
-_NAMES = {None: "32-true", 32: "32-true", "32": "32-true", 16: "16-mixed", "16": "16-mixed", "bf16": "bf16-mixed"}
+_PRECISION_NAMES = {
+    None: "32-true",
+    32: "32-true",
+    "32": "32-true",
+    16: "16-mixed",
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+}
 # The numbers of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -44,7 +51,7 @@ def precision_of(precision: str | int | None, accelerator: str) -> str:
     """
     if precision == "auto":
         return fast_precision(accelerator)
-    name = _NAMES.get(precision, str(precision))
+    name = _PRECISION_NAMES.get(precision, str(precision))
     return "bf16-mixed" if name == "16-mixed" and device_for(accelerator).type == "cpu" else name
 
 

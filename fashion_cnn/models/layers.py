@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_LEVELS = 2**16
+_DROPOUT_LEVELS = 2**16
 
 
 def is_nonlinearity(layer: nn.Module) -> bool:
@@ -26,7 +26,7 @@ class Dropout(nn.Dropout):
         drawn = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         # In the order in which the input lies in memory: across it, the product takes ten times as long.
         bits = drawn.view(torch.int16)[: input.numel()].as_strided(input.shape, torch.empty_like(input).stride())
-        dropped = round(self.p * _LEVELS)
+        dropped = round(self.p * _DROPOUT_LEVELS)
         # The comparison in place stays an integer of 16 bits, which is vectorised where a bool's conversion is not.
-        kept = bits.ge_(dropped - _LEVELS // 2).to(input.dtype)
-        return input * kept.mul_(_LEVELS / (_LEVELS - dropped))
+        kept = bits.ge_(dropped - _DROPOUT_LEVELS // 2).to(input.dtype)
+        return input * kept.mul_(_DROPOUT_LEVELS / (_DROPOUT_LEVELS - dropped))

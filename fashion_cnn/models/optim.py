@@ -1,7 +1,9 @@
 """Optimizers and learning rate schedules.
 
 Muon is momentum whose direction is made orthogonal, for the filters of convolutions; all else is trained by AdamW.
-Schedules give the learning rate step by step.
+
+Each schedule takes an optimizer, whose own learning rate is the peak, and `total_steps`, which is known when the
+training starts, and returns a torch scheduler to be stepped once a batch.
 """
 
 from collections.abc import Callable, Iterable

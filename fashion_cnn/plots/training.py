@@ -18,7 +18,7 @@ from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_confusion, plot_reliability
 from fashion_cnn.plots.style import as_label, inches, plot_thumbnails, topmost
 
-_SHOWN = 32
+_IMAGES_SHOWN = 32
 # Told apart without colour too: train is dashed. The colours are Okabe and Ito's.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#0072B2", "linestyle": "--", "label": "train probe"},
@@ -27,8 +27,8 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 COLOR = "#CC79A7"
 # The units that the gaps are drawn in, and what they are multiplied by.
-_UNITS = {"accuracy": ("points", 100.0), "loss": ("nats", 1.0)}
-_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
+_GAP_UNITS = {"accuracy": ("points", 100.0), "loss": ("nats", 1.0)}
+_REGION_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
 
 
 def figures_of_weights(train: Predictions, val: Predictions, data: ImageDataModule) -> dict[str, Figure]:
@@ -94,7 +94,7 @@ def calibration(train: Predictions, val: Predictions) -> Figure:
 
 def worst_mistakes(val: Predictions, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
     """The validation images that are classified wrong with the most confidence."""
-    chosen = most_confident_mistakes(val, _SHOWN)
+    chosen = most_confident_mistakes(val, _IMAGES_SHOWN)
     shown = (column[chosen].tolist() for column in (val.targets, val.predicted, val.confidence))
     captions = [
         f"{class_names[target]}\n→ {class_names[predicted]}\n{confidence:.1%} sure"
@@ -115,7 +115,7 @@ def cartography(dynamics: Dynamics) -> Figure:
 
 def label_errors(dynamics: Dynamics, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
     """The training images whose label is likeliest to be wrong."""
-    chosen = likely_label_errors(dynamics)[:_SHOWN]
+    chosen = likely_label_errors(dynamics)[:_IMAGES_SHOWN]
     shown = zip(dynamics.targets[chosen].tolist(), dynamics.confidence[chosen].tolist(), strict=True)
     captions = [f"{class_names[target]}\nconfidence {confidence:.2f}" for target, confidence in shown]
     return plot_thumbnails(
@@ -155,7 +155,7 @@ def plot_curve(history: History, quantity: str, axes: Axes) -> None:
 
 def plot_gap(history: History, quantity: str, axes: Axes) -> None:
     """Draw the gap of `quantity`, loss or accuracy, over the epochs; above zero is better on the training images."""
-    unit, scale = _UNITS[quantity]
+    unit, scale = _GAP_UNITS[quantity]
     low, high = (history[f"gap/{quantity}_{end}"] * scale for end in ("low", "high"))
     axes.fill_between(history.epochs, low, high, color=COLOR, alpha=0.25, linewidth=0, label="95% interval")
     axes.plot(
@@ -193,7 +193,7 @@ def plot_map(dynamics: Dynamics, axes: Axes, *, most: int = 10_000) -> None:
             s=4,
             alpha=0.4,
             linewidths=0,
-            color=_COLORS[name],
+            color=_REGION_COLORS[name],
             label=f"{name} ({share:.1%})",
         )
     axes.set(

@@ -1,5 +1,9 @@
 """The catalogue of a shop's products, on disk: a LanceDB table of vectors, thumbnails and attributes.
 
+What is new is written to a second table, the staging table, batch by batch, and moved into the first at the end, which
+takes several of LanceDB's versions. The one that an indexing ends with is tagged, and readers open that one: whoever
+searches sees the catalogue of before or of after, and an interrupted indexing goes on with what it has staged.
+
 The schema of the table says whose vectors it holds. Commands name a catalogue by its address or by its run.
 """
 
@@ -16,6 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Set before the import of lancedb, which reports each table that it makes.
+os.environ.setdefault("LANCEDB_LOG", "error")
+
 import lancedb
 import pyarrow as pa
 from lancedb.expr import col
@@ -28,8 +35,6 @@ from fashion_cnn.runs import Run, as_typed, find_all, find_measured
 _ABOUT = b"fashion_cnn"
 # Of a table that was made anew: its versions count from the start again.
 _MADE = b"fashion_cnn_made"
-# Before its import: it tells of each table that it makes.
-os.environ.setdefault("LANCEDB_LOG", "error")
 _TABLE, _STAGING = "products", "staging"
 # The tag of the version that readers open.
 _READY = "ready"
@@ -40,8 +45,6 @@ _FOR_EVER = timedelta(days=36500)
 OWN_COLUMNS = ("id", "title", "category", "price")
 # What indexing and searching add.
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
-# In the folder of a catalogue, which LanceDB names so.
-_CATALOGUE_TABLE = "products.lance"
 
 
 @dataclass(frozen=True)
@@ -415,7 +418,7 @@ def listed(ids: object | None) -> tuple[str, ...]:
 def find_indexed(runs_dir: Path) -> Run:
     """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
     # An indexing that was stopped leaves a folder without the table.
-    indexed = [run for run in find_all(runs_dir) if (run.catalogue / _CATALOGUE_TABLE).is_dir()]
+    indexed = [run for run in find_all(runs_dir) if (run.catalogue / f"{_TABLE}.lance").is_dir()]
     runs = [run for run in indexed if run.state == "finished"]
     if not runs:
         return find_measured("latest", runs_dir)

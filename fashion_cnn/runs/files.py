@@ -76,7 +76,12 @@ def update_targets(config: DictConfig) -> DictConfig:
     """The config itself, or a copy with the class paths of `MOVED` replaced where it holds one of them."""
     container = OmegaConf.to_container(config)
     current = current_targets(container)
-    return config if current == container else OmegaConf.create(current, flags={"struct": OmegaConf.is_struct(config)})
+    if current == container:
+        return config
+    updated = OmegaConf.create(current)
+    assert isinstance(updated, DictConfig)
+    OmegaConf.set_struct(updated, OmegaConf.is_struct(config))
+    return updated
 
 
 def check_settings(file: Path) -> None:

@@ -24,7 +24,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import key_of, quoted
 
-# Of a job's directory, in characters.
+# Maximum length of a job directory name.
 _LONGEST_NAME = 200
 # What a job that shares the terminal with others prints, in its directory.
 LOG_FILE = "log.txt"

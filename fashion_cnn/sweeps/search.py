@@ -26,7 +26,7 @@ from fashion_cnn.sweeps.study import best_of, counted, describe, open_study, run
 from fashion_cnn.training.callbacks import EpochLog
 from fashion_cnn.training.session import check_one_device, quieten_lightning
 
-# Of a study's attributes.
+# Name of a study's attribute: the run that its trials start from.
 WEIGHTS = "init_from"
 
 

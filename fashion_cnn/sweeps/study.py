@@ -22,13 +22,13 @@ from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, write_whole
 
-# Of a trial's attributes.
+# Names of a trial's attributes.
 RUN, GOES_ON_WITH, ERROR = "run", "goes on with", "error"
 # As many in a row end a search.
 _FAILURES_ALIKE = 3
 # A worker needs less from drawing a trial to holding its run, and from the run's end to telling the study.
 _SECONDS_BETWEEN = 60
-# For an importance of the settings.
+# Fewest finished trials for a plot of the importance of the settings.
 _FEWEST_TRIALS = 4
 
 

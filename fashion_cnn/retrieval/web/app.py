@@ -21,7 +21,7 @@ from fashion_cnn.retrieval.web.pages import Rendering, pages
 from fashion_cnn.retrieval.web.service import Desk
 from fashion_cnn.retrieval.web.state import Shop
 
-_HEADERS = {
+_SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
     "x-content-type-options": "nosniff",
@@ -62,7 +62,9 @@ class Guard:
                 headers = [*message.get("headers", ())]
                 given = {name.lower() for name, _ in headers}
                 headers += [
-                    (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in given
+                    (name.encode(), value.encode())
+                    for name, value in _SECURITY_HEADERS.items()
+                    if name.encode() not in given
                 ]
                 if b"cache-control" not in given:
                     headers.append((b"cache-control", b"no-cache"))

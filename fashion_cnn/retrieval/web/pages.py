@@ -21,12 +21,11 @@ from fashion_cnn.retrieval.web.service import Answered, Desk, asked_of, prepared
 from fashion_cnn.retrieval.web.state import Choice, Shop, Storefront
 from fashion_cnn.retrieval.web.views import Shown, card, plainly, price, shown_tensor
 
-_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-# So long a page says that the catalogue is another one now, in seconds.
-_NEWS = 60
+_MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+UPDATE_NOTICE_SECONDS = 60
 Asking = Annotated[Asked, Query()]
 Id = Annotated[str, Query(max_length=1000)]
-_SIMILAR = 12
+_MOST_SIMILAR = 12
 
 
 class Rendering:
@@ -48,7 +47,7 @@ class Rendering:
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         changed = self._shop.changed
-        is_news = changed is not None and time.time() - changed < _NEWS
+        is_news = changed is not None and time.time() - changed < UPDATE_NOTICE_SECONDS
         rendered = self._templates.get_template(template).render(shop=self._shop, is_news=is_news, **values)
         return HTMLResponse(rendered, status)
 
@@ -58,7 +57,7 @@ class Rendering:
             raise Refused(404, "There is no such file.")
         return Response(
             self._static[name],
-            media_type=_TYPES[name.rpartition(".")[2]],
+            media_type=_MEDIA_TYPES[name.rpartition(".")[2]],
             headers={"cache-control": "max-age=300"},
         )
 
@@ -161,7 +160,7 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
         if id not in front.snapshot.row_of:
             raise no_product(id)
         (hit,) = await desk.workers.run(lambda: front.searcher.named([id]))
-        similar = await desk.answer(front, Asked(like=[id]), top_k=_SIMILAR)
+        similar = await desk.answer(front, Asked(like=[id]), top_k=_MOST_SIMILAR)
         return render(
             "product.html",
             asked=asked,

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 STAGES = ("decode", "embed", "search", "attributes and thumbnails")
 TOTAL = "total"
-_POINTS = 2000
-# As many colours as can be told from each other.
-_CATEGORIES = 10
+_MOST_POINTS = 2000
+# Categories in the projection: as many colours as can be told from each other.
+_MOST_COLOURS = 10
 OTHERS = "all others"
 # A column with more different values than this is no choice of a few.
-_FEW = 30
+_MOST_CHOICES = 30
 # Nor is one with a longer value, in characters: it says something of each product.
-_LONGEST = 60
+_LONGEST_CHOICE = 60
 _MOST_CATEGORIES = 200
-_SAMPLES = 10
-# In bytes; more than these are read as they are needed.
-_THUMBNAILS = 128_000_000
+_MOST_SAMPLES = 10
+# Thumbnails held in memory; more than these are read as they are needed.
+_THUMBNAIL_BYTES = 128_000_000
 
 
 @dataclass
@@ -110,7 +110,7 @@ def projection(snapshot: Snapshot) -> Projection:
     """The principal components of 2,000 products at most, picked by chance and the same each time."""
     if not len(snapshot):
         return Projection({}, 0.0, 0)
-    picked = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))[:_POINTS].tolist()
+    picked = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))[:_MOST_POINTS].tolist()
     categories = snapshot.attributes["category"].to_pylist()
     vectors = snapshot.vectors_of(picked)
     centred = vectors - vectors.mean(dim=0)
@@ -120,7 +120,7 @@ def projection(snapshot: Snapshot) -> Projection:
         places = torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
     low, high = places.amin(dim=0), places.amax(dim=0)
     places = (places - low) / (high - low).clamp(min=1e-12)
-    named = [name for name, _ in Counter(categories).most_common(_CATEGORIES)]
+    named = [name for name, _ in Counter(categories).most_common(_MOST_COLOURS)]
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in (*named, OTHERS)}
     for row, (x, y) in zip(picked, places.tolist(), strict=True):
         points[categories[row] if categories[row] in points else OTHERS].append((x, y))
@@ -148,7 +148,7 @@ class Storefront:
         self.snapshot = searcher.snapshot
         attributes = self.snapshot.attributes
         # Read from disk they were a third of the time of a search.
-        self.snapshot.hold_thumbnails(_THUMBNAILS)
+        self.snapshot.hold_thumbnails(_THUMBNAIL_BYTES)
         # What is made at first use is made now, so that the first to ask need not wait.
         searcher.search(Query(pictures=(torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8),)))
         counted = _counted(attributes["category"])
@@ -167,7 +167,7 @@ class Storefront:
     def samples(self) -> tuple[Sample, ...]:
         """The first product of each of the largest categories; read when they are first shown."""
         firsts: dict[str, str] = {}
-        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:_SAMPLES]]
+        wanted = [name for name, _ in sorted(self.categories.values, key=lambda one: -one[1])[:_MOST_SAMPLES]]
         columns = (self.snapshot.attributes[name].to_pylist() for name in ("id", "category"))
         for one, category in zip(*columns, strict=True):
             firsts.setdefault(category, one)
@@ -185,9 +185,10 @@ def _choices(attributes: pa.Table) -> Sequence[Choice]:
     # What else is in a link before a colon would be the column's name.
     counted = ((name, _counted(attributes[name].cast(pa.string()))) for name in texts if ":" not in name)
     return [
-        Choice(name, _largest(values, _FEW))
+        Choice(name, _largest(values, _MOST_CHOICES))
         for name, values in counted
-        if 1 < len(values) <= _FEW and all(len(one) <= _LONGEST and not set(one) & set("\r\n") for one in values)
+        if 1 < len(values) <= _MOST_CHOICES
+        and all(len(one) <= _LONGEST_CHOICE and not set(one) & set("\r\n") for one in values)
     ]
 
 

@@ -20,7 +20,7 @@ from fashion_cnn.runs import Run
 
 # Enlarged smoothly, a picture of so few pixels is a blur.
 _FEW_PIXELS = 64
-_MOST = 10
+_MOST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
     except (UserError, RuntimeError, OSError, ValueError):
         return ()
     found = []
-    for label, name in enumerate(data.all_class_names[:_MOST]):
+    for label, name in enumerate(data.all_class_names[:_MOST_SAMPLES]):
         rows = members[targets[members] == label]
         if len(rows):
             picture = images[rows[0]]
