@@ -10,8 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from fashion_cnn.analysis.settings import settings
 from fashion_cnn.data import Batch
@@ -67,6 +65,9 @@ class Board:
     """A writer beside the training's own, in place of what an earlier one left in `directory`."""
 
     def __init__(self, directory: Path) -> None:
+        # Imported here, since evaluation imports this module too and writes no events.
+        from torch.utils.tensorboard import SummaryWriter
+
         for stale in directory.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"):
             stale.unlink()
         self._writer = SummaryWriter(str(directory), filename_suffix=_EVENTS_SUFFIX)
@@ -91,6 +92,8 @@ class Board:
 
     def add_settings(self, config: Any, results: Mapping[str, Any]) -> None:
         """The run's settings with its final figures, for the HParams tab: written once, of runs that ended well."""
+        from torch.utils.tensorboard.summary import hparams
+
         chosen = settings(config) | {"parameters": results["parameters"]}
         final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL_METRICS if name in results}
 
