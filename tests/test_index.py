@@ -581,7 +581,7 @@ def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, after, delay
     code = f"""
 from pathlib import Path
 from PIL import Image
-from fashion_cnn.inference import TrainedNetwork
+from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.tables import products_of_files
 from fashion_cnn.retrieval.indexing import index
