@@ -1,5 +1,6 @@
 """Shared fixtures: tiny made images, the real Fashion-MNIST, and the command line in this process."""
 
+import gc
 import os
 import signal
 import sys
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if several_processes or item.get_closest_marker("training"):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not any(map(item.get_closest_marker, _SEVERAL_PROCESSES)))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often: torch and the test modules are a million objects that stay, and each pass costs."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture

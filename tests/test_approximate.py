@@ -135,6 +135,7 @@ def test_the_vectors_stay_on_disk_until_they_are_asked_for(searchers):
     assert indexed.vectors.allclose(exact.vectors)
 
 
+@pytest.mark.training
 def test_products_of_after_the_index_are_found_and_one_that_is_too_small_is_dropped(tmp_path):
     catalogue = Catalogue(str(tmp_path / "grows"))
     bring_in(catalogue, range(COUNT))

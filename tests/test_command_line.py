@@ -161,6 +161,7 @@ def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
     assert (status, err) == (1, "error: No supported gpu backend found! trainer=default takes what the machine has.\n")
 
 
+@pytest.mark.training
 def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
     status, out, err = command(main, "-m", *TINY_DATA, f"runs_dir={tmp_path}", "seed=0,1", "trainer.devices=2")
     assert status == 1
@@ -202,6 +203,7 @@ def test_a_cycle_of_causes_is_explained_once():
     assert explain(second, "train", str(CONFIG_DIR)) is None
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("typed", [["--cfg", "job"], ["-m", "seed=0,1"]], ids=["--cfg", "-m"])
 def test_a_command_leaves_no_state_to_a_training_from_python(command, tiny, tmp_path, typed):
     assert command(main, *typed, *TINY_DATA, "trainer.max_epochs=1", f"runs_dir={tmp_path / 'command'}")[0] == 0
@@ -261,6 +263,7 @@ def test_a_mistake_in_another_command_is_told_in_its_own_words(command, tmp_path
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["fashion_cnn.train", "--help"], ["fashion_cnn.runs"], ["fashion_cnn"]])
 def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path, arguments):
     run = tmp_path / "runs" / "tiny" / "one"

@@ -80,6 +80,7 @@ def test_a_student_follows_its_teacher_and_answers_without_it(tiny, teacher):
     assert student(torch.zeros(1, *student.image_shape)).shape == (1, student.num_classes)
 
 
+@pytest.mark.training
 def test_all_finished_runs_of_a_folder_teach_and_are_written_down(tiny, teacher):
     folder = Path(teacher).parent
     other = train(tiny("callbacks=essential", "trainer.max_epochs=1", "seed=6", "test=false"))["run"]

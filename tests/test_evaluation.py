@@ -103,6 +103,7 @@ def test_the_figures_are_those_that_training_wrote(command, trained, split):
     assert written == {"evaluation.json", "confusion.png", "classes.png", "selective.png", "reliability.png"}
 
 
+@pytest.mark.training
 def test_the_hardware_and_precision_are_those_that_were_measured_with(trained, monkeypatch):
     config = trained["first"].config()
     config.trainer.precision = "16-mixed"
@@ -168,6 +169,7 @@ def test_a_run_that_is_not_finished_is_refused(command, trained, tmp_path):
     assert "is not finished (stopped)" in err
 
 
+@pytest.mark.training
 def test_several_runs_answer_as_one(command, trained, tmp_path):
     paths = f"[{trained['first'].path},{trained['second'].path}]"
     status, out, err = command(main, f"run={paths}", f"out={tmp_path / 'both'}")
@@ -202,6 +204,7 @@ def test_runs_of_other_test_pictures_are_no_ensemble(command, picture_folder, tm
     assert err.count("\n") == 1
 
 
+@pytest.mark.training
 def test_runs_of_the_same_test_pictures_are_one_and_calibrated_on_what_neither_trained_on(
     command, picture_folder, tmp_path
 ):
@@ -273,6 +276,7 @@ def made_up_robustness(run):
     return found | {"strengths": strengths, "accuracy": accuracy}
 
 
+@pytest.mark.training
 def test_robustness_is_measured_and_held_against_another_run(command, trained):
     first, second = trained["first"], trained["second"]
     found = evaluated(command, first, "robustness=true")["robustness"]
@@ -291,6 +295,7 @@ def test_robustness_is_measured_and_held_against_another_run(command, trained):
     assert "other images" in err
 
 
+@pytest.mark.training
 def test_a_baseline_is_named_as_runs_and_ensembles_are(command, trained, tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     run = Run(shutil.copytree(trained["first"].path, runs / "first"))

@@ -90,6 +90,7 @@ def test_integers_that_lose_too_much_are_not_kept(run, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"network.onnx", "export.json"}
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("output", [0, 1, 2])
 def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_is(run, tmp_path, monkeypatch, output):
     forward = exporting.Deployed.forward
@@ -129,6 +130,7 @@ def test_the_command_tells_and_the_model_card_lists_the_files(command, run, tmp_
     assert "`network.onnx`" in card
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(("val_share", "split"), [(0.4, "validation"), (0, "training")])
 def test_a_run_without_test_images_is_checked_on_what_there_is(command, picture_folder, tmp_path, val_share, split):
     network = [word for word in TINY_DATA if word.startswith(("model", "trainer"))]

@@ -356,6 +356,7 @@ def test_folders_that_cannot_be_learned_from_are_told(tmp_path, files, said):
         ImageFolderDataModule(root=root)
 
 
+@pytest.mark.training
 def test_a_run_without_test_pictures_is_measured_on_validation_alone(folder, tmp_path):
     overrides = [
         f"data.root='{folder}'",
@@ -369,6 +370,7 @@ def test_a_run_without_test_pictures_is_measured_on_validation_alone(folder, tmp
         measure_runs([run], "test")
 
 
+@pytest.mark.training
 def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(folder, tmp_path):
     overrides = [
         f"data.root='{folder}'",

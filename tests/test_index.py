@@ -570,6 +570,7 @@ def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypat
         assert "loose.png" not in rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "delay"), [("begun", 0.1), ("1", 0.0), ("1", 0.3), ("1", 1.1)])
 def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, after, delay):
     """A process that adds a product and changes another again and again is killed; what it confirmed is there."""

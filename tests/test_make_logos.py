@@ -59,6 +59,7 @@ def _contents(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*.*")) if file.is_file()}
 
 
+@pytest.mark.slow
 @needs_renderer
 def test_the_command_makes_a_folder_of_pictures_by_class_and_goes_on_where_it_was(package, tmp_path):
     out = tmp_path / "logos, (1)"

@@ -25,6 +25,7 @@ def run(keep):
     return told == "True", int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way with memory")
 def test_freed_memory_is_kept_for_the_next_step():
     told, faults_when_kept = run(True)

@@ -59,6 +59,7 @@ def read_csv(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(("flip_average", "figure"), [("false", "test/accuracy"), ("true", "test_flip/accuracy")])
 def test_test_images_as_files_reach_the_accuracy_of_the_run(predict, run, picture_files, flip_average, figure):
     status, out, err = predict(f"images={picture_files}", "format=csv", f"flip_average={flip_average}")
@@ -71,6 +72,7 @@ def test_test_images_as_files_reach_the_accuracy_of_the_run(predict, run, pictur
     assert sum(right) / 500 == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.training
 def test_photographs_of_test_images_are_recognised_as_well(run, picture_files):
     network = TrainedNetwork(run)
 

@@ -179,6 +179,7 @@ def test_who_stops_it_is_told_how_it_goes_on(typed, reproduce, monkeypatch):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_a_model_that_there_is_not_is_told_in_one_line():
     command = [sys.executable, "scripts/benchmark", "--model", "smal"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -309,6 +310,7 @@ def run_benchmark(*arguments):
     return subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_startup_benchmark_prints_a_row_per_command():
     ended = run_benchmark("--startup", "--commands", "predict", "--rounds", "1")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -326,6 +328,7 @@ def test_startup_benchmark_prints_a_row_per_command():
     assert row[-1] in ("yes", "no")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -271,6 +271,7 @@ def test_the_table_tells_each_search_and_the_accuracy_beside_it(evaluate, runs):
         assert said in out
 
 
+@pytest.mark.training
 def test_several_runs_are_told_by_their_mean(evaluate, runs, tmp_path):
     folder = runs["whole"].path.parent
     status, out, _ = evaluate(f"run={folder}", "format=json", "baselines=false", "instances=0", f"out={tmp_path}")

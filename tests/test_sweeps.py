@@ -119,6 +119,7 @@ def test_a_failed_job_is_told_and_alone_run_again_whether_one_by_one_or_side_by_
             assert side_by_side[job]["val/loss"] == pytest.approx(expected["val/loss"], rel=0.02), job
 
 
+@pytest.mark.training
 def test_when_a_job_begins_those_before_have_left_nothing_in_memory(command, tmp_path, monkeypatch):
     made, left = weakref.WeakSet(), []
 
@@ -138,6 +139,7 @@ def test_when_a_job_begins_those_before_have_left_nothing_in_memory(command, tmp
     assert left == [0, 1, 2] * 4
 
 
+@pytest.mark.training
 def test_a_job_gives_the_figures_of_the_same_settings_alone(command, tmp_path):
     alone = [part for part in ARGUMENTS if part != "-m"]
     assert command(main, *ARGUMENTS, "model.network.stem=[8]", "seed=3,4", f"runs_dir={tmp_path}")[0] == 0
@@ -147,6 +149,7 @@ def test_a_job_gives_the_figures_of_the_same_settings_alone(command, tmp_path):
     assert figures(the_sweep(tmp_path / "sweep"))["seed-4"] == expected
 
 
+@pytest.mark.training
 def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     assert command(main, *ARGUMENTS, "seed=0,1", f"runs_dir={tmp_path}")[0] == 0
     sweep = the_sweep(tmp_path)
@@ -186,6 +189,7 @@ def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument,
     assert not list(tmp_path.rglob("*.yaml"))
 
 
+@pytest.mark.training
 def test_each_job_with_a_mistake_is_told_it_in_words(command, tmp_path):
     status, out, err = command(main, *ARGUMENTS, "+model.network.foo=3", "seed=0,1", f"runs_dir={tmp_path}")
     assert status == 1
@@ -194,6 +198,7 @@ def test_each_job_with_a_mistake_is_told_it_in_words(command, tmp_path):
     assert "Traceback" not in out + err
 
 
+@pytest.mark.training
 def test_a_ready_sweep_needs_no_flag(command, tmp_path):
     tiny = [part for part in ARGUMENTS if part != "-m"]
     status, out, _ = command(main, *tiny, "sweep=seeds", "seed=0,1", f"runs_dir={tmp_path}")
@@ -228,6 +233,7 @@ def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, mon
     assert compose(overrides=[quote_text(override) for override in job.overrides]) == job
 
 
+@pytest.mark.training
 def test_the_jobs_of_a_sweep_start_from_the_run_that_was_the_newest_at_its_start(command, tmp_path):
     tiny = [part for part in ARGUMENTS if part != "-m"]
     assert command(main, *tiny, f"runs_dir={tmp_path}")[0] == 0
@@ -243,6 +249,7 @@ def test_the_jobs_of_a_sweep_start_from_the_run_that_was_the_newest_at_its_start
     assert all(f"init_from={first}" in config.overrides for config in configs)
 
 
+@pytest.mark.training
 def test_a_home_directory_that_no_shell_expanded_holds_a_sweep(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -256,6 +263,7 @@ def test_a_home_directory_that_no_shell_expanded_holds_a_sweep(command, tmp_path
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.training
 def test_a_sweep_that_goes_on_may_be_told_anew_where_its_data_lie(command, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -270,6 +278,7 @@ def test_a_sweep_that_goes_on_may_be_told_anew_where_its_data_lie(command, tmp_p
     assert roots == ["moved", "moved"]
 
 
+@pytest.mark.training
 def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monkeypatch):
     train = train_command.train
 
@@ -293,6 +302,7 @@ class Stopping(Callback):
         raise KeyboardInterrupt
 
 
+@pytest.mark.training
 def test_the_one_value_that_did_not_fail_is_named(command, tmp_path):
     arguments = [*ARGUMENTS, "callbacks=essential", f"runs_dir={tmp_path}"]
     status, out, _ = command(main, *arguments, "optimizer.lr=0.01,-1")

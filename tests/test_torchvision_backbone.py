@@ -43,6 +43,7 @@ class StopsInItsSecondEpoch(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.training
 def test_a_resumed_and_a_finished_run_need_the_file_no_more(tiny, tmp_path):
     torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
     config = tiny("trainer.max_epochs=2", "callbacks=essential", "test=false")

@@ -185,6 +185,7 @@ def test_the_flip_average_is_an_option(tiny):
     assert "mirrored view" not in Run(Path(results["run"])).report_file.read_text()
 
 
+@pytest.mark.training
 def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
     first, second, other = (train(tiny("callbacks=default", f"seed={seed}")) for seed in (0, 0, 1))
     texts = [Run(Path(results["run"])).metrics_file.read_text() for results in (first, second, other)]
@@ -194,6 +195,7 @@ def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
     assert first["run"] != second["run"]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("epoch", "batch", "error"),
     [(2, 3, KeyboardInterrupt()), (0, 4, KeyboardInterrupt()), (1, 0, RuntimeError("the disk fell out"))],
@@ -219,6 +221,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_pat
     assert run.state == "finished"
 
 
+@pytest.mark.training
 def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatch):
     from fashion_cnn.training import session
 
@@ -235,6 +238,7 @@ def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatc
     assert same_but_for_time(resumed, train(config))
 
 
+@pytest.mark.training
 def test_the_parts_of_the_speed_records_resume_as_if_never_stopped(stop, disarm, tmp_path):
     data = [part for part in TINY_DATA if part.startswith("data")]
     network = ["model=fast", "model.network.whitened=8", "model.network.widths=[8,16]"]
@@ -249,6 +253,7 @@ def test_the_parts_of_the_speed_records_resume_as_if_never_stopped(stop, disarm,
     assert fashion_cnn.load(resumed["run"]).network.whitening.fitted
 
 
+@pytest.mark.training
 def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path):
     settings = ["callbacks=default", "trainer.max_epochs=4"]
     whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
@@ -263,6 +268,7 @@ def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path
     assert same_but_for_time(whole, resumed)
 
 
+@pytest.mark.training
 def test_of_epochs_that_are_as_accurate_the_one_of_the_lowest_loss_stands(tiny, stop, disarm):
     settings = ("trainer.max_epochs=6", "data.val_size=4", "optimizer.lr=0.02")
     results = train(tiny(*settings))
@@ -352,6 +358,7 @@ def test_a_checkpoint_of_another_network_is_said(tiny, stop, disarm, tmp_path):
         train(tiny("resume=latest"))
 
 
+@pytest.mark.training
 def test_init_from_starts_with_the_weights_of_another_run(tiny):
     first = train(tiny("trainer.max_epochs=8"))
     second = train(tiny("init_from=latest", "trainer.max_epochs=1", "optimizer.lr=1e-6"))
@@ -460,11 +467,13 @@ def test_test_false_leaves_the_test_set_alone(tiny):
     assert not [name for name in results if "test" in name]
 
 
+@pytest.mark.training
 def test_early_stopping_is_an_option(tiny):
     results = train(tiny("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.0"))
     assert results["epochs"] == 2
 
 
+@pytest.mark.training
 def test_early_stopping_still_holds_when_the_run_is_resumed_to_be_measured(tiny, monkeypatch):
     from fashion_cnn.training import session
 
@@ -480,6 +489,7 @@ def test_early_stopping_still_holds_when_the_run_is_resumed_to_be_measured(tiny,
     assert train(tiny(*settings, "trainer.max_epochs=6", "resume=latest"))["epochs"] == 2
 
 
+@pytest.mark.training
 def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):
     results = train(tiny("callbacks=default", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"))
     run = Run(Path(results["run"]))
@@ -508,6 +518,7 @@ def test_what_a_callback_logs_is_a_column_of_the_epochs_row(tiny):
     assert math.isfinite(results["running/loss"])
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precision, optimizer):
@@ -518,6 +529,7 @@ def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precis
     assert measured.classify(measured.images[:5]).shape == (5, 4)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", ["gap/accuracy_high", "val/calibration_error", "gap_by_class/top", "running/loss"])
 def test_all_that_is_measured_can_be_watched(tiny, name):
     typed = ["callbacks=early_stopping", f"callbacks.early_stopping.monitor={name}", "trainer.max_epochs=1"]
@@ -530,6 +542,7 @@ def test_all_that_is_measured_can_be_watched(tiny, name):
             train(without)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_gradients_are_clipped_in_mixed_precision(tiny, optimizer):
     settings = (f"optimizer={optimizer}", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")

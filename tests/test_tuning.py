@@ -63,6 +63,7 @@ def a_study(folder, **settings):
     return open_study(f"sqlite:///{folder}/study.db", "test", settings, optuna.pruners.NopPruner(), folder)
 
 
+@pytest.mark.training
 def test_each_way_to_end_is_accounted_for(tmp_path):
     def train(trial, path):
         if trial.number == 1:
@@ -105,6 +106,7 @@ def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatc
     assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["a trial", "the best so far"]
 
 
+@pytest.mark.training
 def test_a_mistake_that_every_trial_would_meet_ends_the_search_and_uses_up_none_of_it(tmp_path):
     def fails(trial, path):
         raise FileNotFoundError("no data there")
@@ -117,6 +119,7 @@ def test_a_mistake_that_every_trial_would_meet_ends_the_search_and_uses_up_none_
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3 + [TrialState.COMPLETE] * 4
 
 
+@pytest.mark.training
 def test_trials_that_fail_each_for_a_reason_of_its_own_do_not_end_the_search(tmp_path):
     def fails(trial, path):
         raise MemoryError(f"no room for {trial.number // 2}")
@@ -126,6 +129,7 @@ def test_trials_that_fail_each_for_a_reason_of_its_own_do_not_end_the_search(tmp
     assert len(study.trials) == 6
 
 
+@pytest.mark.training
 def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):
     class Killed(BaseException):
         pass
@@ -206,6 +210,7 @@ def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_pat
     assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/study.db")) == 1
 
 
+@pytest.mark.training
 def test_a_search_through_the_command_line(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.pruner.n_startup_trials=2"]
     swept = ["sweep=optimizer", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "seed=0,1"]
@@ -262,6 +267,7 @@ def test_without_optuna_the_command_says_what_to_install(command, monkeypatch):
     assert "This needs optuna: pip install -c scripts/constraints.txt -e '.[sweeps]'" in err
 
 
+@pytest.mark.training
 def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = ["data=image_folder", f"data.root={picture_folder}", "data.batch_size=8"]
@@ -275,6 +281,7 @@ def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, m
     assert (status, "data.val_share=0 leaves nothing to choose by" in err) == (2, True)
 
 
+@pytest.mark.training
 def test_the_trials_of_a_search_have_what_a_file_of_conf_sweep_sets(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.trials=1"]
     status, out, _ = command(main, *arguments, "sweep=regularisation")
@@ -286,6 +293,7 @@ def test_the_trials_of_a_search_have_what_a_file_of_conf_sweep_sets(command, tmp
     assert "test=false" not in typed, "it is to be measured on test"
 
 
+@pytest.mark.training
 def test_the_trials_of_a_search_start_from_the_run_that_was_the_newest_at_its_start(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential"]
     search = [*arguments, "init_from=latest", "optimizer.lr=interval(0.01,0.1)"]
@@ -299,6 +307,7 @@ def test_the_trials_of_a_search_start_from_the_run_that_was_the_newest_at_its_st
     assert [run.config().init_from for run in runs] == [str(first)] * 3
 
 
+@pytest.mark.training
 def test_a_stopped_trial_is_told_anew_where_its_data_lie(command, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -314,6 +323,7 @@ def test_a_stopped_trial_is_told_anew_where_its_data_lie(command, tmp_path, monk
     assert roots == ["moved"]
 
 
+@pytest.mark.training
 def test_random_search_as_the_help_has_it(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune/sampler=random", "tune/pruner=none"]
     status, out, err = command(main, *arguments, "optimizer.lr=interval(0.01,0.1)", "tune.trials=2")
