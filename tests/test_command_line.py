@@ -43,6 +43,7 @@ for arguments in (["--help"], ["--cfg", "job"], ["no_such_option=1"]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_config_and_mistakes_are_answered_without_importing_torch(module):
     answer = subprocess.run(

@@ -98,6 +98,7 @@ def test_options_that_cannot_be_are_told_in_one_line(measure, name, words, said)
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("examples", "foretold"), [(1, 0), (4, 1)])
 def test_one_example_foretells_nothing(measure, script, run, monkeypatch, examples, foretold):
     module = script("measure_teaching")

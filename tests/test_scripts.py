@@ -42,6 +42,7 @@ def unchanged(name):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "overrides"), CHANGES)
 def test_each_ablation_changes_its_experiment_and_leaves_the_test_set_alone(name, overrides):
     changed = compose(overrides=[f"experiment={name}", *SMALL_DATA, *overrides])

@@ -213,7 +213,7 @@ def _shared_config_store() -> Iterator[None]:
 
 def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:
     """The config of a command as its command line would give it: for notebooks and tests."""
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+    with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
         composed = config.hydra
         OmegaConf.set_struct(config, False)
