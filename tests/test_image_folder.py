@@ -440,8 +440,8 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(folder, monkeypatch):
         module(folder)
 
 
-def test_found_can_be_written_down(folder):
-    assert json.loads(json.dumps(module(folder).found)) == module(folder).found
+def test_detected_properties_are_json_serialisable(folder):
+    assert json.loads(json.dumps(module(folder).detected)) == module(folder).detected
 
 
 def test_rare_classes_are_drawn_as_often_where_asked(folder):

@@ -124,3 +124,21 @@ def test_a_config_that_names_an_old_path_trains(tmp_path):
 def test_other_values_than_class_paths_stay():
     part = {"name": "fashion_cnn.models.muon.Muon", "layers": [{"_target_": "torch.nn.ReLU"}], "rate": 0.1}
     assert current_targets(part) == part
+
+
+def test_a_run_whose_config_calls_the_detected_properties_found_is_read_and_evaluated(
+    picture_folder, tmp_path, command
+):
+    chosen = ["data=image_folder", f"data.root='{picture_folder}'", "data.batch_size=8", "model=tiny"]
+    short = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=essential", f"runs_dir='{tmp_path}'"]
+    run = Run(tmp_path / "run")
+    train(compose(overrides=[*chosen, *short]), directory=run.path)
+    settings = OmegaConf.to_container(OmegaConf.load(run.config_file))
+    detected = settings["data"].pop("detected")
+    assert detected["class_names"] == ["dark", "light"]
+    settings["data"]["found"] = detected
+    run.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    assert run.config().data.detected == detected
+    assert "found" not in run.config().data
+    status, _, err = command(evaluate, f"run={run.path}", "format=json")
+    assert status == 0, err

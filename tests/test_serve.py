@@ -606,7 +606,7 @@ def test_without_a_test_set_products_are_the_samples(shop_run, serving, monkeypa
 def test_samples_are_none_rather_than_downloaded(own_run, torchvision_root, tmp_path, monkeypatch):
     overrides = ["data=kmnist", f"data.root='{torchvision_root}'", "data.val_size=10"]
     config = compose(overrides=overrides)
-    config.data.found = dict(hydra.utils.instantiate(config.data, _convert_="all").found)
+    config.data.detected = dict(hydra.utils.instantiate(config.data, _convert_="all").detected)
     own_run.write_config(config)
     assert len(samples_of_test_set(own_run, None)) == 10
     monkeypatch.setattr("torchvision.datasets.KMNIST.download", lambda self: pytest.fail("a download"))

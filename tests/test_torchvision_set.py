@@ -27,9 +27,9 @@ def test_a_set_by_name_is_read_split_and_fed_to_a_network(torchvision_root, name
     assert data.pixel_mean.item() == pytest.approx(images.double().mean().item(), abs=0.02)
     module = build.module(config, data)
     assert module(data.normalise(images[:3])).shape == (3, classes)
-    # What was found is in the config: the same without the files.
+    # The config holds the detected properties: the files are not needed any more.
     elsewhere = compose(overrides=[f"data={name}", "data.root=/nowhere", f"data.val_size={classes}"])
-    elsewhere.data.found = config.data.found
+    elsewhere.data.detected = config.data.detected
     from hydra.utils import instantiate
 
     assert instantiate(elsewhere.data, _convert_="all").class_names == data.class_names
@@ -50,7 +50,7 @@ def test_other_images_than_it_was_trained_on_are_refused(torchvision_root):
     content[500] ^= 1
     path.write_bytes(content)
     again = TorchvisionDataModule(
-        dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10, found=first.found
+        dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10, detected=first.detected
     )
     again.load(train=True)
     with pytest.raises(UserError, match="holds other images than before"):

@@ -54,8 +54,8 @@ class ImageFolderDataModule(ImageDataModule):
     background: the grey behind transparent pixels, 0 to 255.
     val_share, test_share: of the pictures, where no folder `val` or `test` holds some; of each class, groups whole.
     in_memory_share: of the machine's memory; pixels that take more stay in the cache's file.
-    found: what an earlier look at the same folder found, as the property of this name gives it: then the folder need
-        not be there until its images are asked for.
+    detected: the property `detected` of an earlier module of the same folder; then the folder is read only when its
+        images are needed.
     mean, std: of the training split where they are None. Further arguments: those of `ImageDataModule`.
 
     Raises UserError for a folder that cannot be learned from, or that is another one than was found.
@@ -76,7 +76,7 @@ class ImageFolderDataModule(ImageDataModule):
         split_seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        found: Mapping[str, Any] | None = None,
+        detected: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         if root is None:
@@ -93,22 +93,22 @@ class ImageFolderDataModule(ImageDataModule):
         self._shares, self._split_seed = (val_share, test_share), split_seed
         self._in_memory_share = in_memory_share
         self._folder: _Folder | None = None
-        self._found = dict(found) if found else self._look()
-        self.class_names = list(self._found["class_names"])
-        self.image_shape = (self._found["channels"], self._found["image_size"], self._found["image_size"])
-        self.train_size = self._found["train_size"]
-        self.has_test = self._found["test_size"] > 0
+        self._detected = dict(detected) if detected else self._look()
+        self.class_names = list(self._detected["class_names"])
+        self.image_shape = (self._detected["channels"], self._detected["image_size"], self._detected["image_size"])
+        self.train_size = self._detected["train_size"]
+        self.has_test = self._detected["test_size"] > 0
         super().__init__(
-            mean=mean or self._found["mean"],
-            std=std or self._found["std"],
-            val_size=self._found["val_size"],
+            mean=mean or self._detected["mean"],
+            std=std or self._detected["std"],
+            val_size=self._detected["val_size"],
             split_seed=split_seed,
             **settings,
         )
 
     @property
-    def found(self) -> dict[str, Any]:
-        return self._found
+    def detected(self) -> dict[str, Any]:
+        return self._detected
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         folder = self._read()
@@ -128,7 +128,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _read(self) -> _Folder:
         if self._folder is None:
-            before, now = self._found, self._look()
+            before, now = self._detected, self._look()
             if differing := [key for key in before if before[key] != now[key]]:
                 if before["pictures"] == now["pictures"]:
                     raise UserError(

@@ -125,9 +125,10 @@ class ImageDataModule(LightningDataModule):
         return images[members], targets[members]
 
     @property
-    def found(self) -> dict[str, Any] | None:
-        """What was found out about the images, for a config that is to describe the same data anywhere; None where the
-        class itself says it all.
+    def detected(self) -> dict[str, Any] | None:
+        """Properties read from the images, stored in the config so that it describes the same data anywhere.
+
+        None where the class itself determines them.
         """
         return None
 

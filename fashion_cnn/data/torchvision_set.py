@@ -25,7 +25,7 @@ class TorchvisionDataModule(ImageDataModule):
     dataset: the class, such as `torchvision.datasets.KMNIST`. root: the folder of the data, as torchvision lays it out.
     train, test: its arguments for either set, beside root and download. class_names: where the class has no `classes`.
     transposed: whether rows and columns are swapped, as in EMNIST's files.
-    found: what an earlier look found (the property of this name), so that the files need not be there.
+    detected: the property `detected` of an earlier module of the same data set; then the files need not be there.
     mean, std: of the training set where they are None. Further arguments: those of `ImageDataModule`.
 
     Raises UserError for a class that is none of these, and where the files cannot be had.
@@ -42,7 +42,7 @@ class TorchvisionDataModule(ImageDataModule):
         transposed: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        found: Mapping[str, Any] | None = None,
+        detected: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         if dataset is None:
@@ -51,20 +51,20 @@ class TorchvisionDataModule(ImageDataModule):
         self._arguments = {True: dict(train or {"train": True}), False: dict(test or {"train": False})}
         self._class_names = class_names
         self.about = f"{dataset.rpartition('.')[2]}, as torchvision has it."
-        self._found = dict(found) if found else self._look()
-        self.class_names = list(self._found["class_names"])
-        channels, height, width = self._found["image_shape"]
+        self._detected = dict(detected) if detected else self._look()
+        self.class_names = list(self._detected["class_names"])
+        channels, height, width = self._detected["image_shape"]
         self.image_shape = (channels, height, width)
-        self.train_size = self._found["train_size"]
-        super().__init__(mean=mean or self._found["mean"], std=std or self._found["std"], **settings)
+        self.train_size = self._detected["train_size"]
+        super().__init__(mean=mean or self._detected["mean"], std=std or self._detected["std"], **settings)
 
     @property
-    def found(self) -> dict[str, Any]:
-        return self._found
+    def detected(self) -> dict[str, Any]:
+        return self._detected
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         images, targets = self._read(train)
-        known = self._found.get("sha256", {}).get(_SETS[train])
+        known = self._detected.get("sha256", {}).get(_SETS[train])
         if known and known != fingerprint(images, targets):
             raise UserError(
                 f"{self._dataset} in {self.root} holds other images than before: name the folder of before with "

@@ -42,6 +42,8 @@ MOVED = {
     "fashion_cnn.training.progress.EpochLines": f"{_CALLBACKS}.EpochLines",
     "fashion_cnn.training.progress.ProgressBar": f"{_CALLBACKS}.ProgressBar",
 }
+# Keys of the section `data` in the configs of older versions, and their present names.
+_RENAMED_DATA_KEYS = {"found": "detected"}
 # Seconds after which what nobody writes to was left by a process that was killed.
 _ABANDONED = 24 * 3600
 
@@ -72,10 +74,19 @@ def current_targets(part: Any) -> Any:
     return [current_targets(value) for value in part] if isinstance(part, list) else part
 
 
-def update_targets(config: DictConfig) -> DictConfig:
-    """The config itself, or a copy with the class paths of `MOVED` replaced where it holds one of them."""
+def update_config(config: DictConfig) -> DictConfig:
+    """Translate a training's config of an older version.
+
+    Args:
+        config: a whole config, as `conf/train.yaml` lists it.
+
+    Returns:
+        A copy with present class paths and keys, or the config itself where it has no others.
+    """
     container = OmegaConf.to_container(config)
     current = current_targets(container)
+    if isinstance(current.get("data"), dict):
+        current["data"] = {_RENAMED_DATA_KEYS.get(key, key): value for key, value in current["data"].items()}
     if current == container:
         return config
     updated = OmegaConf.create(current)
@@ -98,14 +109,14 @@ def check_settings(file: Path) -> None:
 
 
 def read_settings(file: Path) -> DictConfig:
-    """The settings that `config.yaml` holds, with class paths as they are now. Raises DamagedRunError."""
+    """The settings that `config.yaml` holds, with present class paths and keys. Raises DamagedRunError."""
     check_settings(file)
     try:
         settings = OmegaConf.load(file)
     except OmegaConfBaseException as error:
         raise _damaged_settings(file, str(error).partition("\n")[0]) from error
     assert isinstance(settings, DictConfig)
-    return update_targets(settings)
+    return update_config(settings)
 
 
 def _damaged_settings(file: Path, reason: str) -> DamagedRunError:

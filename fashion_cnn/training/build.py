@@ -29,12 +29,12 @@ def checked_seed(config: DictConfig) -> int:
 
 
 def data(config: DictConfig) -> ImageDataModule:
-    """The data module, its training images in memory; what it found out about them is put into the config."""
+    """The data module, its training images in memory; the properties that it detected are put into the config."""
     datamodule: ImageDataModule = instantiate(config.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("fit")
-    if datamodule.found is not None:
-        config.data.found = datamodule.found
+    if datamodule.detected is not None:
+        config.data.detected = datamodule.detected
     return datamodule
 
 

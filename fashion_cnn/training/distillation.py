@@ -16,7 +16,7 @@ from fashion_cnn.training.leakage import learned_from_kept
 
 # What two networks must share, for the answers of one to be a lesson for the other.
 _SEEN = ("_target_", "dataset", "mean", "std", "left_out")
-_SEEN_IN_A_FOLDER = tuple(f"found.{name}" for name in ("class_names", "channels", "image_size", "mean", "std"))
+_SEEN_IN_A_FOLDER = tuple(f"detected.{name}" for name in ("class_names", "channels", "image_size", "mean", "std"))
 
 
 class Distillation:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 _KEPT_FOR_VALIDATION = ("split_seed", "val_size", "val_share", "test_share")
 _KEPT_FOR_TEST = ("test_share", "split_seed")
 # What says that two runs cut the same images into splits; a folder may have grown.
-_SAME_IMAGES = ("_target_", "dataset", "found.class_names")
+_SAME_IMAGES = ("_target_", "dataset", "detected.class_names")
 
 
 class Difference(NamedTuple):
@@ -25,11 +25,11 @@ class Difference(NamedTuple):
 
 def learned_from_kept(theirs: DictConfig, ours: DictConfig) -> Difference | None:
     """By which option a run with the data `theirs` learned from what `ours` keeps unseen of them; None by none."""
-    pictures = OmegaConf.select(ours, "found.pictures")
-    if pictures is not None and pictures == OmegaConf.select(theirs, "found.pictures"):
+    pictures = OmegaConf.select(ours, "detected.pictures")
+    if pictures is not None and pictures == OmegaConf.select(theirs, "detected.pictures"):
         return None  # The same files, cut in the same way.
     keeps = {
-        "validation": (_KEPT_FOR_VALIDATION, ("val_size", "val_share", "found.val_size")),
+        "validation": (_KEPT_FOR_VALIDATION, ("val_size", "val_share", "detected.val_size")),
         "test": (_KEPT_FOR_TEST, ("test_share",)),
     }
     for kept_for, (keys, sizes) in keeps.items():

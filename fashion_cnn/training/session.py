@@ -24,7 +24,7 @@ from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import keep_freed_memory
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.files import update_targets
+from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
@@ -63,7 +63,7 @@ def run_training(
     """
     quieten_lightning()
     keep_freed_memory()
-    config = update_targets(config)
+    config = update_config(config)
     run = _begun_before(config, directory)
     if run is not None and directory is not None and run.state == "finished":
         return {**run.results(), "run": str(run.path)}
