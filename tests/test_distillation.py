@@ -67,7 +67,7 @@ def test_teachers_see_the_images_as_they_were_mixed():
     assert not torch.equal(images, batch.images)
     assert ((probabilities > 0).sum(1) > 1).any()
     # The partner is the image before, of another class.
-    torch.testing.assert_close(outputs["own_share"], probabilities.gather(1, batch.targets[:, None])[:, 0])
+    torch.testing.assert_close(outputs["mix_lambda"], probabilities.gather(1, batch.targets[:, None])[:, 0])
 
 
 def test_a_student_follows_its_teacher_and_answers_without_it(tiny, teacher):

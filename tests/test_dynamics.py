@@ -78,7 +78,7 @@ def test_images_that_are_mixed_with_others_have_not_come_up():
     callback = TrainingDynamics()
     callback.on_fit_start(trainer(), SimpleNamespace(device="cpu"))
     callback.on_train_epoch_start(trainer(), None)
-    outputs = {"logits": torch.eye(3)[:, :2], "own_share": torch.tensor([1.0, 0.5, 0.95])}
+    outputs = {"logits": torch.eye(3)[:, :2], "mix_lambda": torch.tensor([1.0, 0.5, 0.95])}
     callback.on_train_batch_end(trainer(), None, outputs, Batch(torch.zeros(3), TARGETS, PLACES), 0)
     callback.on_train_epoch_end(trainer(), None)
     assert callback.result().indices.tolist() == [3, 8]

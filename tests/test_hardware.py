@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from fashion_cnn.models.hardware import precision_context, precision_of
+from fashion_cnn.models.hardware import precision_context, resolve_precision
 
 
 def lightnings(precision):
@@ -21,10 +21,10 @@ def lightnings(precision):
 @pytest.mark.parametrize("precision", ["32-true", 32, "32", None, "bf16-mixed", "bf16", "16-mixed", 16, "16"])
 def test_a_network_computes_as_lightning_has_it_compute_on_a_cpu(precision):
     name, dtype = lightnings(precision)
-    assert precision_of(precision, "cpu") == name
+    assert resolve_precision(precision, "cpu") == name
     with precision_context(precision, "cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_what_is_fast_here_is_a_format_of_lightnings():
-    assert lightnings(precision_of("auto", "cpu"))[0] == precision_of("auto", "cpu")
+    assert lightnings(resolve_precision("auto", "cpu"))[0] == resolve_precision("auto", "cpu")

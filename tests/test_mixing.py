@@ -21,7 +21,7 @@ def batch():
 @pytest.mark.parametrize("mix", [CutMix(p=1.0), MixUp(p=1.0, alpha=1.0)])
 def test_labels_are_mixed_as_the_pixels_are(batch, mix):
     images, probabilities = batch
-    mixed, mixed_probabilities, own_share = mix(images, probabilities)
+    mixed, mixed_probabilities, mix_lambda = mix(images, probabilities)
     assert mixed.shape == images.shape
     torch.testing.assert_close(mixed_probabilities.sum(1), torch.ones(COUNT))
     own, partner = images[1:, 0, 0, 0], images[:-1, 0, 0, 0]
@@ -29,7 +29,7 @@ def test_labels_are_mixed_as_the_pixels_are(batch, mix):
     share = (mixed[1:].mean(dim=(1, 2, 3)) - own) / (partner - own)
     expected = (1 - share)[:, None] * probabilities[1:] + share[:, None] * probabilities[:-1]
     torch.testing.assert_close(mixed_probabilities[1:], expected, atol=1e-3, rtol=0)
-    torch.testing.assert_close(own_share[1:], 1 - share, atol=1e-3, rtol=0)
+    torch.testing.assert_close(mix_lambda[1:], 1 - share, atol=1e-3, rtol=0)
     assert 0.05 < share.mean() < 0.6
     assert share.std() > 0.05
 
@@ -52,10 +52,10 @@ def test_only_the_given_share_of_the_images_is_mixed(batch, mix):
     images, probabilities = batch
     mixed, _, _ = mix(p=0.25, alpha=1)(images, probabilities)
     assert 0.15 < (mixed != images).flatten(1).any(1).float().mean() < 0.35
-    unmixed, same, own_share = mix(p=0.0)(images, probabilities)
+    unmixed, same, mix_lambda = mix(p=0.0)(images, probabilities)
     assert unmixed.equal(images)
     assert same.equal(probabilities)
-    assert (own_share == 1).all()
+    assert (mix_lambda == 1).all()
 
 
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
@@ -78,9 +78,9 @@ def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_
     batch = Batch(torch.rand(4, 1, 12, 12), torch.arange(4), torch.arange(4))
     mixed, plain = [module.training_step(batch, 0) for module in modules]
     torch.testing.assert_close(mixed["loss"], plain["loss"])
-    assert mixed["own_share"].tolist() == [0, 0, 0, 0]
-    assert "own_share" not in plain
-    running, running_plain = [module.running.read_and_reset()["accuracy"].item() for module in modules]
+    assert mixed["mix_lambda"].tolist() == [0, 0, 0, 0]
+    assert "mix_lambda" not in plain
+    running, running_plain = [module.running.compute_and_reset()["accuracy"].item() for module in modules]
     assert running == (mixed["logits"].argmax(1) == batch.targets).float().mean().item()
     assert running_plain == (plain["logits"].argmax(1) == batch.targets).float().mean().item()
 
@@ -90,5 +90,5 @@ def test_an_image_that_shows_another_of_its_own_class_is_not_its_own():
     module = ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=4, mixing=CutMix(p=1.0))
     torch.manual_seed(0)
     images = torch.arange(64.0).view(64, 1, 1, 1).expand(64, 1, 12, 12)
-    own = module.training_step(Batch(images, torch.zeros(64, dtype=torch.long), torch.arange(64)), 0)["own_share"]
+    own = module.training_step(Batch(images, torch.zeros(64, dtype=torch.long), torch.arange(64)), 0)["mix_lambda"]
     assert (own < 0.9).float().mean() > 0.5

@@ -176,7 +176,7 @@ def test_an_ensemble_answers_with_the_mean_of_its_members_logits():
 
 def test_members_of_an_ensemble_look_at_images_before_training():
     ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
-    ensemble.look_at(torch.rand(20, 1, 28, 28))
+    ensemble.initialise(torch.rand(20, 1, 28, 28))
     assert all(network.whitening.fitted for network in ensemble.members)
 
 

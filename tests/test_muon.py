@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fashion_cnn.models.optim import Muon, orthogonalised
+from fashion_cnn.models.optim import Muon, orthogonalise
 
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "other_lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
@@ -30,7 +30,7 @@ def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shap
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     before = torch.linspace(1, 0.2, min(shape))
-    (matrix,) = orthogonalised((left @ torch.diag(before) @ right)[None])
+    (matrix,) = orthogonalise((left @ torch.diag(before) @ right)[None])
     values = left.T @ matrix @ right.T
     assert values.diagonal().min() > 0.5
     assert values.diagonal().max() < 1.4

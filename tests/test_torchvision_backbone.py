@@ -30,11 +30,11 @@ def test_pretrained_weights_are_read_once_and_all_but_the_head(tmp_path):
     network = TorchvisionBackbone(
         in_channels=3, num_classes=4, name="shufflenet_v2_x0_5", weights=str(tmp_path / "weights.pth")
     )
-    network.look_at(torch.zeros(1))
+    network.initialise(torch.zeros(1))
     ours = network.backbone.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in published.state_dict().items() if "fc." not in key)
     (tmp_path / "weights.pth").unlink()
-    network.look_at(torch.zeros(1))
+    network.initialise(torch.zeros(1))
 
 
 class StopsInItsSecondEpoch(Callback):
@@ -75,7 +75,7 @@ def test_what_is_none_is_told(tmp_path):
     with pytest.raises(UserError, match="ends in no linear layer"):
         made(name="squeezenet1_0")
     with pytest.raises(UserError, match="cannot be read"):
-        made(weights=str(tmp_path / "nosuch.pth")).look_at(torch.zeros(1))
+        made(weights=str(tmp_path / "nosuch.pth")).initialise(torch.zeros(1))
     torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match="are those of another network than ResNet"):
-        made(weights=str(tmp_path / "weights.pth")).look_at(torch.zeros(1))
+        made(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))

@@ -89,9 +89,9 @@ class TrainingDynamics(Callback):
         others = logits.scatter(1, targets, -torch.inf).amax(dim=1, keepdim=True)
         probability = (own - logits.logsumexp(dim=1, keepdim=True)).exp()
         places = batch.indices
-        if "own_share" in outputs:
+        if "mix_lambda" in outputs:
             # Choosing by a mask would have the host wait for a GPU at every step.
-            places = torch.where(outputs["own_share"] >= _LEAST_OWN_SHARE, places, len(self._epoch) - 1)
+            places = torch.where(outputs["mix_lambda"] >= _LEAST_OWN_SHARE, places, len(self._epoch) - 1)
         self._epoch[places] = torch.cat([torch.ones_like(own), probability, own - others, own > others], dim=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

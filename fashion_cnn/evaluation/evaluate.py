@@ -20,13 +20,13 @@ from fashion_cnn.metrics.calibration import fit_temperature, reliability
 from fashion_cnn.metrics.classification import by_class, confusion_matrix, figures_of, selective_accuracy
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.ensemble import MeanOfNetworks
-from fashion_cnn.models.hardware import describe, device_for, precision_context, precision_of
+from fashion_cnn.models.ensemble import LogitAverage
+from fashion_cnn.models.hardware import describe_device, precision_context, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
 from fashion_cnn.plots.style import inches, save_figure
 from fashion_cnn.runs import Run, as_typed, write_whole
 from fashion_cnn.training import build
-from fashion_cnn.training.results import measure
+from fashion_cnn.training.results import evaluate_splits
 
 Split = Literal["val", "test"]
 FIGURES_FILE = "evaluation.json"
@@ -62,7 +62,7 @@ class Measured:
     def classify(self, images: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)` uint8, on the hardware and in the precision of the run."""
         accelerator, precision = self.config.trainer.accelerator, self.config.trainer.precision
-        device = device_for(accelerator)
+        device = select_device(accelerator)
         with precision_context(precision, accelerator):
             return self.module.to(device).eval()(self.data.normalise(images.to(device)))
 
@@ -94,11 +94,11 @@ def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = N
         validated_alike &= split == "val" or _images_of("val", other) == images["val"]
     if len(runs) > 1:
         module = ImageClassifier(
-            network=MeanOfNetworks([other.network for _, other, _ in rebuilt]),
+            network=LogitAverage([other.network for _, other, _ in rebuilt]),
             image_shape=data.image_shape,
             num_classes=data.num_classes,
         )
-    figures, predictions = measure(config, module, data, test=split == "test", flip_average=True)
+    figures, predictions = evaluate_splits(config, module, data, test=split == "test", flip_average=True)
     return Measured(
         config=config,
         module=module,
@@ -126,7 +126,7 @@ def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifie
     # All of the split, on one machine, which may lack the hardware that it was trained on.
     limits = {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0, "num_nodes": 1}
     config.trainer = OmegaConf.merge(config.trainer, limits)
-    if device_for(config.trainer.accelerator).type == "cpu":
+    if select_device(config.trainer.accelerator).type == "cpu":
         config.trainer.accelerator = "cpu"
     if data_root is not None:
         config.data.root = data_root
@@ -165,8 +165,8 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
         "class_names": list(measured.data.class_names),
         "data_sha256": measured.fingerprint,
         "weights_sha256": [run.results().get("weights_sha256") for run in runs],
-        "precision": precision_of(measured.config.trainer.precision, accelerator),
-        "hardware": describe(device_for(accelerator)),
+        "precision": resolve_precision(measured.config.trainer.precision, accelerator),
+        "hardware": describe_device(select_device(accelerator)),
         "torch": torch.__version__,
     }
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.hardware import device_for, precision_context
+from fashion_cnn.models.hardware import precision_context, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
 
@@ -52,7 +52,7 @@ class TrainedNetwork:
         self.batch_size = data.eval_batch_size
         self._data = data
         self._accelerator, self._precision = config.trainer.accelerator, config.trainer.precision
-        self._module = load_classifier(run).to(device_for(self._accelerator))
+        self._module = load_classifier(run).to(select_device(self._accelerator))
 
     @property
     def dimensions(self) -> int:

@@ -52,7 +52,7 @@ class MeanLoss(Metric):
         return self.total / self.images
 
 
-class Ruler(nn.Module):
+class SplitMetrics(nn.Module):
     """The metrics that every split is measured by, exact over batches and processes of any size."""
 
     def __init__(self, num_classes: int) -> None:
@@ -70,7 +70,7 @@ class Ruler(nn.Module):
         self.loss.update(loss, len(targets))
         self.accuracy.update(logits, targets)
 
-    def read_and_reset(self) -> dict[str, Tensor]:
+    def compute_and_reset(self) -> dict[str, Tensor]:
         """The figures of all images since the last reset, over all processes."""
         figures = {name: metric.compute() for name, metric in self.metrics.items()}
         for metric in self.metrics.values():
@@ -87,16 +87,16 @@ class Outputs(TypedDict):
 
     loss: Tensor
     logits: Tensor
-    own_share: NotRequired[Tensor]
+    mix_lambda: NotRequired[Tensor]
     flip_logits: NotRequired[Tensor]
 
 
 class ImageClassifier(LightningModule):
-    """Trains `network` by cross-entropy and measures it with one ruler on train, val and test.
+    """Trains `network` by cross-entropy and evaluates it in the same way on train, val and test.
 
     network: maps normalised images `(B, C, H, W)` to logits `(B, num_classes)`, offers
         `features(images)` `(B, D)` and ends in a linear layer named `classifier`; where it offers
-        `look_at(images)`, it is shown training images before the first step. Or its description,
+        `initialise(images)`, it is shown training images before the first step. Or its description,
         from which it is built with `in_channels` and `num_classes`.
     image_shape: `(C, H, W)`.
     optimizer: makes the optimizer from parameter groups. schedule: makes the schedule from the
@@ -169,8 +169,8 @@ class ImageClassifier(LightningModule):
         self._try_one_image()
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
-        self.running = Ruler(num_classes)
-        self.rulers = nn.ModuleDict()
+        self.running = SplitMetrics(num_classes)
+        self.split_metrics = nn.ModuleDict()
 
     def _try_one_image(self) -> None:
         """Let layers that take their size from the first image do so, and meet a wrong size early."""
@@ -203,22 +203,22 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         # A network may want to see images before its training, as FastCNN does.
-        look_at = getattr(self.network, "look_at", None)
-        if stage == "fit" and look_at and not self.resumes:
+        initialise = getattr(self.network, "initialise", None)
+        if stage == "fit" and initialise and not self.resumes:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             if not isinstance(data, ImageDataModule):
                 raise UserError(
                     f"{type(self.network).__name__} looks at training images before its first step: "
                     "train it with an ImageDataModule (fit(module, datamodule=data))."
                 )
-            look_at(data.normalise(data.train_split.images_at(data.train_split.indices[:5000])))
+            initialise(data.normalise(data.train_split.images_at(data.train_split.indices[:5000])))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
         images, targets = batch.images, batch.targets
         if self._mixing or self._distillation:
             targets = functional.one_hot(targets, self.num_classes).float()
         if self._mixing:
-            images, targets, own_share = self._mixing(images, targets)
+            images, targets, mix_lambda = self._mixing(images, targets)
         labels, smoothing = targets, self.label_smoothing
         if self._distillation:
             # Only labels are smoothed: what a teacher answers is soft already.
@@ -237,7 +237,7 @@ class ImageClassifier(LightningModule):
         self.running.add(logits.detach(), batch.targets, loss.detach())
         outputs: Outputs = {"loss": loss, "logits": logits.detach()}
         if self._mixing:
-            outputs["own_share"] = own_share
+            outputs["mix_lambda"] = mix_lambda
         return outputs
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,18 +259,18 @@ class ImageClassifier(LightningModule):
     def _measure(self, batch: Batch, split: str) -> Outputs:
         logits = self(batch.images).float()
         loss = functional.cross_entropy(logits, batch.targets)
-        self._ruler(split).add(logits, batch.targets, loss)
+        self._metrics_of(split).add(logits, batch.targets, loss)
         outputs: Outputs = {"loss": loss, "logits": logits}
         if self.flip_average:
             averaged = (logits + self(batch.images.flip(-1)).float()) / 2
             loss_averaged = functional.cross_entropy(averaged, batch.targets)
-            self._ruler(f"{split}_flip").add(averaged, batch.targets, loss_averaged)
+            self._metrics_of(f"{split}_flip").add(averaged, batch.targets, loss_averaged)
             outputs["flip_logits"] = averaged
         return outputs
 
     def on_validation_epoch_end(self) -> None:
-        """Log the ruler's figures of each split, and the gap between train and val."""
-        measured = self._read_rulers(split_names(self.trainer.val_dataloaders))
+        """Log the metrics of each split, and the gap between train and val."""
+        measured = self._log_splits(split_names(self.trainer.val_dataloaders))
         if {"train", "val"} <= measured.keys():
             train, val = measured["train"], measured["val"]
             # Both grow as the network overfits.
@@ -278,20 +278,20 @@ class ImageClassifier(LightningModule):
             self._log_all({"gap/accuracy": train["accuracy"] - val["accuracy"]})
 
     def on_test_epoch_end(self) -> None:
-        self._read_rulers(split_names(self.trainer.test_dataloaders))
+        self._log_splits(split_names(self.trainer.test_dataloaders))
 
-    def _ruler(self, split: str) -> Ruler:
-        """The ruler of a split, whichever loaders the data module names; the name is the metrics' prefix."""
-        key = f"ruler_{split}"  # A module cannot be called `train`.
-        if key not in self.rulers:
-            self.rulers[key] = Ruler(self.num_classes).to(self.device)
-        ruler = self.rulers[key]
-        assert isinstance(ruler, Ruler)
-        return ruler
+    def _metrics_of(self, split: str) -> SplitMetrics:
+        """The metrics of a split, whichever loaders the data module names; the name is the metrics' prefix."""
+        key = f"split_{split}"  # A module cannot be called `train`.
+        if key not in self.split_metrics:
+            self.split_metrics[key] = SplitMetrics(self.num_classes).to(self.device)
+        metrics = self.split_metrics[key]
+        assert isinstance(metrics, SplitMetrics)
+        return metrics
 
-    def _read_rulers(self, splits: list[str]) -> dict[str, dict[str, Tensor]]:
+    def _log_splits(self, splits: list[str]) -> dict[str, dict[str, Tensor]]:
         views = [f"{split}_flip" for split in splits] if self.flip_average else []
-        measured = {split: self._ruler(split).read_and_reset() for split in [*splits, *views]}
+        measured = {split: self._metrics_of(split).compute_and_reset() for split in [*splits, *views]}
         for split, figures in measured.items():
             self._log_all({f"{split}/{name}": value for name, value in figures.items()})
         return measured

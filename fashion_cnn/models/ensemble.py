@@ -35,12 +35,12 @@ class Ensemble(nn.Module):
             self.members.append(network)
             self.width = classifier.in_features
         self.classifier = nn.Linear(members * self.width, num_classes)
-        if hasattr(network, "look_at"):
-            self.look_at = self._let_members_look_at
+        if hasattr(network, "initialise"):
+            self.initialise = self._initialise_members
 
-    def _let_members_look_at(self, images: Tensor) -> None:
+    def _initialise_members(self, images: Tensor) -> None:
         for network in self.members:
-            network.look_at(images)  # type: ignore[operator]
+            network.initialise(images)  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
         """What the classifier sees: the members' features side by side, `(B, members * D)`."""
@@ -64,7 +64,7 @@ class Ensemble(nn.Module):
         )
 
 
-class MeanOfNetworks(nn.Module):
+class LogitAverage(nn.Module):
     """Networks that were trained each on its own, and whose logits are averaged.
 
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out.

@@ -32,7 +32,7 @@ class FastCNN(nn.Module):
         self.trunk = nn.Sequential(*layers, nn.ReLU(inplace=True))
         self.classifier = nn.Linear(2 * channels, num_classes)
 
-    def look_at(self, images: Tensor) -> None:
+    def initialise(self, images: Tensor) -> None:
         """Whiten patches as they are in these normalised images `(N, C, H, W)`; without effect the second time."""
         self.whitening.fit(images)
 

@@ -20,7 +20,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-def device_for(accelerator: str) -> torch.device:
+def select_device(accelerator: str) -> torch.device:
     """The device that Lightning takes for this `accelerator`, `auto` included; the CPU where there is none of it."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
@@ -35,7 +35,7 @@ def fast_precision(accelerator: str) -> str:
     accelerator: as given to the Trainer, `auto` included. bfloat16 is emulated, and slow, on a
     processor without AVX512-BF16 or AMX.
     """
-    device = device_for(accelerator).type
+    device = select_device(accelerator).type
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device == "mps":
@@ -44,7 +44,7 @@ def fast_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def precision_of(precision: str | int | None, accelerator: str) -> str:
+def resolve_precision(precision: str | int | None, accelerator: str) -> str:
     """Lightning's name of the format that its Trainer computes in with these two settings; `auto` is what is fast here.
 
     What a CPU cannot do well, float16, is bfloat16 there.
@@ -52,16 +52,16 @@ def precision_of(precision: str | int | None, accelerator: str) -> str:
     if precision == "auto":
         return fast_precision(accelerator)
     name = _PRECISION_NAMES.get(precision, str(precision))
-    return "bf16-mixed" if name == "16-mixed" and device_for(accelerator).type == "cpu" else name
+    return "bf16-mixed" if name == "16-mixed" and select_device(accelerator).type == "cpu" else name
 
 
 def precision_context(precision: str | int | None, accelerator: str) -> AbstractContextManager[object]:
     """Has networks compute as Lightning's Trainer does with these two settings."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision_of(precision, accelerator))
-    return torch.autocast(device_for(accelerator).type, dtype) if dtype else nullcontext()
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(precision, accelerator))
+    return torch.autocast(select_device(accelerator).type, dtype) if dtype else nullcontext()
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """What computes there, in words."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))

@@ -86,7 +86,7 @@ def _step_filters(group: dict[str, Any], states: dict[Tensor, Any]) -> None:
         # One product for all of a shape: of a deep network, a GPU would else wait for its host at every step.
         directions = torch.stack([_direction(each, states[each], group["momentum"]).flatten(1) for each in members])
         scale = max(1.0, directions.shape[1] / directions.shape[2]) ** 0.5
-        for filters, update in zip(members, orthogonalised(directions), strict=True):
+        for filters, update in zip(members, orthogonalise(directions), strict=True):
             filters.mul_(1 - group["lr"] * group["weight_decay"])
             filters.add_(update.view_as(filters), alpha=-group["lr"] * scale)
 
@@ -103,7 +103,7 @@ def _direction(filters: Parameter, state: dict[str, Any], momentum: float) -> Te
     return filters.grad.lerp(state["momentum"], momentum)
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Matrices `(B, M, N)` with the same singular vectors and all but tiny singular values brought near 1.
 
     By Newton and Schulz's iteration, in bfloat16, which is as fine as an update needs.

@@ -43,7 +43,7 @@ class TorchvisionBackbone(nn.Module):
         # So that a resumed or finished run does not read them again.
         self.register_buffer("loaded", torch.tensor(weights is None))
 
-    def look_at(self, images: Tensor) -> None:
+    def initialise(self, images: Tensor) -> None:
         """Read the pretrained weights; without effect the second time."""
         if self.loaded:
             return

@@ -23,7 +23,7 @@ from fashion_cnn.errors import Interrupted, Pruned, UserError
 from fashion_cnn.runs import STUDY_FILE, as_typed, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quote_text, unquote_text
 from fashion_cnn.sweeps.study import best_of, counted, describe, open_study, run_trials, write_outcome
-from fashion_cnn.training.callbacks import EpochLog
+from fashion_cnn.training.callbacks import EpochLog, find_callback
 from fashion_cnn.training.session import check_one_device, quieten_lightning
 
 # Name of a study's attribute: the run that its trials start from.
@@ -213,7 +213,7 @@ class PruneTrial(Callback):
         self.trial = trial
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        accuracy = EpochLog.of(trainer).figures.get("val/accuracy")
+        accuracy = find_callback(trainer, EpochLog).metrics.get("val/accuracy")
         epoch = trainer.current_epoch + 1
         if accuracy is None:
             return

@@ -19,7 +19,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.plots.training import figures_of_training, figures_of_weights
 from fashion_cnn.runs import Run, write_whole
-from fashion_cnn.training.results import measure
+from fashion_cnn.training.results import evaluate_splits
 
 
 def write_artifacts(
@@ -47,7 +47,10 @@ def write_artifacts(
     moments = {"best": (best, read_checkpoint(run.weights)["global_step"])}
     if results["best_epoch"] != results["epochs"]:
         module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
-        moments["last"] = (measure(config, module, data, test=False, flip_average=False)[1], trainer.global_step)
+        moments["last"] = (
+            evaluate_splits(config, module, data, test=False, flip_average=False)[1],
+            trainer.global_step,
+        )
     stored = {f"{moment}.{split}": p for moment, (splits, _) in moments.items() for split, p in splits.items()}
     write_predictions(run.predictions_file, stored)
 

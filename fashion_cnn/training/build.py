@@ -15,13 +15,13 @@ from fashion_cnn.analysis.monitor import GAP_MONITORED, GapMonitor, PredictionCo
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.hardware import device_for, precision_of
+from fashion_cnn.models.hardware import resolve_precision, select_device
 from fashion_cnn.training.callbacks import EpochLog, SeedEachEpoch, Stopwatch
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
 from fashion_cnn.training.loggers import MetricsCSV
 
 
-def checked_seed(config: DictConfig) -> int:
+def check_seed(config: DictConfig) -> int:
     """The run's seed. Raises UserError where it is none."""
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} is not possible: give 0 to {2**32 - 1}.")
@@ -93,7 +93,7 @@ def trainer(
     )
 
 
-def measuring_trainer(config: DictConfig, collector: PredictionCollector) -> Trainer:
+def evaluation_trainer(config: DictConfig, collector: PredictionCollector) -> Trainer:
     """A Trainer of the same hardware and precision that only measures, and hands what it sees to `collector`.
 
     A fresh one, since EMAWeightAveraging would have the training's own measure the raw weights.
@@ -117,7 +117,7 @@ def _first(trainer: DictConfig) -> int | list[int]:
     if isinstance(devices, str) and "," in devices:
         devices = [int(number) for number in devices.split(",") if number.strip()]
     named = isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 0
-    on_gpu = device_for(trainer.accelerator).type == "cuda"
+    on_gpu = select_device(trainer.accelerator).type == "cuda"
     return [int(devices[0])] if named and on_gpu and devices[0] < torch.cuda.device_count() else 1
 
 
@@ -133,7 +133,7 @@ def _trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) 
         config.trainer,
         **settings,
         callbacks=callbacks,
-        precision=precision_of(config.trainer.precision, config.trainer.accelerator),
+        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
         plugins=[AtomicCheckpointIO()],
         # The loaders deal the images out themselves: Lightning's sampler would show some of them twice.
         use_distributed_sampler=False,

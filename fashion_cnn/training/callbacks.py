@@ -7,7 +7,7 @@ averaged weights, early stopping, and a stop when the loss diverges.
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,9 +18,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError
-from fashion_cnn.models.classifier import Ruler
+from fashion_cnn.models.classifier import SplitMetrics
 
+CallbackType = TypeVar("CallbackType", bound=Callback)
 HEADER = "epoch      train acc   val acc      gap   train loss  val loss  running loss   images/s"
+
+
+def find_callback(trainer: Trainer, kind: type[CallbackType]) -> CallbackType:
+    """Return the trainer's callback of the class `kind`."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
 
 
 class Stopwatch(Callback):
@@ -33,11 +39,6 @@ class Stopwatch(Callback):
         self.epoch_images_per_second = 0.0
         self._epoch_started = self._validation_started = self._epoch_validating = 0.0
         self._epoch_images = 0
-
-    @classmethod
-    def of(cls, trainer: Trainer) -> "Stopwatch":
-        """The one that runs in this training."""
-        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))  # type: ignore[attr-defined]
 
     @property
     def images_per_second(self) -> float:
@@ -79,17 +80,12 @@ class EpochLog(Callback):
     """Writes all figures of an epoch to the loggers, at one step, when the epoch ends.
 
     Lightning would write them at two steps, some after the checkpoint: a run killed in between
-    would lose them for good. `figures` holds those of the latest epoch, for the callbacks behind it.
+    would lose them for good. `metrics` holds those of the latest epoch, for the callbacks behind it.
     """
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self._measured: dict[str, float] = {}
-
-    @classmethod
-    def of(cls, trainer: Trainer) -> "EpochLog":
-        """The one that runs in this training."""
-        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))  # type: ignore[attr-defined]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -97,14 +93,14 @@ class EpochLog(Callback):
             self._measured = {name: value for name, value in figures.items() if not name.startswith("running/")}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module.running, Ruler)
-        running = {f"running/{name}": value for name, value in pl_module.running.read_and_reset().items()}
+        assert isinstance(pl_module.running, SplitMetrics)
+        running = {f"running/{name}": value for name, value in pl_module.running.compute_and_reset().items()}
         # For callbacks that watch them.
         pl_module.log_dict(running, logger=False)
         # With validation every n-th epoch only, its figures must not be repeated in between.
-        self.figures = self._measured | {name: float(value) for name, value in running.items()}
+        self.metrics = self._measured | {name: float(value) for name, value in running.items()}
         self._measured = {}
-        record = self.figures | {
+        record = self.metrics | {
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "epoch": trainer.current_epoch,
         }
@@ -112,7 +108,7 @@ class EpochLog(Callback):
             logger.log_metrics(record, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 # Not in metrics.csv, which two runs of one seed share to the last digit.
-                speed = {"throughput/images_per_second": Stopwatch.of(trainer).epoch_images_per_second}
+                speed = {"throughput/images_per_second": find_callback(trainer, Stopwatch).epoch_images_per_second}
                 logger.log_metrics(speed, step=trainer.global_step)
             logger.save()
 
@@ -131,7 +127,7 @@ class EpochLines(Callback):
         pl_module.print(HEADER)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = EpochLog.of(trainer).figures
+        figures = find_callback(trainer, EpochLog).metrics
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
         columns = [
             f"{epoch:<9}",
@@ -141,7 +137,7 @@ class EpochLines(Callback):
             _figure(figures, "train/loss", ">13.4f"),
             _figure(figures, "val/loss", ">10.4f"),
             _figure(figures, "running/loss", ">14.4f"),
-            f"{Stopwatch.of(trainer).epoch_images_per_second:>11,.0f}",
+            f"{find_callback(trainer, Stopwatch).epoch_images_per_second:>11,.0f}",
         ]
         pl_module.print("".join(columns), flush=True)
 
@@ -225,7 +221,7 @@ class StopOnDivergence(Callback):
                 self._stop(trainer, largest.item(), f"with step {trainer.global_step}", what="largest weight")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = EpochLog.of(trainer).figures["running/loss"]
+        mean = find_callback(trainer, EpochLog).metrics["running/loss"]
         if not math.isfinite(mean):
             self._stop(trainer, mean, f"at step {trainer.global_step} or up to {self.every_n_steps} before")
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import load_classifier
-from fashion_cnn.models.ensemble import MeanOfNetworks
+from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.runs import Run, as_typed, find_all, find_measured
-from fashion_cnn.training.leakage import learned_from_kept
+from fashion_cnn.training.leakage import find_leakage
 
 # What two networks must share, for the answers of one to be a lesson for the other.
 _SEEN = ("_target_", "dataset", "mean", "std", "left_out")
@@ -35,7 +35,7 @@ class Distillation:
             raise UserError(f"distillation.share={share} is not possible: give a number above 0, up to 1.")
         self.teachers = list(teachers or ())
         self.share = share
-        self._network: MeanOfNetworks | None = None
+        self._network: LogitAverage | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, probabilities: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Distillation:
         if self._network is None:
             # Networks draw their first weights when they are built: training draws the same whenever this happens.
             with torch.random.fork_rng(devices=[]):
-                loaded = MeanOfNetworks([load_classifier(Run(Path(path))).network for path in self.teachers])
+                loaded = LogitAverage([load_classifier(Run(Path(path))).network for path in self.teachers])
             self._network = loaded.eval().to(images.device).to(memory_format=torch.channels_last)
         answers = self._network(images).float().softmax(dim=1)
         return probabilities.lerp(answers, self.share)
@@ -88,7 +88,7 @@ def _check(teacher: Run, ours: DictConfig) -> None:
                 f"distillation.teachers={teacher.path} learned from other images (data.{key} is {has} there, and "
                 f"{asked} here): a teacher knows the student's classes, and sees images as the student does."
             )
-    if difference := learned_from_kept(theirs, ours):
+    if difference := find_leakage(theirs, ours):
         raise UserError(
             f"distillation.teachers={teacher.path} learned from {difference}: say the same, so that they stay unseen."
         )

@@ -23,7 +23,7 @@ class Difference(NamedTuple):
         return f"images that are kept for {self.kept_for} here ({differing})"
 
 
-def learned_from_kept(theirs: DictConfig, ours: DictConfig) -> Difference | None:
+def find_leakage(theirs: DictConfig, ours: DictConfig) -> Difference | None:
     """By which option a run with the data `theirs` learned from what `ours` keeps unseen of them; None by none."""
     pictures = OmegaConf.select(ours, "detected.pictures")
     if pictures is not None and pictures == OmegaConf.select(theirs, "detected.pictures"):
@@ -43,6 +43,6 @@ def learned_from_kept(theirs: DictConfig, ours: DictConfig) -> Difference | None
     return None
 
 
-def of_same_images(theirs: DictConfig, ours: DictConfig) -> bool:
+def is_same_data_set(theirs: DictConfig, ours: DictConfig) -> bool:
     """Whether two runs' `data` are of one data set, or of folders with the same classes."""
     return all(OmegaConf.select(theirs, key) == OmegaConf.select(ours, key) for key in _SAME_IMAGES)

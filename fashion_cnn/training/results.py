@@ -18,10 +18,10 @@ from fashion_cnn.inference.network import read_checkpoint, weights_sha256
 from fashion_cnn.metrics.gap import gap_carriers, gap_figures
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.hardware import describe
+from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
-from fashion_cnn.training.callbacks import Stopwatch
+from fashion_cnn.training.callbacks import Stopwatch, find_callback
 
 
 def collect_results(
@@ -32,11 +32,11 @@ def collect_results(
     Returns the results, flat, for results.json, and the predictions by split. Leaves the best weights in `module`.
     """
     history = read_history(run)
-    stopwatch = Stopwatch.of(trainer)
+    stopwatch = find_callback(trainer, Stopwatch)
     best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
     flip_average = config.get("flip_average", False)  # A run of an older version has none.
-    figures, predictions = measure(config, module, data, test=config.test, flip_average=flip_average)
+    figures, predictions = evaluate_splits(config, module, data, test=config.test, flip_average=flip_average)
     results = {
         "name": config.name,
         "seed": config.seed,
@@ -50,15 +50,15 @@ def collect_results(
         **_of_teachers(config),
         "images_per_second": round(stopwatch.images_per_second, 1),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
-        "multiply_adds": multiply_adds(module),
+        "multiply_adds": count_multiply_adds(module),
         "weights_sha256": weights_sha256(best["state_dict"]),
         "precision": trainer.precision,
-        "hardware": describe(trainer.strategy.root_device),
+        "hardware": describe_device(trainer.strategy.root_device),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return results | judgement(config, history, results, predictions, data), predictions
+    return results | verdict_results(config, history, results, predictions, data), predictions
 
 
 def _of_teachers(config: DictConfig) -> dict[str, float]:
@@ -69,7 +69,7 @@ def _of_teachers(config: DictConfig) -> dict[str, float]:
     return {"teachers_seconds": round(sum(each["seconds"] + each.get("teachers_seconds", 0) for each in theirs), 3)}
 
 
-def measure(
+def evaluate_splits(
     config: DictConfig, module: ImageClassifier, data: ImageDataModule, *, test: bool, flip_average: bool
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
     """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions.
@@ -78,7 +78,7 @@ def measure(
     """
     collector = PredictionCollector()
     module.flip_average = flip_average
-    tester = build.measuring_trainer(config, collector)
+    tester = build.evaluation_trainer(config, collector)
     figures: dict[str, Any] = {}
     # The test images are read once, by the run's best weights, after every choice has been made.
     passes = [(tester.validate, data.val_size + data.probe_size > 0), (tester.test, test and data.has_test)]
@@ -102,7 +102,7 @@ def measure(
     return {name: float(value) for name, value in figures.items()}, predictions | averaged
 
 
-def judgement(
+def verdict_results(
     config: DictConfig,
     history: History,
     results: dict[str, Any],
@@ -131,7 +131,7 @@ def judgement(
     }
 
 
-def multiply_adds(module: ImageClassifier) -> int:
+def count_multiply_adds(module: ImageClassifier) -> int:
     """Multiplications of one image's way through the network."""
     network = module.network
     training = network.training

@@ -13,7 +13,7 @@ from fashion_cnn.runs.overrides import PLACES, key_of
 from fashion_cnn.training.loggers import ResumableLogger
 
 
-def resumed_config(
+def restore_config(
     config: DictConfig, run: Run, *, checked: bool, check_values: Callable[[DictConfig], None]
 ) -> DictConfig:
     """The run's own config; where the data lie may be said anew in `config`.

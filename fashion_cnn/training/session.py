@@ -29,9 +29,9 @@ from fashion_cnn.runs.overrides import LATEST_WEIGHTS
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
-from fashion_cnn.training.leakage import learned_from_kept, of_same_images
+from fashion_cnn.training.leakage import find_leakage, is_same_data_set
 from fashion_cnn.training.results import collect_results
-from fashion_cnn.training.resume import prepare_to_resume, resumed_config
+from fashion_cnn.training.resume import prepare_to_resume, restore_config
 
 # In the environment of the further processes of a distributed training.
 _RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
@@ -69,9 +69,9 @@ def run_training(
         return {**run.results(), "run": str(run.path)}
     if run is not None:
         asked = config.resume is not None and _RUN_OF_FIRST_PROCESS not in os.environ
-        config = resumed_config(config, run, checked=asked, check_values=check_resumed)
+        config = restore_config(config, run, checked=asked, check_values=check_resumed)
     # What can be wrong with the settings comes out here, before there is a run directory.
-    seed_everything(build.checked_seed(config), verbose=False)
+    seed_everything(build.check_seed(config), verbose=False)
     data = build.data(config)
     data.check_classes()
     if config.get("distillation"):
@@ -118,7 +118,7 @@ def run_training(
 def _check_unseen(source: Run, config: DictConfig) -> None:
     """Raise UserError where the weights to start from were learned from images that are to stay unseen here."""
     theirs = source.config().data
-    if of_same_images(theirs, config.data) and (difference := learned_from_kept(theirs, config.data)):
+    if is_same_data_set(theirs, config.data) and (difference := find_leakage(theirs, config.data)):
         raise UserError(f"init_from={source.path} learned from {difference}: say the same, so that they stay unseen.")
 
 
