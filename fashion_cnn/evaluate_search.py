@@ -12,7 +12,7 @@ from fashion_cnn.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from fashion_cnn.retrieval.evaluation import Altered
+    from fashion_cnn.retrieval.evaluation import AlteredCopies
     from fashion_cnn.runs import Run
 
 
@@ -25,7 +25,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     from fashion_cnn.inference.network import TrainedNetwork, data_set_of
     from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.retrieval.evaluation import evaluate_search as measure
-    from fashion_cnn.retrieval.evaluation import images_of
+    from fashion_cnn.retrieval.evaluation import load_search_images
     from fashion_cnn.retrieval.report import outcome_of, write_outcome
     from fashion_cnn.terminal import progress_bar
 
@@ -33,7 +33,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     outcomes = []
     runs = _runs(config)
     for number, run in enumerate(runs, start=1):
-        images = images_of(data_set_of(run, config.data.root), config.split, config.queries)
+        images = load_search_images(data_set_of(run, config.data.root), config.split, config.queries)
         network = TrainedNetwork(run, flip_average=config.flip_average)
         label = "searching" if len(runs) == 1 else f"run {number} of {len(runs)}"
         with progress_bar(label) as progress:
@@ -53,9 +53,9 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     return outcomes
 
 
-def _check(config: DictConfig) -> Altered | None:
+def _check(config: DictConfig) -> AlteredCopies | None:
     from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-    from fashion_cnn.retrieval.evaluation import Altered
+    from fashion_cnn.retrieval.evaluation import AlteredCopies
 
     check_class_weight(config)
     check_choice(config, "split", ("test", "val"))
@@ -71,7 +71,7 @@ def _check(config: DictConfig) -> Altered | None:
         raise UserError(f"altered_by={unknown[0]} is not possible: there are {', '.join(CORRUPTIONS)}.", status=2)
     if config.severity not in SEVERITIES:
         raise UserError(f"severity={config.severity} is not possible: give 1 (mild) to 5 (strong).", status=2)
-    return Altered(config.instances, tuple(names), config.severity)
+    return AlteredCopies(config.instances, tuple(names), config.severity)
 
 
 def _runs(config: DictConfig) -> list[Run]:
@@ -99,11 +99,11 @@ def _runs(config: DictConfig) -> list[Run]:
 def _evaluate_and_tell(config: DictConfig) -> None:
     import json
 
-    from fashion_cnn.retrieval.evaluation import summary_of
+    from fashion_cnn.retrieval.evaluation import summarise_runs
     from fashion_cnn.retrieval.report import print_outcome, print_summary, write_summary
 
     outcomes = evaluate_search(config)
-    summary = summary_of(outcomes) if len(outcomes) > 1 else None
+    summary = summarise_runs(outcomes) if len(outcomes) > 1 else None
     if summary and config.out:
         write_summary(summary, Path(config.out).expanduser())
     if config.format == "json":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.retrieval.catalogue import Catalogue, Edition
+    from fashion_cnn.retrieval.catalogue import Catalogue, TableVersion
     from fashion_cnn.retrieval.products import Products
     from fashion_cnn.runs import Run
 
@@ -35,16 +35,16 @@ def index(config: DictConfig) -> None:
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_at, listed
-    from fashion_cnn.retrieval.indexing import index as index_products
+    from fashion_cnn.retrieval.catalogue import Catalogue, as_strings, catalogue_uri
+    from fashion_cnn.retrieval.indexing import index_products
     from fashion_cnn.runs import find_measured
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
     run = find_measured(config.run, Path(config.runs_dir))
-    catalogue = Catalogue(catalogue_at(config.catalogue, run))
+    catalogue = Catalogue(catalogue_uri(config.catalogue, run))
     if config.remove is not None:
-        ids = listed(config.remove)
+        ids = as_strings(config.remove)
         if not any(ids):
             raise UserError("remove= names no product: give an id, or a list of them.", status=2)
         catalogue.open()  # or say that there is none
@@ -104,23 +104,23 @@ def index(config: DictConfig) -> None:
 
 def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
     from fashion_cnn.inference.network import data_set_of
-    from fashion_cnn.retrieval.products import products_of_data_set
-    from fashion_cnn.retrieval.tables import products_of_files
+    from fashion_cnn.retrieval.products import products_from_data_set
+    from fashion_cnn.retrieval.tables import products_from_files
 
     if config.images is not None or config.products is not None:
         known = {} if config.rebuild else catalogue.column_types()
-        return products_of_files(config.images, config.products, progress, known)
-    return products_of_data_set(data_set_of(run, config.data.root))
+        return products_from_files(config.images, config.products, progress, known)
+    return products_from_data_set(data_set_of(run, config.data.root))
 
 
-def _edition(catalogue: Catalogue) -> Edition | None:
-    return catalogue.edition() if catalogue.exists() else None
+def _edition(catalogue: Catalogue) -> TableVersion | None:
+    return catalogue.table_version() if catalogue.exists() else None
 
 
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:
-    with catalogue.indexing():
+    with catalogue.transaction():
         removed = catalogue.remove(ids)
-    print(f"{catalogue.uri}, version {catalogue.edition().version}: {counted(removed, 'product')} removed.")
+    print(f"{catalogue.uri}, version {catalogue.table_version().version}: {counted(removed, 'product')} removed.")
     if removed < len(ids):
         raise UserError(f"The catalogue held only {removed} of {counted(len(ids), 'id')}.")
 

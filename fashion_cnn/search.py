@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.retrieval.searcher import Found, Query, Searcher
+    from fashion_cnn.retrieval.searcher import Query, Searcher, SearchHits
 
 _ASKED = ("image", "unlike_image", "like", "unlike", "concept", "text")
 
@@ -30,15 +30,15 @@ def search(config: DictConfig) -> None:
     require("search", "lancedb")
     _check(config)
     from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.retrieval.catalogue import run_and_catalogue
+    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
     from fashion_cnn.retrieval.filters import unmet
     from fashion_cnn.retrieval.searcher import Searcher
     from fashion_cnn.retrieval.snapshot import Snapshot
-    from fashion_cnn.retrieval.vectors import network_of
+    from fashion_cnn.retrieval.vectors import load_network
 
-    run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
+    run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     snapshot = Snapshot(catalogue)
-    searcher = Searcher(snapshot, network_of(run, snapshot.about))
+    searcher = Searcher(snapshot, load_network(run, snapshot.metadata))
     if config.duplicates is not None:
         _tell_duplicates(searcher, config)
         return
@@ -78,8 +78,8 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     from omegaconf import OmegaConf
 
     from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures
-    from fashion_cnn.retrieval.catalogue import listed
-    from fashion_cnn.retrieval.filters import conditions
+    from fashion_cnn.retrieval.catalogue import as_strings
+    from fashion_cnn.retrieval.filters import parse_conditions
     from fashion_cnn.retrieval.searcher import Query
 
     preparation = searcher.network.preparation
@@ -98,17 +98,17 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
         raise UserError(f"where={where} names no column: say it as 'where={{colour:red}}'.", status=2)
     described: dict[str, Any] = dict(where or {})  # type: ignore[arg-type]
     if config.category is not None:
-        described["category"] = listed(config.category)
+        described["category"] = as_strings(config.category)
     if config.price is not None:
         described["price"] = {"min": config.price[0], "max": config.price[1]}
     query = Query(
         pictures=tuple(prepared["image"]),
-        other_pictures=tuple(prepared["unlike_image"]),
-        like=listed(config.like),
-        unlike=listed(config.unlike),
-        concepts=tuple(_directions(searcher.network, listed(config.concept))),
-        words=str(config.text or ""),
-        conditions=conditions(described, searcher.snapshot.attributes.schema),
+        unlike_pictures=tuple(prepared["unlike_image"]),
+        like=as_strings(config.like),
+        unlike=as_strings(config.unlike),
+        concepts=tuple(_directions(searcher.network, as_strings(config.concept))),
+        text=str(config.text or ""),
+        conditions=parse_conditions(described, searcher.snapshot.attributes.schema),
         top_k=config.top_k,
     )
     return query, shown["image"]
@@ -122,7 +122,7 @@ def _directions(network: TrainedNetwork, names: Sequence[str]) -> list[Tensor]:
     return [concepts.direction(name) for name in names]
 
 
-def _tell(found: Found, form: str) -> None:
+def _tell(found: SearchHits, form: str) -> None:
     import json
 
     from fashion_cnn.retrieval.output import as_record, print_hits
@@ -133,7 +133,7 @@ def _tell(found: Found, form: str) -> None:
         print_hits(found)
 
 
-def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
+def _draw(found: SearchHits, asked: Sequence[Image.Image], path: Path) -> None:
     from fashion_cnn.plots.style import save_figure
     from fashion_cnn.retrieval.contact_sheet import contact_sheet
 
@@ -152,7 +152,7 @@ def _tell_duplicates(searcher: Searcher, config: DictConfig) -> None:
 
     with progress_bar("pairs") as progress:
         groups = near_duplicates(searcher.snapshot.vectors, config.duplicates, progress)
-    products = [[searcher.snapshot.described(row) for row in group] for group in groups]
+    products = [[searcher.snapshot.attributes_of(row) for row in group] for group in groups]
     if config.format == "json":
         print(json.dumps([[one["id"] for one in group] for group in products], ensure_ascii=False, indent=1))
     else:

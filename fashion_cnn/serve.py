@@ -61,13 +61,13 @@ def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
 
 def build(config: DictConfig, address: str) -> ASGIApp:
     """The application that `config` describes, served at an IP address. Raises UserError as `serve`."""
-    from fashion_cnn.retrieval.catalogue import run_and_catalogue
+    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
     from fashion_cnn.retrieval.web.app import application
     from fashion_cnn.retrieval.web.service import Desk, Limits
     from fashion_cnn.retrieval.web.state import Shop
     from fashion_cnn.retrieval.web.views import samples_of_test_set
 
-    run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
+    run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     shop = Shop(run, catalogue, reject=config.reject)
     desk = Desk(shop, Limits(**config.limits), samples_of_test_set(run, config.data.root), top_k=config.top_k)
     return application(desk, address=address, refresh_seconds=config.refresh_seconds)

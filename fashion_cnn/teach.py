@@ -42,7 +42,7 @@ def teach(config: DictConfig) -> None:
         examples = _examples(config.images, network)
         background = _background(concepts, network, config.data.root)
         concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
-        replaced = concepts.keep(concept)
+        replaced = concepts.save(concept)
         print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {counted(concept.examples, 'example')}.")
         print(f"  {_reliability(concept)}")
         if concept.false_alarms > config.false_alarms:
@@ -88,13 +88,13 @@ def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
 
 
 def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:
-    from fashion_cnn.concepts import background_of
+    from fashion_cnn.concepts import fit_background
     from fashion_cnn.inference.network import data_set_of
 
     background = concepts.background()
     if background is None:
-        background = background_of(network, data_set_of(network.run, data_root))
-        concepts.keep_background(background)
+        background = fit_background(network, data_set_of(network.run, data_root))
+        concepts.save_background(background)
     return background
 
 
@@ -102,7 +102,7 @@ def _list(concepts: Concepts, run: Run) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fashion_cnn.concepts import taken_for_any
+    from fashion_cnn.concepts import joint_false_alarm_rate
     from fashion_cnn.terminal import wide_console
 
     taught, background = concepts.all(), concepts.background()
@@ -118,7 +118,7 @@ def _list(concepts: Concepts, run: Run) -> None:
     wide_console().print(table)
     if len(taught) > 1 and background is not None:
         known = counted(len(background.others), "image")
-        share = taken_for_any(taught, background)
+        share = joint_false_alarm_rate(taught, background)
         print(f"The false alarms of all together: {share:.1%} of {known} of what the network knows.")
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 from fashion_cnn.cli.main import compose
 from fashion_cnn.index import main as index_main
 from fashion_cnn.inference.network import Seen
-from fashion_cnn.retrieval.approximate import approximate_of, bring_up_to_date, nearest
-from fashion_cnn.retrieval.catalogue import About, Catalogue
+from fashion_cnn.retrieval.approximate import nearest, update_vector_index, vector_index_of
+from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
@@ -21,7 +21,7 @@ from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
 COUNT, DIMENSIONS = 3000, 16
-ABOUT = About(network="made", run="none", dimensions=DIMENSIONS, flip_average=False, invert="auto")
+METADATA = CatalogueMetadata(network="made", run="none", dimensions=DIMENSIONS, flip_average=False, invert="auto")
 
 
 def products(numbers):
@@ -45,7 +45,7 @@ def products(numbers):
 
 def bring_in(catalogue, numbers):
     vectors, table = products(numbers)
-    catalogue.begin(ABOUT, [])
+    catalogue.begin(METADATA, [])
     catalogue.stage(table)
     catalogue.commit(table["id"].to_pylist())
     return vectors
@@ -65,8 +65,8 @@ def both(tmp_path_factory):
     catalogues = [Catalogue(str(tmp_path_factory.mktemp("catalogues") / name)) for name in ("indexed", "exact")]
     for catalogue in catalogues:
         bring_in(catalogue, range(COUNT))
-    assert bring_up_to_date(catalogues[0].open(), 1000)
-    assert bring_up_to_date(catalogues[1].open(), COUNT) is None
+    assert update_vector_index(catalogues[0].open(), 1000)
+    assert update_vector_index(catalogues[1].open(), COUNT) is None
     return catalogues
 
 
@@ -76,7 +76,7 @@ def searchers(both):
 
 
 def test_what_an_index_finds_is_measured_when_it_is_built_and_kept_with_the_catalogue(both):
-    indexed, exact = (approximate_of(catalogue.open()) for catalogue in both)
+    indexed, exact = (vector_index_of(catalogue.open()) for catalogue in both)
     assert exact is None
     assert (indexed.products, indexed.sample) == (COUNT, 200)
     assert indexed.recall >= 0.95
@@ -96,12 +96,12 @@ def test_what_an_index_finds_is_measured_when_it_is_built_and_kept_with_the_cata
 QUERIES = {
     "pictures": Query(pictures=(torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4) * 16,)),
     "like a product": Query(like=("p00007",), unlike=("p00008",)),
-    "next hits": Query(like=("p00007",), skip=12),
+    "next hits": Query(like=("p00007",), offset=12),
     "of one category, in a range": Query(
         like=("p00007",), conditions=(Condition("category", values=("Bag",)), Condition("price", low=100.0, high=2000))
     ),
-    "pictures and words": Query(like=("p00007",), words="blue"),
-    "words": Query(words="blue"),
+    "pictures and words": Query(like=("p00007",), text="blue"),
+    "words": Query(text="blue"),
     "nothing": Query(),
 }
 
@@ -110,7 +110,7 @@ QUERIES = {
 def test_a_search_finds_nearly_what_exact_search_finds(searchers, asked):
     indexed, exact = (searcher.search(asked) for searcher in searchers)
     # Of words beside pictures only so many titles take part, the likest of them as far as an index knows.
-    if asked.words and asked.like:
+    if asked.text and asked.like:
         assert indexed.matching == pytest.approx(exact.matching, rel=0.05)
     else:
         assert indexed.matching == exact.matching
@@ -139,16 +139,16 @@ def test_the_vectors_stay_on_disk_until_they_are_asked_for(searchers):
 def test_products_of_after_the_index_are_found_and_one_that_is_too_small_is_dropped(tmp_path):
     catalogue = Catalogue(str(tmp_path / "grows"))
     bring_in(catalogue, range(COUNT))
-    bring_up_to_date(catalogue.open(), 1000)
+    update_vector_index(catalogue.open(), 1000)
     vectors = bring_in(catalogue, range(COUNT, COUNT + 20))
-    measured = bring_up_to_date(catalogue.open(), 1000)
+    measured = update_vector_index(catalogue.open(), 1000)
     assert measured.products == COUNT + 20
     for number, direction in enumerate(vectors):
         ((best, score),) = nearest(catalogue.open(), direction, 1, probes=measured.probes)
         assert (best, round(score, 4)) == (f"p{COUNT + number:05}", 1.0)
     catalogue.remove([f"p{number:05}" for number in range(COUNT)])
-    assert bring_up_to_date(catalogue.open(), 1000) is None
-    assert approximate_of(catalogue.open()) is None
+    assert update_vector_index(catalogue.open(), 1000) is None
+    assert vector_index_of(catalogue.open()) is None
     assert len(Snapshot(catalogue).vectors) == 20
 
 
@@ -158,7 +158,7 @@ def test_the_command_says_how_much_its_index_finds(tmp_path, command):
     status, out, _ = command(index_main, f"run={run.path}", "approximate_above=100")
     assert status == 0
     assert "Searched by an index, which finds" in out
-    assert approximate_of(Catalogue(str(run.catalogue)).open()).products == 160
+    assert vector_index_of(Catalogue(str(run.catalogue)).open()).products == 160
     status, out, _ = command(index_main, f"run={run.path}", "approximate_above=0")
     assert (status, "Searched by" in out) == (0, False)
-    assert approximate_of(Catalogue(str(run.catalogue)).open()) is None
+    assert vector_index_of(Catalogue(str(run.catalogue)).open()) is None

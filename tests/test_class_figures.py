@@ -8,7 +8,7 @@ from fashion_cnn.metrics.classification import by_class, confusion_matrix
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots import training as pictures
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion
-from fashion_cnn.retrieval.report import drawn
+from fashion_cnn.retrieval.report import plot_outcome
 
 
 def predictions_of(classes):
@@ -36,7 +36,7 @@ def test_figures_grow_up_to_a_hundred_classes_alone():
         names, seen = names_of(classes), predictions_of(classes)
         precision = {"1": {"value": 0.5, "low": 0.4, "high": 0.6}}
         searched = {"by_class": {name: {"precision": precision} for name in names}, "overall": {"curve": [0.5]}}
-        search = drawn({"searches": {"all": {"network": {**searched, "chance": 0.1}}}})["precision_by_class"]
+        search = plot_outcome({"searches": {"all": {"network": {**searched, "chance": 0.1}}}})["precision_by_class"]
         figures = (pictures.confusion(seen, seen, names), pictures.gap_by_class(seen, seen, names), search)
         return [tuple(figure.get_size_inches()) for figure in figures]
 

@@ -17,7 +17,7 @@ from fashion_cnn.plots.search import plot_precision_by_class
 from fashion_cnn.plots.style import plot_thumbnails, save_figure
 from fashion_cnn.plots.training import confusion, gap_by_class
 from fashion_cnn.retrieval.contact_sheet import contact_sheet
-from fashion_cnn.retrieval.products import png
+from fashion_cnn.retrieval.products import encode_png
 
 # Read as mathematics the first cannot be drawn; the second is a file's name in another encoding.
 NAMES = ["$5_$10", os.fsdecode(b"caf\xe9"), "$x$"]
@@ -41,7 +41,7 @@ def explained():
 def found():
     from PIL import Image
 
-    thumbnail = png(Image.new("L", (8, 8)))
+    thumbnail = encode_png(Image.new("L", (8, 8)))
     return contact_sheet(
         [SimpleNamespace(title=n, id=n, category=n, price=1, similarity=1, thumbnail=thumbnail) for n in NAMES]
     )

@@ -26,11 +26,11 @@ from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.indexing import index
-from fashion_cnn.retrieval.products import thumbnail
-from fashion_cnn.retrieval.searcher import Found, Query, Searcher
+from fashion_cnn.retrieval.indexing import index_products
+from fashion_cnn.retrieval.products import encode_thumbnail
+from fashion_cnn.retrieval.searcher import Query, Searcher, SearchHits
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.tables import products_of_files
+from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.retrieval.web.state import Storefront, projection
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
@@ -101,9 +101,9 @@ def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop)
 
 def test_a_thumbnail_keeps_what_is_transparent():
     clear = Image.new("RGBA", (400, 200), (0, 0, 0, 0))
-    with Image.open(io.BytesIO(thumbnail(clear))) as small:
+    with Image.open(io.BytesIO(encode_thumbnail(clear))) as small:
         assert (small.format, small.size, small.getchannel("A").getextrema()) == ("WEBP", (192, 96), (0, 0))
-    with Image.open(io.BytesIO(thumbnail(clear.convert("RGB")))) as small:
+    with Image.open(io.BytesIO(encode_thumbnail(clear.convert("RGB")))) as small:
         assert (small.format, small.size) == ("JPEG", (192, 96))
 
 
@@ -183,7 +183,7 @@ def test_a_table_is_read_as_shops_write_it(indexed, shop, tmp_path):
     lines = [f'{number},"a title,\nin two lines",{number % 50},loose.png' for number in range(50_000)]
     table = tmp_path / "shop.csv"
     table.write_text("\n".join(["id,title,size,image", *lines, "NA,null,XL,loose.png", 'nan,"",NA,loose.png']) + "\n")
-    read = products_of_files(str(shop), str(table), lambda *_: None).table
+    read = products_from_files(str(shop), str(table), lambda *_: None).table
     last = read.slice(50_000).to_pylist()
     assert [row["id"] for row in last] == ["NA", "nan"]
     assert [row["title"] for row in last] == ["null", "nan"], "without a title it is the id"
@@ -382,7 +382,7 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
     assert "2 products added" in out
     assert len(before) == 5
     assert len(before.thumbnails([0, 4])) == 2, "whoever has the version of before goes on with it"
-    assert set(catalogue.keys()) == {"bag.png", "sack.png"}
+    assert set(catalogue.content_keys()) == {"bag.png", "sack.png"}
     assert Snapshot(catalogue).about.network == TrainedNetwork(other, flip_average=True).identity
 
 
@@ -463,23 +463,23 @@ def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, shop, tmp_p
     snapshot = Snapshot(Catalogue(str(tmp_path / "catalogue")))
     searcher = Searcher(snapshot, TrainedNetwork(run, flip_average=True))
     picture = torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8)
-    for query in (Query(words="shirt"), Query(pictures=(picture,)), Query(words="shirt", pictures=(picture,)), Query()):
-        assert searcher.search(query) == Found((), 0)
+    for query in (Query(text="shirt"), Query(pictures=(picture,)), Query(text="shirt", pictures=(picture,)), Query()):
+        assert searcher.search(query) == SearchHits((), 0)
     assert projection(snapshot).sampled == 0
     Storefront(searcher, Predictor(searcher.network))
 
 
 def test_a_second_indexing_at_once_is_refused_before_its_work(run, shop, tmp_path):
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
-    products = products_of_files(str(shop), None, lambda *_: None)
+    products = products_from_files(str(shop), None, lambda *_: None)
     refused = []
 
     def another(done, total):
         with pytest.raises(UserError, match=r"Another process indexes into .* now") as error:
-            index(products, Catalogue(catalogue.uri), network)
+            index_products(products, Catalogue(catalogue.uri), network)
         refused.append(error)
 
-    assert index(products, catalogue, network, progress=another).added == 5
+    assert index_products(products, catalogue, network, progress=another).added == 5
     assert refused
 
 
@@ -491,16 +491,16 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     (shop / "bags" / "broken.jpg").unlink()
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     monkeypatch.setattr("fashion_cnn.retrieval.indexing._STAGED_TOGETHER", 2)
-    index(products_of_files(str(shop / "bags"), None, lambda *_: None), catalogue, network)
+    index_products(products_from_files(str(shop / "bags"), None, lambda *_: None), catalogue, network)
     before = catalogue.open().to_arrow()
-    products = products_of_files(str(shop), None, lambda *_: None)
+    products = products_from_files(str(shop), None, lambda *_: None)
 
     def stop(done, total):
         if done == 4:
             raise Killed
 
     with pytest.raises(Killed):
-        index(products, catalogue, network, progress=stop)
+        index_products(products, catalogue, network, progress=stop)
     assert catalogue.open().to_arrow() == before
     looked_at = []
     look = network.look
@@ -508,7 +508,7 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     # A run that is called by another path is the same one.
     network.run = Run(run.path.parent / "." / ".." / run.path.parent.name / run.path.name)
     assert network.run.path != run.path
-    done = index(products, catalogue, network)
+    done = index_products(products, catalogue, network)
     assert sum(looked_at) == 1, "four of the five were looked at before"
     assert (done.added, done.gone) == (5, ("bag.png", "sack.png"))
 
@@ -517,40 +517,40 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
 @pytest.mark.parametrize("tagged", [True, False], ids=["", "made before there were tags"])
 def test_readers_see_what_an_indexing_did_when_it_is_at_its_end(run, shop, tmp_path, monkeypatch, rebuild, tagged):
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
-    index(products_of_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
+    index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     if not tagged:
-        catalogue.open_newest().tags.delete("ready")
-    before = catalogue.edition()
-    bags = products_of_files(str(shop / "bags"), None, lambda *_: None)
+        catalogue.open_latest().tags.delete("ready")
+    before = catalogue.table_version()
+    bags = products_from_files(str(shop / "bags"), None, lambda *_: None)
 
     def stop(*_):
         raise Killed
 
     with monkeypatch.context() as patch:
         # The last that is done, when all products are in the table.
-        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         with pytest.raises(Killed):
-            index(bags, catalogue, network, prune=True, rebuild=rebuild)
-    assert set(catalogue.keys()) == {"bag.png", "sack.png"}
+            index_products(bags, catalogue, network, prune=True, rebuild=rebuild)
+    assert set(catalogue.content_keys()) == {"bag.png", "sack.png"}
     there = Snapshot(Catalogue(catalogue.uri))
-    assert there.edition == catalogue.edition() == before
-    assert len(there.with_words("shirt").rows) == len(there) == len(there.thumbnails([0, 1])) == 2
-    done = index(bags, catalogue, network, prune=True)
+    assert there.table_version == catalogue.table_version() == before
+    assert len(there.match_titles("shirt").rows) == len(there) == len(there.thumbnails([0, 1])) == 2
+    done = index_products(bags, catalogue, network, prune=True)
     after = Snapshot(catalogue)
-    assert (set(after.row_of), after.version) == ({"bag.png", "sack.png"}, done.version)
-    assert after.version == catalogue.open_newest().version, "nothing is done beyond what readers see"
-    assert len(after.with_words("sack").rows) == 1
+    assert (set(after.row_by_id), after.version) == ({"bag.png", "sack.png"}, done.version)
+    assert after.version == catalogue.open_latest().version, "nothing is done beyond what readers see"
+    assert len(after.match_titles("sack").rows) == 1
 
 
 def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monkeypatch):
     """When the version of the last time is older than what is kept."""
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
-    index(products_of_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
-    first = catalogue.edition().version
+    index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
+    first = catalogue.table_version().version
     monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(milliseconds=1))
-    index(products_of_files(str(shop / "bags"), None, lambda *_: None), catalogue, network, prune=True)
-    assert set(Snapshot(catalogue).row_of) == {"bag.png", "sack.png"}
-    assert first not in [version["version"] for version in catalogue.open_newest().list_versions()], "cleaned up"
+    index_products(products_from_files(str(shop / "bags"), None, lambda *_: None), catalogue, network, prune=True)
+    assert set(Snapshot(catalogue).row_by_id) == {"bag.png", "sack.png"}
+    assert first not in [version["version"] for version in catalogue.open_latest().list_versions()], "cleaned up"
 
 
 def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypatch):
@@ -558,13 +558,13 @@ def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         status, _, err, rows = indexed(f"images={shop / 'shirts'}")
         assert (status, len(rows)) == (130, 2)
         assert "Stopped. The products are in the catalogue; the same command does what is left." in err
     assert indexed(f"images={shop / 'shirts'}")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr("fashion_cnn.retrieval.indexing.bring_up_to_date", stop)
+        patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         _, _, err, rows = indexed(f"images={shop / 'loose.png'}")
         assert "Stopped. The catalogue is as it was; the same command goes on." in err
         assert "loose.png" not in rows
@@ -584,15 +584,15 @@ from pathlib import Path
 from PIL import Image
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.tables import products_of_files
-from fashion_cnn.retrieval.indexing import index
+from fashion_cnn.retrieval.tables import products_from_files
+from fashion_cnn.retrieval.indexing import index_products
 from fashion_cnn.runs import Run
 network, catalogue = TrainedNetwork(Run(Path({str(run.path)!r}))), Catalogue({str(uri)!r})
 print("begun", flush=True)
 for count in range(1, 31):
     files = [str(file) for file in sorted(Path({str(folder)!r}).iterdir())[:count + 1]]
     Image.new("L", (20, 20), 8 * count).save(files[0])
-    index(products_of_files(files, None, lambda *_: None), catalogue, network)
+    index_products(products_from_files(files, None, lambda *_: None), catalogue, network)
     print(count, flush=True)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
@@ -609,12 +609,16 @@ for count in range(1, 31):
         snapshot = Snapshot(catalogue)
         there = len(snapshot)
         assert confirmed <= there - 1 <= confirmed + 1
-        (changed,) = (row for one, row in snapshot.row_of.items() if one.endswith("00.png"))
+        (changed,) = (row for one, row in snapshot.row_by_id.items() if one.endswith("00.png"))
         shade = np.asarray(Image.open(io.BytesIO(snapshot.thumbnails(range(there))[changed]))).mean() / 8
         assert round(shade) == there - 1, "both in one transaction"
-    index(products_of_files(str(folder), None, lambda *_: None), catalogue, network)
+    index_products(products_from_files(str(folder), None, lambda *_: None), catalogue, network)
     # The first picture may be half, as the process that saved it was killed.
-    assert {f"{number:02}.png" for number in range(1, 31)} <= Snapshot(catalogue).row_of.keys() == set(catalogue.keys())
+    assert (
+        {f"{number:02}.png" for number in range(1, 31)}
+        <= Snapshot(catalogue).row_by_id.keys()
+        == set(catalogue.content_keys())
+    )
 
 
 def test_no_catalogue_is_told(tmp_path):

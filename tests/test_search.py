@@ -19,7 +19,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.index import main as index_main
 from fashion_cnn.inference.network import Seen, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.filters import conditions
+from fashion_cnn.retrieval.filters import parse_conditions
 from fashion_cnn.retrieval.searcher import Query, Searcher, near_duplicates
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import as_query, search_vectors
@@ -66,14 +66,14 @@ def ids(found):
 def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
     vectors = searcher.snapshot.vectors.numpy().astype(np.float64)
     seen = searcher.network.look(picture[1][None])
-    weight = searcher.snapshot.about.class_weight
+    weight = searcher.snapshot.metadata.class_weight
     asked = as_query(search_vectors(seen, weight), weight).numpy()[0].astype(np.float64)
     cosines = vectors @ asked / np.linalg.norm(asked) / np.linalg.norm(vectors, axis=1)
     expected = [f"train-{row:05}" for row in np.argsort(-cosines)[:10]]
     found = searcher.search(Query(pictures=(picture[1],), top_k=10))
     assert ids(found) == expected
     assert [hit.similarity for hit in found.hits] == pytest.approx(np.sort(-cosines)[:10] * -1, abs=1e-5)
-    rest = searcher.search(Query(pictures=(picture[1],), top_k=4, skip=6))
+    rest = searcher.search(Query(pictures=(picture[1],), top_k=4, offset=6))
     assert ids(rest) == expected[6:]
     assert found.hits[0].category == "middle", "a network that learned, of a bar in the second quarter"
     assert found.hits[0].thumbnail.startswith(b"\x89PNG")
@@ -125,10 +125,10 @@ def test_what_it_was_taught_finds_more_of_it(search, command, run, tmp_path):
 
 
 def test_words_alone_and_beside_a_picture(searcher, picture):
-    found = searcher.search(Query(words="bottom", top_k=50))
+    found = searcher.search(Query(text="bottom", top_k=50))
     assert {hit.category for hit in found.hits} == {"bottom"}
     assert (found.matching, len(found.hits), found.hits[0].similarity) == (40, 40, None)
-    both = searcher.search(Query(words="bottom", pictures=(picture[1],), top_k=160))
+    both = searcher.search(Query(text="bottom", pictures=(picture[1],), top_k=160))
     order = ids(both)
     assert len(order) == 160
     alike = ids(searcher.search(Query(pictures=(picture[1],), top_k=160)))
@@ -145,15 +145,15 @@ def test_words_alone_and_beside_a_picture(searcher, picture):
 
 def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkeypatch):
     monkeypatch.setattr("fashion_cnn.retrieval.searcher._TAKING_PART", 20)
-    found = searcher.search(Query(words="bottom", like=("train-00000",), top_k=160))
+    found = searcher.search(Query(text="bottom", like=("train-00000",), top_k=160))
     assert 20 < found.matching == len(found.hits) < 160
-    assert not searcher.search(Query(words="bottom", like=("train-00000",), skip=found.matching)).hits
+    assert not searcher.search(Query(text="bottom", like=("train-00000",), offset=found.matching)).hits
 
 
 def test_a_snapshot_that_nobody_has_any_more_is_gone_at_once(run):
     snapshot = Snapshot(Catalogue(str(run.catalogue)))
-    snapshot.hold_thumbnails(10**9)
-    assert len(snapshot.with_words("bottom").rows)
+    snapshot.cache_thumbnails(10**9)
+    assert len(snapshot.match_titles("bottom").rows)
     gone = weakref.ref(snapshot)
     gc.disable()
     try:
@@ -167,11 +167,11 @@ def test_a_snapshot_that_nobody_has_any_more_is_gone_at_once(run):
     "words", ["' OR 1=1 --", '"', "\\", "a" * 5000, "(", "*", "title:x", "\0", "🙂", "AND NOT", "-"]
 )
 def test_no_words_are_a_query_language(searcher, words):
-    assert searcher.search(Query(words=words, top_k=3)).matching == 0
+    assert searcher.search(Query(text=words, top_k=3)).matching == 0
 
 
 def test_a_query_of_nothing_is_the_catalogue_from_its_start(searcher):
-    found = searcher.search(Query(top_k=3, skip=1))
+    found = searcher.search(Query(top_k=3, offset=1))
     assert (ids(found), found.matching) == (["train-00001", "train-00002", "train-00003"], 160)
 
 
@@ -192,7 +192,7 @@ def test_a_query_of_nothing_is_the_catalogue_from_its_start(searcher):
 )
 def test_conditions_hold_in_memory_and_in_the_store_alike(searcher, run, asked, expected):
     table = searcher.snapshot.attributes
-    wanted = conditions(asked, table.schema)
+    wanted = parse_conditions(asked, table.schema)
     right = [row["id"] for row in table.to_pylist() if expected(row)]
     found = searcher.search(Query(like=("train-00003",), conditions=wanted, top_k=500))
     assert sorted([*ids(found), *({"train-00003"} & set(right))]) == right
@@ -217,12 +217,12 @@ def test_conditions_hold_in_memory_and_in_the_store_alike(searcher, run, asked, 
 )
 def test_conditions_that_mean_nothing_are_told(searcher, asked, said):
     with pytest.raises(UserError, match=said):
-        conditions(asked, searcher.snapshot.attributes.schema)
+        parse_conditions(asked, searcher.snapshot.attributes.schema)
 
 
 def test_a_column_that_is_null_meets_no_condition():
     table = pa.table({"price": [1.0, None, 3.0]})
-    (condition,) = conditions({"price": {"max": 2}}, table.schema)
+    (condition,) = parse_conditions({"price": {"max": 2}}, table.schema)
     assert condition.holds(table).tolist() == [True, False, False]
 
 

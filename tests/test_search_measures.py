@@ -16,17 +16,17 @@ from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.ranking import NETWORK, Mean, measure_instances, measure_labelled, measure_ranking
 from fashion_cnn.retrieval.evaluation import (
     TOGETHER,
-    Altered,
+    AlteredCopies,
     Images,
     PrincipalComponents,
     evaluate_search,
-    images_of,
+    load_search_images,
     nearest,
     pixel_directions,
     pixels,
-    summary_of,
+    summarise_runs,
 )
-from fashion_cnn.retrieval.report import drawn
+from fashion_cnn.retrieval.report import plot_outcome
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -158,7 +158,7 @@ def test_of_single_products_the_original_alone_counts():
 
 def images_of_run(run, split="test", most=None):
     data = TinyDataModule(**{"val_size": 32, "mean": [0.5], "std": [0.25], "left_out": run.config().data.left_out})
-    return images_of(data, split, most)
+    return load_search_images(data, split, most)
 
 
 def test_the_test_images_search_among_all_training_images(runs):
@@ -175,15 +175,15 @@ def test_the_test_images_search_among_all_training_images(runs):
 
 def test_validation_images_search_among_the_others():
     data = TinyDataModule(val_size=32, mean=[0.5], std=[0.25])
-    images = images_of(data, "val", None)
+    images = load_search_images(data, "val", None)
     assert (len(images.queries), len(images.catalogue)) == (32, 128)
     both = {image.numpy().tobytes() for image in images.queries} & {
         image.numpy().tobytes() for image in images.catalogue
     }
     assert not both
-    assert images_of(data, "test", 8).query_labels.bincount().tolist() == [2, 2, 2, 2]
+    assert load_search_images(data, "test", 8).query_labels.bincount().tolist() == [2, 2, 2, 2]
     with pytest.raises(UserError, match="kept no validation images"):
-        images_of(TinyDataModule(val_size=0, mean=[0.5], std=[0.25]), "val", None)
+        load_search_images(TinyDataModule(val_size=0, mean=[0.5], std=[0.25]), "val", None)
 
 
 def test_classes_that_the_network_never_saw_are_searched_for_among_themselves_and_among_all(runs):
@@ -212,7 +212,7 @@ def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
     images = Images(noise, labels, noise[:4], labels[:4], ("a", "b", "c", "d"), ())
     network = TrainedNetwork(runs["whole"])
     result = evaluate_search(
-        network, images, altered=Altered(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
+        network, images, altered=AlteredCopies(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
     )
     assert set(result.instances) == {"translation", "shot_noise", TOGETHER}
     by_pixels = {name: found["pixels, cosine"].recall[1].value for name, found in result.instances.items()}
@@ -220,7 +220,7 @@ def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
     assert by_pixels["shot_noise"] == 1
     assert by_pixels["translation"] < 0.2
     again = evaluate_search(
-        network, images, altered=Altered(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
+        network, images, altered=AlteredCopies(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
     )
     assert again == result
 
@@ -259,7 +259,7 @@ def test_the_command_writes_what_it_prints(evaluate, runs):
     assert stored["weights_sha256"] == run.results()["weights_sha256"]
     found = stored["searches"]["all classes"][NETWORK]["overall"]["precision"]["1"]["value"]
     assert stored["below_accuracy"]["precision_at_1"] == pytest.approx(stored["accuracy"]["value"] - found)
-    axes = drawn(stored)["precision_at_k"].axes[0]
+    axes = plot_outcome(stored)["precision_at_k"].axes[0]
     drawn_curve = next(line for line in axes.lines if line.get_label() == NETWORK).get_ydata()
     assert drawn_curve[0] == pytest.approx(found * 100)
 
@@ -287,7 +287,7 @@ def test_several_runs_are_told_by_their_mean(evaluate, runs, tmp_path):
     status, out, _ = evaluate(f"run={folder}/*", "baselines=false", "instances=10")
     assert status == 0
     assert "Mean ± standard deviation over 2 runs" in out
-    assert summary_of(told["runs"]) == told["summary"]
+    assert summarise_runs(told["runs"]) == told["summary"]
 
 
 @pytest.mark.parametrize(

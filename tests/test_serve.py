@@ -35,18 +35,18 @@ from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
 
 from fashion_cnn.cli.main import compose
-from fashion_cnn.concepts import Concepts, background_of, learn
+from fashion_cnn.concepts import Concepts, fit_background, learn
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.indexing import index
-from fashion_cnn.retrieval.products import products_of_data_set
+from fashion_cnn.retrieval.indexing import index_products
+from fashion_cnn.retrieval.products import products_from_data_set
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.tables import products_of_files
+from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.retrieval.web import pages as web_pages
 from fashion_cnn.retrieval.web import service
 from fashion_cnn.retrieval.web.query import Asked, carried, uncarried
@@ -202,7 +202,7 @@ def test_words_find_titles_and_join_with_pictures(client, products, searcher):
     assert ids_of(text)
     assert all("red" in products[one]["title"] for one in ids_of(text))
     both = hits(client.get("/api/search", params={"text": "red", "like": "p20"}))
-    assert both == [hit.id for hit in searcher.search(Query(words="red", like=("p20",))).hits]
+    assert both == [hit.id for hit in searcher.search(Query(text="red", like=("p20",))).hits]
     assert both != hits(client.get("/api/search", params={"like": "p20"}))
 
 
@@ -435,7 +435,7 @@ def test_pictures_not_to_be_like_come_as_files_too(client, searcher):
     files = [("picture", ("a.png", photograph(1))), ("unlike_picture", ("b.png", photograph(2)))]
     answer = client.post("/api/search", files=files)
     one, other = (searcher.network.preparation(decode(photograph(number))) for number in (1, 2))
-    assert hits(answer) == [hit.id for hit in searcher.search(Query(pictures=(one,), other_pictures=(other,))).hits]
+    assert hits(answer) == [hit.id for hit in searcher.search(Query(pictures=(one,), unlike_pictures=(other,))).hits]
     text = page(client.get(answer.json()["link"]))
     assert "Not like this: " in text
     assert ids_of(text) == hits(answer)
@@ -506,8 +506,8 @@ def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_search
     class Another(TrainedNetwork):
         identity = "another"
 
-    products = products_of_files(str(own_run.path / "photos"), None, lambda done, total: None)
-    index(products, shop.catalogue, Another(own_run, flip_average=True), rebuild=True)
+    products = products_from_files(str(own_run.path / "photos"), None, lambda done, total: None)
+    index_products(products, shop.catalogue, Another(own_run, flip_average=True), rebuild=True)
     read = []
     monkeypatch.setattr("fashion_cnn.retrieval.web.state.Snapshot", lambda one: read.append(one) or Snapshot(one))
     for _ in range(3):
@@ -537,9 +537,9 @@ def taught(run):
     pictures = [Image.open(io.BytesIO(photograph(number, 28))) for number in (0, 4)]
     network = TrainedNetwork(run, flip_embeddings=True)
     concepts = Concepts(run, network.identity)
-    concepts.keep_background(background_of(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
+    concepts.save_background(fit_background(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
     looked = network.look(torch.stack([network.preparation(picture) for picture in pictures]))
-    concepts.keep(learn("a stripe", looked.embeddings, concepts.background(), false_alarms=0.3))
+    concepts.save(learn("a stripe", looked.embeddings, concepts.background(), false_alarms=0.3))
     return concepts
 
 
@@ -617,7 +617,7 @@ def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving
     assert "prices are made up" not in serving(own_run).get("/").text
     data = TinyDataModule(val_size=32, mean=[0.5], std=[0.25])
     network = TrainedNetwork(own_run, flip_average=True)
-    index(products_of_data_set(data), Catalogue(str(own_run.catalogue)), network, rebuild=True)
+    index_products(products_from_data_set(data), Catalogue(str(own_run.catalogue)), network, rebuild=True)
     text = page(serving(own_run).get("/"))
     assert "Its prices are made up." in text
     assert "160 products" in text

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_images import TinyDataModule
 
 from fashion_cnn.cli.main import compose
-from fashion_cnn.concepts import Background, background_of, learn, taken_for_any
+from fashion_cnn.concepts import Background, fit_background, joint_false_alarm_rate, learn
 from fashion_cnn.inference.network import TrainedNetwork, data_set_of
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
@@ -79,9 +79,9 @@ def test_the_false_alarms_of_several_concepts_add_up():
     generator = torch.Generator().manual_seed(0)
     background = Background(torch.zeros(8), torch.eye(8), torch.randn(2000, 8, generator=generator))
     concepts = [learn(str(number), axis[None], background) for number, axis in enumerate(torch.eye(8)[:5])]
-    assert taken_for_any(concepts[:1], background) == pytest.approx(0.05, abs=0.001)
-    assert taken_for_any(concepts, background) == pytest.approx(1 - 0.95**5, abs=0.02)
-    assert taken_for_any([concepts[0], concepts[0]], background) == pytest.approx(0.05, abs=0.001)
+    assert joint_false_alarm_rate(concepts[:1], background) == pytest.approx(0.05, abs=0.001)
+    assert joint_false_alarm_rate(concepts, background) == pytest.approx(1 - 0.95**5, abs=0.02)
+    assert joint_false_alarm_rate([concepts[0], concepts[0]], background) == pytest.approx(0.05, abs=0.001)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def teach(command, run):
 
 def test_a_background_has_the_known_round_nothing_and_no_direction_varies_more_than_one(run):
     network, data = TrainedNetwork(run, flip_embeddings=True), data_set_of(run)
-    background = background_of(network, data)
+    background = fit_background(network, data)
     embeddings = network.look(data.train_split.images_at(data.train_split.indices)).embeddings
     whitened = background.whiten(embeddings)
     held_back = len(embeddings) // 3

@@ -16,8 +16,8 @@ from tiny_images import TinyDataModule
 from fashion_cnn.cli.main import compose
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.indexing import index
-from fashion_cnn.retrieval.tables import products_of_files
+from fashion_cnn.retrieval.indexing import index_products
+from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, listening_at, server_of
 from fashion_cnn.train import train
@@ -60,8 +60,8 @@ def make_catalogue(run: Run, *, only: int = 60, flip_average: bool = True) -> No
         for number, one in enumerate(rows()[:only]):
             Image.fromarray(images[number, 0].numpy()).save(folder / f"{number}.png")
             writer.writerow(one | {"image": f"{number}.png"})
-    products = products_of_files(None, str(folder / "shop.csv"), lambda done, total: None)
-    index(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=flip_average), prune=True)
+    products = products_from_files(None, str(folder / "shop.csv"), lambda done, total: None)
+    index_products(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=flip_average), prune=True)
 
 
 def photograph(number: int, side: int = 120) -> bytes:

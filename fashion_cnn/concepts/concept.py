@@ -37,7 +37,7 @@ class Background:
         return (embeddings - self.mean) @ self.whitener
 
 
-def background_of(network: TrainedNetwork, data: ImageDataModule) -> Background:
+def fit_background(network: TrainedNetwork, data: ImageDataModule) -> Background:
     """The background of a network: what it makes of a sample of its training images."""
     data.prepare_data()
     data.setup("fit")
@@ -97,7 +97,7 @@ def learn(name: str, examples: Tensor, background: Background, *, false_alarms: 
     return Concept(name, direction, threshold, false_alarms, len(examples), recognised)
 
 
-def taken_for_any(concepts: Sequence[Concept], background: Background) -> float:
+def joint_false_alarm_rate(concepts: Sequence[Concept], background: Background) -> float:
     """The share of known images that at least one of the concepts is seen in: false alarms add up."""
     alarms = [concept.scores(background.others) > concept.threshold for concept in concepts]
     return torch.stack(alarms).any(dim=0).double().mean().item()

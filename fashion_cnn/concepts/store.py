@@ -60,7 +60,7 @@ class Concepts:
             found.append(sorted(named, key=lambda pair: -pair[1]))
         return found
 
-    def read(self) -> None:
+    def load(self) -> None:
         """Have all in memory now, so that nothing can fail later. Raises UserError."""
         _ = self._known, self._known_background
 
@@ -81,10 +81,10 @@ class Concepts:
         stored = self._load(path, needed=parts)
         return Background(*(torch.from_numpy(stored[name]) for name in parts))
 
-    def keep_background(self, background: Background) -> None:
+    def save_background(self, background: Background) -> None:
         self._write(_BACKGROUND, {name: value.numpy() for name, value in vars(background).items()})
 
-    def keep(self, concept: Concept) -> bool:
+    def save(self, concept: Concept) -> bool:
         """Write a concept down; whether it takes the place of one of the same name."""
         there = (self._folder / _file_of(concept.name)).exists()
         described = {**asdict(concept), "direction": concept.direction.numpy()}

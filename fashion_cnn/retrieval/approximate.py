@@ -30,7 +30,7 @@ _KEY = "approximate"
 
 
 @dataclass(frozen=True)
-class Approximate:
+class VectorIndex:
     """recall: the share of the exact nearest 12 that was found, over `sample` products of the catalogue's own.
 
     probes: how many lists are looked at. products: how many there were when it was measured.
@@ -42,13 +42,13 @@ class Approximate:
     products: int
 
 
-def approximate_of(table: Any) -> Approximate | None:
+def vector_index_of(table: Any) -> VectorIndex | None:
     """What was measured of a LanceDB table's index; None where it has none and is searched exactly."""
     stored = (table.schema.field("vector").metadata or {}).get(_KEY.encode())
-    return Approximate(**json.loads(stored)) if stored and _names(table) else None
+    return VectorIndex(**json.loads(stored)) if stored and _names(table) else None
 
 
-def bring_up_to_date(table: Any, above: int | None) -> Approximate | None:
+def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
     """Have an index of the vectors where there are more products than `above` (None or 0: never), and measure it.
 
     What was added since an index was built, LanceDB looks through beside it, until `optimize` takes it in.
@@ -89,7 +89,7 @@ def _names(table: Any) -> list[str]:
     return [index.name for index in table.list_indices() if list(index.columns) == ["vector"]]
 
 
-def _measured(table: Any) -> Approximate:
+def _measured(table: Any) -> VectorIndex:
     count = table.count_rows()
     chosen = np.sort(np.random.default_rng(0).choice(count, min(_SAMPLE, count), replace=False))
     sample = table.take_offsets(chosen.tolist()).select(["vector"]).to_arrow()
@@ -101,7 +101,7 @@ def _measured(table: Any) -> Approximate:
         recall = float(np.mean([len(one & exact) / len(exact) for one, exact in zip(found, truth, strict=True)]))
         if recall >= _ENOUGH:
             break
-    return Approximate(recall=recall, probes=probes, sample=len(directions), products=count)
+    return VectorIndex(recall=recall, probes=probes, sample=len(directions), products=count)
 
 
 def _ids(hits: Iterable[tuple[str, float]]) -> set[str]:

@@ -42,13 +42,13 @@ _READY = "ready"
 _KEPT = timedelta(days=1)
 _FOR_EVER = timedelta(days=36500)
 # What a shop says of every product; its further columns come behind them.
-OWN_COLUMNS = ("id", "title", "category", "price")
+PRODUCT_COLUMNS = ("id", "title", "category", "price")
 # What indexing and searching add.
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
 
 
 @dataclass(frozen=True)
-class About:
+class CatalogueMetadata:
     """Whose vectors a catalogue holds.
 
     network: `TrainedNetwork.identity`. run: the directory of that run then. dimensions: of a vector.
@@ -66,14 +66,14 @@ class About:
     class_weight: float = 0.0
 
 
-class Edition(NamedTuple):
+class TableVersion(NamedTuple):
     """made: of the making of the table. version: of the table, which counts up with each change."""
 
     made: str
     version: int
 
 
-def described(schema: pa.Schema, about: About) -> pa.Schema:
+def described(schema: pa.Schema, about: CatalogueMetadata) -> pa.Schema:
     """The schema of a table that says `about` of itself."""
     return schema.with_metadata({_ABOUT: json.dumps(asdict(about)).encode()})
 
@@ -88,12 +88,12 @@ def says_of_itself(schema: pa.Schema) -> bool:
     return _ABOUT in (schema.metadata or {})
 
 
-def edition_of(table: Any) -> Edition:
+def table_version_of(table: Any) -> TableVersion:
     """Of a LanceDB table of products, as it is opened."""
-    return Edition((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
+    return TableVersion((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
 
 
-def require_same(before: About, now: About, uri: str) -> None:
+def check_compatible(before: CatalogueMetadata, now: CatalogueMetadata, uri: str) -> None:
     """Raises UserError where products of `now` cannot stand beside those of `before` in the catalogue at `uri`."""
     if before.network != now.network:
         raise UserError(
@@ -115,13 +115,13 @@ def require_same(before: About, now: About, uri: str) -> None:
         )
 
 
-def _whose(about: About) -> str:
+def _whose(about: CatalogueMetadata) -> str:
     return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
 
 
-def about_of(table: Any) -> About:
+def metadata_of(table: Any) -> CatalogueMetadata:
     """Whose vectors a LanceDB table of products holds."""
-    return About(**json.loads(table.schema.metadata[_ABOUT]))
+    return CatalogueMetadata(**json.loads(table.schema.metadata[_ABOUT]))
 
 
 class Catalogue:
@@ -145,7 +145,7 @@ class Catalogue:
     def exists(self) -> bool:
         return _TABLE in self._names()
 
-    def begin(self, about: About, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
+    def begin(self, about: CatalogueMetadata, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
         """Make ready to `stage` products with a shop's own columns; the catalogue itself stays as it is.
 
         rebuild: what is staged will replace the whole catalogue.
@@ -154,7 +154,7 @@ class Catalogue:
         """
         table = self._opened(_TABLE) if self.exists() else None
         if table is not None and not rebuild:
-            require_same(about_of(table), about, self.uri)
+            check_compatible(metadata_of(table), about, self.uri)
             if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
                 field = differing[0]
                 raise UserError(
@@ -165,12 +165,12 @@ class Catalogue:
         if _STAGING in self._names():
             staging = self._opened(_STAGING)
             # The same run may be called by another path.
-            if staging.schema.equals(schema) and replace(about_of(staging), run=about.run) == about:
+            if staging.schema.equals(schema) and replace(metadata_of(staging), run=about.run) == about:
                 return
             self._database.drop_table(_STAGING)
         self._database.create_table(_STAGING, schema=schema)
 
-    def keys(self, *, staged: bool = False) -> dict[str, str]:
+    def content_keys(self, *, staged: bool = False) -> dict[str, str]:
         """The key of each product's content, by id; of those that are staged, or of the catalogue's own."""
         name = _STAGING if staged else _TABLE
         if name not in self._names():
@@ -180,14 +180,16 @@ class Catalogue:
 
     def column_types(self) -> dict[str, pa.DataType]:
         """The types of the shop's own columns, by name; none where there is no catalogue."""
-        return {field.name: field.type for field in shops_own(self._opened(_TABLE).schema)} if self.exists() else {}
+        return (
+            {field.name: field.type for field in custom_columns(self._opened(_TABLE).schema)} if self.exists() else {}
+        )
 
-    def filled(self) -> set[str]:
+    def non_empty_columns(self) -> set[str]:
         """The price and those of the shop's own columns that say something of any product."""
         if not self.exists():
             return set()
         table = self._opened(_TABLE)
-        names = ["price", *(field.name for field in shops_own(table.schema))]
+        names = ["price", *(field.name for field in custom_columns(table.schema))]
         columns = table.search().select(names).limit(None).to_arrow()
         return {name for name in names if columns[name].null_count < len(columns)}
 
@@ -210,14 +212,14 @@ class Catalogue:
             if wanted:
                 _upsert(table, _batches(staging, wanted, table.schema))
             left = set(table.schema.names) - set(staging.schema.names)
-            if left and (unsaid := left - self.filled()):
+            if left and (unsaid := left - self.non_empty_columns()):
                 table.drop_columns(sorted(unsaid))
         _tidy(table)
         self._database.drop_table(_STAGING)
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete products; the number that were there. Raises UserError where there is no catalogue."""
-        table = self.open_newest()
+        table = self.open_latest()
         before = table.count_rows()
         table.delete(col("id").isin(list(ids)))
         removed: int = before - table.count_rows()
@@ -225,21 +227,21 @@ class Catalogue:
             _tidy(table)
         return removed
 
-    def edition(self) -> Edition:
+    def table_version(self) -> TableVersion:
         """The version for readers, told apart from those of a catalogue that stood here before. Raises UserError."""
-        return edition_of(self.open())
+        return table_version_of(self.open())
 
     def open(self) -> Any:
         """LanceDB's table for readers, as the last indexing left it, whatever another one is at. Raises UserError where
         there is none.
         """
-        table = self.open_newest()
+        table = self.open_latest()
         # Catalogues of before there was a tag have none, nor has one that is being made.
         if _is_tagged(table):
             table.checkout(_READY)
         return table
 
-    def open_newest(self) -> Any:
+    def open_latest(self) -> Any:
         """LanceDB's table, to be changed while `indexing`. Raises UserError where there is none."""
         if not self.exists():
             begun = (
@@ -249,17 +251,17 @@ class Catalogue:
         return self._opened(_TABLE)
 
     @contextmanager
-    def indexing(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """Change the catalogue: readers see what is done in the block when it ends, and nothing of it after an error.
 
         Raises UserError where another process of this machine indexes into it, or the folder cannot be written.
         """
         with self._held():
-            if self.exists() and not _is_tagged(table := self.open_newest()):
+            if self.exists() and not _is_tagged(table := self.open_latest()):
                 _tag(table)
             yield
             if self.exists():
-                table = self.open_newest()
+                table = self.open_latest()
                 _tag(table)
                 # No sooner: LanceDB refuses to clean up where it would remove a tagged version.
                 table.optimize(cleanup_older_than=_KEPT)
@@ -301,7 +303,7 @@ class Catalogue:
 
 def _tidy(table: Any) -> None:
     """Have an index of the titles' words, and large files in place of many small ones."""
-    if not has_words(table) and table.count_rows():
+    if not has_title_index(table) and table.count_rows():
         table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
     table.optimize(cleanup_older_than=_FOR_EVER)
 
@@ -316,14 +318,14 @@ def _tag(table: Any) -> None:
     put(_READY, table.version)
 
 
-def has_words(table: Any) -> bool:
+def has_title_index(table: Any) -> bool:
     """Whether the titles' words can be searched; not before the first product."""
     return any(list(index.columns) == ["title"] for index in table.list_indices())
 
 
-def shops_own(schema: pa.Schema) -> list[pa.Field]:
+def custom_columns(schema: pa.Schema) -> list[pa.Field]:
     """The further columns of a shop."""
-    return [field for field in schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
+    return [field for field in schema if field.name not in (*PRODUCT_COLUMNS, *RESERVED_COLUMNS)]
 
 
 def _type_of(table: Any, column: str) -> pa.DataType | None:
@@ -340,7 +342,7 @@ def _holding(kind: pa.DataType | None) -> str:
     return "texts" if pa.types.is_string(kind) else str(kind)
 
 
-def _schema(about: About, columns: Sequence[pa.Field]) -> pa.Schema:
+def _schema(about: CatalogueMetadata, columns: Sequence[pa.Field]) -> pa.Schema:
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("key", pa.string()),
@@ -379,7 +381,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def catalogue_at(named: str | None, run: Run) -> str:
+def catalogue_uri(named: str | None, run: Run) -> str:
     """The address of the catalogue that a person named, or of the run's own. Raises UserError for an empty one."""
     return str(run.catalogue) if named is None else _address(named)
 
@@ -393,29 +395,29 @@ def _address(named: str) -> str:
     return named if "://" in named else str(Path(named).expanduser())
 
 
-def run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
+def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
     """The run that searches, and the catalogue that it searches in.
 
     run: None is the one that made the catalogue, or where none is named the newest one that has a catalogue.
     Raises UserError where there is no such run, or the catalogue's name is empty.
     """
     if catalogue is None:
-        found = find_indexed(runs_dir) if run is None else find_measured(run, runs_dir)
+        found = find_run_with_catalogue(runs_dir) if run is None else find_measured(run, runs_dir)
         return found, Catalogue(str(found.catalogue))
     there = Catalogue(_address(catalogue))
     if run is None:
-        run = about_of(there.open()).run if there.exists() else "latest"
+        run = metadata_of(there.open()).run if there.exists() else "latest"
     return find_measured(run, runs_dir), there
 
 
-def listed(ids: object | None) -> tuple[str, ...]:
+def as_strings(ids: object | None) -> tuple[str, ...]:
     """One value or several, as texts."""
     if ids is None:
         return ()
     return tuple(map(str, ids)) if isinstance(ids, Iterable) and not isinstance(ids, str) else (str(ids),)
 
 
-def find_indexed(runs_dir: Path) -> Run:
+def find_run_with_catalogue(runs_dir: Path) -> Run:
     """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
     # An indexing that was stopped leaves a folder without the table.
     indexed = [run for run in find_all(runs_dir) if (run.catalogue / f"{_TABLE}.lance").is_dir()]

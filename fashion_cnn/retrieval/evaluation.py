@@ -34,9 +34,9 @@ TOGETHER = "one on top of the other"
 _COMPONENTS = 64
 Figures = dict[str, tuple[str, ...]]
 # In a folder a split of `Run.search_evaluation`: the stored measures of one run.
-FIGURES_FILE = "measures.json"
+METRICS_FILE = "measures.json"
 # By name, where a figure stands among the stored measures of a search.
-FIGURES: Figures = {
+METRICS: Figures = {
     "precision@1": ("precision", "1"),
     "precision@10": ("precision", "10"),
     "precision@100": ("precision", "100"),
@@ -44,7 +44,7 @@ FIGURES: Figures = {
     "mAP@100": ("map_at_100",),
     "mAP@R": ("map_at_r",),
 }
-INSTANCE_FIGURES: Figures = {"recall@1": ("recall", "1"), "recall@10": ("recall", "10")}
+INSTANCE_METRICS: Figures = {"recall@1": ("recall", "1"), "recall@10": ("recall", "10")}
 
 
 @torch.inference_mode()
@@ -74,7 +74,7 @@ def nearest(
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baseline:
     """vectors: of images `(N, C, H, W)` uint8, `(N, D)` float32; of length 1 where the metric is the cosine. as_query:
     of vectors, what is searched by; None for themselves.
     """
@@ -131,7 +131,7 @@ class PrincipalComponents:
 
 
 @dataclass(frozen=True)
-class Altered:
+class AlteredCopies:
     """Copies of catalogue images that are to find their originals.
 
     count: how many. corruptions: of `evaluation/corruptions.py`, all of one severity; each alone, and then, where there
@@ -185,7 +185,7 @@ class Images:
         return torch.tensor([label for label in range(len(self.class_names)) if label not in self.unseen])
 
 
-def images_of(data: ImageDataModule, split: str, most: int | None) -> Images:
+def load_search_images(data: ImageDataModule, split: str, most: int | None) -> Images:
     """The images to search among and to search by.
 
     split: test searches among all images for training, validation included; val among these without its own.
@@ -217,7 +217,7 @@ def evaluate_search(
     images: Images,
     *,
     class_weight: float = 0.0,
-    altered: Altered | None,
+    altered: AlteredCopies | None,
     baselines: bool,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -230,16 +230,16 @@ def evaluate_search(
     """
     searches = _searches(images)
     copies, originals = _copies(images, altered, seed)
-    yardsticks = [
-        Yardstick(
+    embedders = [
+        Baseline(
             NETWORK,
             lambda batch: search_vectors(network.look(batch), class_weight),
             "cosine",
             lambda vectors: as_query(vectors, class_weight),
         )
     ]
-    yardsticks += _baselines(network, images, seed) if baselines else []
-    steps = len(yardsticks) * (sum(len(search.queries) for search in searches.values()) + len(copies) * len(originals))
+    embedders += _baselines(network, images, seed) if baselines else []
+    steps = len(embedders) * (sum(len(search.queries) for search in searches.values()) + len(copies) * len(originals))
     done = 0
 
     def step(more: int) -> None:
@@ -249,25 +249,25 @@ def evaluate_search(
 
     found: dict[str, dict[str, LabelledSearch]] = {name: {} for name in searches}
     instances: dict[str, dict[str, RankingMeasures]] = {name: {} for name in copies}
-    for yardstick in yardsticks:
-        catalogue, queries = yardstick.vectors(images.catalogue), yardstick.queries(images.queries)
+    for baseline in embedders:
+        catalogue, queries = baseline.vectors(images.catalogue), baseline.queries(images.queries)
         for name, search in searches.items():
             ranked = nearest(
                 queries[search.queries],
                 catalogue[search.catalogue],
                 DEPTH,
-                metric=yardstick.metric,
+                metric=baseline.metric,
                 progress=step,
             )
-            found[name][yardstick.name] = measure_labelled(
+            found[name][baseline.name] = measure_labelled(
                 ranked,
                 images.query_labels[search.queries],
                 images.catalogue_labels[search.catalogue],
                 images.class_names,
             )
         for name, pictures in copies.items():
-            ranked = nearest(yardstick.queries(pictures), catalogue, DEPTH, metric=yardstick.metric, progress=step)
-            instances[name][yardstick.name] = measure_instances(ranked, originals)
+            ranked = nearest(baseline.queries(pictures), catalogue, DEPTH, metric=baseline.metric, progress=step)
+            instances[name][baseline.name] = measure_instances(ranked, originals)
     return SearchEvaluation(found, instances, _accuracy(network, images))
 
 
@@ -290,7 +290,7 @@ def _rows(chosen: Tensor) -> Tensor:
     return chosen.nonzero()[:, 0]
 
 
-def _copies(images: Images, altered: Altered | None, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+def _copies(images: Images, altered: AlteredCopies | None, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     """Copies by how they were altered, and the catalogue rows of their originals."""
     if altered is None:
         return {}, torch.arange(0)
@@ -306,15 +306,15 @@ def _copies(images: Images, altered: Altered | None, seed: int) -> tuple[dict[st
     return copies, originals
 
 
-def _baselines(network: TrainedNetwork, images: Images, seed: int) -> Sequence[Yardstick]:
-    # What the network was not shown, its yardstick is not either.
+def _baselines(network: TrainedNetwork, images: Images, seed: int) -> Sequence[Baseline]:
+    # What the network was not shown, its baseline is not either.
     known = images.catalogue[torch.isin(images.catalogue_labels, images.seen)]
     components, untrained = PrincipalComponents.of(known, _COMPONENTS), network.untrained(seed)
     return [
-        Yardstick("pixels, cosine", pixel_directions, "cosine"),
-        Yardstick("pixels, Euclidean", pixels, "euclidean"),
-        Yardstick(f"{_COMPONENTS} principal components", components, "cosine"),
-        Yardstick("untrained network", lambda batch: untrained.look(batch).embeddings, "cosine"),
+        Baseline("pixels, cosine", pixel_directions, "cosine"),
+        Baseline("pixels, Euclidean", pixels, "euclidean"),
+        Baseline(f"{_COMPONENTS} principal components", components, "cosine"),
+        Baseline("untrained network", lambda batch: untrained.look(batch).embeddings, "cosine"),
     ]
 
 
@@ -326,7 +326,7 @@ def _accuracy(network: TrainedNetwork, images: Images) -> Mean | None:
     return Mean.of(answers == images.query_labels[known])
 
 
-def figure(measures: dict[str, Any], path: Sequence[str]) -> dict[str, float] | None:
+def stored_metric(measures: dict[str, Any], path: Sequence[str]) -> dict[str, float] | None:
     """The mean with its interval that stands at `path` in stored measures; None where a list was too short for it."""
     found: dict[str, Any] | None = measures
     for key in path:
@@ -334,7 +334,7 @@ def figure(measures: dict[str, Any], path: Sequence[str]) -> dict[str, float] | 
     return found
 
 
-def summary_of(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise_runs(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean, standard deviation (null of a single run) and values over stored outcomes, by search, vectors and figure.
 
     Vectors that not all runs were measured by are left out.
@@ -345,7 +345,7 @@ def summary_of(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         measured = [{whose: search["overall"] for whose, search in one.items()} for one in found]
         searches[name] = {
             "chance": statistics.fmean(next(iter(one.values()))["chance"] for one in found),
-            "by_vectors": _over_runs(measured, FIGURES),
+            "by_vectors": _over_runs(measured, METRICS),
         }
     return {
         "runs": [outcome["run"] for outcome in outcomes],
@@ -354,7 +354,7 @@ def summary_of(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": _spread(outcome["accuracy"]["value"] for outcome in outcomes if outcome["accuracy"]),
         "searches": searches,
         "instances": {
-            name: _over_runs([outcome["instances"][name] for outcome in outcomes], INSTANCE_FIGURES)
+            name: _over_runs([outcome["instances"][name] for outcome in outcomes], INSTANCE_METRICS)
             for name in outcomes[0]["instances"]
         },
     }
@@ -364,7 +364,7 @@ def _over_runs(measured: Sequence[dict[str, Any]], figures: Figures) -> dict[str
     """By whose vectors, each figure over the runs; `measured`: of each run, measures by whose vectors."""
     return {
         whose: {
-            name: _spread(found["value"] for of in measured if (found := figure(of[whose], path)))
+            name: _spread(found["value"] for of in measured if (found := stored_metric(of[whose], path)))
             for name, path in figures.items()
         }
         for whose in measured[0]

@@ -52,7 +52,7 @@ class Condition:
         return reduce(and_, parts)
 
 
-def conditions(described: Mapping[str, Any], schema: pa.Schema) -> tuple[Condition, ...]:
+def parse_conditions(described: Mapping[str, Any], schema: pa.Schema) -> tuple[Condition, ...]:
     """What a person asks of columns: a value, a list of values, or {min: …, max: …}, by the column's name.
 
     None and [] ask for nothing. Raises UserError for a column that is not there, or a value that is not of its kind.

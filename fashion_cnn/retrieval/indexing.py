@@ -11,17 +11,17 @@ import torch
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.pictures import UnreadablePictureError
-from fashion_cnn.retrieval.approximate import Approximate, bring_up_to_date
-from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, About, Catalogue
+from fashion_cnn.retrieval.approximate import VectorIndex, update_vector_index
+from fashion_cnn.retrieval.catalogue import PRODUCT_COLUMNS, Catalogue, CatalogueMetadata
 from fashion_cnn.retrieval.products import Picture, Products
-from fashion_cnn.retrieval.vectors import dimensions_of, search_vectors
+from fashion_cnn.retrieval.vectors import search_vectors, vector_dimensions
 
 # So many products are written down together: what a stop costs at most.
 _STAGED_TOGETHER = 2000
 
 
 @dataclass(frozen=True)
-class Indexed:
+class IndexingResult:
     """added, changed, unchanged, removed: numbers of products. gone: ids that are in the catalogue and no longer among
     the products, and were not removed. unreadable: by id, why a product's picture could not be read. emptied: columns
     that say nothing of any product any more. version: the catalogue's. approximate: the index that it is searched by;
@@ -36,10 +36,10 @@ class Indexed:
     unreadable: dict[str, str]
     emptied: tuple[str, ...]
     version: int
-    approximate: Approximate | None
+    approximate: VectorIndex | None
 
 
-def index(
+def index_products(
     products: Products,
     catalogue: Catalogue,
     network: TrainedNetwork,
@@ -49,7 +49,7 @@ def index(
     rebuild: bool = False,
     approximate_above: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Indexed:
+) -> IndexingResult:
     """Bring the catalogue up to the products, in one transaction at the end; a stopped one goes on when called again.
 
     class_weight: see `search_vectors`. prune: remove what the catalogue has and the products have not. rebuild: begin
@@ -58,24 +58,24 @@ def index(
     Raises UserError where no picture at all can be read, the catalogue holds another network's vectors, or another
     process indexes into it.
     """
-    about = About(
+    about = CatalogueMetadata(
         network=network.identity,
         run=str(network.run.path.absolute()),
-        dimensions=dimensions_of(network, class_weight),
+        dimensions=vector_dimensions(network, class_weight),
         class_weight=class_weight,
         flip_average=network.flip_average,
         invert=network.preparation.invert,
         note=products.note,
     )
-    own = [field for field in products.table.schema if field.name not in OWN_COLUMNS]
-    with catalogue.indexing():
+    own = [field for field in products.table.schema if field.name not in PRODUCT_COLUMNS]
+    with catalogue.transaction():
         catalogue.begin(about, own, rebuild=rebuild)
         ids = products.ids
-        before = {} if rebuild else catalogue.keys()
-        filled = catalogue.filled()
-        wanted = [row for row, one in enumerate(ids) if before.get(one) != products.keys[row]]
-        staged = catalogue.keys(staged=True)
-        waiting = [row for row in wanted if staged.get(ids[row]) != products.keys[row]]
+        before = {} if rebuild else catalogue.content_keys()
+        filled = catalogue.non_empty_columns()
+        wanted = [row for row, one in enumerate(ids) if before.get(one) != products.content_keys[row]]
+        staged = catalogue.content_keys(staged=True)
+        waiting = [row for row in wanted if staged.get(ids[row]) != products.content_keys[row]]
         unreadable: dict[str, str] = {}
         done = len(wanted) - len(waiting)
         with closing(products.pictures.read(waiting, network.preparation)) as read:
@@ -95,17 +95,17 @@ def index(
         catalogue.commit(ready, rebuild=rebuild)
         gone = sorted(before.keys() - set(ids))
         removed = catalogue.remove(gone) if prune and gone else 0
-        approximate = bring_up_to_date(catalogue.open_newest(), approximate_above)
+        approximate = update_vector_index(catalogue.open_latest(), approximate_above)
     changed = sum(one in before for one in ready)
-    return Indexed(
+    return IndexingResult(
         added=len(ready) - changed,
         changed=changed,
         unchanged=len(ids) - len(wanted),
         removed=removed,
         gone=() if prune else tuple(gone),
         unreadable=unreadable,
-        emptied=tuple(sorted(filled - catalogue.filled())) if filled else (),
-        version=catalogue.edition().version,
+        emptied=tuple(sorted(filled - catalogue.non_empty_columns())) if filled else (),
+        version=catalogue.table_version().version,
         approximate=approximate,
     )
 
@@ -120,7 +120,7 @@ def _finished(
     vectors = search_vectors(looked, class_weight)
     table = products.table.take([row for row, _ in seen])
     columns = {
-        "key": [products.keys[row] for row, _ in seen],
+        "key": [products.content_keys[row] for row, _ in seen],
         "seen_as": names,
         "confidence": pa.array(shares.tolist(), pa.float32()),
         "thumbnail": pa.array([picture.thumbnail for _, picture in seen], pa.binary()),

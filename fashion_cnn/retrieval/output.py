@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fashion_cnn.retrieval.searcher import Found, Hit
+from fashion_cnn.retrieval.searcher import Hit, SearchHits
 from fashion_cnn.terminal import wide_console
 
 # Groups of duplicates that are listed on a screen.
@@ -19,7 +19,7 @@ def as_record(hit: Hit) -> dict[str, Any]:
     return record | {"similarity": hit.similarity, **hit.attributes}
 
 
-def print_hits(found: Found) -> None:
+def print_hits(found: SearchHits) -> None:
     """A row a product, the best first."""
     if not found.hits:
         print("No product of the catalogue fits.")

@@ -38,12 +38,12 @@ class Pictures(Protocol):
 @dataclass(frozen=True)
 class Products:
     """table: one row a product, with the columns id, title, category (null where the shop says none), price (likewise)
-    and the shop's own. keys: of each row; another one where its picture or anything in the row is another. note: what
-    people are to know of them, a sentence.
+    and the shop's own. content_keys: of each row; another one where its picture or anything in the row is another.
+    note: what people are to know of them, a sentence.
     """
 
     table: pa.Table
-    keys: tuple[str, ...]
+    content_keys: tuple[str, ...]
     pictures: Pictures
     note: str = ""
 
@@ -53,14 +53,14 @@ class Products:
         return ids
 
 
-def png(picture: Image.Image) -> bytes:
+def encode_png(picture: Image.Image) -> bytes:
     """The bytes of a PNG file: exact, for pictures of few pixels."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def thumbnail(picture: Image.Image) -> bytes:
+def encode_thumbnail(picture: Image.Image) -> bytes:
     """The bytes of a JPEG file, of a picture made small; of a WebP file where some of it is transparent."""
     small = picture.copy()
     # Halved first where that leaves enough: less than half the time.
@@ -74,7 +74,7 @@ def thumbnail(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Products:
+def products_from_data_set(data: ImageDataModule, *, train: bool = True) -> Products:
     """All images that a run's data set has for training (validation included), or for testing, one product each.
 
     The category is the label and the tone is measured. The price, which no such data set knows, is made up.
@@ -107,7 +107,7 @@ def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Produc
     )
 
 
-def as_picture(image: Tensor) -> Image.Image:
+def to_pil_image(image: Tensor) -> Image.Image:
     """An image `(C, H, W)` uint8 as Pillow has it."""
     return Image.fromarray(image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy())
 
@@ -123,7 +123,7 @@ class _ImagesInMemory:
         for row in rows:
             # What the network was trained on needs no preparation; people see it as it was photographed.
             image = self._images[row]
-            yield row, Picture(image, png(as_picture(255 - image if self._negative else image)))
+            yield row, Picture(image, encode_png(to_pil_image(255 - image if self._negative else image)))
 
 
 def _tones(images: Tensor, *, negative: bool) -> list[str]:

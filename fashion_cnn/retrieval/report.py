@@ -17,16 +17,16 @@ from fashion_cnn.metrics.ranking import NETWORK
 from fashion_cnn.plots.search import plot_curves, plot_precision_by_class
 from fashion_cnn.plots.style import inches, save_figure
 from fashion_cnn.retrieval.evaluation import (
-    FIGURES,
-    FIGURES_FILE,
-    INSTANCE_FIGURES,
-    Altered,
+    INSTANCE_METRICS,
+    METRICS,
+    METRICS_FILE,
+    AlteredCopies,
     Figures,
     Images,
     SearchEvaluation,
-    figure,
+    stored_metric,
 )
-from fashion_cnn.retrieval.vectors import dimensions_of
+from fashion_cnn.retrieval.vectors import vector_dimensions
 from fashion_cnn.runs import Run, as_typed, write_whole
 from fashion_cnn.terminal import wide_console
 
@@ -40,7 +40,7 @@ def outcome_of(
     network: TrainedNetwork,
     images: Images,
     result: SearchEvaluation,
-    altered: Altered | None,
+    altered: AlteredCopies | None,
     class_weight: float,
 ) -> dict[str, Any]:
     """The figures with where they come from, as they are stored."""
@@ -49,7 +49,7 @@ def outcome_of(
         "split": split,
         "queries": len(images.queries),
         "catalogue": len(images.catalogue),
-        "dimensions": dimensions_of(network, class_weight),
+        "dimensions": vector_dimensions(network, class_weight),
         "class_weight": class_weight,
         "flip_average": network.flip_average,
         "unseen": [images.class_names[label] for label in images.unseen],
@@ -82,8 +82,8 @@ def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
 def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write the figures, and draw them, into `folder`. Raises UserError where it cannot be written."""
     _make(folder)
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
-    for name, plot in drawn(outcome).items():
+    write_whole(folder / METRICS_FILE, json.dumps(outcome, indent=2) + "\n")
+    for name, plot in plot_outcome(outcome).items():
         save_figure(plot, folder / f"{name}.png")
     outcome["written_to"] = str(as_typed(folder))
 
@@ -94,7 +94,7 @@ def write_summary(summary: dict[str, Any], folder: Path) -> None:
     write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
-def drawn(outcome: Mapping[str, Any]) -> dict[str, Figure]:
+def plot_outcome(outcome: Mapping[str, Any]) -> dict[str, Figure]:
     """The figures of a stored outcome, by name."""
     searches = outcome["searches"]
     classes = max(len(found[NETWORK]["by_class"]) for found in searches.values())
@@ -131,7 +131,7 @@ def print_outcome(outcome: dict[str, Any]) -> None:
     for name, found in outcome["searches"].items():
         first = found[NETWORK]
         say(f"\n{_capital(name)}: {first['overall']['queries']:,} queries, {first['catalogue']:,} products")
-        console.print(_by_vectors({whose: search["overall"] for whose, search in found.items()}, FIGURES))
+        console.print(_by_vectors({whose: search["overall"] for whose, search in found.items()}, METRICS))
         say(f"By chance: {first['chance']:.2%}")
     if outcome["accuracy"]:
         below = outcome["below_accuracy"]
@@ -173,11 +173,11 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def _by_vectors(measures: dict[str, Any], figures: Figures) -> Table:
     table = Table("vectors")
-    shown = {name: path for name, path in figures.items() if any(figure(one, path) for one in measures.values())}
+    shown = {name: path for name, path in figures.items() if any(stored_metric(one, path) for one in measures.values())}
     for name in shown:
         table.add_column(f"{name} (95%)", justify="right")
     for whose, one in measures.items():
-        table.add_row(whose, *(_cell(figure(one, path)) for path in shown.values()))
+        table.add_row(whose, *(_cell(stored_metric(one, path)) for path in shown.values()))
     return table
 
 
@@ -187,7 +187,9 @@ def _instances(instances: dict[str, Any]) -> Table:
         table.add_column(whose, justify="right")
     for name, by_vectors in instances.items():
         cells = (
-            ", ".join(f"{found['value']:.1%}" for path in INSTANCE_FIGURES.values() if (found := figure(one, path)))
+            ", ".join(
+                f"{found['value']:.1%}" for path in INSTANCE_METRICS.values() if (found := stored_metric(one, path))
+            )
             for one in by_vectors.values()
         )
         table.add_row(name.replace("_", " "), *cells)
@@ -202,9 +204,9 @@ def _by_class(name: str, found: dict[str, Any]) -> Table:
         for told in _TOLD_BY_CLASS:
             table.add_column(f"{told}, {whose}", justify="right")
     for label, measures in found[NETWORK]["by_class"].items():
-        cells = [figure(measures, FIGURES[told]) for told in _TOLD_BY_CLASS]
+        cells = [stored_metric(measures, METRICS[told]) for told in _TOLD_BY_CLASS]
         for whose in beside:
-            cells += [figure(found[whose]["by_class"][label], FIGURES[told]) for told in _TOLD_BY_CLASS]
+            cells += [stored_metric(found[whose]["by_class"][label], METRICS[told]) for told in _TOLD_BY_CLASS]
         table.add_row(label, *map(_cell, cells))
     return table
 

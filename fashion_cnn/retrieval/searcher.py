@@ -13,7 +13,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import Seen, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, as_search_vector, dimensions_of, search_vectors
+from fashion_cnn.retrieval.vectors import as_query, embedding_to_search_vector, search_vectors, vector_dimensions
 
 # How much "less like that" counts against "more like this".
 _AGAINST = 0.5
@@ -25,21 +25,21 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class Query:
-    """like, unlike: ids of products to be like, and not to be like. pictures, other_pictures: the same of pictures
+    """like, unlike: ids of products to be like, and not to be like. pictures, unlike_pictures: the same of pictures
     `(C, H, W)` uint8 as the network takes them. concepts: directions `(D,)` of what the network was taught. words: any
     of which a title is to hold. conditions: on columns, all of which are to be met. A query that says nothing of these
     gives the catalogue from its start. skip: so many hits.
     """
 
     pictures: tuple[Tensor, ...] = ()
-    other_pictures: tuple[Tensor, ...] = ()
+    unlike_pictures: tuple[Tensor, ...] = ()
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
     concepts: tuple[Tensor, ...] = ()
-    words: str = ""
+    text: str = ""
     conditions: tuple[Condition, ...] = ()
     top_k: int = 12
-    skip: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchHits:
     """hits: the best first. matching: how many products meet the conditions; with words, how many of these hold them,
     or take part beside pictures.
     """
@@ -67,9 +67,9 @@ class Found:
     matching: int
 
 
-class Ranked(NamedTuple):
+class Ranking(NamedTuple):
     """rows: of the snapshot, the best first, each with its similarity, None where no picture was asked for. matching:
-    as in `Found`.
+    as in `SearchHits`.
     """
 
     rows: tuple[tuple[int, float | None], ...]
@@ -82,36 +82,36 @@ class Searcher:
     def __init__(self, snapshot: Snapshot, network: TrainedNetwork) -> None:
         self.snapshot = snapshot
         self.network = network
-        made_by = snapshot.about
+        made_by = snapshot.metadata
         if made_by.network != network.identity:
             raise UserError(
                 f"{snapshot.uri} holds what another network saw ({made_by.run}), whose vectors mean something else "
                 f"than those of {network.run.path}: search with run={made_by.run}, or index anew with this run and "
                 "rebuild=true."
             )
-        if made_by.dimensions != dimensions_of(network, made_by.class_weight):
+        if made_by.dimensions != vector_dimensions(network, made_by.class_weight):
             raise UserError(f"{snapshot.uri} was made by another version of fashion_cnn: index anew with rebuild=true.")
 
-    def search(self, query: Query) -> Found:
+    def search(self, query: Query) -> SearchHits:
         """The products that fit best. Raises UserError for an id that the catalogue does not hold."""
-        return self.found(self.rank(query, self.look(query)))
+        return self.fetch(self.rank(query, self.embed(query)))
 
-    def look(self, query: Query) -> Seen | None:
+    def embed(self, query: Query) -> Seen | None:
         """What the network makes of the query's pictures, those to be like first; None where there is none."""
-        pictures = (*query.pictures, *query.other_pictures)
+        pictures = (*query.pictures, *query.unlike_pictures)
         return self.network.look(torch.stack(pictures)) if pictures else None
 
-    def rank(self, query: Query, seen: Seen | None) -> Ranked:
+    def rank(self, query: Query, seen: Seen | None) -> Ranking:
         """Which products fit best; seen: as `look` gave it. Raises UserError as `search` does."""
         direction = self._direction(query, seen)
-        allowed = self.snapshot.holding(query.conditions)
-        asked_by_id = [self.snapshot.row_of[one] for one in (*query.like, *query.unlike)]
+        allowed = self.snapshot.filter_mask(query.conditions)
+        asked_by_id = [self.snapshot.row_by_id[one] for one in (*query.like, *query.unlike)]
         if asked_by_id:
             allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
             allowed[asked_by_id] = False
-        most = query.skip + query.top_k
+        most = query.offset + query.top_k
         ranked: Sequence[tuple[int, float | None]]
-        if query.words.strip():
+        if query.text.strip():
             ranked = self._by_words(query, direction, allowed, asked_by_id)
         elif direction is not None:
             ranked = self.snapshot.nearest(direction, most, query.conditions, asked_by_id)
@@ -119,23 +119,25 @@ class Searcher:
             everything = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
             ranked = [(row, None) for row in everything[:most].tolist()]
         matching = len(self.snapshot) if allowed is None else int(allowed.sum())
-        if query.words.strip():
+        if query.text.strip():
             matching = len(ranked)
-        return Ranked(tuple(ranked[query.skip : most]), matching)
+        return Ranking(tuple(ranked[query.offset : most]), matching)
 
-    def found(self, ranked: Ranked) -> Found:
+    def fetch(self, ranked: Ranking) -> SearchHits:
         """The products of a ranking, with their attributes and thumbnails."""
-        return Found(self._hits(ranked.rows), ranked.matching)
+        return SearchHits(self._hits(ranked.rows), ranked.matching)
 
-    def named(self, ids: Sequence[str]) -> tuple[Hit, ...]:
+    def fetch_by_id(self, ids: Sequence[str]) -> tuple[Hit, ...]:
         """The products of these ids, which the catalogue must hold."""
-        return self._hits([(self.snapshot.row_of[one], None) for one in ids])
+        return self._hits([(self.snapshot.row_by_id[one], None) for one in ids])
 
     def _direction(self, query: Query, seen: Seen | None) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
-        dimensions = self.snapshot.about.dimensions
-        shown = torch.empty(0, dimensions) if seen is None else search_vectors(seen, self.snapshot.about.class_weight)
-        taught = [as_search_vector(concept, dimensions) for concept in query.concepts]
+        dimensions = self.snapshot.metadata.dimensions
+        shown = (
+            torch.empty(0, dimensions) if seen is None else search_vectors(seen, self.snapshot.metadata.class_weight)
+        )
+        taught = [embedding_to_search_vector(concept, dimensions) for concept in query.concepts]
         towards = self._vectors(shown[: len(query.pictures)], query.like, taught)
         away = self._vectors(shown[len(query.pictures) :], query.unlike)
         if not len(towards) and not len(away):
@@ -145,13 +147,13 @@ class Searcher:
             direction += towards.mean(dim=0)
         if len(away):
             direction -= (_AGAINST if len(towards) else 1) * away.mean(dim=0)
-        return functional.normalize(as_query(direction, self.snapshot.about.class_weight), dim=0)
+        return functional.normalize(as_query(direction, self.snapshot.metadata.class_weight), dim=0)
 
     def _vectors(self, shown: Tensor, ids: Sequence[str], taught: Sequence[Tensor] = ()) -> Tensor:
-        if unknown := [one for one in ids if one not in self.snapshot.row_of]:
+        if unknown := [one for one in ids if one not in self.snapshot.row_by_id]:
             raise UserError(f"The catalogue holds no product {unknown[0]}.")
         parts = [shown, *(direction[None] for direction in taught)]
-        parts += [self.snapshot.vectors_of([self.snapshot.row_of[one] for one in ids])] if ids else []
+        parts += [self.snapshot.vectors_of([self.snapshot.row_by_id[one] for one in ids])] if ids else []
         return torch.cat(parts)
 
     def _by_words(
@@ -161,13 +163,13 @@ class Searcher:
         title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009). Titles that are
         as good share a rank, so that among them the picture decides.
         """
-        rows, scores = self.snapshot.with_words(query.words)
+        rows, scores = self.snapshot.match_titles(query.text)
         if allowed is not None:
             rows, scores = rows[allowed[rows]], scores[allowed[rows]]
         if direction is None:
             return [(row, None) for row in rows.tolist()]
         similarity = dict(self.snapshot.nearest(direction, _TAKING_PART, query.conditions, without))
-        if self.snapshot.approximate:
+        if self.snapshot.vector_index:
             likeness = torch.tensor([similarity.get(row, -1.0) for row in rows.tolist()])
         else:
             likeness = self.snapshot.similarity(direction)[rows]
@@ -190,7 +192,7 @@ class Searcher:
         hits = []
         thumbnails = self.snapshot.thumbnails([row for row, _ in ranked])
         for (row, similarity), thumbnail in zip(ranked, thumbnails, strict=True):
-            attributes = self.snapshot.described(row)
+            attributes = self.snapshot.attributes_of(row)
             del attributes["key"]
             hits.append(
                 Hit(

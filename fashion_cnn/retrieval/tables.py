@@ -17,8 +17,8 @@ import pyarrow.parquet
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, decode, find_pictures
 from fashion_cnn.pictures.files import counts_as_picture, read_ahead
-from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, RESERVED_COLUMNS
-from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, thumbnail
+from fashion_cnn.retrieval.catalogue import PRODUCT_COLUMNS, RESERVED_COLUMNS
+from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, encode_thumbnail
 
 Progress = Callable[[int, int], None]
 _TYPES = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "image": pa.string(), "price": pa.float64()}
@@ -27,7 +27,7 @@ _TYPES = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "ima
 _HIDDEN = ("_row", "_score", "_distance")
 
 
-def products_of_files(
+def products_from_files(
     images: str | Sequence[str] | None,
     table: str | None,
     progress: Progress,
@@ -66,7 +66,7 @@ class _Files:
         def read(row: int) -> Picture | UnreadablePictureError:
             try:
                 picture = decode(self._files[row], enough=enough)
-                return Picture(preparation(picture), thumbnail(picture))
+                return Picture(preparation(picture), encode_thumbnail(picture))
             except UnreadablePictureError as error:
                 return UnreadablePictureError(f"{self._files[row]} {error}")
 
@@ -115,12 +115,12 @@ def _from_table(
                 f"{path} has no column image, and no picture in {folder} is called as an id, such as {ids[0]}.jpg: "
                 f"name each product's file in a column image. Its columns are {', '.join(table.column_names)}."
             )
-    for name in OWN_COLUMNS:
+    for name in PRODUCT_COLUMNS:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(ids), _TYPES[name]))
     table = table.set_column(table.column_names.index("title"), "title", pc.coalesce(table["title"], table["id"]))
-    others = [name for name in table.column_names if name not in OWN_COLUMNS]
-    return table.select([*OWN_COLUMNS, *others]).combine_chunks(), files
+    others = [name for name in table.column_names if name not in PRODUCT_COLUMNS]
+    return table.select([*PRODUCT_COLUMNS, *others]).combine_chunks(), files
 
 
 def _read_table(path: Path, known: Mapping[str, pa.DataType]) -> pa.Table:

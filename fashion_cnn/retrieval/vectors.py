@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.inference.network import Seen, TrainedNetwork
-from fashion_cnn.retrieval.catalogue import About
+from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
 
@@ -32,16 +32,16 @@ def as_query(vectors: Tensor, class_weight: float) -> Tensor:
     return torch.cat([vectors[..., :-1], doubt], dim=-1)
 
 
-def network_of(run: Run, about: About) -> TrainedNetwork:
+def load_network(run: Run, about: CatalogueMetadata) -> TrainedNetwork:
     """The run's network, looking at pictures as it did for a catalogue."""
     return TrainedNetwork(run, flip_average=about.flip_average, invert=about.invert)
 
 
-def dimensions_of(network: TrainedNetwork, class_weight: float) -> int:
+def vector_dimensions(network: TrainedNetwork, class_weight: float) -> int:
     """D of the network's search vectors."""
     return network.dimensions + (len(network.class_names) + 1 if class_weight else 0)
 
 
-def as_search_vector(direction: Tensor, dimensions: int) -> Tensor:
+def embedding_to_search_vector(direction: Tensor, dimensions: int) -> Tensor:
     """A direction of embeddings, which says nothing of classes, among search vectors of so many dimensions."""
     return functional.pad(direction, (0, dimensions - len(direction)))

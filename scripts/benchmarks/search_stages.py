@@ -12,13 +12,13 @@ from fashion_cnn.pictures.decoding import decode
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, network_of, search_vectors
+from fashion_cnn.retrieval.vectors import as_query, load_network, search_vectors
 from fashion_cnn.runs import Run
 
 
 def searcher_of(run: Run, catalogue: str) -> Searcher:
     snapshot = Snapshot(Catalogue(catalogue))
-    return Searcher(snapshot, network_of(run, snapshot.about))
+    return Searcher(snapshot, load_network(run, snapshot.metadata))
 
 
 def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
@@ -34,10 +34,10 @@ def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
 
     picture = timed("decode", lambda: decode(file, enough=network.preparation.enough))
     prepared = timed("prepare", lambda: network.preparation(picture))
-    weight = snapshot.about.class_weight
+    weight = snapshot.metadata.class_weight
     direction = timed("embed", lambda: as_query(search_vectors(network.look(prepared[None]), weight)[0], weight))
     rows = timed("search", lambda: [row for row, _ in snapshot.nearest(direction, top_k)])
-    timed("attributes", lambda: [snapshot.described(row) for row in rows])
+    timed("attributes", lambda: [snapshot.attributes_of(row) for row in rows])
     timed("thumbnails", lambda: snapshot.thumbnails(rows))
 
     def whole() -> None:

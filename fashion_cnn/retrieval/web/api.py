@@ -106,8 +106,8 @@ def api(desk: Desk) -> APIRouter:
                 "catalogue": shop.catalogue.uri,
                 "version": front and front.snapshot.version,
                 "products": front and len(front.snapshot),
-                "class_weight": front and front.snapshot.about.class_weight,
-                "approximate": front and front.snapshot.approximate and asdict(front.snapshot.approximate),
+                "class_weight": front and front.snapshot.metadata.class_weight,
+                "approximate": front and front.snapshot.vector_index and asdict(front.snapshot.vector_index),
                 "problem": shop.problem,
                 "probabilities_calibrated": shop.calibrated,
                 "milliseconds": {
@@ -128,9 +128,9 @@ def _refuse_unknown(names: Iterable[str], *, known: Sequence[str]) -> None:
 
 
 def _named(front: Storefront, one: str) -> Hit:
-    if one not in front.snapshot.row_of:
+    if one not in front.snapshot.row_by_id:
         raise no_product(one)
-    return front.searcher.named([one])[0]
+    return front.searcher.fetch_by_id([one])[0]
 
 
 def _results(front: Storefront, asked: Asked, answered: Answered, link: str | None) -> Response:
@@ -157,7 +157,7 @@ def _results(front: Storefront, asked: Asked, answered: Answered, link: str | No
 def _link(asked: Asked, answered: Answered) -> str | None:
     """The page that shows the same; None where its pictures are too large for an address."""
     try:
-        pictures, others = ([carried(one) for one in those] for those in (answered.pictures, answered.other_pictures))
+        pictures, others = ([carried(one) for one in those] for those in (answered.pictures, answered.unlike_pictures))
     except Refused:
         return None
     link = asked.model_copy(update={"picture": pictures, "unlike_picture": others}).link()

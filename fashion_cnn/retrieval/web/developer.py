@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fashion_cnn.retrieval.evaluation import FIGURES, FIGURES_FILE, INSTANCE_FIGURES, figure
+from fashion_cnn.retrieval.evaluation import INSTANCE_METRICS, METRICS, METRICS_FILE, stored_metric
 from fashion_cnn.runs import Run
 
 _EDGES = (0, 2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 100, float("inf"))
-_FIGURES = {name: FIGURES[name] for name in ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")}
-_FOUND_AGAIN = INSTANCE_FIGURES["recall@10"]
+_FIGURES = {name: METRICS[name] for name in ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")}
+_FOUND_AGAIN = INSTANCE_METRICS["recall@10"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Measures:
 def measured(run: Run) -> list[Measures]:
     """All that was measured; what cannot be read is left out."""
     tables = []
-    for file in sorted(run.search_evaluation.glob(f"*/{FIGURES_FILE}")):
+    for file in sorted(run.search_evaluation.glob(f"*/{METRICS_FILE}")):
         try:
             tables += _tables(json.loads(file.read_text()), file.parent.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -78,5 +78,5 @@ def _tables(stored: Mapping[str, Any], split: str) -> list[Measures]:
 
 
 def _percent(found: Any, path: Sequence[str]) -> str:
-    measured = figure(found, path)
+    measured = stored_metric(found, path)
     return f"{measured['value']:.1%}" if measured else ""

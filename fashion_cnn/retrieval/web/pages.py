@@ -120,7 +120,7 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
         answered = await desk.answer(front, asked)
         found = answered.found
         marks = {
-            name: [card(hit, asked) for hit in await desk.workers.run(partial(front.searcher.named, ids))]
+            name: [card(hit, asked) for hit in await desk.workers.run(partial(front.searcher.fetch_by_id, ids))]
             for name, ids in (("like", asked.like), ("unlike", asked.unlike))
         }
         pages = min(-(-found.matching // desk.top_k), MOST_PAGES)
@@ -157,9 +157,9 @@ def pages(desk: Desk, rendering: Rendering) -> APIRouter:
     @router.get("/product")
     async def product(id: Id, asked: Asking) -> Response:
         front = desk.shop.open()
-        if id not in front.snapshot.row_of:
+        if id not in front.snapshot.row_by_id:
             raise no_product(id)
-        (hit,) = await desk.workers.run(lambda: front.searcher.named([id]))
+        (hit,) = await desk.workers.run(lambda: front.searcher.fetch_by_id([id]))
         similar = await desk.answer(front, Asked(like=[id]), top_k=_MOST_SIMILAR)
         return render(
             "product.html",
@@ -206,7 +206,7 @@ class AskedPicture:
 
 def _pictures(asked: Asked, answered: Answered) -> list[AskedPicture]:
     named = [("picture", text) for text in asked.picture] + [("unlike_picture", text) for text in asked.unlike_picture]
-    tensors = (*answered.pictures, *answered.other_pictures)
+    tensors = (*answered.pictures, *answered.unlike_pictures)
     return [
         AskedPicture(name == "picture", shown_tensor(tensor), said, asked.without(name, text).link())
         for (name, text), tensor, said in zip(named, tensors, answered.said, strict=True)

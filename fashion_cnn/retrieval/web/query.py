@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.retrieval.filters import Condition, conditions
-from fashion_cnn.retrieval.products import as_picture, png
+from fashion_cnn.retrieval.filters import Condition, parse_conditions
+from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.errors import Refused
 
 # Of base64; four such pictures still fit into what servers and browsers take as an address.
@@ -35,8 +35,8 @@ def carried(picture: Tensor) -> str:
 
     Raises Refused where it would be too long for one.
     """
-    image = as_picture(picture)
-    for content in (png(image), *(_webp(image, quality) for quality in _QUALITIES)):
+    image = to_pil_image(picture)
+    for content in (encode_png(image), *(_webp(image, quality) for quality in _QUALITIES)):
         text = base64.urlsafe_b64encode(content).rstrip(b"=").decode()
         if len(text) <= MOST_CHARACTERS:
             return text
@@ -159,10 +159,10 @@ class Asked(BaseModel):
                 described.setdefault(column, []).append(value)
         try:
             return (
-                *conditions({"category": self.category}, schema),
-                *conditions({"price": {"min": self.price_min, "max": self.price_max}}, schema),
-                *conditions(described, schema),
-                *(condition for one in ranges for condition in conditions(one, schema)),
+                *parse_conditions({"category": self.category}, schema),
+                *parse_conditions({"price": {"min": self.price_min, "max": self.price_max}}, schema),
+                *parse_conditions(described, schema),
+                *(condition for one in ranges for condition in parse_conditions(one, schema)),
             )
         except UserError as error:
             raise Refused(422, str(error)) from error

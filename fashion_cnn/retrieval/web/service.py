@@ -16,7 +16,7 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.predictor import Answer
 from fashion_cnn.pictures import Preparation, TooManyPixelsError, UnreadablePictureError, decode
-from fashion_cnn.retrieval.searcher import Found, Query
+from fashion_cnn.retrieval.searcher import Query, SearchHits
 from fashion_cnn.retrieval.web.errors import Busy, Refused, no_product
 from fashion_cnn.retrieval.web.query import Asked, uncarried
 from fashion_cnn.retrieval.web.state import STAGES, Shop, Stopwatch, Storefront
@@ -50,13 +50,13 @@ class Workers:
 
 @dataclass(frozen=True)
 class Answered:
-    """found: this page's products. pictures, other_pictures: to be like and not to be like, `(C, H, W)` uint8. said:
+    """found: this page's products. pictures, unlike_pictures: to be like and not to be like, `(C, H, W)` uint8. said:
     what the network says of each of the former, then of the latter. watch: the time of each stage.
     """
 
-    found: Found
+    found: SearchHits
     pictures: tuple[Tensor, ...]
-    other_pictures: tuple[Tensor, ...]
+    unlike_pictures: tuple[Tensor, ...]
     said: tuple[Answer, ...]
     watch: Stopwatch
 
@@ -75,7 +75,7 @@ def answer(
     decoding, embedding, searching, describing = STAGES
     preparation = front.searcher.network.preparation
     for one in (*asked.like, *asked.unlike):
-        if one not in front.snapshot.row_of:
+        if one not in front.snapshot.row_by_id:
             raise no_product(one)
     with watch.measuring(decoding):
         pictures, others = (
@@ -85,16 +85,16 @@ def answer(
         )
     query = Query(
         pictures=pictures,
-        other_pictures=others,
+        unlike_pictures=others,
         like=tuple(asked.like),
         unlike=tuple(asked.unlike),
-        words=asked.text,
+        text=asked.text,
         conditions=asked.conditions(front.snapshot.attributes.schema),
         top_k=top_k,
-        skip=(asked.page - 1) * top_k,
+        offset=(asked.page - 1) * top_k,
     )
     with watch.measuring(embedding):
-        seen = front.searcher.look(query)
+        seen = front.searcher.embed(query)
         said: tuple[Answer, ...] = ()
         if seen is not None:
             says = front.predictor.network
@@ -106,7 +106,7 @@ def answer(
         except UserError as error:
             raise Refused(422, str(error)) from error
     with watch.measuring(describing):
-        found = front.searcher.found(ranked)
+        found = front.searcher.fetch(ranked)
     if seen is None:  # these stages were none
         del watch.milliseconds[decoding], watch.milliseconds[embedding]
     return Answered(found, pictures, others, said, watch)

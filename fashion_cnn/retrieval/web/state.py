@@ -17,10 +17,10 @@ from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor, calibration_of
-from fashion_cnn.retrieval.catalogue import About, Catalogue, Edition, shops_own
+from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion, custom_columns
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import network_of
+from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.retrieval.web.errors import NoCatalogue
 from fashion_cnn.retrieval.web.query import Asked
 from fashion_cnn.retrieval.web.views import Sample, shown
@@ -148,7 +148,7 @@ class Storefront:
         self.snapshot = searcher.snapshot
         attributes = self.snapshot.attributes
         # Read from disk they were a third of the time of a search.
-        self.snapshot.hold_thumbnails(_THUMBNAIL_BYTES)
+        self.snapshot.cache_thumbnails(_THUMBNAIL_BYTES)
         # What is made at first use is made now, so that the first to ask need not wait.
         searcher.search(Query(pictures=(torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8),)))
         counted = _counted(attributes["category"])
@@ -172,7 +172,7 @@ class Storefront:
         for one, category in zip(*columns, strict=True):
             firsts.setdefault(category, one)
         names = sorted(wanted)
-        thumbnails = self.snapshot.thumbnails([self.snapshot.row_of[firsts[name]] for name in names])
+        thumbnails = self.snapshot.thumbnails([self.snapshot.row_by_id[firsts[name]] for name in names])
         return tuple(
             Sample(name, shown(thumbnail), Asked(like=[firsts[name]]).link())
             for name, thumbnail in zip(names, thumbnails, strict=True)
@@ -180,7 +180,7 @@ class Storefront:
 
 
 def _choices(attributes: pa.Table) -> Sequence[Choice]:
-    own = shops_own(attributes.schema)
+    own = custom_columns(attributes.schema)
     texts = [field.name for field in own if pa.types.is_string(field.type) or pa.types.is_boolean(field.type)]
     # What else is in a link before a colon would be the column's name.
     counted = ((name, _counted(attributes[name].cast(pa.string()))) for name in texts if ":" not in name)
@@ -227,7 +227,7 @@ class Shop:
         if remark:
             print(remark, file=sys.stderr)
         self._network: TrainedNetwork | None = None
-        self._refused: Edition | None = None
+        self._refused: TableVersion | None = None
         self._taught: float | None = None
         self._concepts: Concepts | None = None
         if catalogue.exists():
@@ -247,10 +247,10 @@ class Shop:
         try:
             if self.storefront is None and not self.catalogue.exists():
                 return
-            newest = self.catalogue.edition()
+            newest = self.catalogue.table_version()
             if newest == self._refused:
                 return
-            if self.storefront is None or newest != self.storefront.snapshot.edition:
+            if self.storefront is None or newest != self.storefront.snapshot.table_version:
                 problem = self._take_over()
                 self.changed = time.time()
                 print(f"{self.catalogue.uri}: version {newest.version} is searched now.", file=sys.stderr)
@@ -268,10 +268,10 @@ class Shop:
         """Open the catalogue's newest version; why its concepts are those of before, if they are."""
         snapshot = Snapshot(self.catalogue)
         try:
-            searcher = Searcher(snapshot, self._network_for(snapshot.about))
+            searcher = Searcher(snapshot, self._network_for(snapshot.metadata))
         except UserError:
             # Another network's: it need not be read again to be refused again.
-            self._refused = snapshot.edition
+            self._refused = snapshot.table_version
             raise
         problem = self._learn(searcher.network)
         self._open(searcher)
@@ -282,7 +282,7 @@ class Shop:
         taught = self._newest_teaching()
         concepts = Concepts(self.run, network.identity)
         try:
-            concepts.read()
+            concepts.load()
         except UserError as error:
             return str(error)
         self._concepts, self._taught = concepts, taught
@@ -304,10 +304,10 @@ class Shop:
         """When a concept was last taught or forgotten, in seconds since 1970."""
         return self.run.concepts.stat().st_mtime if self.run.concepts.exists() else None
 
-    def _network_for(self, about: About) -> TrainedNetwork:
+    def _network_for(self, about: CatalogueMetadata) -> TrainedNetwork:
         """The run's network, looking at pictures as it did for the catalogue."""
         before = self._network
         if before and (before.flip_average, before.preparation.invert) == (about.flip_average, about.invert):
             return before
-        self._network = network_of(self.run, about)
+        self._network = load_network(self.run, about)
         return self._network

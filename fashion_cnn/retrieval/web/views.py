@@ -12,7 +12,7 @@ from torch import Tensor
 from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import data_set_of
-from fashion_cnn.retrieval.products import as_picture, png
+from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.errors import Refused
 from fashion_cnn.retrieval.web.query import Asked, carried
@@ -50,7 +50,7 @@ def shown(encoded: bytes) -> Shown:
 
 def shown_tensor(picture: Tensor) -> Shown:
     """A picture `(C, H, W)` uint8."""
-    return shown(png(as_picture(picture)))
+    return shown(encode_png(to_pil_image(picture)))
 
 
 def kind(encoded: bytes) -> str:
