@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 from omegaconf import OmegaConf
@@ -56,13 +59,30 @@ def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path)
     assert runs.find_unfinished("latest", tmp_path) == three[2]
 
 
-def test_who_asks_how_a_run_stands_keeps_nobody_from_training_it(three, monkeypatch):
+def test_a_process_that_reads_the_state_delays_training_and_does_not_disturb_other_readers(three):
     with (three[2].path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        # Released while the one that trains waits.
-        monkeypatch.setattr("fashion_cnn.runs.run.time.sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
+        assert three[2].state == "stopped"
+        release = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
         with three[2].locked():
             assert three[2].state == "running"
+        release.join()
+
+
+def test_the_lock_ends_with_a_process_that_is_killed(three):
+    code = (
+        "import sys; from pathlib import Path; from fashion_cnn.runs import Run\n"
+        "with Run(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, three[2].path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        assert three[2].state == "running"
+        with pytest.raises(UserError, match="is being trained by another process"), three[2].locked():
+            pass
+        process.kill()
+    assert three[2].state == "stopped"
 
 
 def test_a_run_in_training_is_not_the_latest_unfinished(three, tmp_path):

@@ -7,7 +7,6 @@ searches sees the catalogue of before or of after, and an interrupted indexing g
 The schema of the table says whose vectors it holds. Commands name a catalogue by its address or by its run.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ os.environ.setdefault("LANCEDB_LOG", "error")
 
 import lancedb
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from lancedb.expr import col
 from lancedb.index import FTS
 
@@ -274,15 +274,12 @@ class Catalogue:
             return
         folder = Path(self.uri)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / ".lock").open("w")
+            lock = FileLock(folder / ".lock").acquire(blocking=False)  # this makes the folder
+        except Timeout:
+            raise UserError(f"Another process indexes into {self.uri} now: start again when it is done.") from None
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}): name another catalogue=DIR.") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another process indexes into {self.uri} now: start again when it is done.") from None
+        with lock:
             yield
 
     def _opened(self, name: str) -> Any:

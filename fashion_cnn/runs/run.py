@@ -2,12 +2,11 @@
 
 import fcntl
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -182,14 +181,14 @@ class Run:
 
         Raises UserError where another process holds it, and still does a second later.
         """
-        with self._lock_file.open("w") as file:
-            # A process that asks how the run stands has it for a moment, too.
-            for _ in range(10):
-                if _has_locked(file):
-                    break
-                time.sleep(0.1)
-            else:
-                raise UserError(f"{self.path} is being trained by another process.")
+        from filelock import FileLock, Timeout
+
+        # A process that reads the state holds the lock for a moment, too.
+        try:
+            lock = FileLock(self._lock_file, timeout=1).acquire()
+        except Timeout:
+            raise UserError(f"{self.path} is being trained by another process.") from None
+        with lock:
             yield
 
     @property
@@ -197,6 +196,7 @@ class Run:
         return self.path / ".lock"
 
     def _is_locked(self) -> bool:
+        # filelock locks with flock too, but knows no shared lock, and needs the permission to write the file.
         try:
             with self._lock_file.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -205,12 +205,3 @@ class Run:
         except OSError:
             pass
         return False
-
-
-def _has_locked(file: IO[str]) -> bool:
-    """Lock it for this process alone, where no other holds it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

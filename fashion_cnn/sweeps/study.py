@@ -1,18 +1,17 @@
 """The study of a search: trials that outlive its processes, each an ordinary run, and the table and plots of them."""
 
 import csv
-import fcntl
 import gc
 import io
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution
@@ -44,7 +43,8 @@ def open_study(
     settings: what is fixed and what is searched. folder: the study's own, which is there. Raises UserError where the
     study is there with others, or where the storage cannot be reached.
     """
-    with _one_at_a_time(folder):
+    # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
+    with FileLock(folder / ".lock"):
         study = _create_or_load(storage, name, pruner)
         before = study.user_attrs.get("settings")
         if before is None:
@@ -56,14 +56,6 @@ def open_study(
             status=2,
         )
     return study
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Other processes of this machine wait: Optuna makes the tables of a new database with no thought of them."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, attempts: int = 3) -> optuna.Study:
