@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fashion_cnn.runs.files import dotted_items
+
 # Where a run lies, what it goes on from and how it shows itself changes nothing about what it learns.
 _NO_SETTINGS = {"name", "overrides", "runs_dir", "resume", "test", "flip_average", "logger", "data.root"}
 _NO_SETTINGS |= {"data.eval_batch_size"}
@@ -51,16 +53,14 @@ def chooses_the_epoch(name: str) -> bool:
 
 
 def _flat(values: Mapping[Any, Any], prefix: str, is_kept: Callable[[str], bool]) -> Iterator[tuple[str, Setting]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if not is_kept(name) or key == "_partial_":
+    for name, value in dotted_items(values, prefix):
+        group, _, key = name.rpartition(".")
+        if not is_kept(name) or key == "_partial_" or isinstance(value, Mapping):
             continue
         if key == "_target_":
             # Lightning's Trainer and the one LightningModule are no choices.
-            if prefix not in ("trainer.", "model."):
-                yield prefix.rstrip("."), str(value).rpartition(".")[2]
-        elif isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.", is_kept)
+            if group not in ("trainer", "model"):
+                yield group, str(value).rpartition(".")[2]
         # An empty list is as good as no such option, which older runs do not have.
         elif value is not None and value != []:
             yield name, value if isinstance(value, str | int | float | bool) else str(value)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError, did_you_mean
+from fashion_cnn.runs.files import dotted_items
 
 # Groups that a run cannot do without.
 _REQUIRED = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
@@ -236,11 +237,4 @@ def _all_keys(config_name: str, config_dir: str) -> list[str]:
     finally:
         # Further jobs of a sweep need it.
         GlobalHydra.instance().hydra = command
-    return [*groups, *_dotted(cast("dict[str, Any]", OmegaConf.to_container(config)))]
-
-
-def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+    return [*groups, *(key for key, _ in dotted_items(cast("dict[str, Any]", OmegaConf.to_container(config))))]

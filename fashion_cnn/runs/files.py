@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,22 @@ def read_settings(file: Path) -> DictConfig:
 
 def _damaged_settings(file: Path, reason: str) -> DamagedRunError:
     return DamagedRunError(file, reason, "take it from a copy of the run, or train again")
+
+
+def dotted_items(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk a nested config in its order.
+
+    Args:
+        config: plain containers; lists are values.
+        prefix: put before each key, such as `callbacks.best.`.
+
+    Yields:
+        The dotted key and the value of each entry, groups too, each before its own entries.
+    """
+    for key, value in config.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted_items(value, f"{prefix}{key}.")
 
 
 def read_figures(file: Path) -> dict[str, Any]:

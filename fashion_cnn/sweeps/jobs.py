@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.files import dotted_items
 from fashion_cnn.runs.overrides import key_of, quoted
 
 # Maximum length of a job directory name.
@@ -124,7 +125,9 @@ def _settings_of(name: str, overrides: Sequence[str]) -> list[str]:
             }
             groups = [f"{group}={_typed(choice)}" for group, choice in chosen.items()]
             there = _groups_of([*groups, *overrides])
-            values = _flat(file) if file else ()
+            values = [
+                (key, value) for key, value in dotted_items(file or {}) if not isinstance(value, dict) or not value
+            ]
             return [*groups, *(f"{'' if _has(there, key) else '+'}{key}={_typed(value)}" for key, value in values)]
     return []
 
@@ -140,14 +143,6 @@ def _groups_of(overrides: Iterable[str]) -> DictConfig:
 def _has(config: DictConfig, key: str) -> bool:
     absent = object()
     return OmegaConf.select(config, key, default=absent) is not absent
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _typed(value: Any) -> str:
