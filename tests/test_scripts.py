@@ -17,6 +17,7 @@ from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from hydra.core.config_store import ConfigNode, ConfigStore
 
 from fashion_cnn import train as train_command
+from fashion_cnn.cli import main
 from fashion_cnn.cli.main import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
@@ -345,6 +346,13 @@ def test_startup_benchmark_reports_a_mistake_in_one_message(arguments, said):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {said}")
     assert ended.stderr.count("\n") == 1
+
+
+def test_composing_while_the_config_store_is_shared_keeps_it_shared():
+    with main._shared_config_store():
+        compose(overrides=["model=tiny"])
+        assert copy.deepcopy(ConfigStore.instance()) is ConfigStore.instance()
+    assert copy.deepcopy(ConfigStore.instance()) is not ConfigStore.instance()
 
 
 def test_help_of_train_copies_no_schema_of_the_config_store(command, monkeypatch):

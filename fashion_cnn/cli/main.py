@@ -204,6 +204,9 @@ def _shared_config_store() -> Iterator[None]:
     it took most of the time of --help. Sharing changes no config: `ConfigStore.load` returns copies of its nodes, and
     composing a config adds none.
     """
+    if hasattr(ConfigStore, "__deepcopy__"):  # A command that runs composes another config.
+        yield
+        return
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     try:
         yield
