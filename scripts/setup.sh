@@ -55,8 +55,8 @@ pip_install() {
 install() {
   local extra=${1:-} wanted stamp=$venv/.installed
   wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c 1-16)
-  # The stamp of the developers' tools serves a start without them too.
-  if [ -x "$python" ] && grep -qsE "^$wanted ${extra:-.*}$" "$stamp" && [ "$(tail -n 1 "$stamp")" = "$PWD" ]; then
+  # An installation of the developers' tools contains every other one.
+  if [ -x "$python" ] && grep -qsE "^$wanted (${extra:-.*}|dev)$" "$stamp" && [ "$(tail -n 1 "$stamp")" = "$PWD" ]; then
     return
   fi
   local base
