@@ -35,12 +35,12 @@ def print_table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, tuple[
     print(f"| {' | '.join(['---', *['---:'] * (len(columns) + 1)])} |")
     for row, records in rows.items():
         all_runs, timed = (Group({}, tuple(record["results"] for record in of)) for of in (records, alone(records)))
-        figures = [(timed if name in TIMES else all_runs).figure(name) for name, _, _ in columns.values()]
-        said = [
-            figure.said(scale, digits) if figure else "not measured"
-            for figure, (_, scale, digits) in zip(figures, columns.values(), strict=True)
+        metrics = [(timed if name in TIMES else all_runs).metric(name) for name, _, _ in columns.values()]
+        cells = [
+            metric.format(scale, digits) if metric else "not measured"
+            for metric, (_, scale, digits) in zip(metrics, columns.values(), strict=True)
         ]
-        print(f"| {' | '.join([row, str(len(records)), *said])} |")
+        print(f"| {' | '.join([row, str(len(records)), *cells])} |")
 
 
 def alone(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -64,11 +64,11 @@ def test_a_sweep_is_grouped_by_what_differs_with_mean_and_spread_over_the_seeds(
     comparison = compare(find_runs(str(sweep)))
     assert comparison.factors == ("data.train_fraction",)
     assert [group.factors["data.train_fraction"] for group in comparison.groups] == [0.04, 0.16, 0.64]
-    figure = comparison.groups[0].figure("val/accuracy")
-    assert len(figure.values) == 3
+    metric = comparison.groups[0].metric("val/accuracy")
+    assert metric.count == 3
     error = 2200**-0.5
-    assert (figure.mean, figure.deviation) == pytest.approx((1 - error, 0.1 * error))
-    assert comparison.groups[0].figure("test/accuracy") is None
+    assert (metric.mean, metric.std) == pytest.approx((1 - error, 0.1 * error))
+    assert comparison.groups[0].metric("test/accuracy") is None
     assert {run.path.name for run in comparison.unfinished} == {"crashed", "stopped"}
 
 
@@ -166,7 +166,7 @@ def test_a_repeated_seed_counts_once_and_a_warm_start_is_not_averaged_with_a_col
         os.utime(run.config_file, (len(name), {"old": 1, "new": 2, "other": 3}[name]))
     make_run(tmp_path / "warm", ["init_from=x"], 0, 0.99, init_from="x")
     cold, warm = compare(find_runs(f"{tmp_path}/**")).groups
-    assert sorted([cold.figure("val/accuracy").values, warm.figure("val/accuracy").values]) == [(0.9, 0.92), (0.99,)]
+    assert sorted([cold.values("val/accuracy"), warm.values("val/accuracy")]) == [(0.9, 0.92), (0.99,)]
     assert len(find_runs([str(tmp_path), f"{tmp_path}/**"])) == 4
 
 

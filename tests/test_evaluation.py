@@ -35,9 +35,9 @@ PREDICTIONS = Predictions(
 
 def test_precision_and_recall_are_of_each_class():
     first, second, third = by_class(PREDICTIONS, ["a", "b", "c"])
-    assert (first.precision.value, first.recall.value, first.images) == (pytest.approx(2 / 3), 1.0, 2)
-    assert (second.precision.value, second.recall.value) == (0.5, 0.5)
-    assert (third.precision.value, third.recall.value, third.f1) == (1.0, 0.5, pytest.approx(2 / 3))
+    assert (first.precision.estimate, first.recall.estimate, first.images) == (pytest.approx(2 / 3), 1.0, 2)
+    assert (second.precision.estimate, second.recall.estimate) == (0.5, 0.5)
+    assert (third.precision.estimate, third.recall.estimate, third.f1) == (1.0, 0.5, pytest.approx(2 / 3))
     assert second.recall.low < 0.5 < second.recall.high
 
 

@@ -10,9 +10,8 @@ from fashion_cnn.metrics.gap import (
     gap_by_class_figures,
     gap_carriers,
     loss_gap,
-    share_gap,
-    wilson_interval,
 )
+from fashion_cnn.metrics.intervals import newcombe_interval, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
 
@@ -34,20 +33,21 @@ def together(*parts):
     [(56, 70, 48, 80, 0.0524, 0.3339), (9, 10, 3, 10, 0.1705, 0.8090), (10, 10, 0, 10, 0.6075, 1.0)],
 )
 def test_the_interval_of_the_accuracy_gap_is_newcombes(right, of, other_right, other_of, low, high):
-    gap = share_gap(right / of, of, other_right / other_of, other_of)
+    gap = newcombe_interval(wilson_interval(right / of, of), wilson_interval(other_right / other_of, other_of))
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=1e-4), "Newcombe 1998, table II, method 10"
 
 
 def test_a_wilson_interval_stays_within_0_and_1_and_never_vanishes():
-    assert wilson_interval(1.0, 50) == pytest.approx((0.9287, 1.0), abs=1e-4)
-    assert wilson_interval(0.0, 50)[1] > 0
+    sure = wilson_interval(1.0, 50)
+    assert (sure.low, sure.high) == pytest.approx((0.9287, 1.0), abs=1e-4)
+    assert wilson_interval(0.0, 50).high > 0
 
 
 def test_the_accuracy_gap_is_the_difference_of_the_accuracies():
     gap = accuracy_gap(predictions(90, 10), predictions(80, 20))
     assert gap.estimate == pytest.approx(0.1)
-    assert accuracy_gap(predictions(9, 1), predictions(8, 2)).holds_zero
-    assert not accuracy_gap(predictions(900, 100), predictions(800, 200)).holds_zero
+    assert accuracy_gap(predictions(9, 1), predictions(8, 2)).contains_zero
+    assert not accuracy_gap(predictions(900, 100), predictions(800, 200)).contains_zero
 
 
 def test_the_interval_of_the_loss_gap_agrees_with_resampling():
@@ -93,5 +93,5 @@ def test_the_classes_that_carry_the_gap_are_the_fewest_that_make_up_half():
 
 @pytest.mark.parametrize("count", [10, 1000, 9999])
 def test_an_interval_holds_its_share(count):
-    assert wilson_interval(1.0, count)[1] == 1
-    assert wilson_interval(0.0, count)[0] == 0
+    assert wilson_interval(1.0, count).high == 1
+    assert wilson_interval(0.0, count).low == 0

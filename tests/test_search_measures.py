@@ -13,7 +13,8 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluate_search import main
 from fashion_cnn.inference.network import TrainedNetwork
-from fashion_cnn.metrics.ranking import NETWORK, Mean, measure_instances, measure_labelled, measure_ranking
+from fashion_cnn.metrics.intervals import mean_interval
+from fashion_cnn.metrics.ranking import NETWORK, measure_instances, measure_labelled, measure_ranking
 from fashion_cnn.retrieval.evaluation import (
     TOGETHER,
     AlteredCopies,
@@ -51,19 +52,19 @@ def test_precision_recall_and_average_precision_of_a_list_reckoned_by_hand():
     relevant = torch.zeros(1, 10, dtype=torch.bool)
     relevant[0, [0, 2, 3]] = True
     found = measure_ranking(relevant, torch.tensor([5]))
-    assert {k: mean.value for k, mean in found.precision.items()} == pytest.approx({1: 1.0, 10: 0.3})
-    assert {k: mean.value for k, mean in found.recall.items()} == {1: 1.0, 10: 1.0}
+    assert {k: mean.estimate for k, mean in found.precision.items()} == pytest.approx({1: 1.0, 10: 0.3})
+    assert {k: mean.estimate for k, mean in found.recall.items()} == {1: 1.0, 10: 1.0}
     summed = 1 + 2 / 3 + 3 / 4
-    assert found.map_at_100.value == pytest.approx(summed / 3)
-    assert found.map_at_r.value == pytest.approx(summed / 5)
+    assert found.map_at_100.estimate == pytest.approx(summed / 3)
+    assert found.map_at_r.estimate == pytest.approx(summed / 5)
     assert found.curve[:4] == pytest.approx((1, 1 / 2, 2 / 3, 3 / 4))
 
 
 def test_a_query_that_finds_nothing_counts_as_nothing_and_is_not_left_out():
     relevant = torch.tensor([[True] * 10, [False] * 10])
     found = measure_ranking(relevant, torch.tensor([10, 0]))
-    assert (found.queries, found.precision[1].value, found.recall[10].value) == (2, 0.5, 0.5)
-    assert (found.map_at_100.value, found.map_at_r.value) == (0.5, 0.5)
+    assert (found.queries, found.precision[1].estimate, found.recall[10].estimate) == (2, 0.5, 0.5)
+    assert (found.map_at_100.estimate, found.map_at_r.estimate) == (0.5, 0.5)
 
 
 def test_the_measures_are_those_of_a_plain_loop():
@@ -80,18 +81,18 @@ def test_the_measures_are_those_of_a_plain_loop():
                 summed += right / place
         mean_average.append(summed / right if right else 0.0)
         at_r.append(summed / min(100, total))
-    assert found.map_at_100.value == pytest.approx(np.mean(mean_average))
-    assert found.map_at_r.value == pytest.approx(np.mean(at_r))
+    assert found.map_at_100.estimate == pytest.approx(np.mean(mean_average))
+    assert found.map_at_r.estimate == pytest.approx(np.mean(at_r))
     for k in (1, 10, 100):
-        assert found.precision[k].value == pytest.approx(np.mean([sum(row[:k]) / k for row in relevant.tolist()]))
-        assert found.recall[k].value == pytest.approx(np.mean([any(row[:k]) for row in relevant.tolist()]))
+        assert found.precision[k].estimate == pytest.approx(np.mean([sum(row[:k]) / k for row in relevant.tolist()]))
+        assert found.recall[k].estimate == pytest.approx(np.mean([any(row[:k]) for row in relevant.tolist()]))
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     generator = torch.Generator().manual_seed(0)
     for draw in (lambda: torch.rand(200, generator=generator) < 0.9, lambda: torch.rand(200, generator=generator)):
         truth = 0.9 if draw().dtype == torch.bool else 0.5
-        held = np.mean([mean.low <= truth <= mean.high for mean in (Mean.of(draw()) for _ in range(400))])
+        held = np.mean([mean.low <= truth <= mean.high for mean in (mean_interval(draw()) for _ in range(400))])
         assert 0.91 < held < 0.99
 
 
@@ -139,18 +140,18 @@ def test_points_placed_by_hand_are_found_by_class():
     queries = functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 0.15]]), dim=1)
     labels, of_queries = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1])
     found = measure_labelled(nearest(queries, catalogue, 100), of_queries, labels, ("right", "above"))
-    assert found.overall.precision[1].value == pytest.approx(2 / 3)
-    assert {name: one.precision[1].value for name, one in found.by_class.items()} == {"right": 1.0, "above": 0.5}
+    assert found.overall.precision[1].estimate == pytest.approx(2 / 3)
+    assert {name: one.precision[1].estimate for name, one in found.by_class.items()} == {"right": 1.0, "above": 0.5}
     # The last one's are at 3, 4 and 5.
-    assert found.by_class["above"].map_at_100.value == pytest.approx((1 + (1 / 3 + 2 / 4 + 3 / 5) / 3) / 2)
+    assert found.by_class["above"].map_at_100.estimate == pytest.approx((1 + (1 / 3 + 2 / 4 + 3 / 5) / 3) / 2)
     assert found.chance == pytest.approx((2 / 5 + 3 / 5 + 3 / 5) / 3)
 
 
 def test_of_single_products_the_original_alone_counts():
     ranked = torch.tensor([[4, 1, 2, 3, 0, 5, 6, 7, 8, 9]] * 2)
     found = measure_instances(ranked, torch.tensor([4, 0]))
-    assert (found.recall[1].value, found.recall[10].value) == (0.5, 1.0)
-    assert found.map_at_100.value == pytest.approx((1 + 1 / 5) / 2)
+    assert (found.recall[1].estimate, found.recall[10].estimate) == (0.5, 1.0)
+    assert found.map_at_100.estimate == pytest.approx((1 + 1 / 5) / 2)
 
 
 # The whole of it.
@@ -168,8 +169,8 @@ def test_the_test_images_search_among_all_training_images(runs):
     (search,) = result.searches.values()
     similarity = network.look(images.queries).embeddings @ network.look(images.catalogue).embeddings.T
     right = images.catalogue_labels[similarity.argmax(dim=1)] == images.query_labels
-    assert search[NETWORK].overall.precision[1].value == pytest.approx(right.double().mean().item())
-    assert result.accuracy.value == pytest.approx(runs["whole"].results()["test/accuracy"])
+    assert search[NETWORK].overall.precision[1].estimate == pytest.approx(right.double().mean().item())
+    assert result.accuracy.estimate == pytest.approx(runs["whole"].results()["test/accuracy"])
     assert result.instances == {}
 
 
@@ -203,7 +204,7 @@ def test_classes_that_the_network_never_saw_are_searched_for_among_themselves_an
         assert set(result.searches[name][NETWORK].by_class) == {"middle", "bottom"}
         assert "pixels, cosine" in result.searches[name]
     # Logits are of the classes that it knows, whose labels are 0 and 2.
-    assert result.accuracy.value == pytest.approx(run.results()["test_flip/accuracy"], abs=0.1)
+    assert result.accuracy.estimate == pytest.approx(run.results()["test_flip/accuracy"], abs=0.1)
 
 
 def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
@@ -215,7 +216,7 @@ def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
         network, images, altered=AlteredCopies(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
     )
     assert set(result.instances) == {"translation", "shot_noise", TOGETHER}
-    by_pixels = {name: found["pixels, cosine"].recall[1].value for name, found in result.instances.items()}
+    by_pixels = {name: found["pixels, cosine"].recall[1].estimate for name, found in result.instances.items()}
     # Noise laid over noise leaves most of it; noise that is moved is another noise.
     assert by_pixels["shot_noise"] == 1
     assert by_pixels["translation"] < 0.2

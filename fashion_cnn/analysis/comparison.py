@@ -2,7 +2,6 @@
 
 import csv
 import io
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fashion_cnn.analysis.settings import Setting, choice_of_epoch, chooses_the_epoch, is_setting, settings
 from fashion_cnn.errors import UserError
+from fashion_cnn.metrics.intervals import MeanStd
 from fashion_cnn.runs import Run, find_all
 
 # By heading: the figure in results.json, what it is multiplied by, and the digits shown.
@@ -29,20 +29,6 @@ SIZE = "parameters"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure over the seeds of a group: its mean, standard deviation (None of a single run) and raw values."""
-
-    mean: float
-    deviation: float | None
-    values: tuple[float, ...]
-
-    def said(self, scale: float, digits: int) -> str:
-        """Mean ± standard deviation, multiplied by `scale`."""
-        spread = "" if self.deviation is None else f" ± {self.deviation * scale:.{digits}f}"
-        return f"{self.mean * scale:.{digits}f}{spread}"
-
-
-@dataclass(frozen=True)
 class Group:
     """Finished runs that differ in their seed alone; of several with one seed the newest.
 
@@ -52,12 +38,16 @@ class Group:
     factors: dict[str, Setting]
     results: tuple[dict[str, Any], ...]
 
-    def figure(self, name: str) -> Figure | None:
-        """A figure of results.json over the runs; None where one of them lacks it, or there is none."""
-        if not self.results or not all(isinstance(result.get(name), int | float) for result in self.results):
-            return None
-        values = tuple(float(result[name]) for result in self.results)
-        return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, values)
+    def values(self, name: str) -> tuple[float, ...]:
+        """The values of a metric in results.json over the runs; empty if a run lacks it."""
+        if not all(isinstance(result.get(name), int | float) for result in self.results):
+            return ()
+        return tuple(float(result[name]) for result in self.results)
+
+    def metric(self, name: str) -> MeanStd | None:
+        """Mean and standard deviation of a metric over the runs; None if a run lacks it."""
+        values = self.values(name)
+        return MeanStd.of(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -177,8 +167,8 @@ def table(comparison: Comparison) -> list[list[str]]:
 def _row(group: Group) -> list[str]:
     row = [*(map(str, group.factors.values()) if group.factors else ["all"]), str(len(group.results))]
     for name, scale, digits in COLUMNS.values():
-        figure = group.figure(name)
-        row.append(figure.said(scale, digits) if figure else "")
+        metric = group.metric(name)
+        row.append(metric.format(scale, digits) if metric else "")
     return row
 
 
@@ -189,8 +179,8 @@ def as_csv(comparison: Comparison) -> str:
     names = [name for name, _, _ in COLUMNS.values()]
     writer.writerow([*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))])
     for group in comparison.groups:
-        figures = [group.figure(name) for name in names]
-        parts = [part for f in figures for part in ((f.mean, f.deviation) if f else (None, None))]
+        metrics = [group.metric(name) for name in names]
+        parts = [part for metric in metrics for part in ((metric.mean, metric.std) if metric else (None, None))]
         writer.writerow([*group.factors.values(), len(group.results), *parts])
     return text.getvalue()
 

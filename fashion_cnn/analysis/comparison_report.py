@@ -1,6 +1,6 @@
 """What a comparison leaves: Markdown, CSV and figures, and the same in TensorBoard."""
 
-from collections.abc import Sequence
+import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -49,18 +49,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:
     """Over the train fractions, where they are all that differs and two or more were measured."""
-    known = [group for group in comparison.groups if group.figure(_IMAGES) and group.figure("val/accuracy")]
-    if comparison.factors != (_FRACTION,) or len(known) < 2:
+    measured = [group for group in comparison.groups if group.values(_IMAGES) and group.values("val/accuracy")]
+    if comparison.factors != (_FRACTION,) or len(measured) < 2:
         return None
-    known.sort(key=_images)
-    return learning_curve([_images(group) for group in known], [_errors(group) for group in known])
+    measured.sort(key=_mean_images)
+    errors = [[1 - accuracy for accuracy in group.values("val/accuracy")] for group in measured]
+    return learning_curve([_mean_images(group) for group in measured], errors)
 
 
-def _images(group: Group) -> float:
-    figure = group.figure(_IMAGES)
-    return figure.mean if figure else 0.0
-
-
-def _errors(group: Group) -> Sequence[float]:
-    figure = group.figure("val/accuracy")
-    return [1 - accuracy for accuracy in figure.values] if figure else []
+def _mean_images(group: Group) -> float:
+    return statistics.fmean(group.values(_IMAGES))

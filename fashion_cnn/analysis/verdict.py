@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.history import History
-from fashion_cnn.metrics.gap import Gap, share_gap
+from fashion_cnn.metrics.intervals import Interval, newcombe_interval, wilson_interval
 from fashion_cnn.runs.overrides import key_of
 
 Kind = Literal["underfitting", "fits well", "overfitting", "memorising"]
@@ -39,7 +39,7 @@ class Verdict:
     kind: Kind
     rule: str
     last_epoch: int
-    gap: Gap
+    gap: Interval
     loss_gap: float
     rising_since: int | None
     lowest_at_end: bool
@@ -64,7 +64,7 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         return None
     epochs, train, val = history.epochs[measured], train[measured], val[measured]
     train_accuracy, val_accuracy = (float(history[f"{name}/accuracy"][measured][-1]) for name in ("train", "val"))
-    gap = share_gap(train_accuracy, train_count, val_accuracy, val_count)
+    gap = newcombe_interval(wilson_interval(train_accuracy, train_count), wilson_interval(val_accuracy, val_count))
     share = gap.estimate / max(1 - val_accuracy, 1 / val_count)
     lowest = int(val.argmin())
     rise = val[-1] / val[lowest] - 1
@@ -97,7 +97,7 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         )
     if share >= MOSTLY_GAP and gap.low > 0:
         return verdict("overfitting", f"{gap_said} (two thirds or more)")
-    small_gap = share < HARDLY_GAP or gap.holds_zero
+    small_gap = share < HARDLY_GAP or gap.contains_zero
     fell = 1 - val[-1] / val[-2] if len(val) > 1 else np.inf
     if small_gap and train_accuracy < LEARNED_LITTLE:
         return verdict(
@@ -111,7 +111,7 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
     return verdict("fits well", f"{why}, and {gap_said} ({measure})")
 
 
-def _reservation(gap: Gap, val_count: int) -> str:
+def _reservation(gap: Interval, val_count: int) -> str:
     if gap.high - gap.low <= UNSURE:
         return ""
     return (

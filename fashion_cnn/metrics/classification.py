@@ -1,14 +1,14 @@
 """Metrics of a classified split beyond loss and accuracy: by class, top-k, selective, confusion matrix."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fashion_cnn.metrics.calibration import reliability
-from fashion_cnn.metrics.gap import wilson_interval
+from fashion_cnn.metrics.intervals import Interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
 # Of the images that it is surest of, so large a share is answered.
@@ -22,18 +22,8 @@ def confusion_matrix(predictions: Predictions) -> Tensor:
     return cell.bincount(minlength=classes**2).view(classes, classes)
 
 
-@dataclass(frozen=True)
-class Share:
-    """A share of 1 with its 95% interval (Wilson's); none where it was seen in no image."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, hits: float, count: float) -> "Share | None":
-        """`hits` out of `count` images."""
-        return cls(hits / count, *wilson_interval(hits / count, round(count))) if count else None
+def _proportion(hits: int, count: int) -> Interval | None:
+    return wilson_interval(hits / count, count) if count else None
 
 
 @dataclass(frozen=True)
@@ -45,8 +35,8 @@ class ClassFigures:
     """
 
     name: str
-    precision: Share | None
-    recall: Share | None
+    precision: Interval | None
+    recall: Interval | None
     f1: float
     images: int
 
@@ -58,8 +48,8 @@ def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[Class
     return [
         ClassFigures(
             name,
-            precision=Share.of(hits, taken),
-            recall=Share.of(hits, images),
+            precision=_proportion(hits, taken),
+            recall=_proportion(hits, images),
             f1=2 * hits / (taken + images) if taken + images else 0.0,
             images=images,
         )
@@ -84,13 +74,12 @@ def selective_accuracy(predictions: Predictions) -> Tensor:
 
 def figures_of(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
     """All figures of a split by name, as they are stored: numbers, a list of classes, the confusion matrix."""
-    accuracy = Share.of(int(predictions.correct.sum()), len(predictions))
-    assert accuracy is not None
+    accuracy = wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions))
     classes = by_class(predictions, class_names)
     selective = selective_accuracy(predictions)
     return {
         "images": len(predictions),
-        "accuracy": accuracy.value,
+        "accuracy": accuracy.estimate,
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "loss": predictions.losses.double().mean().item(),
@@ -100,6 +89,6 @@ def figures_of(predictions: Predictions, class_names: Sequence[str]) -> dict[str
         "selective_accuracy": {
             str(coverage): selective[round(coverage * len(predictions)) - 1].item() for coverage in COVERAGES
         },
-        "classes": [asdict(row) for row in classes],
+        "classes": [to_json_dict(row) for row in classes],
         "confusion": confusion_matrix(predictions).tolist(),
     }

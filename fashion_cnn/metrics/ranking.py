@@ -14,40 +14,19 @@ All are means over queries, of what lies among the first `k` places of each quer
                   (Musgrave et al., "A Metric Learning Reality Check", 2020, arXiv 2003.08505, with R cut at k).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.gap import wilson_interval
+from fashion_cnn.metrics.intervals import Interval, mean_interval
 
 # The first so many places count.
 DEPTH = 100
 CUTOFFS = (1, 10, 100)
-_Z = 1.959964
 # The name of the network's own vectors among those that are compared.
 NETWORK = "network"
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over queries with its 95% interval, as far as the choice of the queries goes."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> "Mean":
-        """Of values `(Q,)` in [0, 1]: Wilson's interval where all are 0 or 1, else that of a normal mean."""
-        values = values.double()
-        mean = values.mean().item()
-        if ((values == 0) | (values == 1)).all():
-            return cls(mean, *wilson_interval(mean, len(values)))
-        half = _Z * (values.var() / len(values)).sqrt().item() if len(values) > 1 else math.inf
-        return cls(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 @dataclass(frozen=True)
@@ -58,10 +37,10 @@ class RankingMeasures:
     """
 
     queries: int
-    precision: dict[int, Mean]
-    recall: dict[int, Mean]
-    map_at_100: Mean
-    map_at_r: Mean
+    precision: dict[int, Interval]
+    recall: dict[int, Interval]
+    map_at_100: Interval
+    map_at_r: Interval
     curve: tuple[float, ...]
 
 
@@ -80,10 +59,10 @@ def measure_ranking(relevant: Tensor, in_all: Tensor) -> RankingMeasures:
     cutoffs = [k for k in CUTOFFS if k <= hits.shape[1]]
     return RankingMeasures(
         queries=len(hits),
-        precision={k: Mean.of(precision[:, k - 1]) for k in cutoffs},
-        recall={k: Mean.of(hits[:, :k].amax(dim=1)) for k in cutoffs},
-        map_at_100=Mean.of(summed / hits.sum(dim=1).clamp(min=1)),
-        map_at_r=Mean.of(summed / in_all.clamp(min=1, max=hits.shape[1])),
+        precision={k: mean_interval(precision[:, k - 1]) for k in cutoffs},
+        recall={k: mean_interval(hits[:, :k].amax(dim=1)) for k in cutoffs},
+        map_at_100=mean_interval(summed / hits.sum(dim=1).clamp(min=1)),
+        map_at_r=mean_interval(summed / in_all.clamp(min=1, max=hits.shape[1])),
         curve=tuple(precision.mean(dim=0).tolist()),
     )
 

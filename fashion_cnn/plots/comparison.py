@@ -116,7 +116,7 @@ class _Scale:
         self.factor = factor
         self.label = factor
         values = {group.factors[factor] for group in comparison.groups}
-        sizes = [group.figure(SIZE) for group in comparison.groups]
+        sizes = [group.metric(SIZE) for group in comparison.groups]
         self.by_size = factor == "model" and all(sizes)
         if self.by_size:
             self.label = "parameters"
@@ -130,7 +130,7 @@ class _Scale:
         self.logarithmic = not self.names and min(numbers) > 0 and max(numbers) >= 8 * min(numbers)
 
     def place(self, group: Group) -> float:
-        size = group.figure(SIZE)
+        size = group.metric(SIZE)
         if self.by_size and size:
             return size.mean
         value = group.factors[self.factor]
@@ -138,10 +138,10 @@ class _Scale:
 
     def plot(self, groups: list[Group], name: str, axes: Axes, **style: object) -> None:
         """Draw mean and standard deviation of a figure over the groups that have it."""
-        points = [(self.place(group), figure) for group in groups if (figure := group.figure(name))]
+        points = [(self.place(group), metric) for group in groups if (metric := group.metric(name))]
         points.sort(key=lambda point: point[0])
-        means = np.array([figure.mean for _, figure in points]) * 100
-        deviations = np.array([figure.deviation or 0.0 for _, figure in points]) * 100
+        means = np.array([metric.mean for _, metric in points]) * 100
+        deviations = np.array([metric.std or 0.0 for _, metric in points]) * 100
         places = [place for place, _ in points]
         if self.names:
             # Nothing lies between two names.

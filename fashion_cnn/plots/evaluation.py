@@ -21,7 +21,7 @@ def plot_by_class(classes: Sequence[ClassFigures], axes: Axes, *, title: str) ->
         if not rows:  # None of these was ever said.
             continue
         places = np.array([place for place, _ in rows]) + offset
-        values, lows, highs = np.array([(share.value, share.low, share.high) for _, share in rows]).T * 100
+        values, lows, highs = np.array([(share.estimate, share.low, share.high) for _, share in rows]).T * 100
         axes.errorbar(values, places, xerr=[values - lows, highs - values], fmt="o", color=color, capsize=3, label=part)
     axes.set_yticks(range(len(ordered)), [as_label(row.name) for row in ordered])
     axes.grid(axis="x", alpha=0.3)

@@ -13,7 +13,8 @@ from fashion_cnn.analysis.history import History
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.metrics.calibration import reliability
 from fashion_cnn.metrics.classification import confusion_matrix
-from fashion_cnn.metrics.gap import Gap, accuracy_gap, accuracy_gap_by_class
+from fashion_cnn.metrics.gap import accuracy_gap, accuracy_gap_by_class
+from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_confusion, plot_reliability
 from fashion_cnn.plots.style import as_label, inches, plot_thumbnails, topmost
@@ -165,7 +166,9 @@ def plot_gap(history: History, quantity: str, axes: Axes) -> None:
     axes.set_ylabel(f"{quantity} gap ({unit})")
 
 
-def plot_gap_by_class(gaps: Sequence[Gap | None], class_names: Sequence[str], axes: Axes, *, total: Gap) -> None:
+def plot_gap_by_class(
+    gaps: Sequence[Interval | None], class_names: Sequence[str], axes: Axes, *, total: Interval
+) -> None:
     """Draw the accuracy gap of each class with its interval, the widest on top, beside that of all images."""
     measured = [(gap, name) for gap, name in zip(gaps, class_names, strict=True) if gap]
     known = topmost(sorted(measured, key=lambda pair: pair[0].estimate), axes)

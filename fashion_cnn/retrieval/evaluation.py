@@ -1,6 +1,5 @@
 """Evaluation of a network's vectors as a search: by class, by unseen class, by single product, beside baselines."""
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,11 +13,11 @@ from fashion_cnn.data.splits import derive_seed, stratified_order
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import corrupt
 from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.metrics.intervals import Interval, MeanStd, mean_interval
 from fashion_cnn.metrics.ranking import (
     DEPTH,
     NETWORK,
     LabelledSearch,
-    Mean,
     RankingMeasures,
     measure_instances,
     measure_labelled,
@@ -153,7 +152,7 @@ class SearchEvaluation:
 
     searches: dict[str, dict[str, LabelledSearch]]
     instances: dict[str, dict[str, RankingMeasures]]
-    accuracy: Mean | None
+    accuracy: Interval | None
 
 
 @dataclass(frozen=True)
@@ -318,12 +317,12 @@ def _baselines(network: TrainedNetwork, images: Images, seed: int) -> Sequence[B
     ]
 
 
-def _accuracy(network: TrainedNetwork, images: Images) -> Mean | None:
+def _accuracy(network: TrainedNetwork, images: Images) -> Interval | None:
     known = torch.isin(images.query_labels, images.seen)
     if not known.any():
         return None
     answers = images.seen[network.look(images.queries[known]).logits.argmax(dim=1)]
-    return Mean.of(answers == images.query_labels[known])
+    return mean_interval(answers == images.query_labels[known])
 
 
 def stored_metric(measures: dict[str, Any], path: Sequence[str]) -> dict[str, float] | None:
@@ -344,7 +343,7 @@ def summarise_runs(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found = [outcome["searches"][name] for outcome in outcomes if name in outcome["searches"]]
         measured = [{whose: search["overall"] for whose, search in one.items()} for one in found]
         searches[name] = {
-            "chance": statistics.fmean(next(iter(one.values()))["chance"] for one in found),
+            "chance": MeanStd.of(next(iter(one.values()))["chance"] for one in found).mean,
             "by_vectors": _over_runs(measured, METRICS),
         }
     return {
@@ -373,8 +372,8 @@ def _over_runs(measured: Sequence[dict[str, Any]], figures: Figures) -> dict[str
 
 
 def _spread(values: Iterable[float]) -> dict[str, Any] | None:
-    seen = list(values)
-    if not seen:
+    values = list(values)
+    if not values:
         return None
-    deviation = statistics.stdev(seen) if len(seen) > 1 else None
-    return {"mean": statistics.fmean(seen), "deviation": deviation, "values": seen}
+    over_runs = MeanStd.of(values)
+    return {"mean": over_runs.mean, "deviation": over_runs.std, "values": values}

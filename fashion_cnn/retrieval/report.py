@@ -13,6 +13,7 @@ from rich.table import Table
 from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
 from fashion_cnn.plots.search import plot_curves, plot_precision_by_class
 from fashion_cnn.plots.style import inches, save_figure
@@ -54,7 +55,7 @@ def outcome_of(
         "flip_average": network.flip_average,
         "unseen": [images.class_names[label] for label in images.unseen],
         "altered": None if altered is None else asdict(altered),
-        **asdict(result),
+        **to_json_dict(result),
         "below_accuracy": _below_accuracy(result),
         "data_sha256": {
             "queries": fingerprint(images.queries, images.query_labels),
@@ -74,8 +75,8 @@ def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
         return None
     known = next(iter(result.searches.values()))[NETWORK].overall
     return {
-        "precision_at_1": result.accuracy.value - known.precision[1].value,
-        "map_at_100": result.accuracy.value - known.map_at_100.value,
+        "precision_at_1": result.accuracy.estimate - known.precision[1].estimate,
+        "map_at_100": result.accuracy.estimate - known.map_at_100.estimate,
     }
 
 
@@ -226,10 +227,7 @@ def _cell(mean: dict[str, float] | None) -> str:
 
 
 def _spread(spread: dict[str, Any] | None) -> str:
-    if spread is None:
-        return ""
-    deviation = "" if spread["deviation"] is None else f" ± {spread['deviation'] * 100:.2f}"
-    return f"{spread['mean'] * 100:.2f}{deviation} %"
+    return "" if spread is None else f"{MeanStd.of(spread['values']).format(100, 2)} %"
 
 
 def _points(below: float) -> str:
