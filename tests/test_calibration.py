@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from fashion_cnn.metrics.calibration import reliability
+from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_reliability
 
@@ -21,16 +21,16 @@ def test_the_expected_error_is_torchmetrics(bins):
     predictions = made_up()
     expected = multiclass_calibration_error(predictions.probabilities, predictions.targets, 5, n_bins=bins, norm="l1")
     assert expected > 0.1, "the case is not trivial"
-    assert reliability(predictions, bins).expected_error == pytest.approx(expected.item(), abs=1e-6)
+    assert reliability_diagram(predictions, bins).expected_calibration_error == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_a_network_that_is_sure_and_right_has_no_error():
     sure = Predictions(100 * torch.eye(4), torch.arange(4), torch.arange(4))
-    assert reliability(sure).expected_error == 0
+    assert reliability_diagram(sure).expected_calibration_error == 0
 
 
 def test_the_diagram_draws_the_filled_bins():
-    result = reliability(made_up(), 10)
+    result = reliability_diagram(made_up(), 10)
     axes = Figure().subplots()
     plot_reliability(result, axes, title="t", color="red")
     drawn = next(line for line in axes.lines if line.get_label() == "accuracy")

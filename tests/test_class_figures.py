@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fashion_cnn.metrics.classification import by_class, confusion_matrix
+from fashion_cnn.metrics.classification import confusion_matrix, metrics_by_class
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots import training as pictures
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion
@@ -47,7 +47,7 @@ def test_figures_grow_up_to_a_hundred_classes_alone():
 
 def test_of_a_thousand_classes_those_that_are_recognised_least_are_shown():
     names, seen = names_of(1000), predictions_of(1000)
-    rows = by_class(seen, names)
+    rows = metrics_by_class(seen, names)
     axes = Figure().subplots()
     plot_by_class(rows, axes, title="t")
     shown = [label.get_text() for label in axes.get_yticklabels()]
@@ -60,5 +60,5 @@ def test_classes_that_were_never_said_leave_their_precision_empty():
     names = names_of(120)
     said = Predictions(torch.eye(120)[:1].repeat(120, 1), torch.arange(120), torch.arange(120))
     axes = Figure().subplots()
-    plot_by_class(by_class(said, names), axes, title="t")
+    plot_by_class(metrics_by_class(said, names), axes, title="t")
     assert axes.get_legend_handles_labels()[1] == ["recall"]

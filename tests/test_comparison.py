@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.comparison import compare, find_runs
-from fashion_cnn.analysis.learning_curve import fit_power_law, learning_curve
+from fashion_cnn.analysis.learning_curve import fit_learning_curve, fit_power_law
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
-from fashion_cnn.plots.comparison import plot_accuracy_against, plot_gap_against, plots
+from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against
 from fashion_cnn.runs import Run
 
 
@@ -102,7 +102,7 @@ def test_settings_that_no_two_runs_differ_in_alone_have_no_figure(tmp_path):
         make_run(tmp_path / str(number), typed, seed, 0.9, model={"size": model}, optimizer={"lr": rate})
     comparison = compare(find_runs(str(tmp_path)))
     assert comparison.factors == ("model", "optimizer.lr")
-    assert [name for name, _ in plots(comparison)] == ["against_optimizer.lr"]
+    assert [name for name, _ in plot_comparison(comparison)] == ["against_optimizer.lr"]
 
 
 def test_a_run_that_saw_only_some_batches_is_told_from_the_others(tmp_path):
@@ -206,19 +206,19 @@ def test_a_power_law_is_recovered(floor, sizes):
 def test_the_learning_curve_extrapolates_with_a_spread_over_seeds():
     sizes = [1000, 4000, 16000]
     errors = [[0.9 * size**-0.5, size**-0.5, 1.1 * size**-0.5] for size in sizes]
-    curve = learning_curve(sizes, errors)
+    curve = fit_learning_curve(sizes, errors)
     beyond = np.array([160_000.0])
     low, high = curve.interval(beyond)
     assert low[0] < beyond[0] ** -0.5 < high[0]
     assert curve.law(beyond)[0] == pytest.approx(0.0025, rel=0.01)
-    assert learning_curve(sizes, [[0.1], [0.05], [0.025]]).interval(beyond) is None
+    assert fit_learning_curve(sizes, [[0.1], [0.05], [0.025]]).interval(beyond) is None
 
 
 def test_the_interval_of_a_learning_curve_covers_the_truth_with_few_seeds():
     sizes, beyond, random, covered = [1000, 4000, 16000], np.array([16000.0]), np.random.default_rng(1), 0
     for _ in range(60):
         errors = [size**-0.5 * (1 + 0.03 * random.standard_normal(3)) for size in sizes]
-        low, high = learning_curve(sizes, errors).interval(beyond)
+        low, high = fit_learning_curve(sizes, errors).interval(beyond)
         covered += low[0] <= beyond[0] ** -0.5 <= high[0]
     assert covered >= 53  # 57 are expected; drawing the three seeds themselves anew covers 49
 
@@ -231,8 +231,8 @@ def test_plots_of_many_groups_stay_readable(tmp_path):
             "model": {"network": {"widths": [16 * (number // 18 + 1), 32, 48, 64, 96, 128, 192, 256, 384, 512]}},
         }
         make_run(tmp_path / str(number), [], 0, 0.9, **settings)
-    drawn = dict(plots(compare(find_runs(str(tmp_path)))))
-    drawn |= dict(plots(compare(find_runs([f"{tmp_path}/{number}" for number in range(9)]))))
+    drawn = dict(plot_comparison(compare(find_runs(str(tmp_path)))))
+    drawn |= dict(plot_comparison(compare(find_runs([f"{tmp_path}/{number}" for number in range(9)]))))
     assert any(legend.get_texts() for figure in drawn.values() for legend in figure.legends)
     for name, figure in drawn.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=50)  # A warning here is an error.

@@ -12,7 +12,7 @@ from fashion_cnn.analysis.dynamics import (
     REGIONS,
     Dynamics,
     TrainingDynamics,
-    examples_table,
+    examples_csv,
     likely_label_errors,
     regions,
 )
@@ -128,7 +128,7 @@ def test_regions_follow_confidence_and_variability():
 def test_label_errors_are_ranked_by_how_seldom_an_image_is_recognised_then_by_margin():
     dynamics = placed([0.9, 0.2, 0.1, 0.4], [0.1] * 4, recognised=[10, 2, 2, 1])
     assert likely_label_errors(dynamics).tolist() == [3, 2, 1, 0]
-    rows = list(csv.DictReader(io.StringIO(examples_table(dynamics, ["Bag"]))))
+    rows = list(csv.DictReader(io.StringIO(examples_csv(dynamics, ["Bag"]))))
     assert [row["indices"] for row in rows] == ["3", "2", "1", "0"]
     assert [row["label_error_rank"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[0]["label"] == "Bag"

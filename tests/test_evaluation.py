@@ -16,7 +16,12 @@ from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS
 from fashion_cnn.evaluation.evaluate import measure_runs, outcome_of
 from fashion_cnn.inference.network import read_checkpoint
-from fashion_cnn.metrics.classification import by_class, figures_of, selective_accuracy, top_accuracy
+from fashion_cnn.metrics.classification import (
+    classification_metrics,
+    metrics_by_class,
+    selective_accuracy,
+    top_k_accuracy,
+)
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
@@ -34,7 +39,7 @@ PREDICTIONS = Predictions(
 
 
 def test_precision_and_recall_are_of_each_class():
-    first, second, third = by_class(PREDICTIONS, ["a", "b", "c"])
+    first, second, third = metrics_by_class(PREDICTIONS, ["a", "b", "c"])
     assert (first.precision.estimate, first.recall.estimate, first.images) == (pytest.approx(2 / 3), 1.0, 2)
     assert (second.precision.estimate, second.recall.estimate) == (0.5, 0.5)
     assert (third.precision.estimate, third.recall.estimate, third.f1) == (1.0, 0.5, pytest.approx(2 / 3))
@@ -43,21 +48,21 @@ def test_precision_and_recall_are_of_each_class():
 
 def test_a_class_that_never_comes_has_no_share():
     never = Predictions(torch.tensor([[1.0, 0, 0]]), torch.tensor([0]), torch.tensor([0]))
-    _, second, _ = by_class(never, ["a", "b", "c"])
+    _, second, _ = metrics_by_class(never, ["a", "b", "c"])
     assert second.precision is second.recall is None
     assert second.f1 == 0
 
 
 def test_the_second_likeliest_class_counts_too():
-    assert top_accuracy(PREDICTIONS, 1) == pytest.approx(4 / 6)
-    assert top_accuracy(PREDICTIONS, 2) == pytest.approx(5 / 6)
-    assert top_accuracy(PREDICTIONS, 9) == 1
+    assert top_k_accuracy(PREDICTIONS, 1) == pytest.approx(4 / 6)
+    assert top_k_accuracy(PREDICTIONS, 2) == pytest.approx(5 / 6)
+    assert top_k_accuracy(PREDICTIONS, 9) == 1
 
 
 def test_accuracy_on_the_surest_images_comes_first():
     expected = [1, 1, 1, 1, 4 / 5, 4 / 6]
     assert selective_accuracy(PREDICTIONS).tolist() == pytest.approx(expected)
-    figures = figures_of(PREDICTIONS, ["a", "b", "c"])
+    figures = classification_metrics(PREDICTIONS, ["a", "b", "c"])
     assert figures["selective_accuracy"]["0.5"] == 1
     assert figures["macro_f1"] == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
     assert sum(map(sum, figures["confusion"])) == 6

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fashion_cnn.inference.explain import Explanation, draw
-from fashion_cnn.metrics.classification import by_class
+from fashion_cnn.metrics.classification import metrics_by_class
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_by_class
 from fashion_cnn.plots.search import plot_precision_by_class
@@ -59,7 +59,7 @@ def searched():
         lambda: confusion(PREDICTIONS, PREDICTIONS, NAMES),
         lambda: gap_by_class(PREDICTIONS, PREDICTIONS, NAMES),
         lambda: plot_thumbnails(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), NAMES, title="made"),
-        lambda: on_axes(plot_by_class, by_class(PREDICTIONS, NAMES)),
+        lambda: on_axes(plot_by_class, metrics_by_class(PREDICTIONS, NAMES)),
         searched,
         explained,
         found,

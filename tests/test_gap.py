@@ -6,10 +6,10 @@ import torch
 from fashion_cnn.metrics.gap import (
     accuracy_gap,
     accuracy_gap_by_class,
-    figure_name,
-    gap_by_class_figures,
-    gap_carriers,
+    gap_by_class_metrics,
+    largest_gap_classes,
     loss_gap,
+    metric_name,
 )
 from fashion_cnn.metrics.intervals import newcombe_interval, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
@@ -75,20 +75,20 @@ def test_the_gap_by_class_is_that_of_the_classes_images():
     assert first.estimate == pytest.approx(0.4)
     assert second.estimate == 0
     assert third is None, "no image of it"
-    figures = gap_by_class_figures(train, val, ["T-shirt/top", "Bag", "Coat"])
+    figures = gap_by_class_metrics(train, val, ["T-shirt/top", "Bag", "Coat"])
     assert figures == {"gap_by_class/T-shirt-top": pytest.approx(0.4), "gap_by_class/Bag": 0.0}
-    assert figure_name("a/b") == "a-b"
+    assert metric_name("a/b") == "a-b"
 
 
 def test_the_classes_that_carry_the_gap_are_the_fewest_that_make_up_half():
     train = together(*(predictions(100, 0, label=label) for label in range(3)))
     val = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((3, 10, 6))))
-    assert gap_carriers(train, val) == [1]
+    assert largest_gap_classes(train, val) == [1]
     val = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((5, 6, 7))))
-    assert gap_carriers(train, val) == [2, 1]
-    assert gap_carriers(train, train) == []
+    assert largest_gap_classes(train, val) == [2, 1]
+    assert largest_gap_classes(train, train) == []
     better = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((50, 0, 0))))
-    assert gap_carriers(better, val) == [], "no class carries a gap that there is not"
+    assert largest_gap_classes(better, val) == [], "no class carries a gap that there is not"
 
 
 @pytest.mark.parametrize("count", [10, 1000, 9999])

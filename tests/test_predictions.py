@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fashion_cnn.analysis.dynamics import ambiguity_table, entropy, most_confident_mistakes
+from fashion_cnn.analysis.dynamics import ambiguous_images_csv, most_confident_errors, prediction_entropy
 from fashion_cnn.analysis.monitor import PredictionCollector
 from fashion_cnn.data import Batch
 from fashion_cnn.metrics.classification import confusion_matrix
@@ -53,10 +53,10 @@ def test_losses_and_confusion_follow_from_the_logits():
 
 def test_mistakes_come_by_confidence_and_ambiguity_by_entropy():
     predictions = made_up([[0.6, 0.4], [0.9, 0.1], [0.5, 0.5], [0.99, 0.01]], [1, 1, 0, 0])
-    assert most_confident_mistakes(predictions, 5).tolist() == [1, 0]
-    assert entropy(predictions)[2].item() == pytest.approx(torch.tensor(2.0).log().item())
+    assert most_confident_errors(predictions, 5).tolist() == [1, 0]
+    assert prediction_entropy(predictions)[2].item() == pytest.approx(torch.tensor(2.0).log().item())
     other = made_up([[0.7, 0.3]], [0])
-    rows = list(csv.DictReader(io.StringIO(ambiguity_table({"val": predictions, "test": other}, ["Bag", "Coat"]))))
+    rows = list(csv.DictReader(io.StringIO(ambiguous_images_csv({"val": predictions, "test": other}, ["Bag", "Coat"]))))
     assert [(row["split"], row["index"]) for row in rows] == [
         ("val", "2"),
         ("val", "0"),

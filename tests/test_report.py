@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.analysis.report import describe_curves, describe_gap, summary, write_report
+from fashion_cnn.analysis.report import describe_curves, describe_gap, results_summary, write_report
 from fashion_cnn.plots.training import plot_curves
 from fashion_cnn.runs import Run
 
@@ -12,7 +12,7 @@ from fashion_cnn.runs import Run
 def history(train, val):
     return History(
         epochs=np.arange(1, len(val) + 1),
-        figures={"train/loss": np.array(train), "val/loss": np.array(val), "running/loss": np.array(val) + 1},
+        metrics={"train/loss": np.array(train), "val/loss": np.array(val), "running/loss": np.array(val) + 1},
     )
 
 
@@ -80,14 +80,14 @@ def test_a_gap_is_told_in_images_and_with_what_chance_can_do():
 
 
 def test_the_verdict_comes_first_and_what_to_try_last():
-    said = summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
+    said = results_summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
     assert said.startswith("**Verdict: overfitting.** By the rule: the rule.")
     assert said.endswith("- stop earlier:\n  `python -m fashion_cnn.train callbacks=early_stopping`")
 
 
 def test_no_validation_is_no_gap():
-    without = History(epochs=np.array([1, 2]), figures={"running/loss": np.array([2.0, 1.0])})
-    assert "No validation pass was made" in summary(without, {})
+    without = History(epochs=np.array([1, 2]), metrics={"running/loss": np.array([2.0, 1.0])})
+    assert "No validation pass was made" in results_summary(without, {})
 
 
 def test_the_figure_shows_loss_above_accuracy_with_both_curves():
@@ -108,7 +108,7 @@ def test_a_report_is_written_from_the_runs_files(tmp_path, missing):
     assert np.isnan(read_history(run)["never/measured"]).all()
     results = {name: value for name, value in RESULTS.items() if not missing or missing not in name}
     write_report(run, results)
-    assert (run.figures / "curves.png").stat().st_size > 10_000
+    assert (run.plots / "curves.png").stat().st_size > 10_000
     assert "figures/curves.png" in run.report_file.read_text()
     assert "figures/confusion.png" not in run.report_file.read_text(), "not drawn"
     text = run.report_file.read_text()

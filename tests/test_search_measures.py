@@ -14,7 +14,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.evaluate_search import main
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import mean_interval
-from fashion_cnn.metrics.ranking import NETWORK, measure_instances, measure_labelled, measure_ranking
+from fashion_cnn.metrics.ranking import NETWORK, evaluate_instances, evaluate_labelled, evaluate_ranking
 from fashion_cnn.retrieval.evaluation import (
     TOGETHER,
     AlteredCopies,
@@ -51,7 +51,7 @@ def test_precision_recall_and_average_precision_of_a_list_reckoned_by_hand():
     # Right at 1, 3 and 4 of ten, of five right ones in all.
     relevant = torch.zeros(1, 10, dtype=torch.bool)
     relevant[0, [0, 2, 3]] = True
-    found = measure_ranking(relevant, torch.tensor([5]))
+    found = evaluate_ranking(relevant, torch.tensor([5]))
     assert {k: mean.estimate for k, mean in found.precision.items()} == pytest.approx({1: 1.0, 10: 0.3})
     assert {k: mean.estimate for k, mean in found.recall.items()} == {1: 1.0, 10: 1.0}
     summed = 1 + 2 / 3 + 3 / 4
@@ -62,7 +62,7 @@ def test_precision_recall_and_average_precision_of_a_list_reckoned_by_hand():
 
 def test_a_query_that_finds_nothing_counts_as_nothing_and_is_not_left_out():
     relevant = torch.tensor([[True] * 10, [False] * 10])
-    found = measure_ranking(relevant, torch.tensor([10, 0]))
+    found = evaluate_ranking(relevant, torch.tensor([10, 0]))
     assert (found.queries, found.precision[1].estimate, found.recall[10].estimate) == (2, 0.5, 0.5)
     assert (found.map_at_100.estimate, found.map_at_r.estimate) == (0.5, 0.5)
 
@@ -71,7 +71,7 @@ def test_the_measures_are_those_of_a_plain_loop():
     generator = torch.Generator().manual_seed(1)
     relevant = torch.rand(30, 120, generator=generator) < torch.rand(30, 1, generator=generator) * 0.3
     in_all = relevant.sum(dim=1) + 7
-    found = measure_ranking(relevant, in_all)
+    found = evaluate_ranking(relevant, in_all)
     mean_average, at_r = [], []
     for row, total in zip(relevant.tolist(), in_all.tolist(), strict=True):
         right, summed = 0, 0.0
@@ -98,7 +98,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 def test_nothing_to_measure_is_said():
     with pytest.raises(UserError, match="nothing can be measured"):
-        measure_ranking(torch.zeros(0, 10, dtype=torch.bool), torch.zeros(0))
+        evaluate_ranking(torch.zeros(0, 10, dtype=torch.bool), torch.zeros(0))
 
 
 # The vectors.
@@ -139,7 +139,7 @@ def test_points_placed_by_hand_are_found_by_class():
     catalogue = functional.normalize(torch.tensor([[1, 0.1], [1, 0.2], [0.1, 1], [0.2, 1], [0.3, 1]]), dim=1)
     queries = functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 0.15]]), dim=1)
     labels, of_queries = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1])
-    found = measure_labelled(nearest(queries, catalogue, 100), of_queries, labels, ("right", "above"))
+    found = evaluate_labelled(nearest(queries, catalogue, 100), of_queries, labels, ("right", "above"))
     assert found.overall.precision[1].estimate == pytest.approx(2 / 3)
     assert {name: one.precision[1].estimate for name, one in found.by_class.items()} == {"right": 1.0, "above": 0.5}
     # The last one's are at 3, 4 and 5.
@@ -149,7 +149,7 @@ def test_points_placed_by_hand_are_found_by_class():
 
 def test_of_single_products_the_original_alone_counts():
     ranked = torch.tensor([[4, 1, 2, 3, 0, 5, 6, 7, 8, 9]] * 2)
-    found = measure_instances(ranked, torch.tensor([4, 0]))
+    found = evaluate_instances(ranked, torch.tensor([4, 0]))
     assert (found.recall[1].estimate, found.recall[10].estimate) == (0.5, 1.0)
     assert found.map_at_100.estimate == pytest.approx((1 + 1 / 5) / 2)
 

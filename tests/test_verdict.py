@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fashion_cnn.analysis.history import History
-from fashion_cnn.analysis.verdict import advise, command, judge
+from fashion_cnn.analysis.verdict import advise, judge, training_command
 from fashion_cnn.cli.main import compose
 
 
@@ -16,7 +16,7 @@ def curves(train_loss, val_loss, train_accuracy, val_accuracy):
     epochs = len(val_loss)
     return History(
         epochs=np.arange(1, epochs + 1),
-        figures={
+        metrics={
             "train/loss": np.array(train_loss),
             "val/loss": np.array(val_loss),
             "train/accuracy": np.full(epochs, train_accuracy),
@@ -80,7 +80,7 @@ def test_a_verdict_by_few_images_says_so():
 
 
 def test_without_a_measured_gap_there_is_no_verdict():
-    nothing = History(epochs=np.array([1]), figures={"running/loss": np.array([1.0])})
+    nothing = History(epochs=np.array([1]), metrics={"running/loss": np.array([1.0])})
     assert judge(nothing, 0, 0) is None
 
 
@@ -94,7 +94,7 @@ def test_the_advice_is_a_command_that_composes(name, overrides):
     pieces = advise(verdict, config, epochs=config.trainer.max_epochs)
     assert 1 <= len(pieces) <= 3
     for piece in pieces:
-        python, _, module, *typed = shlex.split(command(config.overrides, piece.overrides))
+        python, _, module, *typed = shlex.split(training_command(config.overrides, piece.overrides))
         assert (python, module) == ("python", "fashion_cnn.train")
         changes = [part for part in typed if part != "-m"]
         OverridesParser.create().parse_overrides(changes)
@@ -104,10 +104,12 @@ def test_the_advice_is_a_command_that_composes(name, overrides):
 
 
 def test_a_later_override_replaces_the_one_it_repeats():
-    assert command(["seed=1", "optimizer.lr=0.1"], ["optimizer.lr=0.2"]).endswith("train seed=1 optimizer.lr=0.2")
-    assert command(["seed=1"], ["-m", "seed=0,1"]).endswith("train -m seed=0,1")
+    assert training_command(["seed=1", "optimizer.lr=0.1"], ["optimizer.lr=0.2"]).endswith(
+        "train seed=1 optimizer.lr=0.2"
+    )
+    assert training_command(["seed=1"], ["-m", "seed=0,1"]).endswith("train -m seed=0,1")
 
 
 def test_another_model_leaves_the_parts_of_this_one_behind():
     typed = ["model=medium", "model.network.widths=[64,64,64]", "model.label_smoothing=0.2", "init_from=run"]
-    assert command(typed, ["model=small"]).endswith("train model=small model.label_smoothing=0.2")
+    assert training_command(typed, ["model=small"]).endswith("train model=small model.label_smoothing=0.2")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fashion_cnn.analysis.settings import Setting, choice_of_epoch, chooses_the_epoch, is_setting, settings
+from fashion_cnn.analysis.settings import Setting, checkpoint_settings, is_checkpoint_setting, is_setting, run_settings
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import MeanStd
 from fashion_cnn.runs import Run, find_all
@@ -108,7 +108,7 @@ def _distinct(runs: Iterable[Run]) -> list[tuple[dict[str, Setting], list[Run]]]
 def _settings_but_seed(run: Run) -> dict[str, Setting]:
     """A run that began with another's weights is none from scratch, whichever run that was; so with its teachers."""
     config = run.config()
-    chosen = settings(config) | choice_of_epoch(config)
+    chosen = run_settings(config) | checkpoint_settings(config)
     if "init_from" in chosen:
         chosen["init_from"] = "another run"
     if "distillation.teachers" in chosen:
@@ -129,7 +129,9 @@ def _typed(run: Run) -> dict[str, str]:
     # Of these groups it is single settings that tell.
     left_out = ("seed", "init_from", "callbacks", "logger", "trainer")
     return {
-        name: value for name, value in pairs if (is_setting(name) or chooses_the_epoch(name)) and name not in left_out
+        name: value
+        for name, value in pairs
+        if (is_setting(name) or is_checkpoint_setting(name)) and name not in left_out
     }
 
 
@@ -158,7 +160,7 @@ def _order(value: Setting) -> tuple[bool, float, str]:
     return (isinstance(value, str), 0.0 if isinstance(value, str) else float(value), str(value))
 
 
-def table(comparison: Comparison) -> list[list[str]]:
+def comparison_table(comparison: Comparison) -> list[list[str]]:
     """The headings, then a row a group: its factors, how many seeds, mean and deviation of each of `COLUMNS`."""
     headings = [*(comparison.factors or ["runs"]), "seeds", *COLUMNS]
     return [headings, *(_row(group) for group in comparison.groups)]
@@ -172,7 +174,7 @@ def _row(group: Group) -> list[str]:
     return row
 
 
-def as_csv(comparison: Comparison) -> str:
+def comparison_csv(comparison: Comparison) -> str:
     """A row a group: its factors, the seeds, and of each figure the mean and the standard deviation, unrounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -185,9 +187,9 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def as_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequence[str]) -> str:
+def comparison_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequence[str]) -> str:
     """The table, what did not finish, the figures (file names) and remarks, each a paragraph."""
-    headings, *rows = table(comparison)
+    headings, *rows = comparison_table(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
     if comparison.unfinished:

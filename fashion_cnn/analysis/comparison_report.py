@@ -5,11 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fashion_cnn.analysis.comparison import Comparison, Group, as_csv, as_markdown
-from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, learning_curve
-from fashion_cnn.analysis.tensorboard import Board
+from fashion_cnn.analysis.comparison import Comparison, Group, comparison_csv, comparison_markdown
+from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, fit_learning_curve
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter
 from fashion_cnn.errors import UserError
-from fashion_cnn.plots.comparison import plot_learning_curve, plots
+from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import write_whole
 
@@ -22,7 +22,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
 
     Raises UserError where it cannot be written.
     """
-    figures, remarks = dict(plots(comparison)), []
+    figures, remarks = dict(plot_comparison(comparison)), []
     curve = _learning_curve(comparison)
     if curve is not None:
         figures["learning_curve"] = Figure(figsize=(7, 5), layout="constrained")
@@ -34,14 +34,14 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
             old.unlink()
         for name, figure in figures.items():
             save_figure(figure, folder / f"{name}.png")
-        write_whole(folder / "comparison.csv", as_csv(comparison))
-        text = as_markdown(comparison, [f"{name}.png" for name in figures], remarks)
+        write_whole(folder / "comparison.csv", comparison_csv(comparison))
+        text = comparison_markdown(comparison, [f"{name}.png" for name in figures], remarks)
         write_whole(folder / "comparison.md", text)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say another one with out=DIR.") from error
-    board = Board(folder)
+    board = TensorBoardWriter(folder)
     for name in figures:
-        board.add_picture(name, folder / f"{name}.png", 0)
+        board.add_image(name, folder / f"{name}.png", 0)
     board.add_text("comparison", text.partition("\n![")[0], 0)
     board.close()
     return folder / "comparison.md", list(figures)
@@ -54,7 +54,7 @@ def _learning_curve(comparison: Comparison) -> LearningCurve | None:
         return None
     measured.sort(key=_mean_images)
     errors = [[1 - accuracy for accuracy in group.values("val/accuracy")] for group in measured]
-    return learning_curve([_mean_images(group) for group in measured], errors)
+    return fit_learning_curve([_mean_images(group) for group in measured], errors)
 
 
 def _mean_images(group: Group) -> float:

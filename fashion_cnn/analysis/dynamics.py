@@ -162,7 +162,7 @@ def likely_label_errors(dynamics: Dynamics) -> Tensor:
     return by_margin[recognised[by_margin].argsort(stable=True)]
 
 
-def examples_table(dynamics: Dynamics, class_names: Sequence[str]) -> str:
+def examples_csv(dynamics: Dynamics, class_names: Sequence[str]) -> str:
     """All that is known of each image, as CSV, a row an image, the likeliest label error first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -177,24 +177,24 @@ def examples_table(dynamics: Dynamics, class_names: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def most_confident_mistakes(predictions: Predictions, most: int) -> Tensor:
+def most_confident_errors(predictions: Predictions, most: int) -> Tensor:
     """The positions in `predictions` of the mistakes that it is surest of, at most `most` of them, `(K,)`."""
     wrong = (~predictions.correct).nonzero()[:, 0]
     return wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:most]
 
 
-def entropy(predictions: Predictions) -> Tensor:
+def prediction_entropy(predictions: Predictions) -> Tensor:
     """How undecided the network is on each image, in nats, `(N,)`: 0 where it is sure, log C where it is at a loss."""
     return torch.special.entr(predictions.probabilities).sum(dim=1)
 
 
-def ambiguity_table(splits: Mapping[str, Predictions], class_names: Sequence[str]) -> str:
+def ambiguous_images_csv(splits: Mapping[str, Predictions], class_names: Sequence[str]) -> str:
     """The images of all splits as CSV, the one that the network is least decided on first."""
     rows = []
     for split, predictions in splits.items():
         top = predictions.probabilities.topk(2, dim=1)
         columns = (
-            entropy(predictions),
+            prediction_entropy(predictions),
             predictions.indices,
             predictions.targets,
             top.indices[:, 0],

@@ -13,15 +13,15 @@ from fashion_cnn.runs import Run
 class History:
     """A run's figures epoch by epoch.
 
-    epochs: `(E,)`, from 1. figures: by name, `(E,)`, NaN where an epoch was not measured.
+    epochs: `(E,)`, from 1. metrics: by name, `(E,)`, NaN where an epoch was not measured.
     """
 
     epochs: NDArray[np.int64]
-    figures: dict[str, NDArray[np.float64]]
+    metrics: dict[str, NDArray[np.float64]]
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         """The curve `name`; all NaN where the run never measured it."""
-        return self.figures.get(name, np.full(len(self.epochs), np.nan))
+        return self.metrics.get(name, np.full(len(self.epochs), np.nan))
 
 
 def read_history(run: Run) -> History:
@@ -31,5 +31,5 @@ def read_history(run: Run) -> History:
     names = [name for name in (rows[0] if rows else {}) if name not in ("epoch", "step")]
     return History(
         epochs=np.array([int(row["epoch"]) + 1 for row in rows], dtype=np.int64),
-        figures={name: np.array([float(row[name] or "nan") for row in rows]) for name in names},
+        metrics={name: np.array([float(row[name] or "nan") for row in rows]) for name in names},
     )

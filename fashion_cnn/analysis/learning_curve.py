@@ -47,7 +47,7 @@ class LearningCurve:
         return low, high
 
 
-def learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]) -> LearningCurve:
+def fit_learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]) -> LearningCurve:
     """Fit the law to the mean error of each size; `sizes` ascending, at least two of them."""
     ascending = np.array(sizes, dtype=np.float64)
     raw = tuple(np.array(values, dtype=np.float64) for values in errors)

@@ -8,15 +8,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from fashion_cnn.analysis.tensorboard import board_writer, dashboard_layout
+from fashion_cnn.analysis.tensorboard import dashboard_layout, tensorboard_writer
 from fashion_cnn.data import Batch, ImageDataModule
-from fashion_cnn.metrics.calibration import reliability
-from fashion_cnn.metrics.gap import gap_by_class_figures, gap_figures
+from fashion_cnn.metrics.calibration import reliability_diagram
+from fashion_cnn.metrics.gap import gap_by_class_metrics, gap_metrics
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 
 # Beside the gaps by class.
-GAP_MONITORED = (
+GAP_METRICS = (
     *("train/calibration_error", "val/calibration_error"),
     *(f"gap/{name}_{end}" for name in ("loss", "accuracy") for end in ("low", "high")),
 )
@@ -83,13 +83,13 @@ def _of_all_processes(columns: Sequence[Tensor]) -> list[Tensor]:
 
 
 class GapMonitor(PredictionCollector):
-    """Adds the figures of `measure_gap` to those of each validation pass.
+    """Adds the figures of `overfitting_metrics` to those of each validation pass.
 
     They come from the logits of that very pass, so they cost no further one. Sets up TensorBoard's page of them.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = board_writer(trainer)
+        writer = tensorboard_writer(trainer)
         if writer is not None and trainer.datamodule.val_size:  # type: ignore[attr-defined]
             writer.add_custom_scalars(dashboard_layout())
 
@@ -97,15 +97,18 @@ class GapMonitor(PredictionCollector):
         super().on_validation_epoch_end(trainer, pl_module)
         if {"train", "val"} <= self.predictions.keys():
             data = trainer.datamodule  # type: ignore[attr-defined]
-            figures = measure_gap(self.predictions, data)
+            figures = overfitting_metrics(self.predictions, data)
             pl_module.log_dict(figures, logger=False, sync_dist=trainer.world_size > 1)
 
 
-def measure_gap(predictions: dict[str, Predictions], data: ImageDataModule) -> dict[str, float]:
+def overfitting_metrics(predictions: dict[str, Predictions], data: ImageDataModule) -> dict[str, float]:
     """What the train probe and the validation split show beside loss and accuracy, by the figures' names."""
     train, val = predictions["train"], predictions["val"]
     return {
-        **{f"{name}/calibration_error": reliability(predictions[name]).expected_error for name in ("train", "val")},
-        **gap_figures(train, val, prefix="gap"),
-        **gap_by_class_figures(train, val, data.class_names),
+        **{
+            f"{name}/calibration_error": reliability_diagram(predictions[name]).expected_calibration_error
+            for name in ("train", "val")
+        },
+        **gap_metrics(train, val, prefix="gap"),
+        **gap_by_class_metrics(train, val, data.class_names),
     }

@@ -40,22 +40,22 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
     """Draw the curves and write report.md into the run directory."""
     history = read_history(run)
     title = f"{results['name']}, seed {results['seed']}"
-    run.figures.mkdir(exist_ok=True)
+    run.plots.mkdir(exist_ok=True)
     curves = plot_curves(history, title=title, best_epoch=results["best_epoch"])
-    save_figure(curves, run.figures / "curves.png")
+    save_figure(curves, run.plots / "curves.png")
     run.report_file.write_text(_report(run, results, history))
 
 
 def _report(run: Run, results: dict[str, Any], history: History) -> str:
-    folder = run.figures.name
+    folder = run.plots.name
     drawn = (
         f"![{said.partition('.')[0]}]({folder}/{name}.png)\n\n{said}\n\n"
         for name, said in _REPORT_FIGURES.items()
-        if (run.figures / f"{name}.png").exists()
+        if (run.plots / f"{name}.png").exists()
     )
     return f"""# {results["name"]}, seed {results["seed"]}
 
-{summary(history, results)}
+{results_summary(history, results)}
 
 ![Loss above accuracy over the epochs]({folder}/curves.png)
 
@@ -95,7 +95,7 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
     return f"| {label} | {cells[0]} | {cells[1]} |\n"
 
 
-def summary(history: History, results: dict[str, Any]) -> str:
+def results_summary(history: History, results: dict[str, Any]) -> str:
     """The verdict, what the curves and the gaps say, and what to try: Markdown that follows from the figures alone."""
     if "verdict" not in results:
         return "No validation pass was made while it trained, so there is no curve to judge it by."

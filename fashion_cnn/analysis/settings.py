@@ -21,7 +21,7 @@ _OF_ITS_FILE = {f"{_BEST}.filename", f"{_BEST}.enable_version_counter"}
 Setting = str | int | float | bool
 
 
-def settings(config: DictConfig) -> dict[str, Setting]:
+def run_settings(config: DictConfig) -> dict[str, Setting]:
     """`{"optimizer.lr": 0.008, "optimizer": "AdamW", …}`: a part's class stands under the name of the part."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
@@ -31,7 +31,7 @@ def settings(config: DictConfig) -> dict[str, Setting]:
     return chosen
 
 
-def choice_of_epoch(config: DictConfig) -> dict[str, Setting]:
+def checkpoint_settings(config: DictConfig) -> dict[str, Setting]:
     """How the epoch is chosen whose weights are measured: `{"callbacks.best.monitor": "val/accuracy", …}`.
 
     Nothing of it changes what a run learns, and much of it the figures.
@@ -39,7 +39,7 @@ def choice_of_epoch(config: DictConfig) -> dict[str, Setting]:
     best = OmegaConf.select(config, _BEST)
     container = OmegaConf.to_container(best, resolve=True) if best is not None else {}
     assert isinstance(container, dict)
-    return dict(_flat(container, f"{_BEST}.", chooses_the_epoch))
+    return dict(_flat(container, f"{_BEST}.", is_checkpoint_setting))
 
 
 def is_setting(name: str) -> bool:
@@ -47,7 +47,7 @@ def is_setting(name: str) -> bool:
     return not any(name == other or name.startswith(f"{other}.") for other in _NO_SETTINGS)
 
 
-def chooses_the_epoch(name: str) -> bool:
+def is_checkpoint_setting(name: str) -> bool:
     """Whether the option `name` changes which epoch's weights are measured."""
     return name.startswith(f"{_BEST}.") and name not in _OF_ITS_FILE
 

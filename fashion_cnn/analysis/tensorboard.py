@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from fashion_cnn.analysis.settings import settings
+from fashion_cnn.analysis.settings import run_settings
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.gap import figure_name
+from fashion_cnn.metrics.gap import metric_name
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 from fashion_cnn.models.layers import is_nonlinearity
@@ -55,13 +55,13 @@ def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def board_writer(trainer: Trainer) -> Any:
+def tensorboard_writer(trainer: Trainer) -> Any:
     """The training's own `SummaryWriter`, where this process has one; else None."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-class Board:
+class TensorBoardWriter:
     """A writer beside the training's own, in place of what an earlier one left in `directory`."""
 
     def __init__(self, directory: Path) -> None:
@@ -72,16 +72,16 @@ class Board:
             stale.unlink()
         self._writer = SummaryWriter(str(directory), filename_suffix=_EVENTS_SUFFIX)
 
-    def add_picture(self, name: str, path: Path, step: int) -> None:
+    def add_image(self, name: str, path: Path, step: int) -> None:
         """A figure that was saved as a PNG."""
         with Image.open(path) as picture:
             self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
-    def add_precision_recall(self, predictions: Predictions, class_names: Sequence[str], step: int) -> None:
+    def add_pr_curves(self, predictions: Predictions, class_names: Sequence[str], step: int) -> None:
         """A precision-recall curve for each class, that class against the rest."""
         for label, name in enumerate(class_names):
             self._writer.add_pr_curve(
-                f"pr_curve/{figure_name(name)}",
+                f"pr_curve/{metric_name(name)}",
                 predictions.targets == label,
                 predictions.probabilities[:, label],
                 step,
@@ -90,11 +90,11 @@ class Board:
     def add_text(self, name: str, markdown: str, step: int) -> None:
         self._writer.add_text(name, markdown, step)
 
-    def add_settings(self, config: Any, results: Mapping[str, Any]) -> None:
+    def add_hparams(self, config: Any, results: Mapping[str, Any]) -> None:
         """The run's settings with its final figures, for the HParams tab: written once, of runs that ended well."""
         from torch.utils.tensorboard.summary import hparams
 
-        chosen = settings(config) | {"parameters": results["parameters"]}
+        chosen = run_settings(config) | {"parameters": results["parameters"]}
         final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL_METRICS if name in results}
 
         file_writer = self._writer._get_file_writer()
@@ -172,7 +172,7 @@ class Histograms(Callback):
         passes = trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)
         due = passes % self.every_n_epochs == 0 and not trainer.sanity_checking
         first = batch_idx == 0 and split_names(trainer.val_dataloaders)[dataloader_idx] == "val"
-        if due and first and board_writer(trainer) is not None:
+        if due and first and tensorboard_writer(trainer) is not None:
             assert isinstance(pl_module.network, nn.Module)
             for name, layer in pl_module.network.named_modules():
                 if is_nonlinearity(layer) or name == "classifier":
@@ -198,7 +198,7 @@ class Histograms(Callback):
             return
         for hook in self._hooks:
             hook.remove()
-        writer, step = board_writer(trainer), trainer.global_step
+        writer, step = tensorboard_writer(trainer), trainer.global_step
 
         def add(name: str, values: Tensor) -> None:
             if values.abs().max() < _LARGEST_VALUE:

@@ -177,7 +177,7 @@ def _towards_a_better_fit(verdict: Verdict, config: DictConfig) -> list[Advice]:
     return advice
 
 
-def command(typed: Sequence[str], changes: Sequence[str]) -> str:
+def training_command(typed: Sequence[str], changes: Sequence[str]) -> str:
     """The command that repeats a training, which was started with the overrides `typed`, with `changes` to it."""
 
     flags = [change for change in changes if change.startswith("-")]

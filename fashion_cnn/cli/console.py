@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from fashion_cnn.analysis.comparison import Comparison
-from fashion_cnn.analysis.comparison import table as comparison_table
-from fashion_cnn.analysis.verdict import command
+from fashion_cnn.analysis.comparison import Comparison, comparison_table
+from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run, as_typed
@@ -61,7 +60,7 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         f"  report      {run.report_file}\n"
         f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
         f"  all runs    python -m fashion_cnn.runs{others}\n"
-        f"  go further  {command(config.overrides or [], [f'init_from={run.path}'])}",
+        f"  go further  {training_command(config.overrides or [], [f'init_from={run.path}'])}",
         highlight=False,
         soft_wrap=True,
     )

@@ -16,14 +16,19 @@ from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import restore
-from fashion_cnn.metrics.calibration import fit_temperature, reliability
-from fashion_cnn.metrics.classification import by_class, confusion_matrix, figures_of, selective_accuracy
+from fashion_cnn.metrics.calibration import fit_temperature, reliability_diagram
+from fashion_cnn.metrics.classification import (
+    classification_metrics,
+    confusion_matrix,
+    metrics_by_class,
+    selective_accuracy,
+)
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.models.hardware import describe_device, precision_context, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
-from fashion_cnn.plots.style import inches, save_figure
+from fashion_cnn.plots.style import figure_inches, save_figure
 from fashion_cnn.runs import Run, as_typed, write_whole
 from fashion_cnn.training import build
 from fashion_cnn.training.results import evaluate_splits
@@ -156,7 +161,7 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
     return {
         "runs": [str(as_typed(run.path)) for run in runs],
         "split": split,
-        **figures_of(measured.predictions, measured.data.class_names),
+        **classification_metrics(measured.predictions, measured.data.class_names),
         # By the ruler, exactly as the training wrote them.
         "accuracy": figures[f"{split}/accuracy"],
         "loss": figures[f"{split}/loss"],
@@ -180,7 +185,7 @@ def _calibrated(measured: Measured) -> dict[str, float] | None:
     return {
         "temperature": temperature,
         "loss": scaled.losses.double().mean().item(),
-        "calibration_error": reliability(scaled).expected_error,
+        "calibration_error": reliability_diagram(scaled).expected_calibration_error,
     }
 
 
@@ -204,24 +209,24 @@ def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:
     figures = {name: Figure(figsize=size, layout="constrained") for name, size in _sizes(len(names)).items()}
     counts = confusion_matrix(predictions)
     plot_confusion(counts, names, figures["confusion"].subplots(), title=split)
-    plot_by_class(by_class(predictions, names), figures["classes"].subplots(), title=split)
+    plot_by_class(metrics_by_class(predictions, names), figures["classes"].subplots(), title=split)
     plot_selective(selective_accuracy(predictions), figures["selective"].subplots(), title=split)
     before, after = figures["reliability"].subplots(1, 2)
-    plot_reliability(reliability(predictions), before, title=f"{split}, as it is", color="C0")
+    plot_reliability(reliability_diagram(predictions), before, title=f"{split}, as it is", color="C0")
     if calibrated := outcome["calibrated"]:
         scaled = _scaled(predictions, calibrated["temperature"])
         title = f"{split}, temperature {calibrated['temperature']:.2f}"
-        plot_reliability(reliability(scaled), after, title=title, color="C2")
+        plot_reliability(reliability_diagram(scaled), after, title=title, color="C2")
     else:
         after.set_axis_off()
     return figures
 
 
 def _sizes(classes: int) -> dict[str, tuple[float, float]]:
-    side = inches(classes, beside=2.4)
+    side = figure_inches(classes, beside=2.4)
     return {
         "confusion": (side, side),
-        "classes": (7, inches(classes, beside=1.4)),
+        "classes": (7, figure_inches(classes, beside=1.4)),
         "selective": (6.4, 4.4),
         "reliability": (10, 4.6),
     }

@@ -22,7 +22,7 @@ from fashion_cnn.models import Ensemble, ImageClassifier
 from fashion_cnn.models.layers import is_nonlinearity
 from fashion_cnn.pictures import decode
 from fashion_cnn.pictures.preparation import Invert
-from fashion_cnn.plots.style import as_label, save_figure
+from fashion_cnn.plots.style import escape_label, save_figure
 from fashion_cnn.runs import Run
 from fashion_cnn.terminal import progress_bar
 
@@ -140,7 +140,7 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
     """The picture as it came, `(H, W, 3)` uint8, as the network sees it, what mattered, and what is like it."""
     columns = max(4, len(explanation.neighbours))
     figure = Figure(figsize=(2.3 * columns, 5.6), layout="constrained")
-    figure.suptitle(as_label(explanation.title), fontsize=12)
+    figure.suptitle(escape_label(explanation.title), fontsize=12)
     upper, lower = figure.subplots(2, columns)
     for axes in (*upper, *lower):
         axes.set_axis_off()
@@ -160,7 +160,7 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
 def _show(image: Tensor, axes: Axes, title: str) -> None:
     pixels = image.permute(1, 2, 0).numpy()
     axes.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(as_label(title), fontsize=10)
+    axes.set_title(escape_label(title), fontsize=10)
 
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ _LOG_TEMPERATURE_DEVIATION = 0.5
 
 
 @dataclass(frozen=True)
-class Reliability:
+class ReliabilityDiagram:
     """Images in bins of equal width by confidence.
 
     counts, confidence, accuracy: `(bins,)`, the number of images of each bin and the means over them, 0 where there
@@ -26,7 +26,7 @@ class Reliability:
     accuracy: Tensor
 
     @property
-    def expected_error(self) -> float:
+    def expected_calibration_error(self) -> float:
         """Expected calibration error: the mean distance of accuracy and confidence over the images.
 
         Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
@@ -35,7 +35,7 @@ class Reliability:
         return ((distance * self.counts).sum() / self.counts.sum()).item()
 
 
-def reliability(predictions: Predictions, bins: int = 15) -> Reliability:
+def reliability_diagram(predictions: Predictions, bins: int = 15) -> ReliabilityDiagram:
     """Sort the images into `bins` bins by the confidence of their prediction."""
     confidence = predictions.confidence.double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -44,7 +44,7 @@ def reliability(predictions: Predictions, bins: int = 15) -> Reliability:
     def mean(values: Tensor) -> Tensor:
         return place.bincount(values.double(), minlength=bins) / counts.clamp(min=1)
 
-    return Reliability(counts, mean(confidence), mean(predictions.correct))
+    return ReliabilityDiagram(counts, mean(confidence), mean(predictions.correct))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashion_cnn.metrics.calibration import reliability
+from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.intervals import Interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
@@ -27,7 +27,7 @@ def _proportion(hits: int, count: int) -> Interval | None:
 
 
 @dataclass(frozen=True)
-class ClassFigures:
+class ClassMetrics:
     """How well one class is recognised.
 
     precision: of the images taken for it, those that are. recall: of its images, those taken for it. f1: their
@@ -41,12 +41,12 @@ class ClassFigures:
     images: int
 
 
-def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassFigures]:
+def metrics_by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassMetrics]:
     """The figures of each class, in the order of the classes."""
     counts = confusion_matrix(predictions)
     rows = zip(class_names, counts.diag().tolist(), counts.sum(0).tolist(), counts.sum(1).tolist(), strict=True)
     return [
-        ClassFigures(
+        ClassMetrics(
             name,
             precision=_proportion(hits, taken),
             recall=_proportion(hits, images),
@@ -57,7 +57,7 @@ def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[Class
     ]
 
 
-def top_accuracy(predictions: Predictions, most: int) -> float:
+def top_k_accuracy(predictions: Predictions, most: int) -> float:
     """The share of the images whose class is among the `most` likeliest."""
     likeliest = predictions.logits.topk(min(most, predictions.num_classes), dim=1).indices
     return (likeliest == predictions.targets[:, None]).any(dim=1).double().mean().item()
@@ -72,10 +72,10 @@ def selective_accuracy(predictions: Predictions) -> Tensor:
     return predictions.correct[surest_first].double().cumsum(0) / torch.arange(1, len(predictions) + 1)
 
 
-def figures_of(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
     """All figures of a split by name, as they are stored: numbers, a list of classes, the confusion matrix."""
     accuracy = wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions))
-    classes = by_class(predictions, class_names)
+    classes = metrics_by_class(predictions, class_names)
     selective = selective_accuracy(predictions)
     return {
         "images": len(predictions),
@@ -83,9 +83,9 @@ def figures_of(predictions: Predictions, class_names: Sequence[str]) -> dict[str
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "loss": predictions.losses.double().mean().item(),
-        "top2_accuracy": top_accuracy(predictions, 2),
+        "top2_accuracy": top_k_accuracy(predictions, 2),
         "macro_f1": sum(row.f1 for row in classes) / len(classes),
-        "calibration_error": reliability(predictions).expected_error,
+        "calibration_error": reliability_diagram(predictions).expected_calibration_error,
         "selective_accuracy": {
             str(coverage): selective[round(coverage * len(predictions)) - 1].item() for coverage in COVERAGES
         },

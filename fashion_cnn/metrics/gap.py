@@ -26,7 +26,7 @@ def accuracy_gap_by_class(train: Predictions, held_out: Predictions) -> list[Int
     return [accuracy_gap(ours, theirs) if len(ours) and len(theirs) else None for ours, theirs in pairs]
 
 
-def gap_carriers(train: Predictions, held_out: Predictions) -> list[int]:
+def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
     """The fewest classes that make up half of what the classes with a gap lose, the one that loses most first.
 
     A class loses its accuracy gap times its share of the held-out images. None where all of them together lose nothing.
@@ -44,7 +44,7 @@ def gap_carriers(train: Predictions, held_out: Predictions) -> list[int]:
     return carriers
 
 
-def gap_figures(train: Predictions, held_out: Predictions, *, prefix: str) -> dict[str, float]:
+def gap_metrics(train: Predictions, held_out: Predictions, *, prefix: str) -> dict[str, float]:
     """The ends of the intervals of both gaps, named `<prefix>/accuracy_low` and so on."""
     gaps = {"loss": loss_gap(train, held_out), "accuracy": accuracy_gap(train, held_out)}
     return {
@@ -54,12 +54,12 @@ def gap_figures(train: Predictions, held_out: Predictions, *, prefix: str) -> di
     }
 
 
-def gap_by_class_figures(train: Predictions, held_out: Predictions, class_names: Sequence[str]) -> dict[str, float]:
+def gap_by_class_metrics(train: Predictions, held_out: Predictions, class_names: Sequence[str]) -> dict[str, float]:
     """The accuracy gap of each class that both splits hold, named `gap_by_class/<class>`."""
     gaps = zip(class_names, accuracy_gap_by_class(train, held_out), strict=True)
-    return {f"gap_by_class/{figure_name(name)}": gap.estimate for name, gap in gaps if gap}
+    return {f"gap_by_class/{metric_name(name)}": gap.estimate for name, gap in gaps if gap}
 
 
-def figure_name(class_name: str) -> str:
+def metric_name(class_name: str) -> str:
     """A class's name as part of a figure's name, where a slash would open a level of its own."""
     return class_name.replace("/", "-")

@@ -30,7 +30,7 @@ NETWORK = "network"
 
 
 @dataclass(frozen=True)
-class RankingMeasures:
+class RankingMetrics:
     """precision, recall: by k. map_at_100, map_at_r: see this file's head. curve: precision@1, @2, … @100.
 
     queries: how many there were. A list shorter than k has no figure for that k.
@@ -44,7 +44,7 @@ class RankingMeasures:
     curve: tuple[float, ...]
 
 
-def measure_ranking(relevant: Tensor, in_all: Tensor) -> RankingMeasures:
+def evaluate_ranking(relevant: Tensor, in_all: Tensor) -> RankingMetrics:
     """Measure lists: `relevant` `(Q, K)` bool, the nearest first, of which the first 100 count.
 
     in_all: how many relevant products the catalogue holds for each query, `(Q,)`.
@@ -57,7 +57,7 @@ def measure_ranking(relevant: Tensor, in_all: Tensor) -> RankingMeasures:
     precision = hits.cumsum(dim=1) / places
     summed = (precision * hits).sum(dim=1)
     cutoffs = [k for k in CUTOFFS if k <= hits.shape[1]]
-    return RankingMeasures(
+    return RankingMetrics(
         queries=len(hits),
         precision={k: mean_interval(precision[:, k - 1]) for k in cutoffs},
         recall={k: mean_interval(hits[:, :k].amax(dim=1)) for k in cutoffs},
@@ -68,28 +68,28 @@ def measure_ranking(relevant: Tensor, in_all: Tensor) -> RankingMeasures:
 
 
 @dataclass(frozen=True)
-class LabelledSearch:
+class LabelledSearchMetrics:
     """What a search by labelled queries comes to: a product is relevant where it is of the query's class.
 
     by_class: by the class of the query. chance: precision of a random order.
     """
 
-    overall: RankingMeasures
-    by_class: dict[str, RankingMeasures]
+    overall: RankingMetrics
+    by_class: dict[str, RankingMetrics]
     catalogue: int
     chance: float
 
 
-def measure_labelled(
+def evaluate_labelled(
     ranked: Tensor, query_labels: Tensor, catalogue_labels: Tensor, class_names: tuple[str, ...]
-) -> LabelledSearch:
+) -> LabelledSearchMetrics:
     """Measure lists of catalogue rows `(Q, K)`, the nearest first, by the labels `(Q,)` and `(N,)` of both sides."""
     relevant = catalogue_labels[ranked] == query_labels[:, None]
     in_all = catalogue_labels.bincount(minlength=len(class_names))[query_labels]
-    return LabelledSearch(
-        overall=measure_ranking(relevant, in_all),
+    return LabelledSearchMetrics(
+        overall=evaluate_ranking(relevant, in_all),
         by_class={
-            class_names[label]: measure_ranking(relevant[query_labels == label], in_all[query_labels == label])
+            class_names[label]: evaluate_ranking(relevant[query_labels == label], in_all[query_labels == label])
             for label in query_labels.unique().tolist()
         },
         catalogue=len(catalogue_labels),
@@ -97,6 +97,6 @@ def measure_labelled(
     )
 
 
-def measure_instances(ranked: Tensor, originals: Tensor) -> RankingMeasures:
+def evaluate_instances(ranked: Tensor, originals: Tensor) -> RankingMetrics:
     """Measure lists of catalogue rows `(Q, K)` of which one alone is relevant, each query's original `(Q,)`."""
-    return measure_ranking(ranked == originals[:, None], torch.ones(len(originals)))
+    return evaluate_ranking(ranked == originals[:, None], torch.ones(len(originals)))

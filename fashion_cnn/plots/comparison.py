@@ -11,7 +11,7 @@ from matplotlib.ticker import LogFormatter, NullFormatter
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.learning_curve import LearningCurve
 from fashion_cnn.analysis.settings import Setting
-from fashion_cnn.plots.style import as_label
+from fashion_cnn.plots.style import escape_label
 from fashion_cnn.plots.training import COLOR, STYLES
 
 # Lines whose names have room among them, and below them.
@@ -24,7 +24,7 @@ _LEGEND_ROW = 0.21
 _CLOSEST = 0.07
 
 
-def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """For each factor in which alone two groups or more differ, a figure and its name."""
     for factor in comparison.factors:
         lines = _lines(comparison, factor)
@@ -99,7 +99,7 @@ def _crowded(lines: dict[str, list[Group]]) -> bool:
 def _cut(label: str, longest: int = _LONGEST_LABEL) -> str:
     """As a label, without its middle where it is too long: lists tend to differ at their ends."""
     half = (longest - 1) // 2
-    return as_label(label if len(label) <= longest else f"{label[:half]}…{label[-half:]}")
+    return escape_label(label if len(label) <= longest else f"{label[:half]}…{label[-half:]}")
 
 
 def _fade(number: int) -> float:

@@ -7,15 +7,15 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from fashion_cnn.metrics.calibration import Reliability
-from fashion_cnn.metrics.classification import ClassFigures
-from fashion_cnn.plots.style import MOST_SHOWN, as_label, topmost
+from fashion_cnn.metrics.calibration import ReliabilityDiagram
+from fashion_cnn.metrics.classification import ClassMetrics
+from fashion_cnn.plots.style import MAX_CLASSES, escape_label, last_rows
 
 
-def plot_by_class(classes: Sequence[ClassFigures], axes: Axes, *, title: str) -> None:
+def plot_by_class(classes: Sequence[ClassMetrics], axes: Axes, *, title: str) -> None:
     """Draw precision and recall of each class with their 95% intervals, the least recognised class on top."""
     there = [row for row in classes if row.images]
-    ordered = topmost(sorted(there, key=lambda row: row.f1, reverse=True), axes)
+    ordered = last_rows(sorted(there, key=lambda row: row.f1, reverse=True), axes)
     for offset, part, color in ((0.15, "precision", "C0"), (-0.15, "recall", "C1")):
         rows = [(place, share) for place, row in enumerate(ordered) if (share := getattr(row, part)) is not None]
         if not rows:  # None of these was ever said.
@@ -23,7 +23,7 @@ def plot_by_class(classes: Sequence[ClassFigures], axes: Axes, *, title: str) ->
         places = np.array([place for place, _ in rows]) + offset
         values, lows, highs = np.array([(share.estimate, share.low, share.high) for _, share in rows]).T * 100
         axes.errorbar(values, places, xerr=[values - lows, highs - values], fmt="o", color=color, capsize=3, label=part)
-    axes.set_yticks(range(len(ordered)), [as_label(row.name) for row in ordered])
+    axes.set_yticks(range(len(ordered)), [escape_label(row.name) for row in ordered])
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="% (bars: 95% intervals)", title=f"Precision and recall by class, {title}")
     axes.legend(frameon=False, loc="lower left")
@@ -52,18 +52,18 @@ def plot_confusion(counts: Tensor, class_names: Sequence[str], axes: Axes, *, ti
     # Mistakes are rare: the square root lets a share of 1% be seen beside one of 90%.
     axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"{title} (% of each row)")
-    if len(class_names) > MOST_SHOWN:
+    if len(class_names) > MAX_CLASSES:
         return
     for row, column in torch.nonzero(shares >= 0.0005).tolist():
         share = shares[row, column].item()
         color = "white" if share > 0.3 else "black"
         axes.text(column, row, f"{share * 100:.1f}", ha="center", va="center", color=color, fontsize=8)
-    places, labels = range(len(class_names)), [*map(as_label, class_names)]
+    places, labels = range(len(class_names)), [*map(escape_label, class_names)]
     axes.set_xticks(places, labels, rotation=45, ha="right")
     axes.set_yticks(places, labels)
 
 
-def plot_reliability(result: Reliability, axes: Axes, *, title: str, color: str) -> None:
+def plot_reliability(result: ReliabilityDiagram, axes: Axes, *, title: str, color: str) -> None:
     """Draw accuracy over confidence: on the diagonal a network is as often right as it claims."""
     counts, confidence, accuracy = (column.numpy() for column in (result.counts, result.confidence, result.accuracy))
     bins, filled = len(counts), counts > 0
@@ -76,5 +76,7 @@ def plot_reliability(result: Reliability, axes: Axes, *, title: str, color: str)
     )
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="as sure as right")
     axes.plot(confidence[filled], accuracy[filled], marker="o", color=color, label="accuracy")
-    axes.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1), title=f"{title}: error {result.expected_error:.4f}")
+    axes.set(
+        xlabel="confidence", xlim=(0, 1), ylim=(0, 1), title=f"{title}: error {result.expected_calibration_error:.4f}"
+    )
     axes.legend(frameon=False, loc="upper left", fontsize="small")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fashion_cnn.metrics.ranking import NETWORK
-from fashion_cnn.plots.style import as_label, topmost
+from fashion_cnn.plots.style import escape_label, last_rows
 
 # Whose vectors stand beside the network's, class by class.
 _BESIDE = "pixels, cosine"
@@ -16,11 +16,11 @@ _BESIDE = "pixels, cosine"
 def plot_precision_by_class(found: Mapping[str, Any], axes: Axes, *, title: str) -> None:
     """Draw precision@1 of each class with its 95% interval, by the network and by pixels; the worst class on top.
 
-    found: by whose vectors, a `LabelledSearch` as stored.
+    found: by whose vectors, a `LabelledSearchMetrics` as stored.
     """
     by_network = found[NETWORK]["by_class"]
     best_first = sorted(by_network, key=lambda name: by_network[name]["precision"]["1"]["value"], reverse=True)
-    names = topmost(best_first, axes)
+    names = last_rows(best_first, axes)
     shown = [name for name in (NETWORK, _BESIDE) if name in found]
     for color, offset, whose in zip(("C0", "C7"), (0.12, -0.12), shown, strict=False):
         shares = [found[whose]["by_class"][name]["precision"]["1"] for name in names]
@@ -29,7 +29,7 @@ def plot_precision_by_class(found: Mapping[str, Any], axes: Axes, *, title: str)
         axes.errorbar(
             values, places, xerr=[values - lows, highs - values], fmt="o", color=color, capsize=3, label=whose
         )
-    axes.set_yticks(range(len(names)), [*map(as_label, names)])
+    axes.set_yticks(range(len(names)), [*map(escape_label, names)])
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="precision@1, % (bars: 95% intervals)", title=title)
     axes.legend(frameon=False, loc="lower left")

@@ -11,26 +11,26 @@ from torch import Tensor
 
 from fashion_cnn.runs import write_whole
 
-MOST_SHOWN = 100
+MAX_CLASSES = 100
 Row = TypeVar("Row")
 
 
-def as_label(name: str) -> str:
+def escape_label(name: str) -> str:
     """A class's or a file's name, so that Matplotlib draws it as it is: in two `$` it would see mathematics."""
     # A name that is no UTF-8 has bytes in it that are no letters.
     return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
-def inches(classes: int, *, beside: float, each: float = 0.42) -> float:
+def figure_inches(classes: int, *, beside: float, each: float = 0.42) -> float:
     """The side of a figure with `each` inches for a class, and others `beside` them."""
-    return beside + each * min(classes, MOST_SHOWN)
+    return beside + each * min(classes, MAX_CLASSES)
 
 
-def topmost(rows: Sequence[Row], axes: Axes) -> Sequence[Row]:
+def last_rows(rows: Sequence[Row], axes: Axes) -> Sequence[Row]:
     """The last rows, which are drawn on top: as many as can be read. Where some are left out the axes say so."""
-    if len(rows) > MOST_SHOWN:
-        axes.set_ylabel(f"{MOST_SHOWN} of {len(rows):,} classes")
-    return rows[-MOST_SHOWN:]
+    if len(rows) > MAX_CLASSES:
+        axes.set_ylabel(f"{MAX_CLASSES} of {len(rows):,} classes")
+    return rows[-MAX_CLASSES:]
 
 
 def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, columns: int = 8) -> Figure:
@@ -53,7 +53,7 @@ def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, colu
         left, bottom = column + 0.05, -1.25 * row
         extent = (left, left + 0.9, bottom, bottom + 0.9)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
-        axes.text(left + 0.45, bottom + 0.93, as_label(caption), fontsize=8, ha="center", va="bottom")
+        axes.text(left + 0.45, bottom + 0.93, escape_label(caption), fontsize=8, ha="center", va="bottom")
     axes.set(xlim=(0, columns), ylim=(-1.25 * (rows - 1), 1.25))
     axes.set_axis_off()
     figure.suptitle(title)

@@ -8,16 +8,16 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fashion_cnn.analysis.dynamics import REGIONS, Dynamics, likely_label_errors, most_confident_mistakes, regions
+from fashion_cnn.analysis.dynamics import REGIONS, Dynamics, likely_label_errors, most_confident_errors, regions
 from fashion_cnn.analysis.history import History
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
-from fashion_cnn.metrics.calibration import reliability
+from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.classification import confusion_matrix
 from fashion_cnn.metrics.gap import accuracy_gap, accuracy_gap_by_class
 from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_confusion, plot_reliability
-from fashion_cnn.plots.style import as_label, inches, plot_thumbnails, topmost
+from fashion_cnn.plots.style import escape_label, figure_inches, last_rows, plot_thumbnails
 
 _IMAGES_SHOWN = 32
 # Told apart without colour too: train is dashed. The colours are Okabe and Ito's.
@@ -32,7 +32,7 @@ _GAP_UNITS = {"accuracy": ("points", 100.0), "loss": ("nats", 1.0)}
 _REGION_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
 
 
-def figures_of_weights(train: Predictions, val: Predictions, data: ImageDataModule) -> dict[str, Figure]:
+def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule) -> dict[str, Figure]:
     """What the weights of one epoch do, by the figures' names."""
     names = data.class_names
     return {
@@ -43,7 +43,7 @@ def figures_of_weights(train: Predictions, val: Predictions, data: ImageDataModu
     }
 
 
-def figures_of_training(
+def plot_training(
     history: History, dynamics: Dynamics | None, data: ImageDataModule, best_epoch: int
 ) -> dict[str, Figure]:
     """How the training went, by the figures' names; each where it was recorded."""
@@ -67,7 +67,7 @@ def gap_over_epochs(history: History, best_epoch: int) -> Figure:
 
 def gap_by_class(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
     """The accuracy gap class by class."""
-    figure = Figure(figsize=(7, inches(len(class_names), beside=1.2, each=0.35)), layout="constrained")
+    figure = Figure(figsize=(7, figure_inches(len(class_names), beside=1.2, each=0.35)), layout="constrained")
     gaps = accuracy_gap_by_class(train, val)
     plot_gap_by_class(gaps, class_names, figure.subplots(), total=accuracy_gap(train, val))
     return figure
@@ -75,7 +75,7 @@ def gap_by_class(train: Predictions, val: Predictions, class_names: Sequence[str
 
 def confusion(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
     """The confusion matrices of train probe and validation, side by side."""
-    side = inches(len(class_names), beside=2.4)
+    side = figure_inches(len(class_names), beside=2.4)
     figure = Figure(figsize=(2 * side, side), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_confusion(confusion_matrix(train), class_names, left, title="train probe")
@@ -87,15 +87,15 @@ def calibration(train: Predictions, val: Predictions) -> Figure:
     """The reliability diagrams of train probe and validation, side by side."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    plot_reliability(reliability(train), left, title="train probe", color=STYLES["train"]["color"])
-    plot_reliability(reliability(val), right, title="validation", color=STYLES["val"]["color"])
+    plot_reliability(reliability_diagram(train), left, title="train probe", color=STYLES["train"]["color"])
+    plot_reliability(reliability_diagram(val), right, title="validation", color=STYLES["val"]["color"])
     figure.suptitle("Is it right as often as it is sure?")
     return figure
 
 
 def worst_mistakes(val: Predictions, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
     """The validation images that are classified wrong with the most confidence."""
-    chosen = most_confident_mistakes(val, _IMAGES_SHOWN)
+    chosen = most_confident_errors(val, _IMAGES_SHOWN)
     shown = (column[chosen].tolist() for column in (val.targets, val.predicted, val.confidence))
     captions = [
         f"{class_names[target]}\n→ {class_names[predicted]}\n{confidence:.1%} sure"
@@ -141,7 +141,7 @@ def over_epochs(draw: Callable[[str, Axes], None], *, title: str, best_epoch: in
     loss.legend(frameon=False)
     accuracy.set_xlabel("epoch")
     accuracy.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(as_label(title))
+    figure.suptitle(escape_label(title))
     return figure
 
 
@@ -171,11 +171,11 @@ def plot_gap_by_class(
 ) -> None:
     """Draw the accuracy gap of each class with its interval, the widest on top, beside that of all images."""
     measured = [(gap, name) for gap, name in zip(gaps, class_names, strict=True) if gap]
-    known = topmost(sorted(measured, key=lambda pair: pair[0].estimate), axes)
+    known = last_rows(sorted(measured, key=lambda pair: pair[0].estimate), axes)
     estimates = np.array([gap.estimate for gap, _ in known]) * 100
     ends = np.array([(gap.estimate - gap.low, gap.high - gap.estimate) for gap, _ in known]).T * 100
     axes.barh(range(len(known)), estimates, xerr=ends, color=COLOR, ecolor="#555555", capsize=3)
-    axes.set_yticks(range(len(known)), [as_label(name) for _, name in known])
+    axes.set_yticks(range(len(known)), [escape_label(name) for _, name in known])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(total.estimate * 100, color="black", linestyle="--", linewidth=0.8, label="all classes")
     axes.set_xlabel("accuracy gap, train to validation (points, with 95% interval)")

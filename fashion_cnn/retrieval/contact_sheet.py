@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fashion_cnn.plots.style import as_label
+from fashion_cnn.plots.style import escape_label
 from fashion_cnn.retrieval.searcher import Hit
 
 _COLUMNS = 4
@@ -39,7 +39,7 @@ def _show(axes: Axes, picture: Image.Image, said: str) -> None:
     # An item on transparent ground may be as white as the sheet.
     ground = Image.new("RGBA", picture.size, _GROUND)
     axes.imshow(Image.alpha_composite(ground, picture.convert("RGBA")), interpolation="nearest")
-    axes.set_title(as_label(said), fontsize=7, y=-0.02, va="top")
+    axes.set_title(escape_label(said), fontsize=7, y=-0.02, va="top")
 
 
 def _short(text: str) -> str:

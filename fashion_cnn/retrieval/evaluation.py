@@ -17,10 +17,10 @@ from fashion_cnn.metrics.intervals import Interval, MeanStd, mean_interval
 from fashion_cnn.metrics.ranking import (
     DEPTH,
     NETWORK,
-    LabelledSearch,
-    RankingMeasures,
-    measure_instances,
-    measure_labelled,
+    LabelledSearchMetrics,
+    RankingMetrics,
+    evaluate_instances,
+    evaluate_labelled,
 )
 from fashion_cnn.retrieval.vectors import as_query, search_vectors
 
@@ -150,8 +150,8 @@ class SearchEvaluation:
     accuracy: of the network on the queries of its own classes, looked at in the same way; None where it has none.
     """
 
-    searches: dict[str, dict[str, LabelledSearch]]
-    instances: dict[str, dict[str, RankingMeasures]]
+    searches: dict[str, dict[str, LabelledSearchMetrics]]
+    instances: dict[str, dict[str, RankingMetrics]]
     accuracy: Interval | None
 
 
@@ -246,8 +246,8 @@ def evaluate_search(
         done += more
         progress(done, steps)
 
-    found: dict[str, dict[str, LabelledSearch]] = {name: {} for name in searches}
-    instances: dict[str, dict[str, RankingMeasures]] = {name: {} for name in copies}
+    found: dict[str, dict[str, LabelledSearchMetrics]] = {name: {} for name in searches}
+    instances: dict[str, dict[str, RankingMetrics]] = {name: {} for name in copies}
     for baseline in embedders:
         catalogue, queries = baseline.vectors(images.catalogue), baseline.queries(images.queries)
         for name, search in searches.items():
@@ -258,7 +258,7 @@ def evaluate_search(
                 metric=baseline.metric,
                 progress=step,
             )
-            found[name][baseline.name] = measure_labelled(
+            found[name][baseline.name] = evaluate_labelled(
                 ranked,
                 images.query_labels[search.queries],
                 images.catalogue_labels[search.catalogue],
@@ -266,7 +266,7 @@ def evaluate_search(
             )
         for name, pictures in copies.items():
             ranked = nearest(baseline.queries(pictures), catalogue, DEPTH, metric=baseline.metric, progress=step)
-            instances[name][baseline.name] = measure_instances(ranked, originals)
+            instances[name][baseline.name] = evaluate_instances(ranked, originals)
     return SearchEvaluation(found, instances, _accuracy(network, images))
 
 

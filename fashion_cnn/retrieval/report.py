@@ -16,7 +16,7 @@ from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
 from fashion_cnn.plots.search import plot_curves, plot_precision_by_class
-from fashion_cnn.plots.style import inches, save_figure
+from fashion_cnn.plots.style import figure_inches, save_figure
 from fashion_cnn.retrieval.evaluation import (
     INSTANCE_METRICS,
     METRICS,
@@ -100,7 +100,9 @@ def plot_outcome(outcome: Mapping[str, Any]) -> dict[str, Figure]:
     searches = outcome["searches"]
     classes = max(len(found[NETWORK]["by_class"]) for found in searches.values())
     figures = {
-        "precision_by_class": Figure(figsize=(5.5 * len(searches), inches(classes, beside=1.6)), layout="constrained"),
+        "precision_by_class": Figure(
+            figsize=(5.5 * len(searches), figure_inches(classes, beside=1.6)), layout="constrained"
+        ),
         "precision_at_k": Figure(figsize=(5.5 * len(searches), 4.2), layout="constrained"),
     }
     for name, plot in (("precision_by_class", plot_precision_by_class), ("precision_at_k", plot_curves)):

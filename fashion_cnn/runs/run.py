@@ -78,8 +78,8 @@ class Run:
         return self.path / "concepts"
 
     @property
-    def figures(self) -> Path:
-        """The folder of the report's figures."""
+    def plots(self) -> Path:
+        """The folder of the report's plots."""
         return self.path / "figures"
 
     @property

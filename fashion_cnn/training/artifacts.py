@@ -8,16 +8,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguity_table, examples_table
+from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
-from fashion_cnn.analysis.report import summary
-from fashion_cnn.analysis.tensorboard import Board, write_projector
+from fashion_cnn.analysis.report import results_summary
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import read_checkpoint
 from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.plots.training import figures_of_training, figures_of_weights
+from fashion_cnn.plots.training import plot_predictions, plot_training
 from fashion_cnn.runs import Run, write_whole
 from fashion_cnn.training.results import evaluate_splits
 
@@ -37,9 +37,9 @@ def write_artifacts(
     """
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
-        write_whole(run.examples_file, examples_table(dynamics, data.class_names))
+        write_whole(run.examples_file, examples_csv(dynamics, data.class_names))
     held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
-    write_whole(run.ambiguous_file, ambiguity_table(held_out, data.class_names))
+    write_whole(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
     has_board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
     if has_board and "val" in best:
         _write_embeddings(trainer, module, data, run, best["val"])
@@ -55,23 +55,23 @@ def write_artifacts(
     write_predictions(run.predictions_file, stored)
 
     history = read_history(run)
-    board = Board(run.path) if has_board else None
-    run.figures.mkdir(exist_ok=True)
+    board = TensorBoardWriter(run.path) if has_board else None
+    run.plots.mkdir(exist_ok=True)
     for moment, (splits, step) in moments.items():
         is_best = moment == "best"
-        figures = figures_of_training(history, dynamics, data, results["best_epoch"]) if is_best else {}
+        figures = plot_training(history, dynamics, data, results["best_epoch"]) if is_best else {}
         if {"train", "val"} <= splits.keys():
-            figures |= figures_of_weights(splits["train"], splits["val"], data)
+            figures |= plot_predictions(splits["train"], splits["val"], data)
         for name, figure in figures.items():
-            path = run.figures / f"{name}{'_last' if moment == 'last' else ''}.png"
+            path = run.plots / f"{name}{'_last' if moment == 'last' else ''}.png"
             save_figure(figure, path)
             if board:
-                board.add_picture(name, path, step)
+                board.add_image(name, path, step)
         if board and "val" in splits:
-            board.add_precision_recall(splits["val"], data.class_names, step)
+            board.add_pr_curves(splits["val"], data.class_names, step)
     if board:
-        board.add_text("verdict", summary(history, results), trainer.global_step)
-        board.add_settings(config, results)
+        board.add_text("verdict", results_summary(history, results), trainer.global_step)
+        board.add_hparams(config, results)
         board.close()
 
 

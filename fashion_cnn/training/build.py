@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Progress
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.analysis.monitor import GAP_MONITORED, GapMonitor, PredictionCollector
+from fashion_cnn.analysis.monitor import GAP_METRICS, GapMonitor, PredictionCollector
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.models import ImageClassifier
@@ -165,7 +165,7 @@ def _check_watched(callbacks: Sequence[Callback], datamodule: ImageDataModule) -
         splits += ["val", "train", "gap"] if datamodule.probe_size else ["val"]
     measured = [f"{split}/{figure}" for split in splits for figure in ("loss", "accuracy")]
     if "gap" in splits and any(isinstance(callback, GapMonitor) for callback in callbacks):
-        measured += GAP_MONITORED
+        measured += GAP_METRICS
     for callback in callbacks:
         for option in ("monitor", "tie"):
             name = getattr(callback, option, None)

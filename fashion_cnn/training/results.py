@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.analysis.monitor import PredictionCollector, measure_gap
-from fashion_cnn.analysis.verdict import advise, command, judge
+from fashion_cnn.analysis.monitor import PredictionCollector, overfitting_metrics
+from fashion_cnn.analysis.verdict import advise, judge, training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import read_checkpoint, weights_sha256
-from fashion_cnn.metrics.gap import gap_carriers, gap_figures
+from fashion_cnn.metrics.gap import gap_metrics, largest_gap_classes
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
@@ -94,11 +94,11 @@ def evaluate_splits(
     predictions = {split: seen for split, seen in collector.predictions.items() if not split.endswith("_flip")}
     figures |= {f"{split}/balanced_accuracy": seen.balanced_accuracy for split, seen in predictions.items()}
     if {"train", "val"} <= predictions.keys():
-        figures |= measure_gap(predictions, data)
+        figures |= overfitting_metrics(predictions, data)
     if {"train", "test"} <= predictions.keys():
         figures["gap_test/loss"] = figures["test/loss"] - figures["train/loss"]
         figures["gap_test/accuracy"] = figures["train/accuracy"] - figures["test/accuracy"]
-        figures |= gap_figures(predictions["train"], predictions["test"], prefix="gap_test")
+        figures |= gap_metrics(predictions["train"], predictions["test"], prefix="gap_test")
     return {name: float(value) for name, value in figures.items()}, predictions | averaged
 
 
@@ -125,8 +125,10 @@ def verdict_results(
         "gap_last/accuracy_high": verdict.gap.high,
         "gap_last/loss": verdict.loss_gap,
         "gap_last/epoch": verdict.last_epoch,
-        "gap_carriers": [data.class_names[label] for label in gap_carriers(predictions["train"], predictions["val"])],
-        "advice": [command(config.overrides or [], piece.overrides) for piece in advice],
+        "gap_carriers": [
+            data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
+        ],
+        "advice": [training_command(config.overrides or [], piece.overrides) for piece in advice],
         "advice_reasons": [piece.reason for piece in advice],
     }
 
