@@ -18,6 +18,6 @@ def load(run: str | Path = "latest", runs_dir: str | Path = "runs") -> ImageClas
     Raises UserError where there is no such run or its checkpoint cannot be read.
     """
     from fashion_cnn.inference.network import load_classifier
-    from fashion_cnn.runs import find_finished
+    from fashion_cnn.runs import find_run
 
-    return load_classifier(find_finished(run, Path(runs_dir)))
+    return load_classifier(find_run(run, Path(runs_dir)))

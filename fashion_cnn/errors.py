@@ -41,6 +41,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
 
 
-def counted(number: int, thing: str) -> str:
+def pluralize(number: int, thing: str) -> str:
     """`1 product`, `2,000 products`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -23,14 +23,14 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     Raises UserError where there is no such run or split, or its checkpoint is not its own.
     """
     from fashion_cnn.evaluation.evaluate import measure_runs, outcome_of, write_outcome
-    from fashion_cnn.runs import as_typed, find_several
+    from fashion_cnn.runs import display_path, find_finished_runs
     from fashion_cnn.training.session import quieten_lightning
 
     check_choice(config, "split", ("test", "val"))
     check_choice(config, "format", ("table", "json"))
     if config.baseline and not config.robustness:
         raise UserError(f"baseline={config.baseline} is for robustness=true: say it too, or leave both out.", status=2)
-    runs = find_several(config.run, Path(config.runs_dir))
+    runs = find_finished_runs(config.run, Path(config.runs_dir))
     baseline = None
     if config.baseline:
         from fashion_cnn.evaluation.robustness_report import read_baseline
@@ -47,7 +47,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
         with progress_bar("corruptions") as progress:
             outcome["robustness"] = measure_strength(measured, folder, baseline=baseline, progress=progress)
-    return outcome | {"written_to": str(as_typed(folder))}
+    return outcome | {"written_to": str(display_path(folder))}
 
 
 def _folder_of(runs: Sequence[Run]) -> Path:

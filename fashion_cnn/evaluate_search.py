@@ -77,10 +77,10 @@ def _check(config: DictConfig) -> AlteredCopies | None:
 def _runs(config: DictConfig) -> list[Run]:
     """What `run=` names: runs, and the finished ones of folders and globs."""
     from fashion_cnn.analysis.comparison import find_runs
-    from fashion_cnn.runs import find_several
+    from fashion_cnn.runs import find_finished_runs
 
     if config.run is None:
-        return find_several(None, Path(config.runs_dir))
+        return find_finished_runs(None, Path(config.runs_dir))
     references: list[str] = [config.run] if isinstance(config.run, str) else list(config.run)
     named: list[str] = []
     for one in references:
@@ -93,7 +93,7 @@ def _runs(config: DictConfig) -> list[Run]:
             named += finished
         else:
             named.append(one)
-    return find_several(named if len(named) > 1 else named[0] if named else [], Path(config.runs_dir))
+    return find_finished_runs(named if len(named) > 1 else named[0] if named else [], Path(config.runs_dir))
 
 
 def _evaluate_and_tell(config: DictConfig) -> None:

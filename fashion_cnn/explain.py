@@ -23,8 +23,8 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.inference.explain import Explainer
     from fashion_cnn.inference.output import encodable
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
-    from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.runs import as_typed, find_finished
+    from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.runs import display_path, find_run
     from fashion_cnn.terminal import progress_bar
 
     check_images(config, required=True)
@@ -32,11 +32,11 @@ def explain(config: DictConfig) -> None:
     check_reject(config.reject)
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
-    run = find_finished(config.run, Path(config.runs_dir))
+    run = find_run(config.run, Path(config.runs_dir))
     found = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
     unreadable = 0
-    with quiet_pillow():
+    with silence_pillow():
         explainer = Explainer(
             run,
             data_root=config.data.root,
@@ -50,7 +50,7 @@ def explain(config: DictConfig) -> None:
         with progress_bar("pictures") as progress:
             for number, path in enumerate(found.paths, start=1):
                 try:
-                    print(encodable(str(as_typed(explainer.explain(path, folder)))), flush=True)
+                    print(encodable(str(display_path(explainer.explain(path, folder)))), flush=True)
                 except UnreadablePictureError as error:
                     unreadable += 1
                     print(f"{path}: {error}", file=sys.stderr)

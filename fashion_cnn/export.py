@@ -22,9 +22,9 @@ def export(config: DictConfig) -> dict[str, Any]:
     """
     require("export", "onnx", "onnxruntime", "onnxscript")
     from fashion_cnn.inference.export import export_run
-    from fashion_cnn.runs import find_measured
+    from fashion_cnn.runs import find_finished_run
 
-    run = find_measured(config.run, Path(config.runs_dir))
+    run = find_finished_run(config.run, Path(config.runs_dir))
     return export_run(
         run,
         Path(config.out).expanduser() if config.out else run.export,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_class_weight, check_images, check_invert, require
-from fashion_cnn.errors import Interrupted, UserError, counted
+from fashion_cnn.errors import Interrupted, UserError, pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,14 +34,14 @@ def index(config: DictConfig) -> None:
     check_images(config)
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.models.hardware import keep_freed_memory
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
     from fashion_cnn.retrieval.catalogue import Catalogue, as_strings, catalogue_uri
     from fashion_cnn.retrieval.indexing import index_products
-    from fashion_cnn.runs import find_measured
+    from fashion_cnn.runs import find_finished_run
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
-    run = find_measured(config.run, Path(config.runs_dir))
+    run = find_finished_run(config.run, Path(config.runs_dir))
     catalogue = Catalogue(catalogue_uri(config.catalogue, run))
     if config.remove is not None:
         ids = as_strings(config.remove)
@@ -53,7 +53,7 @@ def index(config: DictConfig) -> None:
     network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
     before = _edition(catalogue)
     try:
-        with quiet_pillow():
+        with silence_pillow():
             with progress_bar("reading") as progress:
                 products = _products(config, run, catalogue, progress)
             with progress_bar("looking at pictures") as progress:
@@ -72,7 +72,7 @@ def index(config: DictConfig) -> None:
             raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
         raise Interrupted("Stopped. The products are in the catalogue; the same command does what is left.") from None
     print(
-        f"{catalogue.uri}, version {done.version}: {counted(done.added, 'product')} added, {done.changed:,} changed, "
+        f"{catalogue.uri}, version {done.version}: {pluralize(done.added, 'product')} added, {done.changed:,} changed, "
         f"{done.removed:,} removed, {done.unchanged:,} as they were."
     )
     if products.note:
@@ -86,7 +86,7 @@ def index(config: DictConfig) -> None:
         )
     if done.gone:
         print(
-            f"In the catalogue, but not among these: {counted(len(done.gone), 'product')}, such as {done.gone[0]}. "
+            f"In the catalogue, but not among these: {pluralize(len(done.gone), 'product')}, such as {done.gone[0]}. "
             "prune=true takes them out."
         )
     for one, reason in list(done.unreadable.items())[:_TOLD]:
@@ -97,7 +97,7 @@ def index(config: DictConfig) -> None:
         if config.rebuild:
             left = "these are not in the catalogue, which was made anew"
         raise UserError(
-            f"The pictures of {len(done.unreadable)} of {counted(len(products.ids), 'product')} could not be read"
+            f"The pictures of {len(done.unreadable)} of {pluralize(len(products.ids), 'product')} could not be read"
             f"{more}: {left}."
         )
 
@@ -120,9 +120,9 @@ def _edition(catalogue: Catalogue) -> TableVersion | None:
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:
     with catalogue.transaction():
         removed = catalogue.remove(ids)
-    print(f"{catalogue.uri}, version {catalogue.table_version().version}: {counted(removed, 'product')} removed.")
+    print(f"{catalogue.uri}, version {catalogue.table_version().version}: {pluralize(removed, 'product')} removed.")
     if removed < len(ids):
-        raise UserError(f"The catalogue held only {removed} of {counted(len(ids), 'id')}.")
+        raise UserError(f"The catalogue held only {removed} of {pluralize(len(ids), 'id')}.")
 
 
 def main() -> None:

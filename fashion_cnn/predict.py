@@ -27,16 +27,16 @@ def predict(config: DictConfig) -> None:
     from fashion_cnn import runs
 
     _check(config)
-    run = runs.find_finished(config.run, Path(str(config.runs_dir)).expanduser())
+    run = runs.find_run(config.run, Path(str(config.runs_dir)).expanduser())
 
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.inference.output import PRINTERS, with_progress
     from fashion_cnn.inference.predictor import Predictor, calibration_of
     from fashion_cnn.pictures import find_pictures
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
 
-    with quiet_pillow():
+    with silence_pillow():
         found = find_pictures(config.images)
         if found.left_out:
             _say(f"Files left out, since they are no pictures: {found.left_out}")

@@ -29,7 +29,7 @@ def search(config: DictConfig) -> None:
     """
     require("search", "lancedb")
     _check(config)
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
     from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
     from fashion_cnn.retrieval.filters import unmet
     from fashion_cnn.retrieval.searcher import Searcher
@@ -42,7 +42,7 @@ def search(config: DictConfig) -> None:
     if config.duplicates is not None:
         _tell_duplicates(searcher, config)
         return
-    with quiet_pillow():
+    with silence_pillow():
         query, asked = _query(config, searcher)
     found = searcher.search(query)
     if not found.hits:

@@ -25,7 +25,7 @@ def serve(config: DictConfig) -> None:
     _check(config)
     import torch
 
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
 
     with listening_at(config.host, config.port) as listening:
         # Searches run beside each other: several threads in each would only wait for one another.
@@ -43,7 +43,7 @@ def serve(config: DictConfig) -> None:
         )
         print(f"Open http://{shown}:{address[1]}  (Ctrl-C ends it)", flush=True)
         try:
-            with quiet_pillow():
+            with silence_pillow():
                 server.run(sockets=[listening])
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_images, check_invert
-from fashion_cnn.errors import UserError, counted
+from fashion_cnn.errors import UserError, pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +26,9 @@ def teach(config: DictConfig) -> None:
     _check(config)
     from fashion_cnn.concepts import Concepts, learn
     from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.runs import find_measured
+    from fashion_cnn.runs import find_finished_run
 
-    run = find_measured(config.run, Path(config.runs_dir))
+    run = find_finished_run(config.run, Path(config.runs_dir))
     network = TrainedNetwork(run, flip_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
     if config.name is not None and str(config.name) in network.class_names:
@@ -43,10 +43,10 @@ def teach(config: DictConfig) -> None:
         background = _background(concepts, network, config.data.root)
         concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
         replaced = concepts.save(concept)
-        print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {counted(concept.examples, 'example')}.")
+        print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {pluralize(concept.examples, 'example')}.")
         print(f"  {_reliability(concept)}")
         if concept.false_alarms > config.false_alarms:
-            known = counted(len(background.others), "image")
+            known = pluralize(len(background.others), "image")
             print(
                 f"  {known} of what the network knows cannot promise false_alarms={config.false_alarms}: "
                 f"{_percent(concept.false_alarms)} are allowed for; with more training images it could be fewer."
@@ -73,10 +73,10 @@ def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
     import torch
 
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures, read_pictures
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
 
     pictures = []
-    with quiet_pillow():
+    with silence_pillow():
         for path, picture in read_pictures(find_pictures(images).paths, network.preparation):
             if isinstance(picture, UnreadablePictureError):
                 print(f"{path}: {picture}", file=sys.stderr)
@@ -117,7 +117,7 @@ def _list(concepts: Concepts, run: Run) -> None:
         table.add_row(Text(one.name), str(one.examples), recognised, _percent(one.false_alarms))
     wide_console().print(table)
     if len(taught) > 1 and background is not None:
-        known = counted(len(background.others), "image")
+        known = pluralize(len(background.others), "image")
         share = joint_false_alarm_rate(taught, background)
         print(f"The false alarms of all together: {share:.1%} of {known} of what the network knows.")
 

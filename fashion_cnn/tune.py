@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fashion_cnn.cli.errors import exit_with
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import require
-from fashion_cnn.runs.overrides import key_of, take_swept
+from fashion_cnn.runs.overrides import override_key, split_swept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,13 +32,13 @@ def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
 
 
 def main() -> None:
-    if any(key_of(argument) == "resume" for argument in sys.argv[1:]):
+    if any(override_key(argument) == "resume" for argument in sys.argv[1:]):
         exit_with(
             "resume is for trainings and sweeps. A search goes on when the command that began it is typed again; "
             "one that had a name of its own is told by tune.study=NAME.",
             2,
         )
-    swept, others = take_swept(sys.argv[1:])
+    swept, others = split_swept(sys.argv[1:])
     # The values that a sweep lists are the search's choices here.
     sys.argv[1:] = [*others, "hydra.mode=RUN"]
     run_command("tune", partial(tune, swept=swept))

@@ -285,7 +285,7 @@ def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypat
 
 
 def test_a_stop_while_decoding_leaves_no_half_a_cache(folder, cache, monkeypatch):
-    write_whole = "fashion_cnn.data.picture_cache.write_whole"
+    write_atomically = "fashion_cnn.data.picture_cache.write_atomically"
     written = []
 
     def stop(path, text):
@@ -294,7 +294,7 @@ def test_a_stop_while_decoding_leaves_no_half_a_cache(folder, cache, monkeypatch
             raise KeyboardInterrupt
         path.write_text(text)
 
-    monkeypatch.setattr(write_whole, stop)
+    monkeypatch.setattr(write_atomically, stop)
     with pytest.raises(KeyboardInterrupt):
         module(folder)
     assert not list(cache.glob("*.npy")) + list(cache.glob("*.partial"))

@@ -9,7 +9,7 @@ from tiny_images import TinyDataModule
 from fashion_cnn.analysis.comparison import compare
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs import find_all
+from fashion_cnn.runs import list_runs
 from fashion_cnn.train import main
 from fashion_cnn.training import build
 
@@ -72,10 +72,10 @@ def test_the_real_splits_are_those_of_before_there_was_the_option(fashion_mnist_
 def test_a_run_that_leaves_nothing_out_is_grouped_with_older_ones_that_do_not_know_the_option(tmp_path):
     for seed, data in enumerate([{"val_size": 5}, {"val_size": 5, "left_out": []}]):
         make_run(tmp_path / str(seed), [], seed, 0.9, data=data)
-    (group,) = compare(find_all(tmp_path)).groups
+    (group,) = compare(list_runs(tmp_path)).groups
     assert len(group.results) == 2
     make_run(tmp_path / "other", [], 0, 0.9, data={"val_size": 5, "left_out": [8]})
-    assert compare(find_all(tmp_path)).factors == ("data.left_out",)
+    assert compare(list_runs(tmp_path)).factors == ("data.left_out",)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.optim import Muon
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.files import MOVED, current_targets
+from fashion_cnn.runs.files import MOVED_CLASSES, update_class_paths
 from fashion_cnn.train import main as train_main
 from fashion_cnn.train import train
 
-OLD_PATHS = {new: old for old, new in MOVED.items()}
+OLD_PATHS = {new: old for old, new in MOVED_CLASSES.items()}
 
 
 def renamed_to_old(part):
@@ -73,7 +73,7 @@ def test_the_run_names_classes_by_their_old_paths(old_run):
     assert {"fashion_cnn.models.muon.Muon", "fashion_cnn.models.schedules.linear"} <= settings & described
 
 
-@pytest.mark.parametrize(("old", "new"), MOVED.items())
+@pytest.mark.parametrize(("old", "new"), MOVED_CLASSES.items())
 def test_a_moved_class_is_where_the_table_says_and_no_longer_where_it_was(old, new):
     module, _, name = new.rpartition(".")
     assert hasattr(importlib.import_module(module), name)
@@ -123,7 +123,7 @@ def test_a_config_that_names_an_old_path_trains(tmp_path):
 
 def test_other_values_than_class_paths_stay():
     part = {"name": "fashion_cnn.models.muon.Muon", "layers": [{"_target_": "torch.nn.ReLU"}], "rate": 0.1}
-    assert current_targets(part) == part
+    assert update_class_paths(part) == part
 
 
 def test_a_run_whose_config_calls_the_detected_properties_found_is_read_and_evaluated(

@@ -45,18 +45,18 @@ def three(tmp_path):
 
 
 def test_runs_are_found_at_any_depth_oldest_first(three, tmp_path):
-    assert runs.find_all(tmp_path) == three
+    assert runs.list_runs(tmp_path) == three
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "{ no yaml", "other: program\n"])
 def test_the_config_of_another_program_is_no_run(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
-    assert runs.find_all(tmp_path) == []
+    assert runs.list_runs(tmp_path) == []
 
 
 def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path):
-    assert runs.find_finished("latest", tmp_path) == three[1]
-    assert runs.find_unfinished("latest", tmp_path) == three[2]
+    assert runs.find_run("latest", tmp_path) == three[1]
+    assert runs.find_unfinished_run("latest", tmp_path) == three[2]
 
 
 def test_a_process_that_reads_the_state_delays_training_and_does_not_disturb_other_readers(three):
@@ -87,37 +87,37 @@ def test_the_lock_ends_with_a_process_that_is_killed(three):
 
 def test_a_run_in_training_is_not_the_latest_unfinished(three, tmp_path):
     with three[2].locked(), pytest.raises(UserError, match="no unfinished run"):
-        runs.find_unfinished("latest", tmp_path)
+        runs.find_unfinished_run("latest", tmp_path)
 
 
 def test_a_missing_run_is_said_with_those_that_there_are(three, tmp_path):
     with pytest.raises(UserError, match="does not exist") as caught:
-        runs.find_finished(tmp_path / "smal", tmp_path)
+        runs.find_run(tmp_path / "smal", tmp_path)
     assert str(three[2].path) in str(caught.value)
     with pytest.raises(UserError, match="is not a run"):
-        runs.find_finished(tmp_path, tmp_path)
+        runs.find_run(tmp_path, tmp_path)
     with pytest.raises(UserError, match="no finished run"):
-        runs.find_finished("latest", tmp_path / "empty")
+        runs.find_run("latest", tmp_path / "empty")
 
 
 def test_latest_says_which_run_it_is_and_a_run_that_was_stopped_that_it_was(three, tmp_path, capsys):
-    runs.find_finished("latest", tmp_path)
-    runs.find_unfinished("latest", tmp_path)
-    runs.find_finished(three[0].path, tmp_path)
-    runs.find_finished(three[2].path, tmp_path)
+    runs.find_run("latest", tmp_path)
+    runs.find_unfinished_run("latest", tmp_path)
+    runs.find_run(three[0].path, tmp_path)
+    runs.find_run(three[2].path, tmp_path)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
         f"The newest finished run: {three[1].path}",
         f"The newest unfinished run: {three[2].path}",
-        f"{three[2].path} is not finished (stopped): its weights are not its last word.",
+        f"{three[2].path} is not finished (stopped): its weights are not final.",
     ]
 
 
 def test_a_trial_of_a_search_is_not_the_latest_unfinished(three, tmp_path):
     make_run(tmp_path / "tune" / "tiny" / "trial-0000", 400)
     (tmp_path / "tune" / "tiny" / "study.db").touch()
-    assert runs.find_unfinished("latest", tmp_path) == three[2]
+    assert runs.find_unfinished_run("latest", tmp_path) == three[2]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_damaged_run_is_told_in_one_line_and_hides_no_other(three, tmp_path, c
     damaged = three[1].path / file
     damaged.write_text(text)
     os.utime(three[1].config_file, (200, 200))
-    assert runs.find_all(tmp_path) == three
+    assert runs.list_runs(tmp_path) == three
     assert three[1].state == "damaged"
-    assert runs.find_finished("latest", tmp_path) == three[0]
-    for find in (runs.find_finished, runs.find_measured):
+    assert runs.find_run("latest", tmp_path) == three[0]
+    for find in (runs.find_run, runs.find_finished_run):
         with pytest.raises(UserError, match=said) as caught:
             find(three[1].path, tmp_path)
         assert "\n" not in str(caught.value)
@@ -160,7 +160,7 @@ def test_results_are_written_whole_and_take_the_error_away(tmp_path):
 
 
 def test_two_runs_started_at_once_get_two_directories(tmp_path):
-    assert len({runs.choose_directory(tmp_path, "small").path for _ in range(100)}) == 100
+    assert len({runs.new_run(tmp_path, "small").path for _ in range(100)}) == 100
 
 
 def test_a_directory_that_cannot_be_written_is_said(tmp_path):

@@ -17,7 +17,7 @@ from fashion_cnn import train as train_command
 from fashion_cnn.cli import main as command_line
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.models import ResNet
-from fashion_cnn.runs.overrides import quote_text
+from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.sweeps.jobs import job_name, jobs_of
 from fashion_cnn.train import main
 from fashion_cnn.training import build, session
@@ -230,7 +230,7 @@ def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, mon
     monkeypatch.setattr(command_line, "CONFIG_DIR", tmp_path / "conf")
     job = compose(overrides=["sweep=own", "model=tiny"])
     assert job.trainer.inference_mode is False, "which conf/trainer does not list"
-    assert compose(overrides=[quote_text(override) for override in job.overrides]) == job
+    assert compose(overrides=[quote_override(override) for override in job.overrides]) == job
 
 
 @pytest.mark.training

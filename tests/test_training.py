@@ -25,7 +25,7 @@ from fashion_cnn.evaluation.evaluate import measure_runs
 from fashion_cnn.inference.network import all_logits
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import quote_text
+from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.train import main, train
 from fashion_cnn.training import build
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
@@ -415,7 +415,7 @@ def test_the_command_told_at_the_end_goes_on_from_these_weights(tiny, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "go further" in line]
     changes = shlex.split(line)[5:]
     assert changes[-1] == f"init_from={run.path}"
-    again = train(compose(overrides=[quote_text(change) for change in changes]))
+    again = train(compose(overrides=[quote_override(change) for change in changes]))
     assert again["parameters"] == results["parameters"]
 
 

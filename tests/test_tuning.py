@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from fashion_cnn import tune as tune_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import take_swept
+from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import search_space
 from fashion_cnn.sweeps.study import counted, open_study, run_trials, write_outcome
@@ -34,7 +34,7 @@ def quiet():
 
 
 def test_what_is_left_open_is_told_from_what_is_said():
-    swept, others = take_swept(["model=tiny", "lr=interval(0,1)", "seed=1,2", "--help", "a[=b", "x=[1,2]"])
+    swept, others = split_swept(["model=tiny", "lr=interval(0,1)", "seed=1,2", "--help", "a[=b", "x=[1,2]"])
     assert swept == ["lr=interval(0,1)", "seed=1,2"]
     assert others == ["model=tiny", "--help", "a[=b", "x=[1,2]"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from fashion_cnn.analysis.settings import Setting, checkpoint_settings, is_checkpoint_setting, is_setting, run_settings
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import MeanStd
-from fashion_cnn.runs import Run, find_all
+from fashion_cnn.runs import Run, list_runs
 
 # By heading: the figure in results.json, what it is multiplied by, and the digits shown.
 COLUMNS = {
@@ -68,7 +68,7 @@ def find_runs(references: str | Sequence[str]) -> list[Run]:
         return list({run.path.resolve(): run for reference in references for run in find_runs(reference)}.values())
     path = Path(references).expanduser()
     matched = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    found = list({run.path.resolve(): run for folder in matched for run in find_all(folder)}.values())
+    found = list({run.path.resolve(): run for folder in matched for run in list_runs(folder)}.values())
     if not found:
         raise UserError(f"{references} holds no run: give a folder of runs, a glob such as 'runs/small/*', or a list.")
     return found
@@ -193,7 +193,7 @@ def comparison_markdown(comparison: Comparison, figures: Sequence[str], remarks:
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
     if comparison.unfinished:
-        listed = "\n".join(f"- {run.path}: {run.how_it_stands()}" for run in comparison.unfinished)
+        listed = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)
         parts.append(f"In none of the figures:\n\n{listed}")
     parts += remarks
     parts += [f"![{name}]({name})" for name in figures]

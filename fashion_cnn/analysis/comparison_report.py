@@ -11,7 +11,7 @@ from fashion_cnn.analysis.tensorboard import TensorBoardWriter
 from fashion_cnn.errors import UserError
 from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import write_whole
+from fashion_cnn.runs import write_atomically
 
 _FRACTION = "data.train_fraction"
 _IMAGES = "train_images"
@@ -34,9 +34,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
             old.unlink()
         for name, figure in figures.items():
             save_figure(figure, folder / f"{name}.png")
-        write_whole(folder / "comparison.csv", comparison_csv(comparison))
+        write_atomically(folder / "comparison.csv", comparison_csv(comparison))
         text = comparison_markdown(comparison, [f"{name}.png" for name in figures], remarks)
-        write_whole(folder / "comparison.md", text)
+        write_atomically(folder / "comparison.md", text)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say another one with out=DIR.") from error
     board = TensorBoardWriter(folder)

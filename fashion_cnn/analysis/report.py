@@ -11,7 +11,7 @@ from fashion_cnn.analysis.history import History, read_history
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.plots.training import plot_curves
-from fashion_cnn.runs import Run, write_whole
+from fashion_cnn.runs import Run, write_atomically
 
 _REPORT_ROWS = [
     ("train probe", "train"),
@@ -166,7 +166,7 @@ def write_model_card(
     run: Run, config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str] = ()
 ) -> None:
     """Write the card of a finished run; exported: lines on the files that were made of it."""
-    write_whole(run.model_card_file, _card(config, data, results, exported))
+    write_atomically(run.model_card_file, _card(config, data, results, exported))
 
 
 def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.history import History
 from fashion_cnn.metrics.intervals import Interval, newcombe_interval, wilson_interval
-from fashion_cnn.runs.overrides import key_of
+from fashion_cnn.runs.overrides import override_key
 
 Kind = Literal["underfitting", "fits well", "overfitting", "memorising"]
 # Of Fashion-MNIST's kind: a few classes that people mix up too. The figures are shares, 0.1 for ten points.
@@ -181,8 +181,8 @@ def training_command(typed: Sequence[str], changes: Sequence[str]) -> str:
     """The command that repeats a training, which was started with the overrides `typed`, with `changes` to it."""
 
     flags = [change for change in changes if change.startswith("-")]
-    values = {key_of(override): override for override in [*typed, *changes] if override not in flags}
-    if any(key_of(change) == "model" for change in changes):
+    values = {override_key(override): override for override in [*typed, *changes] if override not in flags}
+    if any(override_key(change) == "model" for change in changes):
         # Another network has other parts, and cannot start from these weights.
         values = {key: typed for key, typed in values.items() if not key.startswith(("model.network.", "init_from"))}
     return shlex.join(["python", "-m", "fashion_cnn.train", *flags, *values.values()])

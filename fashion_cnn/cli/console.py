@@ -14,7 +14,7 @@ from fashion_cnn.analysis.comparison import Comparison, comparison_table
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, as_typed
+from fashion_cnn.runs import Run, display_path
 from fashion_cnn.terminal import wide_console
 
 
@@ -195,6 +195,8 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
         grid.add_row(*row)
     console.print(grid)
     for run in comparison.unfinished:
-        said = f"Left out: {as_typed(run.path)}: {run.how_it_stands()}"
+        said = f"Left out: {display_path(run.path)}: {run.describe_state()}"
         console.print(said, highlight=False, soft_wrap=True)
-    console.print(f"{'Table and plots' if drawn else 'Table'}: {as_typed(written)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{'Table and plots' if drawn else 'Table'}: {display_path(written)}", highlight=False, soft_wrap=True
+    )

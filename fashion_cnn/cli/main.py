@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.cli.errors import check_overrides, exit_with, explain, explain_and_exit
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_text, unquote_text
+from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_override, unquote_override
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
@@ -58,7 +58,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     stop: KeyboardInterrupt | None = None
     try:
         arguments = _begin_sweep(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
-        sys.argv[1:] = [quote_text(argument) for argument in arguments]
+        sys.argv[1:] = [quote_override(argument) for argument in arguments]
         with _hydra_raising(), _shared_config_store(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
@@ -242,7 +242,7 @@ def _describe_run(config: DictConfig, composed: Any) -> None:
     if "overrides" in config:
         from fashion_cnn.sweeps.jobs import spelled_out
 
-        config.overrides = [*map(unquote_text, spelled_out(composed.overrides.task))]
+        config.overrides = [*map(unquote_override, spelled_out(composed.overrides.task))]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from fashion_cnn.cli.errors import check_values, exit_with
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs import as_typed
+from fashion_cnn.runs import display_path
 from fashion_cnn.sweeps.jobs import Job, jobs_of, repeated_names
 from fashion_cnn.sweeps.sweep import Sweep, pins, task_with_jobs_of_before, with_weights_named
 
@@ -81,7 +81,7 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
     missing = [run for run in sweep.runs if run.state != "finished"]
     if not stopped:
         _compare(sweep)
-    shown = as_typed(sweep.path)
+    shown = display_path(sweep.path)
     print(f"\n{len(sweep.runs) - len(missing)} of {len(sweep.runs)} jobs finished in {shown}", flush=True)
     if not missing:
         return 0
@@ -90,7 +90,7 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
             print(f"  not begun: {run.path.name}")
         elif stopped:
             # No table has told it.
-            print(f"  {run.how_it_stands()}: {run.path.name}")
+            print(f"  {run.describe_state()}: {run.path.name}")
     command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={shown}"])
     print(f"Run what is missing, and that alone:\n  {command}", flush=True)
     return 130 if stopped else 1
@@ -107,4 +107,4 @@ def _compare(sweep: Sweep) -> None:
         print_comparison(comparison, *write_comparison(comparison, sweep.path / "comparison"))
         return
     for run in begun:
-        print(f"{as_typed(run.path)}: {run.how_it_stands()}")
+        print(f"{display_path(run.path)}: {run.describe_state()}")

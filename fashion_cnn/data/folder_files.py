@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fashion_cnn.data.splits import derive_seed
-from fashion_cnn.errors import UserError, counted
+from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures.files import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
@@ -184,13 +184,13 @@ def tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, s
 def tell_shared(files: Sequence[FolderFile], things: Sequence[int], splits: Sequence[str]) -> None:
     """Say what stands in two splits, a picture or pictures of one group: what is measured on it was trained on."""
     shared = _in_several(files, things, splits)
-    _tell(f"In more than one of train, val and test: {counted(len(shared), 'picture')}", shared)
+    _tell(f"In more than one of train, val and test: {pluralize(len(shared), 'picture')}", shared)
 
 
 def tell_contradicting(files: Sequence[FolderFile], contents: Sequence[str]) -> None:
     """Say which pictures stand in two classes: one of them at least is wrong."""
     contradicting = _in_several(files, contents, [file.label for file in files])
-    _tell(f"In more than one class: {counted(len(contradicting), 'picture')}", contradicting)
+    _tell(f"In more than one class: {pluralize(len(contradicting), 'picture')}", contradicting)
 
 
 def _in_several(files: Sequence[FolderFile], alike: Sequence[object], places: Sequence[str]) -> list[str]:

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, read_pictures
+from fashion_cnn.pictures import PREPARATION_VERSION, Preparation, UnreadablePictureError, read_pictures
 from fashion_cnn.pictures.decoding import FORMATS
 from fashion_cnn.pictures.files import read_ahead
-from fashion_cnn.runs import remove_abandoned, write_whole
+from fashion_cnn.runs import remove_stale_files, write_atomically
 
 Progress = Callable[[int, int], None]
 _LOOKED_AT_TOGETHER = 64
@@ -96,7 +96,7 @@ def look_at(root: Path, paths: Sequence[str], folder: Path, progress: Progress) 
         progress(len(looked), len(paths))
     now = dict(zip(paths, looked, strict=True))
     if now != before:
-        write_whole(index, json.dumps({path: tuple(vars(found).values()) for path, found in now.items()}))
+        write_atomically(index, json.dumps({path: tuple(vars(found).values()) for path, found in now.items()}))
     return looked
 
 
@@ -116,7 +116,7 @@ def decoded(
     cannot be written.
     """
     described = [
-        PREPARED_AS,
+        PREPARATION_VERSION,
         *vars(preparation).values(),
         [(path, one.content) for path, one in zip(paths, looked, strict=True)],
     ]
@@ -147,7 +147,7 @@ def _write(
     root: Path, paths: Sequence[str], preparation: Preparation, pixels: Path, reasons: Path, progress: Progress
 ) -> None:
     """Decode all pictures; the files appear once they are whole."""
-    remove_abandoned(pixels.parent, "*.partial")
+    remove_stale_files(pixels.parent, "*.partial")
     partial = pixels.with_name(f"{pixels.stem}-{os.getpid()}.partial")
     unreadable: dict[int, str] = {}
 
@@ -163,7 +163,7 @@ def _write(
                 progress(place + 1, len(paths))
             file.flush()
             os.fsync(file.fileno())
-        write_whole(reasons, json.dumps(unreadable))
+        write_atomically(reasons, json.dumps(unreadable))
         partial.replace(pixels)
     finally:
         partial.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.models.hardware import describe_device, precision_context, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
 from fashion_cnn.plots.style import figure_inches, save_figure
-from fashion_cnn.runs import Run, as_typed, write_whole
+from fashion_cnn.runs import Run, display_path, write_atomically
 from fashion_cnn.training import build
 from fashion_cnn.training.results import evaluate_splits
 
@@ -159,7 +159,7 @@ def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
     split, figures = measured.split, measured.figures
     accelerator = measured.config.trainer.accelerator
     return {
-        "runs": [str(as_typed(run.path)) for run in runs],
+        "runs": [str(display_path(run.path)) for run in runs],
         "split": split,
         **classification_metrics(measured.predictions, measured.data.class_names),
         # By the ruler, exactly as the training wrote them.
@@ -199,7 +199,7 @@ def write_outcome(outcome: dict[str, Any], measured: Measured, folder: Path) -> 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
+    write_atomically(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, figure in _drawn(outcome, measured).items():
         save_figure(figure, folder / f"{name}.png")
 

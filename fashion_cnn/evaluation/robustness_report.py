@@ -22,7 +22,7 @@ from fashion_cnn.evaluation.robustness import (
     require_comparable,
 )
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import find_measured, write_whole
+from fashion_cnn.runs import find_finished_run, write_atomically
 
 FIGURES_FILE = "robustness.json"
 # Of `experiment=baseline`, seed 1, on the test images of Fashion-MNIST.
@@ -48,7 +48,7 @@ def read_baseline(reference: str, split: Split, runs_dir: Path) -> Baseline:
     written = (path, path / split / FIGURES_FILE, path / FIGURES_FILE, path / "evaluation" / split / FIGURES_FILE)
     file = next((file for file in written if file.is_file()), None)
     if file is None:
-        run = find_measured(reference, runs_dir)
+        run = find_finished_run(reference, runs_dir)
         path, file = run.path, run.evaluation / split / FIGURES_FILE
     robustness = read_robustness(file)
     require_comparable(robustness, robustness.data_sha256)
@@ -84,7 +84,7 @@ def measure_strength(
     )
     save_figure(heat_map, folder / "robustness.png")
     save_figure(plot_outliers(outliers), folder / "outliers.png")
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
+    write_atomically(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     return outcome
 
 

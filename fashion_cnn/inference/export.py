@@ -32,7 +32,7 @@ from fashion_cnn.inference.network import all_logits
 from fashion_cnn.metrics.calibration import fit_temperature
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, as_typed, remove_abandoned, write_whole
+from fashion_cnn.runs import Run, display_path, remove_stale_files, write_atomically
 
 Array = NDArray[Any]
 FLOAT_FILE, INT8_FILE, FIGURES_FILE = "network.onnx", "network_int8.onnx", "export.json"
@@ -215,7 +215,7 @@ def export_run(
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
     temperature = _temperature(module, data)
     deployed = Deployed(module, data, temperature).eval()
-    remove_abandoned(folder, f"{_UNCHECKED}*")
+    remove_stale_files(folder, f"{_UNCHECKED}*")
     # Only what was checked gets its name.
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
@@ -230,13 +230,13 @@ def export_run(
             if way.file:
                 (Path(unchecked) / way.file).replace(folder / way.file)
     outcome = {
-        "run": str(as_typed(run.path)),
-        "written_to": str(as_typed(folder)),
+        "run": str(display_path(run.path)),
+        "written_to": str(display_path(folder)),
         "temperature": temperature,
         "ways": [asdict(way) for way in ways],
         "remarks": remarks,
     }
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
+    write_atomically(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     if folder == run.export:
         write_model_card(run, config, data, run.results(), [_line(way) for way in ways if way.file] + remarks)
     return outcome

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.optim import constant
-from fashion_cnn.runs.files import current_targets
+from fashion_cnn.runs.files import update_class_paths
 
 # An object, or what Hydra's `instantiate` makes it from: {"_target_": "package.Class", ...}.
 Description = Mapping[str, Any]
@@ -132,8 +132,8 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         # Checkpoints of older versions describe these by class paths that have moved since.
-        network, optimizer, schedule = map(current_targets, (network, optimizer, schedule))
-        mixing, distillation, embedding_loss = map(current_targets, (mixing, distillation, embedding_loss))
+        network, optimizer, schedule = map(update_class_paths, (network, optimizer, schedule))
+        mixing, distillation, embedding_loss = map(update_class_paths, (mixing, distillation, embedding_loss))
         built = {
             "network": network,
             "optimizer": optimizer,

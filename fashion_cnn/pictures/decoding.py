@@ -81,7 +81,7 @@ def is_picture(path: Path) -> bool:
 
 
 @contextmanager
-def quiet_pillow() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """Leave out Pillow's warnings about odd files, in all threads: `decode` raises what matters of them."""
     logger = logging.getLogger("PIL")
     before = logger.level

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class FoundPictures:
+class PictureFiles:
     """paths: in order, each once; of a folder that cannot be looked into its own, which reading will tell of. left_out:
     files of folders and globs that neither are pictures nor are named so.
     """
@@ -39,12 +39,12 @@ class FoundPictures:
     left_out: int
 
 
-def counts_as_picture(file: Path) -> bool:
+def is_picture_file(file: Path) -> bool:
     """Whether a file of a folder is a picture, or is named as one."""
     return file.suffix.lower() in SUFFIXES or is_picture(file)
 
 
-def find_pictures(references: str | Sequence[str], *, option: str = "images") -> FoundPictures:
+def find_pictures(references: str | Sequence[str], *, option: str = "images") -> PictureFiles:
     """The files that `references` name; folders at any depth, linked ones too, hidden files left out.
 
     A file that is named itself is always among them. option: what they were given as. Raises UserError where a
@@ -59,14 +59,14 @@ def find_pictures(references: str | Sequence[str], *, option: str = "images") ->
         left_out += found.left_out
     if not paths:
         raise UserError(f"{option}=[] names no picture: give a file, a folder, a glob or a list of these.")
-    return FoundPictures(tuple(paths.values()), left_out)
+    return PictureFiles(tuple(paths.values()), left_out)
 
 
-def _expand(reference: str, option: str) -> FoundPictures:
+def _expand(reference: str, option: str) -> PictureFiles:
     path = Path(reference).expanduser()
     refused: list[Path] = []
     if path.is_file():
-        return FoundPictures((path,), 0)
+        return PictureFiles((path,), 0)
     if path.is_dir():
         candidates, what = list(_files_in(path, refused.append)), f"{reference} holds no picture"
     elif path.exists():
@@ -79,12 +79,12 @@ def _expand(reference: str, option: str) -> FoundPictures:
         what = f"{reference} matches no picture"
     else:
         raise UserError(f"{option}={reference} does not exist: give a file, a folder, a glob or a list of these.")
-    pictures = tuple(filter(counts_as_picture, candidates))
+    pictures = tuple(filter(is_picture_file, candidates))
     left_out = len(candidates) - len(pictures)
     if not pictures and not refused:
         others = {0: "no file at all", 1: "one file that is none"}.get(left_out, f"{left_out} files that are none")
         raise UserError(f"{what}, {others}: give a file, a folder, a glob or a list of these.")
-    return FoundPictures((*pictures, *refused), left_out)
+    return PictureFiles((*pictures, *refused), left_out)
 
 
 def _files_in(folder: Path, refused: Callable[[Path], None]) -> Iterator[Path]:

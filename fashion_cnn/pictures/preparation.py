@@ -16,7 +16,7 @@ from torch import Tensor
 
 Invert = Literal["auto", "never", "always"]
 # Raised where pictures are decoded or prepared in another way than before: what was kept of them is made anew.
-PREPARED_AS = 2
+PREPARATION_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fashion_cnn.runs import write_whole
+from fashion_cnn.runs import write_atomically
 
 MAX_CLASSES = 100
 Row = TypeVar("Row")
@@ -67,4 +67,4 @@ def save_figure(figure: Figure, path: Path, metadata: Mapping[str, str] | None =
     """
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:] or "png", dpi=110, metadata=metadata)
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())

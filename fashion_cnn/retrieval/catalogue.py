@@ -30,7 +30,7 @@ from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.preparation import Invert
-from fashion_cnn.runs import Run, as_typed, find_all, find_measured
+from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
 
 _ABOUT = b"fashion_cnn"
 # Of a table that was made anew: its versions count from the start again.
@@ -399,12 +399,12 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
     Raises UserError where there is no such run, or the catalogue's name is empty.
     """
     if catalogue is None:
-        found = find_run_with_catalogue(runs_dir) if run is None else find_measured(run, runs_dir)
+        found = find_run_with_catalogue(runs_dir) if run is None else find_finished_run(run, runs_dir)
         return found, Catalogue(str(found.catalogue))
     there = Catalogue(_address(catalogue))
     if run is None:
         run = metadata_of(there.open()).run if there.exists() else "latest"
-    return find_measured(run, runs_dir), there
+    return find_finished_run(run, runs_dir), there
 
 
 def as_strings(ids: object | None) -> tuple[str, ...]:
@@ -417,9 +417,8 @@ def as_strings(ids: object | None) -> tuple[str, ...]:
 def find_run_with_catalogue(runs_dir: Path) -> Run:
     """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
     # An indexing that was stopped leaves a folder without the table.
-    indexed = [run for run in find_all(runs_dir) if (run.catalogue / f"{_TABLE}.lance").is_dir()]
-    runs = [run for run in indexed if run.state == "finished"]
+    runs = [run for run in list_runs(runs_dir, "finished") if (run.catalogue / f"{_TABLE}.lance").is_dir()]
     if not runs:
-        return find_measured("latest", runs_dir)
-    print(f"The newest run with a catalogue: {as_typed(runs[-1].path)}", file=sys.stderr)
+        return find_finished_run("latest", runs_dir)
+    print(f"The newest run with a catalogue: {display_path(runs[-1].path)}", file=sys.stderr)
     return runs[-1]

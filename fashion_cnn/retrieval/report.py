@@ -28,7 +28,7 @@ from fashion_cnn.retrieval.evaluation import (
     stored_metric,
 )
 from fashion_cnn.retrieval.vectors import vector_dimensions
-from fashion_cnn.runs import Run, as_typed, write_whole
+from fashion_cnn.runs import Run, display_path, write_atomically
 from fashion_cnn.terminal import wide_console
 
 SUMMARY_FILE = "summary.json"
@@ -46,7 +46,7 @@ def outcome_of(
 ) -> dict[str, Any]:
     """The figures with where they come from, as they are stored."""
     outcome = {
-        "run": str(as_typed(run.path)),
+        "run": str(display_path(run.path)),
         "split": split,
         "queries": len(images.queries),
         "catalogue": len(images.catalogue),
@@ -83,16 +83,16 @@ def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
 def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write the figures, and draw them, into `folder`. Raises UserError where it cannot be written."""
     _make(folder)
-    write_whole(folder / METRICS_FILE, json.dumps(outcome, indent=2) + "\n")
+    write_atomically(folder / METRICS_FILE, json.dumps(outcome, indent=2) + "\n")
     for name, plot in plot_outcome(outcome).items():
         save_figure(plot, folder / f"{name}.png")
-    outcome["written_to"] = str(as_typed(folder))
+    outcome["written_to"] = str(display_path(folder))
 
 
 def write_summary(summary: dict[str, Any], folder: Path) -> None:
     """Write what several runs come to into `folder`. Raises UserError where it cannot be written."""
     _make(folder)
-    write_whole(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
 def plot_outcome(outcome: Mapping[str, Any]) -> dict[str, Figure]:

@@ -15,8 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, decode, find_pictures
-from fashion_cnn.pictures.files import counts_as_picture, read_ahead
+from fashion_cnn.pictures import PREPARATION_VERSION, Preparation, UnreadablePictureError, decode, find_pictures
+from fashion_cnn.pictures.files import is_picture_file, read_ahead
 from fashion_cnn.retrieval.catalogue import PRODUCT_COLUMNS, RESERVED_COLUMNS
 from fashion_cnn.retrieval.products import THUMBNAIL_SIDE, Picture, Products, encode_thumbnail
 
@@ -107,7 +107,7 @@ def _from_table(
         files = [folder / (name or "") for name in table["image"].to_pylist()]
         table = table.drop_columns(["image"])
     else:
-        pictures = sorted(file for file in folder.iterdir() if file.is_file() and counts_as_picture(file))
+        pictures = sorted(file for file in folder.iterdir() if file.is_file() and is_picture_file(file))
         named = {file.stem: file for file in pictures} | {file.name: file for file in pictures}
         files = [named.get(one, folder / one) for one in ids]
         if not set(ids) & named.keys():
@@ -278,4 +278,4 @@ def _digest(file: Path) -> str:
 
 def _key(row: dict[str, Any], digest: str) -> str:
     """What changes where a product must be looked at again: its row, its picture, or how pictures are prepared."""
-    return hashlib.sha256(json.dumps([row, digest, PREPARED_AS], default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([row, digest, PREPARATION_VERSION], default=str).encode()).hexdigest()[:32]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def _list(config: DictConfig) -> None:
     from rich.table import Table
 
-    from fashion_cnn.runs.finding import find_all
+    from fashion_cnn.runs.finding import list_runs
     from fashion_cnn.terminal import wide_console
 
-    runs = find_all(Path(config.runs_dir))
+    runs = list_runs(Path(config.runs_dir))
     if not runs:
         raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: say runs_dir=DIR.")
     table = Table()

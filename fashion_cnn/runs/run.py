@@ -11,7 +11,14 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs.files import DamagedRunError, as_typed, check_settings, read_figures, read_settings, write_whole
+from fashion_cnn.runs.files import (
+    DamagedRunError,
+    check_config,
+    display_path,
+    read_config,
+    read_results,
+    write_atomically,
+)
 
 State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
 
@@ -124,11 +131,11 @@ class Run:
             return "stopped"
         return "pruned" if self.error_file.read_text().startswith("pruned") else "failed"
 
-    def how_it_stands(self) -> str:
+    def describe_state(self) -> str:
         """The state, with the reason where it failed or what of it is damaged."""
         state = self.state
         if damage := self.damage:
-            return f"{state} ({as_typed(damage.file)}: {damage.reason})"
+            return f"{state} ({display_path(damage.file)}: {damage.reason})"
         reason = self.error_file.read_text().strip().splitlines() if state in ("failed", "pruned") else []
         return f"{state} ({reason[0]})" if reason else state
 
@@ -151,8 +158,8 @@ class Run:
     def damage(self) -> DamagedRunError | None:
         """What cannot be read of it."""
         try:
-            check_settings(self.config_file)
-            read_figures(self.results_file)
+            check_config(self.config_file)
+            read_results(self.results_file)
         except FileNotFoundError:
             return None
         except DamagedRunError as error:
@@ -161,19 +168,19 @@ class Run:
 
     def config(self) -> DictConfig:
         """The settings. Raises UserError where they are damaged."""
-        return read_settings(self.config_file)
+        return read_config(self.config_file)
 
     def results(self) -> dict[str, Any]:
         """The figures of a finished run; an unfinished one has none, `{}`. Raises UserError where they are damaged."""
-        return read_figures(self.results_file)
+        return read_results(self.results_file)
 
     def write_config(self, config: DictConfig) -> None:
-        write_whole(self.config_file, OmegaConf.to_yaml(config))
+        write_atomically(self.config_file, OmegaConf.to_yaml(config))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write last of all: its presence says that the run ended well."""
         self.error_file.unlink(missing_ok=True)
-        write_whole(self.results_file, json.dumps(results, indent=2) + "\n")
+        write_atomically(self.results_file, json.dumps(results, indent=2) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import dotted_items
-from fashion_cnn.runs.overrides import key_of, quoted
+from fashion_cnn.runs.overrides import override_key, quote_value
 
 # Maximum length of a job directory name.
 _LONGEST_NAME = 200
@@ -100,12 +100,12 @@ def spelled_out(overrides: Iterable[str]) -> list[str]:
     They make the same training without it. What is typed beside it takes the place of what the file says.
     """
     overrides = [*overrides]
-    typed = {key_of(override) for override in overrides}
+    typed = {override_key(override) for override in overrides}
     spelled = []
     for override in overrides:
-        if key_of(override) == "sweep":
+        if override_key(override) == "sweep":
             settings = _settings_of(override.partition("=")[2].strip("'\""), overrides)
-            spelled += [setting for setting in settings if key_of(setting) not in typed]
+            spelled += [setting for setting in settings if override_key(setting) not in typed]
         else:
             spelled.append(override)
     return spelled
@@ -136,7 +136,7 @@ def _groups_of(overrides: Iterable[str]) -> DictConfig:
     """The config of a training with the chosen groups alone."""
     loader = GlobalHydra.instance().config_loader()
     groups = {*loader.list_groups("")} - {"sweep"}
-    chosen = [override for override in overrides if key_of(override) in groups]
+    chosen = [override for override in overrides if override_key(override) in groups]
     return loader.load_configuration("train", chosen, RunMode.RUN, from_shell=False)
 
 
@@ -153,7 +153,7 @@ def _typed(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
     text = str(value)
-    return text if re.fullmatch(r"[\w./+-]+|\$\{.*\}|\{\}", text) else quoted(text)
+    return text if re.fullmatch(r"[\w./+-]+|\$\{.*\}|\{\}", text) else quote_value(text)
 
 
 def run_job(
@@ -217,4 +217,4 @@ def _outcome(run: Run) -> str:
     figures = [
         f"{split} {results[f'{split}/accuracy']:.2%}" for split in ("val", "test") if f"{split}/accuracy" in results
     ]
-    return ", ".join([run.how_it_stands(), *figures])
+    return ", ".join([run.describe_state(), *figures])

@@ -20,8 +20,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.errors import Interrupted, Pruned, UserError
-from fashion_cnn.runs import STUDY_FILE, as_typed, newest_weights
-from fashion_cnn.runs.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quote_text, unquote_text
+from fashion_cnn.runs import STUDY_FILE, display_path, newest_weights
+from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
 from fashion_cnn.sweeps.study import best_of, counted, describe, open_study, run_trials, write_outcome
 from fashion_cnn.training.callbacks import EpochLog, find_callback
 from fashion_cnn.training.session import check_one_device, quieten_lightning
@@ -48,13 +48,13 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     fixed = [
         one
         for one in config.overrides
-        if (makes_the_training(one) and key_of(one) != "test") or key_of(one) == "data.root"
+        if (affects_training(one) and override_key(one) != "test") or override_key(one) == "data.root"
     ]
     # A sweep repeats its settings with several seeds, which is no setting to choose.
-    said = {"seed", *map(key_of, fixed)}
+    said = {"seed", *map(override_key, fixed)}
     typed = HydraConfig.get().overrides.task
     # What is left open by name is not to be joined by what a default leaves open.
-    is_default = all(key_of(override) != "sweep" for override in typed)
+    is_default = all(override_key(override) != "sweep" for override in typed)
     params = {} if swept and is_default else HydraConfig.get().sweeper.params or {}
     space = search_space({key: words for key, words in params.items() if key not in said}, swept)
     example = _config_of(name, fixed, {key: _any_of(distribution) for key, distribution in space.items()})
@@ -63,7 +63,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     folder.mkdir(parents=True, exist_ok=True)
     storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
     settings = {
-        "fixed": sorted(filter(makes_the_training, fixed)),
+        "fixed": sorted(filter(affects_training, fixed)),
         "searched": {key: str(space[key]) for key in sorted(space)},
     }
     study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
@@ -72,7 +72,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
     there = sum(trial.state != TrialState.FAIL for trial in counted(study))
     print(
-        f"Study {name}: {there} of {config.tune.trials} trials are there; {as_typed(folder)}\n"
+        f"Study {name}: {there} of {config.tune.trials} trials are there; {display_path(folder)}\n"
         f"Searching {', '.join(space)}",
         flush=True,
     )
@@ -90,7 +90,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     try:
         run_trials(study, space, config.tune.trials, folder, train_trial, tell)
     except KeyboardInterrupt as stop:
-        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_text, typed), *swept])
+        again = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_override, typed), *swept])
         status = stop.status if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"Stopped. The same command goes on where it was:\n  {again}", status) from None
     except UserError:
@@ -106,13 +106,13 @@ def _print_outcome(study: optuna.Study, folder: Path, fixed: Sequence[str]) -> N
     ended = Counter(trial.state.name.lower() for trial in trials)
     best = best_of(study)
     if best is None:
-        raise UserError(f"None of the {len(trials)} trials came to its end: see {as_typed(folder / 'trials.csv')}.")
+        raise UserError(f"None of the {len(trials)} trials came to its end: see {display_path(folder / 'trials.csv')}.")
     typed = [*fixed, *(f"{key}={value}" for key, value in best.params.items())]
     command = shlex.join(["python", "-m", "fashion_cnn.train", *typed])
     print(
         f"\n{len(trials)} trials: {', '.join(f'{number} {state}' for state, number in ended.items())}\n"
         f"Best: trial {best.number}, validation {best.value:.2%}: {_typed(best.params)}\n"
-        f"Trials and plots: {as_typed(folder)}\n"
+        f"Trials and plots: {display_path(folder)}\n"
         f"Train with its settings, and measure on test:\n  {command}"
     )
 
@@ -121,7 +121,7 @@ def _config_of(name: str, fixed: Sequence[str], drawn: dict[str, Any]) -> DictCo
     """The config of one trial's training."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [*fixed, *(f"{key}={value}" for key, value in drawn.items())]
-    composed = [*map(quote_text, overrides), "test=false"]
+    composed = [*map(quote_override, overrides), "test=false"]
     config = loader.load_configuration("train", composed, RunMode.RUN, from_shell=False)
     with open_dict(config):
         del config["hydra"]

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import Run, write_whole
+from fashion_cnn.runs import Run, write_atomically
 
 # Names of a trial's attributes.
 RUN, GOES_ON_WITH, ERROR = "run", "goes on with", "error"
@@ -190,7 +190,7 @@ def describe(trial: FrozenTrial) -> str:
 
 def write_outcome(study: optuna.Study, folder: Path) -> None:
     """Write trials.csv and, as far as there are trials enough, history.png, curves.png and importance.png."""
-    write_whole(folder / "trials.csv", as_csv(study))
+    write_atomically(folder / "trials.csv", as_csv(study))
     import matplotlib as mpl
 
     mpl.use("Agg")

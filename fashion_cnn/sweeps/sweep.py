@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, newest_weights
-from fashion_cnn.runs.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quoted, unquote_text
+from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_value, unquote_override
 from fashion_cnn.sweeps.jobs import Job, choices_of, key_element, spelled_out
 
 COMMAND_FILE = "multirun.yaml"
@@ -55,7 +55,7 @@ class Sweep:
 
 
 def _own(overrides: Iterable[str]) -> set[str]:
-    return {unquote_text(one).rstrip("=") for one in overrides if makes_the_training(one)}
+    return {unquote_override(one).rstrip("=") for one in overrides if affects_training(one)}
 
 
 def with_weights_named(path: Path, task: Sequence[str], runs_dir: Path) -> list[str]:
@@ -63,12 +63,14 @@ def with_weights_named(path: Path, task: Sequence[str], runs_dir: Path) -> list[
 
     Else each job would start from the one before it. Raises UserError where there is no finished run.
     """
-    if all(unquote_text(override) != LATEST_WEIGHTS for override in task):
+    if all(unquote_override(override) != LATEST_WEIGHTS for override in task):
         return [*task]
     begun: Any = OmegaConf.load(path / COMMAND_FILE) if (path / COMMAND_FILE).is_file() else None
-    before = [override for override in begun.hydra.overrides.task if key_of(override) == "init_from"] if begun else []
-    named = before[0] if before else f"init_from={quoted(newest_weights(runs_dir))}"
-    return [named if unquote_text(override) == LATEST_WEIGHTS else override for override in task]
+    before = (
+        [override for override in begun.hydra.overrides.task if override_key(override) == "init_from"] if begun else []
+    )
+    named = before[0] if before else f"init_from={quote_value(newest_weights(runs_dir))}"
+    return [named if unquote_override(override) == LATEST_WEIGHTS else override for override in task]
 
 
 def task_with_jobs_of_before(path: Path, task: Sequence[str], params: Mapping[str, Any]) -> list[str]:
@@ -94,7 +96,7 @@ def task_with_jobs_of_before(path: Path, task: Sequence[str], params: Mapping[st
 
 def _check_only_more_values(path: Path, before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
     differing = []
-    for key in filter(makes_the_training, dict.fromkeys([*before, *now])):
+    for key in filter(affects_training, dict.fromkeys([*before, *now])):
         was, said = before.get(key, []), now.get(key, [])
         if said != was and (len(was) < 2 or not said):
             there, here = (",".join(values) or "as it stands" for values in (was, said))
@@ -116,7 +118,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
     if named is None:
         return [*arguments]
     others = [argument for argument in arguments if argument != named]
-    is_sweep = any(word in ("-m", "--multirun") or key_of(word) == "sweep" for word in others)
+    is_sweep = any(word in ("-m", "--multirun") or override_key(word) == "sweep" for word in others)
     runs_dir = next((word.partition("=")[2].strip("'\"") for word in others if word.startswith("runs_dir=")), "runs")
     reference = named.partition("=")[2].strip("'\"")
     sweep = _find_sweep(reference, Path(runs_dir).expanduser()) if is_sweep or reference != "latest" else None
@@ -126,7 +128,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         )
     if sweep is None:
         return [*arguments]
-    return [*([] if is_sweep else _typed_before(sweep)), *others, f"hydra.sweep.dir={quoted(str(sweep))}"]
+    return [*([] if is_sweep else _typed_before(sweep)), *others, f"hydra.sweep.dir={quote_value(str(sweep))}"]
 
 
 def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
@@ -150,8 +152,8 @@ def pins(path: Path, shared: Sequence[str]) -> list[str]:
     shared: the keys that no job's name needs.
     """
     return [
-        f"hydra.sweep.dir={quoted(str(path))}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, shared))}]",
+        f"hydra.sweep.dir={quote_value(str(path))}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote_value, shared))}]",
     ]
 
 

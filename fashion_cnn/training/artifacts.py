@@ -18,7 +18,7 @@ from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.plots.training import plot_predictions, plot_training
-from fashion_cnn.runs import Run, write_whole
+from fashion_cnn.runs import Run, write_atomically
 from fashion_cnn.training.results import evaluate_splits
 
 
@@ -37,9 +37,9 @@ def write_artifacts(
     """
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
-        write_whole(run.examples_file, examples_csv(dynamics, data.class_names))
+        write_atomically(run.examples_file, examples_csv(dynamics, data.class_names))
     held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
-    write_whole(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
+    write_atomically(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
     has_board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
     if has_board and "val" in best:
         _write_embeddings(trainer, module, data, run, best["val"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import load_classifier
 from fashion_cnn.models.ensemble import LogitAverage
-from fashion_cnn.runs import Run, as_typed, find_all, find_measured
+from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
 from fashion_cnn.training.leakage import find_leakage
 
 # What two networks must share, for the answers of one to be a lesson for the other.
@@ -70,13 +70,13 @@ def find_teachers(config: DictConfig) -> list[str]:
 def _named(path: Path, runs_dir: Path) -> list[Run]:
     """A run, or the finished ones of a folder."""
     if Run(path).config_file.exists():
-        return [find_measured(path, runs_dir)]
-    finished = [run for run in find_all(path) if run.state == "finished"]
+        return [find_finished_run(path, runs_dir)]
+    finished = list_runs(path, "finished")
     if not finished:
         raise UserError(
             f"distillation.teachers={path} holds no finished run: give the directory of one, or a folder of such."
         )
-    print(f"Taught by {', '.join(str(as_typed(run.path)) for run in finished)}", file=sys.stderr)
+    print(f"Taught by {', '.join(str(display_path(run.path)) for run in finished)}", file=sys.stderr)
     return finished
 
 

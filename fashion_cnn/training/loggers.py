@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fashion_cnn.runs import Run, write_whole
+from fashion_cnn.runs import Run, write_atomically
 
 
 @runtime_checkable
@@ -80,4 +80,4 @@ class MetricsCSV(Logger):
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_whole(self._file, text.getvalue())
+        write_atomically(self._file, text.getvalue())

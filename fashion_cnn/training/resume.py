@@ -9,7 +9,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import PLACES, key_of
+from fashion_cnn.runs.overrides import LOCATION_KEYS, override_key
 from fashion_cnn.training.loggers import ResumableLogger
 
 
@@ -25,7 +25,7 @@ def restore_config(
     overrides = config.get("overrides") or []
     if checked:
         _check_same(config, own, overrides, run)
-    if any(key_of(override) == "data.root" for override in overrides):
+    if any(override_key(override) == "data.root" for override in overrides):
         own.data.root = config.data.root
     if checked:
         # A job of a sweep is a run, whatever it failed by: as good a message as when it is typed.
@@ -35,8 +35,8 @@ def restore_config(
 
 def _check_same(config: DictConfig, own: DictConfig, overrides: Iterable[str], run: Run) -> None:
     for override in overrides:
-        key = key_of(override)
-        if key in PLACES or override in (own.get("overrides") or []):
+        key = override_key(override)
+        if key in LOCATION_KEYS or override in (own.get("overrides") or []):
             continue
         asked, has = OmegaConf.select(config, key), OmegaConf.select(own, key)
         if asked != has or asked is None:

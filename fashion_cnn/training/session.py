@@ -78,7 +78,7 @@ def run_training(
         config.distillation.teachers = find_teachers(config)
     module = build.module(config, data)
     if config.init_from is not None and not (run and run.last_checkpoint.exists()):
-        source = runs.find_finished(config.init_from, Path(config.runs_dir))
+        source = runs.find_run(config.init_from, Path(config.runs_dir))
         _check_unseen(source, config)
         initialise_from(module, source)
         config.init_from = str(source.path.resolve())
@@ -88,7 +88,7 @@ def run_training(
     if config.trainer.fast_dev_run:
         return _try_out(config, data, module)
     started_before = run is not None
-    run = run or (Run(directory) if directory else runs.choose_directory(Path(config.runs_dir), config.name))
+    run = run or (Run(directory) if directory else runs.new_run(Path(config.runs_dir), config.name))
     trainer = build.trainer(config, data, run.path, callbacks)
     if in_sweep:
         check_one_device(trainer, "job of a sweep", ", or start the trainings one by one, without -m")
@@ -130,7 +130,7 @@ def _begun_before(config: DictConfig, directory: Path | None) -> Run | None:
         run = Run(directory)
         return run if run.results_file.exists() or run.last_checkpoint.exists() else None
     if config.resume is not None:
-        return runs.find_unfinished(config.resume, Path(config.runs_dir))
+        return runs.find_unfinished_run(config.resume, Path(config.runs_dir))
     return None
 
 
