@@ -1,4 +1,4 @@
-"""Metrics of a classified split beyond loss and accuracy: by class, top-k, selective, confusion matrix."""
+"""Classification metrics: confusion matrix, precision and recall by class, top-k and selective accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.intervals import Interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
-# Of the images that it is surest of, so large a share is answered.
+# Fractions of the images, most confident first, at which selective accuracy is stored.
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)
 
 
 def confusion_matrix(predictions: Predictions) -> Tensor:
-    """Counts `(C, C)` int64: row true class, column predicted class."""
+    """Count the images `(C, C)` int64 by true class (row) and predicted class (column)."""
     classes = predictions.num_classes
     cell = predictions.targets * classes + predictions.predicted
     return cell.bincount(minlength=classes**2).view(classes, classes)
 
 
-def _proportion(hits: int, count: int) -> Interval | None:
-    return wilson_interval(hits / count, count) if count else None
-
-
 @dataclass(frozen=True)
 class ClassMetrics:
-    """How well one class is recognised.
+    """Precision, recall and F1 score of one class.
 
-    precision: of the images taken for it, those that are. recall: of its images, those taken for it. f1: their
-    harmonic mean. images: how many there are.
+    Attributes:
+        name: the class name.
+        precision: the fraction of the images predicted as the class that belong to it; None without such predictions.
+        recall: the fraction of the images of the class that are predicted as such; None without such images.
+        f1: the harmonic mean of precision and recall.
+        images: the number of images of the class.
     """
 
     name: str
@@ -42,38 +42,42 @@ class ClassMetrics:
 
 
 def metrics_by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassMetrics]:
-    """The figures of each class, in the order of the classes."""
+    """Compute the metrics of each class, in class order."""
     counts = confusion_matrix(predictions)
     rows = zip(class_names, counts.diag().tolist(), counts.sum(0).tolist(), counts.sum(1).tolist(), strict=True)
     return [
         ClassMetrics(
             name,
-            precision=_proportion(hits, taken),
+            precision=_proportion(hits, predicted),
             recall=_proportion(hits, images),
-            f1=2 * hits / (taken + images) if taken + images else 0.0,
+            f1=2 * hits / (predicted + images) if predicted + images else 0.0,
             images=images,
         )
-        for name, hits, taken, images in rows
+        for name, hits, predicted, images in rows
     ]
 
 
-def top_k_accuracy(predictions: Predictions, most: int) -> float:
-    """The share of the images whose class is among the `most` likeliest."""
-    likeliest = predictions.logits.topk(min(most, predictions.num_classes), dim=1).indices
-    return (likeliest == predictions.targets[:, None]).any(dim=1).double().mean().item()
+def _proportion(hits: int, count: int) -> Interval | None:
+    return wilson_interval(hits / count, count) if count else None
+
+
+def top_k_accuracy(predictions: Predictions, k: int) -> float:
+    """Fraction of the images whose target is among the `k` most probable classes."""
+    top_classes = predictions.logits.topk(min(k, predictions.num_classes), dim=1).indices
+    return (top_classes == predictions.targets[:, None]).any(dim=1).double().mean().item()
 
 
 def selective_accuracy(predictions: Predictions) -> Tensor:
-    """Accuracy `(N,)` on the 1, 2, … N images that the network is surest of.
+    """Accuracy `(N,)` on the 1, 2, … N images of highest confidence.
 
     El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010.
     """
-    surest_first = predictions.confidence.sort(descending=True, stable=True).indices
-    return predictions.correct[surest_first].double().cumsum(0) / torch.arange(1, len(predictions) + 1)
+    by_confidence = predictions.confidence.sort(descending=True, stable=True).indices
+    return predictions.correct[by_confidence].double().cumsum(0) / torch.arange(1, len(predictions) + 1)
 
 
 def classification_metrics(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
-    """All figures of a split by name, as they are stored: numbers, a list of classes, the confusion matrix."""
+    """Compute all metrics of a split by their names in `evaluation.json`."""
     accuracy = wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions))
     classes = metrics_by_class(predictions, class_names)
     selective = selective_accuracy(predictions)

@@ -1,4 +1,4 @@
-"""The generalization gap: how much better a network does on images it trained on, with its uncertainty."""
+"""Generalization gap: the difference of accuracy and loss between training and held-out images, with intervals."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,10 @@ from fashion_cnn.metrics.predictions import Predictions
 
 
 def accuracy_gap(train: Predictions, held_out: Predictions) -> Interval:
-    """Accuracy on `train` minus accuracy on `held_out`, as a fraction in [-1, 1], with Newcombe's interval."""
+    """Accuracy on `train` minus accuracy on `held_out`, as a fraction in [-1, 1].
+
+    The interval is Newcombe's. It covers the sampling of the images, not the choice of the seed.
+    """
     return newcombe_interval(_accuracy(train), _accuracy(held_out))
 
 
@@ -21,45 +24,51 @@ def loss_gap(train: Predictions, held_out: Predictions) -> Interval:
 
 
 def accuracy_gap_by_class(train: Predictions, held_out: Predictions) -> list[Interval | None]:
-    """The accuracy gap of the images of each class, in the order of the classes; None where a split has none."""
+    """Accuracy gap of each class, in class order; None for a class that either split has no image of."""
     pairs = ((train.of_class(label), held_out.of_class(label)) for label in range(train.num_classes))
-    return [accuracy_gap(ours, theirs) if len(ours) and len(theirs) else None for ours, theirs in pairs]
+    return [
+        accuracy_gap(of_train, of_held_out) if len(of_train) and len(of_held_out) else None
+        for of_train, of_held_out in pairs
+    ]
 
 
 def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
-    """The fewest classes that make up half of what the classes with a gap lose, the one that loses most first.
+    """Fewest classes that account for half of the accuracy gap, largest contribution first.
 
-    A class loses its accuracy gap times its share of the held-out images. None where all of them together lose nothing.
+    The contribution of a class is its accuracy gap, if positive, times the number of its held-out images.
+
+    Returns:
+        Class indices; empty if the overall accuracy gap is not positive.
     """
     if accuracy_gap(train, held_out).estimate <= 0:
         return []
     gaps = accuracy_gap_by_class(train, held_out)
     counts = held_out.targets.bincount(minlength=len(gaps)).tolist()
-    losses = [max(gap.estimate, 0) * count if gap else 0.0 for gap, count in zip(gaps, counts, strict=True)]
-    carriers: list[int] = []
-    for label in sorted(range(len(losses)), key=lambda label: -losses[label]):
-        if sum(losses[chosen] for chosen in carriers) >= sum(losses) / 2:
+    contributions = [max(gap.estimate, 0) * count if gap else 0.0 for gap, count in zip(gaps, counts, strict=True)]
+    largest: list[int] = []
+    for label in sorted(range(len(contributions)), key=lambda label: -contributions[label]):
+        if sum(contributions[chosen] for chosen in largest) >= sum(contributions) / 2:
             break
-        carriers.append(label)
-    return carriers
+        largest.append(label)
+    return largest
 
 
 def gap_metrics(train: Predictions, held_out: Predictions, *, prefix: str) -> dict[str, float]:
-    """The ends of the intervals of both gaps, named `<prefix>/accuracy_low` and so on."""
+    """Interval bounds of the loss gap and the accuracy gap, named `<prefix>/loss_low` and so on."""
     gaps = {"loss": loss_gap(train, held_out), "accuracy": accuracy_gap(train, held_out)}
     return {
-        f"{prefix}/{name}_{end}": value
+        f"{prefix}/{name}_{bound}": value
         for name, gap in gaps.items()
-        for end, value in (("low", gap.low), ("high", gap.high))
+        for bound, value in (("low", gap.low), ("high", gap.high))
     }
 
 
 def gap_by_class_metrics(train: Predictions, held_out: Predictions, class_names: Sequence[str]) -> dict[str, float]:
-    """The accuracy gap of each class that both splits hold, named `gap_by_class/<class>`."""
+    """Accuracy gap of each class that both splits contain, named `gap_by_class/<class>`."""
     gaps = zip(class_names, accuracy_gap_by_class(train, held_out), strict=True)
     return {f"gap_by_class/{metric_name(name)}": gap.estimate for name, gap in gaps if gap}
 
 
 def metric_name(class_name: str) -> str:
-    """A class's name as part of a figure's name, where a slash would open a level of its own."""
+    """Class name as one level of a metric name, in which a slash would start another level."""
     return class_name.replace("/", "-")
