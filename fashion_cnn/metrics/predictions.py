@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.runs import write_whole
+from fashion_cnn.runs import write_atomically
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> Non
     }
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
