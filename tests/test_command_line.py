@@ -67,8 +67,8 @@ def test_the_help_says_what_each_value_is(command):
     status, out, _ = command(index.main, "--help")
     assert status == 0
     assert (
-        "# Begin anew, as for another network; the catalogue of before stands until the new one is whole.\nrebuild: "
-        in out
+        "# Build the catalogue anew, for example with another network; the old one stays in use until the new one is "
+        "complete.\nrebuild: " in out
     )
     assert "$CONFIG" not in out
     assert "hydra:" not in out

@@ -10,8 +10,8 @@ from fashion_cnn.training import build
 CHOICES = [
     (file.parent.relative_to(CONFIG_DIR).as_posix(), file.stem)
     for file in sorted(CONFIG_DIR.rglob("*.yaml"))
-    # Those of the search for settings have a training of their own each (test_tuning.py).
-    if file.parent != CONFIG_DIR and file.parent.parent == CONFIG_DIR
+    # Samplers and pruners of tune/ have trainings of their own (test_tuning.py); `_base` is only included by others.
+    if file.parent.parent == CONFIG_DIR and file.parent.name != "hydra" and file.stem[0] != "_"
 ]
 # The fixture that makes the data of each choice of data, and of each experiment on data of its own.
 DATA = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -45,10 +46,10 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
 
 def _print_help(config_name: str) -> None:
-    """A command's own help, its values with what the config says of each."""
+    """Print a command's help text and its options, each with the comment above it in the config."""
     text = (CONFIG_DIR / f"{config_name}.yaml").read_text()
-    _, _, values = text.partition("\n\ndefaults:")[0].partition("\n")
-    print(OmegaConf.create(text).hydra.help.template.replace("$CONFIG", values.strip()))
+    _, _, options = text.partition("\n\ndefaults:")[0].partition("\n")
+    print(f"{OmegaConf.create(text).hydra.help.template}\nOptions (KEY=VALUE) and their defaults:\n\n{options}")
 
 
 def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
@@ -59,7 +60,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     try:
         arguments = _begin_sweep(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
         sys.argv[1:] = [quote_override(argument) for argument in arguments]
-        with _hydra_raising(), _shared_config_store(), _hydra_config_restored():
+        with _hydra_raising(), _shared_config_store(), _shared_files_hidden(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
             )()
@@ -212,6 +213,21 @@ def _shared_config_store() -> Iterator[None]:
         yield
     finally:
         del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _shared_files_hidden() -> Iterator[None]:
+    """Leave files that others include, such as conf/data/_base.yaml, out of the choices that Hydra lists."""
+    list_options = ConfigRepository.get_group_options
+
+    def list_choices(*args: Any, **kwargs: Any) -> list[str]:
+        return [option for option in list_options(*args, **kwargs) if not option.startswith("_")]
+
+    ConfigRepository.get_group_options = list_choices  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigRepository.get_group_options = list_options  # type: ignore[method-assign]
 
 
 def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:
