@@ -37,9 +37,9 @@ def predict(config: DictConfig) -> None:
     from fashion_cnn.pictures.decoding import silence_pillow
 
     with silence_pillow():
-        found = find_pictures(config.images)
-        if found.left_out:
-            _say(f"Files left out, since they are no pictures: {found.left_out}")
+        files = find_pictures(config.images)
+        if files.skipped:
+            _say(f"Skipped files that are not pictures: {files.skipped}")
         calibration, remark = calibration_of(run, reject=config.reject, flip_average=config.flip_average)
         if remark:
             _say(remark)
@@ -49,13 +49,13 @@ def predict(config: DictConfig) -> None:
         unreadable: list[Answer] = []
         top_k = min(config.top_k, len(network.class_names))
         try:
-            with closing(predictor.answers(found.paths, top_k=top_k)) as answers:
+            with closing(predictor.answers(files.paths, top_k=top_k)) as answers:
                 told = _telling(answers, unreadable)
-                PRINTERS[config.format](with_progress(told, len(found.paths), config.format), top_k)
+                PRINTERS[config.format](with_progress(told, len(files.paths), config.format), top_k)
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None
     if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(found.paths)} files could not be read.")
+        raise UserError(f"{len(unreadable)} of {len(files.paths)} files could not be read.")
 
 
 def _check(config: DictConfig) -> None:

@@ -88,7 +88,7 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     for name in shown:
         for path in find_pictures(config[name], option=name).paths if config[name] else ():
             try:
-                picture = decode(path, enough=preparation.enough)
+                picture = decode(path, min_pixels=preparation.min_pixels)
             except UnreadablePictureError as error:
                 raise UserError(f"{path}: {error}") from error
             shown[name].append(picture)

@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_told_and_left_out(folder, capsys):
     assert data.train_size + len(data.test_split) == 59
     err = capsys.readouterr().err
     assert "1 of 60 files" in err
-    assert "Bäume/00.png: is no picture: it holds text" in err
+    assert "Bäume/00.png: is not a picture: it holds text" in err
     assert 0 not in torch.cat([data.train_split.indices, data.val_split.indices, data.test_split.indices]).tolist()
 
 

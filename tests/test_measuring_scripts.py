@@ -65,7 +65,7 @@ def without_test(folder):
     [
         (flat, "holds no folders train and test"),
         (without_test, "test holds no picture of the class bar"),
-        (lambda folder: (folder / "train" / "bar" / "1.png").write_text("text"), "1.png: is no picture"),
+        (lambda folder: (folder / "train" / "bar" / "1.png").write_text("text"), "1.png: is not a picture"),
         (lambda folder: [(folder / s / "bar").rename(folder / s / "top") for s in ("train", "test")], "trained on top"),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_name_that_is_no_text_survives_json(predict, tmp_path):
         (["images="], 2, "images= names nothing"),
         (["images=[]"], 2, "images= names nothing"),
         (["images=nowhere.png"], 1, "images=nowhere.png does not exist"),
-        (["images=."], 1, ". holds no picture, one file that is none"),
+        (["images=."], 1, ". holds no picture (1 other file)"),
         (["images=.", "format=xml"], 2, "format=xml is not possible: choose table, json, csv"),
         (["images=.", "top_k=0"], 2, "top_k=0 is not possible"),
         (["images=.", "top_k=three"], 2, "it takes a whole number"),

@@ -299,7 +299,7 @@ def test_a_broken_picture_is_told(search, tmp_path):
     broken.write_text("no picture")
     status, _, err = search(f"image={broken}")
     assert status == 1
-    assert "broken.png: is no picture: it holds text" in err
+    assert "broken.png: is not a picture: it holds text" in err
 
 
 def test_the_catalogue_of_another_network_is_refused(command, run, tmp_path):

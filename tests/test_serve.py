@@ -692,11 +692,11 @@ def test_what_is_no_picture_is_refused_with_the_reason(client, content, status, 
 
 
 def test_of_several_pictures_the_one_that_is_none_is_named(client):
-    assert "Picture 2 of 3 is no picture: it holds text" in page(
+    assert "Picture 2 of 3 is not a picture: it holds text" in page(
         upload(client, photograph(0), b"no picture", photograph(1)), 415
     )
     answer = upload(client, photograph(0), b"no picture", path="/api/search")
-    assert answer.json()["error"].startswith("Picture 2 of 2 is no picture: it holds text")
+    assert answer.json()["error"].startswith("Picture 2 of 2 is not a picture: it holds text")
 
 
 def test_a_picture_is_known_by_its_content_not_by_its_name(client):

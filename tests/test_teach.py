@@ -210,4 +210,4 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_taught(teach, 
     status, out, err = teach("name=x", f"images={tmp_path}")
     assert status == 0
     assert "from 1 example" in out
-    assert "b.png: is no picture" in err
+    assert "b.png: is not a picture" in err

@@ -53,7 +53,7 @@ class Explainer:
 
     def explain(self, path: Path, folder: Path) -> Path:
         """Write the page of one picture into `folder`. Raises UnreadablePictureError where it is none."""
-        picture = decode(path, enough=self.preparation.enough)
+        picture = decode(path, min_pixels=self.preparation.min_pixels)
         image = self.preparation(picture)
         normalised = self.data.normalise(image[None])
         names = self.data.class_names
@@ -88,7 +88,7 @@ class Explainer:
         page = _page(folder, path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            figure = draw(explanation, np.asarray(self.preparation.flattened(picture).convert("RGB")))
+            figure = draw(explanation, np.asarray(self.preparation.flatten(picture).convert("RGB")))
             save_figure(figure, page, {_SOURCE: _described(path)})
         except OSError as error:
             raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error

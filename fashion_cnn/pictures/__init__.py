@@ -1,4 +1,4 @@
-"""Pictures as people have them, brought to what a network expects."""
+"""Picture files of any kind, converted to the tensors that a network takes."""
 
 from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, TooManyPixelsError, UnreadablePictureError, decode
 from fashion_cnn.pictures.files import PictureFiles, find_pictures, read_pictures

@@ -61,11 +61,11 @@ class _Files:
     def read(
         self, rows: Iterable[int], preparation: Preparation
     ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
-        enough = max(preparation.enough, THUMBNAIL_SIDE**2)
+        enough = max(preparation.min_pixels, THUMBNAIL_SIDE**2)
 
         def read(row: int) -> Picture | UnreadablePictureError:
             try:
-                picture = decode(self._files[row], enough=enough)
+                picture = decode(self._files[row], min_pixels=enough)
                 return Picture(preparation(picture), encode_thumbnail(picture))
             except UnreadablePictureError as error:
                 return UnreadablePictureError(f"{self._files[row]} {error}")

@@ -32,7 +32,7 @@ def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
         seconds[stage] = time.perf_counter() - started
         return result
 
-    picture = timed("decode", lambda: decode(file, enough=network.preparation.enough))
+    picture = timed("decode", lambda: decode(file, min_pixels=network.preparation.min_pixels))
     prepared = timed("prepare", lambda: network.preparation(picture))
     weight = snapshot.metadata.class_weight
     direction = timed("embed", lambda: as_query(search_vectors(network.look(prepared[None]), weight)[0], weight))
@@ -41,7 +41,7 @@ def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
     timed("thumbnails", lambda: snapshot.thumbnails(rows))
 
     def whole() -> None:
-        prepared = network.preparation(decode(file, enough=network.preparation.enough))
+        prepared = network.preparation(decode(file, min_pixels=network.preparation.min_pixels))
         searcher.search(Query(pictures=(prepared,), top_k=top_k))
 
     timed("all of it", whole)
@@ -71,7 +71,7 @@ def put_under_load(run: Path, catalogue: str, files: Sequence[Path], clients: in
             begun = time.perf_counter()
             try:
                 preparation = searcher.network.preparation
-                prepared = preparation(decode(files[number % len(files)], enough=preparation.enough))
+                prepared = preparation(decode(files[number % len(files)], min_pixels=preparation.min_pixels))
                 searcher.search(Query(pictures=(prepared,)))
                 latencies.append(time.perf_counter() - begun)
             except Exception as error:  # whatever it is, it is counted

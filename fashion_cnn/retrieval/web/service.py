@@ -121,7 +121,7 @@ def prepared(files: Sequence[bytes], preparation: Preparation, most_pixels: int)
 
 def _prepared(name: str, content: bytes, preparation: Preparation, most_pixels: int) -> Tensor:
     try:
-        return preparation(decode(content, enough=preparation.enough, most=most_pixels))
+        return preparation(decode(content, min_pixels=preparation.min_pixels, max_pixels=most_pixels))
     except TooManyPixelsError as error:
         raise Refused(413, f"{name} {error}.") from error
     except UnreadablePictureError as error:
