@@ -17,7 +17,7 @@ def load(run: str | Path = "latest", runs_dir: str | Path = "runs") -> ImageClas
     run: a run's directory, or `latest` for the newest finished one below `runs_dir`.
     Raises UserError where there is no such run or its checkpoint cannot be read.
     """
-    from fashion_cnn.inference.network import load_classifier
+    from fashion_cnn.inference import network
     from fashion_cnn.runs import find_run
 
-    return load_classifier(find_run(run, Path(runs_dir)))
+    return network.load(find_run(run, Path(runs_dir)))

@@ -22,7 +22,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     Raises UserError where there is no such run or split, or its checkpoint is not its own.
     """
-    from fashion_cnn.evaluation.evaluate import measure_runs, outcome_of, write_outcome
+    from fashion_cnn.evaluation.evaluate import evaluate_runs, evaluation_record, write_evaluation
     from fashion_cnn.runs import display_path, find_finished_runs
     from fashion_cnn.training.session import quieten_lightning
 
@@ -37,17 +37,17 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
         baseline = read_baseline(config.baseline, config.split, Path(config.runs_dir))
     quieten_lightning()
-    measured = measure_runs(runs, config.split, data_root=config.data.root)
-    outcome = outcome_of(runs, measured)
+    evaluation = evaluate_runs(runs, config.split, data_root=config.data.root)
+    record = evaluation_record(runs, evaluation)
     folder = Path(config.out).expanduser() if config.out else _folder_of(runs) / config.split
-    write_outcome(outcome, measured, folder)
+    write_evaluation(record, evaluation, folder)
     if config.robustness:
-        from fashion_cnn.evaluation.robustness_report import measure_strength
+        from fashion_cnn.evaluation.robustness_report import write_robustness_report
         from fashion_cnn.terminal import progress_bar
 
         with progress_bar("corruptions") as progress:
-            outcome["robustness"] = measure_strength(measured, folder, baseline=baseline, progress=progress)
-    return outcome | {"written_to": str(display_path(folder))}
+            record["robustness"] = write_robustness_report(evaluation, folder, baseline=baseline, progress=progress)
+    return record | {"written_to": str(display_path(folder))}
 
 
 def _folder_of(runs: Sequence[Run]) -> Path:

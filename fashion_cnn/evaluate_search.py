@@ -22,7 +22,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     Raises UserError for a mistake in the options, and where there is no such run or split.
     """
     altered = _check(config)
-    from fashion_cnn.inference.network import TrainedNetwork, data_set_of
+    from fashion_cnn.inference.network import TrainedNetwork, instantiate_data
     from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.retrieval.evaluation import evaluate_search as measure
     from fashion_cnn.retrieval.evaluation import load_search_images
@@ -33,7 +33,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     outcomes = []
     runs = _runs(config)
     for number, run in enumerate(runs, start=1):
-        images = load_search_images(data_set_of(run, config.data.root), config.split, config.queries)
+        images = load_search_images(instantiate_data(run, config.data.root), config.split, config.queries)
         network = TrainedNetwork(run, flip_average=config.flip_average)
         label = "searching" if len(runs) == 1 else f"run {number} of {len(runs)}"
         with progress_bar(label) as progress:

@@ -103,14 +103,14 @@ def index(config: DictConfig) -> None:
 
 
 def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
-    from fashion_cnn.inference.network import data_set_of
+    from fashion_cnn.inference.network import instantiate_data
     from fashion_cnn.retrieval.products import products_from_data_set
     from fashion_cnn.retrieval.tables import products_from_files
 
     if config.images is not None or config.products is not None:
         known = {} if config.rebuild else catalogue.column_types()
         return products_from_files(config.images, config.products, progress, known)
-    return products_from_data_set(data_set_of(run, config.data.root))
+    return products_from_data_set(instantiate_data(run, config.data.root))
 
 
 def _edition(catalogue: Catalogue) -> TableVersion | None:

@@ -84,16 +84,16 @@ def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
                 pictures.append(picture)
     if not pictures:
         raise UserError("None of the pictures could be read.")
-    return network.look(torch.stack(pictures)).embeddings
+    return network.embed(torch.stack(pictures))
 
 
 def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:
     from fashion_cnn.concepts import fit_background
-    from fashion_cnn.inference.network import data_set_of
+    from fashion_cnn.inference.network import instantiate_data
 
     background = concepts.background()
     if background is None:
-        background = fit_background(network, data_set_of(network.run, data_root))
+        background = fit_background(network, instantiate_data(network.run, data_root))
         concepts.save_background(background)
     return background
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.index import main as index_main
-from fashion_cnn.inference.network import Seen
+from fashion_cnn.inference.network import NetworkOutput
 from fashion_cnn.retrieval.approximate import nearest, update_vector_index, vector_index_of
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata
 from fashion_cnn.retrieval.filters import Condition
@@ -53,10 +53,10 @@ def bring_in(catalogue, numbers):
 
 def searcher_of(catalogue):
     # A picture of which the first pixels are the vector, for a network that sees as much.
-    def look(pictures):
-        return Seen(torch.empty(0), functional.normalize(pictures.flatten(1).float() - 128, dim=1))
+    def outputs(pictures):
+        return NetworkOutput(torch.empty(0), functional.normalize(pictures.flatten(1).float() - 128, dim=1))
 
-    return Searcher(Snapshot(catalogue), SimpleNamespace(identity="made", dimensions=DIMENSIONS, look=look))
+    return Searcher(Snapshot(catalogue), SimpleNamespace(identity="made", dimensions=DIMENSIONS, outputs=outputs))
 
 
 @pytest.fixture(scope="module")

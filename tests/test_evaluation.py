@@ -14,7 +14,7 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS
-from fashion_cnn.evaluation.evaluate import measure_runs, outcome_of
+from fashion_cnn.evaluation.evaluate import evaluate_runs, evaluation_record
 from fashion_cnn.inference.network import read_checkpoint
 from fashion_cnn.metrics.classification import (
     classification_metrics,
@@ -114,13 +114,14 @@ def test_the_hardware_and_precision_are_those_that_were_measured_with(trained, m
     config.trainer.precision = "16-mixed"
     monkeypatch.setattr(Run, "config", lambda run: config)
     quieten_lightning()
-    measured = measure_runs([trained["first"]], "test")
+    evaluation = evaluate_runs([trained["first"]], "test")
     # A GPU that the run was told to leave alone.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    outcome = outcome_of([trained["first"]], measured)
-    assert outcome["hardware"].startswith("CPU, ")
-    assert outcome["precision"] == "bf16-mixed", "Lightning's choice on a CPU"
-    assert measured.classify(measured.images[:2]).dtype == torch.bfloat16
+    record = evaluation_record([trained["first"]], evaluation)
+    assert record["hardware"].startswith("CPU, ")
+    assert record["precision"] == "bf16-mixed", "Lightning's choice on a CPU"
+    logits = evaluation.network.logits(evaluation.images[:2])
+    assert torch.equal(logits, logits.bfloat16().float()), "computed in bfloat16"
 
 
 def test_figures_are_kept_where_they_cannot_be_drawn(command, trained, tmp_path, monkeypatch):
@@ -310,8 +311,8 @@ def test_a_baseline_is_named_as_runs_and_ensembles_are(command, trained, tmp_pat
         (folder / "robustness.json").write_text(recorded)
     found = {}
     monkeypatch.setattr(
-        "fashion_cnn.evaluation.robustness_report.measure_strength",
-        lambda measured, folder, *, baseline, progress: {"corruption_errors": None, "baseline": baseline.name},
+        "fashion_cnn.evaluation.robustness_report.write_robustness_report",
+        lambda evaluation, folder, *, baseline, progress: {"corruption_errors": None, "baseline": baseline.name},
     )
     for named in ("latest", str(run.path), str(runs / "ensemble-1"), str(tmp_path / "out")):
         typed = (f"run={run.path}", f"runs_dir={runs}", "robustness=true", "format=json", f"baseline={named}")
@@ -327,7 +328,7 @@ def test_a_baseline_that_there_is_not_is_told_before_anything_is_measured(
 ):
     run = Run(shutil.copytree(trained["first"].path, tmp_path / "first"))
     shutil.rmtree(run.evaluation, ignore_errors=True)
-    monkeypatch.setattr("fashion_cnn.evaluation.evaluate.measure_runs", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("fashion_cnn.evaluation.evaluate.evaluate_runs", lambda *_, **__: pytest.fail("too late"))
     status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path / baseline}")
     assert (status, said in err) == (1, True)
 
@@ -335,8 +336,8 @@ def test_a_baseline_that_there_is_not_is_told_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("field", "values", "said"),
     [
-        ("strengths", [9.0] * 5, "measured under other corruptions"),
-        ("accuracy", [1.0] * 5, "The baseline makes no error under contrast, so there is nothing to divide by"),
+        ("strengths", [9.0] * 5, "evaluated on other corruptions"),
+        ("accuracy", [1.0] * 5, "The baseline makes no error under contrast: nothing to divide by"),
     ],
 )
 def test_a_baseline_that_nothing_can_be_held_against_is_refused_at_once(
@@ -346,6 +347,6 @@ def test_a_baseline_that_nothing_can_be_held_against_is_refused_at_once(
     recorded = made_up_robustness(run)
     recorded[field]["contrast"] = values
     (tmp_path / "baseline.json").write_text(json.dumps(recorded))
-    monkeypatch.setattr("fashion_cnn.evaluation.evaluate.measure_runs", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("fashion_cnn.evaluation.evaluate.evaluate_runs", lambda *_, **__: pytest.fail("too late"))
     status, _, err = command(main, f"run={run.path}", "robustness=true", f"baseline={tmp_path}/baseline.json")
     assert (status, said in err) == (1, True)

@@ -15,6 +15,7 @@ from torchvision.models.convnext import CNBlockConfig
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.explain import TrainingImages, grad_cam
+from fashion_cnn.inference.network import NetworkRunner
 from fashion_cnn.models import ResNet
 from fashion_cnn.training import build
 
@@ -94,8 +95,8 @@ def test_the_attributions_of_all_pixels_add_up_to_the_logit(lit_corner):
 def test_a_training_image_is_nearest_to_itself():
     config = compose(overrides=TINY_DATA)
     data = build.data(config)
-    module = build.module(config, data).eval()
-    near = TrainingImages(module, data).nearest(data.train_split.images[5:7], 3)
+    network = NetworkRunner(build.module(config, data), data)
+    near = TrainingImages(network).nearest(data.train_split.images[5:7], 3)
     assert torch.equal(near.images[:, 0], data.train_split.images[5:7])
     assert near.similarity[:, 0].tolist() == pytest.approx([1, 1])
     assert torch.equal(near.indices[:, 0], data.train_split.indices[5:7])

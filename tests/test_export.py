@@ -15,7 +15,7 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
-from fashion_cnn.inference.network import load_classifier
+from fashion_cnn.inference.network import load
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 from fashion_cnn.training import build
@@ -47,7 +47,7 @@ def images(run):
 def test_the_file_answers_as_pytorch_does_for_batches_of_any_size(run, exported, images):
     folder, outcome = exported
     session = exporting.open_onnx(folder / "network.onnx")
-    module, data = load_classifier(run), build.data(run.config())
+    module, data = load(run), build.data(run.config())
     for count in (1, 7, 40):
         logits, probabilities, embedding = session.run(None, {"images": images[:count].numpy()})
         with torch.inference_mode():

@@ -13,7 +13,7 @@ from PIL import Image
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import ImageFolderDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.evaluate import measure_runs
+from fashion_cnn.evaluation.evaluate import evaluate_runs
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.pictures import decode
 from fashion_cnn.runs import Run
@@ -365,9 +365,9 @@ def test_a_run_without_test_pictures_is_measured_on_validation_alone(folder, tmp
         "data.test_share=0",
     ]
     run = Run(Path(train(compose(overrides=["data=image_folder", *NETWORK, *overrides]))["run"]))
-    assert measure_runs([run], "val").figures["val/accuracy"] >= 0
+    assert evaluate_runs([run], "val").metrics["val/accuracy"] >= 0
     with pytest.raises(UserError, match="has no test images"):
-        measure_runs([run], "test")
+        evaluate_runs([run], "test")
 
 
 @pytest.mark.training
@@ -381,20 +381,20 @@ def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(fold
     results = train(compose(overrides=["data=image_folder", *NETWORK, *overrides]))
     assert results["test/accuracy"] > 0.6, "a third would be chance"
     run = Run(Path(results["run"]))
-    measured = measure_runs([run], "test")
-    assert measured.figures["test/accuracy"] == results["test/accuracy"]
+    evaluation = evaluate_runs([run], "test")
+    assert evaluation.metrics["test/accuracy"] == results["test/accuracy"]
     folder.rename(tmp_path / "moved")
     network = TrainedNetwork(run)
     assert network.class_names == ("Bäume", "cats & dogs", "logo=1")
     assert network.preparation.image_shape == (3, 40, 40)
     assert not network.preparation.cut_out
     with pytest.raises(UserError, match="is no folder"):
-        measure_runs([run], "test")
-    assert measure_runs([run], "test", data_root=str(tmp_path / "moved")).figures == measured.figures
+        evaluate_runs([run], "test")
+    assert evaluate_runs([run], "test", data_root=str(tmp_path / "moved")).metrics == evaluation.metrics
     # Of the same number, classes and size, and another picture.
     draw(tmp_path / "moved" / "Bäume" / "00.png", 12345)
     with pytest.raises(UserError, match="holds other pictures than before"):
-        measure_runs([run], "test", data_root=str(tmp_path / "moved"))
+        evaluate_runs([run], "test", data_root=str(tmp_path / "moved"))
 
 
 def test_what_is_transparent_shows_the_background_in_training_and_in_answers(tmp_path):

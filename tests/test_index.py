@@ -503,8 +503,8 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
         index_products(products, catalogue, network, progress=stop)
     assert catalogue.open().to_arrow() == before
     looked_at = []
-    look = network.look
-    monkeypatch.setattr(network, "look", lambda images: looked_at.append(len(images)) or look(images))
+    outputs = network.outputs
+    monkeypatch.setattr(network, "outputs", lambda images: looked_at.append(len(images)) or outputs(images))
     # A run that is called by another path is the same one.
     network.run = Run(run.path.parent / "." / ".." / run.path.parent.name / run.path.name)
     assert network.run.path != run.path

@@ -2,21 +2,25 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from fashion_cnn.evaluation.outliers import (
     LEFT_OUT,
     OUTLIERS,
     SCORES,
     Outliers,
-    measure_outliers,
+    evaluate_outliers,
     outlier_sets,
     shuffled_patches,
 )
 from fashion_cnn.evaluation.robustness_report import plot_outliers, plot_separation
+from fashion_cnn.inference.network import NetworkRunner
+from fashion_cnn.models import ImageClassifier
 from fashion_cnn.training import build
 
 
@@ -84,7 +88,7 @@ def test_the_scores_are_those_of_their_papers():
 
 def test_a_network_that_is_sure_of_dark_images_alone_tells_bright_ones_apart(images):
     told = []
-    found = measure_outliers(by_mean, images, progress=lambda done, total: told.append((done, total)))
+    found = evaluate_outliers(by_mean, images, progress=lambda done, total: told.append((done, total)))
     assert told == [(done, 5) for done in range(1, 6)]
     assert found.separation("uniform_noise", "confidence").auroc > 0.99
     assert found.separation("inverted", "energy").auroc == 1
@@ -92,8 +96,16 @@ def test_a_network_that_is_sure_of_dark_images_alone_tells_bright_ones_apart(ima
     assert found.separation("shuffled_patches", "confidence").auroc == pytest.approx(0.5, abs=1e-9)
 
 
-def test_the_batches_size_changes_nothing(images):
-    first, second = (measure_outliers(by_mean, images, batch_size=size) for size in (7, 1000))
+def test_the_batch_size_does_not_change_the_logits(images):
+    class Mean(nn.Module):
+        def forward(self, batch):
+            return by_mean(batch)
+
+    module = ImageClassifier(network=Mean(), image_shape=images.shape[1:], num_classes=2)
+    networks = [
+        NetworkRunner(module, SimpleNamespace(normalise=torch.Tensor.float, eval_batch_size=size)) for size in (7, 1000)
+    ]
+    first, second = (evaluate_outliers(network.logits, images) for network in networks)
     assert torch.allclose(first.inside, second.inside)
     assert all(torch.allclose(logits, second.outside[name]) for name, logits in first.outside.items())
 
@@ -102,10 +114,8 @@ def test_classes_left_out_of_the_training_are_a_set_of_their_own(tiny):
     config = tiny("data.left_out=[bottom]")
     data = build.data(config)
     data.setup("test")
-    module = build.module(config, data).eval()
-    found = measure_outliers(
-        lambda images: module(data.normalise(images)), data.test_split.images, left_out=data.left_out_split.images
-    )
+    network = NetworkRunner(build.module(config, data), data)
+    found = evaluate_outliers(network.logits, data.test_split.images, left_out=data.left_out_split.images)
     assert list(found.outside) == [*OUTLIERS, LEFT_OUT]
     assert found.inside.shape == (30, 3)
     assert found.outside[LEFT_OUT].shape == (10, 3)
@@ -114,12 +124,12 @@ def test_classes_left_out_of_the_training_are_a_set_of_their_own(tiny):
 def test_where_no_class_was_left_out_there_is_no_such_set(tiny):
     data = build.data(tiny())
     data.setup("test")
-    found = measure_outliers(by_mean, data.test_split.images, left_out=data.left_out_split.images)
+    found = evaluate_outliers(by_mean, data.test_split.images, left_out=data.left_out_split.images)
     assert list(found.outside) == list(OUTLIERS)
 
 
 def test_the_figures_are_plain_values_by_set_and_score(images):
-    found = measure_outliers(by_mean, images, left_out=images[:5])
+    found = evaluate_outliers(by_mean, images, left_out=images[:5])
     figures = json.loads(json.dumps(found.to_dict()))
     assert list(figures) == list(found.outside)
     assert figures[LEFT_OUT]["images"] == 5
@@ -132,7 +142,7 @@ def test_the_figures_are_plain_values_by_set_and_score(images):
 
 
 def test_the_histograms_show_every_set_and_all_of_its_images(images):
-    found = measure_outliers(by_mean, images)
+    found = evaluate_outliers(by_mean, images)
     figure = plot_outliers(found)
     assert len(figure.axes) == len(OUTLIERS) * len(SCORES)
     for axes in figure.axes:

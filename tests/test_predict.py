@@ -19,7 +19,7 @@ from test_pictures import encoded, garment, png_that_claims
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor, validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
@@ -77,7 +77,7 @@ def test_photographs_of_test_images_are_recognised_as_well(run, picture_files):
     network = TrainedNetwork(run)
 
     def accuracy(prepared, targets):
-        return (network.look(torch.stack(prepared)).logits.argmax(dim=1) == torch.tensor(targets)).float().mean().item()
+        return (network.logits(torch.stack(prepared)).argmax(dim=1) == torch.tensor(targets)).float().mean().item()
 
     files = sorted(picture_files.iterdir())
     targets = [int(file.stem.split()[1]) for file in files]
@@ -96,8 +96,8 @@ def test_of_equally_likely_classes_the_first_is_named_as_accuracy_counts_them(ru
     network = TrainedNetwork(run)
     logits = torch.zeros(1, 10)
     logits[0, [8, 3, 6]] = 2.0
-    seen = Seen(logits, torch.zeros(1, 1))
-    monkeypatch.setattr(network, "look", lambda images: seen)
+    seen = NetworkOutput(logits, torch.zeros(1, 1))
+    monkeypatch.setattr(network, "outputs", lambda images: seen)
     (answer,) = Predictor(network).answers([next(picture_files.iterdir())], top_k=5)
     assert [name for name, _ in answer.classes] == [NAMES[label] for label in (3, 6, 8, 0, 1)]
     assert logits.argmax() == 3
@@ -112,7 +112,7 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predi
     calibration = calibrate(validation_predictions(run, flip_average=flip_average), reject=0.2)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
     images = FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500]
-    logits = TrainedNetwork(run, flip_average=flip_average).look(images).logits
+    logits = TrainedNetwork(run, flip_average=flip_average).logits(images)
     for record, expected in zip(records, calibration.probabilities(logits).sort(descending=True).values, strict=True):
         shares = [each["probability"] for each in record["classes"]]
         assert shares == pytest.approx(expected.tolist(), abs=2e-6)

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -13,10 +15,12 @@ from fashion_cnn.evaluation.robustness import (
     CorruptionErrors,
     Robustness,
     corruption_errors,
-    measure_robustness,
+    evaluate_robustness,
     read_robustness,
 )
 from fashion_cnn.evaluation.robustness_report import plot_robustness
+from fashion_cnn.inference.network import NetworkRunner
+from fashion_cnn.models import ImageClassifier
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def made_up(accuracy, **others):
 def test_each_accuracy_is_that_on_the_images_under_the_one_corruption(images):
     targets = (images.float().mean((1, 2, 3)) > 128).long()
     targets[:7] = 1 - targets[:7]
-    result = measure_robustness(by_brightness, images, targets, seed=3)
+    result = evaluate_robustness(by_brightness, images, targets, seed=3)
     assert result.clean == pytest.approx(0.9)
     assert list(result.accuracy) == list(CORRUPTIONS)
     for name, row in result.accuracy.items():
@@ -59,26 +63,33 @@ def test_each_accuracy_is_that_on_the_images_under_the_one_corruption(images):
     assert result.accuracy["brightness"][4] == pytest.approx(targets.double().mean().item())
 
 
-def test_the_batches_size_changes_nothing(images):
+def test_the_batch_size_does_not_change_the_result(images):
     targets = torch.zeros(70, dtype=torch.long)
     sizes = []
 
-    def classify(batch):
-        sizes.append(len(batch))
-        return by_brightness(batch)
+    class Brightness(nn.Module):
+        def forward(self, batch):
+            sizes.append(len(batch))
+            return by_brightness(batch)
 
-    results = [
-        measure_robustness(classify, images, targets, batch_size=size, corruptions=["rotation", "shot_noise"])
+    module = ImageClassifier(network=Brightness(), image_shape=images.shape[1:], num_classes=2)
+    sizes.clear()
+    networks = [
+        NetworkRunner(module, SimpleNamespace(normalise=torch.Tensor.float, eval_batch_size=size))
         for size in (7, 64, 1000)
     ]
-    assert results[0] == results[1] == results[2]
+    first, second, third = (
+        evaluate_robustness(network.logits, images, targets, corruptions=["rotation", "shot_noise"])
+        for network in networks
+    )
+    assert first == second == third
     assert set(sizes) == {7, 64, 6, 70}
 
 
 def test_another_seed_gives_other_images(images):
     targets = torch.zeros(70, dtype=torch.long)
     first, second = (
-        measure_robustness(by_brightness, images, targets, corruptions=["translation"], seed=seed) for seed in (0, 1)
+        evaluate_robustness(by_brightness, images, targets, corruptions=["translation"], seed=seed) for seed in (0, 1)
     )
     assert first.accuracy != second.accuracy
 
@@ -88,7 +99,7 @@ def test_the_standard_error_of_the_mean_is_its_spread_over_draws_of_images():
     population = torch.randint(256, (4000, 1, 4, 4), generator=generator, dtype=torch.uint8)
     targets = (population[:, 0, 0, 0] > 128).long()
     parts = [
-        measure_robustness(by_brightness, images, labels, corruptions=["rotation", "contrast"])
+        evaluate_robustness(by_brightness, images, labels, corruptions=["rotation", "contrast"])
         for images, labels in zip(population.split(100), targets.split(100), strict=True)
     ]
     spread = torch.tensor([part.mean for part in parts]).std().item()
@@ -97,7 +108,7 @@ def test_the_standard_error_of_the_mean_is_its_spread_over_draws_of_images():
 
 def test_the_progress_counts_every_pass_up_to_the_last(images):
     told = []
-    measure_robustness(
+    evaluate_robustness(
         by_brightness,
         images,
         torch.zeros(70, dtype=torch.long),
@@ -130,7 +141,7 @@ def test_the_corruption_errors_are_those_worked_out_by_hand():
     ],
 )
 def test_a_baseline_of_other_spoilt_images_is_refused(baseline):
-    with pytest.raises(UserError, match="other corruptions or on other images"):
+    with pytest.raises(UserError, match="other corruptions or other images"):
         corruption_errors(made_up({"rotation": 0.7}), baseline)
 
 
@@ -140,7 +151,7 @@ def test_a_baseline_without_errors_is_refused():
 
 
 def test_a_measurement_is_read_back_as_it_was_written(images, tmp_path):
-    result = measure_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["shear"])
+    result = evaluate_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["shear"])
     (tmp_path / "robustness.json").write_text(json.dumps(result.to_dict()))
     assert read_robustness(tmp_path / "robustness.json") == result
     assert result.to_dict()["mean"] == result.mean
@@ -151,13 +162,13 @@ def test_a_file_that_is_no_measurement_is_told_by_name(tmp_path, content):
     path = tmp_path / "robustness.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=r"robustness\.json is (missing|no record)"):
+    with pytest.raises(UserError, match=r"robustness\.json is (missing|not a robustness record)"):
         read_robustness(path)
 
 
 def test_a_corruption_that_there_is_not_is_refused(images):
     with pytest.raises(UserError, match="no corruption 'fog'"):
-        measure_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["fog"])
+        evaluate_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["fog"])
 
 
 def test_the_heat_map_shows_every_accuracy_their_means_and_the_errors():

@@ -17,7 +17,7 @@ from tiny_images import TinyDataModule
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main as index_main
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.filters import parse_conditions
 from fashion_cnn.retrieval.searcher import Query, Searcher, near_duplicates
@@ -65,7 +65,7 @@ def ids(found):
 
 def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
     vectors = searcher.snapshot.vectors.numpy().astype(np.float64)
-    seen = searcher.network.look(picture[1][None])
+    seen = searcher.network.outputs(picture[1][None])
     weight = searcher.snapshot.metadata.class_weight
     asked = as_query(search_vectors(seen, weight), weight).numpy()[0].astype(np.float64)
     cosines = vectors @ asked / np.linalg.norm(asked) / np.linalg.norm(vectors, axis=1)
@@ -83,13 +83,13 @@ def test_alike_is_by_look_and_by_class_as_they_are_weighed():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1)
     logits = torch.randn(6, 3, generator=generator) + 7
-    vectors = search_vectors(Seen(logits, embeddings), 0.3)
+    vectors = search_vectors(NetworkOutput(logits, embeddings), 0.3)
     odds = np.exp(logits.double().numpy())
     shares = odds / odds.sum(axis=1, keepdims=True)
     expected = 0.7 * (embeddings @ embeddings.T).numpy() + 0.3 * shares @ shares.T
     assert (vectors @ as_query(vectors, 0.3).T).numpy() == pytest.approx(expected, abs=1e-5)
     assert vectors.norm(dim=1).numpy() == pytest.approx(1, abs=1e-5), "a product and itself are alike"
-    assert search_vectors(Seen(logits, embeddings), 0).equal(embeddings)
+    assert search_vectors(NetworkOutput(logits, embeddings), 0).equal(embeddings)
 
 
 def test_like_a_product_leaves_out_that_product_and_unlike_pushes_away(searcher):

@@ -167,7 +167,7 @@ def test_the_test_images_search_among_all_training_images(runs):
     assert (len(images.queries), len(images.catalogue)) == (40, 160)
     result = evaluate_search(network, images, altered=None, baselines=False)
     (search,) = result.searches.values()
-    similarity = network.look(images.queries).embeddings @ network.look(images.catalogue).embeddings.T
+    similarity = network.embed(images.queries) @ network.embed(images.catalogue).T
     right = images.catalogue_labels[similarity.argmax(dim=1)] == images.query_labels
     assert search[NETWORK].overall.precision[1].estimate == pytest.approx(right.double().mean().item())
     assert result.accuracy.estimate == pytest.approx(runs["whole"].results()["test/accuracy"])
@@ -229,14 +229,14 @@ def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
 def test_the_untrained_network_is_the_same_for_a_seed_and_leaves_the_trained_one_alone(runs):
     network = TrainedNetwork(runs["whole"])
     images = images_of_run(runs["whole"]).queries
-    before = network.look(images).embeddings
+    before = network.embed(images)
     state = torch.random.get_rng_state()
-    first, again, other = (network.untrained(seed).look(images).embeddings for seed in (0, 0, 1))
+    first, again, other = (network.untrained(seed).embed(images) for seed in (0, 0, 1))
     assert torch.random.get_rng_state().equal(state)
     assert first.equal(again)
     assert not first.allclose(other)
     assert not first.allclose(before)
-    assert network.look(images).embeddings.equal(before)
+    assert network.embed(images).equal(before)
 
 
 # The command.

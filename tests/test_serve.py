@@ -160,7 +160,7 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(clien
     black = encoded(Image.new("L", (20, 20), 0))
     for content in (photograph(3), black):
         (said,) = upload(client, content, path="/api/search").json()["pictures"]
-        logits = searcher.network.look(searcher.network.preparation(decode(content))[None]).logits
+        logits = searcher.network.logits(searcher.network.preparation(decode(content))[None])
         expected = calibration.probabilities(logits)[0].sort(descending=True).values[:3].tolist()
         assert [each["probability"] for each in said["classes"]] == pytest.approx(expected, abs=1e-6)
         assert (said["said"] == "none of these") == (expected[0] < calibration.threshold)
@@ -538,7 +538,7 @@ def taught(run):
     network = TrainedNetwork(run, flip_embeddings=True)
     concepts = Concepts(run, network.identity)
     concepts.save_background(fit_background(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
-    looked = network.look(torch.stack([network.preparation(picture) for picture in pictures]))
+    looked = network.outputs(torch.stack([network.preparation(picture) for picture in pictures]))
     concepts.save(learn("a stripe", looked.embeddings, concepts.background(), false_alarms=0.3))
     return concepts
 
@@ -573,8 +573,8 @@ def test_concepts_are_recognised_in_mirror_images_too_whatever_the_catalogue_hol
     front = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01).open()
     network = TrainedNetwork(own_run, flip_embeddings=True)
     picture = network.preparation(decode(photograph(1)))
-    plain = TrainedNetwork(own_run).look(picture[None])
-    both = network.look(picture[None])
+    plain = TrainedNetwork(own_run).outputs(picture[None])
+    both = network.outputs(picture[None])
     assert not torch.allclose(plain.embeddings, both.embeddings, atol=1e-3)
     answered = answer(front, Asked(), top_k=3, uploaded=[photograph(1)], most_pixels=10**6)
     assert answered.said[0].taught == tuple(concepts.recognise(both.embeddings)[0])

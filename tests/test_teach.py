@@ -13,7 +13,7 @@ from tiny_images import TinyDataModule
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.concepts import Background, fit_background, joint_false_alarm_rate, learn
-from fashion_cnn.inference.network import TrainedNetwork, data_set_of
+from fashion_cnn.inference.network import TrainedNetwork, instantiate_data
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.teach import main
@@ -114,9 +114,9 @@ def teach(command, run):
 
 
 def test_a_background_has_the_known_round_nothing_and_no_direction_varies_more_than_one(run):
-    network, data = TrainedNetwork(run, flip_embeddings=True), data_set_of(run)
+    network, data = TrainedNetwork(run, flip_embeddings=True), instantiate_data(run)
     background = fit_background(network, data)
-    embeddings = network.look(data.train_split.images_at(data.train_split.indices)).embeddings
+    embeddings = network.embed(data.train_split.images_at(data.train_split.indices))
     whitened = background.whiten(embeddings)
     held_back = len(embeddings) // 3
     torch.testing.assert_close(background.others, whitened[-held_back:])

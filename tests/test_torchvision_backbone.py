@@ -61,7 +61,7 @@ def test_a_resumed_and_a_finished_run_need_the_file_no_more(tiny, tmp_path):
     run = Run(Path(train(config)["run"]))
     assert run.path == file.parent
     network = TrainedNetwork(run)
-    assert network.look(torch.zeros(2, 1, 20, 20, dtype=torch.uint8)).logits.shape == (2, 4)
+    assert network.logits(torch.zeros(2, 1, 20, 20, dtype=torch.uint8)).shape == (2, 4)
 
 
 def test_what_is_none_is_told(tmp_path):

@@ -21,8 +21,7 @@ from torch.nn import functional
 import fashion_cnn
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.evaluation.evaluate import measure_runs
-from fashion_cnn.inference.network import all_logits
+from fashion_cnn.evaluation.evaluate import evaluate_runs
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
@@ -135,9 +134,9 @@ def test_the_network_is_moved_outside_of_inference_mode(tiny, monkeypatch):
 
         monkeypatch.setattr(ImageClassifier, name, move)
     results = train(tiny("trainer.max_epochs=1"))
-    measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)
     moved_in_training = len(moved)
-    all_logits(measured.classify, measured.images[:5], batch_size=2)
+    evaluation = evaluate_runs([Run(Path(results["run"]))], "test", data_root=None)
+    evaluation.network.logits(evaluation.images[:5])
     assert len(moved) > moved_in_training > 0
     assert not any(moved)
 
@@ -525,8 +524,8 @@ def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precis
     results = train(tiny("trainer.max_epochs=1", f"trainer.precision={precision}", f"optimizer={optimizer}"))
     assert results["precision"] == precision
     assert math.isfinite(results["test/loss"])
-    measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)
-    assert measured.classify(measured.images[:5]).shape == (5, 4)
+    evaluation = evaluate_runs([Run(Path(results["run"]))], "test", data_root=None)
+    assert evaluation.network.logits(evaluation.images[:5]).shape == (5, 4)
 
 
 @pytest.mark.training
@@ -557,7 +556,7 @@ def test_gpus_of_another_machine_do_not_matter_where_there_is_none(tiny):
     config = run.config()
     config.trainer.accelerator, config.trainer.devices = "auto", [5]
     run.write_config(config)
-    assert measure_runs([run], "test", data_root=None).figures["test/loss"] == pytest.approx(results["test/loss"])
+    assert evaluate_runs([run], "test", data_root=None).metrics["test/loss"] == pytest.approx(results["test/loss"])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def fit_background(network: TrainedNetwork, data: ImageDataModule) -> Background
     split = data.train_split
     # A prefix of the training images is a stratified sample of them.
     images = split.images_at(split.indices[: _IMAGES + _HELD_BACK])
-    embeddings = network.look(images).embeddings
+    embeddings = network.embed(images)
     held_back = min(_HELD_BACK, len(embeddings) // 3)
     known, others = embeddings[:-held_back], embeddings[-held_back:]
     mean = known.mean(dim=0)

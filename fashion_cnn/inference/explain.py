@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.evaluate import rebuild
+from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.inference.predictor import NONE_OF_THESE, calibration_of
-from fashion_cnn.models import Ensemble, ImageClassifier
+from fashion_cnn.models import Ensemble
 from fashion_cnn.models.layers import is_nonlinearity
 from fashion_cnn.pictures import decode
 from fashion_cnn.pictures.preparation import Invert
@@ -41,14 +41,15 @@ class Explainer:
     def __init__(
         self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float, invert: Invert
     ) -> None:
-        _, module, data = rebuild(run, data_root)
-        if isinstance(module.network, Ensemble):
+        data = load_data(run, data_root)
+        self.network = NetworkRunner(load(run), data)
+        if isinstance(self.network.module.network, Ensemble):
             raise UserError(f"{run.path} is an ensemble, whose networks look each elsewhere: explain one network.")
-        self.module, self.data = module, data
+        self.data = data
         self.about = None if about is None else _label(about, data)
         self.preparation = data.preparation(invert)
         self.calibration, self.remark = calibration_of(run, reject=reject)
-        self.training_images = TrainingImages(self.module, data)
+        self.training_images = TrainingImages(self.network)
         self.neighbours = neighbours
 
     def explain(self, path: Path, folder: Path) -> Path:
@@ -57,16 +58,15 @@ class Explainer:
         image = self.preparation(picture)
         normalised = self.data.normalise(image[None])
         names = self.data.class_names
-        with torch.inference_mode():
-            logits = self.module(normalised)[0]
+        logits = self.network.logits(image[None])
         said = int(logits.argmax())
-        probability = self.calibration.probabilities(logits[None])[0, said]
+        probability = self.calibration.probabilities(logits)[0, said]
         unsure = probability < self.calibration.threshold
         answer = f"{NONE_OF_THESE} (most like {names[said]})" if unsure else names[said]
         label = said if self.about is None else self.about
         classes = torch.tensor([label])
         black = self.data.normalise(torch.zeros_like(image))
-        network = self.module.network
+        network = self.network.module.network
         about = "" if label == said else f"; explained: {names[label]}"
         near = self.training_images.nearest(image[None], self.neighbours)
         explanation = Explanation(
@@ -237,10 +237,10 @@ class Neighbours:
 class TrainingImages:
     """The images that a network was trained on, by the direction of their embeddings."""
 
-    def __init__(self, module: ImageClassifier, data: ImageDataModule) -> None:
-        self._module, self._data = module, data
-        split = data.train_split
-        batches = split.indices.split(data.eval_batch_size)
+    def __init__(self, network: NetworkRunner) -> None:
+        self._network = network
+        split = network.data.train_split
+        batches = split.indices.split(network.data.eval_batch_size)
         directions = []
         with progress_bar("training images") as progress:
             for done, batch in enumerate(batches, start=1):
@@ -248,14 +248,12 @@ class TrainingImages:
                 progress(done, len(batches))
         self._catalogue = torch.cat(directions)
 
-    @torch.inference_mode()
     def nearest(self, images: Tensor, most: int) -> Neighbours:
         """The `most` training images nearest to each of images `(B, C, H, W)` uint8, by the angle between them."""
-        split = self._data.train_split
+        split = self._network.data.train_split
         similarity, places = (self._directions(images) @ self._catalogue.T).topk(min(most, len(split)), dim=1)
         indices = split.indices[places]
         return Neighbours(split.images_at(indices), split.targets[places], indices, similarity)
 
-    @torch.inference_mode()
     def _directions(self, images: Tensor) -> Tensor:
-        return functional.normalize(self._module.embed(self._data.normalise(images)).float(), dim=1)
+        return functional.normalize(self._network.features(images), dim=1)

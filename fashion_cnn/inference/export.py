@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.evaluate import rebuild
-from fashion_cnn.inference.network import all_logits
-from fashion_cnn.metrics.calibration import fit_temperature
+from fashion_cnn.inference.network import NetworkRunner, load, load_data
+from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run, display_path, remove_stale_files, write_atomically
@@ -68,11 +67,6 @@ class Deployed(nn.Module):
         embedding = self.network.features(normalised)  # type: ignore[operator]
         logits = self.network.classifier(embedding)  # type: ignore[operator]
         return logits, (logits / self.temperature).softmax(dim=1), embedding
-
-    def logits(self, images: Tensor) -> Tensor:
-        """The logits alone."""
-        logits: Tensor = self(images)[0]
-        return logits
 
 
 OUTPUTS = ("logits", "probabilities", "embedding")
@@ -206,20 +200,21 @@ def export_run(
     lower. version: of fashion_cnn, for the metadata. Raises UserError where a file does not answer as PyTorch does, or
     cannot be written.
     """
-    config, module, data = rebuild(run, data_root)
+    data = load_data(run, data_root)
+    network = NetworkRunner(load(run), data)
     data.setup("test")
     checked = _checked(data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
-    temperature = _temperature(module, data)
-    deployed = Deployed(module, data, temperature).eval()
+    temperature = _temperature(network)
+    deployed = Deployed(network.module, data, temperature).eval()
     remove_stale_files(folder, f"{_UNCHECKED}*")
     # Only what was checked gets its name.
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
-        ways = _measure(deployed, data, files, checked)
+        ways = _measure(network, files, checked)
         _check_parity(deployed, files[_FLOAT], checked, data.eval_batch_size)
         remarks = [] if data.has_test else [f"There are no test images: checked on {checked.split} images."]
         if int8 and (remark := _why_not(ways[-1], ways[0], int8_tolerance)):
@@ -238,7 +233,7 @@ def export_run(
     }
     write_atomically(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
     if folder == run.export:
-        write_model_card(run, config, data, run.results(), [_line(way) for way in ways if way.file] + remarks)
+        write_model_card(run, run.config(), data, run.results(), [_line(way) for way in ways if way.file] + remarks)
     return outcome
 
 
@@ -252,13 +247,12 @@ def _checked(data: ImageDataModule) -> Checked:
     return Checked("training", data.train_split.images_at(chosen).numpy())
 
 
-def _temperature(module: ImageClassifier, data: ImageDataModule) -> float:
+def _temperature(network: NetworkRunner) -> float:
     """Fitted on the validation images; 1 where none were kept."""
-    if not data.val_size:
+    if not network.data.val_size:
         return 1.0
-    val = data.val_split
-    logits = all_logits(lambda images: module(data.normalise(images)), val.images, data.eval_batch_size)
-    return fit_temperature(Predictions(logits, val.targets, val.indices))
+    val = network.data.val_split
+    return calibrate(Predictions(network.logits(val.images), val.targets, val.indices)).temperature
 
 
 def _write(
@@ -274,15 +268,13 @@ def _write(
     return files
 
 
-def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path], checked: Checked) -> list[Way]:
+def _measure(network: NetworkRunner, files: dict[str, Path], checked: Checked) -> list[Way]:
     """PyTorch first, then each of the files."""
-    batch = data.eval_batch_size
-    answers: dict[str, Answer] = {
-        _TORCH: lambda images: all_logits(deployed.logits, torch.from_numpy(images), batch).numpy()
-    }
+    data = network.data
+    answers: dict[str, Answer] = {_TORCH: lambda images: network.logits(torch.from_numpy(images)).numpy()}
     for name, file in files.items():
-        answers[name] = partial(logits_of, open_onnx(file), batch=batch)
-    seconds = _latencies(deployed, checked.images[:1], files)
+        answers[name] = partial(logits_of, open_onnx(file), batch=data.eval_batch_size)
+    seconds = _latencies(network, checked.images[:1], files)
     expected = answers[_TORCH](checked.images)
     ways = []
     for name, answer in answers.items():
@@ -352,9 +344,9 @@ def _why_not(way: Way, reference: Way, tolerance: float) -> str | None:
     return None
 
 
-def _latencies(deployed: Deployed, image: Array, files: dict[str, Path]) -> dict[str, float]:
+def _latencies(network: NetworkRunner, image: Array, files: dict[str, Path]) -> dict[str, float]:
     """Seconds for one image `(1, C, H, W)` uint8 on one thread, by the name of the way."""
-    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(all_logits, deployed.logits, torch.from_numpy(image), 1)}
+    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(network.logits, torch.from_numpy(image))}
     for name, file in files.items():
         calls[name] = partial(open_onnx(file, threads=1).run, ["logits"], {"images": image})
     threads = torch.get_num_threads()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions
 from fashion_cnn.pictures import UnreadablePictureError, read_pictures
@@ -72,7 +72,7 @@ class Predictor:
                 pictures = {path: picture for path, picture in batch if isinstance(picture, Tensor)}
                 said = {}
                 if pictures:
-                    seen = self.network.look(torch.stack(list(pictures.values())))
+                    seen = self.network.outputs(torch.stack(list(pictures.values())))
                     said = dict(zip(pictures, self.said(seen, list(pictures), top_k=top_k), strict=True))
                 for path, picture in batch:
                     if isinstance(picture, UnreadablePictureError):
@@ -80,7 +80,7 @@ class Predictor:
                     else:
                         yield said[path]
 
-    def said(self, seen: Seen, paths: Sequence[Path], *, top_k: int = 3) -> Iterator[Answer]:
+    def said(self, seen: NetworkOutput, paths: Sequence[Path], *, top_k: int = 3) -> Iterator[Answer]:
         """What is on each picture that the network has looked at, with its `top_k` likeliest classes."""
         # Of classes that are as likely, which bfloat16 makes common, the first comes first, as accuracy counts them.
         likeliest = self.calibration.probabilities(seen.logits).sort(dim=1, descending=True, stable=True)

@@ -232,7 +232,7 @@ def evaluate_search(
     embedders = [
         Baseline(
             NETWORK,
-            lambda batch: search_vectors(network.look(batch), class_weight),
+            lambda batch: search_vectors(network.outputs(batch), class_weight),
             "cosine",
             lambda vectors: as_query(vectors, class_weight),
         )
@@ -313,7 +313,7 @@ def _baselines(network: TrainedNetwork, images: Images, seed: int) -> Sequence[B
         Baseline("pixels, cosine", pixel_directions, "cosine"),
         Baseline("pixels, Euclidean", pixels, "euclidean"),
         Baseline(f"{_COMPONENTS} principal components", components, "cosine"),
-        Baseline("untrained network", lambda batch: untrained.look(batch).embeddings, "cosine"),
+        Baseline("untrained network", untrained.embed, "cosine"),
     ]
 
 
@@ -321,7 +321,7 @@ def _accuracy(network: TrainedNetwork, images: Images) -> Interval | None:
     known = torch.isin(images.query_labels, images.seen)
     if not known.any():
         return None
-    answers = images.seen[network.look(images.queries[known]).logits.argmax(dim=1)]
+    answers = images.seen[network.logits(images.queries[known]).argmax(dim=1)]
     return mean_interval(answers == images.query_labels[known])
 
 

@@ -114,7 +114,7 @@ def _finished(
     products: Products, network: TrainedNetwork, seen: Sequence[tuple[int, Picture]], class_weight: float
 ) -> pa.Table:
     """The catalogue's rows of these products."""
-    looked = network.look(torch.stack([picture.prepared for _, picture in seen]))
+    looked = network.outputs(torch.stack([picture.prepared for _, picture in seen]))
     shares, labels = looked.logits.softmax(dim=1).max(dim=1)
     names = [network.class_names[label] for label in labels.tolist()]
     vectors = search_vectors(looked, class_weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import as_query, embedding_to_search_vector, search_vectors, vector_dimensions
@@ -96,12 +96,12 @@ class Searcher:
         """The products that fit best. Raises UserError for an id that the catalogue does not hold."""
         return self.fetch(self.rank(query, self.embed(query)))
 
-    def embed(self, query: Query) -> Seen | None:
+    def embed(self, query: Query) -> NetworkOutput | None:
         """What the network makes of the query's pictures, those to be like first; None where there is none."""
         pictures = (*query.pictures, *query.unlike_pictures)
-        return self.network.look(torch.stack(pictures)) if pictures else None
+        return self.network.outputs(torch.stack(pictures)) if pictures else None
 
-    def rank(self, query: Query, seen: Seen | None) -> Ranking:
+    def rank(self, query: Query, seen: NetworkOutput | None) -> Ranking:
         """Which products fit best; seen: as `look` gave it. Raises UserError as `search` does."""
         direction = self._direction(query, seen)
         allowed = self.snapshot.filter_mask(query.conditions)
@@ -131,7 +131,7 @@ class Searcher:
         """The products of these ids, which the catalogue must hold."""
         return self._hits([(self.snapshot.row_by_id[one], None) for one in ids])
 
-    def _direction(self, query: Query, seen: Seen | None) -> Tensor | None:
+    def _direction(self, query: Query, seen: NetworkOutput | None) -> Tensor | None:
         """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
         dimensions = self.snapshot.metadata.dimensions
         shown = (

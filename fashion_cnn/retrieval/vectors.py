@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
 
-def search_vectors(seen: Seen, class_weight: float) -> Tensor:
+def search_vectors(seen: NetworkOutput, class_weight: float) -> Tensor:
     """Unit vectors `(N, D)` of products.
 
     Their cosine with a query (`as_query`) is, but for a factor of the query's own, `1 - class_weight` times that of the

@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
-from torch import Tensor
 
 from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
 from fashion_cnn.analysis.report import results_summary
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.inference.network import read_checkpoint
+from fashion_cnn.inference.network import NetworkRunner, read_checkpoint
 from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.plots.style import save_figure
@@ -86,17 +84,6 @@ def _write_embeddings(
         "loss": [round(loss, 4) for loss in predictions.losses.tolist()],
         "right": ["right" if right else "wrong" for right in predictions.correct.tolist()],
     }
-    write_projector(run.path, _embed(trainer, module, data, images), images, columns)
-
-
-# Not in inference mode: buffers that are moved in it could not be loaded into afterwards.
-@torch.no_grad()
-def _embed(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, images: Tensor) -> Tensor:
-    """The feature vectors `(N, D)` of images `(N, C, H, W)` uint8, as float32 on the CPU."""
-    device = trainer.strategy.root_device
-    module.eval().to(device)
-    with trainer.precision_plugin.forward_context():
-        batches = images.split(data.eval_batch_size)
-        parts = [module.embed(data.normalise(batch.to(device))).float().cpu() for batch in batches]
+    runner = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
+    write_projector(run.path, runner.features(images), images, columns)
     module.cpu()
-    return torch.cat(parts)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import load_classifier
+from fashion_cnn.inference.network import load
 from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
 from fashion_cnn.training.leakage import find_leakage
@@ -43,7 +43,7 @@ class Distillation:
         if self._network is None:
             # Networks draw their first weights when they are built: training draws the same whenever this happens.
             with torch.random.fork_rng(devices=[]):
-                loaded = LogitAverage([load_classifier(Run(Path(path))).network for path in self.teachers])
+                loaded = LogitAverage([load(Run(Path(path))).network for path in self.teachers])
             self._network = loaded.eval().to(images.device).to(memory_format=torch.channels_last)
         answers = self._network(images).float().softmax(dim=1)
         return probabilities.lerp(answers, self.share)
@@ -92,4 +92,4 @@ def _check(teacher: Run, ours: DictConfig) -> None:
         raise UserError(
             f"distillation.teachers={teacher.path} learned from {difference}: say the same, so that they stay unseen."
         )
-    load_classifier(teacher)
+    load(teacher)

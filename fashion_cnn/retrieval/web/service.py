@@ -98,7 +98,7 @@ def answer(
         said: tuple[Answer, ...] = ()
         if seen is not None:
             says = front.predictor.network
-            known = seen if says is front.searcher.network else says.look(torch.stack([*pictures, *others]))
+            known = seen if says is front.searcher.network else says.outputs(torch.stack([*pictures, *others]))
             said = tuple(front.predictor.said(known, [Path()] * len(known.logits)))
     with watch.measuring(searching):
         try:

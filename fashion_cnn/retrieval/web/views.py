@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import data_set_of
+from fashion_cnn.inference.network import instantiate_data
 from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.errors import Refused
@@ -96,7 +96,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
 
     root: where it lies, if not where the run had it.
     """
-    data = data_set_of(run, root)
+    data = instantiate_data(run, root)
     if isinstance(data, TorchvisionDataModule) and not _is_here(data, run):
         return ()
     try:
