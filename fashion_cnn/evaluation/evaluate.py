@@ -181,7 +181,7 @@ def _calibrated_metrics(evaluation: Evaluation) -> dict[str, float] | None:
     return {
         "temperature": temperature,
         "loss": scaled.losses.double().mean().item(),
-        "calibration_error": reliability_diagram(scaled).calibration_error,
+        "calibration_error": reliability_diagram(scaled).expected_calibration_error,
     }
 
 
