@@ -53,24 +53,33 @@ def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
     """A server with uvicorn's `settings`, that takes addresses as long as a search's."""
     import uvicorn
 
-    from fashion_cnn.retrieval.web.query import MOST_LINK
+    from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH
 
     # Of a request's head, in which the address is the most.
-    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MOST_LINK, **settings))
+    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MAX_LINK_LENGTH, **settings))
 
 
 def build(config: DictConfig, address: str) -> ASGIApp:
-    """The application that `config` describes, served at an IP address. Raises UserError as `serve`."""
+    """Create the application.
+
+    Args:
+        config: the composed `conf/serve.yaml`.
+        address: IP address that it is served at.
+
+    Raises:
+        UserError: if there is no such run, or another network made the catalogue.
+    """
     from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
-    from fashion_cnn.retrieval.web.app import application
-    from fashion_cnn.retrieval.web.service import Desk, Limits
-    from fashion_cnn.retrieval.web.state import Shop
+    from fashion_cnn.retrieval.web.app import create_app
+    from fashion_cnn.retrieval.web.service import Limits, SearchService
+    from fashion_cnn.retrieval.web.state import CatalogueState
     from fashion_cnn.retrieval.web.views import samples_of_test_set
 
     run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
-    shop = Shop(run, catalogue, reject=config.reject)
-    desk = Desk(shop, Limits(**config.limits), samples_of_test_set(run, config.data.root), top_k=config.top_k)
-    return application(desk, address=address, refresh_seconds=config.refresh_seconds)
+    state = CatalogueState(run, catalogue, reject=config.reject)
+    samples = samples_of_test_set(run, config.data.root)
+    service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k)
+    return create_app(service, address=address, refresh_seconds=config.refresh_seconds)
 
 
 def _check(config: DictConfig) -> None:

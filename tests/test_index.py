@@ -31,7 +31,8 @@ from fashion_cnn.retrieval.products import encode_thumbnail
 from fashion_cnn.retrieval.searcher import Query, Searcher, SearchHits
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.tables import products_from_files
-from fashion_cnn.retrieval.web.state import Storefront, projection
+from fashion_cnn.retrieval.web.developer import project
+from fashion_cnn.retrieval.web.state import CatalogueView
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
 from fashion_cnn.serve import main as serve_main
@@ -465,8 +466,8 @@ def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, shop, tmp_p
     picture = torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8)
     for query in (Query(text="shirt"), Query(pictures=(picture,)), Query(text="shirt", pictures=(picture,)), Query()):
         assert searcher.search(query) == SearchHits((), 0)
-    assert projection(snapshot).sampled == 0
-    Storefront(searcher, Predictor(searcher.network))
+    assert project(snapshot).sampled == 0
+    CatalogueView(searcher, Predictor(searcher.network))
 
 
 def test_a_second_indexing_at_once_is_refused_before_its_work(run, shop, tmp_path):

@@ -48,11 +48,11 @@ from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.retrieval.web import pages as web_pages
-from fashion_cnn.retrieval.web import service
-from fashion_cnn.retrieval.web.query import Asked, carried, uncarried
-from fashion_cnn.retrieval.web.service import answer
-from fashion_cnn.retrieval.web.state import Shop, Storefront
-from fashion_cnn.retrieval.web.views import plainly, samples_of_test_set
+from fashion_cnn.retrieval.web import service as web_service
+from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture, encode_picture
+from fashion_cnn.retrieval.web.service import search_catalogue
+from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
+from fashion_cnn.retrieval.web.views import format_attribute, samples_of_test_set
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build, main
 
@@ -165,7 +165,7 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(clien
         assert [each["probability"] for each in said["classes"]] == pytest.approx(expected, abs=1e-6)
         assert (said["said"] == "none of these") == (expected[0] < calibration.threshold)
     everything = serving(shop_run, "reject=0.99")
-    assert "None of what it knows" in page(everything.get(upload(everything, black).headers["location"]))
+    assert "None of the known classes" in page(everything.get(upload(everything, black).headers["location"]))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_product_leads_back_to_the_page_that_it_was_on(client):
 
 def test_nothing_found_is_a_page_with_a_way_on(client):
     text = page(client.get("/?text=zzz&category=top"))
-    assert "Nothing found" in text
+    assert "No products found" in text
     assert "/?text=zzz" in links(text)
     assert "Back to the first page" in page(client.get("/?category=top&page=99"))
 
@@ -334,7 +334,7 @@ def test_the_developers_page_says_what_is_searched_and_how_fast(client, shop_run
 
 
 def test_columns_whose_values_no_box_can_send_are_no_filters(shop_run):
-    front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
+    front = CatalogueState(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).require_view()
     for name, values in (
         ("size: eu", ["38", "40"]),
         ("described", ["x" * 61, "short"]),
@@ -342,25 +342,25 @@ def test_columns_whose_values_no_box_can_send_are_no_filters(shop_run):
         ("season", ["summer", "all\u00a0year"]),
     ):
         front.snapshot.attributes = front.snapshot.attributes.append_column(name, pa.array(values * 30))
-    choices = Storefront(front.searcher, front.predictor).choices
-    assert [choice.column for choice in choices] == ["colour", "season"]
+    filters = CatalogueView(front.searcher, front.predictor).filters
+    assert [each.column for each in filters] == ["category", "colour", "season"]
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(1299.95, "1,299.95"), (4006381333931.0, "4006381333931"), (0.1, "0.1"), (38, "38"), (None, "not said")],
+    [(1299.95, "1,299.95"), (4006381333931.0, "4006381333931"), (0.1, "0.1"), (38, "38"), (None, "not specified")],
 )
 def test_numbers_of_a_product_are_shown_in_full(value, said):
-    assert plainly(value) == said
+    assert format_attribute(value) == said
 
 
 def test_of_many_categories_the_largest_are_offered_and_all_are_counted(shop_run, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.web.state._MOST_CATEGORIES", 3)
-    front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
+    monkeypatch.setattr("fashion_cnn.retrieval.web.state._MAX_CATEGORIES", 3)
+    front = CatalogueState(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).require_view()
     counts = front.snapshot.attributes["category"].value_counts().to_pylist()
     largest = sorted(counts, key=lambda one: -one["counts"])[:3]
     assert front.category_count == 4
-    assert sorted(count for _, count in front.categories.values) == sorted(one["counts"] for one in largest)
+    assert sorted(count for _, count in front.categories.counts) == sorted(one["counts"] for one in largest)
 
 
 def test_the_developers_page_shows_what_was_measured(client, shop_run):
@@ -377,7 +377,7 @@ def test_the_developers_page_shows_what_was_measured(client, shop_run):
         (folder / "measures.json").write_text(json.dumps(measures))
         text = page(client.get("/developer"))
         for said in (
-            "200 images of test among 60,000 of its data set",
+            "200 test images as queries, 60,000 images in the catalogue",
             ">98.8%<",
             ">50.0%<",
             ">25.0%<",
@@ -387,7 +387,7 @@ def test_the_developers_page_shows_what_was_measured(client, shop_run):
             assert said in text
         for damaged in ("{", "[]", '{"queries": "x"}'):
             (folder / "measures.json").write_text(damaged)
-            assert "Not measured yet" in page(client.get("/developer"))
+            assert "Not evaluated yet" in page(client.get("/developer"))
     finally:
         shutil.rmtree(folder.parent)
 
@@ -411,10 +411,10 @@ def test_the_api_finds_what_the_page_finds_and_links_to_it(client, products):
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("txt=shirt", "No parameter is called txt. Did you mean text?"),
-        ("catgory=top", "No parameter is called catgory. Did you mean category?"),
-        ("utterly=other", "No parameter is called utterly."),
-        ("top_k=0", "top_k cannot be taken"),
+        ("txt=shirt", "Unknown parameter txt. Did you mean text?"),
+        ("catgory=top", "Unknown parameter catgory. Did you mean category?"),
+        ("utterly=other", "Unknown parameter utterly."),
+        ("top_k=0", "Invalid value of top_k"),
     ],
 )
 def test_a_misspelt_parameter_of_the_api_is_told(client, query, said):
@@ -477,13 +477,13 @@ def until(condition):
 
 def test_a_newer_version_is_taken_over_and_told(own_run, serving):
     client = serving(own_run, "refresh_seconds=0.05")
-    assert "has just changed" not in client.get("/").text
+    assert "catalogue was updated" not in client.get("/").text
     before = client.get("/api/status").json()["version"]
     make_catalogue(own_run, only=30)
     until(lambda: client.get("/api/status").json()["products"] == 30)
     assert client.get("/api/status").json()["version"] > before
     text = page(client.get("/"))
-    assert "The catalogue has just changed" in text
+    assert "The catalogue was updated" in text
     assert "30 products" in text
     assert client.get("/product?id=p40").status_code == 404
 
@@ -501,7 +501,7 @@ def test_a_catalogue_that_was_made_anew_is_taken_over(own_run, serving):
 
 
 def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_searched_on(own_run, monkeypatch):
-    shop = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01)
+    shop = CatalogueState(own_run, Catalogue(str(own_run.catalogue)), reject=0.01)
 
     class Another(TrainedNetwork):
         identity = "another"
@@ -514,7 +514,7 @@ def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_search
         shop.refresh()
         assert "another network" in shop.problem
     assert len(read) == 1
-    assert len(shop.open().snapshot) == 60
+    assert len(shop.require_view().snapshot) == 60
 
 
 def test_without_a_catalogue_a_page_says_how_to_make_one_and_finds_it(own_run, serving):
@@ -547,7 +547,7 @@ def test_a_damaged_concept_is_told_and_the_ones_of_before_are_known(own_run, ser
     client = serving(own_run, "refresh_seconds=0.05")
 
     def knows():
-        return "It was taught a stripe" in page(client.get(upload(client, photograph(0)).headers["location"]))
+        return "Recognised concepts: a stripe" in page(client.get(upload(client, photograph(0)).headers["location"]))
 
     assert not knows()
     taught(own_run)
@@ -570,15 +570,15 @@ def test_concepts_are_recognised_in_mirror_images_too_whatever_the_catalogue_hol
     concepts = taught(own_run)
     shutil.rmtree(own_run.catalogue)
     make_catalogue(own_run, only=20, flip_average=False)
-    front = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01).open()
+    front = CatalogueState(own_run, Catalogue(str(own_run.catalogue)), reject=0.01).require_view()
     network = TrainedNetwork(own_run, flip_embeddings=True)
     picture = network.preparation(decode(photograph(1)))
     plain = TrainedNetwork(own_run).outputs(picture[None])
     both = network.outputs(picture[None])
     assert not torch.allclose(plain.embeddings, both.embeddings, atol=1e-3)
-    answered = answer(front, Asked(), top_k=3, uploaded=[photograph(1)], most_pixels=10**6)
-    assert answered.said[0].taught == tuple(concepts.recognise(both.embeddings)[0])
-    assert answered.found.hits == front.searcher.search(Query(pictures=(picture,), top_k=3)).hits
+    result = search_catalogue(front, SearchQuery(), top_k=3, files={"picture": [photograph(1)]}, max_pixels=10**6)
+    assert result.predictions[0].taught == tuple(concepts.recognise(both.embeddings)[0])
+    assert result.hits == front.searcher.search(Query(pictures=(picture,), top_k=3)).hits
 
 
 def test_a_catalogue_that_vanishes_is_searched_on_and_told(own_run, serving):
@@ -586,7 +586,7 @@ def test_a_catalogue_that_vanishes_is_searched_on_and_told(own_run, serving):
     shutil.move(own_run.catalogue, own_run.path / "elsewhere")
     until(lambda: client.get("/api/status").json()["problem"])
     text = page(client.get("/?like=p20"))
-    assert "cannot be taken over" in text
+    assert "cannot be loaded" in text
     assert len(ids_of(text)) == 12
     shutil.move(own_run.path / "elsewhere", own_run.catalogue)
     until(lambda: not client.get("/api/status").json()["problem"])
@@ -629,31 +629,31 @@ def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving
 @pytest.mark.parametrize(
     ("method", "link", "status", "said"),
     [
-        ("GET", "/nothing", 404, "no such page"),
-        ("GET", "/static/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404, "no such"),
-        ("GET", "/product?id=none", 404, "holds no product"),
-        ("GET", "/product", 422, "id cannot be taken"),
-        ("GET", "/?like=none", 404, "holds no product"),
-        ("GET", "/?price_min=cheap", 422, "price_min cannot be taken"),
-        ("GET", "/?price_min=nan", 422, "price_min cannot be taken"),
+        ("GET", "/nothing", 404, "does not exist"),
+        ("GET", "/static/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404, "does not exist"),
+        ("GET", "/product?id=none", 404, "has no product"),
+        ("GET", "/product", 422, "Invalid value of id"),
+        ("GET", "/?like=none", 404, "has no product"),
+        ("GET", "/?price_min=cheap", 422, "Invalid value of price_min"),
+        ("GET", "/?price_min=nan", 422, "Invalid value of price_min"),
         ("GET", "/?price_min=50&price_max=10", 422, "from 50.0 to 10.0 there is nothing"),
-        ("GET", "/?page=0", 422, "page cannot be taken"),
-        ("GET", "/?page=101", 422, "page cannot be taken"),
+        ("GET", "/?page=0", 422, "Invalid value of page"),
+        ("GET", "/?page=101", 422, "Invalid value of page"),
         ("GET", "/?where=secret:1", 422, "no column secret"),
         ("GET", "/?where=vector:1", 422, "no column vector"),
         ("GET", "/?where=stock:many", 422, "stock=many is not possible"),
-        ("GET", "/?where=colour", 422, "names no value"),
+        ("GET", "/?where=colour", 422, "has no value"),
         ("GET", "/?where=stock:4..2", 422, "from 4 to 2 there is nothing"),
         ("GET", "/?where=stock:a..b", 422, "stock=a is not possible"),
         # A PNG of the right size, whose last chunk is an empty colour profile.
         ("GET", f"/?picture={damaged_profile()}", 422, "damaged"),
-        ("GET", f"/?text={'x' * 201}", 422, "text cannot be taken"),
-        ("GET", "/?" + "&".join(["like=p20"] * 21), 422, "like cannot be taken"),
+        ("GET", f"/?text={'x' * 201}", 422, "Invalid value of text"),
+        ("GET", "/?" + "&".join(["like=p20"] * 21), 422, "Invalid value of like"),
         ("GET", "/?picture=AAAA", 422, "damaged"),
         ("GET", "/?picture=%C3%A4", 422, "damaged"),
-        ("GET", f"/?picture={'A' * 12_001}", 422, "picture cannot be taken"),
-        ("PUT", "/", 405, "not possible here"),
-        ("DELETE", "/product?id=p20", 405, "not possible here"),
+        ("GET", f"/?picture={'A' * 12_001}", 422, "Invalid value of picture"),
+        ("PUT", "/", 405, "not allowed here"),
+        ("DELETE", "/product?id=p20", 405, "not allowed here"),
         ("POST", "/", 415, "multipart/form-data"),
     ],
 )
@@ -709,7 +709,7 @@ def test_the_api_refuses_fields_that_it_does_not_know_and_takes_top_k(client):
         return client.post(f"/api/search{query}", **form)
 
     pictures = {"picture": ("a", photograph(0))}
-    assert "No parameter is called image" in asked(files={"image": ("a", photograph(0))}).json()["error"]
+    assert "Unknown parameter image" in asked(files={"image": ("a", photograph(0))}).json()["error"]
     assert "fields of the form" in asked("?category=top", files=pictures).json()["error"]
     assert len(asked(files=pictures, data={"top_k": "3"}).json()["hits"]) == 3
     assert asked(files=pictures, data={"top_k": "0"}).status_code == 422
@@ -725,9 +725,9 @@ def test_a_colour_picture_of_64_pixels_fits_into_a_link():
     noise = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
     picture = torch.from_numpy(np.asarray(Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)).copy())
     picture = picture.permute(2, 0, 1)
-    text = carried(picture)
+    text = encode_picture(picture)
     assert len(text) <= 12_000
-    assert (uncarried(text, (3, 64, 64)).float() - picture.float()).abs().mean() < 6
+    assert (decode_picture(text, (3, 64, 64)).float() - picture.float()).abs().mean() < 6
 
 
 def test_an_address_of_64_kb_is_taken(client):
@@ -737,7 +737,7 @@ def test_an_address_of_64_kb_is_taken(client):
 
 
 def test_pictures_that_are_too_long_together_for_a_link_have_none(client, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.web.api.carried", lambda picture: "A" * 12_000)
+    monkeypatch.setattr("fashion_cnn.retrieval.web.api.encode_picture", lambda picture: "A" * 12_000)
     for count, has_link in ((2, True), (4, False)):
         files = [(name, ("a.png", photograph(5))) for name in ("picture", "unlike_picture")] * count
         answer = client.post("/api/search", files=files)
@@ -805,7 +805,7 @@ def test_a_failure_of_ours_is_told_without_its_inside(client, monkeypatch):
     def broken(asked, answered):
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(web_pages, "_pictures", broken)
+    monkeypatch.setattr(web_pages, "query_pictures", broken)
     # The server gives up a connection after a failure: the next test is to have another.
     answer = client.get("/", headers={"connection": "close"})
     assert "a secret" not in page(answer, 500)
@@ -989,9 +989,9 @@ def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypa
 
     def waits(*arguments, **options):
         others_are_answered.wait(PATIENCE)
-        return answer(*arguments, **options)
+        return search_catalogue(*arguments, **options)
 
-    monkeypatch.setattr(service, "answer", waits)
+    monkeypatch.setattr(web_service, "search_catalogue", waits)
 
     def crowd(people, *overrides, most):
         """The responses; searches end once all requests above `most` have been refused."""
