@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.dynamics import (
     REGIONS,
@@ -17,7 +16,7 @@ from fashion_cnn.analysis.dynamics import (
     regions,
 )
 from fashion_cnn.data import Batch
-from fashion_cnn.plots.training import plot_map
+from fashion_cnn.plots.training import plot_data_map
 
 # The probability of its label, epoch by epoch, of the images at positions 3, 5 and 8; None where it did not come up.
 EPOCHS = [(0.9, 0.2, 0.2), (0.9, 0.8, 0.1), (None, 0.1, 0.2), (0.9, 0.7, 0.3)]
@@ -120,8 +119,7 @@ def test_regions_follow_confidence_and_variability():
     dynamics = placed([0.9, 0.9, 0.5, 0.1, 0.1], [0.1, 0.3, 0.1, 0.1, 0.3])
     names = [REGIONS[region] for region in regions(dynamics).tolist()]
     assert names == ["easy", "ambiguous", "ambiguous", "hard", "ambiguous"]
-    axes = Figure().subplots()
-    plot_map(dynamics, axes)
+    (axes,) = plot_data_map(dynamics).axes
     assert [len(points.get_offsets()) for points in axes.collections] == [1, 3, 1]
 
 

@@ -211,10 +211,10 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
 
 def _plots(record: dict[str, Any], evaluation: Evaluation) -> dict[str, Figure]:
     predictions, names, split = evaluation.predictions, evaluation.network.data.class_names, evaluation.split
-    side = figure_inches(len(names), beside=2.4)
+    side = figure_inches(len(names), margin=2.4)
     sizes = {
         "confusion": (side, side),
-        "classes": (7, figure_inches(len(names), beside=1.4)),
+        "classes": (7, figure_inches(len(names), margin=1.4)),
         "selective": (6.4, 4.4),
         "reliability": (10, 4.6),
     }

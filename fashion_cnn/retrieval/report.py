@@ -15,7 +15,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
-from fashion_cnn.plots.search import plot_curves, plot_precision_by_class
+from fashion_cnn.plots.evaluation import plot_precision_at_k, plot_precision_by_class
 from fashion_cnn.plots.style import figure_inches, save_figure
 from fashion_cnn.retrieval.evaluation import (
     INSTANCE_METRICS,
@@ -101,11 +101,11 @@ def plot_outcome(outcome: Mapping[str, Any]) -> dict[str, Figure]:
     classes = max(len(found[NETWORK]["by_class"]) for found in searches.values())
     figures = {
         "precision_by_class": Figure(
-            figsize=(5.5 * len(searches), figure_inches(classes, beside=1.6)), layout="constrained"
+            figsize=(5.5 * len(searches), figure_inches(classes, margin=1.6)), layout="constrained"
         ),
         "precision_at_k": Figure(figsize=(5.5 * len(searches), 4.2), layout="constrained"),
     }
-    for name, plot in (("precision_by_class", plot_precision_by_class), ("precision_at_k", plot_curves)):
+    for name, plot in (("precision_by_class", plot_precision_by_class), ("precision_at_k", plot_precision_at_k)):
         panels = figures[name].subplots(1, len(searches), squeeze=False)[0]
         for axes, (title, found) in zip(panels, searches.items(), strict=True):
             plot(found, axes, title=title)
