@@ -166,8 +166,8 @@ def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
 def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
     status, out, err = command(main, "-m", *TINY_DATA, f"runs_dir={tmp_path}", "seed=0,1", "trainer.devices=2")
     assert status == 1
-    assert err.count("say trainer.devices=1") == 2
-    assert out.count("failed (One job of a sweep trains on one device") == 2
+    assert err.count("set trainer.devices=1") == 2
+    assert out.count("failed (A job of a sweep trains on one device") == 2
 
 
 @pytest.mark.parametrize(

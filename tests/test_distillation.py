@@ -113,10 +113,10 @@ def test_a_teacher_in_the_home_directory_is_found(tiny, teacher, monkeypatch):
     ("typed", "said"),
     [
         (["distillation.teachers=nowhere"], "nowhere holds no finished run"),
-        (["distillation.teachers=null"], "distillation.teachers names no run"),
+        (["distillation.teachers=null"], "distillation.teachers is empty"),
         (["distillation.share=0"], "distillation.share=0"),
-        (["data.split_seed=1"], "data.split_seed is 0 there, and 1 here"),
-        (["data.mean=[0.1]"], "learned from other images (data.mean is"),
+        (["data.split_seed=1"], "data.split_seed is 0 there, 1 here"),
+        (["data.mean=[0.1]"], "was trained on other data (data.mean is"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

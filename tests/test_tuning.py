@@ -246,7 +246,7 @@ def test_a_search_through_the_command_line(command, tmp_path):
         ("data.val_size=0", "validation images"),
         ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
         ("tune.trails=3", "Did you mean tune.trials?"),
-        ("trainer.devices=2", "One trial of a search trains on one device, not on 2: say trainer.devices=1."),
+        ("trainer.devices=2", "A trial of a search trains on one device, not on 2: set trainer.devices=1."),
     ],
 )
 def test_a_mistake_is_told_before_there_is_a_study(command, tmp_path, argument, said):
