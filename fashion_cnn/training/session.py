@@ -110,7 +110,7 @@ def prepare(
     Returns:
         The settings of the training, the data module with its training images loaded, and the module to train.
     """
-    config = update_targets(config)
+    config = update_config(config)
     if existing:
         by_user = config.resume is not None and _RUN_VARIABLE not in os.environ
         config = restore_config(config, existing, by_user=by_user, check_values=check_resumed)
