@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import PATIENCE, REPOSITORY
 from PIL import Image
-from test_pictures import encoded, garment, png_that_claims
+from test_pictures import encoded, garment, png_with_header_size
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
@@ -168,7 +168,7 @@ def odd_files(tmp_path):
         "empty.png": (b"", False),
         "text.png": (b"no picture\n", False),
         "truncated.jpg": (encoded(garment(), "JPEG")[:4000], False),
-        "bomb.png": (png_that_claims(60_000, 60_000), False),
+        "bomb.png": (png_with_header_size(60_000, 60_000), False),
         "tiny.png": (encoded(Image.new("L", (1, 1))), True),
         "huge.png": (encoded(Image.new("1", (8000, 8000))), True),
         "cmyk.jpg": (encoded(garment().convert("CMYK"), "JPEG"), True),

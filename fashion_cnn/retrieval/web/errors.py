@@ -23,7 +23,7 @@ class NoCatalogueError(HTTPError):
         )
 
 
-class ProductNotFoundError(HTTPError):
+class UnknownProductError(HTTPError):
     """The catalogue has no product with this id."""
 
     def __init__(self, product_id: str) -> None:

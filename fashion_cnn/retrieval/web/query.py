@@ -137,17 +137,17 @@ class SearchQuery(BaseModel):
 
     @property
     def is_visual(self) -> bool:
-        """Whether results are ranked by similarity to pictures or products."""
+        """True if results are ranked by similarity to pictures or products."""
         return bool(self.picture or self.unlike_picture or self.like or self.unlike)
 
     @property
     def has_filters(self) -> bool:
-        """Whether products are filtered by category, price or another column."""
+        """True if products are filtered by category, price or another column."""
         return bool(self.category or self.where or self.price_min is not None or self.price_max is not None)
 
     @property
     def is_empty(self) -> bool:
-        """Whether the query is for all products."""
+        """True if the query matches all products."""
         return not (self.is_visual or self.has_filters or self.text.strip())
 
     def pairs(self) -> list[tuple[str, str]]:

@@ -186,7 +186,7 @@ class Limits:
 
 @dataclass
 class SearchService:
-    """What the routes of pages and API call.
+    """The search service that the routes of pages and API call.
 
     Attributes:
         state: the catalogue.

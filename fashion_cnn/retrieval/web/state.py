@@ -20,7 +20,7 @@ from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.retrieval.web.developer import Projection, project
-from fashion_cnn.retrieval.web.errors import NoCatalogueError, ProductNotFoundError
+from fashion_cnn.retrieval.web.errors import NoCatalogueError, UnknownProductError
 from fashion_cnn.retrieval.web.query import SearchQuery
 from fashion_cnn.retrieval.web.views import MAX_SAMPLES, Sample
 from fashion_cnn.runs import Run
@@ -100,17 +100,17 @@ class CatalogueView:
         """Check that products exist.
 
         Raises:
-            ProductNotFoundError: for the first id that the catalogue does not have.
+            UnknownProductError: for the first id that the catalogue does not have.
         """
         for product_id in ids:
             if product_id not in self.snapshot.row_by_id:
-                raise ProductNotFoundError(product_id)
+                raise UnknownProductError(product_id)
 
     def products(self, ids: Sequence[str]) -> tuple[Hit, ...]:
         """Read products.
 
         Raises:
-            ProductNotFoundError: for the first id that the catalogue does not have.
+            UnknownProductError: for the first id that the catalogue does not have.
         """
         self.require(ids)
         return self.searcher.fetch_by_id(ids)

@@ -109,7 +109,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
 
 
 def _is_downloaded(data: TorchvisionDataModule, run: Run) -> bool:
-    """Whether the test set can be read without a download, which a server must not start."""
+    """Check that the test set can be read without a download, which a server must not start."""
     settings = run.config().data
     try:
         get_class(settings.dataset)(data.root, download=False, **(settings.test or {"train": False}))
