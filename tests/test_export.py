@@ -93,7 +93,7 @@ def test_integers_that_lose_too_much_are_not_kept(run, tmp_path):
 @pytest.mark.training
 @pytest.mark.parametrize("output", [0, 1, 2])
 def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_is(run, tmp_path, monkeypatch, output):
-    forward = exporting.Deployed.forward
+    forward = exporting.ExportedNetwork.forward
 
     def changed(self, images):
         outputs = list(forward(self, images))
@@ -102,8 +102,8 @@ def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_is(run, tmp_
         return tuple(outputs)
 
     (tmp_path / "network.onnx").write_text("older")
-    monkeypatch.setattr(exporting.Deployed, "forward", changed)
-    with pytest.raises(UserError, match=r"of 40 test images otherwise than PyTorch"):
+    monkeypatch.setattr(exporting.ExportedNetwork, "forward", changed)
+    with pytest.raises(UserError, match=r"differs from PyTorch on \d+ of 40 test images"):
         exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
     assert (tmp_path / "network.onnx").read_text() == "older"
