@@ -607,7 +607,7 @@ def test_an_epoch_that_ends_early_has_its_running_figures(tiny):
 def test_without_any_validation_pass_the_report_says_so(tiny):
     results = train(tiny("callbacks=default", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
     report = Run(Path(results["run"])).report_file.read_text()
-    assert "No validation pass was made while it trained" in report
+    assert "no validation pass was made during training" in report
     assert "the weights of the last epoch (1)" in report
 
 

@@ -106,7 +106,8 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         )
         kind, rule = "underfitting", f"{gap_text}, and {falling}"
     else:
-        losses = "validation loss did not rise" if rise < LOSS_RISE else "training loss did not fall as it rose"
+        both_rose = "training loss did not fall while validation loss rose"
+        losses = both_rose if rise >= LOSS_RISE else "validation loss did not rise"
         large = "two thirds or more, but its interval contains zero"
         size = large if gap_share >= LARGE_GAP_SHARE else "less than two thirds"
         kind, rule = "fits well", f"{losses}, and {gap_text} ({size})"
