@@ -537,7 +537,7 @@ def test_all_that_is_measured_can_be_watched(tiny, name):
     if name == "running/loss":
         assert train(without)["epochs"] == 1
     else:
-        with pytest.raises(UserError, match=f"watches {name}, and without validation images"):
+        with pytest.raises(UserError, match=f"monitors {name}, which needs validation images"):
             train(without)
 
 
@@ -563,10 +563,10 @@ def test_gpus_of_another_machine_do_not_matter_where_there_is_none(tiny):
     ("typed", "said"),
     [
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "Did you mean val/accuracy"),
-        (["callbacks.best.monitor=val/los"], "monitor=val/los is measured by nothing"),
-        (["callbacks.best.tie=val/los"], "tie=val/los is measured by nothing"),
-        (["callbacks.last.filename=newest"], "other commands look for last.ckpt"),
-        (["callbacks.best.filename=top"], "other commands look for best.ckpt"),
+        (["callbacks.best.monitor=val/los"], "monitor=val/los is not a logged metric"),
+        (["callbacks.best.tie=val/los"], "tie=val/los is not a logged metric"),
+        (["callbacks.last.filename=newest"], "other commands read last.ckpt"),
+        (["callbacks.best.filename=top"], "other commands read best.ckpt"),
         (["data.augmentation.erasing.scale=[0.02]"], "scale=[0.02] must be two"),
         (["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer or schedule"),
     ],
