@@ -9,7 +9,7 @@ import torch
 from conftest import PATIENCE, TINY_DATA
 
 from fashion_cnn.data import InMemoryDataset, batch_loader
-from fashion_cnn.data.batches import Share
+from fashion_cnn.data.batches import Shard
 from fashion_cnn.metrics.predictions import read_predictions
 from fashion_cnn.runs import Run
 
@@ -21,7 +21,7 @@ def dataset():
 
 def indices_of(dataset, batch_size, processes, **settings):
     """By process, the batches' indices."""
-    loaders = [batch_loader(dataset, batch_size, share=Share(i, processes), **settings) for i in range(processes)]
+    loaders = [batch_loader(dataset, batch_size, shard=Shard(i, processes), **settings) for i in range(processes)]
     return [[batch.indices for batch in loader] for loader in loaders]
 
 

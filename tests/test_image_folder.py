@@ -343,7 +343,7 @@ def test_settings_that_cannot_work_are_told(folder, settings, said):
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "no picture of the class c"),
         (
             ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"],
-            "1 pictures to validate on for 2 classes: give a",
+            "1 validation pictures for 2 classes: give a",
         ),
     ],
 )
@@ -416,7 +416,7 @@ def test_what_is_transparent_shows_the_background_in_training_and_in_answers(tmp
 def test_the_command_says_what_is_missing(command):
     status, _, err = command(main, "data=image_folder")
     assert status != 0
-    assert "data.root is missing: say data.root=DIR" in err
+    assert "data.root is missing: give data.root=DIR" in err
     assert err.count("\n") == 1
 
 

@@ -93,7 +93,7 @@ def test_a_class_that_there_is_not_or_too_few_left_is_refused(left_out, said):
 
 
 def test_a_validation_split_that_the_kept_classes_cannot_fill_is_refused(tiny):
-    with pytest.raises(UserError, match=r"data\.val_size=100 cannot be carved out of 80 training images"):
+    with pytest.raises(UserError, match=r"data\.val_size=100 cannot be held out of 80 training images"):
         build.data(tiny("data.left_out=[0,1]", "data.val_size=100"))
 
 

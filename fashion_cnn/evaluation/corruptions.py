@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.data.augmentation import rectangles
+from fashion_cnn.data.augmentation import rectangle_masks
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError
 
@@ -70,7 +70,7 @@ def erasing(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     area, ratio = torch.tensor(share * height * width), 2 ** (2 * lengthening - 1)
     sides = ((area * ratio).sqrt() / height, (area / ratio).sqrt() / width)
     centre_y, centre_x = ((1 - side) * place + side / 2 for side, place in zip(sides, corner, strict=True))
-    covered = rectangles((height, width), (centre_y, centre_x), area, ratio)
+    covered = rectangle_masks((height, width), (centre_y, centre_x), area, ratio)
     return images.masked_fill(covered[:, None], _GREY)
 
 

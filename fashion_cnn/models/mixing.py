@@ -8,7 +8,7 @@ it, which is another in each epoch.
 import torch
 from torch import Tensor
 
-from fashion_cnn.data.augmentation import check_probability, rectangles
+from fashion_cnn.data.augmentation import check_probability, rectangle_masks
 from fashion_cnn.errors import UserError
 
 
@@ -27,7 +27,7 @@ class CutMix:
         batch, _, height, width = images.shape
         centre_y, centre_x = torch.rand(2, batch, device=images.device)
         area = _shares(self.p, self.alpha, batch, images.device) * height * width
-        pasted = rectangles((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
+        pasted = rectangle_masks((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
         share = pasted.float().mean(dim=(1, 2))
         mixed = torch.where(pasted[:, None], images.roll(1, 0), images)
         return mixed, _with_partner(probabilities, share[:, None]), 1 - share

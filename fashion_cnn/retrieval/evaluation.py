@@ -197,12 +197,12 @@ def load_search_images(data: ImageDataModule, split: str, most: int | None) -> I
             raise UserError("The run kept no validation images (data.val_size=0): say split=test.")
         images, targets = data.load(train=True)
         data.setup("fit")
-        own, others = data.val_split.indices, data.order(targets)
+        own, others = data.val_split.indices, data.train_positions(targets)
         others = others[~torch.isin(others, own)].sort().values
         catalogue, labels, queries, query_labels = images[others], targets[others], images[own], targets[own]
     elif data.has_test:
-        catalogue, labels = data.labelled(train=True)
-        queries, query_labels = data.labelled(train=False)
+        catalogue, labels = data.labelled_images(train=True)
+        queries, query_labels = data.labelled_images(train=False)
     else:
         raise UserError("The run's data set has no test images: say split=val.")
     if most is not None:

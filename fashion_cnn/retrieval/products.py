@@ -80,7 +80,7 @@ def products_from_data_set(data: ImageDataModule, *, train: bool = True) -> Prod
     The category is the label and the tone is measured. The price, which no such data set knows, is made up.
     """
     data.prepare_data()
-    images, targets = data.labelled(train=train)
+    images, targets = data.labelled_images(train=train)
     split = "train" if train else "test"
     names = list(data.all_class_names)
     categories = [names[target] for target in targets.tolist()]

@@ -92,7 +92,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
         return ()
     try:
         images, targets = data.load(train=False)
-        members = data.test_order(targets)
+        members = data.test_positions(targets)
     except (UserError, RuntimeError, OSError, ValueError):
         return ()
     samples = []
