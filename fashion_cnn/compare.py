@@ -1,4 +1,4 @@
-"""Compare runs: `python -m fashion_cnn.compare runs=runs/sweep/…` tells what a setting did to the gap."""
+"""Compare runs: `python -m fashion_cnn.compare runs=runs/sweep/…` shows the effect of a setting on the gap."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def compare(config: DictConfig) -> None:
-    """Write the table and the plots of `config.runs`, and print the table.
+    """Compare the runs of `config.runs`, write table and plots, and print the table.
 
-    Raises UserError where there is no run, or none that is finished.
+    Raises:
+        UserError: if there is no run, or no run is finished.
     """
     import os
 
@@ -28,11 +29,13 @@ def compare(config: DictConfig) -> None:
     references = OmegaConf.to_object(config.runs) if OmegaConf.is_list(config.runs) else str(config.runs)
     runs = find_runs(references)  # type: ignore[arg-type]
     comparison = compare_runs(runs)
-    beside = Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "comparison"
-    print_comparison(comparison, *write_comparison(comparison, Path(config.out).expanduser() if config.out else beside))
+    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    folder = Path(config.out).expanduser() if config.out else parent / "comparison"
+    print_comparison(comparison, *write_comparison(comparison, folder))
 
 
 def main() -> None:
+    """Run the command."""
     run_command("compare", compare)
 
 

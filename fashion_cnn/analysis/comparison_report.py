@@ -1,4 +1,4 @@
-"""What a comparison leaves: Markdown, CSV and figures, and the same in TensorBoard."""
+"""Report of a comparison: Markdown, CSV and plots in a folder, also shown in TensorBoard."""
 
 import statistics
 from pathlib import Path
@@ -18,37 +18,41 @@ _IMAGES = "train_images"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[str]]:
-    """Write all of it into `folder`; returns the Markdown file and the names of what was drawn.
+    """Write the report into a folder, in place of an earlier one.
 
-    Raises UserError where it cannot be written.
+    Returns:
+        The Markdown file, and the names of the plots.
+
+    Raises:
+        UserError: if the folder cannot be written.
     """
-    figures, remarks = dict(plot_comparison(comparison)), []
+    plots, remarks = dict(plot_comparison(comparison)), []
     curve = _learning_curve(comparison)
     if curve is not None:
-        figures["learning_curve"] = Figure(figsize=(7, 5), layout="constrained")
-        plot_learning_curve(curve, figures["learning_curve"].subplots())
+        plots["learning_curve"] = Figure(figsize=(7, 5), layout="constrained")
+        plot_learning_curve(curve, plots["learning_curve"].subplots())
         remarks.append(describe_learning_curve(curve))
+    text = comparison_markdown(comparison, [f"{name}.png" for name in plots], remarks)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
-            old.unlink()
-        for name, figure in figures.items():
+        for stale in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
+            stale.unlink()
+        for name, figure in plots.items():
             save_figure(figure, folder / f"{name}.png")
         write_atomically(folder / "comparison.csv", comparison_csv(comparison))
-        text = comparison_markdown(comparison, [f"{name}.png" for name in figures], remarks)
         write_atomically(folder / "comparison.md", text)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say another one with out=DIR.") from error
-    board = TensorBoardWriter(folder)
-    for name in figures:
-        board.add_image(name, folder / f"{name}.png", 0)
-    board.add_text("comparison", text.partition("\n![")[0], 0)
-    board.close()
-    return folder / "comparison.md", list(figures)
+        raise UserError(f"cannot write {folder} ({error.strerror}): choose another folder with out=DIR.") from error
+    writer = TensorBoardWriter(folder)
+    for name in plots:
+        writer.add_image(name, folder / f"{name}.png", 0)
+    writer.add_text("comparison", text.partition("\n![")[0], 0)
+    writer.close()
+    return folder / "comparison.md", list(plots)
 
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:
-    """Over the train fractions, where they are all that differs and two or more were measured."""
+    """Fit the learning curve if only the train fraction differs and at least two fractions are measured."""
     measured = [group for group in comparison.groups if group.values(_IMAGES) and group.values("val/accuracy")]
     if comparison.factors != (_FRACTION,) or len(measured) < 2:
         return None
