@@ -54,7 +54,7 @@ from fashion_cnn.retrieval.web.service import search_catalogue
 from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
 from fashion_cnn.retrieval.web.views import format_attribute, samples_of_test_set
 from fashion_cnn.runs import Run
-from fashion_cnn.serve import build, main
+from fashion_cnn.serve import build_app, main
 
 
 @pytest.fixture(scope="module")
@@ -777,7 +777,7 @@ def test_an_upload_without_content_length_ends_at_the_limit(shop_run):
 
     headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
     scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "headers": headers}
-    anyio.run(build(compose("serve", [f"run='{shop_run.path}'"]), "127.0.0.1"), scope, receive, send)
+    anyio.run(build_app(compose("serve", [f"run='{shop_run.path}'"]), "127.0.0.1"), scope, receive, send)
     assert messages[0]["status"] == 413
     assert sent < 12_000_000
 
@@ -1025,7 +1025,7 @@ def test_requests_beyond_the_queue_get_503_with_retry_after(shop_run, monkeypatc
 
         async def run_clients():
             transport = httpx.ASGITransport(
-                build(compose("serve", [f"run='{shop_run.path}'", *overrides]), "127.0.0.1")
+                build_app(compose("serve", [f"run='{shop_run.path}'", *overrides]), "127.0.0.1")
             )
             responses = []
             async with (
@@ -1083,10 +1083,10 @@ def test_a_catalogue_of_another_network_is_refused_with_one_message(command, run
     ("overrides", "status", "message"),
     [
         # An interface that does not exist: known without asking a name server.
-        (["host='fe80::1%nosuch'"], 1, "is no address"),
-        (["host=192.0.2.1"], 1, "cannot be served"),
-        (["host="], 2, "names no address"),
-        (["port=70000"], 2, "is no port"),
+        (["host='fe80::1%nosuch'"], 1, "is not an address"),
+        (["host=192.0.2.1"], 1, "Cannot listen"),
+        (["host="], 2, "host= is empty"),
+        (["port=70000"], 2, "port=70000 is invalid"),
         (["port=many"], 2, "port=many"),
         (["top_k=0"], 2, "top_k=0"),
         (["reject=1"], 2, "reject=1 is not possible"),
@@ -1107,7 +1107,7 @@ def test_a_port_in_use_is_refused_with_one_message(command, shop_run):
         status, _, err = command(main, f"run={shop_run.path}", f"port={taken.getsockname()[1]}")
     assert status == 1
     assert "in use" in err
-    assert "name another port=" in err
+    assert "choose another port" in err
 
 
 @pytest.mark.processes

@@ -19,7 +19,7 @@ from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.indexing import index_products
 from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.runs import Run
-from fashion_cnn.serve import build, listening_at, server_of
+from fashion_cnn.serve import build_app, create_server, open_socket
 from fashion_cnn.train import train
 
 CLASSES = TinyDataModule.class_names
@@ -76,15 +76,15 @@ def photograph(number: int, side: int = 120) -> bytes:
 def served(run: Run, *overrides: str) -> Iterator[str]:
     """The address of a server on this run's catalogue, in a thread of this process."""
     config = compose("serve", [f"run='{run.path}'", *overrides])
-    with listening_at(config.host, 0) as listening:
+    with open_socket(config.host, 0) as listener:
         settings = {"log_level": "critical", "timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
-        server = server_of(build(config, listening.getsockname()[0]), **settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        server = create_server(build_app(config, listener.getsockname()[0]), **settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
