@@ -41,12 +41,12 @@ def mistakes_told(stopped: str = "Stopped. The same command goes on with what is
         sys.exit(130)
     except Exception as error:
         # Only here: a script without configs starts sooner.
-        from fashion_cnn.cli.errors import exit_with, explain
+        from fashion_cnn.cli.errors import describe_error, exit_with
         from fashion_cnn.cli.main import CONFIG_DIR
 
         # A library's own OSError, which no system call made, says in words what was wrong with a file.
         files = UserError(str(error)) if isinstance(error, OSError) else None
-        if (mistake := explain(error, "train", str(CONFIG_DIR)) or files) is None:
+        if (mistake := describe_error(error, "train", str(CONFIG_DIR)) or files) is None:
             raise
         exit_with(str(mistake), mistake.status)
 

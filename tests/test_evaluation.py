@@ -260,7 +260,7 @@ def test_without_validation_images_there_is_no_temperature(command, trained):
         ("run=[]", "names no run"),
         ("run=null", "run=null names no run"),
         ("baseline=x", "is for robustness=true"),
-        ("sp=1", "'sp' is no option"),
+        ("sp=1", "unknown option 'sp'"),
     ],
 )
 def test_a_mistake_is_told_in_one_message(command, trained, monkeypatch, argument, said):

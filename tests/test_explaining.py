@@ -154,7 +154,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     assert (status, err) == (1, "error: about=Hat is no class: choose one of top, middle, low, bottom.\n")
     status, _, err = command(main, f"run={run}", "images=")
     assert (status, err.count("\n")) == (2, 1)
-    assert "images= names nothing: say images=PATH" in err
+    assert "images= is empty: give images=PATH" in err
     status, _, err = command(main, f"run={run}", f"images={pictures}", "reject=5")
     assert (status, err.count("\n")) == (2, 1)
     assert "reject=5 is not possible" in err

@@ -155,7 +155,7 @@ def typed(command, reproduce, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["small", "optimizer.lrr=3"], 2, "'optimizer.lrr' is no option. Did you mean optimizer.lr?"),
+        (["small", "optimizer.lrr=3"], 2, "unknown option 'optimizer.lrr'. Did you mean optimizer.lr?"),
         (["small", "optimizer=adamv"], 2, "optimizer=adamv does not exist. Did you mean adamw?"),
         (["smal"], 1, "smal is neither an experiment nor a model"),
         (["table", "smal"], 1, "smal is no recorded row. Did you mean small?"),
@@ -186,7 +186,7 @@ def test_a_benchmark_of_a_model_that_there_is_not_is_told_in_one_line():
     command = [sys.executable, "scripts/benchmark", "--model", "smal"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: model=smal does not exist. Did you mean small? model offers: ")
+    assert ended.stderr.startswith("error: model=smal does not exist. Did you mean small? Choices of model: ")
     assert ended.stderr.count("\n") == 1
 
 

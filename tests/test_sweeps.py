@@ -193,8 +193,8 @@ def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument,
 def test_each_job_with_a_mistake_is_told_it_in_words(command, tmp_path):
     status, out, err = command(main, *ARGUMENTS, "+model.network.foo=3", "seed=0,1", f"runs_dir={tmp_path}")
     assert status == 1
-    assert err.count("'model.network.foo' is no option") == 2
-    assert out.count("failed ('model.network.foo' is no option") == 2
+    assert err.count("unknown option 'model.network.foo'") == 2
+    assert out.count("failed (unknown option 'model.network.foo'") == 2
     assert "Traceback" not in out + err
 
 

@@ -157,11 +157,17 @@ def _typed(value: Any) -> str:
 
 
 def run_job(
-    task: Callable[[DictConfig], Any], config: DictConfig, explain: Callable[[Exception], UserError | None]
+    task: Callable[[DictConfig], Any], config: DictConfig, describe_error: Callable[[Exception], UserError | None]
 ) -> Any:
-    """Call `task`; a failure is written to the job's directory and told, and None returned, so that the others go on.
+    """Run one job of a sweep; a failure does not stop the other jobs.
 
-    explain: words for an error that a person can mend, None for any other.
+    Args:
+        task: called with `config`.
+        config: the job's config.
+        describe_error: returns the message for an error of the user, None for a bug.
+
+    Returns:
+        The result of `task`, or None after a failure, which is printed and written to `error.txt` of the run.
     """
     composed = HydraConfig.get()
     run = Run(Path(composed.runtime.output_dir))
@@ -174,7 +180,7 @@ def run_job(
         try:
             return task(config)
         except (Exception, SystemExit) as error:
-            mistake = explain(error) if isinstance(error, Exception) else None
+            mistake = describe_error(error) if isinstance(error, Exception) else None
             if mistake is None:
                 traceback.print_exc()
             _record(run, config, f"{type(error).__name__}: {error}" if mistake is None else str(mistake))
