@@ -180,9 +180,9 @@ def describe_error(error: Exception, config_name: str, config_dir: str) -> UserE
         inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(causes[-1]))
         return _unknown_option(inner[1] if inner else key, config_name, config_dir)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
-    if isinstance(error, InstantiationException) and argument and (section := re.search(r"full_key: (\S+)", str(error))):
+    if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
         typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
-        key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{section[1]}.{argument[1]}")
+        key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
         return _unknown_option(key, config_name, config_dir)
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         return UserError(f"{error}: the launcher is not installed. {_LAUNCHER_HINT}", status=2)
