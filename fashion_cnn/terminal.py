@@ -1,11 +1,13 @@
 """Output in a terminal: a console of the right width, and a progress bar."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
 
 # Wider than any row: tables take of it what they need.
 _ENDLESS = 1_000_000
@@ -38,3 +40,22 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty(), disable=not on_screen) as bar:
         task = bar.add_task(label)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_table(
+    headings: Iterable[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str | None = None
+) -> None:
+    """Print a table of text cells.
+
+    Args:
+        headings: names of the columns.
+        rows: cells of each row.
+        right: headings of the columns that are aligned to the right.
+        title: text above the table.
+    """
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    wide_console().print(table)

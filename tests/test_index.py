@@ -89,7 +89,7 @@ def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop)
     assert status == 1
     assert "5 products added" in out
     assert f"bags/broken.jpg: {shop / 'bags/broken.jpg'} is damaged" in err
-    assert "The pictures of 1 of 6 products could not be read: what the catalogue says of these" in err
+    assert "The pictures of 1 of 6 products could not be read: their entries in the catalogue, if any," in err
     assert rows.keys() == {
         *("shirts/blue_shirt-1.png", "shirts/red shirt.png", "bags/bag.png", "bags/sack.png", "loose.png")
     }
@@ -112,14 +112,14 @@ def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
     (shop / "bags" / "broken.jpg").unlink()
     indexed(f"images={shop}")
     _, out, _, before = indexed(f"images={shop}")
-    assert "0 products added, 0 changed, 0 removed, 5 as they were" in out
+    assert "0 products added, 0 changed, 0 removed, 5 unchanged" in out
     Image.new("RGB", (20, 20), (200, 0, 0)).save(shop / "loose.png")
     Image.new("RGB", (20, 20), (0, 200, 0)).save(shop / "new.png")
     (shop / "bags" / "sack.png").unlink()
     status, out, _, after = indexed(f"images={shop}")
     assert status == 0
-    assert "1 product added, 1 changed, 0 removed, 3 as they were" in out
-    assert "In the catalogue, but not among these: 1 product, such as bags/sack.png. prune=true" in out
+    assert "1 product added, 1 changed, 0 removed, 3 unchanged" in out
+    assert "In the catalogue, but not among these: 1 product, such as bags/sack.png. Remove them with prune=true" in out
     assert after["loose.png"]["vector"] != before["loose.png"]["vector"]
     assert after["bags/bag.png"] == before["bags/bag.png"]
     assert "bags/sack.png" in after
@@ -200,7 +200,7 @@ def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp
     table.write_text("id,prise,colour\nloose,5,red\n")
     status, out, _, rows = indexed(f"images={shop}", f"products={table}")
     assert status == 0
-    assert "No product has a price any more: where that is a mistake, mend the heading" in out
+    assert "No product has a price any more: check the heading" in out
     assert (rows["loose"]["price"], rows["loose"]["prise"]) == (None, 5)
     table.write_text("id,price,colour\nloose,5,red\n")
     rows = indexed(f"images={shop}", f"products={table}")[3]
@@ -211,21 +211,21 @@ def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("id,title\n1,a\n1,b\n", "1 ids come up more than once, such as 1"),
+        ("id,title\n1,a\n1,b\n", "repeats 1 ids, such as 1"),
         ("id,title\n,a\n", "1 rows have no id, the first is row 1"),
         ("name\na\n", "has no column id, but name"),
-        ("id;title\n1;a\n", "has no column id, but id;title: each product needs an id. Its columns are separated by ;"),
+        ("id;title\n1;a\n", "has no column id, but id;title: each product needs an id. The columns are separated by ;"),
         ("id,picture\n1,a.png\n", "has no column image, and no picture in"),
         ("id\n", "holds no product"),
         ("", "cannot be read"),
-        ("id,price\n1,2\n7,cheap\n", "row 2 (id 7): price=cheap is no number such as 14.40"),
-        (b"id,title\n1,caf\xe9\n", "is no UTF-8 (byte 14)"),
-        ("id,a,a\n1,2,3\n", "has 1 headings more than once, such as a: name each once"),
-        ("id,size.eu\n1,2\n", "has a column size.eu: give it a name without . and `"),
-        ("id,size`eu\n1,2\n", "has a column size`eu: give it a name without . and `"),
-        ("id,_rowid\n1,2\n", "has a column _rowid, a name that LanceDB has for itself"),
-        ("id,*\n1,2\n", "has a column *, a name that LanceDB has for itself"),
-        ("id,,title\n1,red,2\n2,red,3\n", "column 2 has no heading: give it one, or leave the column out"),
+        ("id,price\n1,2\n7,cheap\n", "row 2 (id 7): price=cheap is not a number like 14.40"),
+        (b"id,title\n1,caf\xe9\n", "is not UTF-8 (byte 14)"),
+        ("id,a,a\n1,2,3\n", "repeats 1 headings, such as a: each has to be unique"),
+        ("id,size.eu\n1,2\n", "has a column size.eu: rename it without . and `"),
+        ("id,size`eu\n1,2\n", "has a column size`eu: rename it without . and `"),
+        ("id,_rowid\n1,2\n", "has a column _rowid, which LanceDB reserves: rename it"),
+        ("id,*\n1,2\n", "has a column *, which LanceDB reserves: rename it"),
+        ("id,,title\n1,red,2\n2,red,3\n", "column 2 has no heading: add one, or remove the column"),
         ("id,similarity\n1,2\n", "a column similarity, which the catalogue fills in itself"),
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
     ],
@@ -276,7 +276,7 @@ def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, 
 def test_a_catalogue_may_lie_at_an_address(command, run, shop, tmp_path):
     arguments = (f"run={run.path}", f"catalogue=file://{tmp_path / 'elsewhere'}", f"images={shop / 'bags' / 'bag.png'}")
     assert "1 product added" in command(main, *arguments)[1]
-    assert "1 as they were" in command(main, *arguments)[1]
+    assert "1 unchanged" in command(main, *arguments)[1]
     assert len(Snapshot(Catalogue(f"file://{tmp_path / 'elsewhere'}"))) == 1
 
 
@@ -307,10 +307,10 @@ def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path)
         (main, ["remove=a", "catalogue={tmp}/nowhere"], 1, "There is no catalogue at {tmp}/nowhere"),
         (main, ["images="], 2, "images= is empty"),
         (main, ["images=[]"], 2, "images= is empty"),
-        (main, ["images={tmp}/odd", "catalogue="], 2, "catalogue= names nothing"),
-        (search_main, ["text=x", "catalogue="], 2, "catalogue= names nothing"),
+        (main, ["images={tmp}/odd", "catalogue="], 2, "catalogue= is empty"),
+        (search_main, ["text=x", "catalogue="], 2, "catalogue= is empty"),
         (teach_main, ["name=x", "images="], 2, "images= is empty"),
-        (main, ["images={tmp}/odd"], 1, "is not in UTF-8, so that it is no id: rename the file"),
+        (main, ["images={tmp}/odd"], 1, "is not UTF-8 and cannot be an id: rename it"),
         *((one, ["run=[a,b]", *more], 2, "run=['a', 'b'] is not one run") for one, more in COMMANDS_OF_ONE_RUN),
     ],
 )
@@ -330,11 +330,11 @@ def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,many")
     status, _, err, rows = indexed(f"images={shop}", f"products={table}")
     assert status == 1
-    assert "Column stock holds texts now, and whole numbers in" in err
+    assert "Column stock now holds text, but integers in" in err
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3.5")
     status, _, err, rows = indexed(f"images={shop}", f"products={table}")
     assert status == 1
-    assert "Column stock holds numbers with fractions now, and whole numbers in" in err
+    assert "Column stock now holds decimal numbers, but integers in" in err
     assert rows["1"]["stock"] == 3
 
 
@@ -356,7 +356,7 @@ def test_columns_keep_their_types_where_a_week_says_less(indexed, shop, tmp_path
     assert indexed_again(stock=nothing, weight=[2], sold=[True], new=["x"])[1] == [None, 2.0, True, "x"]
     assert indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])[1] == [4, None, False, "x"]
     out, _ = indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])
-    assert "1 as they were" in out
+    assert "1 unchanged" in out
 
 
 def test_sizes_that_are_all_numbers_this_week_are_texts_as_before(indexed, shop, tmp_path):
@@ -374,7 +374,7 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
     arguments = (f"run={other.path}", f"catalogue={tmp_path / 'catalogue'}", f"images={shop / 'bags'}")
     status, _, err = command(main, *arguments)
     assert status == 1
-    assert "holds what another network saw" in err
+    assert "was indexed with another network" in err
     assert "rebuild=true" in err
     catalogue = Catalogue(str(tmp_path / "catalogue"))
     before = Snapshot(catalogue)
@@ -384,7 +384,7 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
     assert len(before) == 5
     assert len(before.thumbnails([0, 4])) == 2, "whoever has the version of before goes on with it"
     assert set(catalogue.content_keys()) == {"bag.png", "sack.png"}
-    assert Snapshot(catalogue).about.network == TrainedNetwork(other, flip_average=True).identity
+    assert Snapshot(catalogue).metadata.network == TrainedNetwork(other, flip_average=True).identity
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_catalogue_of_pictures_that_were_looked_at_otherwise_is_refused(indexe
     indexed(f"images={shop / 'bags'}", f"{option}={value}")
     status, _, err, rows = indexed(f"images={shop / 'shirts'}")
     assert status == 1
-    assert f"was made with {option}={value}: say the same, or rebuild=true" in err
+    assert f"was indexed with {option}={value}: use the same value, or rebuild=true" in err
     assert rows.keys() == {"bag.png", "sack.png"}
 
 
@@ -427,14 +427,14 @@ def test_a_data_sets_images_and_a_shops_products_are_kept_apart(indexed, shop, t
     assert indexed()[0] == 0
     status, _, err, rows = indexed(f"images={shop}")
     assert (status, len(rows)) == (1, 160)
-    assert "holds the images of a data set, with made-up prices, and these are a shop's own products" in err
+    assert "holds images of a data set with made-up prices, the new products are products of a shop" in err
     catalogue = Catalogue(str(tmp_path / "catalogue"))
     (shop / "bags" / "broken.jpg").write_bytes(b"no picture")
     status, _, err, rows = indexed(f"images={shop}", "rebuild=true")
     assert (status, len(rows)) == (1, 5)
-    assert "1 of 6 products could not be read: these are not in the catalogue, which was made anew." in err
-    assert Snapshot(catalogue).about.note == ""
-    assert "holds a shop's own products, and these are the images of a data set" in indexed()[2]
+    assert "1 of 6 products could not be read: they are missing in the rebuilt catalogue." in err
+    assert Snapshot(catalogue).metadata.note == ""
+    assert "holds products of a shop, the new products are images of a data set" in indexed()[2]
 
 
 @pytest.mark.parametrize("name", ["staging", "products"])
@@ -444,7 +444,7 @@ def test_tables_of_other_programs_are_left_alone(command, run, shop, tmp_path, n
     arguments = (f"run={run.path}", f"catalogue={tmp_path / 'theirs'}")
     status, _, err = command(main, *arguments, f"images={shop}", f"rebuild={rebuild}")
     assert status == 1
-    assert f"The table {name} in {tmp_path / 'theirs'} was not made by python -m fashion_cnn.index" in err
+    assert f"The table {name} in {tmp_path / 'theirs'} was not made by fashion_cnn.index" in err
     assert command(main, *arguments, "remove=a")[0] == 1
     assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == theirs.to_arrow()
 
@@ -476,7 +476,7 @@ def test_a_second_indexing_at_once_is_refused_before_its_work(run, shop, tmp_pat
     refused = []
 
     def another(done, total):
-        with pytest.raises(UserError, match=r"Another process indexes into .* now") as error:
+        with pytest.raises(UserError, match=r"Another process is indexing into .*: try again") as error:
             index_products(products, Catalogue(catalogue.uri), network)
         refused.append(error)
 
@@ -491,7 +491,7 @@ class Killed(BaseException):
 def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp_path, monkeypatch):
     (shop / "bags" / "broken.jpg").unlink()
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
-    monkeypatch.setattr("fashion_cnn.retrieval.indexing._STAGED_TOGETHER", 2)
+    monkeypatch.setattr("fashion_cnn.retrieval.indexing._STAGING_BATCH", 2)
     index_products(products_from_files(str(shop / "bags"), None, lambda *_: None), catalogue, network)
     before = catalogue.open().to_arrow()
     products = products_from_files(str(shop), None, lambda *_: None)
@@ -511,7 +511,7 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     assert network.run.path != run.path
     done = index_products(products, catalogue, network)
     assert sum(looked_at) == 1, "four of the five were looked at before"
-    assert (done.added, done.gone) == (5, ("bag.png", "sack.png"))
+    assert (done.added, done.missing) == (5, ("bag.png", "sack.png"))
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
@@ -548,7 +548,7 @@ def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monk
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     first = catalogue.table_version().version
-    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._KEPT", timedelta(milliseconds=1))
+    monkeypatch.setattr("fashion_cnn.retrieval.catalogue._VERSION_LIFETIME", timedelta(milliseconds=1))
     index_products(products_from_files(str(shop / "bags"), None, lambda *_: None), catalogue, network, prune=True)
     assert set(Snapshot(catalogue).row_by_id) == {"bag.png", "sack.png"}
     assert first not in [version["version"] for version in catalogue.open_latest().list_versions()], "cleaned up"
@@ -562,12 +562,12 @@ def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypat
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         status, _, err, rows = indexed(f"images={shop / 'shirts'}")
         assert (status, len(rows)) == (130, 2)
-        assert "Stopped. The products are in the catalogue; the same command does what is left." in err
+        assert "Stopped. The products are in the catalogue: run the command again to finish." in err
     assert indexed(f"images={shop / 'shirts'}")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         _, _, err, rows = indexed(f"images={shop / 'loose.png'}")
-        assert "Stopped. The catalogue is as it was; the same command goes on." in err
+        assert "Stopped. The catalogue is unchanged: run the command again to resume." in err
         assert "loose.png" not in rows
 
 

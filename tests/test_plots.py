@@ -15,7 +15,7 @@ from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_precision_by_class
 from fashion_cnn.plots.style import plot_thumbnails, save_figure
 from fashion_cnn.plots.training import plot_confusion_matrices, plot_gap_by_class
-from fashion_cnn.retrieval.contact_sheet import contact_sheet
+from fashion_cnn.retrieval.output import contact_sheet
 from fashion_cnn.retrieval.products import encode_png
 from fashion_cnn.retrieval.report import plot_outcome
 

@@ -22,7 +22,7 @@ from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.filters import parse_conditions
 from fashion_cnn.retrieval.searcher import Query, Searcher, near_duplicates
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, search_vectors
+from fashion_cnn.retrieval.vectors import search_vectors, to_query
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main
 from fashion_cnn.teach import main as teach_main
@@ -67,7 +67,7 @@ def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
     vectors = searcher.snapshot.vectors.numpy().astype(np.float64)
     seen = searcher.network.outputs(picture[1][None])
     weight = searcher.snapshot.metadata.class_weight
-    asked = as_query(search_vectors(seen, weight), weight).numpy()[0].astype(np.float64)
+    asked = to_query(search_vectors(seen, weight), weight).numpy()[0].astype(np.float64)
     cosines = vectors @ asked / np.linalg.norm(asked) / np.linalg.norm(vectors, axis=1)
     expected = [f"train-{row:05}" for row in np.argsort(-cosines)[:10]]
     found = searcher.search(Query(pictures=(picture[1],), top_k=10))
@@ -87,7 +87,7 @@ def test_alike_is_by_look_and_by_class_as_they_are_weighed():
     odds = np.exp(logits.double().numpy())
     shares = odds / odds.sum(axis=1, keepdims=True)
     expected = 0.7 * (embeddings @ embeddings.T).numpy() + 0.3 * shares @ shares.T
-    assert (vectors @ as_query(vectors, 0.3).T).numpy() == pytest.approx(expected, abs=1e-5)
+    assert (vectors @ to_query(vectors, 0.3).T).numpy() == pytest.approx(expected, abs=1e-5)
     assert vectors.norm(dim=1).numpy() == pytest.approx(1, abs=1e-5), "a product and itself are alike"
     assert search_vectors(NetworkOutput(logits, embeddings), 0).equal(embeddings)
 
@@ -144,7 +144,7 @@ def test_words_alone_and_beside_a_picture(searcher, picture):
 
 
 def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.searcher._TAKING_PART", 20)
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._FUSION_DEPTH", 20)
     found = searcher.search(Query(text="bottom", like=("train-00000",), top_k=160))
     assert 20 < found.matching == len(found.hits) < 160
     assert not searcher.search(Query(text="bottom", like=("train-00000",), offset=found.matching)).hits
@@ -208,11 +208,11 @@ def test_conditions_hold_in_memory_and_in_the_store_alike(searcher, run, asked, 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"colour": "red"}, "no column colour to filter by: there are title, category, price"),
+        ({"colour": "red"}, "no column colour to filter by: use one of title, category, price"),
         ({"vector": [1]}, "no column vector"),
         ({"price": "cheap"}, "price=cheap is not possible: the column holds double"),
-        ({"price": {"least": 1}}, "least is no bound"),
-        ({"price": {"min": 50, "max": 10}}, "price: from 50.0 to 10.0 there is nothing: say the smaller one first"),
+        ({"price": {"least": 1}}, "least is not a bound"),
+        ({"price": {"min": 50, "max": 10}}, "price: min=50.0 is above max=10.0"),
     ],
 )
 def test_conditions_that_mean_nothing_are_told(searcher, asked, said):
@@ -223,7 +223,7 @@ def test_conditions_that_mean_nothing_are_told(searcher, asked, said):
 def test_a_column_that_is_null_meets_no_condition():
     table = pa.table({"price": [1.0, None, 3.0]})
     (condition,) = parse_conditions({"price": {"max": 2}}, table.schema)
-    assert condition.holds(table).tolist() == [True, False, False]
+    assert condition.mask(table).tolist() == [True, False, False]
 
 
 def test_near_duplicates_are_groups_by_links():
@@ -235,7 +235,7 @@ def test_near_duplicates_are_groups_by_links():
 
 
 def test_near_duplicates_across_blocks(monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.searcher._ROWS", 3)
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._BLOCK_ROWS", 3)
     vectors = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors[7] = vectors[19] = vectors[2].clone()
     vectors[11] = vectors[0].clone()
@@ -259,10 +259,10 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
     _, out, _ = search(f"image={path}", "format=json", "where={category:bottom}")
     assert {record["category"] for record in json.loads(out)} == {"bottom"}
     _, out, _ = search("text=nosuchword")
-    assert out == "No product of the catalogue fits.\n"
+    assert out == "No product of the catalogue matches.\n"
     _, out, err = search("text=bottom", "category=buttom")
-    assert out == "No product of the catalogue fits.\n"
-    assert err == "No product has category=buttom: there are bottom, low, middle, top.\n"
+    assert out == "No product of the catalogue matches.\n"
+    assert err == "No product has category=buttom: the values are bottom, low, middle, top.\n"
     status, out, _ = search("duplicates=0.5", "format=json")
     assert (status, max(map(len, json.loads(out))) > 1) == (0, True)
     assert "products in" in search("duplicates=0.9999999")[1]
@@ -271,12 +271,12 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, "Nothing is asked for"),
+        ([], 2, "The query is empty"),
         (["image=nosuch.png"], 1, "image=nosuch.png does not exist"),
-        (["text=x", "duplicates=0.9"], 2, "leave out text="),
+        (["text=x", "duplicates=0.9"], 2, "omit text="),
         (["duplicates=2"], 2, "duplicates=2"),
         (["text=x", "top_k=0"], 2, "top_k=0"),
-        (["text=x", "price=5"], 2, "price= is [least,most]"),
+        (["text=x", "price=5"], 2, "price=5 is not [min,max]"),
         (["text=x", "price=[dear,null]"], 1, "price=dear is not possible"),
         (["text=x", "where=red"], 2, "where=red names no column"),
         (["text=x", "where={colour:red}"], 1, "There is no column colour"),
@@ -307,7 +307,7 @@ def test_the_catalogue_of_another_network_is_refused(command, run, tmp_path):
     other = train(compose(overrides=overrides))["run"]
     status, _, err = command(main, f"run={other}", f"catalogue={run.catalogue}", "text=x")
     assert status == 1
-    assert f"search with run={run.path}, or index anew with this run and rebuild=true" in err
+    assert f"search with run={run.path}, or index again with this run and rebuild=true" in err
 
 
 def test_without_a_run_it_is_the_catalogues_own_or_the_newest_with_one(command, run, tmp_path):

@@ -16,16 +16,16 @@ from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import mean_interval
 from fashion_cnn.metrics.ranking import NETWORK, evaluate_instances, evaluate_labelled, evaluate_ranking
 from fashion_cnn.retrieval.evaluation import (
-    TOGETHER,
+    COMBINED,
     AlteredCopies,
-    Images,
     PrincipalComponents,
+    SearchImages,
     evaluate_search,
     load_search_images,
     nearest,
-    pixel_directions,
     pixels,
     summarise_runs,
+    unit_pixels,
 )
 from fashion_cnn.retrieval.report import plot_outcome
 from fashion_cnn.runs import Run
@@ -115,7 +115,7 @@ def test_the_nearest_are_those_that_all_distances_give_whatever_the_blocks_are(m
         expected = torch.cdist(queries, catalogue).argsort(dim=1)
         assert not expected[:, :10].equal(nearest(queries, catalogue, 10)), "not trivial"
     for held in (70 * 4, 2**24):
-        monkeypatch.setattr("fashion_cnn.retrieval.evaluation._HELD", held)
+        monkeypatch.setattr("fashion_cnn.retrieval.evaluation._MAX_SIMILARITIES", held)
         steps = []
         found = nearest(queries, catalogue, 10, metric=metric, progress=steps.append)
         assert found.equal(expected[:, :10])
@@ -125,13 +125,13 @@ def test_the_nearest_are_those_that_all_distances_give_whatever_the_blocks_are(m
 
 def test_principal_components_are_those_of_the_singular_values():
     images, _ = TinyDataModule(mean=[0.5], std=[0.25], val_size=32).load(train=True)
-    found = PrincipalComponents.of(images, 3)
+    found = PrincipalComponents.fit(images, 3)
     centred = pixels(images) - pixels(images).mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     cosines = (found.components * directions[:3].T).sum(dim=0).abs()
     assert cosines.tolist() == pytest.approx([1, 1, 1], abs=1e-3)
-    assert found(images).norm(dim=1).tolist() == pytest.approx([1] * len(images), abs=1e-5)
-    assert pixel_directions(images).norm(dim=1).tolist() == pytest.approx([1] * len(images), abs=1e-5)
+    assert found.transform(images).norm(dim=1).tolist() == pytest.approx([1] * len(images), abs=1e-5)
+    assert unit_pixels(images).norm(dim=1).tolist() == pytest.approx([1] * len(images), abs=1e-5)
 
 
 def test_points_placed_by_hand_are_found_by_class():
@@ -183,7 +183,7 @@ def test_validation_images_search_among_the_others():
     }
     assert not both
     assert load_search_images(data, "test", 8).query_labels.bincount().tolist() == [2, 2, 2, 2]
-    with pytest.raises(UserError, match="kept no validation images"):
+    with pytest.raises(UserError, match="has no validation images"):
         load_search_images(TinyDataModule(val_size=0, mean=[0.5], std=[0.25]), "val", None)
 
 
@@ -210,12 +210,12 @@ def test_classes_that_the_network_never_saw_are_searched_for_among_themselves_an
 def test_an_unaltered_copy_finds_its_original_and_noise_does_not(runs):
     noise = torch.randint(256, (200, 1, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.arange(200) % 4
-    images = Images(noise, labels, noise[:4], labels[:4], ("a", "b", "c", "d"), ())
+    images = SearchImages(noise, labels, noise[:4], labels[:4], ("a", "b", "c", "d"), ())
     network = TrainedNetwork(runs["whole"])
     result = evaluate_search(
         network, images, altered=AlteredCopies(50, ("translation", "shot_noise"), 1), baselines=True, seed=3
     )
-    assert set(result.instances) == {"translation", "shot_noise", TOGETHER}
+    assert set(result.instances) == {"translation", "shot_noise", COMBINED}
     by_pixels = {name: found["pixels, cosine"].recall[1].estimate for name, found in result.instances.items()}
     # Noise laid over noise leaves most of it; noise that is moved is another noise.
     assert by_pixels["shot_noise"] == 1

@@ -544,7 +544,7 @@ def teach_concept(run):
     concepts = Concepts(run, network.identity)
     concepts.save_background(fit_background(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
     looked = network.outputs(torch.stack([network.preparation(picture) for picture in pictures]))
-    concepts.save(learn("a stripe", looked.embeddings, concepts.background(), false_alarms=0.3))
+    concepts.save(learn("a stripe", looked.embeddings, concepts.background, false_alarms=0.3))
     return concepts
 
 

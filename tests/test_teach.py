@@ -140,13 +140,13 @@ def forgetful(run):
 
 @pytest.mark.usefixtures("forgetful")
 def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, command, run, pictures):
-    assert "was taught nothing" in teach()[1]
+    assert "has no concepts" in teach()[1]
     examples = [file for file in sorted(pictures.glob("bottom*"))][:5]
     listed = "images=[" + ",".join(map(str, examples)) + "]"
     status, out, err = teach("name=at the bottom, (new)", listed, "false_alarms=0.1")
     assert (status, err) == (0, "")
     assert "Taught: at the bottom, (new), from 5 examples." in out
-    assert "Each example left out in turn, " in out
+    assert "Leave-one-out: " in out
     assert "together" not in out
     status, out, _ = command(predict_main, f"run={run.path}", f"images={pictures}", "format=json", "reject=0")
     records = json.loads(out)
@@ -157,11 +157,11 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
     assert np.mean(new["bottom"]) > 0.7
     assert np.mean(new["top"] + new["middle"] + new["low"]) < 0.4
     status, out, _ = teach("name=at the bottom, (new)", f"images={examples[0]}")
-    assert "Replaced: at the bottom, (new), from 1 example.\n  How reliable that is cannot be told" in out
+    assert "Replaced: at the bottom, (new), from 1 example.\n  Its reliability cannot be estimated" in out
     status, out, _ = teach("name=another", f"images={examples[0]}", "false_alarms=0.0001")
-    assert "32 images of what the network knows cannot promise false_alarms=0.0001: 3.03% are allowed for" in out
-    assert out.index("another", out.index("Taught to")) < out.index("at the bottom")
-    assert re.search(r"The false alarms of all together: \d+\.\d% of 32 images of what the network knows\.", out)
+    assert "32 images of known classes cannot guarantee false_alarms=0.0001, but 3.03%" in out
+    assert out.index("another", out.index("Concepts of")) < out.index("at the bottom")
+    assert re.search(r"False alarms of all concepts together: \d+\.\d% of 32 images of known classes\.", out)
     status, out, _ = teach("remove=at the bottom, (new)")
     assert status == 0
     assert "at the bottom" not in out
@@ -171,13 +171,13 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["name=x"], 2, "say images=PATH, its examples, too"),
-        (["images=."], 2, "say name='some words', what they show, too"),
+        (["name=x"], 2, "give images=PATH, its examples, too"),
+        (["images=."], 2, "give name='some words', what they show, too"),
         (["name= ", "images=."], 2, "name= is empty"),
         (["name=x", "images=nosuch"], 1, "images=nosuch does not exist"),
         (["remove=nosuch"], 1, "there is no such concept. There are: none."),
         (["name=x", "images=.", "false_alarms=1.5"], 2, "false_alarms=1.5"),
-        (["name=x", "images=.", "remove=y"], 2, "do not go together"),
+        (["name=x", "images=.", "remove=y"], 2, "exclude each other"),
         (["name=top", "images=."], 1, "name=top is a class of the network already"),
     ],
 )

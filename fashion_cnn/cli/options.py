@@ -1,7 +1,7 @@
 """Checks of options and optional packages, made before large packages are imported."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig
 
@@ -48,3 +48,10 @@ def require(extra: str, *packages: str) -> None:
             f"This needs {', '.join(missing)}: pip install -c scripts/constraints.txt -e '.[{extra}]'",
             status=1,
         )
+
+
+def as_strings(option: object | None) -> tuple[str, ...]:
+    """Convert an option to strings: None to none, a single value to one, a list to all of its values."""
+    if option is None:
+        return ()
+    return tuple(map(str, option)) if isinstance(option, Iterable) and not isinstance(option, str) else (str(option),)

@@ -1,14 +1,13 @@
-"""Reports of a search evaluation: JSON, figures, and tables in the terminal."""
+"""Reports of a search evaluation: JSON files, plots, and tables in the terminal."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
@@ -22,29 +21,28 @@ from fashion_cnn.retrieval.evaluation import (
     METRICS,
     METRICS_FILE,
     AlteredCopies,
-    Figures,
-    Images,
     SearchEvaluation,
+    SearchImages,
     stored_metric,
 )
 from fashion_cnn.retrieval.vectors import vector_dimensions
 from fashion_cnn.runs import Run, display_path, write_atomically
-from fashion_cnn.terminal import wide_console
+from fashion_cnn.terminal import print_table
 
 SUMMARY_FILE = "summary.json"
-_TOLD_BY_CLASS = ("precision@1", "precision@10", "mAP@100")
+_CLASS_METRICS = ("precision@1", "precision@10", "mAP@100")
 
 
 def outcome_of(
     run: Run,
     split: str,
     network: TrainedNetwork,
-    images: Images,
+    images: SearchImages,
     result: SearchEvaluation,
     altered: AlteredCopies | None,
     class_weight: float,
 ) -> dict[str, Any]:
-    """The figures with where they come from, as they are stored."""
+    """Return the results with their provenance, as they are stored in JSON."""
     outcome = {
         "run": str(display_path(run.path)),
         "split": split,
@@ -64,13 +62,13 @@ def outcome_of(
         "weights_sha256": run.results().get("weights_sha256"),
         "torch": torch.__version__,
     }
-    # As it will be read again: the keys are texts.
+    # The keys of a stored result are strings.
     stored: dict[str, Any] = json.loads(json.dumps(outcome))
     return stored
 
 
 def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
-    """How far search by the network's vectors is under the network's own accuracy, in shares of 1."""
+    """Return the accuracy of the network minus the precision of its vectors, as fractions."""
     if result.accuracy is None:
         return None
     known = next(iter(result.searches.values()))[NETWORK].overall
@@ -80,161 +78,152 @@ def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
     }
 
 
+# Files
+
+
 def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
-    """Write the figures, and draw them, into `folder`. Raises UserError where it cannot be written."""
-    _make(folder)
-    write_atomically(folder / METRICS_FILE, json.dumps(outcome, indent=2) + "\n")
-    for name, plot in plot_outcome(outcome).items():
-        save_figure(plot, folder / f"{name}.png")
+    """Write results and plots into `folder`. Raises UserError if it is not writable."""
+    _write_json(outcome, folder / METRICS_FILE)
+    for name, figure in plot_outcome(outcome).items():
+        save_figure(figure, folder / f"{name}.png")
     outcome["written_to"] = str(display_path(folder))
 
 
 def write_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Write what several runs come to into `folder`. Raises UserError where it cannot be written."""
-    _make(folder)
-    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    """Write the summary of several runs into `folder`. Raises UserError if it is not writable."""
+    _write_json(summary, folder / SUMMARY_FILE)
+
+
+def _write_json(values: dict[str, Any], file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file.parent} cannot be written ({error.strerror}): use another out=DIR.") from error
+    write_atomically(file, json.dumps(values, indent=2) + "\n")
 
 
 def plot_outcome(outcome: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures of a stored outcome, by name."""
+    """Plot stored results; returns the figures by name."""
     searches = outcome["searches"]
-    classes = max(len(found[NETWORK]["by_class"]) for found in searches.values())
+    classes = max(len(by_vectors[NETWORK]["by_class"]) for by_vectors in searches.values())
+    width = 5.5 * len(searches)
     figures = {
-        "precision_by_class": Figure(
-            figsize=(5.5 * len(searches), figure_inches(classes, margin=1.6)), layout="constrained"
-        ),
-        "precision_at_k": Figure(figsize=(5.5 * len(searches), 4.2), layout="constrained"),
+        "precision_by_class": Figure(figsize=(width, figure_inches(classes, margin=1.6)), layout="constrained"),
+        "precision_at_k": Figure(figsize=(width, 4.2), layout="constrained"),
     }
     for name, plot in (("precision_by_class", plot_precision_by_class), ("precision_at_k", plot_precision_at_k)):
         panels = figures[name].subplots(1, len(searches), squeeze=False)[0]
-        for axes, (title, found) in zip(panels, searches.items(), strict=True):
-            plot(found, axes, title=title)
+        for axes, (title, by_vectors) in zip(panels, searches.items(), strict=True):
+            plot(by_vectors, axes, title=title)
     return figures
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
+# Terminal
 
 
 def print_outcome(outcome: dict[str, Any]) -> None:
-    """Print what one run comes to: each search, beside the network's accuracy, then by class, then single products."""
-    console = wide_console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    seen = "each with its mirror image" if outcome["flip_average"] else "as they are"
-    say(
-        f"{outcome['run']}: vectors of {outcome['dimensions']} numbers, {outcome['class_weight']:.0%} of a similarity "
-        f"by class; pictures of {outcome['split']} {seen}"
+    """Print the results of one run: overall, beside the accuracy of the network, by class, and for single products."""
+    views = "averaged with their mirror images" if outcome["flip_average"] else "without mirror images"
+    print(
+        f"{outcome['run']}: {outcome['split']} set, vectors of {outcome['dimensions']} dimensions, "
+        f"class_weight={outcome['class_weight']}, images {views}"
     )
-    for name, found in outcome["searches"].items():
-        first = found[NETWORK]
-        say(f"\n{_capital(name)}: {first['overall']['queries']:,} queries, {first['catalogue']:,} products")
-        console.print(_by_vectors({whose: search["overall"] for whose, search in found.items()}, METRICS))
-        say(f"By chance: {first['chance']:.2%}")
-    if outcome["accuracy"]:
+    for name, by_vectors in outcome["searches"].items():
+        network = by_vectors[NETWORK]
+        print(f"\n{_capitalise(name)}: {network['overall']['queries']:,} queries, {network['catalogue']:,} products")
+        overall = {vectors: search["overall"] for vectors, search in by_vectors.items()}
+        measured = [name for name, path in METRICS.items() if any(stored_metric(row, path) for row in overall.values())]
+        _print_metrics(
+            ("vectors", *(f"{name} (95%)" for name in measured)),
+            ((vectors, *(_mean(row, name) for name in measured)) for vectors, row in overall.items()),
+        )
+        print(f"Precision by chance: {network['chance']:.2%}")
+    if accuracy := outcome["accuracy"]:
         below = outcome["below_accuracy"]
-        say(
-            f"\nThe network's own accuracy on these queries: {_cell(outcome['accuracy'])}. Precision@1 is "
+        print(
+            f"\nClassification accuracy on these queries: {_interval(accuracy)}. Precision@1 is "
             f"{_points(below['precision_at_1'])} it, mAP@100 {_points(below['map_at_100'])}."
         )
-    for name, found in outcome["searches"].items():
-        console.print(_by_class(name, found))
-    if outcome["instances"]:
-        altered = outcome["altered"]
-        count = next(iter(next(iter(outcome["instances"].values())).values()))["queries"]
-        say(
-            f"\nAltered copies (severity {altered['severity']}) of {count:,} of {outcome['catalogue']:,} products find "
-            "their originals: recall@1, recall@10"
+    for name, by_vectors in outcome["searches"].items():
+        _print_classes(name, by_vectors)
+    if instances := outcome["instances"]:
+        first = next(iter(instances.values()))
+        print(
+            f"\nAltered copies (severity {outcome['altered']['severity']}) of {first[NETWORK]['queries']:,} of "
+            f"{outcome['catalogue']:,} products as queries for their originals: recall@1, recall@10"
         )
-        console.print(_instances(outcome["instances"]))
-    say(f"Figures: {outcome['written_to']}")
+        rows = ((_readable(name), *map(_recalls, by_vectors.values())) for name, by_vectors in instances.items())
+        _print_metrics(("altered by", *first), rows)
+    print(f"Results: {outcome['written_to']}")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print the mean ± standard deviation of several runs."""
-    console = wide_console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    said = f", accuracy {_spread(summary['accuracy'])}" if summary["accuracy"] else ""
-    say(f"Mean ± standard deviation over {len(summary['runs'])} runs, {summary['split']}{said}:")
+    """Print the mean ± standard deviation over several runs."""
+    accuracy = f", accuracy {_mean_std(summary['accuracy'])}" if summary["accuracy"] else ""
+    print(f"Mean ± standard deviation over {len(summary['runs'])} runs, {summary['split']} set{accuracy}:")
     for run, unseen in zip(summary["runs"], summary["unseen"], strict=True):
-        say(f"  {run}" + (f", without {', '.join(unseen)}" if unseen else ""))
-    for name, found in summary["searches"].items():
-        say(f"\n{_capital(name)} (by chance {found['chance']:.2%})")
-        console.print(_spreads(found["by_vectors"]))
+        print(f"  {run}" + (f", without {', '.join(unseen)}" if unseen else ""))
+    for name, search in summary["searches"].items():
+        print(f"\n{_capitalise(name)} (precision by chance {search['chance']:.2%})")
+        _print_summary_table(search["by_vectors"])
     for name, by_vectors in summary["instances"].items():
-        say(f"\nAltered copies find their originals: {name.replace('_', ' ')}")
-        console.print(_spreads(by_vectors))
+        print(f"\nAltered copies as queries for their originals: {_readable(name)}")
+        _print_summary_table(by_vectors)
 
 
-def _by_vectors(measures: dict[str, Any], figures: Figures) -> Table:
-    table = Table("vectors")
-    shown = {name: path for name, path in figures.items() if any(stored_metric(one, path) for one in measures.values())}
-    for name in shown:
-        table.add_column(f"{name} (95%)", justify="right")
-    for whose, one in measures.items():
-        table.add_row(whose, *(_cell(stored_metric(one, path)) for path in shown.values()))
-    return table
+def _print_metrics(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    print_table(headings, rows, right=headings[1:], title=title)
 
 
-def _instances(instances: dict[str, Any]) -> Table:
-    table = Table("altered by")
-    for whose in next(iter(instances.values())):
-        table.add_column(whose, justify="right")
-    for name, by_vectors in instances.items():
-        cells = (
-            ", ".join(
-                f"{found['value']:.1%}" for path in INSTANCE_METRICS.values() if (found := stored_metric(one, path))
-            )
-            for one in by_vectors.values()
-        )
-        table.add_row(name.replace("_", " "), *cells)
-    return table
+def _print_classes(name: str, by_vectors: dict[str, Any]) -> None:
+    """Print the metrics of each class for the network and the first baseline."""
+    compared = list(by_vectors)[:2]
+    headings = ["class", *(f"{metric}, {vectors}" for vectors in compared for metric in _CLASS_METRICS)]
+    rows = [
+        [
+            label,
+            *(
+                _mean(by_vectors[vectors]["by_class"][label], metric)
+                for vectors in compared
+                for metric in _CLASS_METRICS
+            ),
+        ]
+        for label in by_vectors[NETWORK]["by_class"]
+    ]
+    _print_metrics(headings, rows, title=name)
 
 
-def _by_class(name: str, found: dict[str, Any]) -> Table:
-    beside = list(found)[1:2]
-    table = Table(title=name, title_justify="left")
-    table.add_column("class")
-    for whose in (NETWORK, *beside):
-        for told in _TOLD_BY_CLASS:
-            table.add_column(f"{told}, {whose}", justify="right")
-    for label, measures in found[NETWORK]["by_class"].items():
-        cells = [stored_metric(measures, METRICS[told]) for told in _TOLD_BY_CLASS]
-        for whose in beside:
-            cells += [stored_metric(found[whose]["by_class"][label], METRICS[told]) for told in _TOLD_BY_CLASS]
-        table.add_row(label, *map(_cell, cells))
-    return table
-
-
-def _spreads(by_vectors: dict[str, Any]) -> Table:
+def _print_summary_table(by_vectors: dict[str, Any]) -> None:
     names = [name for name, spread in next(iter(by_vectors.values())).items() if spread]
-    table = Table("vectors")
-    for name in names:
-        table.add_column(name, justify="right")
-    for whose, figures in by_vectors.items():
-        table.add_row(whose, *(_spread(figures[name]) for name in names))
-    return table
+    rows = ((vectors, *(_mean_std(metrics[name]) for name in names)) for vectors, metrics in by_vectors.items())
+    _print_metrics(("vectors", *names), rows)
 
 
-def _cell(mean: dict[str, float] | None) -> str:
-    return "" if mean is None else f"{mean['value']:.2%} ({mean['low']:.1%} to {mean['high']:.1%})"
+def _mean(metrics: dict[str, Any], name: str) -> str:
+    mean = stored_metric(metrics, METRICS[name])
+    return "" if mean is None else _interval(mean)
 
 
-def _spread(spread: dict[str, Any] | None) -> str:
+def _interval(mean: dict[str, float]) -> str:
+    return f"{mean['value']:.2%} ({mean['low']:.1%} to {mean['high']:.1%})"
+
+
+def _recalls(metrics: dict[str, Any]) -> str:
+    means = (stored_metric(metrics, path) for path in INSTANCE_METRICS.values())
+    return ", ".join(f"{mean['value']:.1%}" for mean in means if mean)
+
+
+def _mean_std(spread: dict[str, Any] | None) -> str:
     return "" if spread is None else f"{MeanStd.of(spread['values']).format(100, 2)} %"
 
 
 def _points(below: float) -> str:
-    return f"{abs(below) * 100:.2f} points {'under' if below > 0 else 'over'}"
+    return f"{abs(below) * 100:.2f} points {'below' if below > 0 else 'above'}"
 
 
-def _capital(text: str) -> str:
+def _readable(corruption: str) -> str:
+    return corruption.replace("_", " ")
+
+
+def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]

@@ -12,7 +12,7 @@ from fashion_cnn.pictures.decoding import decode
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, load_network, search_vectors
+from fashion_cnn.retrieval.vectors import load_network, search_vectors, to_query
 from fashion_cnn.runs import Run
 
 
@@ -35,7 +35,7 @@ def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
     picture = timed("decode", lambda: decode(file, min_pixels=network.preparation.min_pixels))
     prepared = timed("prepare", lambda: network.preparation(picture))
     weight = snapshot.metadata.class_weight
-    direction = timed("embed", lambda: as_query(search_vectors(network.outputs(prepared[None]), weight)[0], weight))
+    direction = timed("embed", lambda: to_query(search_vectors(network.outputs(prepared[None]), weight)[0], weight))
     rows = timed("search", lambda: [row for row, _ in snapshot.nearest(direction, top_k)])
     timed("attributes", lambda: [snapshot.attributes_of(row) for row in rows])
     timed("thumbnails", lambda: snapshot.thumbnails(rows))

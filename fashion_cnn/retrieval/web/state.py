@@ -15,7 +15,8 @@ from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor, calibration_of
-from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion, custom_columns
+from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
+from fashion_cnn.retrieval.products import custom_columns
 from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import load_network
