@@ -76,11 +76,11 @@ def test_a_training_step_adds_it_to_the_cross_entropy():
 
 def test_what_it_cannot_be_used_with_is_told():
     network, loss = NETWORK(in_channels=1, num_classes=3), SupervisedContrastive()
-    with pytest.raises(UserError, match="embedding_loss and mixing do not go together"):
+    with pytest.raises(UserError, match="embedding_loss and mixing exclude each other"):
         ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=3, embedding_loss=loss, mixing=CutMix())
     with pytest.raises(UserError, match="temperature=0"):
         SupervisedContrastive(temperature=0)
     ensemble = Ensemble(in_channels=1, num_classes=3, members=2, member=NETWORK)
     module = ImageClassifier(network=ensemble, image_shape=(1, 12, 12), num_classes=3, embedding_loss=loss)
-    with pytest.raises(UserError, match="Ensemble has no embedding while it trains"):
+    with pytest.raises(UserError, match="Ensemble has no embedding in training"):
         module.train().training_step(a_batch(), 0)

@@ -201,13 +201,13 @@ def test_a_block_that_is_not_residual_adds_nothing():
 
 
 def test_widths_and_depths_that_do_not_agree_are_refused():
-    with pytest.raises(UserError, match=r"widths=\[8, 16\] and depths=\[1\] do not agree"):
+    with pytest.raises(UserError, match=r"widths=\[8, 16\] and depths=\[1\] differ in length"):
         ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8, 16], depths=[1])
 
 
 @pytest.mark.parametrize(("key", "value"), [("activation", "rellu"), ("normalisation", "layer")])
 def test_an_unknown_activation_or_normalisation_is_told_with_what_there_is(key, value):
-    with pytest.raises(UserError, match=f"model.network.{key}={value} is not known: choose one of"):
+    with pytest.raises(UserError, match=f"model.network.{key}={value} is unknown: choose one of"):
         ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[1], **{key: value})
 
 

@@ -17,7 +17,7 @@ def test_batches_of_any_size_give_the_figures_of_all_images_at_once():
         losses = []
         for some_logits, some_targets in parts:
             losses.append(functional.cross_entropy(some_logits, some_targets))
-            metrics.add(some_logits, some_targets, losses[-1])
+            metrics.update(some_logits, some_targets, losses[-1])
         figures = metrics.compute_and_reset()
         expected = functional.cross_entropy(logits, targets).item()
         assert torch.stack(losses).mean().item() != pytest.approx(expected, abs=1e-3), "the case is not trivial"
@@ -28,5 +28,5 @@ def test_batches_of_any_size_give_the_figures_of_all_images_at_once():
 def test_a_loss_that_is_no_number_is_not_left_out():
     metrics = SplitMetrics(2)
     for loss in (torch.tensor(1.0), torch.tensor(torch.nan)):
-        metrics.add(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), loss)
+        metrics.update(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), loss)
     assert metrics.compute_and_reset()["loss"].isnan()

@@ -68,14 +68,14 @@ def test_what_is_none_is_told(tmp_path):
     def made(**settings):
         return TorchvisionBackbone(**{"in_channels": 3, "num_classes": 4, "name": "resnet18"} | settings)
 
-    with pytest.raises(UserError, match="name=resnet19 is none of torchvision's networks: alexnet"):
+    with pytest.raises(UserError, match="name=resnet19 is not a network of torchvision: alexnet"):
         made(name="resnet19")
     with pytest.raises(UserError, match="not of 2"):
         made(in_channels=2)
-    with pytest.raises(UserError, match="ends in no linear layer"):
+    with pytest.raises(UserError, match="has no linear layer"):
         made(name="squeezenet1_0")
     with pytest.raises(UserError, match="cannot be read"):
         made(weights=str(tmp_path / "nosuch.pth")).initialise(torch.zeros(1))
     torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="are those of another network than ResNet"):
+    with pytest.raises(UserError, match="belongs to another network than ResNet"):
         made(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
