@@ -27,7 +27,7 @@ class Interval:
 
     @property
     def contains_zero(self) -> bool:
-        """Whether zero lies within the bounds."""
+        """True if zero lies within the bounds."""
         return self.low <= 0 <= self.high
 
 
