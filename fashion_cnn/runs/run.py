@@ -1,4 +1,4 @@
-"""The run directory: the one place that knows its file names, and how a run stands."""
+"""The run directory: file names, state, lock, config and results."""
 
 import fcntl
 import json
@@ -25,16 +25,18 @@ State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
 
 @dataclass(frozen=True)
 class Run:
-    """One run's directory. It is a run as soon as it holds `config.yaml`."""
+    """A run directory. It counts as a run once it holds `config.yaml`."""
 
     path: Path
 
     @property
     def config_file(self) -> Path:
+        """The config of the training."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -44,44 +46,47 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The state after the last finished epoch, to resume from."""
+        """The state after the last completed epoch, to resume from."""
         return self.checkpoints / "last.ckpt"
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that stands for the run: the best on validation, or the last where there is none."""
+        """The checkpoint that every command loads: the best on validation, or the last if there is no best."""
         return self.best_checkpoint if self.best_checkpoint.exists() else self.last_checkpoint
 
     @property
     def metrics_file(self) -> Path:
+        """The metrics of each epoch."""
         return self.path / "metrics.csv"
 
     @property
     def results_file(self) -> Path:
+        """The final results, written last."""
         return self.path / "results.json"
 
     @property
     def report_file(self) -> Path:
+        """The report on the training."""
         return self.path / "report.md"
 
     @property
     def model_card_file(self) -> Path:
-        """What the network is for, what it cannot do, and how it was made."""
+        """The model card: purpose, limits and training of the network."""
         return self.path / "model_card.md"
 
     @property
     def export(self) -> Path:
-        """The folder of what `python -m fashion_cnn.export` made."""
+        """The output folder of `python -m fashion_cnn.export`."""
         return self.path / "export"
 
     @property
     def catalogue(self) -> Path:
-        """The products that `python -m fashion_cnn.index` looked at with this network."""
+        """The product catalogue that `python -m fashion_cnn.index` makes by default."""
         return self.path / "catalogue"
 
     @property
     def concepts(self) -> Path:
-        """What `python -m fashion_cnn.teach` taught this network."""
+        """The folder of the concepts from `python -m fashion_cnn.teach`."""
         return self.path / "concepts"
 
     @property
@@ -91,36 +96,37 @@ class Run:
 
     @property
     def predictions_file(self) -> Path:
-        """What the network said of each image of train probe, validation and test."""
+        """The predictions for each image of train probe, validation and test."""
         return self.path / "predictions.npz"
 
     @property
     def examples_file(self) -> Path:
-        """How each training image was learned."""
+        """The training dynamics of each training image."""
         return self.path / "examples.csv"
 
     @property
     def ambiguous_file(self) -> Path:
-        """The validation and test images, the one that the network is least decided on first."""
+        """The validation and test images, those with the least certain predictions first."""
         return self.path / "ambiguous.csv"
 
     @property
     def evaluation(self) -> Path:
-        """The folder of what `python -m fashion_cnn.evaluate` found, a sub-folder a split."""
+        """The output folder of `python -m fashion_cnn.evaluate`, with a sub-folder per split."""
         return self.path / "evaluation"
 
     @property
     def search_evaluation(self) -> Path:
-        """The folder of what `python -m fashion_cnn.evaluate_search` found, a sub-folder a split."""
+        """The output folder of `python -m fashion_cnn.evaluate_search`, with a sub-folder per split."""
         return self.path / "search_evaluation"
 
     @property
     def error_file(self) -> Path:
-        """Why the run failed, or that a search pruned it; absent where neither is so."""
+        """The reason why the run failed or was pruned, absent otherwise."""
         return self.path / "error.txt"
 
     @property
     def state(self) -> State:
+        """The state, read from the files and the lock."""
         if self.damage is not None:
             return "damaged"
         if self.results_file.exists():
@@ -132,7 +138,7 @@ class Run:
         return "pruned" if self.error_file.read_text().startswith("pruned") else "failed"
 
     def describe_state(self) -> str:
-        """The state, with the reason where it failed or what of it is damaged."""
+        """Return the state, with the reason of a failure, or with the damaged file."""
         state = self.state
         if damage := self.damage:
             return f"{state} ({display_path(damage.file)}: {damage.reason})"
@@ -141,11 +147,11 @@ class Run:
 
     @property
     def started(self) -> float:
-        """Seconds since 1970 when the run began, which no later command changes."""
+        """The time when the run started, in seconds since 1970."""
         return self.config_file.stat().st_mtime
 
     def create(self) -> None:
-        """Make the directory. Raises UserError where it cannot be written."""
+        """Create the directory. Raises UserError if it cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_file.touch()
@@ -156,7 +162,7 @@ class Run:
 
     @property
     def damage(self) -> DamagedRunError | None:
-        """What cannot be read of it."""
+        """The error of a file that cannot be read."""
         try:
             check_config(self.config_file)
             read_results(self.results_file)
@@ -167,26 +173,28 @@ class Run:
         return None
 
     def config(self) -> DictConfig:
-        """The settings. Raises UserError where they are damaged."""
+        """Read the config. Raises UserError if it is damaged."""
         return read_config(self.config_file)
 
     def results(self) -> dict[str, Any]:
-        """The figures of a finished run; an unfinished one has none, `{}`. Raises UserError where they are damaged."""
+        """Read the results, `{}` of an unfinished run. Raises UserError if they are damaged."""
         return read_results(self.results_file)
 
     def write_config(self, config: DictConfig) -> None:
+        """Write the config, which makes the directory a run."""
         write_atomically(self.config_file, OmegaConf.to_yaml(config))
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Write last of all: its presence says that the run ended well."""
+        """Write the results, which marks the run as finished: call it last."""
         self.error_file.unlink(missing_ok=True)
         write_atomically(self.results_file, json.dumps(results, indent=2) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process, so that it shows as running and nobody else resumes it.
+        """Lock the run for this process, so that its state is `running` and no other process trains it.
 
-        Raises UserError where another process holds it, and still does a second later.
+        Raises:
+            UserError: if another process holds the lock for longer than a second.
         """
         from filelock import FileLock, Timeout
 
@@ -203,12 +211,11 @@ class Run:
         return self.path / ".lock"
 
     def _is_locked(self) -> bool:
-        # filelock locks with flock too, but knows no shared lock, and needs the permission to write the file.
+        # filelock uses flock, too, but only exclusively and on files that the process may write: here readers share the
+        # lock, so that none takes another for a training, and need no write permission.
         try:
             with self._lock_file.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
         return False
