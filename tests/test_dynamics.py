@@ -38,7 +38,8 @@ def run_epochs(callback, epochs, first=0):
         for image in torch.randperm(3).tolist():
             if probabilities[image] is not None:
                 probability = torch.tensor(probabilities[image])
-                logits = torch.tensor([probability, 1 - probability])[[TARGETS[image], 1 - TARGETS[image]]].log()[None]
+                pair = [probability, 1 - probability] if TARGETS[image] == 0 else [1 - probability, probability]
+                logits = torch.stack(pair).log()[None]
                 batch = Batch(torch.zeros(1), TARGETS[image : image + 1], INDICES[image : image + 1])
                 callback.on_train_batch_end(state, None, {"logits": logits}, batch, 0)
         callback.on_train_epoch_end(state, None)
