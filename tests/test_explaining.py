@@ -146,7 +146,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
     assert len(list((Path(run) / "explained").iterdir())) == 2
     titles = []
     with monkeypatch.context() as patch:
-        patch.setattr(explain_module, "calibration_of", lambda run, reject: (Calibration(threshold=1 - reject), None))
+        patch.setattr(explain_module, "load_calibration", lambda run, reject: (Calibration(threshold=1 - reject), None))
         patch.setattr(explain_module, "draw", lambda explained, _: titles.append(explained.title) or Figure())
         assert command(main, f"run={run}", f"images={pictures}/light.png", "reject=0.0")[0] == 0
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"

@@ -20,7 +20,7 @@ from test_pictures import encoded, garment, png_with_header_size
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
-from fashion_cnn.inference.predictor import Predictor, validation_predictions
+from fashion_cnn.inference.predictor import Predictor, read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 from fashion_cnn.predict import main
@@ -98,7 +98,7 @@ def test_of_equally_likely_classes_the_first_is_named_as_accuracy_counts_them(ru
     logits[0, [8, 3, 6]] = 2.0
     seen = NetworkOutput(logits, torch.zeros(1, 1))
     monkeypatch.setattr(network, "outputs", lambda images: seen)
-    (answer,) = Predictor(network).answers([next(picture_files.iterdir())], top_k=5)
+    (answer,) = Predictor(network).predict([next(picture_files.iterdir())], top_k=5)
     assert [name for name, _ in answer.classes] == [NAMES[label] for label in (3, 6, 8, 0, 1)]
     assert logits.argmax() == 3
 
@@ -109,7 +109,7 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predi
     status, out, _ = predict(f"images={picture_files}", *typed)
     assert status == 0
     records = json.loads(out)
-    calibration = calibrate(validation_predictions(run, flip_average=flip_average), reject=0.2)
+    calibration = calibrate(read_validation_predictions(run, flip_average=flip_average), reject=0.2)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
     images = FashionMNISTDataModule(root=REPOSITORY / "data").load(train=False)[0][:500]
     logits = TrainedNetwork(run, flip_average=flip_average).logits(images)
@@ -127,7 +127,7 @@ def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(predi
 
 @pytest.mark.parametrize(("flip_average", "split"), [(False, "val"), (True, "val_flip")])
 def test_what_answers_are_calibrated_by_is_what_the_run_said_in_the_same_way(run, flip_average, split):
-    made = validation_predictions(run, flip_average=flip_average)
+    made = read_validation_predictions(run, flip_average=flip_average)
     assert len(made) == 500
     assert made.correct.double().mean().item() == pytest.approx(run.results()[f"{split}/accuracy"], abs=1e-6)
     assert made.losses.mean().item() == pytest.approx(run.results()[f"{split}/loss"], abs=1e-4)
@@ -141,19 +141,21 @@ def test_a_run_of_before_is_calibrated_by_single_views(run, tmp_path):
     stored = read_predictions(run.predictions_file)
     del stored["best.val_flip"]
     write_predictions(older.predictions_file, stored)
-    assert torch.equal(validation_predictions(older, flip_average=True).logits, validation_predictions(run).logits)
+    assert torch.equal(
+        read_validation_predictions(older, flip_average=True).logits, read_validation_predictions(run).logits
+    )
 
 
 def test_so_few_validation_images_that_they_calibrate_nothing_are_told(command, run, tmp_path):
     few = Run(shutil.copytree(run.path, tmp_path / "few", symlinks=True))
-    made = validation_predictions(run)
+    made = read_validation_predictions(run)
     write_predictions(
         few.predictions_file, {"best.val": Predictions(made.logits[:12], made.targets[:12], made.indices[:12])}
     )
     (tmp_path / "garment.png").write_bytes(encoded(garment()))
     status, _, err = command(main, f"run={few.path}", f"images={tmp_path}/garment.png")
     assert status == 0
-    assert f"{few.path} kept only 12 validation images: the probabilities are hardly calibrated" in err
+    assert f"{few.path} has only 12 validation images: probabilities and rejections are poorly calibrated" in err
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.concepts import Concepts, fit_background, learn
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
-from fashion_cnn.inference.predictor import validation_predictions
+from fashion_cnn.inference.predictor import read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
 from fashion_cnn.retrieval.catalogue import Catalogue
@@ -157,7 +157,7 @@ def test_probabilities_are_calibrated_and_uncertain_pictures_are_none_of_the_cla
 ):
     # The catalogue's pictures were embedded with flip_average too.
     assert searcher.network.flip_average
-    calibration = calibrate(validation_predictions(shop_run, flip_average=True), reject=0.01)
+    calibration = calibrate(read_validation_predictions(shop_run, flip_average=True), reject=0.01)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
     black = encoded(Image.new("L", (20, 20), 0))
     for content in (photograph(3), black):
@@ -582,7 +582,7 @@ def test_concepts_use_mirror_images_even_if_the_catalogue_does_not(run_copy):
     averaged = network.outputs(picture[None])
     assert not torch.allclose(single.embeddings, averaged.embeddings, atol=1e-3)
     result = search_catalogue(view, SearchQuery(), top_k=3, files={"picture": [photograph(1)]}, max_pixels=10**6)
-    assert result.predictions[0].taught == tuple(concepts.recognise(averaged.embeddings)[0])
+    assert result.predictions[0].concepts == tuple(concepts.recognise(averaged.embeddings)[0])
     assert result.hits == view.searcher.search(Query(pictures=(picture,), top_k=3)).hits
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import NetworkRunner, load, load_data
-from fashion_cnn.inference.predictor import NONE_OF_THESE, calibration_of
+from fashion_cnn.inference.predictor import NONE_OF_THESE, load_calibration
 from fashion_cnn.models import Ensemble
 from fashion_cnn.models.layers import is_nonlinearity
 from fashion_cnn.pictures import decode
@@ -48,7 +48,7 @@ class Explainer:
         self.data = data
         self.about = None if about is None else _label(about, data)
         self.preparation = data.preparation(invert)
-        self.calibration, self.remark = calibration_of(run, reject=reject)
+        self.calibration, self.remark = load_calibration(run, reject=reject)
         self.training_images = TrainingImages(self.network)
         self.neighbours = neighbours
 

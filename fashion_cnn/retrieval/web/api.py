@@ -132,12 +132,12 @@ def _response(view: CatalogueView, query: SearchQuery, result: SearchResult, lin
             "link": link,
             "pictures": [
                 {
-                    "said": prediction.said,
+                    "said": prediction.label,
                     "classes": [
                         {"class": name, "probability": round(probability, 6)}
                         for name, probability in prediction.classes
                     ],
-                    "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.taught],
+                    "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.concepts],
                 }
                 for prediction in result.predictions
             ],

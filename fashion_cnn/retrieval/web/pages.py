@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
-from fashion_cnn.inference.predictor import Answer
+from fashion_cnn.inference.predictor import Prediction
 from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.developer import evaluation_tables, histogram
 from fashion_cnn.retrieval.web.errors import HTTPError
@@ -63,7 +63,7 @@ class QueryPicture:
 
     is_like: bool
     picture: bytes
-    prediction: Answer
+    prediction: Prediction
     without: SearchQuery
 
 

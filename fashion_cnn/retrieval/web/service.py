@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.predictor import Answer
+from fashion_cnn.inference.predictor import Prediction
 from fashion_cnn.pictures import Preparation, TooManyPixelsError, UnreadablePictureError, decode
 from fashion_cnn.retrieval.searcher import Hit, Query
 from fashion_cnn.retrieval.web.developer import STAGES, Latencies, timed
@@ -73,7 +73,7 @@ class SearchResult:
     matching: int
     pictures: tuple[Tensor, ...]
     unlike_pictures: tuple[Tensor, ...]
-    predictions: tuple[Answer, ...]
+    predictions: tuple[Prediction, ...]
     milliseconds: dict[str, float]
 
 
@@ -114,13 +114,13 @@ def search_catalogue(
     )
     with timed(milliseconds, embedding):
         outputs = view.searcher.embed(searcher_query)
-        predictions: tuple[Answer, ...] = ()
+        predictions: tuple[Prediction, ...] = ()
         if outputs is not None:
             network = view.predictor.network
             # Concepts may need the embeddings of mirror images too.
             same = network is view.searcher.network
             class_outputs = outputs if same else network.outputs(torch.stack([*pictures, *unlike_pictures]))
-            predictions = tuple(view.predictor.said(class_outputs, [Path()] * len(class_outputs.logits)))
+            predictions = tuple(view.predictor.classify(class_outputs, [Path()] * len(class_outputs.logits)))
     with timed(milliseconds, searching):
         try:
             ranking = view.searcher.rank(searcher_query, outputs)

@@ -14,7 +14,7 @@ import torch
 from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
-from fashion_cnn.inference.predictor import Predictor, calibration_of
+from fashion_cnn.inference.predictor import Predictor, load_calibration
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
 from fashion_cnn.retrieval.products import custom_columns
 from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
@@ -189,7 +189,7 @@ class CatalogueState:
         # By whether the network averages over mirror images.
         self._calibrations: dict[bool, Calibration] = {}
         for flip_average in (False, True):
-            self._calibrations[flip_average], warning = calibration_of(run, reject=reject, flip_average=flip_average)
+            self._calibrations[flip_average], warning = load_calibration(run, reject=reject, flip_average=flip_average)
         self.calibrated = warning is None
         if warning:
             print(warning, file=sys.stderr)
