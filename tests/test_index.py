@@ -1,4 +1,4 @@
-"""`python -m fashion_cnn.index`: products of a shop into a catalogue, changed ones alone, and never half."""
+"""`python -m fashion_cnn.index`: indexing of new and changed products in transactions."""
 
 import io
 import os
@@ -39,7 +39,7 @@ from fashion_cnn.serve import main as serve_main
 from fashion_cnn.teach import main as teach_main
 from fashion_cnn.train import train
 
-COMMANDS_OF_ONE_RUN = [
+SINGLE_RUN_COMMANDS = [
     (main, []),
     (serve_main, []),
     (search_main, ["text=x"]),
@@ -47,19 +47,19 @@ COMMANDS_OF_ONE_RUN = [
 ]
 
 
-def trained(folder, *overrides):
+def train_run(folder, *overrides):
     arguments = [*TINY_DATA, f"runs_dir='{folder}'", "trainer.max_epochs=1", "callbacks=essential", *overrides]
     return Run(Path(train(compose(overrides=arguments))["run"]))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("runs"))
+    return train_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def shop(tmp_path):
-    """Six pictures in two folders, one of them no picture."""
+    """Six files in two folders, one of them damaged."""
     folder = tmp_path / "shop"
     rng = np.random.default_rng(0)
     for name in ("shirts/blue_shirt-1", "shirts/red shirt", "bags/bag", "bags/sack", "loose"):
@@ -72,7 +72,7 @@ def shop(tmp_path):
 
 @pytest.fixture
 def indexed(command, run, tmp_path):
-    """Index into the test's own catalogue; the status, the outputs, and the catalogue's rows by id."""
+    """Run the command; returns its status, its outputs and the rows of the catalogue by id."""
 
     def call(*arguments):
         uri = str(tmp_path / "catalogue")
@@ -84,7 +84,7 @@ def indexed(command, run, tmp_path):
     return call
 
 
-def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop):
+def test_a_folder_of_pictures_becomes_products_and_unreadable_files_are_reported(indexed, shop):
     status, out, err, rows = indexed(f"images={shop}")
     assert status == 1
     assert "5 products added" in out
@@ -95,12 +95,12 @@ def test_a_folder_becomes_products_and_what_is_no_picture_is_told(indexed, shop)
     }
     shirt = rows["shirts/blue_shirt-1.png"]
     assert (shirt["title"], shirt["category"], shirt["price"]) == ("blue shirt 1", "shirts", None)
-    assert rows["loose.png"]["category"] == rows["loose.png"]["seen_as"], "where nobody says, the network does"
+    assert rows["loose.png"]["category"] == rows["loose.png"]["seen_as"], "the predicted class is the default"
     assert np.linalg.norm(shirt["vector"]) == pytest.approx(1, abs=1e-5)
     assert shirt["thumbnail"].startswith(b"\xff\xd8\xff")
 
 
-def test_a_thumbnail_keeps_what_is_transparent():
+def test_a_thumbnail_keeps_transparency():
     clear = Image.new("RGBA", (400, 200), (0, 0, 0, 0))
     with Image.open(io.BytesIO(encode_thumbnail(clear))) as small:
         assert (small.format, small.size, small.getchannel("A").getextrema()) == ("WEBP", (192, 96), (0, 0))
@@ -108,7 +108,7 @@ def test_a_thumbnail_keeps_what_is_transparent():
         assert (small.format, small.size) == ("JPEG", (192, 96))
 
 
-def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
+def test_indexing_again_embeds_only_changed_products(indexed, shop):
     (shop / "bags" / "broken.jpg").unlink()
     indexed(f"images={shop}")
     _, out, _, before = indexed(f"images={shop}")
@@ -128,7 +128,7 @@ def test_typed_again_it_looks_at_what_changed_alone(indexed, shop):
     assert pruned.keys() == after.keys() - {"bags/sack.png"}
 
 
-def test_products_are_taken_out_by_their_ids(indexed, shop):
+def test_products_are_removed_by_id(indexed, shop):
     indexed(f"images={shop}")
     status, out, _, rows = indexed("remove=loose.png")
     assert (status, len(rows)) == (0, 4)
@@ -143,7 +143,7 @@ def write_csv(path, *lines):
     return path
 
 
-def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
+def test_a_table_describes_the_products(indexed, shop, tmp_path):
     table = write_csv(
         tmp_path / "shop.csv",
         '007,"Shirt, blue",Shirts,19.90,shirts/blue_shirt-1.png,blue,3',
@@ -163,7 +163,7 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
         3,
     ]
     assert (bag["category"], bag["price"], bag["stock"]) == (bag["seen_as"], None, None)
-    # A price that changed is a product that changed; a column that is new is filled where it is known.
+    # A new price changes the product. A new column is null for products that lack it.
     parquet = tmp_path / "shop.parquet"
     columns = {
         "id": ["007"],
@@ -179,8 +179,7 @@ def test_a_table_says_what_the_products_are(indexed, shop, tmp_path):
     assert (rows["007"]["price"], rows["007"]["new"], rows["8"]["new"]) == (15.0, True, None)
 
 
-def test_a_table_is_read_as_shops_write_it(indexed, shop, tmp_path):
-    """Sizes that are numbers at first, names that programs take for nothing, texts of several lines."""
+def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(indexed, shop, tmp_path):
     lines = [f'{number},"a title,\nin two lines",{number % 50},loose.png' for number in range(50_000)]
     table = tmp_path / "shop.csv"
     table.write_text("\n".join(["id,title,size,image", *lines, "NA,null,XL,loose.png", 'nan,"",NA,loose.png']) + "\n")
@@ -193,7 +192,7 @@ def test_a_table_is_read_as_shops_write_it(indexed, shop, tmp_path):
     assert read["title"][7].as_py() == "a title,\nin two lines"
 
 
-def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp_path):
+def test_a_column_that_became_empty_is_reported_and_dropped(indexed, shop, tmp_path):
     table = tmp_path / "shop.csv"
     table.write_text("id,price,colour\nloose,5,red\n")
     assert indexed(f"images={shop}", f"products={table}")[0] == 0
@@ -209,7 +208,7 @@ def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("id,title\n1,a\n1,b\n", "repeats 1 ids, such as 1"),
         ("id,title\n,a\n", "1 rows have no id, the first is row 1"),
@@ -230,25 +229,25 @@ def test_a_column_that_says_nothing_any_more_is_told_and_goes(indexed, shop, tmp
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_told_and_nothing_begun(indexed, tmp_path, content, said):
+def test_an_invalid_table_is_reported_before_indexing_begins(indexed, tmp_path, content, message):
     table = tmp_path / "shop.csv"
     table.write_bytes(content if isinstance(content, bytes) else content.encode())
     status, _, err, rows = indexed(f"products={table}")
     assert (status, err.count("\n")) == (1, 1)
-    assert said in err
+    assert message in err
     assert f"cannot be read ({table}" not in err, "one reason"
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
 
 
-def test_of_parquet_that_cannot_be_read_the_reason_is_told(indexed, tmp_path):
+def test_an_unreadable_parquet_file_is_reported_with_its_reason(indexed, tmp_path):
     (tmp_path / "shop.parquet").write_bytes(b"PAR1\xe9\xff no more")
     status, _, err, _ = indexed(f"products={tmp_path / 'shop.parquet'}")
     assert (status, err.count("\n")) == (1, 1)
     assert "shop.parquet cannot be read (Could not open Parquet input source" in err
 
 
-def test_the_row_numbers_of_pandas_and_empty_columns_are_left_out(indexed, shop, tmp_path):
+def test_pandas_row_numbers_and_empty_columns_are_dropped(indexed, shop, tmp_path):
     (tmp_path / "shop.csv").write_text(",id,title,,\n0,loose,A title,,\n7,bags/bag,A bag,,\n")
     status, _, err, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
     assert status == 1
@@ -256,7 +255,7 @@ def test_the_row_numbers_of_pandas_and_empty_columns_are_left_out(indexed, shop,
     assert (rows["loose"]["title"], "" in rows["loose"]) == ("A title", False)
 
 
-def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, tmp_path):
+def test_column_types_of_pandas_and_polars_become_plain_types(indexed, shop, tmp_path):
     columns = {
         "id": pa.array(["loose"], pa.large_string()),
         "colour": pa.array(["red"]).dictionary_encode(),
@@ -273,26 +272,26 @@ def test_columns_of_pandas_and_polars_are_plain_in_the_catalogue(indexed, shop, 
     assert (status, rows["loose"]["material"]) == (0, "wool")
 
 
-def test_a_catalogue_may_lie_at_an_address(command, run, shop, tmp_path):
+def test_a_catalogue_may_be_a_url(command, run, shop, tmp_path):
     arguments = (f"run={run.path}", f"catalogue=file://{tmp_path / 'elsewhere'}", f"images={shop / 'bags' / 'bag.png'}")
     assert "1 product added" in command(main, *arguments)[1]
     assert "1 unchanged" in command(main, *arguments)[1]
     assert len(Snapshot(Catalogue(f"file://{tmp_path / 'elsewhere'}"))) == 1
 
 
-def test_the_run_of_a_catalogue_is_known_wherever_a_search_is_typed(command, run, shop, tmp_path, monkeypatch):
+def test_a_catalogue_finds_its_run_from_any_working_directory(command, run, shop, tmp_path, monkeypatch):
     monkeypatch.chdir(run.path.parent)
     assert command(main, f"run={run.path.name}", f"catalogue={tmp_path}/c", f"images={shop / 'loose.png'}")[0] == 0
     monkeypatch.chdir(tmp_path)
     assert command(search_main, "catalogue=c", "text=loose")[::2] == (0, "")
 
 
-def test_one_picture_is_a_product_of_its_name(indexed, shop):
+def test_a_single_picture_becomes_a_product_named_like_the_file(indexed, shop):
     _, _, _, rows = indexed(f"images={shop / 'bags' / 'bag.png'}")
     assert [(row["id"], row["title"]) for row in rows.values()] == [("bag.png", "bag")]
 
 
-def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path):
+def test_the_picture_is_chosen_among_files_with_the_name_of_the_id(indexed, shop, tmp_path):
     for suffix in ("csv", "txt"):
         (shop / f"loose.{suffix}").write_text("What we say of it.")
     (tmp_path / "shop.csv").write_text("id\nloose\n")
@@ -300,7 +299,7 @@ def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("main", "typed", "status", "said"),
+    ("main", "arguments", "status", "message"),
     [
         (main, ["remove=", "catalogue={tmp}/nowhere"], 2, "remove= names no product"),
         (main, ["remove=[]", "catalogue={tmp}/nowhere"], 2, "remove= names no product"),
@@ -311,20 +310,23 @@ def test_of_files_of_a_name_the_picture_is_the_products(indexed, shop, tmp_path)
         (search_main, ["text=x", "catalogue="], 2, "catalogue= is empty"),
         (teach_main, ["name=x", "images="], 2, "images= is empty"),
         (main, ["images={tmp}/odd"], 1, "is not UTF-8 and cannot be an id: rename it"),
-        *((one, ["run=[a,b]", *more], 2, "run=['a', 'b'] is not one run") for one, more in COMMANDS_OF_ONE_RUN),
+        *(
+            (command, ["run=[a,b]", *options], 2, "run=['a', 'b'] is not one run")
+            for command, options in SINGLE_RUN_COMMANDS
+        ),
     ],
 )
-def test_mistakes_are_told_in_one_message(command, run, tmp_path, main, typed, status, said):
+def test_invalid_options_are_reported_in_one_message(command, run, tmp_path, main, arguments, status, message):
     (tmp_path / "odd").mkdir()
     with (tmp_path / "odd" / os.fsdecode(b"caf\xe9.png")).open("wb") as file:
         Image.new("L", (28, 28)).save(file, "PNG")
-    found = command(main, f"run={run.path}", *(one.format(tmp=tmp_path) for one in typed))
-    assert (found[0], found[2].count("\n")) == (status, 1)
-    assert said.format(tmp=tmp_path) in found[2]
+    result, _, err = command(main, f"run={run.path}", *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (result, err.count("\n")) == (status, 1)
+    assert message.format(tmp=tmp_path) in err
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):
+def test_a_column_that_changes_its_type_is_rejected(indexed, shop, tmp_path):
     table = write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3")
     assert indexed(f"images={shop}", f"products={table}")[0] == 0
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,many")
@@ -339,8 +341,8 @@ def test_a_column_of_another_type_is_refused(indexed, shop, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_columns_keep_their_types_where_a_week_says_less(indexed, shop, tmp_path, form):
-    """A column that is blank this week, whole numbers where there were fractions, sizes that are all numbers."""
+def test_columns_keep_their_types_when_new_values_are_less_specific(indexed, shop, tmp_path, form):
+    """Empty columns, and integers in a column of decimal numbers."""
     file = tmp_path / f"shop.{form}"
 
     def indexed_again(**columns):
@@ -359,7 +361,7 @@ def test_columns_keep_their_types_where_a_week_says_less(indexed, shop, tmp_path
     assert "1 unchanged" in out
 
 
-def test_sizes_that_are_all_numbers_this_week_are_texts_as_before(indexed, shop, tmp_path):
+def test_a_text_column_stays_text_when_all_values_are_numbers(indexed, shop, tmp_path):
     table = tmp_path / "shop.csv"
     for size in ("XL", "007"):
         table.write_text(f"id,size\nloose,{size}\n")
@@ -367,10 +369,10 @@ def test_sizes_that_are_all_numbers_this_week_are_texts_as_before(indexed, shop,
         assert (status, err, rows["loose"]["size"]) == (0, "", size)
 
 
-def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, command, shop, tmp_path):
+def test_a_catalogue_of_another_network_is_rejected_unless_rebuilt(indexed, command, shop, tmp_path):
     (shop / "bags" / "broken.jpg").unlink()
     indexed(f"images={shop}")
-    other = trained(tmp_path / "other", "seed=1")
+    other = train_run(tmp_path / "other", "seed=1")
     arguments = (f"run={other.path}", f"catalogue={tmp_path / 'catalogue'}", f"images={shop / 'bags'}")
     status, _, err = command(main, *arguments)
     assert status == 1
@@ -382,7 +384,7 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
     assert status == 0
     assert "2 products added" in out
     assert len(before) == 5
-    assert len(before.thumbnails([0, 4])) == 2, "whoever has the version of before goes on with it"
+    assert len(before.thumbnails([0, 4])) == 2, "an open snapshot stays readable"
     assert set(catalogue.content_keys()) == {"bag.png", "sack.png"}
     assert Snapshot(catalogue).metadata.network == TrainedNetwork(other, flip_average=True).identity
 
@@ -390,7 +392,7 @@ def test_another_networks_catalogue_is_refused_and_rebuilt_where_asked(indexed, 
 @pytest.mark.parametrize(
     ("option", "value"), [("flip_average", "false"), ("invert", "always"), ("class_weight", "0.5")]
 )
-def test_a_catalogue_of_pictures_that_were_looked_at_otherwise_is_refused(indexed, shop, option, value):
+def test_a_catalogue_indexed_with_other_options_is_rejected(indexed, shop, option, value):
     indexed(f"images={shop / 'bags'}", f"{option}={value}")
     status, _, err, rows = indexed(f"images={shop / 'shirts'}")
     assert status == 1
@@ -399,20 +401,20 @@ def test_a_catalogue_of_pictures_that_were_looked_at_otherwise_is_refused(indexe
 
 
 @pytest.mark.parametrize("main", [main, teach_main, predict_main])
-def test_a_way_to_invert_that_is_none_is_told_by_every_command(command, main):
+def test_an_invalid_invert_option_is_rejected_by_every_command(command, main):
     status, _, err = command(main, "images=nowhere", *(["name=x"] if main is teach_main else []), "invert=sometimes")
     assert status == 2
     assert "invert=sometimes is not possible: choose auto, never, always." in err
 
 
 @pytest.mark.parametrize("value", ["1.5", "-0.1"])
-def test_a_weight_that_is_no_share_is_told(command, value):
+def test_a_class_weight_outside_0_to_1_is_rejected(command, value):
     status, _, err = command(main, f"class_weight={value}")
     assert status == 2
     assert "is not possible: give a number from 0 to 1." in err
 
 
-def test_the_images_of_the_runs_own_data_are_products_too(run, tmp_path, monkeypatch, command):
+def test_the_training_images_of_the_run_become_products_by_default(run, tmp_path, monkeypatch, command):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tests"))
     status, out, err = command(main, f"run={run.path}", f"catalogue={tmp_path / 'own'}")
     assert (status, err) == (0, "")
@@ -422,7 +424,7 @@ def test_the_images_of_the_runs_own_data_are_products_too(run, tmp_path, monkeyp
     assert rows[0]["thumbnail"].startswith(b"\x89PNG")
 
 
-def test_a_data_sets_images_and_a_shops_products_are_kept_apart(indexed, shop, tmp_path):
+def test_data_set_images_and_shop_products_do_not_mix_in_a_catalogue(indexed, shop, tmp_path):
     (shop / "bags" / "broken.jpg").unlink()
     assert indexed()[0] == 0
     status, _, err, rows = indexed(f"images={shop}")
@@ -439,17 +441,17 @@ def test_a_data_sets_images_and_a_shops_products_are_kept_apart(indexed, shop, t
 
 @pytest.mark.parametrize("name", ["staging", "products"])
 @pytest.mark.parametrize("rebuild", ["false", "true"])
-def test_tables_of_other_programs_are_left_alone(command, run, shop, tmp_path, name, rebuild):
-    theirs = lancedb.connect(tmp_path / "theirs").create_table(name, pa.table({"id": ["a"], "key": ["b"]}))
+def test_tables_of_other_programs_are_not_changed(command, run, shop, tmp_path, name, rebuild):
+    foreign = lancedb.connect(tmp_path / "theirs").create_table(name, pa.table({"id": ["a"], "key": ["b"]}))
     arguments = (f"run={run.path}", f"catalogue={tmp_path / 'theirs'}")
     status, _, err = command(main, *arguments, f"images={shop}", f"rebuild={rebuild}")
     assert status == 1
     assert f"The table {name} in {tmp_path / 'theirs'} was not made by fashion_cnn.index" in err
     assert command(main, *arguments, "remove=a")[0] == 1
-    assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == theirs.to_arrow()
+    assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == foreign.to_arrow()
 
 
-def test_where_no_picture_can_be_read_there_is_no_catalogue(indexed, shop, tmp_path):
+def test_no_catalogue_is_created_when_no_picture_can_be_read(indexed, shop, tmp_path):
     for file in (shop / "bags").glob("*.png"):
         file.unlink()
     status, _, err, _ = indexed(f"images={shop / 'bags'}")
@@ -458,7 +460,7 @@ def test_where_no_picture_can_be_read_there_is_no_catalogue(indexed, shop, tmp_p
     assert not Catalogue(str(tmp_path / "catalogue")).exists()
 
 
-def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, shop, tmp_path):
+def test_searching_an_empty_catalogue_returns_no_hits(indexed, run, shop, tmp_path):
     assert indexed(f"images={shop / 'loose.png'}")[0] == 0
     assert "1 product removed" in indexed("remove=loose.png")[1]
     snapshot = Snapshot(Catalogue(str(tmp_path / "catalogue")))
@@ -470,25 +472,25 @@ def test_a_catalogue_of_no_product_is_searched_in_vain(indexed, run, shop, tmp_p
     CatalogueView(searcher, Predictor(searcher.network))
 
 
-def test_a_second_indexing_at_once_is_refused_before_its_work(run, shop, tmp_path):
+def test_a_concurrent_indexing_is_rejected_before_it_starts(run, shop, tmp_path):
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     products = products_from_files(str(shop), None, lambda *_: None)
-    refused = []
+    rejected = []
 
-    def another(done, total):
+    def index_concurrently(done, total):
         with pytest.raises(UserError, match=r"Another process is indexing into .*: try again") as error:
             index_products(products, Catalogue(catalogue.uri), network)
-        refused.append(error)
+        rejected.append(error)
 
-    assert index_products(products, catalogue, network, progress=another).added == 5
-    assert refused
+    assert index_products(products, catalogue, network, progress=index_concurrently).added == 5
+    assert rejected
 
 
 class Killed(BaseException):
     pass
 
 
-def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp_path, monkeypatch):
+def test_an_interrupted_indexing_leaves_the_catalogue_unchanged_and_resumes(run, shop, tmp_path, monkeypatch):
     (shop / "bags" / "broken.jpg").unlink()
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     monkeypatch.setattr("fashion_cnn.retrieval.indexing._STAGING_BATCH", 2)
@@ -503,20 +505,20 @@ def test_an_interrupted_indexing_leaves_the_catalogue_and_goes_on(run, shop, tmp
     with pytest.raises(Killed):
         index_products(products, catalogue, network, progress=stop)
     assert catalogue.open().to_arrow() == before
-    looked_at = []
+    embedded = []
     outputs = network.outputs
-    monkeypatch.setattr(network, "outputs", lambda images: looked_at.append(len(images)) or outputs(images))
-    # A run that is called by another path is the same one.
+    monkeypatch.setattr(network, "outputs", lambda images: embedded.append(len(images)) or outputs(images))
+    # Another spelling of the run's path names the same run.
     network.run = Run(run.path.parent / "." / ".." / run.path.parent.name / run.path.name)
     assert network.run.path != run.path
     done = index_products(products, catalogue, network)
-    assert sum(looked_at) == 1, "four of the five were looked at before"
+    assert sum(embedded) == 1, "four of the five were staged before"
     assert (done.added, done.missing) == (5, ("bag.png", "sack.png"))
 
 
 @pytest.mark.parametrize("rebuild", [False, True])
-@pytest.mark.parametrize("tagged", [True, False], ids=["", "made before there were tags"])
-def test_readers_see_what_an_indexing_did_when_it_is_at_its_end(run, shop, tmp_path, monkeypatch, rebuild, tagged):
+@pytest.mark.parametrize("tagged", [True, False], ids=["", "without a tag"])
+def test_readers_see_an_indexing_only_when_it_is_complete(run, shop, tmp_path, monkeypatch, rebuild, tagged):
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     if not tagged:
@@ -528,23 +530,22 @@ def test_readers_see_what_an_indexing_did_when_it_is_at_its_end(run, shop, tmp_p
         raise Killed
 
     with monkeypatch.context() as patch:
-        # The last that is done, when all products are in the table.
+        # The last step, after all products are in the table.
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         with pytest.raises(Killed):
             index_products(bags, catalogue, network, prune=True, rebuild=rebuild)
     assert set(catalogue.content_keys()) == {"bag.png", "sack.png"}
-    there = Snapshot(Catalogue(catalogue.uri))
-    assert there.table_version == catalogue.table_version() == before
-    assert len(there.match_titles("shirt").rows) == len(there) == len(there.thumbnails([0, 1])) == 2
+    snapshot = Snapshot(Catalogue(catalogue.uri))
+    assert snapshot.table_version == catalogue.table_version() == before
+    assert len(snapshot.match_titles("shirt").rows) == len(snapshot) == len(snapshot.thumbnails([0, 1])) == 2
     done = index_products(bags, catalogue, network, prune=True)
     after = Snapshot(catalogue)
     assert (set(after.row_by_id), after.version) == ({"bag.png", "sack.png"}, done.version)
-    assert after.version == catalogue.open_latest().version, "nothing is done beyond what readers see"
+    assert after.version == catalogue.open_latest().version, "readers see the latest version"
     assert len(after.match_titles("sack").rows) == 1
 
 
-def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monkeypatch):
-    """When the version of the last time is older than what is kept."""
+def test_versions_older_than_the_lifetime_are_cleaned_up(run, shop, tmp_path, monkeypatch):
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     first = catalogue.table_version().version
@@ -554,7 +555,7 @@ def test_a_catalogue_that_is_changed_seldom_is_changed(run, shop, tmp_path, monk
     assert first not in [version["version"] for version in catalogue.open_latest().list_versions()], "cleaned up"
 
 
-def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypatch):
+def test_an_interruption_reports_whether_the_catalogue_changed(indexed, shop, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -573,8 +574,8 @@ def test_a_stop_says_whether_the_catalogue_is_as_it_was(indexed, shop, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("after", "delay"), [("begun", 0.1), ("1", 0.0), ("1", 0.3), ("1", 1.1)])
-def test_a_kill_at_any_time_leaves_a_whole_catalogue(run, tmp_path, after, delay):
-    """A process that adds a product and changes another again and again is killed; what it confirmed is there."""
+def test_killing_an_indexing_leaves_a_consistent_catalogue(run, tmp_path, after, delay):
+    """Kill a process that adds one product and changes another in each indexing; confirmed ones have to be stored."""
     folder, uri = tmp_path / "pictures", tmp_path / "catalogue"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -598,23 +599,23 @@ for count in range(1, 31):
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while (said := process.stdout.readline().strip()) != after:
-            assert said
+        while (line := process.stdout.readline().strip()) != after:
+            assert line
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         rest = process.communicate()[0].split()
-    confirmed = int(rest[-1] if rest else said.replace("begun", "0"))
+    confirmed = int(rest[-1] if rest else line.replace("begun", "0"))
     network, catalogue = TrainedNetwork(run), Catalogue(str(uri))
-    there = 0
+    count = 0
     if confirmed or catalogue.exists():
         snapshot = Snapshot(catalogue)
-        there = len(snapshot)
-        assert confirmed <= there - 1 <= confirmed + 1
-        (changed,) = (row for one, row in snapshot.row_by_id.items() if one.endswith("00.png"))
-        shade = np.asarray(Image.open(io.BytesIO(snapshot.thumbnails(range(there))[changed]))).mean() / 8
-        assert round(shade) == there - 1, "both in one transaction"
+        count = len(snapshot)
+        assert confirmed <= count - 1 <= confirmed + 1
+        (changed,) = (row for product_id, row in snapshot.row_by_id.items() if product_id.endswith("00.png"))
+        brightness = np.asarray(Image.open(io.BytesIO(snapshot.thumbnails(range(count))[changed]))).mean() / 8
+        assert round(brightness) == count - 1, "both in one transaction"
     index_products(products_from_files(str(folder), None, lambda *_: None), catalogue, network)
-    # The first picture may be half, as the process that saved it was killed.
+    # The kill may have left the first picture half written.
     assert (
         {f"{number:02}.png" for number in range(1, 31)}
         <= Snapshot(catalogue).row_by_id.keys()
@@ -622,12 +623,12 @@ for count in range(1, 31):
     )
 
 
-def test_no_catalogue_is_told(tmp_path):
+def test_opening_a_missing_catalogue_fails_with_advice(tmp_path):
     with pytest.raises(UserError, match=r"no catalogue at .*fashion_cnn.index makes one"):
         Catalogue(str(tmp_path)).open()
 
 
-def test_without_lancedb_the_command_says_what_to_install(command, monkeypatch):
+def test_missing_lancedb_is_reported_with_the_install_command(command, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     status, _, err = command(main)
     assert status == 1

@@ -72,12 +72,11 @@ class Concepts:
             return [[] for _ in embeddings]
         whitened = background.whiten(embeddings)
         scores = torch.stack([concept.scores(whitened) for concept in self.all], dim=1)
-        recognised = []
-        for row in scores.tolist():
-            pairs = zip(self.all, row, strict=True)
-            hits = [(concept.name, score) for concept, score in pairs if score > concept.threshold]
-            recognised.append(sorted(hits, key=lambda pair: -pair[1]))
-        return recognised
+        above = [
+            [(concept.name, score) for concept, score in zip(self.all, row, strict=True) if score > concept.threshold]
+            for row in scores.tolist()
+        ]
+        return [sorted(pairs, key=lambda pair: -pair[1]) for pairs in above]
 
     def save_background(self, background: Background) -> None:
         """Store the background."""

@@ -18,6 +18,7 @@ import torch
 from lancedb.index import IvfSq
 from torch import Tensor
 
+from fashion_cnn.retrieval.catalogue import index_names
 from fashion_cnn.retrieval.filters import Condition
 
 # Candidates per requested product that are ranked by their exact cosine.
@@ -50,7 +51,7 @@ class VectorIndex:
 def vector_index_of(table: Any) -> VectorIndex | None:
     """Return the vector index of a LanceDB table; None if it has none and is searched exactly."""
     stored = (table.schema.field("vector").metadata or {}).get(_METADATA_KEY.encode())
-    return VectorIndex(**json.loads(stored)) if stored and _index_names(table) else None
+    return VectorIndex(**json.loads(stored)) if stored and index_names(table, "vector") else None
 
 
 def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
@@ -63,10 +64,10 @@ def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
         above: number of products above which there is an index; None or 0 for never.
     """
     if not above or table.count_rows() <= above:
-        for name in _index_names(table):
+        for name in index_names(table, "vector"):
             table.drop_index(name)
         return None
-    if not _index_names(table):
+    if not index_names(table, "vector"):
         table.create_index("vector", config=IvfSq(distance_type="cosine"))
     index = _measure(table)
     table.update_field_metadata({"path": "vector", "metadata": {_METADATA_KEY: json.dumps(asdict(index))}})
@@ -74,13 +75,7 @@ def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
 
 
 def nearest(
-    table: Any,
-    query_vector: Tensor,
-    top_k: int,
-    *,
-    conditions: Sequence[Condition] = (),
-    probes: int,
-    exact: bool = False,
+    table: Any, query_vector: Tensor, top_k: int, *, probes: int | None, conditions: Sequence[Condition] = ()
 ) -> list[tuple[str, float]]:
     """Return the ids of the most similar products with their cosines, the most similar first.
 
@@ -88,21 +83,16 @@ def nearest(
         table: a LanceDB table of products.
         query_vector: unit vector `(D,)`.
         top_k: maximum number of products.
+        probes: number of lists of the index to scan; None compares all vectors exactly.
         conditions: conditions that products have to meet.
-        probes: number of lists of the index to scan.
-        exact: compare all vectors instead of using the index.
     """
     query = table.search(query_vector.numpy(), vector_column_name="vector").distance_type("cosine")
-    query = query.bypass_vector_index() if exact else query.nprobes(probes).refine_factor(_REFINE_FACTOR)
+    query = query.nprobes(probes).refine_factor(_REFINE_FACTOR) if probes else query.bypass_vector_index()
     if conditions:
         query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
     hits = query.select(["id", "_distance"]).limit(top_k).to_arrow()
     pairs = zip(hits["id"].to_pylist(), hits["_distance"].to_pylist(), strict=True)
     return [(product_id, 1 - distance) for product_id, distance in pairs]
-
-
-def _index_names(table: Any) -> list[str]:
-    return [index.name for index in table.list_indices() if list(index.columns) == ["vector"]]
 
 
 def _measure(table: Any) -> VectorIndex:
@@ -112,11 +102,11 @@ def _measure(table: Any) -> VectorIndex:
     sample = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()
     queries = torch.tensor(np.stack(sample["vector"].to_numpy(zero_copy_only=False)))
 
-    def neighbours(probes: int, *, exact: bool = False) -> list[set[str]]:
-        hits = (nearest(table, query, _TOP_K, probes=probes, exact=exact) for query in queries)
+    def neighbours(probes: int | None) -> list[set[str]]:
+        hits = (nearest(table, query, _TOP_K, probes=probes) for query in queries)
         return [{product_id for product_id, _ in pairs} for pairs in hits]
 
-    exact = neighbours(0, exact=True)
+    exact = neighbours(None)
     recall, probes = 0.0, _PROBES[0]
     for probes in _PROBES:
         shares = [len(ids & truth) / len(truth) for ids, truth in zip(neighbours(probes), exact, strict=True)]

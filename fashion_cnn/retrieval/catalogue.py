@@ -307,14 +307,14 @@ class Catalogue:
         return list(self._database.list_tables().tables)
 
 
-def has_title_index(table: Any) -> bool:
-    """Return whether titles can be searched, which needs at least one product."""
-    return any(list(index.columns) == ["title"] for index in table.list_indices())
+def index_names(table: Any, column: str) -> list[str]:
+    """Return the names of LanceDB's indices of a column. Only a table with products can have any."""
+    return [index.name for index in table.list_indices() if list(index.columns) == [column]]
 
 
 def _optimize(table: Any) -> None:
     """Create the full-text index of the titles if it is missing, and merge small files into large ones."""
-    if not has_title_index(table) and table.count_rows():
+    if not index_names(table, "title") and table.count_rows():
         table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
     table.optimize(cleanup_older_than=_FOREVER)
 

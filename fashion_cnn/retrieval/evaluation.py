@@ -166,18 +166,13 @@ class Baseline:
         name: name in the results.
         vectors: maps images `(N, C, H, W)` uint8 to `(N, D)` float32, unit vectors for the cosine.
         metric: similarity of the vectors.
-        to_query: maps vectors to query vectors; None for the identity.
+        to_query: maps vectors to query vectors of the same shape.
     """
 
     name: str
     vectors: Callable[[Tensor], Tensor]
     metric: Metric
-    to_query: Callable[[Tensor], Tensor] | None = None
-
-    def query_vectors(self, images: Tensor) -> Tensor:
-        """Return the query vectors `(N, D)` of images `(N, C, H, W)`."""
-        vectors = self.vectors(images)
-        return self.to_query(vectors) if self.to_query else vectors
+    to_query: Callable[[Tensor], Tensor] = lambda vectors: vectors
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -330,7 +325,7 @@ def evaluate_search(
     searches: dict[str, dict[str, LabelledSearchMetrics]] = {name: {} for name in tasks}
     instances: dict[str, dict[str, RankingMetrics]] = {name: {} for name in copies}
     for method in methods:
-        catalogue, queries = method.vectors(images.catalogue), method.query_vectors(images.queries)
+        catalogue, queries = method.vectors(images.catalogue), method.to_query(method.vectors(images.queries))
         for name, task in tasks.items():
             searches[name][method.name] = evaluate_labelled(
                 nearest(queries[task.queries], catalogue[task.catalogue], DEPTH, metric=method.metric, progress=step),
@@ -339,7 +334,8 @@ def evaluate_search(
                 images.class_names,
             )
         for name, pictures in copies.items():
-            ranked = nearest(method.query_vectors(pictures), catalogue, DEPTH, metric=method.metric, progress=step)
+            copy_queries = method.to_query(method.vectors(pictures))
+            ranked = nearest(copy_queries, catalogue, DEPTH, metric=method.metric, progress=step)
             instances[name][method.name] = evaluate_instances(ranked, originals)
     return SearchEvaluation(searches, instances, _accuracy(network, images))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from fashion_cnn.retrieval.products import PRODUCT_COLUMNS
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.terminal import print_table
 
@@ -22,8 +23,7 @@ _SHEET_BACKGROUND = "#d8d8d8"
 
 def as_record(hit: Hit) -> dict[str, Any]:
     """Convert a hit to a JSON record, without its thumbnail."""
-    record = {"id": hit.id, "title": hit.title, "category": hit.category, "price": hit.price}
-    return record | {"similarity": hit.similarity, **hit.attributes}
+    return {name: getattr(hit, name) for name in (*PRODUCT_COLUMNS, "similarity")} | hit.attributes
 
 
 def print_hits(hits: Sequence[Hit]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval import approximate
-from fashion_cnn.retrieval.catalogue import Catalogue, has_title_index, metadata_of, version_of
+from fashion_cnn.retrieval.catalogue import Catalogue, index_names, metadata_of, version_of
 from fashion_cnn.retrieval.filters import Condition
 
 
@@ -149,11 +149,7 @@ class Snapshot:
         """
         if self.vector_index:
             neighbours = approximate.nearest(
-                self._table,
-                query_vector,
-                top_k + len(exclude),
-                conditions=conditions,
-                probes=self.vector_index.probes,
+                self._table, query_vector, top_k + len(exclude), conditions=conditions, probes=self.vector_index.probes
             )
             rows = [(self.row_by_id[product_id], cosine) for product_id, cosine in neighbours]
             return [(row, cosine) for row, cosine in rows if row not in exclude][:top_k]
@@ -182,7 +178,7 @@ class Snapshot:
 
 
 def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
-    if not has_title_index(table):
+    if not index_names(table, "title"):
         if len(row_ids):
             raise UserError(
                 f"The titles of {uri} cannot be searched yet: its first indexing is not finished. If it was "
