@@ -174,7 +174,7 @@ def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
 @pytest.mark.parametrize(
     ("module", "task", "said"),
     [
-        ("train", "_train_and_give_objective", "Stopped before the training started."),
+        ("train", "_train_for_sweeper", "Stopped before the training started."),
         ("explain", "explain", "Stopped."),
     ],
 )

@@ -180,7 +180,7 @@ def test_several_runs_answer_as_one(command, trained, tmp_path):
     paths = f"[{trained['first'].path},{trained['second'].path}]"
     status, out, err = command(main, f"run={paths}", f"out={tmp_path / 'both'}")
     assert (status, err) == (0, "")
-    assert "The mean of 2 networks" in out
+    assert "Ensemble of 2 networks" in out
     both = json.loads((tmp_path / "both" / "evaluation.json").read_text())
     alone = [evaluated(command, trained[name])["loss"] for name in ("first", "second")]
     # The cross-entropy of averaged logits is at most the average of the cross-entropies.

@@ -18,7 +18,7 @@ from fashion_cnn.cli import main as command_line
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.models import ResNet
 from fashion_cnn.runs.overrides import quote_override
-from fashion_cnn.sweeps.jobs import job_name, jobs_of
+from fashion_cnn.sweeps.jobs import job_name, list_jobs
 from fashion_cnn.train import main
 from fashion_cnn.training import build, session
 
@@ -43,12 +43,12 @@ def test_many_overrides_still_make_one_short_name_for_each_job():
 
 
 def test_jobs_are_all_combinations_and_typed_values_come_before_the_sweeps_own():
-    jobs, shared = jobs_of(["model=tiny", "seed=range(2)", "lr=1,2"], {"seed": "5,6,7", "x": "a,b"})
+    jobs, shared = list_jobs(["model=tiny", "seed=range(2)", "lr=1,2"], {"seed": "5,6,7", "x": "a,b"})
     assert [job.name for job in jobs][:3] == ["seed-0_x-a_lr-1", "seed-0_x-a_lr-2", "seed-0_x-b_lr-1"]
     assert len(jobs) == 8
     assert shared == {"model"}
-    with pytest.raises(ValueError, match="no list"):
-        jobs_of(["lr=interval(0,1)"], {})
+    with pytest.raises(ValueError, match="not a list"):
+        list_jobs(["lr=interval(0,1)"], {})
 
 
 def the_sweep(folder):
@@ -156,8 +156,8 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     status, out, _ = command(main, f"resume={sweep}")
     assert status == 0, "alone it knows its command"
     assert "2 of 2 jobs finished" in out
-    assert "seed-0: was finished already" in out
-    assert "seed-1: was finished already" in out
+    assert "seed-0: already finished" in out
+    assert "seed-1: already finished" in out
     for further in (["seed=2"], ["seed=0"], []):
         status, out, _ = command(main, f"resume={sweep}", *further)
         assert status == 0
@@ -168,17 +168,17 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     assert "trainer.max_epochs: 1 there, 2 here" in err
     status, _, err = command(main, *ARGUMENTS, "seed=0,1", "optimizer.lr=1", f"resume={sweep}")
     assert status == 2
-    assert "optimizer.lr: as it stands there, 1 here" in err
+    assert "optimizer.lr: default there, 1 here" in err
     status, _, err = command(main, "-m", "seed=0,1", f"resume={tmp_path / 'nowhere'}")
     assert status == 2
-    assert "there is no sweep there" in err
+    assert "is no sweep: give the directory of a sweep" in err
 
 
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
         ("model=tiny,smal", "Did you mean small?"),
-        ("optimizer.lr=interval(0,1)", "is no list of values"),
+        ("optimizer.lr=interval(0,1)", "is not a list of values"),
         ("optimizer.lr=0.02,abc", "optimizer.lr=abc is not possible: it takes a number"),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_job_of_a_ready_sweep_can_be_trained_alone_from_what_it_says_was_typed
     assert "trainer.max_epochs=10" not in compose(overrides=["sweep=held_out", "trainer.max_epochs=3"]).overrides
 
 
-def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, monkeypatch):
+def test_a_users_own_sweep_file_expands_to_the_overrides_that_hydra_applies(tmp_path, monkeypatch):
     shutil.copytree(CONFIG_DIR, tmp_path / "conf")
     (tmp_path / "conf" / "sweep" / "own.yaml").write_text(
         "# @package _global_\ntrainer: {inference_mode: false}\ndata: {root: a b}\nmodel: {network: {widths: [8, 9]}}\n"
@@ -292,7 +292,7 @@ def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monke
     status, out, _ = command(main, *arguments, "seed=0,1,2")
     assert status == 130
     assert "1 of 3 jobs finished" in out
-    assert "  stopped: seed-1\n  not begun: seed-2\n" in out
+    assert "  stopped: seed-1\n  not started: seed-2\n" in out
 
 
 class Stopping(Callback):

@@ -20,7 +20,7 @@ from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import search_space
-from fashion_cnn.sweeps.study import counted, open_study, run_trials, write_outcome
+from fashion_cnn.sweeps.study import current_trials, open_study, run_trials, write_results
 from fashion_cnn.train import main as train_main
 from fashion_cnn.training import build, session
 from fashion_cnn.tune import main
@@ -51,9 +51,9 @@ def test_hydras_words_for_sweeps_become_distributions():
         "w": CategoricalDistribution(["[1]", "[2]"]),
         "d": IntDistribution(0, 4, step=2),
     }
-    with pytest.raises(UserError, match="nothing to search"):
+    with pytest.raises(UserError, match="search space is empty"):
         search_space({}, [])
-    with pytest.raises(UserError, match="leaves nothing open"):
+    with pytest.raises(UserError, match="leaves no value open"):
         search_space({"lr": 0.1}, [])
     with pytest.raises(UserError, match="no range to search"):
         search_space({"lr": "tag(log,interval(0.0,1.0))"}, [])
@@ -73,12 +73,12 @@ def test_each_way_to_end_is_accounted_for(tmp_path):
         return trial.params["x"]
 
     study = a_study(tmp_path)
-    told = []
-    run_trials(study, SPACE, 5, tmp_path, train, told.append)
+    reported = []
+    run_trials(study, SPACE, 5, tmp_path, train, reported.append)
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
     assert study.trials[2].user_attrs["error"] == "MemoryError: no room"
-    assert len(told) == 5
+    assert len(reported) == 5
 
 
 def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatch):
@@ -94,16 +94,16 @@ def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatc
     monkeypatch.setattr(study_module, "save_figure", lambda figure, file: drawn.update({file.stem: figure.axes[0]}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        write_outcome(study, tmp_path)
+        write_results(study, tmp_path)
     assert {name: axes.get_xlabel() for name, axes in drawn.items()} == {
         "history": "trial",
         "curves": "epoch",
-        "importance": "share of the differences in validation accuracy",
+        "importance": "importance for the validation accuracy",
     }
     for name in ("history", "curves"):
         assert drawn[name].get_ylabel() == "validation accuracy"
         assert all(tick == round(tick) for tick in drawn[name].get_xticks())
-    assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["a trial", "the best so far"]
+    assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["trial", "best so far"]
 
 
 @pytest.mark.training
@@ -156,8 +156,8 @@ def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):
     assert paths[0] == (tmp_path / "trial-0000", first.params["x"]), "the same settings, where it was"
     assert again.trials[1].intermediate_values == {1: 0.5}
     assert len(again.trials) == 4
-    assert len(counted(again)) == 3
-    assert {trial.state for trial in counted(again)} == {TrialState.COMPLETE}
+    assert len(current_trials(again)) == 3
+    assert {trial.state for trial in current_trials(again)} == {TrialState.COMPLETE}
 
 
 def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path):
@@ -177,7 +177,7 @@ def test_a_study_goes_on_with_its_own_settings_only(tmp_path):
     assert a_study(tmp_path, fixed=["seed=1"])
     with pytest.raises(UserError, match=r"seed: 1 there, 2 here.*tune.study=NAME"):
         a_study(tmp_path, fixed=["seed=2"])
-    with pytest.raises(UserError, match="cannot be kept"):
+    with pytest.raises(UserError, match="cannot be stored"):
         open_study("sqlite:////nowhere/study.db", "test", {}, optuna.pruners.NopPruner(), tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_a_search_through_the_command_line(command, tmp_path):
 
     status, out, _ = command(main, *arguments, *swept, "tune.trials=5")
     assert status == 0
-    assert "4 of 5 trials are there" in out
+    assert "4 of 5 trials exist" in out
     status, _, err = command(main, *arguments, *swept, "tune.trials=5", "optimizer=sgd")
     assert status == 2
     assert "tune.study=NAME" in err
@@ -278,7 +278,7 @@ def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, m
     assert "1 trials: 1 complete" in out
     assert f"data.root={picture_folder}" in out, "the command that trains with its settings"
     status, _, err = command(main, *pictures, *network, *search, "data.val_share=0")
-    assert (status, "data.val_share=0 leaves nothing to choose by" in err) == (2, True)
+    assert (status, "data.val_share=0 leaves no validation set" in err) == (2, True)
 
 
 @pytest.mark.training
@@ -341,5 +341,5 @@ def test_a_search_is_not_resumed_but_typed_again(command, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     status, _, err = command(main, *TINY_DATA, *arguments)
     assert status == 2
-    assert "goes on when the command that began it is typed again" in err
+    assert "run the command of the search again" in err
     assert not list(tmp_path.iterdir())

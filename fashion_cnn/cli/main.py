@@ -62,7 +62,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     stop: KeyboardInterrupt | None = None
     try:
-        arguments = _begin_sweep(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
+        arguments = _sweep_arguments(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
         sys.argv[1:] = [quote_override(argument) for argument in arguments]
         with _hydra_raises(), _shared_config_store(), _included_files_hidden(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
@@ -75,13 +75,13 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     except Exception as error:
         if wants_traceback:
             raise
-        sweep = _begun_sweep(config_name)
-        if sweep is None or not sweep.begun:
+        sweep = _started_sweep(config_name)
+        if sweep is None or not sweep.has_started:
             if sweep:
                 sweep.discard()
             exit_with_error(error, config_name, str(CONFIG_DIR))
         print(f"error: the launcher failed: {type(error).__name__}: {error}", file=sys.stderr)
-    if sweep := _begun_sweep(config_name):
+    if sweep := _started_sweep(config_name):
         from fashion_cnn.cli.multirun import conclude
 
         status = conclude(sweep, stopped=stop is not None)
@@ -99,7 +99,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
 # Only `train` runs sweeps: the other commands import no code for them.
 
 
-def _begin_sweep(arguments: Sequence[str]) -> list[str]:
+def _sweep_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the command line of `train`; where `resume=` names a sweep, the one that continues this sweep."""
     from fashion_cnn.cli.multirun import SweepStart
     from fashion_cnn.sweeps.sweep import resumed_sweep
@@ -108,7 +108,7 @@ def _begin_sweep(arguments: Sequence[str]) -> list[str]:
     return resumed_sweep(arguments)
 
 
-def _begun_sweep(config_name: str) -> "Sweep | None":
+def _started_sweep(config_name: str) -> "Sweep | None":
     """Return the sweep that was started from this command line."""
     if config_name != "train":
         return None
@@ -269,9 +269,9 @@ def _complete_config(config: DictConfig, hydra_config: Any) -> None:
         choices = hydra_config.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
-        from fashion_cnn.sweeps.jobs import spelled_out
+        from fashion_cnn.sweeps.jobs import expand_sweep
 
-        config.overrides = [*map(unquote_override, spelled_out(hydra_config.overrides.task))]
+        config.overrides = [*map(unquote_override, expand_sweep(hydra_config.overrides.task))]
 
 
 @contextmanager
