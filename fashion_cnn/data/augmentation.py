@@ -34,6 +34,7 @@ class RandomFlip:
         self.p = check_probability(self, p)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch `(B, C, H, W)`."""
         is_flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
         return torch.where(is_flipped, images.flip(-1), images)
 
@@ -51,6 +52,7 @@ class RandomCrop:
         self.fill = fill
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch `(B, C, H, W)`."""
         batch, _, height, width = images.shape
         pad = self.padding
         if not pad:
@@ -92,6 +94,7 @@ class RandomErasing:
         self.ratio = ratio
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch `(B, C, H, W)`."""
         batch, _, height, width = images.shape
         area, ratio, centre_y, centre_x, uniform = torch.rand(5, batch, device=images.device)
         area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
@@ -151,6 +154,7 @@ class RandomAffine:
         self.p = check_probability(self, p)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch `(B, C, H, W)`."""
         size, device = (len(images),), images.device
         low, high = (math.log(factor) for factor in self.scale)
         scale = torch.exp(low + (high - low) * torch.rand(size, device=device))
@@ -190,6 +194,7 @@ class RandomColour:
         self.negative, self.shuffle = check_probability(self, negative), check_probability(self, shuffle)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch `(B, C, H, W)`."""
         (batch, channels), device = images.shape[:2], images.device
         each_image, each_channel = (batch, 1, 1, 1), (batch, channels, 1, 1)
 
@@ -223,6 +228,7 @@ class RandomBlur:
         self.sigma = sigma
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Augment a batch `(B, C, H, W)`."""
         images = images.float()
         radius = math.ceil(2 * self.sigma)
         offsets = torch.arange(-radius, radius + 1)

@@ -23,106 +23,68 @@ from fashion_cnn.runs.files import (
 State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
 
 
+class _Inside:
+    """A path below a run directory, as an attribute of `Run`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "Run", owner: type) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run directory. It counts as a run once it holds `config.yaml`."""
+    """A run directory. It counts as a run once it holds `config.yaml`.
+
+    Attributes:
+        path: the directory.
+        config_file: the config of the training.
+        checkpoints: the folder of the checkpoints.
+        best_checkpoint: the weights that were best on validation.
+        last_checkpoint: the state after the last completed epoch, to resume from.
+        metrics_file: the metrics of each epoch.
+        results_file: the final results, written last.
+        error_file: the reason why the run failed or was pruned, absent otherwise.
+        report_file: the report on the training.
+        plots: the folder of the report's plots.
+        model_card_file: purpose, limits and training of the network.
+        predictions_file: the predictions for each image of train probe, validation and test.
+        examples_file: the training dynamics of each training image.
+        ambiguous_file: the validation and test images, those with the least certain predictions first.
+        evaluation: the output folder of `python -m fashion_cnn.evaluate`, with a sub-folder per split.
+        search_evaluation: the output folder of `python -m fashion_cnn.evaluate_search`, with a sub-folder per split.
+        export: the output folder of `python -m fashion_cnn.export`.
+        catalogue: the product catalogue that `python -m fashion_cnn.index` makes by default.
+        concepts: the folder of the concepts from `python -m fashion_cnn.teach`.
+    """
 
     path: Path
 
-    @property
-    def config_file(self) -> Path:
-        """The config of the training."""
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The weights that were best on validation."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The state after the last completed epoch, to resume from."""
-        return self.checkpoints / "last.ckpt"
+    config_file = _Inside("config.yaml")
+    checkpoints = _Inside("checkpoints")
+    best_checkpoint = _Inside("checkpoints/best.ckpt")
+    last_checkpoint = _Inside("checkpoints/last.ckpt")
+    metrics_file = _Inside("metrics.csv")
+    results_file = _Inside("results.json")
+    error_file = _Inside("error.txt")
+    report_file = _Inside("report.md")
+    plots = _Inside("figures")
+    model_card_file = _Inside("model_card.md")
+    predictions_file = _Inside("predictions.npz")
+    examples_file = _Inside("examples.csv")
+    ambiguous_file = _Inside("ambiguous.csv")
+    evaluation = _Inside("evaluation")
+    search_evaluation = _Inside("search_evaluation")
+    export = _Inside("export")
+    catalogue = _Inside("catalogue")
+    concepts = _Inside("concepts")
+    _lock_file = _Inside(".lock")
 
     @property
     def weights(self) -> Path:
         """The checkpoint that every command loads: the best on validation, or the last if there is no best."""
         return self.best_checkpoint if self.best_checkpoint.exists() else self.last_checkpoint
-
-    @property
-    def metrics_file(self) -> Path:
-        """The metrics of each epoch."""
-        return self.path / "metrics.csv"
-
-    @property
-    def results_file(self) -> Path:
-        """The final results, written last."""
-        return self.path / "results.json"
-
-    @property
-    def report_file(self) -> Path:
-        """The report on the training."""
-        return self.path / "report.md"
-
-    @property
-    def model_card_file(self) -> Path:
-        """The model card: purpose, limits and training of the network."""
-        return self.path / "model_card.md"
-
-    @property
-    def export(self) -> Path:
-        """The output folder of `python -m fashion_cnn.export`."""
-        return self.path / "export"
-
-    @property
-    def catalogue(self) -> Path:
-        """The product catalogue that `python -m fashion_cnn.index` makes by default."""
-        return self.path / "catalogue"
-
-    @property
-    def concepts(self) -> Path:
-        """The folder of the concepts from `python -m fashion_cnn.teach`."""
-        return self.path / "concepts"
-
-    @property
-    def plots(self) -> Path:
-        """The folder of the report's plots."""
-        return self.path / "figures"
-
-    @property
-    def predictions_file(self) -> Path:
-        """The predictions for each image of train probe, validation and test."""
-        return self.path / "predictions.npz"
-
-    @property
-    def examples_file(self) -> Path:
-        """The training dynamics of each training image."""
-        return self.path / "examples.csv"
-
-    @property
-    def ambiguous_file(self) -> Path:
-        """The validation and test images, those with the least certain predictions first."""
-        return self.path / "ambiguous.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        """The output folder of `python -m fashion_cnn.evaluate`, with a sub-folder per split."""
-        return self.path / "evaluation"
-
-    @property
-    def search_evaluation(self) -> Path:
-        """The output folder of `python -m fashion_cnn.evaluate_search`, with a sub-folder per split."""
-        return self.path / "search_evaluation"
-
-    @property
-    def error_file(self) -> Path:
-        """The reason why the run failed or was pruned, absent otherwise."""
-        return self.path / "error.txt"
 
     @property
     def state(self) -> State:
@@ -205,10 +167,6 @@ class Run:
             raise UserError(f"{self.path} is being trained by another process.") from None
         with lock:
             yield
-
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
 
     def _is_locked(self) -> bool:
         # filelock uses flock, too, but only exclusively and on files that the process may write: here readers share the
