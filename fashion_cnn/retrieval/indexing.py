@@ -94,7 +94,7 @@ def index_products(
         pending = [row for row in outdated if staged_keys.get(ids[row]) != products.content_keys[row]]
         unreadable: dict[str, str] = {}
         done = len(outdated) - len(pending)
-        with closing(products.pictures.read(pending, network.preparation)) as reader:
+        with closing(products.read_pictures(pending, network.preparation)) as reader:
             while batch := list(islice(reader, _STAGING_BATCH)):
                 unreadable |= {
                     ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)

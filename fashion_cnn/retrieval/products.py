@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import pyarrow as pa
 from PIL import Image
@@ -69,14 +69,8 @@ class Picture:
     thumbnail: bytes
 
 
-class PictureSource(Protocol):
-    """Source of the pictures of products, by row number."""
-
-    def read(
-        self, rows: Iterable[int], preparation: Preparation
-    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
-        """Yield each row with its picture, or with the error that makes it unreadable, in the order of `rows`."""
-        ...
+# Picture of each row, or the error that makes it unreadable, in the order of the rows.
+Pictures = Generator[tuple[int, Picture | UnreadablePictureError]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +80,13 @@ class Products:
     Attributes:
         table: one row per product with `PRODUCT_COLUMNS` (category and price may be null) and the custom columns.
         content_keys: one fingerprint per row, which changes when the picture or a column of the row changes.
-        pictures: source of the pictures.
+        read_pictures: reads the pictures of these rows and prepares them for a network.
         note: sentence about the products that users of the catalogue should know.
     """
 
     table: pa.Table
     content_keys: tuple[str, ...]
-    pictures: PictureSource
+    read_pictures: Callable[[Iterable[int], Preparation], Pictures]
     note: str = ""
 
     @property
@@ -153,25 +147,16 @@ def products_from_data_set(data: ImageDataModule, *, train: bool = True) -> Prod
     return Products(
         table,
         tuple(f"{digest} {title}" for digest, title in zip(digests, titles, strict=True)),
-        _TensorPictures(images, negative=data.cut_out),
+        partial(_pictures_from_tensor, images, data.cut_out),
         note="Its prices are made up.",
     )
 
 
-class _TensorPictures:
-    """Pictures held in memory as one tensor `(N, C, H, W)` uint8."""
-
-    def __init__(self, images: Tensor, *, negative: bool) -> None:
-        self._images = images
-        self._negative = negative
-
-    def read(
-        self, rows: Iterable[int], preparation: Preparation
-    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
-        for row in rows:
-            # Images of the data set need no preparation. Thumbnails show negatives as photographs.
-            image = self._images[row]
-            yield row, Picture(image, encode_png(to_pil_image(255 - image if self._negative else image)))
+def _pictures_from_tensor(images: Tensor, negative: bool, rows: Iterable[int], preparation: Preparation) -> Pictures:
+    """Yield pictures of images `(N, C, H, W)` uint8, which need no preparation; thumbnails show negatives inverted."""
+    for row in rows:
+        image = images[row]
+        yield row, Picture(image, encode_png(to_pil_image(255 - image if negative else image)))
 
 
 def _tones(images: Tensor, *, negative: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """Reports of a search evaluation: JSON files, plots, and tables in the terminal."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,9 @@ def print_outcome(outcome: dict[str, Any]) -> None:
         print(f"\n{_capitalise(name)}: {network['overall']['queries']:,} queries, {network['catalogue']:,} products")
         overall = {vectors: search["overall"] for vectors, search in by_vectors.items()}
         measured = [name for name, path in METRICS.items() if any(stored_metric(row, path) for row in overall.values())]
-        _print_metrics(
-            ("vectors", *(f"{name} (95%)" for name in measured)),
-            ((vectors, *(_mean(row, name) for name in measured)) for vectors, row in overall.items()),
-        )
+        headings = [f"{name} (95%)" for name in measured]
+        rows = ([vectors, *(_mean(row, name) for name in measured)] for vectors, row in overall.items())
+        print_table(["vectors", *headings], rows, right=headings)
         print(f"Precision by chance: {network['chance']:.2%}")
     if accuracy := outcome["accuracy"]:
         below = outcome["below_accuracy"]
@@ -152,8 +151,8 @@ def print_outcome(outcome: dict[str, Any]) -> None:
             f"\nAltered copies (severity {outcome['altered']['severity']}) of {first[NETWORK]['queries']:,} of "
             f"{outcome['catalogue']:,} products as queries for their originals: recall@1, recall@10"
         )
-        rows = ((_readable(name), *map(_recalls, by_vectors.values())) for name, by_vectors in instances.items())
-        _print_metrics(("altered by", *first), rows)
+        rows = ([_readable(name), *map(_recalls, by_vectors.values())] for name, by_vectors in instances.items())
+        print_table(["altered by", *first], rows, right=list(first))
     print(f"Results: {outcome['written_to']}")
 
 
@@ -171,14 +170,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         _print_summary_table(by_vectors)
 
 
-def _print_metrics(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    print_table(headings, rows, right=headings[1:], title=title)
-
-
 def _print_classes(name: str, by_vectors: dict[str, Any]) -> None:
     """Print the metrics of each class for the network and the first baseline."""
     compared = list(by_vectors)[:2]
-    headings = ["class", *(f"{metric}, {vectors}" for vectors in compared for metric in _CLASS_METRICS)]
+    headings = [f"{metric}, {vectors}" for vectors in compared for metric in _CLASS_METRICS]
     rows = [
         [
             label,
@@ -190,13 +185,13 @@ def _print_classes(name: str, by_vectors: dict[str, Any]) -> None:
         ]
         for label in by_vectors[NETWORK]["by_class"]
     ]
-    _print_metrics(headings, rows, title=name)
+    print_table(["class", *headings], rows, right=headings, title=name)
 
 
 def _print_summary_table(by_vectors: dict[str, Any]) -> None:
     names = [name for name, spread in next(iter(by_vectors.values())).items() if spread]
     rows = ((vectors, *(_mean_std(metrics[name]) for name in names)) for vectors, metrics in by_vectors.items())
-    _print_metrics(("vectors", *names), rows)
+    print_table(["vectors", *names], rows, right=names)
 
 
 def _mean(metrics: dict[str, Any], name: str) -> str:

@@ -5,7 +5,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fashion_cnn.retrieval.products import (
     RESERVED_COLUMNS,
     THUMBNAIL_SIDE,
     Picture,
+    Pictures,
     Products,
     encode_thumbnail,
 )
@@ -60,28 +62,20 @@ def products_from_files(
     for row, (_, digest) in zip(rows.to_pylist(), read_ahead(files, _digest), strict=True):
         keys.append(_content_key(row, digest))
         progress(len(keys), len(files))
-    return Products(rows, tuple(keys), _FilePictures(files))
+    return Products(rows, tuple(keys), partial(_pictures_from_files, files))
 
 
-class _FilePictures:
-    """Pictures in files, one per row."""
+def _pictures_from_files(files: Sequence[Path], rows: Iterable[int], preparation: Preparation) -> Pictures:
+    min_pixels = max(preparation.min_pixels, THUMBNAIL_SIDE**2)
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = files
+    def read(row: int) -> Picture | UnreadablePictureError:
+        try:
+            picture = decode(files[row], min_pixels=min_pixels)
+            return Picture(preparation(picture), encode_thumbnail(picture))
+        except UnreadablePictureError as error:
+            return UnreadablePictureError(f"{files[row]} {error}")
 
-    def read(
-        self, rows: Iterable[int], preparation: Preparation
-    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
-        enough = max(preparation.min_pixels, THUMBNAIL_SIDE**2)
-
-        def read_row(row: int) -> Picture | UnreadablePictureError:
-            try:
-                picture = decode(self._files[row], min_pixels=enough)
-                return Picture(preparation(picture), encode_thumbnail(picture))
-            except UnreadablePictureError as error:
-                return UnreadablePictureError(f"{self._files[row]} {error}")
-
-        return read_ahead(rows, read_row)
+    return read_ahead(rows, read)
 
 
 def _digest(file: Path) -> str:
