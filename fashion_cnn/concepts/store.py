@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -115,9 +116,7 @@ class Concepts:
             recognised=int(arrays["recognised"]) if "recognised" in arrays else None,
         )
 
-    def _load_arrays(
-        self, path: Path, *, required: Sequence[str]
-    ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    def _load_arrays(self, path: Path, *, required: Sequence[str]) -> dict[str, Any]:
         try:
             with np.load(path) as stored:
                 arrays = dict(stored)

@@ -131,9 +131,9 @@ def _embed(
     products: Products, network: TrainedNetwork, pictures: Sequence[tuple[int, Picture]], class_weight: float
 ) -> pa.Table:
     """Build the catalogue rows of products from their row numbers and pictures."""
-    seen = network.outputs(torch.stack([picture.prepared for _, picture in pictures]))
-    probabilities, labels = seen.logits.softmax(dim=1).max(dim=1)
-    vectors = search_vectors(seen, class_weight)
+    output = network.outputs(torch.stack([picture.prepared for _, picture in pictures]))
+    probabilities, labels = output.logits.softmax(dim=1).max(dim=1)
+    vectors = search_vectors(output, class_weight)
     table = products.table.take([row for row, _ in pictures])
     columns = {
         "key": pa.array([products.content_keys[row] for row, _ in pictures]),

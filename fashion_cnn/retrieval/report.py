@@ -132,9 +132,11 @@ def print_outcome(outcome: dict[str, Any]) -> None:
         network = by_vectors[NETWORK]
         print(f"\n{_capitalise(name)}: {network['overall']['queries']:,} queries, {network['catalogue']:,} products")
         overall = {vectors: search["overall"] for vectors, search in by_vectors.items()}
-        measured = [name for name, path in METRICS.items() if any(stored_metric(row, path) for row in overall.values())]
-        headings = [f"{name} (95%)" for name in measured]
-        rows = ([vectors, *(_mean(row, name) for name in measured)] for vectors, row in overall.items())
+        available = [
+            name for name, path in METRICS.items() if any(stored_metric(row, path) for row in overall.values())
+        ]
+        headings = [f"{name} (95%)" for name in available]
+        rows = ([vectors, *(_mean(row, name) for name in available)] for vectors, row in overall.items())
         print_table(["vectors", *headings], rows, right=headings)
         print(f"Precision by chance: {network['chance']:.2%}")
     if accuracy := outcome["accuracy"]:

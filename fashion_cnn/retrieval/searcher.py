@@ -133,17 +133,17 @@ class Searcher:
         pictures = (*query.pictures, *query.unlike_pictures)
         return self.network.outputs(torch.stack(pictures)) if pictures else None
 
-    def rank(self, query: Query, seen: NetworkOutput | None) -> Ranking:
+    def rank(self, query: Query, output: NetworkOutput | None) -> Ranking:
         """Rank the products.
 
         Args:
             query: the query.
-            seen: result of `embed`.
+            output: result of `embed`.
 
         Raises:
             UserError: for an id that the catalogue does not hold.
         """
-        query_vector = self._query_vector(query, seen)
+        query_vector = self._query_vector(query, output)
         allowed = self.snapshot.filter_mask(query.conditions)
         if exclude := [self.snapshot.row_by_id[product_id] for product_id in (*query.like, *query.unlike)]:
             allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
@@ -185,10 +185,10 @@ class Searcher:
             )
         return tuple(hits)
 
-    def _query_vector(self, query: Query, seen: NetworkOutput | None) -> Tensor | None:
+    def _query_vector(self, query: Query, output: NetworkOutput | None) -> Tensor | None:
         """Return the mean of the positive minus the weighted mean of the negative examples (Rocchio 1971)."""
         dimensions, class_weight = self.snapshot.metadata.dimensions, self.snapshot.metadata.class_weight
-        pictures = torch.empty(0, dimensions) if seen is None else search_vectors(seen, class_weight)
+        pictures = torch.empty(0, dimensions) if output is None else search_vectors(output, class_weight)
         concepts = [embedding_to_search_vector(concept, dimensions) for concept in query.concepts]
         positive = self._examples(pictures[: len(query.pictures)], query.like, concepts)
         negative = self._examples(pictures[len(query.pictures) :], query.unlike)

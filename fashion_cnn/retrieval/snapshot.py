@@ -37,9 +37,6 @@ class _RowIds:
         self.ids = ids
         self._order = np.argsort(ids)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def rows(self, ids: pa.ChunkedArray) -> np.ndarray[Any, Any]:
         """Return the row of each row id."""
         return self._order[np.searchsorted(self.ids, ids.to_numpy(), sorter=self._order)]
@@ -84,7 +81,7 @@ class Snapshot:
         self.attributes: pa.Table = table.drop_columns(["_rowid"])
 
     def __len__(self) -> int:
-        return len(self._row_ids)
+        return len(self._row_ids.ids)
 
     @cached_property
     def row_by_id(self) -> dict[str, int]:
@@ -179,13 +176,13 @@ class Snapshot:
 
 def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
     if not index_names(table, "title"):
-        if len(row_ids):
+        if len(row_ids.ids):
             raise UserError(
                 f"The titles of {uri} cannot be searched yet: its first indexing is not finished. If it was "
                 "interrupted, run it again."
             )
         return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0))
-    query = table.search(text, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids))
+    query = table.search(text, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
     hits = query.to_arrow()
     rows = row_ids.rows(hits["_rowid"])
     # The scores of equal titles differ in their last digits.

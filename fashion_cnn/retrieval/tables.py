@@ -215,12 +215,12 @@ def _diagnose_csv(path: Path) -> str | None:
 
 def _drop_unnamed(table: pa.Table) -> pa.Table:
     """Drop unnamed columns that are empty or hold the row numbers of pandas."""
-    kept = [
+    selected = [
         place
         for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
         if name.strip() or not _is_row_index(column)
     ]
-    return table.select(kept)
+    return table.select(selected)
 
 
 def _is_row_index(column: pa.ChunkedArray) -> bool:

@@ -9,7 +9,7 @@ from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
 
-def search_vectors(seen: NetworkOutput, class_weight: float) -> Tensor:
+def search_vectors(output: NetworkOutput, class_weight: float) -> Tensor:
     """Return the unit vectors `(N, D)` of products.
 
     Up to a constant factor per query, their cosine with a query vector (`to_query`) is `1 - class_weight` times the
@@ -17,15 +17,15 @@ def search_vectors(seen: NetworkOutput, class_weight: float) -> Tensor:
     component, the uncertainty of the network, fills the length up to 1; query vectors have 0 there.
 
     Args:
-        seen: logits `(N, num_classes)` and unit embeddings `(N, E)`.
+        output: logits `(N, num_classes)` and unit embeddings `(N, E)`.
         class_weight: weight of the classes in [0, 1]; 0 returns the embeddings.
     """
     if not class_weight:
-        return seen.embeddings
-    probabilities = seen.logits.softmax(dim=1)
+        return output.embeddings
+    probabilities = output.logits.softmax(dim=1)
     uncertainty = (1 - probabilities.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
     classes = torch.cat([probabilities, uncertainty], dim=1)
-    return torch.cat([(1 - class_weight) ** 0.5 * seen.embeddings, class_weight**0.5 * classes], dim=1)
+    return torch.cat([(1 - class_weight) ** 0.5 * output.embeddings, class_weight**0.5 * classes], dim=1)
 
 
 def to_query(vectors: Tensor, class_weight: float) -> Tensor:
