@@ -1,4 +1,4 @@
-"""Show why a network says what it says of a picture: `python -m fashion_cnn.explain run=latest images=shirt.jpg`."""
+"""Explain the predictions for pictures: `python -m fashion_cnn.explain run=latest images=shirt.jpg`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def explain(config: DictConfig) -> None:
-    """Draw a page for each of `config.images`, and print where each was written.
+    """Write a page for each of `config.images`, and print its path.
 
-    Raises UserError for a mistake in the options, and at the end where a file could not be read.
+    Raises:
+        UserError: for invalid options, and at the end if a file could not be read.
     """
     require("explain", "captum")
     from fashion_cnn.inference.explain import Explainer
@@ -45,8 +46,8 @@ def explain(config: DictConfig) -> None:
             reject=config.reject,
             invert=config.invert,
         )
-        if explainer.remark:
-            print(explainer.remark, file=sys.stderr)
+        if explainer.warning:
+            print(explainer.warning, file=sys.stderr)
         with progress_bar("pictures") as progress:
             for number, path in enumerate(found.paths, start=1):
                 try:
@@ -60,6 +61,7 @@ def explain(config: DictConfig) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     run_command("explain", explain)
 
 

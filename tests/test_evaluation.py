@@ -259,7 +259,7 @@ def test_without_validation_images_there_is_no_temperature(command, trained):
         ("run=nowhere", "nowhere does not exist"),
         ("run=[]", "names no run"),
         ("run=null", "run=null names no run"),
-        ("baseline=x", "is for robustness=true"),
+        ("baseline=x", "needs robustness=true"),
         ("sp=1", "unknown option 'sp'"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_network_that_halves_the_resolution_is_asked_where_it_still_sees():
     ids=lambda network: type(network).__name__,
 )
 def test_a_network_without_features_at_places_is_told(network):
-    with pytest.raises(UserError, match="Where this network looks cannot be shown"):
+    with pytest.raises(UserError, match="Grad-CAM needs activations"):
         grad_cam(network.eval(), torch.rand(1, 3, 32, 32), torch.tensor([0]))
 
 
@@ -151,7 +151,7 @@ def test_each_picture_gets_its_page_and_one_that_is_none_is_told(command, run, t
         assert command(main, f"run={run}", f"images={pictures}/light.png", "reject=0.0")[0] == 0
     assert titles[0].startswith("light.png: none of these (most like "), "as predict says"
     status, _, err = command(main, f"run={run}", f"images={pictures}", "about=Hat")
-    assert (status, err) == (1, "error: about=Hat is no class: choose one of top, middle, low, bottom.\n")
+    assert (status, err) == (1, "error: about=Hat is not a class: choose one of top, middle, low, bottom.\n")
     status, _, err = command(main, f"run={run}", "images=")
     assert (status, err.count("\n")) == (2, 1)
     assert "images= is empty: give images=PATH" in err
