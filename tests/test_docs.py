@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_architecture import LAYERS
 
 from fashion_cnn import __main__ as list_commands
 from fashion_cnn import train
@@ -147,6 +148,22 @@ def test_the_list_of_commands_is_that_of_the_guide(command):
     listed = set(re.findall(r"python -m (fashion_cnn\.\w+)", out))
     rows = re.findall(r"^\| `python -m (fashion_cnn\.\w+)` \|", DOCUMENTS["getting-started.md"].read_text(), re.MULTILINE)
     assert set(rows) == listed
+
+
+def test_the_table_of_layers_is_that_of_the_architecture_test():
+    documented = [set() for _ in LAYERS]
+    for row in code_rows(DOCUMENTS["architecture.md"]):
+        for span in row[1:]:
+            name = span.removeprefix("fashion_cnn/").removesuffix(".py").strip("/").replace("/", ".")
+            if int(row[0]) <= len(LAYERS):
+                documented[int(row[0]) - 1].add(name)
+    assert documented == [set(layer) for layer in LAYERS]
+
+
+def code_rows(path):
+    """The rows of a document's tables that begin with a number: the number and the code of the second cell."""
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", path.read_text(), re.MULTILINE)
+    return [(number, *SPAN.findall(cell)) for number, cell in rows]
 
 
 def option_text(value):
