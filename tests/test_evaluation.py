@@ -62,7 +62,7 @@ def test_the_second_likeliest_class_counts_too():
 def test_accuracy_on_the_surest_images_comes_first():
     expected = [1, 1, 1, 1, 4 / 5, 4 / 6]
     assert selective_accuracy(PREDICTIONS).tolist() == pytest.approx(expected)
-    figures = classification_metrics(PREDICTIONS, ["a", "b", "c"])
+    figures = classification_metrics(PREDICTIONS, ["a", "b", "c"]).to_dict()
     assert figures["selective_accuracy"]["0.5"] == 1
     assert figures["macro_f1"] == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
     assert sum(map(sum, figures["confusion"])) == 6

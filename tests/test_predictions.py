@@ -20,7 +20,7 @@ def make_predictions(probabilities, targets):
 
 def test_collector_orders_images_by_their_index():
     collector = PredictionCollector()
-    trainer = SimpleNamespace(val_dataloaders={"train": None, "val": None}, world_size=1)
+    trainer = SimpleNamespace(val_dataloaders={"train": None, "val": None}, testing=False, world_size=1)
     for indices in ([7, 2], [4]):
         logits = torch.tensor(indices, dtype=torch.bfloat16)[:, None].repeat(1, 3)
         batch = Batch(None, torch.tensor(indices) % 3, torch.tensor(indices))

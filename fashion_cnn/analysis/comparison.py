@@ -1,7 +1,5 @@
 """Comparison of runs: groups that differ in their settings, with mean and standard deviation over the seeds."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from fashion_cnn.analysis.settings import (
 )
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import MeanStd
-from fashion_cnn.runs import Run, list_runs
+from fashion_cnn.runs import Run, format_csv, list_runs
 
 # By heading: the metric in results.json, its scale and its number of digits.
 COLUMNS = {
@@ -206,15 +204,15 @@ def _row(group: Group) -> list[str]:
 
 def comparison_csv(comparison: Comparison) -> str:
     """Format one row per group: factors, number of seeds, mean and standard deviation of each metric, unrounded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [name for name, _, _ in COLUMNS.values()]
-    writer.writerow([*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))])
+    rows: list[list[Any]] = [
+        [*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))]
+    ]
     for group in comparison.groups:
         metrics = [group.metric(name) for name in names]
         parts = [part for metric in metrics for part in ((metric.mean, metric.std) if metric else (None, None))]
-        writer.writerow([*group.factors.values(), len(group.results), *parts])
-    return text.getvalue()
+        rows.append([*group.factors.values(), len(group.results), *parts])
+    return format_csv(rows)
 
 
 def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: Sequence[str]) -> str:

@@ -10,8 +10,6 @@ The dynamics are recorded in the training steps, without further forward passes.
   mean margin.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from fashion_cnn.data import Batch
 from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.runs import format_csv
 
 # Smallest weight of an image in a mixed one (mixup, CutMix) that counts as a presentation of the image.
 _MIN_MIX_LAMBDA = 0.9
@@ -185,17 +184,15 @@ def likely_label_errors(dynamics: Dynamics) -> Tensor:
 
 def examples_csv(dynamics: Dynamics, class_names: Sequence[str]) -> str:
     """Format the dynamics as CSV, one row per image, most likely label error first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [field.name for field in fields(Dynamics)]
-    writer.writerow([*names, "label", "region", "label_error_rank"])
+    table: list[list[Any]] = [[*names, "label", "region", "label_error_rank"]]
     region, targets = regions(dynamics).tolist(), dynamics.targets.tolist()
     columns = [getattr(dynamics, name).tolist() for name in names]
     for rank, row in enumerate(likely_label_errors(dynamics).tolist(), start=1):
         values = [column[row] for column in columns]
         rounded = [round(value, 5) if isinstance(value, float) else value for value in values]
-        writer.writerow([*rounded, class_names[targets[row]], REGIONS[region[row]], rank])
-    return text.getvalue()
+        table.append([*rounded, class_names[targets[row]], REGIONS[region[row]], rank])
+    return format_csv(table)
 
 
 def most_confident_errors(predictions: Predictions, count: int) -> Tensor:
@@ -224,12 +221,9 @@ def ambiguous_images_csv(splits: Mapping[str, Predictions], class_names: Sequenc
             predictions.losses,
         )
         rows += [(split, *row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["split", "index", "entropy", "label", "first", "second", "first_probability", "second_probability", "loss"]
-    )
+    heading = "split index entropy label first second first_probability second_probability loss"
+    table: list[list[Any]] = [heading.split()]
     for split, entropy, index, target, first, second, *metrics in sorted(rows, key=lambda row: -row[1]):
         names = (class_names[label] for label in (target, first, second))
-        writer.writerow([split, index, round(entropy, 5), *names, *(round(metric, 5) for metric in metrics)])
-    return text.getvalue()
+        table.append([split, index, round(entropy, 5), *names, *(round(metric, 5) for metric in metrics)])
+    return format_csv(table)

@@ -41,36 +41,18 @@ class PredictionCollector(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the logits of a validation batch."""
-        self._add(split_names(trainer.val_dataloaders)[dataloader_idx], outputs, batch)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect the logits of a test batch."""
-        self._add(split_names(trainer.test_dataloaders)[dataloader_idx], outputs, batch)
-
-    def _add(self, split: str, outputs: Any, batch: Batch) -> None:
+        """Collect the logits of a batch."""
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        split = split_names(loaders)[dataloader_idx]
         self._batches.setdefault(split, []).append((outputs["logits"], batch.targets, batch.indices))
         if "flip_logits" in outputs:
             averaged = (outputs["flip_logits"], batch.targets, batch.indices)
             self._batches.setdefault(f"{split}_flip", []).append(averaged)
 
+    on_test_batch_end = on_validation_batch_end
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the batches of all processes."""
-        self._gather(trainer)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the batches of all processes."""
-        self._gather(trainer)
-
-    def _gather(self, trainer: Trainer) -> None:
         for split, batches in self._batches.items():
             columns = [torch.cat(column) for column in zip(*batches, strict=True)]
             if trainer.world_size > 1:
@@ -80,6 +62,8 @@ class PredictionCollector(Callback):
             order = indices.argsort()
             self.predictions[split] = Predictions(logits[order].float(), targets[order], indices[order])
         self._batches.clear()
+
+    on_test_epoch_end = on_validation_epoch_end
 
 
 class GapMonitor(PredictionCollector):

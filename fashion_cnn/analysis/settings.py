@@ -1,7 +1,6 @@
 """Settings of a run that affect its results, as a flat mapping of dotted names."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,9 +22,7 @@ Setting = str | int | float | bool
 
 def run_settings(config: DictConfig) -> dict[str, Setting]:
     """Settings that affect training: `{"optimizer.lr": 0.008, "optimizer": "AdamW", …}`, a class by its group."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    settings = dict(_flatten(container, "", is_setting))
+    settings = dict(_flatten(config, is_setting))
     # The seed of the data defaults to that of the run.
     if settings.get("data.seed") == settings.get("seed"):
         settings.pop("data.seed", None)
@@ -37,10 +34,7 @@ def checkpoint_settings(config: DictConfig) -> dict[str, Setting]:
 
     They affect the reported metrics, but not training.
     """
-    best = OmegaConf.select(config, _BEST)
-    container = OmegaConf.to_container(best, resolve=True) if best is not None else {}
-    assert isinstance(container, dict)
-    return dict(_flatten(container, f"{_BEST}.", is_checkpoint_setting))
+    return dict(_flatten(config, is_checkpoint_setting))
 
 
 def is_setting(name: str) -> bool:
@@ -53,8 +47,10 @@ def is_checkpoint_setting(name: str) -> bool:
     return name.startswith(f"{_BEST}.") and name not in _FILE_OPTIONS
 
 
-def _flatten(values: Mapping[Any, Any], prefix: str, predicate: Callable[[str], bool]) -> Iterator[tuple[str, Setting]]:
-    for name, value in dotted_items(values, prefix):
+def _flatten(config: DictConfig, predicate: Callable[[str], bool]) -> Iterator[tuple[str, Setting]]:
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    for name, value in dotted_items(container):
         group, _, key = name.rpartition(".")
         if not predicate(name) or key == "_partial_" or isinstance(value, Mapping):
             continue

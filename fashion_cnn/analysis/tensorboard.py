@@ -123,30 +123,28 @@ def write_projector(
         images: `(N, C, H, W)` uint8 with one or three channels, shown as thumbnails if they fit TensorBoard's limit.
         columns: metadata of the images by heading.
     """
+    # A lazy import like that of the writer.
+    from tensorboard.plugins import projector
+
     folder = directory / _PROJECTOR_FOLDER
     folder.mkdir(exist_ok=True)
     np.savetxt(folder / "tensors.tsv", embeddings.numpy(), fmt="%.5g", delimiter="\t")
     rows = zip(*columns.values(), strict=True)
     lines = ["\t".join(columns), *("\t".join(map(str, row)) for row in rows)]
     (folder / "metadata.tsv").write_text("\n".join(lines) + "\n")
-    config = [
-        "embeddings {",
-        '  tensor_name: "validation images"',
-        f'  tensor_path: "{_PROJECTOR_FOLDER}/tensors.tsv"',
-        f'  metadata_path: "{_PROJECTOR_FOLDER}/metadata.tsv"',
-    ]
+    config = projector.ProjectorConfig()
+    embedding = config.embeddings.add(
+        tensor_name="validation images",
+        tensor_path=f"{_PROJECTOR_FOLDER}/tensors.tsv",
+        metadata_path=f"{_PROJECTOR_FOLDER}/metadata.tsv",
+    )
     height, width = images.shape[-2:]
     side = int(np.ceil(np.sqrt(len(images))))
     if side * max(height, width) <= _MAX_SPRITE:
         _sprite(images, side).save(folder / "sprite.png")
-        config += [
-            "  sprite {",
-            f'    image_path: "{_PROJECTOR_FOLDER}/sprite.png"',
-            f"    single_image_dim: {width}",
-            f"    single_image_dim: {height}",
-            "  }",
-        ]
-    (directory / "projector_config.pbtxt").write_text("\n".join([*config, "}"]) + "\n")
+        embedding.sprite.image_path = f"{_PROJECTOR_FOLDER}/sprite.png"
+        embedding.sprite.single_image_dim.extend([width, height])
+    projector.visualize_embeddings(str(directory), config)
 
 
 def _sprite(images: Tensor, side: int) -> Image.Image:

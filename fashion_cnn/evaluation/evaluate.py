@@ -17,12 +17,7 @@ from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate, reliability_diagram
-from fashion_cnn.metrics.classification import (
-    classification_metrics,
-    confusion_matrix,
-    metrics_by_class,
-    selective_accuracy,
-)
+from fashion_cnn.metrics.classification import ClassificationMetrics, classification_metrics
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.ensemble import LogitAverage
@@ -58,6 +53,11 @@ class Evaluation:
     def images(self) -> Tensor:
         """The split's images `(N, C, H, W)` uint8, in the order of the predictions."""
         return _split_of(self.network.data, self.split).images_at(self.predictions.indices)
+
+    @cached_property
+    def classification(self) -> ClassificationMetrics:
+        """Classification metrics of the predictions."""
+        return classification_metrics(self.predictions, self.network.data.class_names)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -157,7 +157,7 @@ def evaluation_record(runs: Sequence[Run], evaluation: Evaluation) -> dict[str, 
     return {
         "runs": [str(display_path(run.path)) for run in runs],
         "split": split,
-        **classification_metrics(evaluation.predictions, network.data.class_names),
+        **evaluation.classification.to_dict(),
         # Exactly the values that the training wrote.
         "accuracy": metrics[f"{split}/accuracy"],
         "loss": metrics[f"{split}/loss"],
@@ -210,7 +210,7 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
 
 
 def _plots(record: dict[str, Any], evaluation: Evaluation) -> dict[str, Figure]:
-    predictions, names, split = evaluation.predictions, evaluation.network.data.class_names, evaluation.split
+    metrics, names, split = evaluation.classification, evaluation.network.data.class_names, evaluation.split
     side = figure_inches(len(names), margin=2.4)
     sizes = {
         "confusion": (side, side),
@@ -219,13 +219,13 @@ def _plots(record: dict[str, Any], evaluation: Evaluation) -> dict[str, Figure]:
         "reliability": (10, 4.6),
     }
     figures = {name: Figure(figsize=size, layout="constrained") for name, size in sizes.items()}
-    plot_confusion(confusion_matrix(predictions), names, figures["confusion"].subplots(), title=split)
-    plot_by_class(metrics_by_class(predictions, names), figures["classes"].subplots(), title=split)
-    plot_selective(selective_accuracy(predictions), figures["selective"].subplots(), title=split)
+    plot_confusion(metrics.confusion, names, figures["confusion"].subplots(), title=split)
+    plot_by_class(metrics.classes, figures["classes"].subplots(), title=split)
+    plot_selective(metrics.selective_accuracy, figures["selective"].subplots(), title=split)
     before, after = figures["reliability"].subplots(1, 2)
-    plot_reliability(reliability_diagram(predictions), before, title=f"{split}, as it is", color="C0")
+    plot_reliability(metrics.reliability, before, title=f"{split}, as it is", color="C0")
     if calibrated := record["calibrated"]:
-        scaled = _scaled(predictions, calibrated["temperature"])
+        scaled = _scaled(evaluation.predictions, calibrated["temperature"])
         title = f"{split}, temperature {calibrated['temperature']:.2f}"
         plot_reliability(reliability_diagram(scaled), after, title=title, color="C2")
     else:

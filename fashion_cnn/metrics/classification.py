@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashion_cnn.metrics.calibration import reliability_diagram
+from fashion_cnn.metrics.calibration import ReliabilityDiagram, reliability_diagram
 from fashion_cnn.metrics.intervals import Interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
@@ -76,23 +76,56 @@ def selective_accuracy(predictions: Predictions) -> Tensor:
     return predictions.correct[by_confidence].double().cumsum(0) / torch.arange(1, len(predictions) + 1)
 
 
-def classification_metrics(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
-    """Compute all metrics of a split by their names in `evaluation.json`."""
-    accuracy = wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions))
-    classes = metrics_by_class(predictions, class_names)
-    selective = selective_accuracy(predictions)
-    return {
-        "images": len(predictions),
-        "accuracy": accuracy.estimate,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "loss": predictions.losses.double().mean().item(),
-        "top2_accuracy": top_k_accuracy(predictions, 2),
-        "macro_f1": sum(row.f1 for row in classes) / len(classes),
-        "calibration_error": reliability_diagram(predictions).expected_calibration_error,
-        "selective_accuracy": {
-            str(coverage): selective[round(coverage * len(predictions)) - 1].item() for coverage in COVERAGES
-        },
-        "classes": [to_json_dict(row) for row in classes],
-        "confusion": confusion_matrix(predictions).tolist(),
-    }
+@dataclass(frozen=True)
+class ClassificationMetrics:
+    """Classification metrics of a split.
+
+    Attributes:
+        accuracy: the accuracy with its interval.
+        loss: the mean cross-entropy in nats.
+        top2_accuracy: the top-2 accuracy.
+        selective_accuracy: `(N,)`, the accuracy on the 1, 2, … N images of highest confidence.
+        reliability: accuracy and confidence by confidence bin.
+        classes: the metrics of each class.
+        confusion: `(C, C)`, the confusion matrix.
+    """
+
+    accuracy: Interval
+    loss: float
+    top2_accuracy: float
+    selective_accuracy: Tensor
+    reliability: ReliabilityDiagram
+    classes: list[ClassMetrics]
+    confusion: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values, as stored in `evaluation.json`."""
+        images = len(self.selective_accuracy)
+        return {
+            "images": images,
+            "accuracy": self.accuracy.estimate,
+            "accuracy_low": self.accuracy.low,
+            "accuracy_high": self.accuracy.high,
+            "loss": self.loss,
+            "top2_accuracy": self.top2_accuracy,
+            "macro_f1": sum(row.f1 for row in self.classes) / len(self.classes),
+            "calibration_error": self.reliability.expected_calibration_error,
+            "selective_accuracy": {
+                str(coverage): self.selective_accuracy[round(coverage * images) - 1].item() for coverage in COVERAGES
+            },
+            "classes": [to_json_dict(row) for row in self.classes],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def classification_metrics(predictions: Predictions, class_names: Sequence[str]) -> ClassificationMetrics:
+    """Compute the classification metrics of a split."""
+    return ClassificationMetrics(
+        accuracy=wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions)),
+        loss=predictions.losses.double().mean().item(),
+        top2_accuracy=top_k_accuracy(predictions, 2),
+        selective_accuracy=selective_accuracy(predictions),
+        reliability=reliability_diagram(predictions),
+        classes=metrics_by_class(predictions, class_names),
+        confusion=confusion_matrix(predictions),
+    )

@@ -1,6 +1,6 @@
 """Run directories: their files, states and listing. `python -m fashion_cnn.runs` prints a table of them."""
 
-from fashion_cnn.runs.files import display_path, remove_stale_files, write_atomically
+from fashion_cnn.runs.files import display_path, format_csv, remove_stale_files, write_atomically
 from fashion_cnn.runs.finding import (
     STUDY_FILE,
     find_finished_run,
@@ -22,6 +22,7 @@ __all__ = [
     "find_finished_runs",
     "find_run",
     "find_unfinished_run",
+    "format_csv",
     "list_runs",
     "new_run",
     "newest_weights",

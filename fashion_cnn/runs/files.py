@@ -1,11 +1,13 @@
 """Read and write the files of a run: its config and results, as this and older versions store them."""
 
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -183,6 +185,13 @@ def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             Path(file.name).replace(path)
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def format_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Format rows as CSV text with Unix line endings."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

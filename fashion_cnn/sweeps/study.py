@@ -1,8 +1,6 @@
 """The Optuna study of a search: persistent trials, each of them an ordinary run, with a table and plots."""
 
-import csv
 import gc
-import io
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import Run, write_atomically
+from fashion_cnn.runs import Run, format_csv, write_atomically
 
 # Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial.
 RUN, CONTINUES, ERROR = "run", "goes on with", "error"
@@ -252,13 +250,11 @@ def as_csv(study: optuna.Study) -> str:
     """Format the trials as CSV: number, state, validation accuracy, epochs, settings, error and run of each."""
     trials = current_trials(study)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "val/accuracy", "epochs", *keys, "goes on with", "error", "run"])
+    rows: list[list[Any]] = [["trial", "state", "val/accuracy", "epochs", *keys, "goes on with", "error", "run"]]
     for trial in trials:
         last = trial.intermediate_values.get(trial.last_step or 0)
         attributes = trial.user_attrs
-        writer.writerow(
+        rows.append(
             [
                 trial.number,
                 trial.state.name.lower(),
@@ -270,4 +266,4 @@ def as_csv(study: optuna.Study) -> str:
                 attributes.get("run"),
             ]
         )
-    return text.getvalue()
+    return format_csv(rows)
