@@ -110,8 +110,8 @@ def _print_result(result: IndexingResult, catalogue: Catalogue, products: Produc
         print(f"No product has a {column} any more: check the heading of its column.")
     if vector_index := result.vector_index:
         print(
-            f"Search is approximate, with a recall@12 of {vector_index.recall:.1%} "
-            f"({vector_index.sample} products, {vector_index.probes} lists probed)."
+            f"Search is approximate: it finds {vector_index.recall:.1%} of the exact nearest 12 "
+            f"(measured on {vector_index.sample} products, {vector_index.probes} lists probed)."
         )
     if result.missing:
         print(
