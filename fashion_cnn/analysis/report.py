@@ -30,7 +30,7 @@ _CAPTIONS = {
     "confusion": "Confusion matrices, with the best weights.",
     "mistakes": "Misclassified validation images of highest confidence. Some of their labels are debatable.",
     "reliability": "Reliability diagram. On the dotted line, accuracy equals confidence.",
-    "cartography": "Data map of the training images. Mean and deviation of the label's probability over the epochs.",
+    "cartography": "Data map of the training images. The regions follow Swayamdipta et al., 2020 (arXiv 2009.10795).",
     "label_errors": "Likely label errors in the training set. `examples.csv` ranks all training images.",
 }
 _CARD_ROWS = {"train": "train probe", "val": "validation", "test": "test", "test_flip": "test, flip-averaged"}
@@ -119,7 +119,7 @@ def describe_curves(history: History, results: dict[str, Any]) -> str:
     lowest = int(val.argmin())
     if lowest == len(val) - 1:
         text = f"Validation loss was lowest, {val[lowest]:.4f}, after the last epoch ({epochs[-1]})"
-        return text + ("." if len(val) == 1 else ": more training did not raise it so far.")
+        return text + ("." if len(val) == 1 else ": it had not started to rise.")
     text = (
         f"Validation loss was lowest, {val[lowest]:.4f}, after epoch {epochs[lowest]} of {epochs[-1]}, and ended at "
         f"{val[-1]:.4f}, while training loss went from {train[lowest]:.4f} to {train[-1]:.4f}."

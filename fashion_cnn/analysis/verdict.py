@@ -147,7 +147,7 @@ def advise(verdict: Verdict, config: DictConfig, epochs: int) -> list[Advice]:
     overfits = verdict.kind in ("overfitting", "memorising")
     advice = _reduce_overfitting(verdict, config) if overfits else _improve_fit(verdict, config)
     if not overfits and verdict.lowest_at_end and epochs == OmegaConf.select(config, "trainer.max_epochs"):
-        reason = "train longer: validation loss was lowest after the last epoch"
+        reason = "train longer, since validation loss was lowest after the last epoch"
         advice.insert(0, Advice(reason, (f"trainer.max_epochs={2 * epochs}",)))
     return advice[:3]
 
