@@ -380,8 +380,9 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
 def _find_run_with_catalogue(runs_dir: Path) -> Run:
     """Find the newest finished run with a catalogue, else the newest finished run."""
     # An interrupted indexing leaves a folder without the products table.
-    runs = [run for run in list_runs(runs_dir, "finished") if (run.catalogue / f"{_TABLE}.lance").is_dir()]
-    if not runs:
+    indexed = [run for run in list_runs(runs_dir) if (run.catalogue / f"{_TABLE}.lance").is_dir()]
+    newest = next((run for run in reversed(indexed) if run.state == "finished"), None)
+    if newest is None:
         return find_finished_run("latest", runs_dir)
-    print(f"The newest run with a catalogue: {display_path(runs[-1].path)}", file=sys.stderr)
-    return runs[-1]
+    print(f"The newest run with a catalogue: {display_path(newest.path)}", file=sys.stderr)
+    return newest
