@@ -34,7 +34,7 @@ def explain(config: DictConfig) -> None:
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
     run = find_run(config.run, Path(config.runs_dir))
-    found = find_pictures(config.images)
+    files = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
     unreadable = 0
     with silence_pillow():
@@ -49,15 +49,15 @@ def explain(config: DictConfig) -> None:
         if explainer.warning:
             print(explainer.warning, file=sys.stderr)
         with progress_bar("pictures") as progress:
-            for number, path in enumerate(found.paths, start=1):
+            for number, path in enumerate(files.paths, start=1):
                 try:
                     print(encodable(str(display_path(explainer.explain(path, folder)))), flush=True)
                 except UnreadablePictureError as error:
                     unreadable += 1
                     print(f"{path}: {error}", file=sys.stderr)
-                progress(number, len(found.paths))
+                progress(number, len(files.paths))
     if unreadable:
-        raise UserError(f"{unreadable} of {len(found.paths)} files could not be read.")
+        raise UserError(f"{unreadable} of {len(files.paths)} files could not be read.")
 
 
 def main() -> None:

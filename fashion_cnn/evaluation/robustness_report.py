@@ -25,7 +25,7 @@ from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import find_finished_run, write_atomically
 
 METRICS_FILE = "robustness.json"
-# Of experiment=baseline, seed 1, on the test images of Fashion-MNIST.
+# Result of experiment=baseline, seed 1, on the test images of Fashion-MNIST.
 RECORDED_BASELINE = Path(__file__).parent / "baseline_robustness.json"
 RECORDED = "experiment=baseline, as recorded"
 _HISTOGRAM_BINS = 40
