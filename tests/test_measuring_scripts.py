@@ -63,8 +63,8 @@ def without_test(folder):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (flat, "holds no folders train and test"),
-        (without_test, "test holds no picture of the class bar"),
+        (flat, "has no sub-folders train and test"),
+        (without_test, "test has no picture of the class bar"),
         (lambda folder: (folder / "train" / "bar" / "1.png").write_text("text"), "1.png: is not a picture"),
         (lambda folder: [(folder / s / "bar").rename(folder / s / "top") for s in ("train", "test")], "trained on top"),
     ],
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, fold
         ("measure_new_classes", ["folder=x", "examples=0"], "examples=0 is not possible: give 1 or more."),
         ("measure_teaching", ["examples=0"], "examples=0 is not possible: give 1 or more."),
         ("measure_teaching", ["draws=0"], "draws=0 is not possible: give 1 or more."),
-        ("measure_teaching", ["false_alarms=2"], "false_alarms=2.0 is no share: give one above 0, below 1."),
+        ("measure_teaching", ["false_alarms=2"], "false_alarms=2.0 is not possible: give a share above 0 and below 1."),
         (
             "measure_teaching",
             ["experiment=speedrun_39"],

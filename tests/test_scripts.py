@@ -100,7 +100,7 @@ def reproduce(tmp_path, monkeypatch, script):
     script.trained = []
 
     def train(training, at_once):
-        script.trained.append((training.typed[-1], training.seed))
+        script.trained.append((training.overrides[-1], training.seed))
         return {
             "recipe": training.recipe,
             "command": shlex.join(training.command),
@@ -146,7 +146,7 @@ def typed(command, reproduce, monkeypatch):
     monkeypatch.setattr(reproduce, "RECORDS", REPOSITORY / "scripts" / "records.jsonl")
 
     def main():
-        with reproduce.arguments.mistakes_told():
+        with reproduce.arguments.user_errors_as_messages():
             reproduce.main()
 
     return lambda *words: command(main, *words)
@@ -158,8 +158,8 @@ def typed(command, reproduce, monkeypatch):
         (["small", "optimizer.lrr=3"], 2, "unknown option 'optimizer.lrr'. Did you mean optimizer.lr?"),
         (["small", "optimizer=adamv"], 2, "optimizer=adamv does not exist. Did you mean adamw?"),
         (["smal"], 1, "smal is neither an experiment nor a model"),
-        (["table", "smal"], 1, "smal is no recorded row. Did you mean small?"),
-        (["small", "record=false"], 2, "record=false: record is a word of its own"),
+        (["table", "smal"], 1, "smal is not a recorded row. Did you mean small?"),
+        (["small", "record=false"], 2, "record=false is not possible: record takes no value"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_trained(typed, reproduce, words, status, said):
@@ -177,7 +177,7 @@ def test_who_stops_it_is_told_how_it_goes_on(typed, reproduce, monkeypatch):
     monkeypatch.setattr(reproduce, "wait", stopped)
     status, _, err = typed("speedrun_93", "seeds=1")
     assert status == 130
-    assert "Stopped. The same command goes on with what is missing." in err
+    assert "Stopped. Run the same command again to continue." in err
     assert "Traceback" not in err
 
 
@@ -227,7 +227,7 @@ def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monk
     assert typed[0] == ["model=tiny", "seed=3", f"runs_dir={training.folder}"]
     assert typed[1] == [f"resume={typed[0][2].removeprefix('runs_dir=')}/tiny/1"]
     assert typed[2] == typed[0]
-    assert importlib.import_module("results_table").alone([gone_on, anew]) == [anew]
+    assert importlib.import_module("results_table").without_other_load([gone_on, anew]) == [anew]
     assert (gone_on["commit"], anew["commit"]) == ("first", "second")
 
 
@@ -273,7 +273,7 @@ def test_a_recording_that_ends_at_another_commit_says_so(reproduce, tmp_path, mo
     results = '{"seed": 3, "hardware": "CPU"}'
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: run.results_file.write_text(results))
     assert reproduce.really_train(training)["commit"] == "older, ended at newer"
-    assert "(goes on, begun at older)" in capsys.readouterr().out
+    assert "(resumed, started at older)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -336,7 +336,7 @@ def test_startup_benchmark_prints_a_row_per_command():
     [
         (
             ["--commands", "train,predct"],
-            "--commands: 'predct' is no command. Did you mean predict? Commands: compare, ",
+            "--commands: 'predct' is not a command. Did you mean predict? Commands: compare, ",
         ),
         (["--commands", "predict", "--rounds", "0"], "--rounds=0 is not possible: give 1 or more."),
     ],

@@ -243,7 +243,7 @@ def test_a_search_through_the_command_line(command, tmp_path):
     ("argument", "said"),
     [
         ("tune.trials=0", "tune.trials=0"),
-        ("data.val_size=0", "validation images"),
+        ("data.val_size=0", "leaves no validation set"),
         ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
         ("tune.trails=3", "Did you mean tune.trials?"),
         ("trainer.devices=2", "A trial of a search trains on one device, not on 2: set trainer.devices=1."),
