@@ -499,8 +499,8 @@ def test_a_recreated_catalogue_with_the_same_version_number_is_loaded(run_copy, 
     version = client.get("/api/status").json()["version"]
     shutil.rmtree(run_copy.catalogue)
     make_catalogue(run_copy, only=30)
-    wait_until(lambda: client.get("/api/status").json()["products"] == 30)
-    assert client.get("/api/status").json()["version"] == version
+    # The server may load an earlier version first, while the new catalogue is being indexed.
+    wait_until(lambda: client.get("/api/status").json().items() >= {"products": 30, "version": version}.items())
 
 
 def test_a_catalogue_of_another_network_is_read_once_and_the_loaded_version_stays(run_copy, monkeypatch):
@@ -641,14 +641,14 @@ def test_the_catalogue_of_a_data_set_is_marked_as_having_invented_prices(run_cop
         ("GET", "/?like=none", 404, "has no product"),
         ("GET", "/?price_min=cheap", 422, "Invalid value of price_min"),
         ("GET", "/?price_min=nan", 422, "Invalid value of price_min"),
-        ("GET", "/?price_min=50&price_max=10", 422, "from 50.0 to 10.0 there is nothing"),
+        ("GET", "/?price_min=50&price_max=10", 422, "min=50.0 is above max=10.0"),
         ("GET", "/?page=0", 422, "Invalid value of page"),
         ("GET", "/?page=101", 422, "Invalid value of page"),
         ("GET", "/?where=secret:1", 422, "no column secret"),
         ("GET", "/?where=vector:1", 422, "no column vector"),
         ("GET", "/?where=stock:many", 422, "stock=many is not possible"),
         ("GET", "/?where=colour", 422, "has no value"),
-        ("GET", "/?where=stock:4..2", 422, "from 4 to 2 there is nothing"),
+        ("GET", "/?where=stock:4..2", 422, "min=4 is above max=2"),
         ("GET", "/?where=stock:a..b", 422, "stock=a is not possible"),
         # A PNG of the right size, whose last chunk is an empty colour profile.
         ("GET", f"/?picture={damaged_profile()}", 422, "damaged"),
