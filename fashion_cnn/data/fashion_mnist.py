@@ -21,7 +21,7 @@ from torch import Tensor
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.files import SUFFIXES
-from fashion_cnn.runs.files import open_atomically
+from fashion_cnn.runs.files import create_folder, open_atomically
 
 # SHA-256 of the uncompressed files, since their sources compress them differently.
 SHA256 = {
@@ -71,7 +71,7 @@ def _missing(raw: Path) -> list[str]:
 def _unpack(archive: Path, target: Path) -> None:
     if not archive.is_file():
         return
-    _create_folder(target.parent)
+    create_folder(target.parent, "data.root")
     # A damaged archive is skipped, and the download is tried next.
     with suppress(gzip.BadGzipFile, EOFError, zlib.error), gzip.open(archive) as source, open_atomically(target) as file:
         shutil.copyfileobj(source, file)
@@ -91,7 +91,7 @@ def _download(root: Path, names: Iterable[str]) -> str:
     try:
         with download_timeout(), tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
             FashionMNIST(temporary, download=True)
-            _create_folder(raw_folder(root))
+            create_folder(raw_folder(root), "data.root")
             for name in names:
                 source = raw_folder(Path(temporary)) / name
                 with source.open("rb") as content, open_atomically(raw_folder(root) / name) as file:
@@ -110,15 +110,6 @@ def download_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _create_folder(folder: Path) -> None:
-    """Create a folder. Raises UserError if files cannot be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another data.root.") from error
 
 
 def _verify(path: Path, expected: str, reason: str) -> None:

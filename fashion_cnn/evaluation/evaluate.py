@@ -24,7 +24,7 @@ from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.models.hardware import describe_device, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
 from fashion_cnn.plots.style import figure_inches, save_figure
-from fashion_cnn.runs import Run, display_path, write_atomically
+from fashion_cnn.runs import Run, create_folder, display_path, write_atomically
 from fashion_cnn.training.results import evaluate_splits
 
 Split = Literal["val", "test"]
@@ -200,10 +200,7 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
     Raises:
         UserError: if the directory cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
+    create_folder(folder, "out")
     write_atomically(folder / METRICS_FILE, json.dumps(record, indent=2) + "\n")
     for name, figure in _plots(record, evaluation).items():
         save_figure(figure, folder / f"{name}.png")

@@ -32,7 +32,7 @@ from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, display_path, remove_stale_files, write_atomically
+from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_atomically
 
 Array = NDArray[Any]
 FLOAT_FILE, INT8_FILE, METRICS_FILE = "network.onnx", "network_int8.onnx", "export.json"
@@ -255,10 +255,7 @@ def export_run(
     data.setup("test")
     network = NetworkRunner(load(run), data)
     check_images = _check_images(data)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
+    create_folder(folder, "out")
     temperature = _temperature(network)
     exported = ExportedNetwork(network.module, data, temperature).eval()
     remove_stale_files(folder, f"{_UNCHECKED}*")

@@ -1,6 +1,5 @@
 """Predictions of a network on the images of a split, the input of every analysis."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.runs import write_atomically
+from fashion_cnn.runs.files import open_atomically
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,8 @@ def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> Non
     arrays = {
         f"{name}.{field}": getattr(split, field).numpy() for name, split in predictions.items() for field in _FIELDS
     }
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    write_atomically(path, content.getvalue())
+    with open_atomically(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:

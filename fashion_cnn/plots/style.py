@@ -1,6 +1,5 @@
 """Shared parts of plots: labels, sizes, intervals by class, grids of thumbnails, and saving to a file."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fashion_cnn.metrics.intervals import Interval
-from fashion_cnn.runs import write_atomically
+from fashion_cnn.runs.files import open_atomically
 
 # Largest number of classes that one plot shows.
 MAX_CLASSES = 100
@@ -107,6 +106,5 @@ def save_figure(figure: Figure, path: Path, metadata: Mapping[str, str] | None =
     Raises:
         ValueError: if Matplotlib does not know the format.
     """
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:] or "png", dpi=110, metadata=metadata)
-    write_atomically(path, content.getvalue())
+    with open_atomically(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=110, metadata=metadata)

@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 
 from fashion_cnn.data.statistics import fingerprint
-from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
@@ -26,7 +25,7 @@ from fashion_cnn.retrieval.evaluation import (
     stored_metric,
 )
 from fashion_cnn.retrieval.vectors import vector_dimensions
-from fashion_cnn.runs import Run, display_path, write_atomically
+from fashion_cnn.runs import Run, create_folder, display_path, write_atomically
 from fashion_cnn.terminal import print_table
 
 SUMMARY_FILE = "summary.json"
@@ -95,10 +94,7 @@ def write_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _write_json(values: dict[str, Any], file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{file.parent} cannot be written ({error.strerror}): use another out=DIR.") from error
+    create_folder(file.parent, "out")
     write_atomically(file, json.dumps(values, indent=2) + "\n")
 
 

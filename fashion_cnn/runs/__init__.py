@@ -1,6 +1,6 @@
 """Run directories: their files, states and listing. `python -m fashion_cnn.runs` prints a table of them."""
 
-from fashion_cnn.runs.files import display_path, format_csv, remove_stale_files, write_atomically
+from fashion_cnn.runs.files import create_folder, display_path, format_csv, remove_stale_files, write_atomically
 from fashion_cnn.runs.finding import (
     STUDY_FILE,
     find_finished_run,
@@ -17,6 +17,7 @@ __all__ = [
     "STUDY_FILE",
     "Run",
     "State",
+    "create_folder",
     "display_path",
     "find_finished_run",
     "find_finished_runs",

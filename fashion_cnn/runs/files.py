@@ -187,6 +187,23 @@ def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             Path(file.name).unlink(missing_ok=True)
 
 
+def create_folder(folder: Path, option: str) -> None:
+    """Create a folder for output.
+
+    Args:
+        folder: the folder; its parents are created too.
+        option: the option to change if the folder cannot be used, such as `out`.
+
+    Raises:
+        UserError: if files cannot be written into the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another {option}=DIR.") from error
+
+
 def format_csv(rows: Iterable[Iterable[Any]]) -> str:
     """Format rows as CSV text with Unix line endings."""
     text = io.StringIO()

@@ -14,6 +14,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.runs.files import (
     DamagedRunError,
     check_config,
+    create_folder,
     display_path,
     read_config,
     read_results,
@@ -114,13 +115,8 @@ class Run:
 
     def create(self) -> None:
         """Create the directory. Raises UserError if it cannot be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock_file.touch()
-        except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): choose another directory with runs_dir=DIR."
-            ) from error
+        create_folder(self.path, "runs_dir")
+        self._lock_file.touch()
 
     @property
     def damage(self) -> DamagedRunError | None:
