@@ -74,8 +74,8 @@ def test_every_command_works_on_logos(logos, command, tmp_path, monkeypatch):
     assert correct > 0.5 * len(pictures)
 
     examples = sorted((logos / "new logos" / "train" / "ring").iterdir())[:15]
-    listed = "images=[" + ",".join(map(str, examples)) + "]"
-    assert command(teach, f"run={run.path}", "name=a ring", listed, "false_alarms=0.2")[0] == 0
+    examples_option = "images=[" + ",".join(map(str, examples)) + "]"
+    assert command(teach, f"run={run.path}", "name=a ring", examples_option, "false_alarms=0.2")[0] == 0
     _, out, _ = command(predict, f"run={run.path}", f"images={logos / 'new logos' / 'test'}", "format=json")
     assert sum(record["answer"] == "a ring" for record in json.loads(out)) >= 4
 

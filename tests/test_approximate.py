@@ -60,7 +60,7 @@ def make_searcher(catalogue):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def catalogues(tmp_path_factory):
     """Catalogues of the same products with and without a vector index."""
     catalogues = [Catalogue(str(tmp_path_factory.mktemp("catalogues") / name)) for name in ("indexed", "exact")]
     for catalogue in catalogues:
@@ -71,17 +71,17 @@ def both(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def searchers(both):
-    return [make_searcher(catalogue) for catalogue in both]
+def searchers(catalogues):
+    return [make_searcher(catalogue) for catalogue in catalogues]
 
 
-def test_recall_is_measured_when_the_index_is_built_and_stored_with_the_catalogue(both):
-    indexed, exact = (vector_index_of(catalogue.open()) for catalogue in both)
+def test_recall_is_measured_when_the_index_is_built_and_stored_with_the_catalogue(catalogues):
+    indexed, exact = (vector_index_of(catalogue.open()) for catalogue in catalogues)
     assert exact is None
     assert (indexed.products, indexed.sample) == (COUNT, 200)
     assert indexed.recall >= 0.95
     vectors, _ = products(range(COUNT))
-    table, shares = both[0].open(), []
+    table, shares = catalogues[0].open(), []
     generator = torch.Generator().manual_seed(1)
     for direction in functional.normalize(torch.randn(50, DIMENSIONS, generator=generator), dim=1):
         truth = (vectors @ direction).topk(12)

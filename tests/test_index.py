@@ -71,7 +71,7 @@ def shop(tmp_path):
 
 
 @pytest.fixture
-def indexed(command, run, tmp_path):
+def run_index(command, run, tmp_path):
     """Run the command; returns its status, its outputs and the rows of the catalogue by id."""
 
     def call(*arguments):
@@ -84,8 +84,8 @@ def indexed(command, run, tmp_path):
     return call
 
 
-def test_a_folder_of_pictures_becomes_products_and_unreadable_files_are_reported(indexed, shop):
-    status, out, err, rows = indexed(f"images={shop}")
+def test_a_folder_of_pictures_becomes_products_and_unreadable_files_are_reported(run_index, shop):
+    status, out, err, rows = run_index(f"images={shop}")
     assert status == 1
     assert "5 products added" in out
     assert f"bags/broken.jpg: {shop / 'bags/broken.jpg'} is damaged" in err
@@ -108,32 +108,32 @@ def test_a_thumbnail_keeps_transparency():
         assert (small.format, small.size) == ("JPEG", (192, 96))
 
 
-def test_indexing_again_embeds_only_changed_products(indexed, shop):
+def test_indexing_again_embeds_only_changed_products(run_index, shop):
     (shop / "bags" / "broken.jpg").unlink()
-    indexed(f"images={shop}")
-    _, out, _, before = indexed(f"images={shop}")
+    run_index(f"images={shop}")
+    _, out, _, before = run_index(f"images={shop}")
     assert "0 products added, 0 changed, 0 removed, 5 unchanged" in out
     Image.new("RGB", (20, 20), (200, 0, 0)).save(shop / "loose.png")
     Image.new("RGB", (20, 20), (0, 200, 0)).save(shop / "new.png")
     (shop / "bags" / "sack.png").unlink()
-    status, out, _, after = indexed(f"images={shop}")
+    status, out, _, after = run_index(f"images={shop}")
     assert status == 0
     assert "1 product added, 1 changed, 0 removed, 3 unchanged" in out
     assert "In the catalogue, but not among these: 1 product, such as bags/sack.png. Remove them with prune=true" in out
     assert after["loose.png"]["vector"] != before["loose.png"]["vector"]
     assert after["bags/bag.png"] == before["bags/bag.png"]
     assert "bags/sack.png" in after
-    _, out, _, pruned = indexed(f"images={shop}", "prune=true")
+    _, out, _, pruned = run_index(f"images={shop}", "prune=true")
     assert "1 removed" in out
     assert pruned.keys() == after.keys() - {"bags/sack.png"}
 
 
-def test_products_are_removed_by_id(indexed, shop):
-    indexed(f"images={shop}")
-    status, out, _, rows = indexed("remove=loose.png")
+def test_products_are_removed_by_id(run_index, shop):
+    run_index(f"images={shop}")
+    status, out, _, rows = run_index("remove=loose.png")
     assert (status, len(rows)) == (0, 4)
     assert "1 product removed" in out
-    status, _, err, rows = indexed("remove=['bags/bag.png',nosuch,\"' OR 1=1 --\"]")
+    status, _, err, rows = run_index("remove=['bags/bag.png',nosuch,\"' OR 1=1 --\"]")
     assert (status, len(rows)) == (1, 3)
     assert "The catalogue held only 1 of 3 ids." in err
 
@@ -143,14 +143,14 @@ def write_csv(path, *lines):
     return path
 
 
-def test_a_table_describes_the_products(indexed, shop, tmp_path):
+def test_a_table_describes_the_products(run_index, shop, tmp_path):
     table = write_csv(
         tmp_path / "shop.csv",
         '007,"Shirt, blue",Shirts,19.90,shirts/blue_shirt-1.png,blue,3',
         "8,Bag,,,bags/bag.png,,",
         "9,Gone,Bags,5,bags/nosuch.png,black,1",
     )
-    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    status, _, err, rows = run_index(f"images={shop}", f"products={table}")
     assert status == 1
     assert f"9: {shop / 'bags/nosuch.png'} cannot be read (No such file or directory)" in err
     assert rows.keys() == {"007", "8"}
@@ -173,13 +173,13 @@ def test_a_table_describes_the_products(indexed, shop, tmp_path):
         "new": [True],
     }
     pyarrow.parquet.write_table(pa.table(columns), parquet)
-    status, out, _, rows = indexed(f"images={shop}", f"products={parquet}")
+    status, out, _, rows = run_index(f"images={shop}", f"products={parquet}")
     assert status == 0
     assert "0 products added, 1 changed" in out
     assert (rows["007"]["price"], rows["007"]["new"], rows["8"]["new"]) == (15.0, True, None)
 
 
-def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(indexed, shop, tmp_path):
+def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(run_index, shop, tmp_path):
     lines = [f'{number},"a title,\nin two lines",{number % 50},loose.png' for number in range(50_000)]
     table = tmp_path / "shop.csv"
     table.write_text("\n".join(["id,title,size,image", *lines, "NA,null,XL,loose.png", 'nan,"",NA,loose.png']) + "\n")
@@ -192,17 +192,17 @@ def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(indexed, 
     assert read["title"][7].as_py() == "a title,\nin two lines"
 
 
-def test_a_column_that_became_empty_is_reported_and_dropped(indexed, shop, tmp_path):
+def test_a_column_that_became_empty_is_reported_and_dropped(run_index, shop, tmp_path):
     table = tmp_path / "shop.csv"
     table.write_text("id,price,colour\nloose,5,red\n")
-    assert indexed(f"images={shop}", f"products={table}")[0] == 0
+    assert run_index(f"images={shop}", f"products={table}")[0] == 0
     table.write_text("id,prise,colour\nloose,5,red\n")
-    status, out, _, rows = indexed(f"images={shop}", f"products={table}")
+    status, out, _, rows = run_index(f"images={shop}", f"products={table}")
     assert status == 0
     assert "No product has a price any more: check the heading" in out
     assert (rows["loose"]["price"], rows["loose"]["prise"]) == (None, 5)
     table.write_text("id,price,colour\nloose,5,red\n")
-    rows = indexed(f"images={shop}", f"products={table}")[3]
+    rows = run_index(f"images={shop}", f"products={table}")[3]
     assert rows["loose"]["price"] == 5
     assert "prise" not in rows["loose"]
 
@@ -229,10 +229,10 @@ def test_a_column_that_became_empty_is_reported_and_dropped(indexed, shop, tmp_p
         ("id,vector\n1,2\n", "a column vector, which the catalogue fills in itself"),
     ],
 )
-def test_an_invalid_table_is_reported_before_indexing_begins(indexed, tmp_path, content, message):
+def test_an_invalid_table_is_reported_before_indexing_begins(run_index, tmp_path, content, message):
     table = tmp_path / "shop.csv"
     table.write_bytes(content if isinstance(content, bytes) else content.encode())
-    status, _, err, rows = indexed(f"products={table}")
+    status, _, err, rows = run_index(f"products={table}")
     assert (status, err.count("\n")) == (1, 1)
     assert message in err
     assert f"cannot be read ({table}" not in err, "one reason"
@@ -240,22 +240,22 @@ def test_an_invalid_table_is_reported_before_indexing_begins(indexed, tmp_path, 
     assert not (tmp_path / "catalogue" / "products.lance").exists()
 
 
-def test_an_unreadable_parquet_file_is_reported_with_its_reason(indexed, tmp_path):
+def test_an_unreadable_parquet_file_is_reported_with_its_reason(run_index, tmp_path):
     (tmp_path / "shop.parquet").write_bytes(b"PAR1\xe9\xff no more")
-    status, _, err, _ = indexed(f"products={tmp_path / 'shop.parquet'}")
+    status, _, err, _ = run_index(f"products={tmp_path / 'shop.parquet'}")
     assert (status, err.count("\n")) == (1, 1)
     assert "shop.parquet cannot be read (Could not open Parquet input source" in err
 
 
-def test_pandas_row_numbers_and_empty_columns_are_dropped(indexed, shop, tmp_path):
+def test_pandas_row_numbers_and_empty_columns_are_dropped(run_index, shop, tmp_path):
     (tmp_path / "shop.csv").write_text(",id,title,,\n0,loose,A title,,\n7,bags/bag,A bag,,\n")
-    status, _, err, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
+    status, _, err, rows = run_index(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
     assert status == 1
     assert "bags/bag cannot be read" in err
     assert (rows["loose"]["title"], "" in rows["loose"]) == ("A title", False)
 
 
-def test_column_types_of_pandas_and_polars_become_plain_types(indexed, shop, tmp_path):
+def test_column_types_of_pandas_and_polars_become_plain_types(run_index, shop, tmp_path):
     columns = {
         "id": pa.array(["loose"], pa.large_string()),
         "colour": pa.array(["red"]).dictionary_encode(),
@@ -264,11 +264,11 @@ def test_column_types_of_pandas_and_polars_become_plain_types(indexed, shop, tmp
         "material": pa.nulls(1),
     }
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "shop.parquet")
-    assert indexed(f"images={shop}", f"products={tmp_path / 'shop.parquet'}")[0] == 0
+    assert run_index(f"images={shop}", f"products={tmp_path / 'shop.parquet'}")[0] == 0
     schema = Catalogue(str(tmp_path / "catalogue")).open().schema
     assert [schema.field(name).type for name in columns] == [*[pa.string()] * 2, pa.int64(), *[pa.string()] * 2]
     (tmp_path / "shop.csv").write_text("id,colour,material\nloose,red,wool\n")
-    status, _, _, rows = indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
+    status, _, _, rows = run_index(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
     assert (status, rows["loose"]["material"]) == (0, "wool")
 
 
@@ -286,16 +286,16 @@ def test_a_catalogue_finds_its_run_from_any_working_directory(command, run, shop
     assert command(search_main, "catalogue=c", "text=loose")[::2] == (0, "")
 
 
-def test_a_single_picture_becomes_a_product_named_like_the_file(indexed, shop):
-    _, _, _, rows = indexed(f"images={shop / 'bags' / 'bag.png'}")
+def test_a_single_picture_becomes_a_product_named_like_the_file(run_index, shop):
+    _, _, _, rows = run_index(f"images={shop / 'bags' / 'bag.png'}")
     assert [(row["id"], row["title"]) for row in rows.values()] == [("bag.png", "bag")]
 
 
-def test_the_picture_is_chosen_among_files_with_the_name_of_the_id(indexed, shop, tmp_path):
+def test_the_picture_is_chosen_among_files_with_the_name_of_the_id(run_index, shop, tmp_path):
     for suffix in ("csv", "txt"):
         (shop / f"loose.{suffix}").write_text("What we say of it.")
     (tmp_path / "shop.csv").write_text("id\nloose\n")
-    assert indexed(f"images={shop}", f"products={tmp_path / 'shop.csv'}")[0] == 0
+    assert run_index(f"images={shop}", f"products={tmp_path / 'shop.csv'}")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -326,52 +326,52 @@ def test_invalid_options_are_reported_in_one_message(command, run, tmp_path, mai
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_column_that_changes_its_type_is_rejected(indexed, shop, tmp_path):
+def test_a_column_that_changes_its_type_is_rejected(run_index, shop, tmp_path):
     table = write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3")
-    assert indexed(f"images={shop}", f"products={table}")[0] == 0
+    assert run_index(f"images={shop}", f"products={table}")[0] == 0
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,many")
-    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    status, _, err, rows = run_index(f"images={shop}", f"products={table}")
     assert status == 1
     assert "Column stock now holds text, but integers in" in err
     write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3.5")
-    status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+    status, _, err, rows = run_index(f"images={shop}", f"products={table}")
     assert status == 1
     assert "Column stock now holds decimal numbers, but integers in" in err
     assert rows["1"]["stock"] == 3
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_columns_keep_their_types_when_new_values_are_less_specific(indexed, shop, tmp_path, form):
+def test_columns_keep_their_types_when_new_values_are_less_specific(run_index, shop, tmp_path, form):
     """Empty columns, and integers in a column of decimal numbers."""
     file = tmp_path / f"shop.{form}"
 
-    def indexed_again(**columns):
+    def index_columns(**columns):
         table = pa.table({"id": ["loose"], **columns})
         (pyarrow.csv.write_csv if form == "csv" else pyarrow.parquet.write_table)(table, file)
-        status, out, err, rows = indexed(f"images={shop}", f"products={file}")
+        status, out, err, rows = run_index(f"images={shop}", f"products={file}")
         assert (status, err) == (0, "")
         return out, [rows["loose"][name] for name in columns]
 
-    assert indexed_again(stock=[3], weight=[0.5], sold=[True])[1] == [3, 0.5, True]
+    assert index_columns(stock=[3], weight=[0.5], sold=[True])[1] == [3, 0.5, True]
     file.unlink()
     nothing = pa.nulls(1)
-    assert indexed_again(stock=nothing, weight=[2], sold=[True], new=["x"])[1] == [None, 2.0, True, "x"]
-    assert indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])[1] == [4, None, False, "x"]
-    out, _ = indexed_again(stock=[4], weight=nothing, sold=[False], new=["x"])
+    assert index_columns(stock=nothing, weight=[2], sold=[True], new=["x"])[1] == [None, 2.0, True, "x"]
+    assert index_columns(stock=[4], weight=nothing, sold=[False], new=["x"])[1] == [4, None, False, "x"]
+    out, _ = index_columns(stock=[4], weight=nothing, sold=[False], new=["x"])
     assert "1 unchanged" in out
 
 
-def test_a_text_column_stays_text_when_all_values_are_numbers(indexed, shop, tmp_path):
+def test_a_text_column_stays_text_when_all_values_are_numbers(run_index, shop, tmp_path):
     table = tmp_path / "shop.csv"
     for size in ("XL", "007"):
         table.write_text(f"id,size\nloose,{size}\n")
-        status, _, err, rows = indexed(f"images={shop}", f"products={table}")
+        status, _, err, rows = run_index(f"images={shop}", f"products={table}")
         assert (status, err, rows["loose"]["size"]) == (0, "", size)
 
 
-def test_a_catalogue_of_another_network_is_rejected_unless_rebuilt(indexed, command, shop, tmp_path):
+def test_a_catalogue_of_another_network_is_rejected_unless_rebuilt(run_index, command, shop, tmp_path):
     (shop / "bags" / "broken.jpg").unlink()
-    indexed(f"images={shop}")
+    run_index(f"images={shop}")
     other = train_run(tmp_path / "other", "seed=1")
     arguments = (f"run={other.path}", f"catalogue={tmp_path / 'catalogue'}", f"images={shop / 'bags'}")
     status, _, err = command(main, *arguments)
@@ -392,9 +392,9 @@ def test_a_catalogue_of_another_network_is_rejected_unless_rebuilt(indexed, comm
 @pytest.mark.parametrize(
     ("option", "value"), [("flip_average", "false"), ("invert", "always"), ("class_weight", "0.5")]
 )
-def test_a_catalogue_indexed_with_other_options_is_rejected(indexed, shop, option, value):
-    indexed(f"images={shop / 'bags'}", f"{option}={value}")
-    status, _, err, rows = indexed(f"images={shop / 'shirts'}")
+def test_a_catalogue_indexed_with_other_options_is_rejected(run_index, shop, option, value):
+    run_index(f"images={shop / 'bags'}", f"{option}={value}")
+    status, _, err, rows = run_index(f"images={shop / 'shirts'}")
     assert status == 1
     assert f"was indexed with {option}={value}: use the same value, or rebuild=true" in err
     assert rows.keys() == {"bag.png", "sack.png"}
@@ -424,19 +424,19 @@ def test_the_training_images_of_the_run_become_products_by_default(run, tmp_path
     assert rows[0]["thumbnail"].startswith(b"\x89PNG")
 
 
-def test_data_set_images_and_shop_products_do_not_mix_in_a_catalogue(indexed, shop, tmp_path):
+def test_data_set_images_and_shop_products_do_not_mix_in_a_catalogue(run_index, shop, tmp_path):
     (shop / "bags" / "broken.jpg").unlink()
-    assert indexed()[0] == 0
-    status, _, err, rows = indexed(f"images={shop}")
+    assert run_index()[0] == 0
+    status, _, err, rows = run_index(f"images={shop}")
     assert (status, len(rows)) == (1, 160)
     assert "holds images of a data set with made-up prices, the new products are products of a shop" in err
     catalogue = Catalogue(str(tmp_path / "catalogue"))
     (shop / "bags" / "broken.jpg").write_bytes(b"no picture")
-    status, _, err, rows = indexed(f"images={shop}", "rebuild=true")
+    status, _, err, rows = run_index(f"images={shop}", "rebuild=true")
     assert (status, len(rows)) == (1, 5)
     assert "1 of 6 products could not be read: they are missing in the rebuilt catalogue." in err
     assert Snapshot(catalogue).metadata.note == ""
-    assert "holds products of a shop, the new products are images of a data set" in indexed()[2]
+    assert "holds products of a shop, the new products are images of a data set" in run_index()[2]
 
 
 @pytest.mark.parametrize("name", ["staging", "products"])
@@ -451,18 +451,18 @@ def test_tables_of_other_programs_are_not_changed(command, run, shop, tmp_path, 
     assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == foreign.to_arrow()
 
 
-def test_no_catalogue_is_created_when_no_picture_can_be_read(indexed, shop, tmp_path):
+def test_no_catalogue_is_created_when_no_picture_can_be_read(run_index, shop, tmp_path):
     for file in (shop / "bags").glob("*.png"):
         file.unlink()
-    status, _, err, _ = indexed(f"images={shop / 'bags'}")
+    status, _, err, _ = run_index(f"images={shop / 'bags'}")
     assert (status, err.count("\n")) == (1, 1)
     assert "None of 1 pictures could be read, such as broken.jpg:" in err
     assert not Catalogue(str(tmp_path / "catalogue")).exists()
 
 
-def test_searching_an_empty_catalogue_returns_no_hits(indexed, run, shop, tmp_path):
-    assert indexed(f"images={shop / 'loose.png'}")[0] == 0
-    assert "1 product removed" in indexed("remove=loose.png")[1]
+def test_searching_an_empty_catalogue_returns_no_hits(run_index, run, shop, tmp_path):
+    assert run_index(f"images={shop / 'loose.png'}")[0] == 0
+    assert "1 product removed" in run_index("remove=loose.png")[1]
     snapshot = Snapshot(Catalogue(str(tmp_path / "catalogue")))
     searcher = Searcher(snapshot, TrainedNetwork(run, flip_average=True))
     picture = torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8)
@@ -555,19 +555,19 @@ def test_versions_older_than_the_lifetime_are_cleaned_up(run, shop, tmp_path, mo
     assert first not in [version["version"] for version in catalogue.open_latest().list_versions()], "cleaned up"
 
 
-def test_an_interruption_reports_whether_the_catalogue_changed(indexed, shop, monkeypatch):
+def test_an_interruption_reports_whether_the_catalogue_changed(run_index, shop, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
-        status, _, err, rows = indexed(f"images={shop / 'shirts'}")
+        status, _, err, rows = run_index(f"images={shop / 'shirts'}")
         assert (status, len(rows)) == (130, 2)
         assert "Stopped. The products are in the catalogue: run the command again to finish." in err
-    assert indexed(f"images={shop / 'shirts'}")[0] == 0
+    assert run_index(f"images={shop / 'shirts'}")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
-        _, _, err, rows = indexed(f"images={shop / 'loose.png'}")
+        _, _, err, rows = run_index(f"images={shop / 'loose.png'}")
         assert "Stopped. The catalogue is unchanged: run the command again to resume." in err
         assert "loose.png" not in rows
 

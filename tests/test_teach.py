@@ -142,8 +142,8 @@ def remove_concepts(run):
 def test_a_concept_is_listed_predicted_replaced_and_removed(teach, command, run, pictures):
     assert "has no concepts" in teach()[1]
     examples = [file for file in sorted(pictures.glob("bottom*"))][:5]
-    listed = "images=[" + ",".join(map(str, examples)) + "]"
-    status, out, err = teach("name=at the bottom, (new)", listed, "false_alarms=0.1")
+    examples_option = "images=[" + ",".join(map(str, examples)) + "]"
+    status, out, err = teach("name=at the bottom, (new)", examples_option, "false_alarms=0.1")
     assert (status, err) == (0, "")
     assert "Taught: at the bottom, (new), from 5 examples." in out
     assert "Leave-one-out: " in out
