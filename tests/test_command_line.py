@@ -89,7 +89,7 @@ def test_a_mistake_does_not_wait_for_torch():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["model=smal"], "Did you mean small?"),
         (["modle=small"], "Did you mean model?"),
@@ -145,11 +145,11 @@ def test_a_mistake_does_not_wait_for_torch():
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, arguments, said):
+def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, out, err = command(main, *TINY_DATA[:4], "test=true", *arguments)
     assert status in (1, 2)
-    assert said in err
+    assert message in err
     assert err.startswith("error: ")
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("config.yaml")), "no run is left behind"
@@ -172,19 +172,19 @@ def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "task", "said"),
+    ("module", "task", "message"),
     [
         ("train", "_train_for_sweeper", "Stopped before the training started."),
         ("explain", "explain", "Stopped."),
     ],
 )
-def test_ctrl_c_says_no_more_than_is_known(command, monkeypatch, module, task, said):
+def test_ctrl_c_says_no_more_than_is_known(command, monkeypatch, module, task, message):
     def interrupted(config):
         raise KeyboardInterrupt
 
     module = __import__(f"fashion_cnn.{module}", fromlist=["main"])
     monkeypatch.setattr(module, task, interrupted)
-    assert command(module.main) == (130, "", f"\n{said}\n")
+    assert command(module.main) == (130, "", f"\n{message}\n")
 
 
 def test_a_bug_keeps_its_traceback(command, monkeypatch):
@@ -249,7 +249,7 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("module", "argument", "said"),
+    ("module", "argument", "message"),
     [
         ("evaluate", "model=tiny", "unknown option 'model' of fashion_cnn.evaluate."),
         ("predict", "shirt.jpg", "'shirt.jpg' has no key: type images=shirt.jpg."),
@@ -257,11 +257,13 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
         ("export", "runs/small", "type run=runs/small."),
     ],
 )
-def test_a_mistake_in_another_command_is_told_in_its_own_words(command, tmp_path, monkeypatch, module, argument, said):
+def test_a_mistake_in_another_command_is_told_in_its_own_words(
+    command, tmp_path, monkeypatch, module, argument, message
+):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(__import__(f"fashion_cnn.{module}", fromlist=["main"]).main, argument)
     assert status in (1, 2)
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

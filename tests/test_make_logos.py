@@ -87,7 +87,7 @@ def test_the_command_makes_a_folder_of_pictures_by_class_and_goes_on_where_it_wa
 
     refused = make_logos(*typed, "seed=1")
     assert refused.returncode == 1
-    assert "holds pictures made with" in refused.stderr
+    assert "contains pictures with" in refused.stderr
     assert "seed=0 (now 1)" in refused.stderr
     assert _contents(out) == before
 
@@ -115,26 +115,26 @@ def test_brands_that_are_skipped_are_the_ones_that_were_taken(package):
         assert {icon.slug for icon in taken} | {icon.slug for icon in left} == SHAPES.keys()
 
 
-def test_of_icons_drawn_alike_there_is_one_and_none_is_called_by_a_number(package):
+def test_duplicate_drawings_and_icons_named_by_a_number_are_left_out(package):
     write_icon(package, "another_bar", SHAPES["bar"])
     write_icon(package, "42", "M0 0h5v5z")
-    found = {icon.slug: icon.colour for icon in icons.find(package)}
-    assert found == {"another_bar": None, "cross": None, "triangle": (255, 136, 0)}
+    colours = {icon.slug: icon.colour for icon in icons.find(package)}
+    assert colours == {"another_bar": None, "cross": None, "triangle": (255, 136, 0)}
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["brand=3"], "no option is called brand. Did you mean brands?"),
-        (["brands=many"], "brands wants a whole number"),
-        (["size"], "size wants a whole number"),
-        (["brands=0"], "names no brand"),
-        (["beyond=2"], "is no share"),
-        (["size=4"], "say 16 to 1024"),
-        (["train=-1"], "is below 0"),
+        (["brand=3"], "unknown option 'brand'. Did you mean brands?"),
+        (["brands=many"], "brands takes a whole number"),
+        (["size"], "size takes a whole number"),
+        (["brands=0"], "brands=0 skip=0 is not possible"),
+        (["beyond=2"], "give a share of the test pictures"),
+        (["size=4"], "give 16 to 1024 pixels"),
+        (["train=-1"], "train=-1 is not possible: give 0 or more"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(words, said, script, capsys, monkeypatch):
+def test_invalid_options_are_reported_in_one_line(words, message, script, capsys, monkeypatch):
     make_logos = script("make_logos")
     monkeypatch.setattr(sys, "argv", ["make_logos", *words])
     with pytest.raises(SystemExit) as exit_:
@@ -142,31 +142,33 @@ def test_what_makes_no_sense_is_refused_in_one_line(words, said, script, capsys,
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 @needs_renderer
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["simple_icons={tmp}/nowhere"], "holds no icons/*.svg"),
-        (["simple_icons={tmp}/package", "brands=4"], "has 3 different icons in all"),
+        (["simple_icons={tmp}/nowhere"], "contains no icons/*.svg"),
+        (["simple_icons={tmp}/package", "brands=4"], "has only 3 different icons"),
         (["simple_icons={tmp}/package", "brands=3", "out={tmp}/file/below"], "Not a directory"),
-        (["simple_icons={tmp}/package", "brands=3", "out={tmp}/package"], "was not made by this script"),
-        ([], "npm, which gets the icons, is not installed"),
+        (["simple_icons={tmp}/package", "brands=3", "out={tmp}/package"], "was not created by this script"),
+        ([], "npm, which downloads the icons, is not installed"),
     ],
 )
-def test_what_cannot_be_had_or_written_is_said(words, said, package, tmp_path, script, capsys, monkeypatch):
+def test_missing_icons_and_unwritable_folders_are_reported_in_one_line(
+    words, message, package, tmp_path, script, capsys, monkeypatch
+):
     make_logos = script("make_logos")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(make_logos, "FETCHED", tmp_path / "fetched")
+    monkeypatch.setattr(make_logos, "DOWNLOADS", tmp_path / "fetched")
     monkeypatch.setattr(sys, "argv", ["make_logos", *(word.format(tmp=tmp_path) for word in words)])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit):
         make_logos.arguments.run(make_logos.main, make_logos.Options, make_logos.__doc__)
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 

@@ -61,7 +61,7 @@ def without_test(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (flat, "has no sub-folders train and test"),
         (without_test, "test has no picture of the class bar"),
@@ -69,16 +69,16 @@ def without_test(folder):
         (lambda folder: [(folder / s / "bar").rename(folder / s / "top") for s in ("train", "test")], "trained on top"),
     ],
 )
-def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, folder, spoil, said):
+def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, folder, spoil, message):
     spoil(folder)
     status, out, err = measure("measure_new_classes", f"folder={folder}", f"run={run.path}")
     assert (status, out) == (1, "")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "said"),
+    ("name", "words", "message"),
     [
         ("measure_new_classes", ["folder=x", "examples=0"], "examples=0 is not possible: give 1 or more."),
         ("measure_teaching", ["examples=0"], "examples=0 is not possible: give 1 or more."),
@@ -91,10 +91,10 @@ def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, fold
         ),
     ],
 )
-def test_options_that_cannot_be_are_told_in_one_line(measure, name, words, said):
+def test_options_that_cannot_be_are_told_in_one_line(measure, name, words, message):
     status, out, err = measure(name, *words)
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -69,14 +69,14 @@ def test_every_record_says_how_it_was_made():
 
 def test_the_table_shows_each_recorded_row_with_its_mean():
     command = [sys.executable, "scripts/reproduce", "table"]
-    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    message = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert len(RECORDS) > 10
     for row in {line["row"] for line in RECORDS if "ablates" not in line}:
         of_row = [r for r in RECORDS if r["row"] == row]
         recipe = next((r["recipe"] for r in reversed(of_row) if "recipe" in r), None)
         of_row = [r for r in of_row if r.get("recipe", recipe) == recipe]
         newest = {r["results"]["seed"]: r["results"]["test/accuracy"] for r in of_row}
-        shown = next(line for line in said.splitlines() if line.startswith(f"| {row} |"))
+        shown = next(line for line in message.splitlines() if line.startswith(f"| {row} |"))
         assert f"| {row} | {len(newest)} | {statistics.fmean(newest.values()):.2%}"[:-1] in shown
 
 
@@ -153,7 +153,7 @@ def typed(command, reproduce, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         (["small", "optimizer.lrr=3"], 2, "unknown option 'optimizer.lrr'. Did you mean optimizer.lr?"),
         (["small", "optimizer=adamv"], 2, "optimizer=adamv does not exist. Did you mean adamw?"),
@@ -162,10 +162,10 @@ def typed(command, reproduce, monkeypatch):
         (["small", "record=false"], 2, "record=false is not possible: record takes no value"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_trained(typed, reproduce, words, status, said):
+def test_a_mistake_is_told_in_one_line_and_nothing_is_trained(typed, reproduce, words, status, message):
     found, _, err = typed(*words)
     assert found == status
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert not reproduce.trained
 
@@ -332,7 +332,7 @@ def test_startup_benchmark_prints_a_row_per_command():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["--commands", "train,predct"],
@@ -341,10 +341,10 @@ def test_startup_benchmark_prints_a_row_per_command():
         (["--commands", "predict", "--rounds", "0"], "--rounds=0 is not possible: give 1 or more."),
     ],
 )
-def test_startup_benchmark_reports_a_mistake_in_one_message(arguments, said):
+def test_startup_benchmark_reports_a_mistake_in_one_message(arguments, message):
     ended = run_benchmark("--startup", *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith(f"error: {said}")
+    assert ended.stderr.startswith(f"error: {message}")
     assert ended.stderr.count("\n") == 1
 
 

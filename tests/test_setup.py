@@ -94,7 +94,7 @@ def test_why_debians_package_could_not_be_had_is_told(machine):
         "  *update) echo 'W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example' ;;\n"
         "  *) echo 'E: Unable to locate package dataset-fashion-mnist' >&2; exit 100 ;;\nesac\n",
     )
-    said = machine()[0].stderr
-    assert "no network (W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example)" in said
+    error = machine()[0].stderr
+    assert "no network (W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example)" in error
     machine.write("programs/apt-get", "#!/bin/sh\ntouch dataset-fashion-mnist_1_all.deb\n")
     assert "(dpkg-deb: error: failed to read archive 'dataset-fashion-mnist_1_all.deb')" in machine()[0].stderr

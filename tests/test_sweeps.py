@@ -175,17 +175,17 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("model=tiny,smal", "Did you mean small?"),
         ("optimizer.lr=interval(0,1)", "is not a list of values"),
         ("optimizer.lr=0.02,abc", "optimizer.lr=abc is not possible: it takes a number"),
     ],
 )
-def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument, said):
+def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument, message):
     status, _, err = command(main, *ARGUMENTS, argument, f"runs_dir={tmp_path}")
     assert status == 2
-    assert said in err
+    assert message in err
     assert not list(tmp_path.rglob("*.yaml"))
 
 
