@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 from test_architecture import LAYERS
 
 from fashion_cnn import __main__ as list_commands
@@ -123,6 +124,11 @@ def first_choice(argument):
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
+def main_of(module):
+    is_package = (REPOSITORY / module.replace(".", "/")).is_dir()
+    return importlib.import_module(f"{module}.__main__" if is_package else module).main
+
+
 def test_the_documents_contain_every_command():
     names = {path.stem for path in CONF.glob("*.yaml")}
     assert {module.removeprefix("fashion_cnn.") for module, *_ in COMMANDS} >= names
@@ -138,9 +144,7 @@ def test_every_command_composes(words, command):
     # --cfg reads no data: placeholders such as photos/ need not exist.
     if module != "fashion_cnn" and not {"--help", "--cfg"} & set(arguments):
         arguments = ["--cfg", "job", *arguments]
-    is_package = (REPOSITORY / module.replace(".", "/")).is_dir()
-    main = importlib.import_module(f"{module}.__main__" if is_package else module).main
-    status, out, err = command(main, *arguments)
+    status, out, err = command(main_of(module), *arguments)
     assert (status, err) == (0, "")
     assert out
 
@@ -254,6 +258,46 @@ def test_the_examples_of_extending_train_together(command, tmp_path, monkeypatch
     assert status == 0
     assert out.count("learning rate: ") == 2
     assert len(list(tmp_path.glob("runs/my_network/*/results.json"))) == 1
+
+
+@pytest.fixture
+def finished_run(tiny, tmp_path, monkeypatch):
+    """A run on tiny images below runs/ of the working directory, and pictures by the names that the documents use."""
+    train.train(tiny("callbacks=default", "trainer.max_epochs=1"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("shirt.jpg", "photos/1.png", "stripes/1.png", "stripes/2.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("L", (60, 80), 200).save(name)
+
+
+@pytest.mark.slow
+def test_the_examples_of_inference_run(finished_run, capsys):
+    with_network = [block for block in code_blocks(DOCUMENTS["inference.md"], "python") if "find_finished_run" in block]
+    assert len(with_network) == 2
+    for block in with_network:
+        capsys.readouterr()
+        exec(compile(block, "inference.md", "exec"), {})
+        assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_trained_network_run(finished_run, command):
+    for line in (
+        "runs",
+        "evaluate run=latest",
+        "evaluate run=latest robustness=true",
+        "predict images=shirt.jpg",
+        "teach run=latest name='striped shirt' images=stripes/",
+        "teach run=latest",
+        "predict run=latest images=photos/",
+        "index run=latest",
+        "search run=latest concept='striped shirt'",
+    ):
+        module, *arguments = shlex.split(f"fashion_cnn.{line}")
+        assert (module, *arguments) in COMMANDS
+        status, out, err = command(main_of(module), *arguments)
+        assert status == 0, err
+        assert out
 
 
 @pytest.mark.slow
