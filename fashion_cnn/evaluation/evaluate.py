@@ -1,6 +1,5 @@
 """Evaluation of trained networks on a split: metrics, calibration and their plots."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.models.hardware import describe_device, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
 from fashion_cnn.plots.style import figure_inches, save_figure
-from fashion_cnn.runs import Run, create_folder, display_path, write_atomically
+from fashion_cnn.runs import Run, create_folder, display_path, write_json
 from fashion_cnn.training.results import evaluate_splits
 
 Split = Literal["val", "test"]
@@ -201,7 +200,7 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
         UserError: if the directory cannot be written.
     """
     create_folder(folder, "out")
-    write_atomically(folder / METRICS_FILE, json.dumps(record, indent=2) + "\n")
+    write_json(folder / METRICS_FILE, record)
     for name, figure in _plots(record, evaluation).items():
         save_figure(figure, folder / f"{name}.png")
 

@@ -1,6 +1,5 @@
 """Robustness report of an evaluated network: accuracy on corrupted images, and detection of outliers."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from fashion_cnn.evaluation.robustness import (
     require_comparable,
 )
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import find_finished_run, write_atomically
+from fashion_cnn.runs import find_finished_run, write_json
 
 METRICS_FILE = "robustness.json"
 # Result of experiment=baseline, seed 1, on the test images of Fashion-MNIST.
@@ -101,7 +100,7 @@ def write_robustness_report(
     plot_robustness(result, heat_map.subplots(), title=title, errors=errors)
     save_figure(heat_map, folder / "robustness.png")
     save_figure(plot_outliers(outliers), folder / "outliers.png")
-    write_atomically(folder / METRICS_FILE, json.dumps(record, indent=2) + "\n")
+    write_json(folder / METRICS_FILE, record)
     return record
 
 

@@ -32,7 +32,7 @@ from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_atomically
+from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_json
 
 Array = NDArray[Any]
 FLOAT_FILE, INT8_FILE, METRICS_FILE = "network.onnx", "network_int8.onnx", "export.json"
@@ -279,7 +279,7 @@ def export_run(
         "ways": [asdict(variant) for variant in variants],
         "remarks": remarks,
     }
-    write_atomically(folder / METRICS_FILE, json.dumps(record, indent=2) + "\n")
+    write_json(folder / METRICS_FILE, record)
     if folder == run.export:
         lines = [_model_card_line(variant) for variant in variants if variant.file]
         write_model_card(run, run.config(), data, run.results(), lines + remarks)

@@ -25,7 +25,7 @@ from fashion_cnn.retrieval.evaluation import (
     stored_metric,
 )
 from fashion_cnn.retrieval.vectors import vector_dimensions
-from fashion_cnn.runs import Run, create_folder, display_path, write_atomically
+from fashion_cnn.runs import Run, create_folder, display_path, write_json
 from fashion_cnn.terminal import print_table
 
 SUMMARY_FILE = "summary.json"
@@ -82,7 +82,8 @@ def _below_accuracy(result: SearchEvaluation) -> dict[str, float] | None:
 
 def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write results and plots into `folder`. Raises UserError if it is not writable."""
-    _write_json(outcome, folder / METRICS_FILE)
+    create_folder(folder, "out")
+    write_json(folder / METRICS_FILE, outcome)
     for name, figure in plot_outcome(outcome).items():
         save_figure(figure, folder / f"{name}.png")
     outcome["written_to"] = str(display_path(folder))
@@ -90,12 +91,8 @@ def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
 
 def write_summary(summary: dict[str, Any], folder: Path) -> None:
     """Write the summary of several runs into `folder`. Raises UserError if it is not writable."""
-    _write_json(summary, folder / SUMMARY_FILE)
-
-
-def _write_json(values: dict[str, Any], file: Path) -> None:
-    create_folder(file.parent, "out")
-    write_atomically(file, json.dumps(values, indent=2) + "\n")
+    create_folder(folder, "out")
+    write_json(folder / SUMMARY_FILE, summary)
 
 
 def plot_outcome(outcome: Mapping[str, Any]) -> dict[str, Figure]:

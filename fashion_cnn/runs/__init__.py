@@ -1,6 +1,13 @@
 """Run directories: their files, states and listing. `python -m fashion_cnn.runs` prints a table of them."""
 
-from fashion_cnn.runs.files import create_folder, display_path, format_csv, remove_stale_files, write_atomically
+from fashion_cnn.runs.files import (
+    create_folder,
+    display_path,
+    format_csv,
+    remove_stale_files,
+    write_atomically,
+    write_json,
+)
 from fashion_cnn.runs.finding import (
     STUDY_FILE,
     find_finished_run,
@@ -29,4 +36,5 @@ __all__ = [
     "newest_weights",
     "remove_stale_files",
     "write_atomically",
+    "write_json",
 ]

@@ -217,6 +217,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content)
 
 
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values as a JSON file, atomically."""
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
 def remove_stale_files(folder: Path, pattern: str) -> None:
     """Remove the files and folders of `pattern` in `folder` that killed processes left unfinished a day ago."""
     for path in folder.glob(pattern):

@@ -1,7 +1,6 @@
 """The run directory: file names, state, lock, config and results."""
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fashion_cnn.runs.files import (
     read_config,
     read_results,
     write_atomically,
+    write_json,
 )
 
 State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
@@ -145,7 +145,7 @@ class Run:
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the results, which marks the run as finished: call it last."""
         self.error_file.unlink(missing_ok=True)
-        write_atomically(self.results_file, json.dumps(results, indent=2) + "\n")
+        write_json(self.results_file, results)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
