@@ -64,8 +64,8 @@ def make_batch():
 def test_a_training_step_adds_the_loss_to_the_cross_entropy():
     network, loss = NETWORK(in_channels=1, num_classes=3), SupervisedContrastive(weight=0.5)
     with_it, without = (
-        ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=3, embedding_loss=chosen).eval()
-        for chosen in (loss, None)
+        ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=3, embedding_loss=embedding_loss).eval()
+        for embedding_loss in (loss, None)
     )
     batch = make_batch()
     added = loss(without.embed(batch.images), batch.targets)

@@ -95,12 +95,12 @@ def test_all_finished_runs_of_a_folder_are_teachers_and_recorded_in_the_config(t
 def test_loading_the_teachers_does_not_advance_the_random_state(teacher):
     distillation = Distillation([teacher], share=0.5)
     images, probabilities = torch.zeros(2, 1, 20, 20), torch.full((2, 4), 0.25)
-    drawn = []
+    random_values = []
     for _ in range(2):
         torch.manual_seed(0)
         distillation(images, probabilities)
-        drawn.append(torch.rand(3))
-    assert torch.equal(*drawn)
+        random_values.append(torch.rand(3))
+    assert torch.equal(*random_values)
 
 
 def test_a_tilde_in_the_path_of_a_teacher_is_expanded(tiny, teacher, monkeypatch):

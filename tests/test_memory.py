@@ -28,6 +28,6 @@ def run(keep):
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_reused_without_page_faults():
-    took_effect, faults_when_kept = run(True)
+    took_effect, faults_with_reuse = run(True)
     assert took_effect
-    assert run(False)[1] > 3 * faults_when_kept
+    assert run(False)[1] > 3 * faults_with_reuse

@@ -403,8 +403,8 @@ def test_init_from_weights_trained_on_validation_images_is_refused(tiny):
         train(tiny(*brief, f"init_from='{on_all}'"))
     assert "val/loss" not in train(tiny(*brief, "data.val_size=0", f"init_from='{on_all}'"))
     # A larger validation set of the same split contains this run's.
-    kept_more = train(tiny(*brief, "data.val_size=48"))["run"]
-    assert "val/loss" in train(tiny(*brief, f"init_from='{kept_more}'"))
+    larger_val_set = train(tiny(*brief, "data.val_size=48"))["run"]
+    assert "val/loss" in train(tiny(*brief, f"init_from='{larger_val_set}'"))
 
 
 def test_the_suggested_command_starts_from_the_runs_weights(tiny, capsys):

@@ -7,7 +7,7 @@ training starts. It returns a torch scheduler to be stepped after each batch.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,14 +58,8 @@ class Muon(AdamW):
             members = [parameter for parameter in param_group["params"] if (parameter.ndim == 4) == is_filter]
             super().add_param_group({**param_group, "params": members, "filters": is_filter, **settings})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update all parameters.
 
         Args:

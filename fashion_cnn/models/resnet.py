@@ -75,9 +75,9 @@ class ResNet(nn.Module):
         for width, depth in zip(widths, depths, strict=True):
             # Pool first: the widening convolution then works at the lower resolution. Pool before a preceding
             # activation: ReLU is monotonic and gives the same values for a quarter of the work.
-            follows_activation = bool(layers) and not isinstance(layers[-1], ResidualBlock)
-            layers.insert(len(layers) - follows_activation, nn.MaxPool2d(2))
-            layers += [convolution(channels, width), make_activation()]
+            follows_activation = layers and not isinstance(layers[-1], ResidualBlock)
+            activation_layers = [layers.pop()] if follows_activation else []
+            layers += [nn.MaxPool2d(2), *activation_layers, convolution(channels, width), make_activation()]
             layers += [ResidualBlock(width, convolution, make_activation, residual=residual) for _ in range(depth)]
             channels = width
         self.trunk = nn.Sequential(*layers)

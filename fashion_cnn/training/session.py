@@ -84,13 +84,13 @@ def run_training(
         return {}
 
     run.create()
-    with run.locked(), _stop_recorded(run):
+    with run.locked(), _record_failure(run):
         if existing:
             prepare_to_resume(trainer, module, run)
         else:
             run.write_config(config)
         print_start(config, run, module, data, brief=directory is not None)
-        with _run_in_environment(run):
+        with _export_run(run):
             fit(trainer, module, data, run)
         results = publish(config, trainer, module, data, run)
         print_end(results, run, config, brief=directory is not None)
@@ -189,7 +189,7 @@ def check_one_device(trainer: Trainer, part: str, alternative: str = "") -> None
 
 
 @contextmanager
-def _run_in_environment(run: Run) -> Iterator[None]:
+def _export_run(run: Run) -> Iterator[None]:
     """Give the run directory to the processes that Lightning starts for a distributed training."""
     os.environ[_RUN_VARIABLE] = str(run.path)
     try:
@@ -205,7 +205,7 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
     """Run every loop for the few batches of Lightning's `fast_dev_run`, and keep nothing."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build.trainer(config, data, Path(folder))
-        with _stop_as_interrupted("Stopped; nothing was kept."):
+        with _raise_interrupted("Stopped; nothing was kept."):
             trainer.fit(module, datamodule=data)
             if config.test:
                 trainer.test(module, datamodule=data, verbose=False)
@@ -214,12 +214,12 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
 
 
 @contextmanager
-def _stop_recorded(run: Run) -> Iterator[None]:
+def _record_failure(run: Run) -> Iterator[None]:
     """Add the command that resumes the run to an interruption; write the reason of a failure into error.txt."""
     run.error_file.unlink(missing_ok=True)
     command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={run.path}"])
     try:
-        with _stop_as_interrupted(f"Stopped. Resume with:\n  {command}"):
+        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"):
             yield
     except Exception as error:
         reason = str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}"
@@ -228,7 +228,7 @@ def _stop_recorded(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_as_interrupted(message: str) -> Iterator[None]:
+def _raise_interrupted(message: str) -> Iterator[None]:
     """Turn SIGTERM, and Ctrl-C, which Lightning makes a SystemExit in `fit`, into Interrupted with `message`."""
     try:
         yield
