@@ -40,7 +40,7 @@ class LenientJSONResponse(JSONResponse):
 def create_router(service: SearchService) -> APIRouter:
     """Create the routes below `/api`. Their docstrings are part of the API description."""
     router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
-    run = service.workers.run
+    in_thread = service.workers.run
 
     @router.get("/search", summary="Search by products, words and filters", responses=error_responses(404, 422, 503))
     async def search(request: Request, query: Annotated[SearchQuery, Query()], top_k: TopK = service.top_k) -> Response:
@@ -70,12 +70,12 @@ def create_router(service: SearchService) -> APIRouter:
                     raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
             size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
             result = await service.search(view, query, form.files, top_k=size)
-            return _response(view, query, result, await run(partial(_link, query, result)))
+            return _response(view, query, result, await in_thread(partial(_link, query, result)))
 
     @router.get("/product", summary="Get a product with all its columns", responses=error_responses(404, 422, 503))
     async def product(id: Id) -> Response:
         view = service.state.require_view()
-        (hit,) = await run(lambda: view.products([id]))
+        (hit,) = await in_thread(lambda: view.products([id]))
         return LenientJSONResponse(_record(hit))
 
     @router.get(
@@ -89,7 +89,7 @@ def create_router(service: SearchService) -> APIRouter:
     )
     async def thumbnail(id: Id) -> Response:
         view = service.state.require_view()
-        (hit,) = await run(lambda: view.products([id]))
+        (hit,) = await in_thread(lambda: view.products([id]))
         return Response(hit.thumbnail, media_type=media_type(hit.thumbnail))
 
     @router.get("/status", summary="Get the catalogue's version and size, and search latencies")

@@ -88,7 +88,7 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
     """Create the routes of the pages."""
     router = APIRouter(include_in_schema=False)
     render = templates.TemplateResponse
-    run = service.workers.run
+    in_thread = service.workers.run
 
     @router.get("/")
     async def search(request: Request, query: QueryParameters) -> Response:
@@ -101,8 +101,8 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
             "hits": result.hits,
             "matching": result.matching,
             "pictures": query_pictures(query, result),
-            "like": await run(lambda: view.products(query.like)),
-            "unlike": await run(lambda: view.products(query.unlike)),
+            "like": await in_thread(lambda: view.products(query.like)),
+            "unlike": await in_thread(lambda: view.products(query.unlike)),
             "samples": await service.samples(view) if query.is_empty else (),
             "has_next": query.page * service.top_k < result.matching and query.page < MAX_PAGES,
         }
@@ -123,13 +123,13 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
             changes: dict[str, Any] = {}
             if files:
                 # A new picture starts a new search with the same filters.
-                changes = {"picture": await run(encode_files), "like": [], "unlike": [], "unlike_picture": []}
+                changes = {"picture": await in_thread(encode_files), "like": [], "unlike": [], "unlike_picture": []}
         return RedirectResponse(query.replace(**changes).link(), status_code=303)
 
     @router.get("/product")
     async def product(request: Request, id: Id, query: QueryParameters) -> Response:
         view = service.state.require_view()
-        (hit,) = await run(lambda: view.products([id]))
+        (hit,) = await in_thread(lambda: view.products([id]))
         similar = await service.search(view, SearchQuery(like=[id]), top_k=_SIMILAR_PRODUCTS)
         return render(request, "product.html", {"query": query, "hit": hit, "hits": similar.hits})
 
@@ -139,7 +139,7 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
         totals = service.latencies.totals()
         context = {
             "view": view,
-            "projection": await run(lambda: view.projection),
+            "projection": await in_thread(lambda: view.projection),
             "bars": histogram(totals),
             "searches": len(totals),
             "percentiles": service.latencies.percentiles(),
