@@ -1,4 +1,4 @@
-"""The command line: help, mistakes, paths as people type them."""
+"""The command line: help, error messages, paths."""
 
 import os
 import re
@@ -45,7 +45,7 @@ for arguments in (["--help"], ["--cfg", "job"], ["no_such_option=1"]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_config_and_mistakes_are_answered_without_importing_torch(module):
+def test_help_config_and_error_messages_do_not_import_torch(module):
     answer = subprocess.run(
         [sys.executable, "-c", CALL_SEVERAL_TIMES, f"fashion_cnn.{module}"],
         capture_output=True,
@@ -55,15 +55,15 @@ def test_help_config_and_mistakes_are_answered_without_importing_torch(module):
     )
     parts = re.split(r"--- imported (.*)\n", answer.stdout)
     assert parts[1::2] == ["[]"] * 3
-    shown_help, shown_config, mistake, rest = parts[0::2]
-    assert f"Usage: python -m fashion_cnn.{module}" in shown_help
-    assert ": runs" in shown_config
-    assert mistake == "exit status 2\n"
+    help_text, config_text, error_output, rest = parts[0::2]
+    assert f"Usage: python -m fashion_cnn.{module}" in help_text
+    assert ": runs" in config_text
+    assert error_output == "exit status 2\n"
     assert rest == ""
     assert answer.stderr.startswith("error: unknown option 'no_such_option'")
 
 
-def test_the_help_says_what_each_value_is(command):
+def test_help_explains_each_option(command):
     status, out, _ = command(index.main, "--help")
     assert status == 0
     assert (
@@ -74,7 +74,7 @@ def test_the_help_says_what_each_value_is(command):
     assert "hydra:" not in out
 
 
-def test_a_mistake_does_not_wait_for_torch():
+def test_error_messages_do_not_wait_for_torch():
     code = (
         "import sys; sys.argv = ['train', 'optimizer.lrr=1']\n"
         "from fashion_cnn.train import main\n"
@@ -145,7 +145,7 @@ def test_a_mistake_does_not_wait_for_torch():
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, arguments, message):
+def test_user_errors_are_reported_in_one_message(command, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, out, err = command(main, *TINY_DATA[:4], "test=true", *arguments)
     assert status in (1, 2)
@@ -156,7 +156,7 @@ def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, argume
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
+def test_a_missing_gpu_is_reported(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(main, *TINY_DATA[:4], "trainer=gpu")
     hint = "trainer=default uses the hardware of this machine."
@@ -164,7 +164,7 @@ def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
 
 
 @pytest.mark.training
-def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
+def test_a_sweep_job_on_two_devices_is_rejected(command, tmp_path):
     status, out, err = command(main, "-m", *TINY_DATA, f"runs_dir={tmp_path}", "seed=0,1", "trainer.devices=2")
     assert status == 1
     assert err.count("set trainer.devices=1") == 2
@@ -178,7 +178,7 @@ def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
         ("explain", "explain", "Stopped."),
     ],
 )
-def test_ctrl_c_says_no_more_than_is_known(command, monkeypatch, module, task, message):
+def test_ctrl_c_message_depends_on_the_command(command, monkeypatch, module, task, message):
     def interrupted(config):
         raise KeyboardInterrupt
 
@@ -196,7 +196,7 @@ def test_a_bug_keeps_its_traceback(command, monkeypatch):
         command(main)
 
 
-def test_a_cycle_of_causes_is_explained_once():
+def test_a_cyclic_chain_of_causes_is_followed_once():
     first, second = UserError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
     assert describe_error(second, "train", str(CONFIG_DIR)) is first
@@ -229,7 +229,7 @@ def test_a_run_through_the_command_line(command, tmp_path):
     assert "finished" in err
 
 
-def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, monkeypatch):
+def test_overrides_that_change_a_resumed_run_are_rejected(command, tmp_path, monkeypatch):
     from fashion_cnn.training import session
 
     def interrupted(*args):
@@ -257,9 +257,7 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
         ("export", "runs/small", "type run=runs/small."),
     ],
 )
-def test_a_mistake_in_another_command_is_told_in_its_own_words(
-    command, tmp_path, monkeypatch, module, argument, message
-):
+def test_error_messages_name_the_options_of_the_command(command, tmp_path, monkeypatch, module, argument, message):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(__import__(f"fashion_cnn.{module}", fromlist=["main"]).main, argument)
     assert status in (1, 2)
@@ -269,7 +267,7 @@ def test_a_mistake_in_another_command_is_told_in_its_own_words(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["fashion_cnn.train", "--help"], ["fashion_cnn.runs"], ["fashion_cnn"]])
-def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path, arguments):
+def test_closed_standard_output_ends_a_command_without_a_message(tmp_path, arguments):
     run = tmp_path / "runs" / "tiny" / "one"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("seed: 0\n")
@@ -290,7 +288,7 @@ def test_the_package_lists_its_commands():
 
 
 @pytest.mark.parametrize("module", ["compare", "evaluate", "predict", "explain", "export", "tune"])
-def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
+def test_multirun_is_rejected_by_commands_other_than_train(command, tmp_path, monkeypatch, module):
     monkeypatch.chdir(tmp_path)
     main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
     status, _, err = command(main, "runs_dir=a,b", "-m")
@@ -299,7 +297,7 @@ def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, monkeypatch):
+def test_a_quoted_tilde_is_the_home_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "none").mkdir()
     for module in ("runs.__main__", "evaluate", "predict"):
@@ -308,8 +306,8 @@ def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, mon
         assert f"in {tmp_path / 'none'}" in err, module
 
 
-def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeypatch, capsys):
-    # As rich takes standard error for a terminal.
+def test_redirected_output_does_not_contain_the_progress_bar(monkeypatch, capsys):
+    # Makes rich treat standard error as a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
     with progress_bar("pictures") as progress:
         print("page.png")
@@ -319,7 +317,7 @@ def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeyp
     assert "pictures" in captured.err
 
 
-def test_in_a_file_or_pipe_a_row_is_a_line_however_long(capsys):
+def test_table_rows_are_not_wrapped_in_files_and_pipes(capsys):
     path, following = "photos/" + "deep/" * 300 + "shirt.jpg", ", ".join(f"class {number} 0.1%" for number in range(99))
     grid = Table("file", "next")
     grid.columns[0].overflow = "fold"
@@ -331,7 +329,7 @@ def test_in_a_file_or_pipe_a_row_is_a_line_however_long(capsys):
     assert len(lines) == 6
 
 
-def test_brackets_in_names_and_paths_are_shown_as_they_are(capsys):
+def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):
     grid = Table("boots [men]", title="[b]x[/b]")
     grid.add_row("boots [men] :smile:")
     wide_console().print(grid)

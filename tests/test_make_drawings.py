@@ -69,7 +69,7 @@ def test_characters_of_a_font_are_recognised():
         has(Path(__file__), "☀")
 
 
-def test_drawings_of_a_category_are_others_in_training_than_in_test(emoji_list, script):
+def test_training_and_test_have_different_drawings_of_a_category(emoji_list, script):
     drawings = emoji.read(emoji_list)
     faces, weather = script("make_drawings").by_category(drawings, FONT, seed=0)
     assert (faces.name, weather.name) == ("faces", "weather")
@@ -78,7 +78,7 @@ def test_drawings_of_a_category_are_others_in_training_than_in_test(emoji_list, 
         assert (len(one.train), len(one.test)) == (3, 1)
 
 
-def test_each_drawing_is_a_class_and_those_skipped_are_those_taken(emoji_list, script):
+def test_each_drawing_is_a_class_and_skip_leaves_out_the_first(emoji_list, script):
     make_drawings = script("make_drawings")
     drawings = emoji.read(emoji_list)
     taken, left = (
@@ -90,7 +90,7 @@ def test_each_drawing_is_a_class_and_those_skipped_are_those_taken(emoji_list, s
         make_drawings.by_drawing(drawings, FONT, make_drawings.Options(classes=30))
 
 
-def test_one_shot_is_one_training_picture_and_several_for_testing(emoji_list, tmp_path):
+def test_glyphs_have_one_training_picture_and_several_test_pictures(emoji_list, tmp_path):
     out = tmp_path / "glyphs"
     made = make_drawings(
         "kind=glyphs", "classes=3", f"out={out}", f"font={FONT}", f"emoji_test={emoji_list}", "size=32"
@@ -100,7 +100,7 @@ def test_one_shot_is_one_training_picture_and_several_for_testing(emoji_list, tm
     assert [len(list(folder.iterdir())) for folder in (out / "test").iterdir()] == [8, 8, 8]
 
 
-def test_a_package_that_cannot_be_had_names_the_other_way(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_the_alternative(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt-get is not installed: give font=FILE"):
         debian.fetch("fonts-symbola", tmp_path / "fetched", "give font=FILE")

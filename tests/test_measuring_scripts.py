@@ -40,7 +40,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_new_classes_are_told_with_the_examples_that_were_there(measure, run, folder):
+def test_measure_new_classes_prints_the_number_of_examples(measure, run, folder):
     words = (f"folder={folder}", f"run={run.path}")
     status, out, err = measure("measure_new_classes", *words)
     assert (status, err) == (0, "")
@@ -69,7 +69,7 @@ def without_test(folder):
         (lambda folder: [(folder / s / "bar").rename(folder / s / "top") for s in ("train", "test")], "trained on top"),
     ],
 )
-def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, folder, spoil, message):
+def test_an_unsuitable_folder_is_reported_in_one_line(measure, run, folder, spoil, message):
     spoil(folder)
     status, out, err = measure("measure_new_classes", f"folder={folder}", f"run={run.path}")
     assert (status, out) == (1, "")
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, fold
         ),
     ],
 )
-def test_options_that_cannot_be_are_told_in_one_line(measure, name, words, message):
+def test_invalid_options_of_measuring_scripts_are_reported_in_one_line(measure, name, words, message):
     status, out, err = measure(name, *words)
     assert (status, out) == (2, "")
     assert message in err
@@ -100,7 +100,7 @@ def test_options_that_cannot_be_are_told_in_one_line(measure, name, words, messa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("examples", "foretold"), [(1, 0), (4, 1)])
-def test_one_example_foretells_nothing(measure, script, run, monkeypatch, examples, foretold):
+def test_foretold_is_empty_for_one_example(measure, script, run, monkeypatch, examples, foretold):
     module = script("measure_teaching")
 
     class Everything(TinyDataModule):
@@ -120,7 +120,7 @@ def test_one_example_foretells_nothing(measure, script, run, monkeypatch, exampl
         assert bool(last) == bool(foretold)
 
 
-def test_a_training_that_fails_is_told_in_one_line(measure, script, monkeypatch, tmp_path):
+def test_a_failed_training_is_reported_in_one_line(measure, script, monkeypatch, tmp_path):
     module = script("measure_teaching")
     monkeypatch.setattr(module, "REPOSITORY", tmp_path)
     monkeypatch.setattr(module.sys, "executable", "false")
