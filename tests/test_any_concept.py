@@ -85,4 +85,4 @@ def test_every_command_works_on_logos(logos, command, tmp_path, monkeypatch):
         assert answer.status_code == 200
         assert len(answer.json()["hits"]) == 12
         page = client.post("/", files=[("picture", ("new.jpg", taught.read_bytes()))], follow_redirects=True)
-        assert "It was taught a ring. Of its classes it sees:" in page.text
+        assert "Recognised concepts: a ring. Predicted classes:" in page.text
