@@ -237,18 +237,18 @@ def test_a_run_without_test_set_can_be_evaluated_on_validation(command, picture_
     run = trained_on(picture_folder, tmp_path, "no-test", "data.test_share=0", "data.val_share=0.4")
     status, _, err = command(main, f"run={run}")
     assert status == 1
-    assert "has no test images (data.test_share=0): say split=val." in err
+    assert "has no test set (data.test_share=0): use split=val." in err
     assert command(main, f"run={run}", "split=val")[0] == 0
     run = trained_on(picture_folder, tmp_path, "neither", "data.test_share=0", "data.val_share=0")
     status, _, err = command(main, f"run={run}")
-    assert (status, "there are none to measure it on" in err) == (1, True)
+    assert (status, "it cannot be evaluated" in err) == (1, True)
 
 
 def test_without_validation_set_there_is_no_temperature(command, trained):
     assert evaluation_json(command, trained["all"])["calibrated"] is None
     status, _, err = command(main, f"run={trained['all'].path}", "split=val")
     assert status == 1
-    assert "kept no validation images" in err
+    assert "has no validation set" in err
 
 
 @pytest.mark.parametrize(

@@ -366,7 +366,7 @@ def test_a_run_without_test_pictures_is_evaluated_on_validation_only(folder, tmp
     ]
     run = Run(Path(train(compose(overrides=["data=image_folder", *NETWORK, *overrides]))["run"]))
     assert evaluate_runs([run], "val").metrics["val/accuracy"] >= 0
-    with pytest.raises(UserError, match="has no test images"):
+    with pytest.raises(UserError, match="has no test set"):
         evaluate_runs([run], "test")
 
 

@@ -341,7 +341,7 @@ def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
         train(config)
     disarm()
     only_run(config).last_checkpoint.write_bytes(b"half a checkpoint")
-    with pytest.raises(UserError, match=r"last\.ckpt is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"last\.ckpt is not a readable checkpoint"):
         train(tiny("resume=latest"))
 
 

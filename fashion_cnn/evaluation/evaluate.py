@@ -112,9 +112,9 @@ def _check_split(split: Split, run: Run, data: ImageDataModule) -> None:
     available = {"test": data.has_test, "val": data.val_size > 0}
     if available[split]:
         return
-    problem = {"test": "has no test images (data.test_share=0)", "val": "kept no validation images (data.val_size=0)"}
-    others = [f"say split={other}" for other, is_available in available.items() if is_available]
-    raise UserError(f"{run.path} {problem[split]}: {''.join(others) or 'there are none to measure it on'}.")
+    problem = {"test": "has no test set (data.test_share=0)", "val": "has no validation set (data.val_size=0)"}
+    others = [f"use split={other}" for other, is_available in available.items() if is_available]
+    raise UserError(f"{run.path} {problem[split]}: {''.join(others) or 'it cannot be evaluated'}.")
 
 
 def _check_same_data(split: Split, runs: Sequence[Run], datamodules: Sequence[ImageDataModule]) -> bool:
@@ -127,13 +127,13 @@ def _check_same_data(split: Split, runs: Sequence[Run], datamodules: Sequence[Im
     for run, data in zip(runs[1:], datamodules[1:], strict=True):
         if _input_format(data) != expected:
             raise UserError(
-                f"{run.path} saw other data than {runs[0].path}: their answers cannot be averaged. Name runs of the "
-                "same classes, image size and normalisation."
+                f"{run.path} and {runs[0].path} differ in classes, image size or normalisation: their logits cannot be "
+                "averaged."
             )
         if _split_sha256(split, data) != hashes[split]:
             raise UserError(
-                f"{run.path} has other {split} images than {runs[0].path}, and may have trained on those: they cannot "
-                "be measured as one. Name runs of the same data and splits (data.split_seed, data.val_size)."
+                f"{run.path} has other {split} images than {runs[0].path}, and may have trained on those: choose runs "
+                "with the same data.split_seed and data.val_size."
             )
         same_val &= split == "val" or _split_sha256("val", data) == hashes["val"]
     return same_val

@@ -376,7 +376,7 @@ def _check_parity(exported: ExportedNetwork, file: Path, check_images: CheckImag
     if differing:
         raise UserError(
             f"The exported network differs from PyTorch on {differing} of {len(check_images.images):,} "
-            f"{check_images.split} images: no file is kept. Please report the model and the versions of torch and "
+            f"{check_images.split} images: no file is written. Please report the model and the versions of torch and "
             "onnxruntime."
         )
 
@@ -384,11 +384,12 @@ def _check_parity(exported: ExportedNetwork, file: Path, check_images: CheckImag
 def _int8_problem(variant: Variant, reference: Variant, tolerance: float) -> str | None:
     """The reason why the quantised file is not kept; None if it is."""
     if variant.val_accuracy is None or reference.val_accuracy is None:
-        return "int8 was not kept: the run kept no validation images to judge it by."
+        return "int8 was not kept: there is no validation set to check its accuracy on."
     loss = reference.val_accuracy - variant.val_accuracy
     if loss > tolerance + 1e-9:
         return (
-            f"int8 was not kept: {loss * 100:.2f} points less on validation, where {tolerance * 100:.2f} are allowed."
+            f"int8 was not kept: it loses {loss * 100:.2f} points of validation accuracy, and int8_tolerance allows "
+            f"{tolerance * 100:.2f}."
         )
     return None
 

@@ -221,7 +221,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing.") from None
     except Exception as error:  # torch raises what its unpickler met
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is no readable checkpoint ({reason}).") from error
+        raise UserError(f"{path} is not a readable checkpoint ({reason}): take it from a copy of the run.") from error
     return checkpoint
 
 
@@ -239,8 +239,8 @@ def read_weights(run: Run) -> Mapping[str, Tensor]:
     if results.get("weights_sha256") not in (None, weights_sha256(weights)):
         missing = "" if run.best_checkpoint.exists() else f" {run.best_checkpoint} is missing: copy the run whole."
         raise UserError(
-            f"{run.weights} does not belong to {run.results_file}: its weights are not those that the run ended "
-            f"with.{missing}"
+            f"{run.weights} does not belong to {run.results_file}: its weights differ from those at the end of the run."
+            f"{missing}"
         )
     return weights
 
@@ -265,8 +265,8 @@ def initialise_from(module: ImageClassifier, run: Run) -> None:
     body = [name for name in differing if not name.startswith("network.classifier.")]
     if body:
         raise UserError(
-            f"init_from={run.path}: that run trained another network. {len(body)} of its weights do not fit, "
-            f"such as {body[0]}. Choose the model that it trained (see {run.config_file})."
+            f"init_from={run.path} has another network: {len(body)} weights do not fit, such as {body[0]}. "
+            f"Choose the model that it trained (see {run.config_file})."
         )
     module.load_state_dict({name: source[name] for name in source if name not in differing}, strict=False)
 
