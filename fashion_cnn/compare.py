@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import as_strings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,15 +20,12 @@ def compare(config: DictConfig) -> None:
     """
     import os
 
-    from omegaconf import OmegaConf
-
     from fashion_cnn.analysis.comparison import compare as compare_runs
-    from fashion_cnn.analysis.comparison import find_runs
     from fashion_cnn.analysis.comparison_report import write_comparison
     from fashion_cnn.cli.console import print_comparison
+    from fashion_cnn.runs import find_runs
 
-    references = OmegaConf.to_object(config.runs) if OmegaConf.is_list(config.runs) else str(config.runs)
-    runs = find_runs(references)  # type: ignore[arg-type]
+    runs = find_runs(as_strings(config.runs))
     comparison = compare_runs(runs)
     parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     folder = Path(config.out).expanduser() if config.out else parent / "comparison"

@@ -81,8 +81,7 @@ def _check(config: DictConfig) -> AlteredCopies | None:
 
 def _runs(config: DictConfig) -> list[Run]:
     """Find the runs that `run=` names, and the finished runs in the folders and globs that it names."""
-    from fashion_cnn.analysis.comparison import find_runs
-    from fashion_cnn.runs import find_finished_runs
+    from fashion_cnn.runs import find_finished_runs, find_runs
 
     if config.run is None:
         return find_finished_runs(None, Path(config.runs_dir))

@@ -10,12 +10,12 @@ import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import compare, find_runs
+from fashion_cnn.analysis.comparison import compare
 from fashion_cnn.analysis.learning_curve import fit_learning_curve, fit_power_law
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
 from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against
-from fashion_cnn.runs import Run
+from fashion_cnn.runs import Run, find_runs
 
 
 def make_run(path, overrides, seed, accuracy=None, **settings):

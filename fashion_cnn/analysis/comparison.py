@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fashion_cnn.analysis.settings import (
@@ -14,7 +13,7 @@ from fashion_cnn.analysis.settings import (
 )
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import MeanStd
-from fashion_cnn.runs import Run, format_csv, list_runs
+from fashion_cnn.runs import Run, format_csv
 
 # By heading: the metric in results.json, its scale and its number of digits.
 COLUMNS = {
@@ -71,25 +70,6 @@ class Comparison:
     unfinished: tuple[Run, ...]
 
 
-def find_runs(references: str | Sequence[str]) -> list[Run]:
-    """Find runs, each once.
-
-    Args:
-        references: a folder, searched at any depth, a glob pattern, or a list of these.
-
-    Raises:
-        UserError: if a reference has no run.
-    """
-    if not isinstance(references, str):
-        return list({run.path.resolve(): run for reference in references for run in find_runs(reference)}.values())
-    path = Path(references).expanduser()
-    folders = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    runs = list({run.path.resolve(): run for folder in folders for run in list_runs(folder)}.values())
-    if not runs:
-        raise UserError(f"no run in {references}: give a folder of runs, a glob such as 'runs/small/*', or a list.")
-    return runs
-
-
 class _Variant(NamedTuple):
     """Settings without the seed, and the runs that have them."""
 
@@ -111,7 +91,7 @@ def compare(runs: Iterable[Run]) -> Comparison:
     finished = [run for run in runs if run.state == "finished"]
     if not finished:
         states = ", ".join(f"{run.path} ({run.state})" for run in runs[:3])
-        raise UserError(f"nothing to compare: none of {len(runs)} runs is finished: {states}.")
+        raise UserError(f"nothing to compare: no finished run among {len(runs)}: {states or 'give runs=DIR'}.")
     variants = _variants(finished)
     # A single variant is compared with the settings of the unfinished runs.
     compared = variants if len(variants) > 1 else _variants(run for run in runs if run.state != "damaged")

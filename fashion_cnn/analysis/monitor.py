@@ -44,10 +44,9 @@ class PredictionCollector(Callback):
         """Collect the logits of a batch."""
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         split = split_names(loaders)[dataloader_idx]
-        self._batches.setdefault(split, []).append((outputs["logits"], batch.targets, batch.indices))
-        if "flip_logits" in outputs:
-            averaged = (outputs["flip_logits"], batch.targets, batch.indices)
-            self._batches.setdefault(f"{split}_flip", []).append(averaged)
+        for key, name in (("logits", split), ("flip_logits", f"{split}_flip")):
+            if key in outputs:
+                self._batches.setdefault(name, []).append((outputs[key], batch.targets, batch.indices))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -90,11 +89,8 @@ class GapMonitor(PredictionCollector):
 def overfitting_metrics(predictions: dict[str, Predictions], data: ImageDataModule) -> dict[str, float]:
     """Compute calibration errors, bounds of the gaps, and the gap of each class, of train probe and validation."""
     train, val = predictions["train"], predictions["val"]
-    return {
-        **{
-            f"{name}/calibration_error": reliability_diagram(predictions[name]).expected_calibration_error
-            for name in ("train", "val")
-        },
-        **gap_metrics(train, val, prefix="gap"),
-        **gap_by_class_metrics(train, val, data.class_names),
+    metrics = {
+        f"{name}/calibration_error": reliability_diagram(split).expected_calibration_error
+        for name, split in (("train", train), ("val", val))
     }
+    return metrics | gap_metrics(train, val, prefix="gap") | gap_by_class_metrics(train, val, data.class_names)

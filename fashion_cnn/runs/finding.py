@@ -30,6 +30,26 @@ def list_runs(directory: Path, *states: State) -> list[Run]:
     return sorted((run for run in runs if not states or run.state in states), key=lambda run: (run.started, run.path))
 
 
+def find_runs(references: str | Iterable[str]) -> list[Run]:
+    """Find runs, each once.
+
+    Args:
+        references: folders, which are searched at any depth, and glob patterns.
+
+    Raises:
+        UserError: if there is no run in one of them.
+    """
+    runs: dict[Path, Run] = {}
+    for reference in [references] if isinstance(references, str) else references:
+        path = Path(reference).expanduser()
+        folders = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        matches = {run.path.resolve(): run for folder in folders for run in list_runs(folder)}
+        if not matches:
+            raise UserError(f"no run in {reference}: give a folder of runs, a glob such as 'runs/small/*', or a list.")
+        runs |= matches
+    return list(runs.values())
+
+
 def _is_run_config(file: Path) -> bool:
     """Tell a run's `config.yaml` from that of another program."""
     if Run(file.parent).checkpoints.is_dir() or Run(file.parent).results_file.exists():
