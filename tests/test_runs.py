@@ -14,6 +14,7 @@ from fashion_cnn.compare import main as compare_main
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.__main__ import main
+from fashion_cnn.runs.files import open_atomically
 
 
 def make_run(path, started, **results):
@@ -157,6 +158,21 @@ def test_writing_results_removes_the_error_and_temporary_files(tmp_path):
     run.write_results({"seed": 1})
     assert run.results() == {"seed": 1}
     assert {path.name for path in run.path.iterdir()} == {"config.yaml", "results.json", ".lock"}
+
+
+def test_an_error_while_writing_keeps_the_former_content_and_no_partial_file(tmp_path):
+    file = tmp_path / ("a" * 255)
+    runs.write_atomically(file, "before")
+
+    def write_half():
+        with open_atomically(file) as partial:
+            partial.write(b"aft")
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_half()
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_runs_started_in_the_same_second_get_different_directories(tmp_path):
