@@ -55,7 +55,7 @@ def create_router(service: SearchService) -> APIRouter:
         responses=error_responses(400, 404, 413, 415, 422, 503),
         openapi_extra={"requestBody": upload_form(_TOP_K.json_schema())},
     )
-    async def search_by_files(request: Request) -> Response:
+    async def search_pictures(request: Request) -> Response:
         """A multipart form with picture files and the parameters of GET. The link opens the results as a page."""
         view = service.state.require_view()
         if request.query_params:
