@@ -27,8 +27,8 @@ def test_augmentations_keep_shape_and_dtype_and_repeat_with_the_seed(images, aug
 def test_flip_mirrors_whole_images_with_probability_p(images):
     flipped = RandomFlip(0.25)(images)
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
-    kept = (flipped == images).flatten(1).all(1)
-    assert (mirrored ^ kept).all()
+    is_unchanged = (flipped == images).flatten(1).all(1)
+    assert (mirrored ^ is_unchanged).all()
     assert 0.15 < mirrored.float().mean() < 0.35
 
 

@@ -107,7 +107,7 @@ def test_pictures_of_one_group_stay_in_one_split(folder):
     group = torch.tensor([int(Path(name).stem) // 5 + 10 * "Bcl".index(name[0]) for name in names])
     sets = [set(group[split.indices].tolist()) for split in (data.train_split, data.val_split, data.test_split)]
     assert len(set.union(*sets)) == sum(map(len, sets))
-    assert [len(one) for one in sets] == [6, 3, 3]
+    assert [len(groups) for groups in sets] == [6, 3, 3]
 
 
 def test_left_out_classes_are_missing_in_all_splits(tmp_path):

@@ -34,8 +34,8 @@ def with_old_paths(part):
 def class_paths_in(part):
     """Return all class paths in containers."""
     if isinstance(part, dict):
-        own = {part["_target_"]} if isinstance(part.get("_target_"), str) else set()
-        return own.union(*map(class_paths_in, part.values()))
+        paths = {part["_target_"]} if isinstance(part.get("_target_"), str) else set()
+        return paths.union(*map(class_paths_in, part.values()))
     return set().union(*map(class_paths_in, part)) if isinstance(part, list) else set()
 
 

@@ -90,8 +90,8 @@ def test_blur_spreads_a_dot_and_keeps_its_sum():
     spread = blurred.amax(dim=(1, 2, 3)) / dots.amax(dim=(1, 2, 3))
     assert spread.min() < 0.4
     assert spread.max() > 0.95
-    left = (RandomBlur(p=0.25)(dots) == dots).flatten(1).all(dim=1)
-    assert 0.65 < left.float().mean() < 0.85
+    is_unchanged = (RandomBlur(p=0.25)(dots) == dots).flatten(1).all(dim=1)
+    assert 0.65 < is_unchanged.float().mean() < 0.85
 
 
 def test_invalid_settings_raise():

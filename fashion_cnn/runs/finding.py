@@ -30,6 +30,16 @@ def list_runs(directory: Path, *states: State) -> list[Run]:
     return sorted((run for run in runs if not states or run.state in states), key=lambda run: (run.started, run.path))
 
 
+def _is_run_config(file: Path) -> bool:
+    """Tell a run's `config.yaml` from that of another program."""
+    if Run(file.parent).checkpoints.is_dir() or Run(file.parent).results_file.exists():
+        return True
+    try:
+        return any(line.startswith("seed:") for line in file.read_text().splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def find_runs(references: str | Iterable[str]) -> list[Run]:
     """Find runs, each once.
 
@@ -48,16 +58,6 @@ def find_runs(references: str | Iterable[str]) -> list[Run]:
             raise UserError(f"no run in {reference}: give a folder of runs, a glob such as 'runs/small/*', or a list.")
         runs |= matches
     return list(runs.values())
-
-
-def _is_run_config(file: Path) -> bool:
-    """Tell a run's `config.yaml` from that of another program."""
-    if Run(file.parent).checkpoints.is_dir() or Run(file.parent).results_file.exists():
-        return True
-    try:
-        return any(line.startswith("seed:") for line in file.read_text().splitlines())
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def find_run(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
