@@ -1,5 +1,6 @@
 """Generalization gap and its intervals, against published values and bootstrap resampling."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from fashion_cnn.metrics.gap import (
     loss_gap,
     metric_name,
 )
-from fashion_cnn.metrics.intervals import newcombe_interval, wilson_interval
+from fashion_cnn.metrics.intervals import Interval, MeanStd, newcombe_interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
 
@@ -97,3 +98,17 @@ def test_largest_gap_classes_are_the_fewest_that_account_for_half():
 def test_wilson_interval_contains_proportions_of_0_and_1(count):
     assert wilson_interval(1.0, count).high == 1
     assert wilson_interval(0.0, count).low == 0
+
+
+def test_mean_std_is_the_sample_standard_deviation_and_none_of_a_single_value():
+    values = [0.91, 0.93, 0.98]
+    expected = np.mean(values), np.std(values, ddof=1)
+    summary = MeanStd.of(values)
+    assert (summary.mean, summary.std) == pytest.approx(expected)
+    assert summary.format(100, 1) == "94.0 ± 3.6"
+    assert MeanStd.of([0.5]) == MeanStd(mean=0.5, std=None, count=1)
+    assert MeanStd.of([0.5]).format(100, 1) == "50.0"
+
+
+def test_intervals_are_stored_with_value_low_and_high():
+    assert to_json_dict(Interval(0.5, 0.4, 0.6)) == {"value": 0.5, "low": 0.4, "high": 0.6}
