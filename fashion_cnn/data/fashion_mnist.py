@@ -73,7 +73,11 @@ def _unpack(archive: Path, target: Path) -> None:
         return
     create_folder(target.parent, "data.root")
     # A damaged archive is skipped, and the download is tried next.
-    with suppress(gzip.BadGzipFile, EOFError, zlib.error), gzip.open(archive) as source, open_atomically(target) as file:
+    with (
+        suppress(gzip.BadGzipFile, EOFError, zlib.error),
+        gzip.open(archive) as source,
+        open_atomically(target) as file,
+    ):
         shutil.copyfileobj(source, file)
 
 
@@ -162,8 +166,8 @@ class FashionMNISTDataModule(ImageDataModule):
     limits = (
         "28 x 28 grey pixels show no colour, no fabric, no print and no brand.",
         "Photographs with a person, a background or several items differ from the images that it was trained on.",
-        "Some labels are ambiguous, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree there too, "
-        "and most of its errors lie there.",
+        "Some labels are ambiguous, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree there "
+        "too, and most of its errors lie there.",
     )
     cut_out = True
 

@@ -209,7 +209,10 @@ class ImageFolderDataModule(ImageDataModule):
             "val_size": len(members["val"]),
             "test_size": len(members["test"]),
             "pictures": _fingerprint(
-                [(paths[position], infos[position].content, split) for position, split in zip(readable, splits, strict=True)]
+                [
+                    (paths[position], infos[position].content, split)
+                    for position, split in zip(readable, splits, strict=True)
+                ]
             ),
         }
 
