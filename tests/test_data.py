@@ -138,3 +138,15 @@ def test_a_training_fraction_without_a_rare_class_raises_with_the_smallest_that_
     data = Rare(**settings, train_fraction=fraction)
     data.check_classes()
     assert (data.train_split.targets == 0).sum() == 1
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.25, 32), (0.04, 5), (1.0, 128)])
+def test_a_training_fraction_is_of_what_the_validation_leaves(fraction, count):
+    data = TinyDataModule(**SETTINGS, train_fraction=fraction)
+    data.setup("fit")
+    assert len(data.train_split) == count
+
+
+def test_a_training_fraction_of_fewer_images_than_classes_is_refused():
+    with pytest.raises(UserError, match=r"of 128 images leaves fewer than one per class: give at least 0\.031"):
+        TinyDataModule(**SETTINGS, train_fraction=0.02).setup("fit")

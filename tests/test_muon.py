@@ -130,3 +130,17 @@ def test_scaled_gradients_are_unscaled_before_a_step_and_skipped_on_overflow() -
             parameter.grad = torch.full_like(parameter, torch.inf)
         scaler.step(optimizer)
         assert all(torch.equal(before[name], value) for name, value in scaled.state_dict().items())
+
+
+def test_the_direction_is_nesterovs_look_ahead_of_averaged_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    filters = nn.Parameter(torch.zeros(4, 2, 3, 3))
+    optimizer = Muon([{"params": [filters]}], **SETTINGS)
+    expected, momentum = torch.zeros(4, 18), torch.zeros(4, 18)
+    for _ in range(3):
+        gradient = torch.randn(4, 18, generator=generator)
+        filters.grad = gradient.view(4, 2, 3, 3)
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        expected -= 0.02 * orthogonalise((0.1 * gradient + 0.9 * momentum)[None])[0]
+    assert torch.allclose(filters.detach().flatten(1), expected, atol=1e-4)

@@ -622,6 +622,7 @@ def test_throughput_excludes_validation(monkeypatch):
     from fashion_cnn.training import callbacks
 
     watch = callbacks.Stopwatch()
+    assert watch.images_per_second == 0, "before the first step"
     batch, trainer = SimpleNamespace(targets=range(10)), SimpleNamespace(world_size=1)
     calls = [
         (0, lambda: watch.on_train_epoch_start(trainer, None)),
@@ -697,3 +698,10 @@ def test_a_checkpoint_rebuilds_its_module(tiny):
     for name in ("best_checkpoint", "last_checkpoint"):
         module = ImageClassifier.load_from_checkpoint(getattr(Run(Path(results["run"])), name))
         assert module(torch.zeros(3, 1, 20, 20)).shape == (3, 4)
+
+
+def test_a_training_writes_nothing_outside_its_run_directory(tiny, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    train(tiny("trainer.max_epochs=1", "callbacks=default"))
+    assert not list((tmp_path / "here").iterdir())
