@@ -42,8 +42,8 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
     """
     overrides = HydraConfig.get().overrides
     defaults = _check_types(config_name, config, overrides.task, overrides.hydra)
-    for key in map(str, config) if defaults is not None else ():
-        if key not in defaults:
+    for key in map(str, config):
+        if defaults is not None and key not in defaults:
             raise UserError(f"unknown option '{key}'.{did_you_mean(key, map(str, defaults))}", status=2)
 
 
@@ -75,7 +75,8 @@ def _check_types(
     config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]
 ) -> DictConfig | None:
     """Check the types of overridden values; returns the config without them, None where no value was overridden."""
-    groups, values = [], []
+    groups: list[str] = []
+    values: list[str] = []
     for override in task:
         key = override.partition("=")[0]
         if key.startswith("~") and key[1:] in _REQUIRED_GROUPS:
