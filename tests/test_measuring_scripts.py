@@ -99,8 +99,8 @@ def test_invalid_options_of_measuring_scripts_are_reported_in_one_line(measure, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("examples", "foretold"), [(1, 0), (4, 1)])
-def test_foretold_is_empty_for_one_example(measure, script, run, monkeypatch, examples, foretold):
+@pytest.mark.parametrize(("examples", "has_estimate"), [(1, 0), (4, 1)])
+def test_the_estimate_is_empty_for_one_example(measure, script, run, monkeypatch, examples, has_estimate):
     module = script("measure_teaching")
 
     class Everything(TinyDataModule):
@@ -117,7 +117,7 @@ def test_foretold_is_empty_for_one_example(measure, script, run, monkeypatch, ex
     for _, recognised, false_alarms, last in rows:
         assert 0 <= float(recognised) <= 100
         assert 0 <= float(false_alarms) <= 100
-        assert bool(last) == bool(foretold)
+        assert bool(last) == bool(has_estimate)
 
 
 def test_a_failed_training_is_reported_in_one_line(measure, script, monkeypatch, tmp_path):
