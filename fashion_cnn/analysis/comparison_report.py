@@ -3,8 +3,6 @@
 import statistics
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from fashion_cnn.analysis.comparison import Comparison, Group, comparison_csv, comparison_markdown
 from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, fit_learning_curve
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter
@@ -29,8 +27,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
     plots, remarks = dict(plot_comparison(comparison)), []
     curve = _learning_curve(comparison)
     if curve is not None:
-        plots["learning_curve"] = Figure(figsize=(7, 5), layout="constrained")
-        plot_learning_curve(curve, plots["learning_curve"].subplots())
+        plots["learning_curve"] = plot_learning_curve(curve)
         remarks.append(describe_learning_curve(curve))
     text = comparison_markdown(comparison, [f"{name}.png" for name in plots], remarks)
     try:

@@ -114,26 +114,20 @@ class _Scale:
 
     def __init__(self, comparison: Comparison, factor: str) -> None:
         self.factor = factor
-        self.label = factor
-        values = {group.factors[factor] for group in comparison.groups}
-        sizes = [group.metric(SIZE) for group in comparison.groups]
-        self.by_size = factor == "model" and all(sizes)
-        if self.by_size:
-            self.label = "parameters"
-            numbers = [size.mean for size in sizes if size]
-        else:
-            numbers = [float(value) for value in values if _is_number(value)]
-        self.names: list[str] = []
-        if not self.by_size and len(numbers) < len(values):
-            self.names = sorted(map(str, values))
-        self.numbers = sorted(set(numbers))
-        self.logarithmic = not self.names and min(numbers) > 0 and max(numbers) >= 8 * min(numbers)
+        self.by_size = factor == "model" and all(group.metric(SIZE) for group in comparison.groups)
+        self.label = "parameters" if self.by_size else factor
+        values = [self._value(group) for group in comparison.groups]
+        self.numbers = sorted({float(value) for value in values if _is_number(value)})
+        self.names = [] if all(map(_is_number, values)) else sorted({str(value) for value in values})
+        self.logarithmic = not self.names and self.numbers[0] > 0 and self.numbers[-1] >= 8 * self.numbers[0]
+
+    def _value(self, group: Group) -> Setting:
+        size = group.metric(SIZE)
+        return size.mean if self.by_size and size else group.factors[self.factor]
 
     def position(self, group: Group) -> float:
-        size = group.metric(SIZE)
-        if self.by_size and size:
-            return size.mean
-        value = group.factors[self.factor]
+        """Position of a group on the axis."""
+        value = self._value(group)
         return self.names.index(str(value)) if self.names else float(value)
 
     def plot(self, groups: list[Group], name: str, axes: Axes, **style: object) -> None:
@@ -177,8 +171,10 @@ def _is_number(value: Setting) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0) -> None:
+def plot_learning_curve(curve: LearningCurve, *, reach: float = 10.0) -> Figure:
     """Draw the errors and the fitted power law, extrapolated to `reach` times the largest training set."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
     percent = 100
     for size, values in zip(curve.sizes, curve.errors, strict=True):
         axes.plot([size] * len(values), values * percent, "o", color="#D55E00", alpha=0.6)
@@ -197,3 +193,4 @@ def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, which="both")
+    return figure
