@@ -16,10 +16,11 @@ import torch
 from conftest import PATIENCE, REPOSITORY
 from PIL import Image
 from test_pictures import encoded, garment, png_with_header_size
+from torch.nn import functional
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
-from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, NetworkRunner, TrainedNetwork, load
 from fashion_cnn.inference.predictor import Predictor, read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
@@ -90,6 +91,21 @@ def test_photographs_of_test_images_are_classified_as_accurately(run, picture_fi
         photograph.paste(item, (120, 40))
         photographs.append(network.preparation(photograph))
     assert accuracy(photographs, targets) > accuracy(originals, targets) - 0.04
+
+
+def test_logits_and_embeddings_are_those_of_one_view_or_both(run):
+    images = torch.randint(256, (30, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    network = TrainedNetwork(run)
+    runner = NetworkRunner(load(run), network.data, precision=network.precision)
+    logits, features = (torch.stack([part(images), part(images.flip(-1))]) for part in (runner.logits, runner.features))
+    directions = functional.normalize(features, dim=2)
+    assert torch.equal(network.logits(images), logits[0])
+    assert torch.allclose(network.embed(images), directions[0], atol=1e-6)
+    averaged = TrainedNetwork(run, flip_average=True)
+    assert torch.allclose(averaged.logits(images), logits.mean(dim=0), atol=1e-6)
+    assert torch.allclose(averaged.embed(images), functional.normalize(directions.mean(dim=0), dim=1), atol=1e-6)
+    assert torch.equal(network.with_mirror_images().logits(images), logits[0])
+    assert torch.equal(network.with_mirror_images().embed(images), averaged.embed(images))
 
 
 def test_ties_between_classes_keep_the_first_as_accuracy_does(run, picture_files, monkeypatch):

@@ -50,10 +50,10 @@ class NetworkRunner:
         module: ImageClassifier,
         data: ImageDataModule,
         *,
-        device: torch.device = torch.device("cpu"),  # noqa: B008
+        device: torch.device | str = "cpu",
         precision: str = "32-true",
     ) -> None:
-        # Moved here and not in inference mode, where buffers become tensors that no state dict can be loaded into.
+        # Not in inference mode: no state dict could be loaded into buffers that were moved in it.
         self.module = module.eval().to(device)
         self.data = data
         self.precision = precision
