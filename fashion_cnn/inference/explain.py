@@ -84,7 +84,7 @@ class Explainer:
             figure = draw(explanation, np.asarray(self.preparation.flatten(picture).convert("RGB")))
             save_figure(figure, page, {_SOURCE: _source_text(path)})
         except OSError as error:
-            raise UserError(f"{page} cannot be written ({error.strerror}): say out=DIR.") from error
+            raise UserError(f"{page} cannot be written ({error.strerror}): choose another out=DIR.") from error
         return page
 
     def _explanation(self, name: str, image: Tensor) -> "Explanation":
