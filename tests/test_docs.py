@@ -20,6 +20,7 @@ from test_architecture import LAYERS
 from fashion_cnn import __main__ as list_commands
 from fashion_cnn import train
 from fashion_cnn.runs.files import dotted_items
+from fashion_cnn.training.callbacks import HEADER
 
 README = REPOSITORY / "README.md"
 CONF = REPOSITORY / "conf"
@@ -65,6 +66,10 @@ EXTENDING_COMMANDS = [words for words in COMMANDS if "--config-dir" in words]
 
 def test_readme_has_at_most_150_lines():
     assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_output_in_the_readme_has_the_columns_of_the_program():
+    assert f"{HEADER}\n" in README.read_text()
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
