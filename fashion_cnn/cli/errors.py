@@ -228,7 +228,7 @@ def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
 def _suggest_override(value: str, config_name: str, config_dir: str) -> str:
     """Overrides that fit a value typed without a key: `model=tiny`, or `images=shirt.jpg`."""
     keys = _all_keys(config_name, config_dir)
-    groups = [folder for folder in Path(config_dir).iterdir() if folder.name in keys]
+    groups = [folder for folder in Path(config_dir).iterdir() if folder.name in keys and folder.name != "hydra"]
     choices = sorted(f"{group.name}={value}" for group in groups if (group / f"{value}.yaml").is_file())
     paths = [f"{key}={value}" for key in ("images", "image", "runs", "run") if key in keys]
     return " or ".join(choices or paths[:1]) or "KEY=VALUE"
