@@ -59,9 +59,12 @@ def only_run(folder: Path) -> Run:
 def start_and_stop(arguments, cwd, sign, epoch):
     """Start a training, send `sign` while it waits in epoch `epoch`, and wait for its end."""
     waits = ["+callbacks.wait._target_=test_end_to_end.WaitForSignal", f"+callbacks.wait.epoch={epoch}"]
+    # A coverage measurement has a handler of its own for SIGTERM, and Lightning installs none beside another.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     process = subprocess.Popen(
         [*COMMAND, *arguments, *waits],
         cwd=cwd,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

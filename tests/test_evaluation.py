@@ -299,6 +299,12 @@ def test_robustness_is_compared_with_another_run(command, trained):
     )
     assert status == 1
     assert "other images" in err
+    status, out, _ = command(main, f"run={second.path}", "robustness=true", f"baseline={first.path}")
+    assert status == 0
+    for name, accuracies in compared["accuracy"].items():
+        cells = [name.replace("_", " "), *(f"{accuracy:.2%}" for accuracy in accuracies)]
+        assert any([cell.strip() for cell in line.split("│")[1:-1]] == cells for line in out.splitlines())
+    assert f"{compared['mean']:.2%} on average" in out
 
 
 @pytest.mark.training

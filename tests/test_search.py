@@ -268,6 +268,9 @@ def test_the_command_prints_tables_and_json_and_draws_contact_sheets(search, pic
     status, out, _ = search("duplicates=0.5", "format=json")
     assert (status, max(map(len, json.loads(out))) > 1) == (0, True)
     assert "products in" in search("duplicates=0.9999999")[1]
+    table = search("duplicates=0.5")[1]
+    assert "titles" in table
+    assert f"│ {len(json.loads(out)[0])}" in table, "one row per group, the largest first"
 
 
 @pytest.mark.parametrize(
