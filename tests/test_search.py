@@ -270,7 +270,7 @@ def test_the_command_prints_tables_and_json_and_draws_contact_sheets(search, pic
     assert "products in" in search("duplicates=0.9999999")[1]
     table = search("duplicates=0.5")[1]
     assert "titles" in table
-    assert f"│ {len(json.loads(out)[0])}" in table, "one row per group, the largest first"
+    assert f" {len(json.loads(out)[0])} │" in table, "the number of products of the largest group"
 
 
 @pytest.mark.parametrize(
