@@ -256,3 +256,11 @@ def test_data_seed_is_a_factor_only_if_it_differs_from_the_run_seed(tmp_path):
         make_run(tmp_path / f"order-{order}", [f"data.seed={order}"], 0, 0.9, data={"seed": order})
     comparison = compare(find_runs(str(tmp_path)))
     assert sorted(len(group.results) for group in comparison.groups) == [1, 1, 2]
+
+
+def test_runs_that_start_from_different_runs_are_one_group(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), ["init_from=latest"], seed, accuracy=0.9, init_from=f"runs/start-{seed}")
+    make_run(tmp_path / "new", [], 0, accuracy=0.8)
+    comparison = compare(find_runs(str(tmp_path)))
+    assert [len(group.results) for group in comparison.groups] == [2, 1]

@@ -249,6 +249,7 @@ def test_the_command_prints_tables_and_json_and_draws_contact_sheets(search, pic
     status, out, err = search(f"image={path}", "top_k=2", "category=middle")
     assert (status, err) == (0, "")
     assert out.count("middle") >= 4
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["1", "2"]
     sheet = tmp_path / "sheet.png"
     status, out, err = search(f"image={path}", "top_k=2", "format=json", f"sheet={sheet}")
     records = json.loads(out)

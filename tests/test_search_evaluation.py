@@ -290,7 +290,9 @@ def test_several_runs_are_summarised_by_mean_and_standard_deviation(evaluate, ru
     assert printed["summary"]["searches"]["unseen classes, among all"]["by_vectors"][NETWORK]["mAP@100"]["values"]
     status, out, _ = evaluate(f"run={folder}/*", "baselines=false", "instances=10")
     assert status == 0
-    assert "Mean ± standard deviation over 2 runs" in out
+    accuracy = printed["summary"]["accuracy"]
+    expected = f"{accuracy['mean'] * 100:.2f} ± {accuracy['deviation'] * 100:.2f} %"
+    assert f"Mean ± standard deviation over 2 runs, test set, accuracy {expected}:" in out
     assert summarise_runs(printed["runs"]) == printed["summary"]
 
 

@@ -705,3 +705,8 @@ def test_a_training_writes_nothing_outside_its_run_directory(tiny, tmp_path, mon
     monkeypatch.chdir(tmp_path / "here")
     train(tiny("trainer.max_epochs=1", "callbacks=default"))
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_the_model_card_names_the_data(tiny):
+    card = (Path(train(tiny("trainer.max_epochs=1"))["run"]) / "model_card.md").read_text()
+    assert "**Training data.** TinyDataModule" in card

@@ -34,6 +34,7 @@ CURVES = {
     "a small fluctuation": ("fits well", curves([0.3, 0.15, 0.14], [0.3, 0.200, 0.204], 0.96, 0.94)),
     "rising": ("overfitting", curves([0.3, 0.2, 0.1, 0.05], [0.35, 0.28, 0.3, 0.33], 0.98, 0.92)),
     "all gap": ("overfitting", curves([0.3, 0.1, 0.03], [0.3, 0.2, 0.2], 0.99, 0.94)),
+    "memorised at the limit": ("memorising", curves([1.5, 0.5, 0.001], [1.6, 1.8, 4.0], 0.99, 0.5)),
     "memorised": ("memorising", curves([1.5, 0.5, 0.001], [1.6, 1.8, 4.0], 1.0, 0.5)),
 }
 
