@@ -1,4 +1,4 @@
-"""Train, study and use a small CNN honestly: fashion image recognition with PyTorch Lightning."""
+"""Fashion image recognition with PyTorch Lightning: training, overfitting analysis and product search."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ __version__ = "0.1.0"
 
 
 def load(run: str | Path = "latest", runs_dir: str | Path = "runs") -> ImageClassifier:
-    """The trained network of a run, in eval mode on the CPU, with the weights that were best on validation.
+    """Load the trained network of a run, with the weights of the best epoch on validation.
 
-    run: a run's directory, or `latest` for the newest finished one below `runs_dir`.
-    Raises UserError where there is no such run or its checkpoint cannot be read.
+    Args:
+        run: directory of the run, or `latest` for the newest finished run below `runs_dir`.
+        runs_dir: folder of the runs.
+
+    Returns:
+        The network on the CPU, in eval mode.
+
+    Raises:
+        UserError: there is no such run, or its checkpoint cannot be read.
     """
-    from fashion_cnn.inference.network import load_classifier
-    from fashion_cnn.runs import find_finished
+    from fashion_cnn.inference import network
+    from fashion_cnn.runs import find_run
 
-    return load_classifier(find_finished(run, Path(runs_dir)))
+    return network.load(find_run(run, Path(runs_dir)))

@@ -1,4 +1,4 @@
-"""Compare runs: `python -m fashion_cnn.compare runs=runs/sweep/…` tells what a setting did to the gap."""
+"""Compare runs: `python -m fashion_cnn.compare runs=runs/sweep/…` shows the effect of a setting on the gap."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import as_strings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def compare(config: DictConfig) -> None:
-    """Write the table and the plots of `config.runs`, and print the table.
+    """Compare the runs of `config.runs`, write table and plots, and print the table.
 
-    Raises UserError where there is no run, or none that is finished.
+    Raises:
+        UserError: if there is no run, or no run is finished.
     """
     import os
 
-    from omegaconf import OmegaConf
-
     from fashion_cnn.analysis.comparison import compare as compare_runs
-    from fashion_cnn.analysis.comparison import find_runs
     from fashion_cnn.analysis.comparison_report import write_comparison
     from fashion_cnn.cli.console import print_comparison
+    from fashion_cnn.runs import find_runs
 
-    references = OmegaConf.to_object(config.runs) if OmegaConf.is_list(config.runs) else str(config.runs)
-    runs = find_runs(references)  # type: ignore[arg-type]
+    runs = find_runs(as_strings(config.runs))
     comparison = compare_runs(runs)
-    beside = Path(os.path.commonpath([run.path.absolute().parent for run in runs])) / "comparison"
-    print_comparison(comparison, *write_comparison(comparison, Path(config.out).expanduser() if config.out else beside))
+    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    folder = Path(config.out).expanduser() if config.out else parent / "comparison"
+    print_comparison(comparison, *write_comparison(comparison, folder))
 
 
 def main() -> None:
+    """Run the command."""
     run_command("compare", compare)
 
 

@@ -1,4 +1,4 @@
-"""Show why a network says what it says of a picture: `python -m fashion_cnn.explain run=latest images=shirt.jpg`."""
+"""Explain the predictions for pictures: `python -m fashion_cnn.explain run=latest images=shirt.jpg`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 def explain(config: DictConfig) -> None:
-    """Draw a page for each of `config.images`, and print where each was written.
+    """Write a page for each of `config.images`, and print its path.
 
-    Raises UserError for a mistake in the options, and at the end where a file could not be read.
+    Raises:
+        UserError: for invalid options, and at the end if a file could not be read.
     """
     require("explain", "captum")
     from fashion_cnn.inference.explain import Explainer
     from fashion_cnn.inference.output import encodable
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
-    from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.runs import as_typed, find_finished
+    from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.runs import display_path, find_run
     from fashion_cnn.terminal import progress_bar
 
     check_images(config, required=True)
@@ -32,11 +33,11 @@ def explain(config: DictConfig) -> None:
     check_reject(config.reject)
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
-    run = find_finished(config.run, Path(config.runs_dir))
-    found = find_pictures(config.images)
+    run = find_run(config.run, Path(config.runs_dir))
+    files = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
     unreadable = 0
-    with quiet_pillow():
+    with silence_pillow():
         explainer = Explainer(
             run,
             data_root=config.data.root,
@@ -45,21 +46,22 @@ def explain(config: DictConfig) -> None:
             reject=config.reject,
             invert=config.invert,
         )
-        if explainer.remark:
-            print(explainer.remark, file=sys.stderr)
+        if explainer.warning:
+            print(explainer.warning, file=sys.stderr)
         with progress_bar("pictures") as progress:
-            for number, path in enumerate(found.paths, start=1):
+            for number, path in enumerate(files.paths, start=1):
                 try:
-                    print(encodable(str(as_typed(explainer.explain(path, folder)))), flush=True)
+                    print(encodable(str(display_path(explainer.explain(path, folder)))), flush=True)
                 except UnreadablePictureError as error:
                     unreadable += 1
                     print(f"{path}: {error}", file=sys.stderr)
-                progress(number, len(found.paths))
+                progress(number, len(files.paths))
     if unreadable:
-        raise UserError(f"{unreadable} of {len(found.paths)} files could not be read.")
+        raise UserError(f"{unreadable} of {len(files.paths)} files could not be read.")
 
 
 def main() -> None:
+    """Run the command line."""
     run_command("explain", explain)
 
 

@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 
 
 def export(config: DictConfig) -> dict[str, Any]:
-    """Write the network of `config.run`, check it against PyTorch on the whole test set, and return what came of it.
+    """Write the network of `config.run` as ONNX, and check it against PyTorch.
 
-    Without a test set it is checked on the validation images, or else on training images.
+    The check takes the whole test set, without one the validation set, else training images.
 
-    Raises UserError where there is no such run, a package is missing, or the file does not answer as PyTorch does.
+    Returns:
+        The record in `export.json`.
+
+    Raises:
+        UserError: if there is no such run, a package is missing, or the outputs differ from PyTorch's.
     """
     require("export", "onnx", "onnxruntime", "onnxscript")
     from fashion_cnn.inference.export import export_run
-    from fashion_cnn.runs import find_measured
+    from fashion_cnn.runs import find_finished_run
 
-    run = find_measured(config.run, Path(config.runs_dir))
+    run = find_finished_run(config.run, Path(config.runs_dir))
     return export_run(
         run,
         Path(config.out).expanduser() if config.out else run.export,
@@ -35,14 +39,15 @@ def export(config: DictConfig) -> dict[str, Any]:
     )
 
 
-def _export_and_tell(config: DictConfig) -> None:
+def _export_and_print(config: DictConfig) -> None:
     from fashion_cnn.cli.console import print_export
 
     print_export(export(config))
 
 
 def main() -> None:
-    run_command("export", _export_and_tell)
+    """Run the command line."""
+    run_command("export", _export_and_print)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bring products into a catalogue: `python -m fashion_cnn.index run=latest images=photos/`."""
+"""Index products into a catalogue: `python -m fashion_cnn.index run=latest images=photos/`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_class_weight, check_images, check_invert, require
-from fashion_cnn.errors import Interrupted, UserError, counted
+from fashion_cnn.cli.options import as_strings, check_class_weight, check_images, check_invert, require
+from fashion_cnn.errors import Interrupted, UserError, pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.retrieval.catalogue import Catalogue, Edition
+    from fashion_cnn.retrieval.catalogue import Catalogue, TableVersion
+    from fashion_cnn.retrieval.indexing import IndexingResult
     from fashion_cnn.retrieval.products import Products
     from fashion_cnn.runs import Run
 
-# So many pictures that cannot be read are named.
-_TOLD = 20
+# Maximum number of unreadable pictures that are listed.
+_LISTED_ERRORS = 20
 
 
 def index(config: DictConfig) -> None:
-    """Index what `config` names, and print what was done.
+    """Index products, or remove some, and print a summary.
 
-    Raises UserError for a mistake in the options, and at the end where a picture could not be read.
+    Args:
+        config: `conf/index.yaml` with the overrides.
+
+    Raises:
+        UserError: for an invalid option, and after indexing if a picture could not be read.
     """
     require("search", "lancedb")
     check_invert(config)
@@ -34,30 +39,26 @@ def index(config: DictConfig) -> None:
     check_images(config)
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.models.hardware import keep_freed_memory
-    from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_at, listed
-    from fashion_cnn.retrieval.indexing import index as index_products
-    from fashion_cnn.runs import find_measured
+    from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri
+    from fashion_cnn.retrieval.indexing import index_products
+    from fashion_cnn.runs import find_finished_run
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
-    run = find_measured(config.run, Path(config.runs_dir))
-    catalogue = Catalogue(catalogue_at(config.catalogue, run))
+    run = find_finished_run(config.run, Path(config.runs_dir))
+    catalogue = Catalogue(str(run.catalogue) if config.catalogue is None else catalogue_uri(config.catalogue))
     if config.remove is not None:
-        ids = listed(config.remove)
-        if not any(ids):
-            raise UserError("remove= names no product: give an id, or a list of them.", status=2)
-        catalogue.open()  # or say that there is none
-        _remove(catalogue, ids)
+        _remove(catalogue, as_strings(config.remove))
         return
     network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
-    before = _edition(catalogue)
+    before = _version(catalogue)
     try:
-        with quiet_pillow():
+        with silence_pillow():
             with progress_bar("reading") as progress:
                 products = _products(config, run, catalogue, progress)
-            with progress_bar("looking at pictures") as progress:
-                done = index_products(
+            with progress_bar("embedding") as progress:
+                result = index_products(
                     products,
                     catalogue,
                     network,
@@ -68,64 +69,72 @@ def index(config: DictConfig) -> None:
                     progress=progress,
                 )
     except KeyboardInterrupt:
-        if _edition(catalogue) == before:
-            raise Interrupted("Stopped. The catalogue is as it was; the same command goes on.") from None
-        raise Interrupted("Stopped. The products are in the catalogue; the same command does what is left.") from None
-    print(
-        f"{catalogue.uri}, version {done.version}: {counted(done.added, 'product')} added, {done.changed:,} changed, "
-        f"{done.removed:,} removed, {done.unchanged:,} as they were."
-    )
-    if products.note:
-        print("These are the images of the run's data set, with titles and prices made up to try the search on.")
-    for column in done.emptied:
-        print(f"No product has a {column} any more: where that is a mistake, mend the heading of its column.")
-    if found := done.approximate:
-        print(
-            f"Searched by an index, which finds {found.recall:.1%} of the nearest 12 "
-            f"(of {found.sample} products; {found.probes} lists are looked at)."
-        )
-    if done.gone:
-        print(
-            f"In the catalogue, but not among these: {counted(len(done.gone), 'product')}, such as {done.gone[0]}. "
-            "prune=true takes them out."
-        )
-    for one, reason in list(done.unreadable.items())[:_TOLD]:
-        print(f"{one}: {reason}", file=sys.stderr)
-    if done.unreadable:
-        more = f" (the first {_TOLD} are named)" if len(done.unreadable) > _TOLD else ""
-        left = "what the catalogue says of these, if anything, stays as it was"
+        if _version(catalogue) == before:
+            raise Interrupted("Stopped. The catalogue is unchanged: run the command again to resume.") from None
+        raise Interrupted("Stopped. The products are in the catalogue: run the command again to finish.") from None
+    _print_result(result, catalogue, products)
+    if result.unreadable:
+        more = f" (the first {_LISTED_ERRORS} are listed)" if len(result.unreadable) > _LISTED_ERRORS else ""
+        consequence = "their entries in the catalogue, if any, are unchanged"
         if config.rebuild:
-            left = "these are not in the catalogue, which was made anew"
+            consequence = "they are missing in the rebuilt catalogue"
         raise UserError(
-            f"The pictures of {len(done.unreadable)} of {counted(len(products.ids), 'product')} could not be read"
-            f"{more}: {left}."
+            f"The pictures of {len(result.unreadable)} of {pluralize(len(products.ids), 'product')} could not be read"
+            f"{more}: {consequence}."
         )
 
 
 def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
-    from fashion_cnn.inference.network import data_set_of
-    from fashion_cnn.retrieval.products import products_of_data_set
-    from fashion_cnn.retrieval.tables import products_of_files
+    from fashion_cnn.inference.network import instantiate_data
+    from fashion_cnn.retrieval.products import products_from_data_set
+    from fashion_cnn.retrieval.tables import products_from_files
 
     if config.images is not None or config.products is not None:
-        known = {} if config.rebuild else catalogue.column_types()
-        return products_of_files(config.images, config.products, progress, known)
-    return products_of_data_set(data_set_of(run, config.data.root))
+        known_types = {} if config.rebuild else catalogue.column_types()
+        return products_from_files(config.images, config.products, progress, known_types)
+    return products_from_data_set(instantiate_data(run, config.data.root))
 
 
-def _edition(catalogue: Catalogue) -> Edition | None:
-    return catalogue.edition() if catalogue.exists() else None
+def _version(catalogue: Catalogue) -> TableVersion | None:
+    return catalogue.table_version() if catalogue.exists() else None
+
+
+def _print_result(result: IndexingResult, catalogue: Catalogue, products: Products) -> None:
+    print(
+        f"{catalogue.uri}, version {result.version}: {pluralize(result.added, 'product')} added, "
+        f"{result.changed:,} changed, {result.removed:,} removed, {result.unchanged:,} unchanged."
+    )
+    if products.note:
+        print("The products are images of the run's data set, with made-up titles and prices.")
+    for column in result.emptied:
+        print(f"No product has a {column} any more: check the heading of its column.")
+    if vector_index := result.vector_index:
+        print(
+            f"Search is approximate: it finds {vector_index.recall:.1%} of the exact nearest 12 "
+            f"(measured on {vector_index.sample} products, {vector_index.probes} lists probed)."
+        )
+    if result.missing:
+        print(
+            f"In the catalogue, but not among these: {pluralize(len(result.missing), 'product')}, such as "
+            f"{result.missing[0]}. Remove them with prune=true."
+        )
+    for product_id, reason in list(result.unreadable.items())[:_LISTED_ERRORS]:
+        print(f"{product_id}: {reason}", file=sys.stderr)
 
 
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:
-    with catalogue.indexing():
+    if not any(ids):
+        raise UserError("remove= names no product: give an id, or a list of ids.", status=2)
+    catalogue.open()  # fails without a catalogue, before the transaction would create its folder
+    with catalogue.transaction():
         removed = catalogue.remove(ids)
-    print(f"{catalogue.uri}, version {catalogue.edition().version}: {counted(removed, 'product')} removed.")
+    print(f"{catalogue.uri}, version {catalogue.table_version().version}: {pluralize(removed, 'product')} removed.")
     if removed < len(ids):
-        raise UserError(f"The catalogue held only {removed} of {counted(len(ids), 'id')}.")
+        raise UserError(f"The catalogue held only {removed} of {pluralize(len(ids), 'id')}.")
 
 
 def main() -> None:
+    """Run the command."""
     run_command("index", index)
 
 

@@ -1,4 +1,4 @@
-"""Say what is on pictures: `python -m fashion_cnn.predict images=photos/ run=latest`."""
+"""Classify pictures: `python -m fashion_cnn.predict images=photos/ run=latest`."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.inference.predictor import Answer
+    from fashion_cnn.inference.predictor import Prediction
 
 
 def predict(config: DictConfig) -> None:
-    """Print what is on `config.images` on standard output, and on stderr what could not be read.
+    """Print the predictions for `config.images` on standard output, and errors of single files on stderr.
 
-    Raises UserError for a mistake in the options, and at the end where a file could not be read.
+    Raises:
+        UserError: for invalid options, and at the end if a file could not be read.
     """
     from fashion_cnn import runs
 
     _check(config)
-    run = runs.find_finished(config.run, Path(str(config.runs_dir)).expanduser())
+    run = runs.find_run(config.run, Path(str(config.runs_dir)).expanduser())
 
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.inference.output import PRINTERS, with_progress
-    from fashion_cnn.inference.predictor import Predictor, calibration_of
+    from fashion_cnn.inference.predictor import Predictor, load_calibration
     from fashion_cnn.pictures import find_pictures
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
 
-    with quiet_pillow():
-        found = find_pictures(config.images)
-        if found.left_out:
-            _say(f"Files left out, since they are no pictures: {found.left_out}")
-        calibration, remark = calibration_of(run, reject=config.reject, flip_average=config.flip_average)
-        if remark:
-            _say(remark)
-        taught = run.concepts.exists()
-        network = TrainedNetwork(run, flip_average=config.flip_average, flip_embeddings=taught, invert=config.invert)
+    with silence_pillow():
+        files = find_pictures(config.images)
+        if files.skipped:
+            print(f"Skipped files that are not pictures: {files.skipped}", file=sys.stderr)
+        calibration, warning = load_calibration(run, reject=config.reject, flip_average=config.flip_average)
+        if warning:
+            print(warning, file=sys.stderr)
+        has_concepts = run.concepts.exists()
+        network = TrainedNetwork(
+            run, flip_average=config.flip_average, flip_embeddings=has_concepts, invert=config.invert
+        )
         predictor = Predictor(network, calibration, Concepts(run, network.identity).recognise)
-        unreadable: list[Answer] = []
+        unreadable: list[Prediction] = []
         top_k = min(config.top_k, len(network.class_names))
         try:
-            with closing(predictor.answers(found.paths, top_k=top_k)) as answers:
-                told = _telling(answers, unreadable)
-                PRINTERS[config.format](with_progress(told, len(found.paths), config.format), top_k)
+            with closing(predictor.predict(files.paths, top_k=top_k)) as predictions:
+                reported = _report_errors(predictions, unreadable)
+                PRINTERS[config.format](with_progress(reported, len(files.paths), config.format), top_k)
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None
     if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(found.paths)} files could not be read.")
+        raise UserError(f"{len(unreadable)} of {len(files.paths)} files could not be read.")
 
 
 def _check(config: DictConfig) -> None:
@@ -67,20 +70,17 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
 
 
-def _telling(answers: Iterable[Answer], unreadable: list[Answer]) -> Iterator[Answer]:
-    """The same answers; those of files that could not be read are told on stderr and added to `unreadable`."""
-    for answer in answers:
-        if answer.error is not None:
-            unreadable.append(answer)
-            _say(f"{answer.path}: {answer.error}")
-        yield answer
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+def _report_errors(predictions: Iterable[Prediction], unreadable: list[Prediction]) -> Iterator[Prediction]:
+    """Yield the predictions; print the errors among them on stderr and add them to `unreadable`."""
+    for prediction in predictions:
+        if prediction.error is not None:
+            unreadable.append(prediction)
+            print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
+        yield prediction
 
 
 def main() -> None:
+    """Run the command line."""
     run_command("predict", predict)
 
 

@@ -1,14 +1,15 @@
-"""Find what looks like a picture in a catalogue: `python -m fashion_cnn.search run=latest image=shirt.jpg`."""
+"""Search a catalogue by picture, text or product: `python -m fashion_cnn.search run=latest image=shirt.jpg`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_choice, require
+from fashion_cnn.cli.options import as_strings, check_choice, require
 from fashion_cnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,41 +17,48 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.retrieval.searcher import Found, Query, Searcher
+    from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
 
-_ASKED = ("image", "unlike_image", "like", "unlike", "concept", "text")
+_QUERY_OPTIONS = ("image", "unlike_image", "like", "unlike", "concept", "text")
 
 
 def search(config: DictConfig) -> None:
-    """Print what fits `config` best, or which products are near duplicates.
+    """Print the best hits for a query, or the near duplicates of a catalogue.
 
-    Raises UserError for a mistake in the options, a picture that cannot be read, and a catalogue of another network.
+    Args:
+        config: `conf/search.yaml` with the overrides.
+
+    Raises:
+        UserError: for an invalid option, an unreadable picture, or a catalogue of another network.
     """
     require("search", "lancedb")
     _check(config)
-    from fashion_cnn.pictures.decoding import quiet_pillow
-    from fashion_cnn.retrieval.catalogue import run_and_catalogue
-    from fashion_cnn.retrieval.filters import unmet
+    from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
+    from fashion_cnn.retrieval.filters import describe_unmatched
+    from fashion_cnn.retrieval.output import as_record, print_hits
     from fashion_cnn.retrieval.searcher import Searcher
     from fashion_cnn.retrieval.snapshot import Snapshot
-    from fashion_cnn.retrieval.vectors import network_of
+    from fashion_cnn.retrieval.vectors import load_network
 
-    run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
+    run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     snapshot = Snapshot(catalogue)
-    searcher = Searcher(snapshot, network_of(run, snapshot.about))
+    searcher = Searcher(snapshot, load_network(run, snapshot.metadata))
     if config.duplicates is not None:
-        _tell_duplicates(searcher, config)
+        _print_duplicates(searcher, config)
         return
-    with quiet_pillow():
-        query, asked = _query(config, searcher)
-    found = searcher.search(query)
-    if not found.hits:
-        for sentence in unmet(query.conditions, snapshot.attributes):
+    with silence_pillow():
+        query, pictures = _query(config, searcher)
+    hits = searcher.search(query).hits
+    if not hits:
+        for sentence in describe_unmatched(query.conditions, snapshot.attributes):
             print(sentence, file=sys.stderr)
     if config.sheet:
-        _draw(found, asked, Path(config.sheet).expanduser())
-    _tell(found, config.format)
+        _write_sheet(hits, pictures, Path(config.sheet).expanduser())
+    if config.format == "json":
+        print(json.dumps([as_record(hit) for hit in hits], ensure_ascii=False, indent=1, default=str))
+    else:
+        print_hits(hits)
     if config.sheet:
         print(f"Contact sheet: {config.sheet}", file=sys.stderr)
 
@@ -60,106 +68,87 @@ def _check(config: DictConfig) -> None:
     if config.top_k < 1:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
     if config.duplicates is not None and not 0 < config.duplicates <= 1:
-        raise UserError(f"duplicates={config.duplicates} is no similarity: give one above 0, up to 1.", status=2)
+        raise UserError(f"duplicates={config.duplicates} is not a similarity: give a number in (0, 1].", status=2)
     if config.price is not None and (not isinstance(config.price, Sequence) or len(config.price) != 2):
-        raise UserError("price= is [least,most], such as price=[10,50] or price=[null,50].", status=2)
-    asked = [name for name in _ASKED if config[name]]
-    if config.duplicates is None and not asked:
+        raise UserError(f"price={config.price} is not [min,max], such as price=[10,50] or price=[null,50].", status=2)
+    query = [name for name in _QUERY_OPTIONS if config[name]]
+    if config.duplicates is None and not query:
         raise UserError(
-            "Nothing is asked for: say image=PATH, like=ID or text='some words' (or several), or duplicates=0.999.",
+            "The query is empty: give image=PATH, like=ID or text='some words' (or several), or duplicates=0.999.",
             status=2,
         )
-    if config.duplicates is not None and asked:
-        raise UserError(f"duplicates= looks at the whole catalogue: leave out {asked[0]}=.", status=2)
+    if config.duplicates is not None and query:
+        raise UserError(f"duplicates= compares the whole catalogue: omit {query[0]}=.", status=2)
 
 
 def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Image]]:
-    """What `config` asks for, and the pictures that it names."""
+    """Build the query of the options, and return its pictures for the contact sheet."""
     from omegaconf import OmegaConf
 
+    from fashion_cnn.concepts import Concepts
     from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures
-    from fashion_cnn.retrieval.catalogue import listed
-    from fashion_cnn.retrieval.filters import conditions
+    from fashion_cnn.retrieval.filters import parse_conditions
     from fashion_cnn.retrieval.searcher import Query
 
-    preparation = searcher.network.preparation
-    shown: dict[str, list[Image.Image]] = {"image": [], "unlike_image": []}
+    network = searcher.network
+    pictures: dict[str, list[Image.Image]] = {"image": [], "unlike_image": []}
     prepared: dict[str, list[Tensor]] = {"image": [], "unlike_image": []}
-    for name in shown:
-        for path in find_pictures(config[name], option=name).paths if config[name] else ():
+    for option in pictures:
+        for path in find_pictures(config[option], option=option).paths if config[option] else ():
             try:
-                picture = decode(path, enough=preparation.enough)
+                picture = decode(path, min_pixels=network.preparation.min_pixels)
             except UnreadablePictureError as error:
                 raise UserError(f"{path}: {error}") from error
-            shown[name].append(picture)
-            prepared[name].append(preparation(picture))
+            pictures[option].append(picture)
+            prepared[option].append(network.preparation(picture))
     where = OmegaConf.to_container(config.where) if OmegaConf.is_config(config.where) else config.where
     if not isinstance(where, dict | None):
-        raise UserError(f"where={where} names no column: say it as 'where={{colour:red}}'.", status=2)
-    described: dict[str, Any] = dict(where or {})  # type: ignore[arg-type]
+        raise UserError(f"where={where} names no column: write 'where={{colour:red}}'.", status=2)
+    filters: dict[str, Any] = dict(where or {})  # type: ignore[arg-type]
     if config.category is not None:
-        described["category"] = listed(config.category)
+        filters["category"] = as_strings(config.category)
     if config.price is not None:
-        described["price"] = {"min": config.price[0], "max": config.price[1]}
+        filters["price"] = {"min": config.price[0], "max": config.price[1]}
+    concepts = Concepts(network.run, network.identity)
     query = Query(
         pictures=tuple(prepared["image"]),
-        other_pictures=tuple(prepared["unlike_image"]),
-        like=listed(config.like),
-        unlike=listed(config.unlike),
-        concepts=tuple(_directions(searcher.network, listed(config.concept))),
-        words=str(config.text or ""),
-        conditions=conditions(described, searcher.snapshot.attributes.schema),
+        unlike_pictures=tuple(prepared["unlike_image"]),
+        like=as_strings(config.like),
+        unlike=as_strings(config.unlike),
+        concepts=tuple(concepts.direction(name) for name in as_strings(config.concept)),
+        text=str(config.text or ""),
+        conditions=parse_conditions(filters, searcher.snapshot.attributes.schema),
         top_k=config.top_k,
     )
-    return query, shown["image"]
+    return query, pictures["image"]
 
 
-def _directions(network: TrainedNetwork, names: Sequence[str]) -> list[Tensor]:
-    """Where the concepts of these names lie, which the network was taught."""
-    from fashion_cnn.concepts import Concepts
-
-    concepts = Concepts(network.run, network.identity)
-    return [concepts.direction(name) for name in names]
-
-
-def _tell(found: Found, form: str) -> None:
-    import json
-
-    from fashion_cnn.retrieval.output import as_record, print_hits
-
-    if form == "json":
-        print(json.dumps([as_record(hit) for hit in found.hits], ensure_ascii=False, indent=1, default=str))
-    else:
-        print_hits(found)
-
-
-def _draw(found: Found, asked: Sequence[Image.Image], path: Path) -> None:
+def _write_sheet(hits: Sequence[Hit], pictures: Sequence[Image.Image], path: Path) -> None:
     from fashion_cnn.plots.style import save_figure
-    from fashion_cnn.retrieval.contact_sheet import contact_sheet
+    from fashion_cnn.retrieval.output import contact_sheet
 
     try:
-        save_figure(contact_sheet(found.hits, asked), path)
+        save_figure(contact_sheet(hits, pictures), path)
     except (OSError, ValueError) as error:
-        raise UserError(f"sheet={path} cannot be written ({error}): name a file such as found.png.") from error
+        raise UserError(f"sheet={path} cannot be written ({error}): give a file such as hits.png.") from error
 
 
-def _tell_duplicates(searcher: Searcher, config: DictConfig) -> None:
-    import json
-
+def _print_duplicates(searcher: Searcher, config: DictConfig) -> None:
     from fashion_cnn.retrieval.output import print_duplicates
     from fashion_cnn.retrieval.searcher import near_duplicates
     from fashion_cnn.terminal import progress_bar
 
     with progress_bar("pairs") as progress:
         groups = near_duplicates(searcher.snapshot.vectors, config.duplicates, progress)
-    products = [[searcher.snapshot.described(row) for row in group] for group in groups]
+    products = [[searcher.snapshot.attributes_of(row) for row in group] for group in groups]
     if config.format == "json":
-        print(json.dumps([[one["id"] for one in group] for group in products], ensure_ascii=False, indent=1))
+        print(json.dumps([[product["id"] for product in group] for group in products], ensure_ascii=False, indent=1))
     else:
         print_duplicates(products, config.duplicates)
 
 
 def main() -> None:
+    """Run the command."""
     run_command("search", search)
 
 

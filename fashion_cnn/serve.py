@@ -1,4 +1,4 @@
-"""The page and API of the product search: `python -m fashion_cnn.serve run=latest`."""
+"""Serve the web page and JSON API of the product search: `python -m fashion_cnn.serve run=latest`."""
 
 from __future__ import annotations
 
@@ -15,102 +15,129 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from starlette.types import ASGIApp
 
-# Beyond them a client gets a bare 503: long before that the queue says so in words.
-_CONNECTIONS = 512
+# Maximum number of connections; uvicorn answers further ones with 503 and no message.
+_MAX_CONNECTIONS = 512
 
 
 def serve(config: DictConfig) -> None:
-    """Serve until Ctrl-C. Raises UserError for an address that cannot be had, and a catalogue of another network."""
+    """Serve until Ctrl-C.
+
+    Args:
+        config: the composed `conf/serve.yaml`.
+
+    Raises:
+        UserError: if an option is invalid, the address is not available, or another network made the catalogue.
+        Interrupted: at the end.
+    """
     require("search", "lancedb", "fastapi", "uvicorn", "jinja2", "python_multipart")
     _check(config)
     import torch
 
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
 
-    with listening_at(config.host, config.port) as listening:
-        # Searches run beside each other: several threads in each would only wait for one another.
+    with open_socket(config.host, config.port) as listener:
+        # Searches run in parallel: more threads per search would compete for the same cores.
         torch.set_num_threads(1)
-        address = listening.getsockname()
-        app = build(config, address[0])
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        server = server_of(
-            app,
+        address, port = listener.getsockname()[:2]
+        server = create_server(
+            build_app(config, address),
             log_level="error",
             access_log=False,
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
+            limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=3,
         )
-        print(f"Open http://{shown}:{address[1]}  (Ctrl-C ends it)", flush=True)
+        host = f"[{address}]" if ":" in address else address
+        print(f"Open http://{host}:{port}  (Ctrl-C to stop)", flush=True)
         try:
-            with quiet_pillow():
-                server.run(sockets=[listening])
+            with silence_pillow():
+                server.run(sockets=[listener])
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None
 
 
-def server_of(app: ASGIApp, **settings: Any) -> uvicorn.Server:
-    """A server with uvicorn's `settings`, that takes addresses as long as a search's."""
+def create_server(app: ASGIApp, **settings: Any) -> uvicorn.Server:
+    """Create a server that accepts addresses as long as those of a search with pictures.
+
+    Args:
+        app: the application.
+        settings: further settings of uvicorn.
+    """
     import uvicorn
 
-    from fashion_cnn.retrieval.web.query import MOST_LINK
+    from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH
 
-    # Of a request's head, in which the address is the most.
-    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MOST_LINK, **settings))
+    # Limits the size of the address and headers together.
+    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MAX_LINK_LENGTH, **settings))
 
 
-def build(config: DictConfig, address: str) -> ASGIApp:
-    """The application that `config` describes, served at an IP address. Raises UserError as `serve`."""
-    from fashion_cnn.retrieval.catalogue import run_and_catalogue
-    from fashion_cnn.retrieval.web.app import application
-    from fashion_cnn.retrieval.web.service import Desk, Limits
-    from fashion_cnn.retrieval.web.state import Shop
+def build_app(config: DictConfig, address: str) -> ASGIApp:
+    """Create the application.
+
+    Args:
+        config: the composed `conf/serve.yaml`.
+        address: IP address that it is served at.
+
+    Raises:
+        UserError: if there is no such run, or another network made the catalogue.
+    """
+    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
+    from fashion_cnn.retrieval.web.app import create_app
+    from fashion_cnn.retrieval.web.service import Limits, SearchService
+    from fashion_cnn.retrieval.web.state import CatalogueState
     from fashion_cnn.retrieval.web.views import samples_of_test_set
 
-    run, catalogue = run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
-    shop = Shop(run, catalogue, reject=config.reject)
-    desk = Desk(shop, Limits(**config.limits), samples_of_test_set(run, config.data.root), top_k=config.top_k)
-    return application(desk, address=address, refresh_seconds=config.refresh_seconds)
+    run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
+    state = CatalogueState(run, catalogue, reject=config.reject)
+    samples = samples_of_test_set(run, config.data.root)
+    service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k)
+    return create_app(service, address=address, refresh_seconds=config.refresh_seconds)
 
 
 def _check(config: DictConfig) -> None:
     check_reject(config.reject)
     if not 1 <= config.top_k <= 100:
-        raise UserError(f"top_k={config.top_k} is not possible: give 1 to 100 products a page.", status=2)
+        raise UserError(f"top_k={config.top_k} is invalid: give 1 to 100 products per page.", status=2)
     if not config.host:
-        raise UserError("host= names no address: 127.0.0.1 is this machine alone, 0.0.0.0 every address.", status=2)
+        raise UserError("host= is empty: give 127.0.0.1 for this machine only, or 0.0.0.0 for the network.", status=2)
     if not 0 <= config.port <= 65535:
-        raise UserError(f"port={config.port} is no port: give one up to 65535, or 0 for any that is free.", status=2)
-    if not config.refresh_seconds > 0:
-        raise UserError(f"refresh_seconds={config.refresh_seconds} is not possible: give more than 0.", status=2)
-    for name, value in config.limits.items():
+        raise UserError(f"port={config.port} is invalid: give 1 to 65535, or 0 for any free port.", status=2)
+    limits = {f"limits.{name}": value for name, value in config.limits.items()}
+    for name, value in {"refresh_seconds": config.refresh_seconds, **limits}.items():
         if not value > 0:
-            raise UserError(f"limits.{name}={value} is not possible: give more than 0.", status=2)
+            raise UserError(f"{name}={value} is invalid: give a number above 0.", status=2)
 
 
-def listening_at(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free. Raises UserError where it cannot be had."""
+def open_socket(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    Args:
+        host: name or IP address of this machine.
+        port: TCP port; 0 for any free one.
+
+    Raises:
+        UserError: if the address does not exist or is in use.
+    """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise UserError(
-            f"host={host} is no address of this machine: 127.0.0.1 serves it to this machine alone."
-        ) from error
-    family, kind, protocol, _, address = found[0]
-    # asyncio sends without delay only where a socket says that it is TCP: else each answer comes 40 ms late.
-    listening = socket.socket(family, kind, protocol)
+        raise UserError(f"host={host} is not an address of this machine: give 127.0.0.1 for local use.") from error
+    family, kind, protocol, _, address = addresses[0]
+    # With an explicit protocol asyncio sets TCP_NODELAY; without it each response would take 40 ms longer.
+    listener = socket.socket(family, kind, protocol)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
     except OSError as error:
-        listening.close()
-        what = f"{error.strerror}".lower()
-        raise UserError(f"host={host} port={port} cannot be served ({what}): name another port=, or host=.") from error
-    return listening
+        listener.close()
+        reason = f"{error.strerror}".lower()
+        raise UserError(f"Cannot listen on host={host} port={port} ({reason}): choose another port or host.") from error
+    return listener
 
 
 def main() -> None:
+    """Run the command line."""
     run_command("serve", serve)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_images, check_invert
-from fashion_cnn.errors import UserError, counted
+from fashion_cnn.errors import UserError, pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,42 +16,35 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from fashion_cnn.concepts import Background, Concept, Concepts
+    from fashion_cnn.concepts import Concept, Concepts
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.runs import Run
 
 
 def teach(config: DictConfig) -> None:
-    """Teach, list or forget, as `config` says. Raises UserError for a mistake in the options or the pictures."""
-    _check(config)
-    from fashion_cnn.concepts import Concepts, learn
-    from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.runs import find_measured
+    """Teach, list or remove concepts.
 
-    run = find_measured(config.run, Path(config.runs_dir))
+    Args:
+        config: `conf/teach.yaml` with the overrides.
+
+    Raises:
+        UserError: for an invalid option, or if no picture can be read.
+    """
+    _check(config)
+    from fashion_cnn.concepts import Concepts
+    from fashion_cnn.inference.network import TrainedNetwork
+    from fashion_cnn.runs import find_finished_run
+
+    run = find_finished_run(config.run, Path(config.runs_dir))
     network = TrainedNetwork(run, flip_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
     if config.name is not None and str(config.name) in network.class_names:
-        raise UserError(f"name={config.name} is a class of the network already: teach it by a name of its own.")
+        raise UserError(f"name={config.name} is a class of the network already: choose another name.")
     if config.remove is not None:
         concepts.remove(str(config.remove))
-    elif config.name is None:
-        _list(concepts, run)
-        return
-    else:
-        examples = _examples(config.images, network)
-        background = _background(concepts, network, config.data.root)
-        concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
-        replaced = concepts.keep(concept)
-        print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {counted(concept.examples, 'example')}.")
-        print(f"  {_reliability(concept)}")
-        if concept.false_alarms > config.false_alarms:
-            known = counted(len(background.others), "image")
-            print(
-                f"  {known} of what the network knows cannot promise false_alarms={config.false_alarms}: "
-                f"{_percent(concept.false_alarms)} are allowed for; with more training images it could be fewer."
-            )
-    _list(concepts, run)
+    elif config.name is not None:
+        _teach(config, network, concepts)
+    _print_concepts(concepts, run)
 
 
 def _check(config: DictConfig) -> None:
@@ -59,82 +52,95 @@ def _check(config: DictConfig) -> None:
     check_images(config)
     if (config.name is None) != (config.images is None):
         missing = "images=PATH, its examples" if config.images is None else "name='some words', what they show"
-        raise UserError(f"To teach something, say {missing}, too.", status=2)
+        raise UserError(f"To teach a concept, give {missing}, too.", status=2)
     if config.name is not None and not str(config.name).strip():
-        raise UserError("name= is empty: say what the pictures show.", status=2)
+        raise UserError("name= is empty: give a name for what the pictures show.", status=2)
     if config.name is not None and config.remove is not None:
-        raise UserError("remove= and name= do not go together: do one after the other.", status=2)
+        raise UserError("remove= and name= exclude each other: run one after the other.", status=2)
     if not 0 < config.false_alarms < 1:
-        raise UserError(f"false_alarms={config.false_alarms} is no share: give one above 0, below 1.", status=2)
+        raise UserError(f"false_alarms={config.false_alarms} is not a share: give a number between 0 and 1.", status=2)
 
 
-def _examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
-    """The embeddings `(K, D)` of the pictures."""
+def _teach(config: DictConfig, network: TrainedNetwork, concepts: Concepts) -> None:
+    from fashion_cnn.concepts import fit_background, learn
+    from fashion_cnn.inference.network import instantiate_data
+
+    examples = _embed_examples(config.images, network)
+    background = concepts.background
+    if background is None:
+        background = fit_background(network, instantiate_data(network.run, config.data.root))
+        concepts.save_background(background)
+    concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
+    replaced = concepts.save(concept)
+    print(f"{'Replaced' if replaced else 'Taught'}: {concept.name}, from {pluralize(concept.examples, 'example')}.")
+    print(f"  {_reliability(concept)}")
+    if concept.false_alarms > config.false_alarms:
+        print(
+            f"  {pluralize(len(background.others), 'image')} of known classes cannot guarantee "
+            f"false_alarms={config.false_alarms}, but {_percent(concept.false_alarms)}: more training images help."
+        )
+
+
+def _embed_examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
+    """Return the embeddings `(K, D)` of the readable pictures."""
     import torch
 
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures, read_pictures
-    from fashion_cnn.pictures.decoding import quiet_pillow
+    from fashion_cnn.pictures.decoding import silence_pillow
 
     pictures = []
-    with quiet_pillow():
+    with silence_pillow():
         for path, picture in read_pictures(find_pictures(images).paths, network.preparation):
             if isinstance(picture, UnreadablePictureError):
                 print(f"{path}: {picture}", file=sys.stderr)
             else:
                 pictures.append(picture)
     if not pictures:
-        raise UserError("None of the pictures could be read.")
-    return network.look(torch.stack(pictures)).embeddings
+        raise UserError(f"images={images}: none of the pictures could be read.")
+    return network.embed(torch.stack(pictures))
 
 
-def _background(concepts: Concepts, network: TrainedNetwork, data_root: str | None) -> Background:
-    from fashion_cnn.concepts import background_of
-    from fashion_cnn.inference.network import data_set_of
+def _reliability(concept: Concept) -> str:
+    if concept.recognised is None:
+        return "Its reliability cannot be estimated from one example: give a few more."
+    share = (
+        f"Leave-one-out: {concept.recognised} of {pluralize(concept.examples, 'example')} recognised from the others"
+    )
+    weak = concept.recognised < concept.examples * 0.7
+    return f"{share}{'; more examples, or more similar ones, would help' if weak else ''}."
 
-    background = concepts.background()
-    if background is None:
-        background = background_of(network, data_set_of(network.run, data_root))
-        concepts.keep_background(background)
-    return background
 
+def _print_concepts(concepts: Concepts, run: Run) -> None:
+    from fashion_cnn.concepts import joint_false_alarm_rate
+    from fashion_cnn.terminal import print_table
 
-def _list(concepts: Concepts, run: Run) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from fashion_cnn.concepts import taken_for_any
-    from fashion_cnn.terminal import wide_console
-
-    taught, background = concepts.all(), concepts.background()
-    if not taught:
-        print(f"{run.path} was taught nothing. To teach it: name='some words' images=PATH")
+    background = concepts.background
+    if not concepts.all:
+        print(f"{run.path} has no concepts. Teach one with name='some words' images=PATH")
         return
-    table = Table(title=f"Taught to {run.path}", title_justify="left")
-    for heading in ("concept", "examples", "recognised without itself", "false alarms allowed"):
-        table.add_column(heading, justify="left" if heading == "concept" else "right", overflow="fold")
-    for one in taught:
-        recognised = "" if one.recognised is None else f"{one.recognised} of {one.examples}"
-        table.add_row(Text(one.name), str(one.examples), recognised, _percent(one.false_alarms))
-    wide_console().print(table)
-    if len(taught) > 1 and background is not None:
-        known = counted(len(background.others), "image")
-        share = taken_for_any(taught, background)
-        print(f"The false alarms of all together: {share:.1%} of {known} of what the network knows.")
+    headings = ("concept", "examples", "recognised (leave-one-out)", "allowed false alarms")
+    rows = [
+        (
+            concept.name,
+            str(concept.examples),
+            "" if concept.recognised is None else f"{concept.recognised} of {concept.examples}",
+            _percent(concept.false_alarms),
+        )
+        for concept in concepts.all
+    ]
+    print_table(headings, rows, right=headings[1:], title=f"Concepts of {run.path}")
+    if len(rows) > 1 and background is not None:
+        images = pluralize(len(background.others), "image")
+        rate = joint_false_alarm_rate(concepts.all, background)
+        print(f"False alarms of all concepts together: {rate:.1%} of {images} of known classes.")
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _reliability(concept: Concept) -> str:
-    if concept.recognised is None:
-        return "How reliable that is cannot be told from one example: give a few more."
-    said = f"Each example left out in turn, {concept.recognised} of {concept.examples} were recognised by the others"
-    weak = concept.recognised < concept.examples * 0.7
-    return f"{said}{': more examples, or more alike, would help' if weak else ''}."
-
-
 def main() -> None:
+    """Run the command."""
     run_command("teach", teach)
 
 

@@ -1,4 +1,4 @@
-"""Train a network, test it once, and leave a run directory: `python -m fashion_cnn.train model=small`."""
+"""Train a network, test it once, and write a run directory: `python -m fashion_cnn.train model=small`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 
 
 def train(config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
-    """Train as `config` says, which `fashion_cnn.cli.main.compose("train", [...])` gives.
+    """Train a network with the settings of `config`.
 
-    directory: the run's own, in place of a new one below `runs_dir`: one that is finished is left as it is, one that
-    was stopped goes on. callbacks: Lightning's, beside those of the config.
-    Returns the results that the run's results.json holds, with the run's directory as `"run"`.
-    Raises UserError for settings that cannot work, and Interrupted where it was stopped.
+    Args:
+        config: the training's config, from `fashion_cnn.cli.main.compose("train", [...])`.
+        directory: directory of the run; None for a new one below `runs_dir`. A finished run is left unchanged, a
+            stopped one is continued.
+        callbacks: Lightning callbacks in addition to those of the config.
+
+    Returns:
+        The contents of the run's `results.json`, with the run's directory as `"run"`.
+
+    Raises:
+        UserError: invalid settings.
+        Interrupted: the training was stopped.
     """
     from fashion_cnn.cli.console import print_end, print_start
     from fashion_cnn.cli.errors import check_resumed
@@ -38,13 +46,14 @@ def train(config: DictConfig, *, directory: Path | None = None, callbacks: Seque
     )
 
 
-def _train_and_give_objective(config: DictConfig) -> float | None:
-    # What a Hydra sweeper optimises: never a figure of the test set.
+def _train_for_sweeper(config: DictConfig) -> float | None:
+    # A Hydra sweeper optimises the returned value, which must not depend on the test set.
     return train(config).get("val/accuracy")
 
 
 def main() -> None:
-    run_command("train", _train_and_give_objective)
+    """Run the command line of `python -m fashion_cnn.train`."""
+    run_command("train", _train_for_sweeper)
 
 
 if __name__ == "__main__":

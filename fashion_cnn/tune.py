@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fashion_cnn.cli.errors import exit_with
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import require
-from fashion_cnn.runs.overrides import key_of, take_swept
+from fashion_cnn.runs.overrides import override_key, split_swept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 
 
 def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
-    """Run trials of `conf/tune.yaml`'s config until its study has `tune.trials` of them; returns the study.
+    """Run trials until the study has `tune.trials` of them.
 
-    swept: what was left open on the command line, such as `optimizer.lr=interval(0.001,0.1)`; then that alone is
-    searched, unless a `sweep` was typed too. Raises UserError for
-    settings that cannot work or are not those of the study that is there, and Interrupted where it was stopped.
+    Args:
+        config: a config of `conf/tune.yaml`.
+        swept: overrides that leave a value open, such as `optimizer.lr=interval(0.001,0.1)`. They replace the default
+            search space, and extend one that is chosen with `sweep=`.
+
+    Returns:
+        The Optuna study.
+
+    Raises:
+        UserError: invalid settings, or settings that differ from those of the existing study.
+        Interrupted: the search was stopped.
     """
     require("sweeps", "optuna")
     from fashion_cnn.sweeps.search import search
@@ -32,14 +40,15 @@ def tune(config: DictConfig, swept: Sequence[str] = ()) -> Any:
 
 
 def main() -> None:
-    if any(key_of(argument) == "resume" for argument in sys.argv[1:]):
+    """Run the command line of `python -m fashion_cnn.tune`."""
+    if any(override_key(argument) == "resume" for argument in sys.argv[1:]):
         exit_with(
-            "resume is for trainings and sweeps. A search goes on when the command that began it is typed again; "
-            "one that had a name of its own is told by tune.study=NAME.",
+            "resume continues trainings and sweeps. To continue a search, run the command of the search again, with "
+            "tune.study=NAME if it had one.",
             2,
         )
-    swept, others = take_swept(sys.argv[1:])
-    # The values that a sweep lists are the search's choices here.
+    swept, others = split_swept(sys.argv[1:])
+    # A file of conf/sweep may set the mode MULTIRUN; here its values are the search space.
     sys.argv[1:] = [*others, "hydra.mode=RUN"]
     run_command("tune", partial(tune, swept=swept))
 

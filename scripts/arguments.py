@@ -1,9 +1,5 @@
-"""`key=value` from the command line into a dataclass of options: its fields are the keys, their types the values'.
+"""Command lines of the scripts: `key=value` arguments as a dataclass, and errors of the user as one message."""
 
-And what a script's door says where a person made a mistake, or had enough.
-"""
-
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,71 +7,88 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, did_you_mean
 
 Options = TypeVar("Options")
-KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+_CONVERTERS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
     str: (str, "a word"),
-    Path: (lambda typed: Path(typed).expanduser(), "a path"),
+    Path: (lambda text: Path(text).expanduser(), "a path"),
 }
 
 
 def run(main: Callable[[Options], None], options: type[Options], description: str) -> None:
-    """Call `main` with the options typed; print the description for --help, and mistakes in one line."""
+    """Call `main` with the options on the command line; print the description for --help.
+
+    Args:
+        main: the script's work.
+        options: dataclass whose fields are the keys, with defaults.
+        description: the script's help text.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(description)
         return
-    with mistakes_told():
+    with user_errors_as_messages():
         main(parse(options, sys.argv[1:]))
 
 
 @contextmanager
-def mistakes_told(stopped: str = "Stopped. The same command goes on with what is missing.") -> Iterator[None]:
-    """Exit with one message for a mistake of a person's, in a config of fashion_cnn's too, and with 130 for Ctrl-C."""
+def user_errors_as_messages(stopped: str = "Stopped. Run the same command again to continue.") -> Iterator[None]:
+    """Exit with one message after an error of the user, and with status 130 after Ctrl-C.
+
+    Args:
+        stopped: message after Ctrl-C.
+    """
     try:
         yield
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        # Only here: a script without configs starts sooner.
-        from fashion_cnn.cli.errors import exit_with, explain
+        # Imported late, so that scripts without configs start fast.
+        from fashion_cnn.cli.errors import describe_error, exit_with
         from fashion_cnn.cli.main import CONFIG_DIR
 
-        # A library's own OSError, which no system call made, says in words what was wrong with a file.
-        files = UserError(str(error)) if isinstance(error, OSError) else None
-        if (mistake := explain(error, "train", str(CONFIG_DIR)) or files) is None:
+        # The message of an OSError that a library raised describes what is wrong with a file.
+        file_error = UserError(str(error)) if isinstance(error, OSError) else None
+        if (user_error := describe_error(error, "train", str(CONFIG_DIR)) or file_error) is None:
             raise
-        exit_with(str(mistake), mistake.status)
+        exit_with(str(user_error), user_error.status)
 
 
-def parse(options: type[Options], words: Sequence[str]) -> Options:
-    """The options with the defaults of those not typed. Raises UserError for an unknown key or a value of another type.
+def parse(options: type[Options], arguments: Sequence[str]) -> Options:
+    """Parse `key=value` arguments.
 
-    What the dataclass's own __post_init__ refuses is a UserError too.
+    Args:
+        options: dataclass whose fields are the keys; it may raise UserError in `__post_init__`.
+        arguments: the command line.
+
+    Returns:
+        The options, with defaults for missing keys.
+
+    Raises:
+        UserError: an unknown key, or a value of another type.
     """
-    types = {name: _kind(hint) for name, hint in get_type_hints(options).items()}
+    types = {name: _without_none(hint) for name, hint in get_type_hints(options).items()}
     names = [field.name for field in fields(options)]  # type: ignore[arg-type]
-    typed: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" There are {', '.join(names)}."
-            raise UserError(f"{word}: no option is called {key}.{hint}", status=2)
-        convert, what = KINDS[types[key]]
+            hint = did_you_mean(key, names) or f" Options: {', '.join(names)}."
+            raise UserError(f"unknown option '{key}'.{hint}", status=2)
+        convert, type_name = _CONVERTERS[types[key]]
         try:
-            typed[key] = convert(value)
+            values[key] = convert(text)
         except ValueError:
-            value = ""
-        if not equals or not value:
-            raise UserError(f"{word}: {key} wants {what}: say {key}=…", status=2)
-    return options(**typed)
+            text = ""
+        if not equals or not text:
+            raise UserError(f"{argument} is not possible: {key} takes {type_name}, as in {key}=VALUE.", status=2)
+    return options(**values)
 
 
-def _kind(hint: Any) -> Any:
-    """`int` of `int` and of `int | None`."""
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if kinds else hint
+def _without_none(hint: Any) -> Any:
+    """Return `int` for `int` and for `int | None`."""
+    types = [kind for kind in get_args(hint) if kind is not type(None)]
+    return types[0] if types else hint

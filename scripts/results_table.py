@@ -1,13 +1,13 @@
-"""A table of recorded runs, as Markdown: what stands in it, and what of a record counts."""
+"""Markdown table of recorded runs."""
 
 from typing import Any
 
 from fashion_cnn.analysis.comparison import Group
 
-# Of runs that had the machine to themselves.
+# Metrics that are averaged only over runs without other load on the machine.
 TIMES = ("seconds", "wall_seconds", "images_per_second")
 BESIDE, RESUMED = ", beside ", ", resumed"
-# By heading: the figure in results.json, what it is multiplied by, and the digits shown.
+# Key in results.json, factor and number of digits of each column.
 COLUMNS = {
     "test %": ("test/accuracy", 100, 2),
     "flip-averaged %": ("test_flip/accuracy", 100, 2),
@@ -30,18 +30,26 @@ ABLATION_COLUMNS = {
 
 
 def print_table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, tuple[str, float, int]]) -> None:
-    """Mean ± standard deviation over the seeds of each row's records."""
+    """Print mean ± standard deviation over the records of each row.
+
+    Args:
+        rows: the records of each row.
+        columns: key in results.json, factor and number of digits by heading.
+    """
     print(f"| {' | '.join(['', 'seeds', *columns])} |")
     print(f"| {' | '.join(['---', *['---:'] * (len(columns) + 1)])} |")
     for row, records in rows.items():
-        all_runs, timed = (Group({}, tuple(record["results"] for record in of)) for of in (records, alone(records)))
-        figures = [(timed if name in TIMES else all_runs).figure(name) for name, _, _ in columns.values()]
-        said = [
-            figure.said(scale, digits) if figure else "not measured"
-            for figure, (_, scale, digits) in zip(figures, columns.values(), strict=True)
+        all_runs, timed = (
+            Group({}, tuple(record["results"] for record in part)) for part in (records, without_other_load(records))
+        )
+        metrics = [(timed if name in TIMES else all_runs).metric(name) for name, _, _ in columns.values()]
+        cells = [
+            metric.format(scale, digits) if metric else "not measured"
+            for metric, (_, scale, digits) in zip(metrics, columns.values(), strict=True)
         ]
-        print(f"| {' | '.join([row, str(len(records)), *said])} |")
+        print(f"| {' | '.join([row, str(len(records)), *cells])} |")
 
 
-def alone(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_other_load(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records of runs that were neither resumed nor trained beside other work."""
     return [record for record in records if not any(word in record["machine"] for word in (BESIDE, RESUMED))]

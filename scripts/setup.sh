@@ -1,9 +1,9 @@
-# Sourced by the scripts beside it. Makes .venv, installs the tested versions and gets the data;
-# what is done already is not done again. Leaves $python, and the repository root as the directory.
+# Sourced by the other scripts. Creates .venv, installs the tested versions and downloads the data; skips completed steps.
+# Sets $python, and changes to the repository root. Environment variables:
 #
-#   PYTHON=python3.12        the interpreter to make .venv with
-#   TORCH_INDEX_URL=URL      take torch and torchvision from there, such as
-#                            https://download.pytorch.org/whl/cpu (1.5 GB installed in place of 6 GB)
+#   PYTHON=python3.12        interpreter with which to create .venv
+#   TORCH_INDEX_URL=URL      package index of torch and torchvision, such as
+#                            https://download.pytorch.org/whl/cpu (1.5 GB installed instead of 6 GB)
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,10 +24,10 @@ find_python() {
     fi
   done
   fail "Python 3.11 or newer is needed; found: $("${PYTHON:-python3}" --version 2>&1 || true)." \
-    "Install one, or name it: PYTHON=/path/to/python3.11 $0"
+    "Install it, or give its path: PYTHON=/path/to/python3.11 $0"
 }
 
-# check_disk: room for what takes the most, where it is not there yet.
+# check_disk: check the free disk space, unless torch is installed already.
 check_disk() {
   local needed_gb=7 free_kb
   ! "$python" -c 'import sys, importlib.util; sys.exit(not importlib.util.find_spec("torch"))' 2>/dev/null || return 0
@@ -35,7 +35,7 @@ check_disk() {
   free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
   [ "$free_kb" -ge $((needed_gb * 1024 * 1024)) ] ||
     fail "$((free_kb / 1024)) MB are free on this disk, the packages need about $needed_gb GB." \
-      "Make room, or with a CPU only: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
+      "Free some space, or install the CPU version: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
 }
 
 pip_install() {
@@ -43,29 +43,29 @@ pip_install() {
   "$python" -m pip install --disable-pip-version-check --progress-bar off -c scripts/constraints.txt "$@" 2>&1 |
     tee -a "$log" | grep -v '^Requirement already satisfied' >&2 || {
     if grep -q 'No space left' "$log"; then
-      fail "The disk is full. Make room and start again: it goes on where it was."
+      fail "The disk is full. Free some space and run the same command again to continue."
     elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError|from versions: none' "$log"; then
-      fail "The package index cannot be reached. Check the network (and PIP_INDEX_URL) and start again."
+      fail "The package index is unreachable. Check the network and PIP_INDEX_URL, and run the same command again."
     fi
-    fail "pip failed, see above (and $log)."
+    fail "pip failed, see its output above and in $log."
   }
 }
 
-# install [EXTRA]: fashion_cnn itself, editable, with what it needs.
+# install [EXTRA]: install fashion_cnn, editable, with its dependencies.
 install() {
   local extra=${1:-} wanted stamp=$venv/.installed
   wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c 1-16)
-  # The stamp of the developers' tools serves a start without them too.
-  if [ -x "$python" ] && grep -qsE "^$wanted ${extra:-.*}$" "$stamp" && [ "$(tail -n 1 "$stamp")" = "$PWD" ]; then
+  # An installation of the developers' tools contains every other one.
+  if [ -x "$python" ] && grep -qsE "^$wanted (${extra:-.*}|dev)$" "$stamp" && [ "$(tail -n 1 "$stamp")" = "$PWD" ]; then
     return
   fi
   local base
   base=$(find_python)
   check_disk
-  echo "Setting up .venv; the first time this takes some minutes …" >&2
+  echo "Setting up .venv, which takes some minutes the first time …" >&2
   if ! "$python" -c '' 2>/dev/null; then
     "$base" -m venv --clear "$venv" >&2 ||
-      fail "$base cannot make a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv"
+      fail "$base cannot create a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv"
   fi
   rm -f "$stamp" "$venv/install.log"
   [ -z "${TORCH_INDEX_URL:-}" ] || pip_install --index-url "$TORCH_INDEX_URL" torch torchvision
@@ -73,22 +73,22 @@ install() {
   printf '%s %s\n%s\n' "$wanted" "$extra" "$PWD" >"$stamp"
 }
 
-# get_data ROOT: Fashion-MNIST from where it can be had, at last from Debian's archive, without root.
+# get_data ROOT: download Fashion-MNIST, from Debian's archive if no other source is available, without root.
 get_data() {
   local raw=$1/FashionMNIST/raw file missing=
   for file in {train,t10k}-{images-idx3,labels-idx1}-ubyte; do
     [ -f "$raw/$file" ] || missing=yes
   done
   [ -n "$missing" ] || return 0
-  echo "Getting Fashion-MNIST into $1 …" >&2
+  echo "Downloading Fashion-MNIST into $1 …" >&2
   get() { "$python" -m fashion_cnn.data "$@"; }
   local folder reason
   folder=$(mktemp -d)
-  # shellcheck disable=SC2064 # the folder of now
+  # shellcheck disable=SC2064 # expand the folder now
   trap "rm -rf '$folder'" EXIT
   if ! reason=$(get "$1" 2>&1); then
     command -v apt-get >/dev/null && command -v dpkg >/dev/null || fail "${reason#error: }"
-    echo "Fashion-MNIST cannot be downloaded; trying Debian's package of it …" >&2
+    echo "Fashion-MNIST cannot be downloaded; trying the Debian package …" >&2
     unpack_package "$folder" >"$folder/log" 2>&1 ||
       fail "${reason#*error: } ($(grep -m 1 'Failed to fetch' "$folder/log" || tail -n 1 "$folder/log"))"
     get "$1" "$folder/unpacked" || exit 1
@@ -97,21 +97,22 @@ get_data() {
   trap - EXIT
 }
 
-# unpack_package FOLDER: into FOLDER/unpacked. Called where failures are caught, so that each step asks for the one before.
+# unpack_package FOLDER: download the package and unpack it into FOLDER/unpacked. Called in a condition, where set -e has
+# no effect: && stops after a failed step.
 unpack_package() (
   cd "$1" && { apt-get download dataset-fashion-mnist || download_with_own_lists; } &&
     dpkg -x dataset-fashion-mnist_*.deb unpacked
 )
 
-# The system's lists of packages may be missing, and updating them needs root.
+# The system's package lists may be missing, and updating them needs root.
 download_with_own_lists() {
   mkdir -p lists/partial cache/archives/partial
   local own=(-o "Dir::State::Lists=$PWD/lists" -o "Dir::Cache=$PWD/cache")
   apt-get "${own[@]}" update && apt-get "${own[@]}" download dataset-fashion-mnist
 }
 
-# get_browser: a Chromium for the tests of the search's page: one that is there, Debian's package where it may be
-# installed, or Playwright's own. Without any the tests go on, and say that those were left out.
+# get_browser: provide Chromium for the tests of the search page: an installed one, Debian's package, or Playwright's.
+# Without a browser these tests are skipped.
 get_browser() {
   local log=$venv/browser.log
   browser_is_there() {
@@ -127,17 +128,17 @@ sys.exit(not Path(named).exists())
 EOF
   }
   browser_is_there && return
-  echo "Getting a browser for the tests of the search's page …" >&2
+  echo "Installing a browser for the tests of the search page …" >&2
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     { apt-get install -y --no-install-recommends chromium ||
       { apt-get update && apt-get install -y --no-install-recommends chromium; }; } >"$log" 2>&1 || true
   fi
   browser_is_there || "$python" -m playwright install chromium >>"$log" 2>&1 || true
-  browser_is_there || echo "There is no browser to be had: its tests are left out ($log)." >&2
+  browser_is_there || echo "No browser could be installed: its tests are skipped (see $log)." >&2
 }
 
-# Two scripts that start together take turns.
+# Scripts that start at the same time wait for each other.
 if command -v flock >/dev/null; then
-  exec 9>.setup.lock || fail "$PWD cannot be written."
+  exec 9>.setup.lock || fail "$PWD is not writable."
   flock 9
 fi

@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny made images, the real Fashion-MNIST, and the command line in this process."""
+"""Shared fixtures: tiny synthetic images, the real Fashion-MNIST, and commands in this process."""
 
 import gc
 import os
@@ -13,24 +13,24 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-# One compute thread for each test process, set before torch is imported: several workers share the cores, and sums
-# are added up in the same order with one worker as with many.
+# One compute thread per test process, set before torch is imported: several workers share the cores, and sums are
+# computed in the same order with any number of workers.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# `nohup`, CI runners and a shell's `&` start their children with SIGINT ignored, and children inherit that.
+# `nohup`, CI runners and a shell's `&` start processes with SIGINT ignored, which their children inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
-# This process and its children run this checkout, whichever one is installed, and find the modules beside this one.
+# This process and its children import this checkout, not an installed one, and the modules in tests/.
 sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-# Requests to this machine go through no proxy.
+# Requests to this machine do not use a proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
-# Seconds to wait for another process or thread before it counts as hung. A slow machine does not get there.
+# Seconds to wait for another process or thread before it counts as hung; long enough for slow machines.
 PATIENCE = 1800
-# The smallest complete training. callbacks=default adds the overfitting analysis with its figures, which takes four
-# times as long: only tests about the analysis, or about resuming it, choose it.
+# The smallest complete training. callbacks=default adds the overfitting analysis with its plots, which takes four times
+# as long: only tests of the analysis, or of resuming it, use it.
 TINY_DATA = [
     "data._target_=tiny_images.TinyDataModule",
     "data.val_size=32",
@@ -72,15 +72,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """A script of scripts/ as a module."""
+    """Return a function that loads a script of scripts/ as a module."""
 
-    # What they import lies beside them.
+    # The scripts import modules in their own folder.
     monkeypatch.syspath_prepend(REPOSITORY / "scripts")
 
     def load(name: str) -> Any:
         loader = SourceFileLoader(name, str(REPOSITORY / "scripts" / name))
         module = module_from_spec(spec_from_loader(name, loader))  # type: ignore[arg-type]
-        # Its dataclasses look themselves up there.
+        # Dataclasses look up their own module.
         monkeypatch.setitem(sys.modules, name, module)
         loader.exec_module(module)
         return module
@@ -90,7 +90,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Any]:
-    """Compose the training config on tiny made images, writing below the test's own folder."""
+    """Return a function that composes the config of a training on tiny synthetic images in the test's folder."""
     from fashion_cnn.cli.main import compose
 
     def build(*overrides: str) -> Any:
@@ -101,7 +101,7 @@ def tiny(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
-    """Run a command's `main` with arguments; gives its exit status, standard output and standard error."""
+    """Return a function that runs a command's `main` and returns exit status, standard output and standard error."""
 
     def run(main: Callable[[], None], *arguments: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()
@@ -121,7 +121,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture(scope="session")
 def fashion_mnist_root() -> Path:
-    """The real data, which scripts/test provides."""
+    """Folder of the real Fashion-MNIST, which scripts/test provides."""
     root = REPOSITORY / "data"
     if not (root / "FashionMNIST" / "raw").is_dir():
         pytest.skip("Fashion-MNIST is not in data/: scripts/test gets it")
@@ -130,7 +130,7 @@ def fashion_mnist_root() -> Path:
 
 @pytest.fixture
 def picture_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Eight small pictures of each of two classes, and a cache of their own."""
+    """Image folder of two classes with eight small pictures each, and a cache folder for it."""
     import numpy as np
     from PIL import Image
 
@@ -146,7 +146,7 @@ def picture_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def torchvision_root(tmp_path: Path) -> Path:
-    """Small sets of made images, laid out as torchvision lays out KMNIST and EMNIST."""
+    """Small synthetic data sets in torchvision's layout of KMNIST and EMNIST."""
     import struct
 
     import numpy as np
@@ -168,7 +168,7 @@ def torchvision_root(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shop_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run on tiny made images, trained in seconds, whose catalogue is a shop with products of odd names."""
+    """Run on tiny synthetic images, with a catalogue of products with unusual names."""
     from tiny_shop import make_catalogue, train_run
 
     run = train_run(tmp_path_factory.mktemp("shop"))

@@ -1,4 +1,4 @@
-"""A catalogue with an index of its vectors: how much it finds is measured, and what it finds is what is asked for."""
+"""A catalogue with a vector index: its measured recall, and its hits compared with exact search."""
 
 from types import SimpleNamespace
 
@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.index import main as index_main
-from fashion_cnn.inference.network import Seen
-from fashion_cnn.retrieval.approximate import approximate_of, bring_up_to_date, nearest
-from fashion_cnn.retrieval.catalogue import About, Catalogue
+from fashion_cnn.inference.network import NetworkOutput
+from fashion_cnn.retrieval.approximate import nearest, update_vector_index, vector_index_of
+from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
@@ -21,11 +21,11 @@ from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
 COUNT, DIMENSIONS = 3000, 16
-ABOUT = About(network="made", run="none", dimensions=DIMENSIONS, flip_average=False, invert="auto")
+METADATA = CatalogueMetadata(network="made", run="none", dimensions=DIMENSIONS, flip_average=False, invert="auto")
 
 
 def products(numbers):
-    """Products of the vectors of these numbers, of two colours, dearer the later."""
+    """Vectors and products of these numbers, in two colours, with rising prices."""
     generator = torch.Generator().manual_seed(0)
     vectors = functional.normalize(torch.randn(COUNT + 500, DIMENSIONS, generator=generator), dim=1)[list(numbers)]
     return vectors, pa.table(
@@ -43,74 +43,77 @@ def products(numbers):
     )
 
 
-def bring_in(catalogue, numbers):
+def add_products(catalogue, numbers):
     vectors, table = products(numbers)
-    catalogue.begin(ABOUT, [])
+    catalogue.begin(METADATA, [])
     catalogue.stage(table)
     catalogue.commit(table["id"].to_pylist())
     return vectors
 
 
-def searcher_of(catalogue):
-    # A picture of which the first pixels are the vector, for a network that sees as much.
-    def look(pictures):
-        return Seen(torch.empty(0), functional.normalize(pictures.flatten(1).float() - 128, dim=1))
+def make_searcher(catalogue):
+    # A fake network that returns the pixels as embedding.
+    def outputs(pictures):
+        return NetworkOutput(torch.empty(0), functional.normalize(pictures.flatten(1).float() - 128, dim=1))
 
-    return Searcher(Snapshot(catalogue), SimpleNamespace(identity="made", dimensions=DIMENSIONS, look=look))
+    return Searcher(Snapshot(catalogue), SimpleNamespace(identity="made", dimensions=DIMENSIONS, outputs=outputs))
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The same products with an index and without."""
+def catalogues(tmp_path_factory):
+    """Catalogues of the same products with and without a vector index."""
     catalogues = [Catalogue(str(tmp_path_factory.mktemp("catalogues") / name)) for name in ("indexed", "exact")]
     for catalogue in catalogues:
-        bring_in(catalogue, range(COUNT))
-    assert bring_up_to_date(catalogues[0].open(), 1000)
-    assert bring_up_to_date(catalogues[1].open(), COUNT) is None
+        add_products(catalogue, range(COUNT))
+    assert update_vector_index(catalogues[0].open(), 1000)
+    assert update_vector_index(catalogues[1].open(), COUNT) is None
     return catalogues
 
 
 @pytest.fixture(scope="module")
-def searchers(both):
-    return [searcher_of(catalogue) for catalogue in both]
+def searchers(catalogues):
+    return [make_searcher(catalogue) for catalogue in catalogues]
 
 
-def test_what_an_index_finds_is_measured_when_it_is_built_and_kept_with_the_catalogue(both):
-    indexed, exact = (approximate_of(catalogue.open()) for catalogue in both)
+def test_recall_is_measured_when_the_index_is_built_and_stored_with_the_catalogue(catalogues):
+    indexed, exact = (vector_index_of(catalogue.open()) for catalogue in catalogues)
     assert exact is None
     assert (indexed.products, indexed.sample) == (COUNT, 200)
     assert indexed.recall >= 0.95
     vectors, _ = products(range(COUNT))
-    table, shares = both[0].open(), []
+    table, shares = catalogues[0].open(), []
     generator = torch.Generator().manual_seed(1)
     for direction in functional.normalize(torch.randn(50, DIMENSIONS, generator=generator), dim=1):
         truth = (vectors @ direction).topk(12)
-        found = nearest(table, direction, 12, probes=indexed.probes)
-        shares.append(len({one for one, _ in found} & {f"p{row:05}" for row in truth.indices.tolist()}) / 12)
-        # By exact scores, so in their order.
-        by_id = {f"p{row:05}": score for row, score in enumerate((vectors @ direction).tolist())}
-        assert [score for _, score in found] == pytest.approx([by_id[one] for one, _ in found], abs=1e-5)
+        neighbours = nearest(table, direction, 12, probes=indexed.probes)
+        ids = [product_id for product_id, _ in neighbours]
+        shares.append(len(set(ids) & {f"p{row:05}" for row in truth.indices.tolist()}) / 12)
+        # Scores are exact cosines.
+        cosines = {f"p{row:05}": score for row, score in enumerate((vectors @ direction).tolist())}
+        assert [score for _, score in neighbours] == pytest.approx(
+            [cosines[product_id] for product_id in ids], abs=1e-5
+        )
     assert np.mean(shares) >= 0.95
 
 
 QUERIES = {
     "pictures": Query(pictures=(torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4) * 16,)),
     "like a product": Query(like=("p00007",), unlike=("p00008",)),
-    "next hits": Query(like=("p00007",), skip=12),
+    "next hits": Query(like=("p00007",), offset=12),
     "of one category, in a range": Query(
         like=("p00007",), conditions=(Condition("category", values=("Bag",)), Condition("price", low=100.0, high=2000))
     ),
-    "pictures and words": Query(like=("p00007",), words="blue"),
-    "words": Query(words="blue"),
+    "pictures and words": Query(like=("p00007",), text="blue"),
+    "words": Query(text="blue"),
     "nothing": Query(),
 }
 
 
-@pytest.mark.parametrize("asked", QUERIES.values(), ids=QUERIES)
-def test_a_search_finds_nearly_what_exact_search_finds(searchers, asked):
-    indexed, exact = (searcher.search(asked) for searcher in searchers)
-    # Of words beside pictures only so many titles take part, the likest of them as far as an index knows.
-    if asked.words and asked.like:
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_approximate_search_finds_nearly_the_hits_of_exact_search(searchers, query):
+    indexed, exact = (searcher.search(query) for searcher in searchers)
+    # Only the best titles are fused with pictures, ranked by the cosines that the index returns.
+    if query.text and query.like:
         assert indexed.matching == pytest.approx(exact.matching, rel=0.05)
     else:
         assert indexed.matching == exact.matching
@@ -122,13 +125,13 @@ def test_a_search_finds_nearly_what_exact_search_finds(searchers, asked):
         assert hit.thumbnail == b"%d" % int(hit.id[1:])
         if hit.id in shared:
             assert hit.similarity == pytest.approx(similarity[hit.id], abs=2e-5)
-        if asked.conditions:
+        if query.conditions:
             assert hit.category == "Bag"
             assert 100 <= hit.price <= 2000
-        assert hit.id not in asked.like + asked.unlike
+        assert hit.id not in query.like + query.unlike
 
 
-def test_the_vectors_stay_on_disk_until_they_are_asked_for(searchers):
+def test_indexed_vectors_stay_on_disk_until_they_are_read(searchers):
     indexed, exact = (searcher.snapshot for searcher in searchers)
     assert "vector" not in indexed.attributes.column_names
     assert indexed.vectors_of([5, 3]).allclose(exact.vectors[[5, 3]])
@@ -136,29 +139,29 @@ def test_the_vectors_stay_on_disk_until_they_are_asked_for(searchers):
 
 
 @pytest.mark.training
-def test_products_of_after_the_index_are_found_and_one_that_is_too_small_is_dropped(tmp_path):
+def test_products_added_after_the_index_are_retrieved_and_a_small_catalogue_drops_it(tmp_path):
     catalogue = Catalogue(str(tmp_path / "grows"))
-    bring_in(catalogue, range(COUNT))
-    bring_up_to_date(catalogue.open(), 1000)
-    vectors = bring_in(catalogue, range(COUNT, COUNT + 20))
-    measured = bring_up_to_date(catalogue.open(), 1000)
+    add_products(catalogue, range(COUNT))
+    update_vector_index(catalogue.open(), 1000)
+    vectors = add_products(catalogue, range(COUNT, COUNT + 20))
+    measured = update_vector_index(catalogue.open(), 1000)
     assert measured.products == COUNT + 20
     for number, direction in enumerate(vectors):
         ((best, score),) = nearest(catalogue.open(), direction, 1, probes=measured.probes)
         assert (best, round(score, 4)) == (f"p{COUNT + number:05}", 1.0)
     catalogue.remove([f"p{number:05}" for number in range(COUNT)])
-    assert bring_up_to_date(catalogue.open(), 1000) is None
-    assert approximate_of(catalogue.open()) is None
+    assert update_vector_index(catalogue.open(), 1000) is None
+    assert vector_index_of(catalogue.open()) is None
     assert len(Snapshot(catalogue).vectors) == 20
 
 
-def test_the_command_says_how_much_its_index_finds(tmp_path, command):
+def test_the_command_reports_the_recall_of_the_index(tmp_path, command):
     config = compose(overrides=[*TINY_DATA, f"runs_dir='{tmp_path}'", "callbacks=essential", "trainer.max_epochs=1"])
     run = Run(tmp_path / train(config)["run"])
     status, out, _ = command(index_main, f"run={run.path}", "approximate_above=100")
     assert status == 0
-    assert "Searched by an index, which finds" in out
-    assert approximate_of(Catalogue(str(run.catalogue)).open()).products == 160
+    assert "Search is approximate: it finds" in out
+    assert vector_index_of(Catalogue(str(run.catalogue)).open()).products == 160
     status, out, _ = command(index_main, f"run={run.path}", "approximate_above=0")
-    assert (status, "Searched by" in out) == (0, False)
-    assert approximate_of(Catalogue(str(run.catalogue)).open()) is None
+    assert (status, "approximate" in out) == (0, False)
+    assert vector_index_of(Catalogue(str(run.catalogue)).open()) is None

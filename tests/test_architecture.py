@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
 )
 COMMANDS = len(LAYERS)
-MOST_MODULES = 140
+MAX_MODULES = 140
 
 
 def _module(file: Path) -> str:
@@ -45,27 +45,27 @@ def _layer(module: str) -> int:
 
 def _imports(module: str, *, for_types: bool) -> set[str]:
     """Modules of the package that a module imports, anywhere in it; for_types: those for type checkers too."""
-    found: set[str] = set()
+    imported: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
             return
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             # `from package import module` imports the module, `from module import name` the module before it.
-            found.update(name if name in FILES else str(node.module) for name in names)
+            imported.update(name if name in FILES else str(node.module) for name in names)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
     visit(ast.parse(FILES[module].read_text()))
-    return {name for name in found if name in FILES}
+    return {name for name in imported if name in FILES}
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_module_imports_only_from_its_own_layer_and_those_below(module):
+def test_modules_import_only_from_their_own_layer_and_lower_ones(module):
     upward = {name for name in _imports(module, for_types=True) if _layer(name) > _layer(module)}
     # An empty list of exceptions: a value that a lower layer needs is passed in.
     assert upward == set()
@@ -95,7 +95,7 @@ def test_nothing_below_the_command_line_imports_it():
 
 
 def test_there_are_at_most_140_modules():
-    assert len(FILES) <= MOST_MODULES
+    assert len(FILES) <= MAX_MODULES
 
 
 def test_metrics_import_neither_lightning_nor_matplotlib():

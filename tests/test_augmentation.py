@@ -14,7 +14,7 @@ def images():
 
 
 @pytest.mark.parametrize("augment", [RandomFlip(), RandomCrop(2), RandomErasing(1.0)])
-def test_shape_and_type_stay_and_the_seed_repeats_it(images, augment):
+def test_augmentations_keep_shape_and_dtype_and_repeat_with_the_seed(images, augment):
     torch.manual_seed(1)
     first = augment(images)
     torch.manual_seed(1)
@@ -24,15 +24,15 @@ def test_shape_and_type_stay_and_the_seed_repeats_it(images, augment):
     assert not first.equal(images)
 
 
-def test_flip_mirrors_the_given_share_of_whole_images(images):
+def test_flip_mirrors_whole_images_with_probability_p(images):
     flipped = RandomFlip(0.25)(images)
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
-    kept = (flipped == images).flatten(1).all(1)
-    assert (mirrored ^ kept).all()
+    is_unchanged = (flipped == images).flatten(1).all(1)
+    assert (mirrored ^ is_unchanged).all()
     assert 0.15 < mirrored.float().mean() < 0.35
 
 
-def test_crop_shifts_each_image_by_its_own_offset_and_fills_the_rest(images):
+def test_crop_shifts_each_image_independently_and_fills_the_rest(images):
     cropped = RandomCrop(1, fill=0)(images)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     windows = torch.stack([padded[:, :, y : y + 9, x : x + 12] for y in range(3) for x in range(3)])
@@ -41,19 +41,19 @@ def test_crop_shifts_each_image_by_its_own_offset_and_fills_the_rest(images):
     assert matches.any(1).all(), "all nine offsets occur"
 
 
-def test_erasing_overwrites_one_rectangle_of_about_the_given_area(images):
+def test_erasing_overwrites_one_rectangle_of_the_expected_area(images):
     erased = RandomErasing(1.0, scale=(0.2, 0.2), ratio=(1.0, 1.0))(images) != images
     touched = erased.any(1)
     side = (0.2 * 9 * 12) ** 0.5
     # A rectangle whose centre is near the edge is cut off there.
     assert side - 1 <= touched.any(2).sum(1).max() <= side + 1
     assert side - 1 <= touched.any(1).sum(1).max() <= side + 1
-    # Each rectangle is full, but for noise that met its own value (1 in 256).
+    # Each rectangle is full, except where the noise equals the pixel (1 in 256).
     full = touched.any(2)[:, :, None] & touched.any(1)[:, None, :]
     assert touched.sum() / full.sum() > 0.98
 
 
-def test_erasing_leaves_the_other_images_alone(images):
+def test_erasing_changes_images_with_probability_p(images):
     share = (RandomErasing(0.3)(images) != images).flatten(1).any(1).float().mean()
     assert 0.2 < share < 0.4
 
@@ -68,6 +68,6 @@ def test_erasing_leaves_the_other_images_alone(images):
         lambda: RandomErasing(ratio=(0.0, 1.0)),
     ],
 )
-def test_an_impossible_setting_is_refused(build):
+def test_invalid_settings_raise(build):
     with pytest.raises(UserError):
         build()

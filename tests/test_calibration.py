@@ -1,37 +1,37 @@
-"""Calibration, against another implementation."""
+"""Expected calibration error and the reliability diagram."""
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from fashion_cnn.metrics.calibration import reliability
+from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_reliability
 
 
-def made_up(count=500, classes=5):
+def random_predictions(count=500, classes=5):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(count, classes, generator=generator)
     return Predictions(logits, torch.randint(classes, (count,), generator=generator), torch.arange(count))
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_the_expected_error_is_torchmetrics(bins):
-    predictions = made_up()
+def test_expected_calibration_error_equals_torchmetrics(bins):
+    predictions = random_predictions()
     expected = multiclass_calibration_error(predictions.probabilities, predictions.targets, 5, n_bins=bins, norm="l1")
     assert expected > 0.1, "the case is not trivial"
-    assert reliability(predictions, bins).expected_error == pytest.approx(expected.item(), abs=1e-6)
+    assert reliability_diagram(predictions, bins).expected_calibration_error == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_a_network_that_is_sure_and_right_has_no_error():
-    sure = Predictions(100 * torch.eye(4), torch.arange(4), torch.arange(4))
-    assert reliability(sure).expected_error == 0
+def test_confident_correct_predictions_have_zero_calibration_error():
+    confident = Predictions(100 * torch.eye(4), torch.arange(4), torch.arange(4))
+    assert reliability_diagram(confident).expected_calibration_error == 0
 
 
-def test_the_diagram_draws_the_filled_bins():
-    result = reliability(made_up(), 10)
+def test_reliability_plot_shows_only_filled_bins():
+    result = reliability_diagram(random_predictions(), 10)
     axes = Figure().subplots()
     plot_reliability(result, axes, title="t", color="red")
-    drawn = next(line for line in axes.lines if line.get_label() == "accuracy")
-    assert list(drawn.get_ydata()) == result.accuracy[result.counts > 0].tolist()
+    line = next(line for line in axes.lines if line.get_label() == "accuracy")
+    assert list(line.get_ydata()) == result.accuracy[result.counts > 0].tolist()

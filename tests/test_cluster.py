@@ -54,6 +54,6 @@ def test_a_sweep_on_a_cluster_loses_no_job_to_a_killed_process(address, tmp_path
     (killed,) = tmp_path.rglob("killed")
     results = {file.parent.name: json.loads(file.read_text()) for file in killed.parent.glob("*/results.json")}
     assert results.keys() == {"seed-0", "seed-1", "seed-2"}
-    assert {found["epochs"] for found in results.values()} == {3}
+    assert {outcome["epochs"] for outcome in results.values()} == {3}
     log = (killed.parent / "seed-1" / "log.txt").read_text().splitlines()
     assert sum(line.startswith("1/3") for line in log) == 1, "it went on from its last epoch"

@@ -1,4 +1,4 @@
-"""The command line: help, mistakes, paths as people type them."""
+"""The command line: help, error messages, paths."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from rich.table import Table
 from fashion_cnn import index
 from fashion_cnn import train as train_command
 from fashion_cnn.cli.console import print_end
-from fashion_cnn.cli.errors import explain
+from fashion_cnn.cli.errors import describe_error
 from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
@@ -45,7 +45,7 @@ for arguments in (["--help"], ["--cfg", "job"], ["no_such_option=1"]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_config_and_mistakes_are_answered_without_importing_torch(module):
+def test_help_config_and_error_messages_do_not_import_torch(module):
     answer = subprocess.run(
         [sys.executable, "-c", CALL_SEVERAL_TIMES, f"fashion_cnn.{module}"],
         capture_output=True,
@@ -55,26 +55,26 @@ def test_help_config_and_mistakes_are_answered_without_importing_torch(module):
     )
     parts = re.split(r"--- imported (.*)\n", answer.stdout)
     assert parts[1::2] == ["[]"] * 3
-    shown_help, shown_config, mistake, rest = parts[0::2]
-    assert f"Usage: python -m fashion_cnn.{module}" in shown_help
-    assert ": runs" in shown_config
-    assert mistake == "exit status 2\n"
+    help_text, config_text, error_output, rest = parts[0::2]
+    assert f"Usage: python -m fashion_cnn.{module}" in help_text
+    assert ": runs" in config_text
+    assert error_output == "exit status 2\n"
     assert rest == ""
-    assert answer.stderr.startswith("error: 'no_such_option' is no option")
+    assert answer.stderr.startswith("error: unknown option 'no_such_option'")
 
 
-def test_the_help_says_what_each_value_is(command):
+def test_help_explains_each_option(command):
     status, out, _ = command(index.main, "--help")
     assert status == 0
     assert (
-        "# Begin anew, as for another network; the catalogue of before stands until the new one is whole.\nrebuild: "
-        in out
+        "# Build the catalogue anew, for example with another network; the old one stays in use until the new one is "
+        "complete.\nrebuild: " in out
     )
     assert "$CONFIG" not in out
     assert "hydra:" not in out
 
 
-def test_a_mistake_does_not_wait_for_torch():
+def test_error_messages_do_not_wait_for_torch():
     code = (
         "import sys; sys.argv = ['train', 'optimizer.lrr=1']\n"
         "from fashion_cnn.train import main\n"
@@ -84,12 +84,12 @@ def test_a_mistake_does_not_wait_for_torch():
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert answer.returncode == 2
     assert (
-        answer.stderr == "error: 'optimizer.lrr' is no option. Did you mean optimizer.lr? See --help for all of them.\n"
+        answer.stderr == "error: unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --help lists all options.\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["model=smal"], "Did you mean small?"),
         (["modle=small"], "Did you mean model?"),
@@ -97,30 +97,30 @@ def test_a_mistake_does_not_wait_for_torch():
         (["epochs=3"], "Did you mean trainer.max_epochs?"),
         (["tiny"], "'tiny' has no key: type experiment=tiny or model=tiny."),
         (["shirt.jpg"], "'shirt.jpg' has no key: type KEY=VALUE."),
-        (["seed=0,1"], "seed=0,1: -m seed=0,1 trains once for each of them"),
-        (["-model", "fast"], "type model=…, without dashes"),
+        (["seed=0,1"], "seed=0,1 has several values: type -m seed=0,1 for a sweep"),
+        (["-model", "fast"], "type model=VALUE, without dashes"),
         (["optimizer.lr=fast"], "optimizer.lr=fast is not possible: it takes a number"),
         (["data.batch_size=0.5"], "data.batch_size=0.5 is not possible: it takes a whole number"),
         (["test=maybe"], "test=maybe is not possible: it takes true or false"),
-        (["optimizer=3"], "takes the name of one of its choices"),
-        (["+colour=red"], "'colour' is no option"),
+        (["optimizer=3"], "give a group one of its choices"),
+        (["+colour=red"], "unknown option 'colour'"),
         (["experiment=basline"], "Did you mean baseline?"),
-        (["model.network={members:4}"], "'model.network.members' is no option."),
-        (["mixing.p=0.3"], "nothing is chosen of mixing. Say mixing=… too"),
-        (["experiment=speedrun_94", "data.augmentation.erasing.p=0.3"], "erasing.p' is no option here"),
-        (["mixing=cutmix", "mixing.q=0.3"], "'mixing.q' is no option"),
-        (["data.batch_size=[1"], "cannot be understood"),
+        (["model.network={members:4}"], "unknown option 'model.network.members'."),
+        (["mixing.p=0.3"], "the group mixing is not set. Add mixing=CHOICE"),
+        (["experiment=speedrun_94", "data.augmentation.erasing.p=0.3"], "erasing.p' here: its section was removed"),
+        (["mixing=cutmix", "mixing.q=0.3"], "unknown option 'mixing.q'"),
+        (["data.batch_size=[1"], "is not a valid override"),
         (["resume=nowhere"], "nowhere does not exist"),
         (["init_from=nowhere"], "nowhere does not exist"),
         (["trainer.max_epochs=-3"], "trainer.max_epochs=-3"),
         (["trainer.max_epochs=two"], "trainer.max_epochs=two"),
         (["trainer.limit_train_batches=0"], "limit_train_batches=0"),
         (["~optimizer"], "~optimizer"),
-        (["model=ensemble", "+model.network.foo=1"], "'model.network.foo' is no option"),
-        (["--model", "fast"], "type model=…, without dashes"),
-        (["--optimizer.lr=3"], "type optimizer.lr=…, without dashes"),
+        (["model=ensemble", "+model.network.foo=1"], "unknown option 'model.network.foo'"),
+        (["--model", "fast"], "type model=VALUE, without dashes"),
+        (["--optimizer.lr=3"], "type optimizer.lr=VALUE, without dashes"),
         (["data.augmentation.flip.p=2"], "RandomFlip: p=2"),
-        (["mixing=null"], "~mixing drops one"),
+        (["mixing=null"], "~mixing removes the group mixing"),
         (["data.val_size=60000"], "data.val_size=60000"),
         (["data.probe_size=-1"], "data.probe_size=-1"),
         (["+optimizer.speed=3"], "speed"),
@@ -130,60 +130,61 @@ def test_a_mistake_does_not_wait_for_torch():
         (["seed=-1"], "seed=-1"),
         (["trainer.limit_val_batches=-1"], "limit_val_batches"),
         (["callbacks=early_stopping", "callbacks.early_stopping.mode=up"], "mode"),
-        (["callbacks=early_stopping", "data.val_size=0"], "callbacks.early_stopping watches val/accuracy"),
-        (["schedule=onecycle", "schedule.final_factor=0"], "schedule.final_factor=0 are shares of the peak"),
+        (["callbacks=early_stopping", "data.val_size=0"], "callbacks.early_stopping monitors val/accuracy"),
+        (["schedule=onecycle", "schedule.final_factor=0"], "schedule.final_factor=0 are fractions of the peak"),
         (["schedule.warmup=5"], "schedule.warmup=5"),
         (["callbacks.histograms.every_n_epochs=0"], "every_n_epochs=0"),
         (["callbacks.ema.decay=1.5"], "decay=1.5"),
         (["~logger.csv"], "metrics.csv"),
         (["~callbacks.last"], "callbacks.last"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),
-        (["runs_dir=null"], "runs_dir=null names no directory"),
-        (["seed=0,1", "--cfg", "job", "-m"], "leave -m out"),
+        (["runs_dir=null"], "runs_dir=null is no directory"),
+        (["seed=0,1", "--cfg", "job", "-m"], "leave out -m"),
         (["hydra/launcher=jolib"], "Did you mean joblib?"),
         (["seed=0,1", "hydra/launcher=ray", "hydra.launcher._target_=hydra_plugins.no.Ray", "-m"], "'.[cluster]'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_told_in_one_message(command, tmp_path, monkeypatch, arguments, said):
+def test_user_errors_are_reported_in_one_message(command, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, out, err = command(main, *TINY_DATA[:4], "test=true", *arguments)
     assert status in (1, 2)
-    assert said in err
+    assert message in err
     assert err.startswith("error: ")
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("config.yaml")), "no run is left behind"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said(command, tmp_path, monkeypatch):
+def test_a_missing_gpu_is_reported(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(main, *TINY_DATA[:4], "trainer=gpu")
-    assert (status, err) == (1, "error: No supported gpu backend found! trainer=default takes what the machine has.\n")
+    hint = "trainer=default uses the hardware of this machine."
+    assert (status, err) == (1, f"error: No supported gpu backend found! {hint}\n")
 
 
 @pytest.mark.training
-def test_a_job_of_a_sweep_on_two_devices_is_refused(command, tmp_path):
+def test_a_sweep_job_on_two_devices_is_rejected(command, tmp_path):
     status, out, err = command(main, "-m", *TINY_DATA, f"runs_dir={tmp_path}", "seed=0,1", "trainer.devices=2")
     assert status == 1
-    assert err.count("say trainer.devices=1") == 2
-    assert out.count("failed (One job of a sweep trains on one device") == 2
+    assert err.count("set trainer.devices=1") == 2
+    assert out.count("failed (A job of a sweep trains on one device") == 2
 
 
 @pytest.mark.parametrize(
-    ("module", "task", "said"),
+    ("module", "task", "message"),
     [
-        ("train", "_train_and_give_objective", "Stopped before anything was begun."),
+        ("train", "_train_for_sweeper", "Stopped before the training started."),
         ("explain", "explain", "Stopped."),
     ],
 )
-def test_ctrl_c_says_no_more_than_is_known(command, monkeypatch, module, task, said):
+def test_ctrl_c_message_depends_on_the_command(command, monkeypatch, module, task, message):
     def interrupted(config):
         raise KeyboardInterrupt
 
     module = __import__(f"fashion_cnn.{module}", fromlist=["main"])
     monkeypatch.setattr(module, task, interrupted)
-    assert command(module.main) == (130, "", f"\n{said}\n")
+    assert command(module.main) == (130, "", f"\n{message}\n")
 
 
 def test_a_bug_keeps_its_traceback(command, monkeypatch):
@@ -195,13 +196,13 @@ def test_a_bug_keeps_its_traceback(command, monkeypatch):
         command(main)
 
 
-def test_a_cycle_of_causes_is_explained_once():
+def test_a_cyclic_chain_of_causes_is_followed_once():
     first, second = UserError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
-    assert explain(second, "train", str(CONFIG_DIR)) is first
+    assert describe_error(second, "train", str(CONFIG_DIR)) is first
     first, second = KeyError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
-    assert explain(second, "train", str(CONFIG_DIR)) is None
+    assert describe_error(second, "train", str(CONFIG_DIR)) is None
 
 
 @pytest.mark.training
@@ -228,7 +229,7 @@ def test_a_run_through_the_command_line(command, tmp_path):
     assert "finished" in err
 
 
-def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, monkeypatch):
+def test_overrides_that_change_a_resumed_run_are_rejected(command, tmp_path, monkeypatch):
     from fashion_cnn.training import session
 
     def interrupted(*args):
@@ -248,25 +249,25 @@ def test_an_override_that_changes_a_resumed_run_is_refused(command, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("module", "argument", "said"),
+    ("module", "argument", "message"),
     [
-        ("evaluate", "model=tiny", "'model' is no option of fashion_cnn.evaluate."),
+        ("evaluate", "model=tiny", "unknown option 'model' of fashion_cnn.evaluate."),
         ("predict", "shirt.jpg", "'shirt.jpg' has no key: type images=shirt.jpg."),
         ("compare", "runs/small", "type runs=runs/small."),
         ("export", "runs/small", "type run=runs/small."),
     ],
 )
-def test_a_mistake_in_another_command_is_told_in_its_own_words(command, tmp_path, monkeypatch, module, argument, said):
+def test_error_messages_name_the_options_of_the_command(command, tmp_path, monkeypatch, module, argument, message):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(__import__(f"fashion_cnn.{module}", fromlist=["main"]).main, argument)
     assert status in (1, 2)
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["fashion_cnn.train", "--help"], ["fashion_cnn.runs"], ["fashion_cnn"]])
-def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path, arguments):
+def test_closed_standard_output_ends_a_command_without_a_message(tmp_path, arguments):
     run = tmp_path / "runs" / "tiny" / "one"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("seed: 0\n")
@@ -287,7 +288,7 @@ def test_the_package_lists_its_commands():
 
 
 @pytest.mark.parametrize("module", ["compare", "evaluate", "predict", "explain", "export", "tune"])
-def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
+def test_multirun_is_rejected_by_commands_other_than_train(command, tmp_path, monkeypatch, module):
     monkeypatch.chdir(tmp_path)
     main = __import__(f"fashion_cnn.{module}", fromlist=["main"]).main
     status, _, err = command(main, "runs_dir=a,b", "-m")
@@ -296,7 +297,7 @@ def test_only_a_training_is_swept(command, tmp_path, monkeypatch, module):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, monkeypatch):
+def test_a_quoted_tilde_is_the_home_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "none").mkdir()
     for module in ("runs.__main__", "evaluate", "predict"):
@@ -305,8 +306,8 @@ def test_a_home_directory_in_quotes_is_the_home_directory(command, tmp_path, mon
         assert f"in {tmp_path / 'none'}" in err, module
 
 
-def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeypatch, capsys):
-    # As rich takes standard error for a terminal.
+def test_redirected_output_does_not_contain_the_progress_bar(monkeypatch, capsys):
+    # Makes rich treat standard error as a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
     with progress_bar("pictures") as progress:
         print("page.png")
@@ -316,7 +317,7 @@ def test_what_is_printed_into_a_file_is_no_part_of_the_bar_on_the_screen(monkeyp
     assert "pictures" in captured.err
 
 
-def test_in_a_file_or_pipe_a_row_is_a_line_however_long(capsys):
+def test_table_rows_are_not_wrapped_in_files_and_pipes(capsys):
     path, following = "photos/" + "deep/" * 300 + "shirt.jpg", ", ".join(f"class {number} 0.1%" for number in range(99))
     grid = Table("file", "next")
     grid.columns[0].overflow = "fold"
@@ -328,7 +329,7 @@ def test_in_a_file_or_pipe_a_row_is_a_line_however_long(capsys):
     assert len(lines) == 6
 
 
-def test_brackets_in_names_and_paths_are_shown_as_they_are(capsys):
+def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):
     grid = Table("boots [men]", title="[b]x[/b]")
     grid.add_row("boots [men] :smile:")
     wide_console().print(grid)

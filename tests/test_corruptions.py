@@ -1,4 +1,4 @@
-"""Corruptions: what each does, and that all networks meet the same spoilt images."""
+"""Effect of each corruption, and the same corrupted images for every network."""
 
 import math
 from itertools import pairwise
@@ -13,7 +13,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation import corruptions
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
-# What they do is the same for every image.
+# Corruptions without random draws.
 FIXED = {"gaussian_blur", "brightness", "contrast", "scale"}
 
 
@@ -35,16 +35,16 @@ def as_stored(images):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("severity", [1, 5])
 def test_shape_type_and_range_stay_and_every_image_changes(images, name, severity, generator):
-    spoilt = CORRUPTIONS[name](images, severity, generator)
-    assert spoilt.shape == images.shape
-    assert spoilt.dtype == torch.float32
-    assert 0 <= spoilt.min() <= spoilt.max() <= 1
-    assert (spoilt != images).flatten(1).any(1).all()
+    corrupted = CORRUPTIONS[name](images, severity, generator)
+    assert corrupted.shape == images.shape
+    assert corrupted.dtype == torch.float32
+    assert 0 <= corrupted.min() <= corrupted.max() <= 1
+    assert (corrupted != images).flatten(1).any(1).all()
     assert corrupt(as_stored(images), name, severity).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_the_seed_alone_decides_what_is_random(images, name):
+def test_the_seed_determines_all_random_draws(images, name):
     stored = as_stored(images)
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -56,7 +56,7 @@ def test_the_seed_alone_decides_what_is_random(images, name):
 
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - FIXED))
-def test_each_image_has_its_own_draw(name):
+def test_images_have_independent_draws(name):
     same = torch.randint(256, (1, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert len(corrupt(same.expand(40, 1, 28, 28), name, 3).unique(dim=0)) > 1
 
@@ -69,57 +69,57 @@ def test_a_stronger_severity_changes_real_images_more(fashion_mnist_root, name):
     assert all(1.05 * weaker < stronger for weaker, stronger in pairwise(changes))
 
 
-def test_more_images_than_are_spoilt_at_a_time_stay_in_order():
+def test_images_of_several_chunks_stay_in_order():
     shades = (torch.arange(2100) % 200).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
     assert corrupt(shades, "brightness", 2).equal(shades + 51)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "strength", "options"),
+    ("function", "strength", "options"),
     [
         (corruptions.rotation, 30, {"angle": 30, "shear": [0.0, 0.0]}),
         (corruptions.shear, math.tan(math.radians(30)), {"angle": 0, "shear": [30.0, 0.0]}),
     ],
 )
-def test_rotation_and_shear_are_torchvisions_one_way_or_the_other(images, generator, spoil, strength, options):
-    warped = spoil(images[..., :20], strength, generator)
+def test_rotation_and_shear_equal_torchvisions_in_either_direction(images, generator, function, strength, options):
+    warped = function(images[..., :20], strength, generator)
     common = {"translate": [0, 0], "scale": 1.0, "interpolation": InterpolationMode.BILINEAR}
     matches = torch.zeros(2, len(images), dtype=torch.bool)
-    for way, sign in enumerate((-1, 1)):
+    for direction, sign in enumerate((-1, 1)):
         angle, shear = sign * options["angle"], [sign * part for part in options["shear"]]
         expected = torchvision_functional.affine(images[..., :20], angle=angle, shear=shear, **common)
-        matches[way] = torch.isclose(expected, warped, atol=1e-4).flatten(1).all(1)
+        matches[direction] = torch.isclose(expected, warped, atol=1e-4).flatten(1).all(1)
     assert (matches.sum(0) == 1).all()
-    assert matches.any(1).all(), "both ways occur"
+    assert matches.any(1).all(), "both directions occur"
 
 
-def test_an_oblong_image_turns_without_being_bent(generator):
+def test_rotation_keeps_proportions_in_a_wide_image(generator):
     image = torch.zeros(8, 1, 21, 41)
     image[:, :, 10, 13:28] = 1  # A line of 15 pixels through the centre.
-    turned = corruptions.rotation(image, 90, generator)
-    assert torch.allclose(turned[:, :, 3:18, 20], torch.ones(15), atol=1e-4)
-    assert torch.allclose(turned.sum((1, 2, 3)), torch.tensor(15.0), atol=1e-3)
+    rotated = corruptions.rotation(image, 90, generator)
+    assert torch.allclose(rotated[:, :, 3:18, 20], torch.ones(15), atol=1e-4)
+    assert torch.allclose(rotated.sum((1, 2, 3)), torch.tensor(15.0), atol=1e-3)
 
 
-def test_scale_puts_the_smaller_image_in_the_middle(images, generator):
+def test_scale_centres_the_smaller_image(images, generator):
     expected = torch.zeros_like(images)
     expected[:, :, 5:15, 7:21] = torch.nn.functional.avg_pool2d(images, 2)
     assert torch.allclose(corruptions.scale(images, 0.5, generator), expected, atol=1e-5)
 
 
-def test_translation_moves_by_whole_pixels_and_as_far_as_it_says(generator):
+def test_translation_moves_by_whole_pixels_and_the_given_distance(generator):
     points = torch.zeros(200, 1, 41, 41)
     points[:, :, 20, 20] = 1
     moved = corruptions.translation(points, 8 / 41, generator)
-    places = moved[:, 0].round(decimals=3).nonzero()
+    positions = moved[:, 0].round(decimals=3).nonzero()
     assert (moved.round(decimals=3)[moved > 0.001] == 1).all()
-    assert len(places) == 200
-    offsets = (places[:, 1:] - 20).float()
+    assert len(positions) == 200
+    offsets = (positions[:, 1:] - 20).float()
     assert (offsets.norm(dim=1) - 8).abs().max() <= 0.5**0.5
     assert (offsets.mean(0).abs() < 1.5).all(), "in all directions"
 
 
-def test_gaussian_blur_is_torchvisions(images, generator):
+def test_gaussian_blur_equals_torchvisions(images, generator):
     sigma = 0.05 * 20
     blurred = corruptions.gaussian_blur(images, 0.05, generator)
     expected = torchvision_functional.gaussian_blur(images, [9, 9], [sigma, sigma])
@@ -127,42 +127,42 @@ def test_gaussian_blur_is_torchvisions(images, generator):
     assert torch.allclose(blurred[inside], expected[inside], atol=1e-6)
 
 
-def test_motion_blur_smears_a_point_evenly_along_a_line(generator):
+def test_motion_blur_spreads_a_point_evenly_along_a_line(generator):
     points = torch.zeros(30, 2, 41, 41)
     points[:, 0, 20, 20] = 1
     points[:, 1, 20, 20] = 0.5
-    smeared = corruptions.motion_blur(points, 10 / 41, generator)
-    assert torch.allclose(smeared[:, 0], 2 * smeared[:, 1], atol=1e-6), "alike in all channels"
-    assert torch.allclose(smeared[:, 0].sum((1, 2)), torch.tensor(1.0), atol=1e-5)
+    blurred = corruptions.motion_blur(points, 10 / 41, generator)
+    assert torch.allclose(blurred[:, 0], 2 * blurred[:, 1], atol=1e-6), "the same in all channels"
+    assert torch.allclose(blurred[:, 0].sum((1, 2)), torch.tensor(1.0), atol=1e-5)
     offsets = torch.stack(torch.meshgrid(torch.arange(41.0), torch.arange(41.0), indexing="ij")) - 20
-    spread = torch.einsum("byx,iyx,jyx->bij", smeared[:, 0], offsets, offsets)
+    spread = torch.einsum("byx,iyx,jyx->bij", blurred[:, 0], offsets, offsets)
     across, along = torch.linalg.eigvalsh(spread).unbind(1)
-    # The variance of an even line is length² / 12; interpolation adds at most a quarter of a pixel's in x and in y.
+    # The variance of a uniform line is length² / 12; interpolation adds at most a quarter of a pixel's in x and in y.
     assert (along - 100 / 12).abs().max() < 0.8
     assert across.max() < 0.26
 
 
-def test_shot_noise_keeps_the_mean_and_its_variance_is_that_of_counting(generator):
+def test_shot_noise_keeps_the_mean_and_has_poisson_variance(generator):
     noisy = corruptions.shot_noise(torch.full((100, 1, 50, 50), 0.4), 20, generator)
     assert noisy.mean() == pytest.approx(0.4, abs=0.002)
     assert noisy.var() == pytest.approx(0.4 / 20, rel=0.02)
     assert corruptions.shot_noise(torch.zeros(1, 1, 5, 5), 20, generator).eq(0).all()
 
 
-def test_impulse_noise_sets_its_share_to_black_and_white(generator):
+def test_impulse_noise_sets_its_fraction_to_black_and_white(generator):
     noisy = corruptions.impulse_noise(torch.full((100, 1, 50, 50), 0.4), 0.2, generator)
     assert noisy.eq(0).float().mean() == pytest.approx(0.1, abs=0.003)
     assert noisy.eq(1).float().mean() == pytest.approx(0.1, abs=0.003)
     assert noisy.eq(0.4).float().mean() == pytest.approx(0.8, abs=0.003)
 
 
-def test_contrast_keeps_the_mean_of_each_channel_and_narrows_its_spread(images, generator):
+def test_contrast_keeps_channel_means_and_scales_standard_deviations(images, generator):
     narrowed = corruptions.contrast(images, 0.3, generator)
     assert torch.allclose(narrowed.mean((2, 3)), images.mean((2, 3)), atol=1e-6)
     assert torch.allclose(narrowed.std((2, 3)), 0.3 * images.std((2, 3)), atol=1e-6)
 
 
-def test_inversion_takes_its_share_from_each_of_the_four_edges(images, generator):
+def test_inversion_covers_its_fraction_from_each_of_the_four_edges(images, generator):
     inverted = corruptions.inversion(images, 0.25, generator)
     negative = torch.isclose(inverted, 1 - images).all(1)
     assert (negative | (inverted == images).all(1)).all()
@@ -174,22 +174,22 @@ def test_inversion_takes_its_share_from_each_of_the_four_edges(images, generator
     assert torch.allclose(corruptions.inversion(images, 1.0, generator), 1 - images)
 
 
-def test_erasing_covers_its_share_by_one_rectangle_within_the_image(images, generator):
+def test_erasing_covers_its_fraction_by_one_rectangle_in_the_image(images, generator):
     covered = (corruptions.erasing(images, 0.2, generator) != images).any(1)
     full = covered.any(2)[:, :, None] & covered.any(1)[:, None, :]
-    assert (covered == full).float().mean() > 0.999, "but for pixels that were grey before"
+    assert (covered == full).float().mean() > 0.999, "except for pixels that were grey before"
     assert (full.float().mean((1, 2)) - 0.2).abs().max() < 0.06, "up to half a pixel on each side"
     assert full.float().mean() == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("name", "severity", "said"),
+    ("name", "severity", "message"),
     [
         ("fog", 1, "no corruption 'fog'.*shot_noise, impulse_noise"),
         ("scale", 0, "severity=0"),
         ("scale", 6, "severity=6"),
     ],
 )
-def test_what_there_is_not_is_refused(images, name, severity, said):
-    with pytest.raises(UserError, match=said):
+def test_unknown_corruptions_and_severities_are_rejected(images, name, severity, message):
+    with pytest.raises(UserError, match=message):
         corrupt(as_stored(images), name, severity)

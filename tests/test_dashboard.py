@@ -1,4 +1,4 @@
-"""TensorBoard on a fresh run, asked over HTTP for everything that the analysis shows there."""
+"""Content of TensorBoard for a fresh run, requested over HTTP."""
 
 import io
 import json
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.processes
 
 
 class Board:
-    """A TensorBoard on `logdir`, and what it answers."""
+    """TensorBoard server of `logdir`."""
 
     def __init__(self, logdir):
         command = [sys.executable, "-m", "fashion_cnn.analysis.dashboard", "--logdir", str(logdir), "--port", "0"]
         command += ["--reload_multifile", "true", "--samples_per_plugin", "images=100"]
-        # All is read before it answers.
+        # The server answers after it has read everything.
         command += ["--load_fast", "false", "--reload_task", "blocking", "--reload_interval", "0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
         for line in self.process.stderr:
-            if found := re.search(r"http://localhost:\d+/", line):
-                self.address = found[0]
+            if match := re.search(r"http://localhost:\d+/", line):
+                self.address = match[0]
                 break
         else:
             pytest.fail(f"TensorBoard ended with {self.process.wait()}")
@@ -45,27 +45,27 @@ class Board:
         self.process.wait()
         self.process.stderr.close()
 
-    def raw(self, path, body=None, **query):
+    def get(self, path, body=None, **query):
         data = None if body is None else json.dumps(body).encode()
         url = f"{self.address}data/{path}{'?' * bool(query)}{urllib.parse.urlencode(query)}"
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return answer.read()
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return response.read()
 
-    def ask(self, path, body=None, **query):
-        return json.loads(self.raw(path, body, **query))
+    def get_json(self, path, body=None, **query):
+        return json.loads(self.get(path, body, **query))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run whose last epoch is not its best, beside one that failed."""
+    """Results of a run whose last epoch is not its best, beside a failed run."""
     from fashion_cnn.cli.main import compose
 
     folder = tmp_path_factory.mktemp("runs")
     overrides = [*TINY_DATA, "callbacks=default", f"runs_dir='{folder}'"]
     overrides += ["trainer.max_epochs=6", "callbacks.best.tie=null"]
     results = train(compose(overrides=overrides))
-    assert results["best_epoch"] < results["epochs"], "both moments are shown"
+    assert results["best_epoch"] < results["epochs"], "both epochs are shown"
     with pytest.raises(Exception, match="learning rate"):
         train(compose(overrides=[*overrides, "optimizer=sgd", "optimizer.lr=1e12", "schedule=constant", "name=broken"]))
     return folder, results
@@ -82,14 +82,14 @@ def run(trained):
     return Path(trained[1]["run"]).relative_to(trained[0]).as_posix()
 
 
-def test_the_plain_address_leads_to_the_gap(board):
-    with urllib.request.urlopen(board.address) as answer:
-        assert urllib.parse.urlparse(answer.url).fragment.startswith("custom_scalars")
-        assert b"TensorBoard" in answer.read()
+def test_root_redirects_to_the_charts_of_the_gap(board):
+    with urllib.request.urlopen(board.address) as response:
+        assert urllib.parse.urlparse(response.url).fragment.startswith("custom_scalars")
+        assert b"TensorBoard" in response.read()
 
 
 def test_every_chart_of_the_layout_has_data(board, run):
-    layout = board.ask("plugin/custom_scalars/layout")
+    layout = board.get_json("plugin/custom_scalars/layout")
     charts = [chart for category in layout["category"] for chart in category["chart"]]
     assert len(charts) == sum(map(len, dashboard_layout().values()))
     for chart in charts:
@@ -97,69 +97,71 @@ def test_every_chart_of_the_layout_has_data(board, run):
         patterns += [f"{name}$" for series in chart.get("margin", {}).get("series", []) for name in series.values()]
         assert patterns
         for pattern in patterns:
-            answer = board.ask("plugin/custom_scalars/scalars", run=run, tag=pattern)
-            assert answer["regex_valid"]
-            assert answer["tag_to_events"], f"{chart['title']}: {pattern}"
-            for events in answer["tag_to_events"].values():
+            response = board.get_json("plugin/custom_scalars/scalars", run=run, tag=pattern)
+            assert response["regex_valid"]
+            assert response["tag_to_events"], f"{chart['title']}: {pattern}"
+            for events in response["tag_to_events"].values():
                 assert len(events) == 6
     (losses,) = (chart for chart in charts if chart["title"].startswith("loss"))
     assert losses["multiline"]["tag"] == ["train/loss$", "val/loss$"], "both on one chart"
 
 
-def test_scalars_come_an_epoch_each(board, run, trained):
-    tags = set(board.ask("plugin/scalars/tags")[run])
+def test_scalars_are_logged_once_per_epoch(board, run, trained):
+    tags = set(board.get_json("plugin/scalars/tags")[run])
     names = {"train/loss", "val/loss", "running/loss", "gap/loss", "learning_rate", "throughput/images_per_second"}
     assert names <= tags
     assert {f"gap_by_class/{name}" for name in TinyDataModule.class_names} <= tags
-    events = board.ask("plugin/scalars/scalars", run=run, tag="val/accuracy")
+    events = board.get_json("plugin/scalars/scalars", run=run, tag="val/accuracy")
     assert max(value for _, _, value in events) == pytest.approx(trained[1]["val/accuracy"])
 
 
-def test_figures_are_there_for_the_best_and_the_last_epoch(board, run, trained):
-    tags = set(board.ask("plugin/images/tags")[run])
+def test_plots_are_shown_for_the_best_and_the_last_epoch(board, run, trained):
+    tags = set(board.get_json("plugin/images/tags")[run])
     both = {"confusion", "mistakes", "reliability", "gap_by_class"}
     assert tags == both | {"gap", "cartography", "label_errors"}
     for tag in tags:
-        images = board.ask("plugin/images/images", run=run, tag=tag, sample=0)
+        images = board.get_json("plugin/images/images", run=run, tag=tag, sample=0)
         steps = [image["step"] for image in images]
         assert steps == ([trained[1]["best_epoch"] * 8, 48] if tag in both else [trained[1]["best_epoch"] * 8])
         for image in images:
-            picture = Image.open(io.BytesIO(board.raw(f"plugin/images/individualImage?{image['query']}")))
+            picture = Image.open(io.BytesIO(board.get(f"plugin/images/individualImage?{image['query']}")))
             assert min(picture.size) > 200
 
 
-def test_precision_recall_curves_are_there_for_each_class(board, run):
-    tags = set(board.ask("plugin/pr_curves/tags")[run])
+def test_each_class_has_a_precision_recall_curve(board, run):
+    tags = set(board.get_json("plugin/pr_curves/tags")[run])
     assert tags == {f"pr_curve/{name}" for name in TinyDataModule.class_names}
-    curves = board.ask("plugin/pr_curves/pr_curves", run=run, tag="pr_curve/top")[run]
+    curves = board.get_json("plugin/pr_curves/pr_curves", run=run, tag="pr_curve/top")[run]
     assert len(curves) == 2
     assert max(curves[-1]["precision"]) == 1
 
 
-def test_histograms_of_weights_and_activations_come_every_few_epochs(board, run):
-    tags = board.ask("plugin/histograms/tags")[run]
+def test_histograms_are_written_every_few_epochs(board, run):
+    tags = board.get_json("plugin/histograms/tags")[run]
     assert any(tag.startswith("weights/") for tag in tags)
     assert "activations/classifier" in tags
     for tag in tags:
-        events = board.ask("plugin/histograms/histograms", run=run, tag=tag)
+        events = board.get_json("plugin/histograms/histograms", run=run, tag=tag)
         assert [step for _, step, _ in events] == [8, 40]
 
 
-def test_the_projector_shows_the_validation_images(board, run):
-    assert run in board.ask("plugin/projector/runs")
-    (embedding,) = board.ask("plugin/projector/info", run=run)["embeddings"]
+def test_projector_shows_the_validation_images(board, run):
+    assert run in board.get_json("plugin/projector/runs")
+    (embedding,) = board.get_json("plugin/projector/info", run=run)["embeddings"]
     name = embedding["tensorName"]
-    assert len(board.raw("plugin/projector/tensor", run=run, name=name)) == 32 * 16 * 4
-    header, *rows = board.raw("plugin/projector/metadata", run=run, name=name).decode().splitlines()
+    assert len(board.get("plugin/projector/tensor", run=run, name=name)) == 32 * 16 * 4
+    header, *rows = board.get("plugin/projector/metadata", run=run, name=name).decode().splitlines()
     assert header.split("\t") == ["label", "prediction", "loss", "right"]
     assert len(rows) == 32
-    assert all((label == said) == (right == "right") for label, said, _, right in (row.split("\t") for row in rows))
-    assert board.raw("plugin/projector/sprite_image", run=run, name=name).startswith(b"\x89PNG")
+    assert all(
+        (label == prediction) == (right == "right") for label, prediction, _, right in (row.split("\t") for row in rows)
+    )
+    assert board.get("plugin/projector/sprite_image", run=run, name=name).startswith(b"\x89PNG")
 
 
-def test_the_hparams_hold_the_finished_run_alone_with_its_final_figures(board, run, trained):
+def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, trained):
     names = ["val_accuracy", "val_loss", "gap_accuracy", "gap_loss"]
-    experiment = board.ask("plugin/hparams/experiment", {"experimentName": ""})
+    experiment = board.get_json("plugin/hparams/experiment", {"experimentName": ""})
     assert {info["name"]["tag"] for info in experiment["metricInfos"]} == {f"final/{name}" for name in names}
     hparams = {info["name"] for info in experiment["hparamInfos"]}
     assert {"optimizer", "optimizer.lr", "model.network", "seed", "parameters", "data.val_size"} <= hparams
@@ -170,7 +172,7 @@ def test_the_hparams_hold_the_finished_run_alone_with_its_final_figures(board, r
         "startIndex": 0,
         "sliceSize": 10,
     }
-    (group,) = board.ask("plugin/hparams/session_groups", request)["sessionGroups"]
+    (group,) = board.get_json("plugin/hparams/session_groups", request)["sessionGroups"]
     (session,) = group["sessions"]
     assert session["status"] == "STATUS_SUCCESS"
     assert session["name"] == run
@@ -179,13 +181,13 @@ def test_the_hparams_hold_the_finished_run_alone_with_its_final_figures(board, r
     assert values["final/gap_loss"] == pytest.approx(trained[1]["gap/loss"])
 
 
-def test_the_text_tells_the_verdict(board, run, trained):
-    (event,) = board.ask("plugin/text/text", run=run, tag="verdict/text_summary")
+def test_text_shows_the_verdict(board, run, trained):
+    (event,) = board.get_json("plugin/text/text", run=run, tag="verdict/text_summary")
     assert f"Verdict: {trained[1]['verdict']}" in event["text"]
 
 
 def test_there_are_no_sub_runs(board, run):
-    runs = board.ask("runs")
+    runs = board.get_json("runs")
     assert len(runs) == 2
     assert run in runs
     assert Run(Path(run)).path.parts[0] == "tiny"

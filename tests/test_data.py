@@ -11,7 +11,7 @@ from fashion_cnn.errors import UserError
 SETTINGS = {"mean": [0.5], "std": [0.25], "val_size": 32, "batch_size": 16, "eval_batch_size": 20}
 
 
-def test_every_prefix_of_a_stratified_order_holds_the_classes_in_proportion():
+def test_prefixes_of_a_stratified_order_keep_class_proportions():
     targets = torch.tensor([0] * 600 + [1] * 300 + [2] * 100)
     order = stratified_order(targets, seed=0)
     assert order.sort().values.equal(torch.arange(1000))
@@ -20,13 +20,13 @@ def test_every_prefix_of_a_stratified_order_holds_the_classes_in_proportion():
         assert (counts - torch.tensor([0.6, 0.3, 0.1]) * size).abs().max() <= 1
 
 
-def test_a_stratified_order_follows_its_seed():
+def test_a_stratified_order_depends_on_its_seed():
     targets = torch.arange(100) % 10
     assert stratified_order(targets, 0).equal(stratified_order(targets, 0))
     assert not stratified_order(targets, 0).equal(stratified_order(targets, 1))
 
 
-def test_the_real_split_is_stratified_disjoint_and_complete(fashion_mnist_root):
+def test_fashion_mnist_splits_are_stratified_disjoint_and_complete(fashion_mnist_root):
     data = FashionMNISTDataModule(root=fashion_mnist_root)
     data.setup()
     assert (len(data.train_split), len(data.val_split), len(data.test_split)) == (55_000, 5_000, 10_000)
@@ -40,7 +40,7 @@ def test_the_real_split_is_stratified_disjoint_and_complete(fashion_mnist_root):
     assert abs(normalised.std() - 1) < 0.01
 
 
-def test_a_smaller_train_fraction_is_part_of_a_larger_one_and_leaves_validation_alone():
+def test_training_fractions_are_nested_and_keep_the_validation_split():
     members = []
     for fraction in (0.25, 0.5):
         data = TinyDataModule(**SETTINGS, train_fraction=fraction)
@@ -52,7 +52,7 @@ def test_a_smaller_train_fraction_is_part_of_a_larger_one_and_leaves_validation_
     assert val == other_val
 
 
-def test_a_batch_comes_from_one_indexing_and_tells_where_its_images_are_from():
+def test_a_batch_holds_the_positions_of_its_images_in_the_data_set():
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1)
     dataset = InMemoryDataset(images, torch.arange(20) % 3, members=torch.tensor([5, 7, 11]))
     batch = dataset.__getitems__([2, 0])
@@ -62,7 +62,7 @@ def test_a_batch_comes_from_one_indexing_and_tells_where_its_images_are_from():
     assert batch.targets.tolist() == [2, 2]
 
 
-def test_training_batches_depend_on_seed_and_epoch_alone():
+def test_training_batches_depend_on_seed_and_epoch_only():
     dataset = InMemoryDataset(torch.zeros(50, 1, 1, 1), torch.zeros(50), torch.arange(50))
 
     def order(seed, epoch, global_seed):
@@ -120,21 +120,33 @@ def test_without_validation_all_images_are_trained_on():
         ("std", [0.0]),
     ],
 )
-def test_an_impossible_setting_is_refused_by_name(setting, value):
+def test_invalid_settings_raise_with_their_name(setting, value):
     with pytest.raises(UserError, match=rf"data\.{setting}"):
         TinyDataModule(**{**SETTINGS, setting: value})
 
 
-def test_a_fraction_that_leaves_none_of_a_rare_class_is_refused():
+def test_a_training_fraction_without_a_rare_class_raises_with_the_smallest_that_works():
     class Rare(TinyDataModule):
         def load(self, *, train):
             images, targets = super().load(train=train)
             return images, torch.where(torch.arange(len(targets)) < 3, 0, 1 + torch.arange(len(targets)) % 3)
 
     settings = {"mean": [0.3], "std": [0.3], "val_size": 0}
-    with pytest.raises(UserError, match=r"leaves no image of the class top to train on: give at least 0\.\d+") as told:
+    with pytest.raises(UserError, match=r"leaves no image of the class top to train on: give at least 0\.\d+") as error:
         Rare(**settings, train_fraction=0.05).check_classes()
-    enough = float(str(told.value).split()[-1].rstrip("."))
-    data = Rare(**settings, train_fraction=enough)
+    fraction = float(str(error.value).split()[-1].rstrip("."))
+    data = Rare(**settings, train_fraction=fraction)
     data.check_classes()
     assert (data.train_split.targets == 0).sum() == 1
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.25, 32), (0.04, 5), (1.0, 128)])
+def test_a_training_fraction_is_of_what_the_validation_leaves(fraction, count):
+    data = TinyDataModule(**SETTINGS, train_fraction=fraction)
+    data.setup("fit")
+    assert len(data.train_split) == count
+
+
+def test_a_training_fraction_of_fewer_images_than_classes_is_refused():
+    with pytest.raises(UserError, match=r"of 128 images leaves fewer than one per class: give at least 0\.031"):
+        TinyDataModule(**SETTINGS, train_fraction=0.02).setup("fit")

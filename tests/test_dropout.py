@@ -1,3 +1,5 @@
+"""Dropout from 16 random bits an element."""
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from fashion_cnn.models.layers import Dropout
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.25, 0.4])
-def test_elements_are_dropped_as_often_as_asked_and_the_mean_stays(p, dtype):
+def test_elements_are_dropped_with_probability_p_and_the_mean_is_kept(p, dtype):
     torch.manual_seed(0)
     outputs = Dropout(p)(torch.ones(100, 1001, dtype=dtype)).float()
     error = (p * (1 - p) / outputs.numel()) ** 0.5
@@ -14,14 +16,14 @@ def test_elements_are_dropped_as_often_as_asked_and_the_mean_stays(p, dtype):
     assert outputs[outputs != 0].unique().tolist() == pytest.approx([1 / (1 - p)], rel=5e-3)
 
 
-def test_neighbours_are_dropped_independently():
+def test_neighbouring_elements_are_dropped_independently():
     torch.manual_seed(0)
-    kept = (Dropout(0.5)(torch.ones(400_000)) != 0).float() - 0.5
+    mask = (Dropout(0.5)(torch.ones(400_000)) != 0).float() - 0.5
     for distance in (1, 2, 3, 4):
-        assert abs((kept[distance:] * kept[:-distance]).mean().item()) < 4 * 0.25 / 400_000**0.5
+        assert abs((mask[distance:] * mask[:-distance]).mean().item()) < 4 * 0.25 / 400_000**0.5
 
 
-def test_the_gradient_is_zero_where_an_element_was_dropped():
+def test_dropped_elements_get_no_gradient():
     images = torch.ones(2, 3, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
     outputs = Dropout(0.4)(images)
     outputs.sum().backward()
@@ -30,12 +32,12 @@ def test_the_gradient_is_zero_where_an_element_was_dropped():
 
 
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.7, False)])
-def test_nothing_is_dropped_in_evaluation_or_at_zero(p, training):
+def test_nothing_is_dropped_in_eval_mode_or_at_p_zero(p, training):
     images = torch.rand(4, 4)
     assert torch.equal(Dropout(p).train(training)(images), images)
 
 
-def test_a_seed_repeats_the_draw_and_all_is_dropped_at_one():
+def test_a_seed_repeats_the_mask_and_p_one_drops_everything():
     images = torch.rand(8, 8)
     draws = []
     for _ in range(2):
@@ -46,7 +48,7 @@ def test_a_seed_repeats_the_draw_and_all_is_dropped_at_one():
     assert not Dropout(1.0)(images).any()
 
 
-def test_the_mask_lies_in_memory_as_the_input_does_even_when_that_is_a_part_of_a_tensor():
+def test_the_output_has_the_memory_layout_of_the_input_also_for_views():
     torch.manual_seed(0)
     whole = torch.ones(4, 6, 10, 10).to(memory_format=torch.channels_last)
     for images in (whole, whole[..., 2:9], whole[:1].expand(3, -1, -1, -1)):

@@ -1,4 +1,4 @@
-"""Training dynamics on hand-made epochs, and what the table and the map make of them."""
+"""Training dynamics of a few epochs with given probabilities, the data map and the ranking of label errors."""
 
 import csv
 import io
@@ -6,27 +6,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from fashion_cnn.analysis.dynamics import (
     REGIONS,
     Dynamics,
     TrainingDynamics,
-    examples_table,
+    examples_csv,
     likely_label_errors,
     regions,
 )
 from fashion_cnn.data import Batch
-from fashion_cnn.plots.training import plot_map
+from fashion_cnn.plots.training import plot_data_map
 
-# The probability of its label, epoch by epoch, of the images at positions 3, 5 and 8; None where it did not come up.
+# Probabilities of the label by epoch, of the images at positions 3, 5 and 8; None if it was not presented.
 EPOCHS = [(0.9, 0.2, 0.2), (0.9, 0.8, 0.1), (None, 0.1, 0.2), (0.9, 0.7, 0.3)]
 TARGETS = torch.tensor([0, 1, 0])
-PLACES = torch.tensor([3, 5, 8])
+INDICES = torch.tensor([3, 5, 8])
 
 
 def trainer(epoch=0):
-    split = SimpleNamespace(indices=PLACES, targets=TARGETS)
+    split = SimpleNamespace(indices=INDICES, targets=TARGETS)
     strategy = SimpleNamespace(reduce=lambda values, reduce_op: values)
     return SimpleNamespace(current_epoch=epoch, datamodule=SimpleNamespace(train_split=split), strategy=strategy)
 
@@ -34,19 +33,20 @@ def trainer(epoch=0):
 def run_epochs(callback, epochs, first=0):
     callback.on_fit_start(trainer(), SimpleNamespace(device="cpu"))
     for number, probabilities in enumerate(epochs, start=first):
-        now = trainer(number)
-        callback.on_train_epoch_start(now, None)
-        for place in torch.randperm(3).tolist():
-            if probabilities[place] is not None:
-                own = torch.tensor(probabilities[place])
-                logits = torch.stack([own, 1 - own] if TARGETS[place] == 0 else [1 - own, own]).log()[None]
-                batch = Batch(torch.zeros(1), TARGETS[place : place + 1], PLACES[place : place + 1])
-                callback.on_train_batch_end(now, None, {"logits": logits}, batch, 0)
-        callback.on_train_epoch_end(now, None)
+        state = trainer(number)
+        callback.on_train_epoch_start(state, None)
+        for image in torch.randperm(3).tolist():
+            if probabilities[image] is not None:
+                probability = torch.tensor(probabilities[image])
+                pair = [probability, 1 - probability] if TARGETS[image] == 0 else [1 - probability, probability]
+                logits = torch.stack(pair).log()[None]
+                batch = Batch(torch.zeros(1), TARGETS[image : image + 1], INDICES[image : image + 1])
+                callback.on_train_batch_end(state, None, {"logits": logits}, batch, 0)
+        callback.on_train_epoch_end(state, None)
     return callback
 
 
-def test_each_image_is_followed_through_the_epochs():
+def test_dynamics_of_each_image_over_the_epochs():
     result = run_epochs(TrainingDynamics(), EPOCHS).result()
     assert result.indices.tolist() == [3, 5, 8]
     assert result.targets.tolist() == [0, 1, 0]
@@ -55,12 +55,12 @@ def test_each_image_is_followed_through_the_epochs():
     assert result.learned_epoch.tolist() == [1, 2, 0]
     assert result.forgotten.tolist() == [0, 1, 0]
     assert result.confidence.tolist() == pytest.approx([0.9, 0.45, 0.2])
-    spread = torch.tensor([0.2, 0.8, 0.1, 0.7]).std(correction=0).item()
-    assert result.variability.tolist() == pytest.approx([0, spread, 0.0707], abs=1e-3)
+    std = torch.tensor([0.2, 0.8, 0.1, 0.7]).std(correction=0).item()
+    assert result.variability.tolist() == pytest.approx([0, std, 0.0707], abs=1e-3)
     assert result.margin[0].item() == pytest.approx(torch.tensor(0.9 / 0.1).log().item(), abs=1e-4)
 
 
-def test_going_on_from_a_checkpoint_changes_nothing():
+def test_resuming_from_a_checkpoint_gives_the_same_dynamics():
     whole = run_epochs(TrainingDynamics(), EPOCHS).result()
     first = run_epochs(TrainingDynamics(), EPOCHS[:2])
     second = TrainingDynamics()
@@ -70,46 +70,46 @@ def test_going_on_from_a_checkpoint_changes_nothing():
         assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
 
 
-def test_an_image_that_never_came_up_is_left_out():
+def test_images_that_were_never_presented_are_left_out():
     assert run_epochs(TrainingDynamics(), [(0.9, None, 0.1)]).result().indices.tolist() == [3, 8]
 
 
-def test_images_that_are_mixed_with_others_have_not_come_up():
+def test_strongly_mixed_images_do_not_count_as_presented():
     callback = TrainingDynamics()
     callback.on_fit_start(trainer(), SimpleNamespace(device="cpu"))
     callback.on_train_epoch_start(trainer(), None)
-    outputs = {"logits": torch.eye(3)[:, :2], "own_share": torch.tensor([1.0, 0.5, 0.95])}
-    callback.on_train_batch_end(trainer(), None, outputs, Batch(torch.zeros(3), TARGETS, PLACES), 0)
+    outputs = {"logits": torch.eye(3)[:, :2], "mix_lambda": torch.tensor([1.0, 0.5, 0.95])}
+    callback.on_train_batch_end(trainer(), None, outputs, Batch(torch.zeros(3), TARGETS, INDICES), 0)
     callback.on_train_epoch_end(trainer(), None)
     assert callback.result().indices.tolist() == [3, 8]
 
 
-def test_an_image_that_two_processes_saw_counts_as_the_mean_of_both():
+def test_image_presented_by_two_processes_counts_as_their_mean():
     callback = TrainingDynamics()
-    two = trainer()
-    # The other process saw the same.
-    two.strategy.reduce = lambda values, reduce_op: 2 * values
-    callback.on_fit_start(two, SimpleNamespace(device="cpu"))
-    callback.on_train_epoch_start(two, None)
+    state = trainer()
+    # The other process presented the same image.
+    state.strategy.reduce = lambda values, reduce_op: 2 * values
+    callback.on_fit_start(state, SimpleNamespace(device="cpu"))
+    callback.on_train_epoch_start(state, None)
     logits = torch.tensor([[0.8, 0.2]]).log()
-    callback.on_train_batch_end(two, None, {"logits": logits}, Batch(torch.zeros(1), TARGETS[:1], PLACES[:1]), 0)
-    callback.on_train_epoch_end(two, None)
+    callback.on_train_batch_end(state, None, {"logits": logits}, Batch(torch.zeros(1), TARGETS[:1], INDICES[:1]), 0)
+    callback.on_train_epoch_end(state, None)
     result = callback.result()
     assert result.confidence.tolist() == pytest.approx([0.8])
     assert result.variability.tolist() == pytest.approx([0], abs=1e-3)
     assert result.recognised.tolist() == [1]
 
 
-def placed(confidence, variability, recognised=None):
+def make_dynamics(confidence, variability, recognised=None):
     count = len(confidence)
-    whole = torch.full((count,), 10)
+    epochs = torch.full((count,), 10)
     return Dynamics(
         indices=torch.arange(count),
         targets=torch.zeros(count, dtype=torch.int64),
-        seen=whole,
-        learned_epoch=whole,
+        seen=epochs,
+        learned_epoch=epochs,
         recognised=torch.tensor(recognised or [10] * count),
-        forgotten=whole,
+        forgotten=epochs,
         confidence=torch.tensor(confidence),
         variability=torch.tensor(variability),
         margin=torch.tensor(confidence) - 0.5,
@@ -117,18 +117,17 @@ def placed(confidence, variability, recognised=None):
 
 
 def test_regions_follow_confidence_and_variability():
-    dynamics = placed([0.9, 0.9, 0.5, 0.1, 0.1], [0.1, 0.3, 0.1, 0.1, 0.3])
+    dynamics = make_dynamics([0.9, 0.9, 0.5, 0.1, 0.1], [0.1, 0.3, 0.1, 0.1, 0.3])
     names = [REGIONS[region] for region in regions(dynamics).tolist()]
     assert names == ["easy", "ambiguous", "ambiguous", "hard", "ambiguous"]
-    axes = Figure().subplots()
-    plot_map(dynamics, axes)
+    (axes,) = plot_data_map(dynamics).axes
     assert [len(points.get_offsets()) for points in axes.collections] == [1, 3, 1]
 
 
-def test_label_errors_are_ranked_by_how_seldom_an_image_is_recognised_then_by_margin():
-    dynamics = placed([0.9, 0.2, 0.1, 0.4], [0.1] * 4, recognised=[10, 2, 2, 1])
+def test_label_errors_are_ranked_by_correct_epochs_then_by_margin():
+    dynamics = make_dynamics([0.9, 0.2, 0.1, 0.4], [0.1] * 4, recognised=[10, 2, 2, 1])
     assert likely_label_errors(dynamics).tolist() == [3, 2, 1, 0]
-    rows = list(csv.DictReader(io.StringIO(examples_table(dynamics, ["Bag"]))))
+    rows = list(csv.DictReader(io.StringIO(examples_csv(dynamics, ["Bag"]))))
     assert [row["indices"] for row in rows] == ["3", "2", "1", "0"]
     assert [row["label_error_rank"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[0]["label"] == "Bag"

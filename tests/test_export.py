@@ -1,4 +1,4 @@
-"""A network as an ONNX file: it answers as PyTorch does, and says what it is."""
+"""Export to ONNX: parity with PyTorch, quantisation and metadata."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
-from fashion_cnn.inference.network import load_classifier
+from fashion_cnn.inference.network import load
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 from fashion_cnn.training import build
@@ -31,10 +31,10 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    """What the command wrote, with 8-bit integers whatever they lose."""
+    """The folder and record of an export that keeps the quantised file at any accuracy."""
     folder = run.path.parent / "exported"
-    outcome = exporting.export_run(run, folder, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
-    return folder, outcome
+    record = exporting.export_run(run, folder, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
+    return folder, record
 
 
 @pytest.fixture(scope="module")
@@ -44,72 +44,72 @@ def images(run):
     return data.test_split.images
 
 
-def test_the_file_answers_as_pytorch_does_for_batches_of_any_size(run, exported, images):
-    folder, outcome = exported
+def test_the_file_equals_pytorch_for_batches_of_any_size(run, exported, images):
+    folder, record = exported
     session = exporting.open_onnx(folder / "network.onnx")
-    module, data = load_classifier(run), build.data(run.config())
-    for count in (1, 7, 40):
-        logits, probabilities, embedding = session.run(None, {"images": images[:count].numpy()})
+    module, data = load(run), build.data(run.config())
+    for batch_size in (1, 7, 40):
+        logits, probabilities, embedding = session.run(None, {"images": images[:batch_size].numpy()})
         with torch.inference_mode():
-            normalised = data.normalise(images[:count])
+            normalised = data.normalise(images[:batch_size])
             expected, features = module(normalised), module.embed(normalised)
         np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
         np.testing.assert_allclose(embedding, features.numpy(), atol=1e-4)
-        scaled = (expected / outcome["temperature"]).softmax(dim=1)
+        scaled = (expected / record["temperature"]).softmax(dim=1)
         np.testing.assert_allclose(probabilities, scaled.numpy(), atol=1e-4)
-    by_name = {way["name"]: way for way in outcome["ways"]}
+    by_name = {variant["name"]: variant for variant in record["ways"]}
     assert by_name["ONNX, float32"]["differing"] == 0
     assert by_name["ONNX, float32"]["test_accuracy"] == by_name["PyTorch, float32"]["test_accuracy"]
 
 
 @pytest.mark.parametrize("name", ["network.onnx", "network_int8.onnx"])
-def test_the_file_says_what_it_is(run, exported, name):
+def test_the_file_has_metadata(run, exported, name):
     folder, _ = exported
     stored = exporting.open_onnx(folder / name).get_modelmeta().custom_metadata_map
-    told = {key: json.loads(value) for key, value in stored.items() if not key.startswith("onnx.")}
-    assert told["class_names"] == ["top", "middle", "low", "bottom"]
-    assert told["image_shape"] == [1, 20, 20]
-    assert told["mean"] == pytest.approx(run.config().data["mean"])
-    assert told["std"] == pytest.approx(run.config().data["std"])
-    assert told["results"]["weights_sha256"] == run.results()["weights_sha256"]
-    assert told["config"]["model"]["network"]["widths"] == [8, 16]
+    metadata = {key: json.loads(value) for key, value in stored.items() if not key.startswith("onnx.")}
+    assert metadata["class_names"] == ["top", "middle", "low", "bottom"]
+    assert metadata["image_shape"] == [1, 20, 20]
+    assert metadata["mean"] == pytest.approx(run.config().data["mean"])
+    assert metadata["std"] == pytest.approx(run.config().data["std"])
+    assert metadata["results"]["weights_sha256"] == run.results()["weights_sha256"]
+    assert metadata["config"]["model"]["network"]["widths"] == [8, 16]
 
 
-def test_integers_answer_nearly_as_floats_do(exported):
-    folder, outcome = exported
-    way = next(way for way in outcome["ways"] if way["name"] == "ONNX, int8")
-    assert way["file"] == "network_int8.onnx"
-    assert 0 < way["max_difference"] < 5
+def test_the_quantised_network_is_close_to_the_float_network(exported):
+    folder, record = exported
+    variant = next(variant for variant in record["ways"] if variant["name"] == "ONNX, int8")
+    assert variant["file"] == "network_int8.onnx"
+    assert 0 < variant["max_difference"] < 5
     assert (folder / "export.json").exists()
 
 
-def test_integers_that_lose_too_much_are_not_kept(run, tmp_path):
-    outcome = exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=-1.0, version="0.1.0")
-    assert [way["name"] for way in outcome["ways"]] == ["PyTorch, float32", "ONNX, float32"]
-    assert "int8 was not kept" in outcome["remarks"][0]
+def test_a_quantised_file_that_loses_too_much_accuracy_is_not_kept(run, tmp_path):
+    record = exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=-1.0, version="0.1.0")
+    assert [variant["name"] for variant in record["ways"]] == ["PyTorch, float32", "ONNX, float32"]
+    assert "int8 was not kept" in record["remarks"][0]
     assert {file.name for file in tmp_path.iterdir()} == {"network.onnx", "export.json"}
 
 
 @pytest.mark.training
 @pytest.mark.parametrize("output", [0, 1, 2])
-def test_a_file_that_answers_otherwise_is_not_kept_and_an_older_one_is(run, tmp_path, monkeypatch, output):
-    forward = exporting.Deployed.forward
+def test_a_differing_file_is_not_kept_and_an_older_one_stays(run, tmp_path, monkeypatch, output):
+    forward = exporting.ExportedNetwork.forward
 
-    def changed(self, images):
+    def scaled_forward(self, images):
         outputs = list(forward(self, images))
         if torch.compiler.is_exporting():
             outputs[output] = outputs[output] * 1.01
         return tuple(outputs)
 
     (tmp_path / "network.onnx").write_text("older")
-    monkeypatch.setattr(exporting.Deployed, "forward", changed)
-    with pytest.raises(UserError, match=r"of 40 test images otherwise than PyTorch"):
+    monkeypatch.setattr(exporting.ExportedNetwork, "forward", scaled_forward)
+    with pytest.raises(UserError, match=r"differs from PyTorch on \d+ of 40 test images"):
         exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
     assert (tmp_path / "network.onnx").read_text() == "older"
 
 
-def test_what_an_export_left_that_was_killed_is_removed_and_not_that_of_one_at_work(run, tmp_path):
+def test_stale_files_of_a_killed_export_are_removed_and_recent_ones_stay(run, tmp_path):
     for name, hours in (("killed", 25), ("at work", 1)):
         folder = tmp_path / f".unchecked-{name}"
         folder.mkdir()
@@ -119,7 +119,7 @@ def test_what_an_export_left_that_was_killed_is_removed_and_not_that_of_one_at_w
     assert [file.name for file in tmp_path.glob(".*")] == [".unchecked-at work"]
 
 
-def test_the_command_tells_and_the_model_card_lists_the_files(command, run, tmp_path):
+def test_the_command_prints_and_the_model_card_lists_the_files(command, run, tmp_path):
     copy = Run(shutil.copytree(run.path, tmp_path / "a run"))
     status, out, err = command(main, f"run={copy.path}", "int8=false")
     assert (status, err) == (0, "")
@@ -132,7 +132,9 @@ def test_the_command_tells_and_the_model_card_lists_the_files(command, run, tmp_
 
 @pytest.mark.training
 @pytest.mark.parametrize(("val_share", "split"), [(0.4, "validation"), (0, "training")])
-def test_a_run_without_test_images_is_checked_on_what_there_is(command, picture_folder, tmp_path, val_share, split):
+def test_a_run_without_test_set_is_checked_on_validation_or_training_images(
+    command, picture_folder, tmp_path, val_share, split
+):
     network = [word for word in TINY_DATA if word.startswith(("model", "trainer"))]
     data = ["data=image_folder", f"data.root='{picture_folder}'", "data.test_share=0", f"data.val_share={val_share}"]
     settings = [*data, *network, "data.batch_size=4", "callbacks=essential", "trainer.max_epochs=1"]
@@ -141,16 +143,16 @@ def test_a_run_without_test_images_is_checked_on_what_there_is(command, picture_
     assert (status, err) == (0, "")
     assert f"There are no test images: checked on {split} images." in out
     exported = json.loads((run.export / "export.json").read_text())
-    for way in exported["ways"]:
-        assert way["test_accuracy"] is None
-        assert (way["val_accuracy"] is None) == (split == "training")
+    for variant in exported["ways"]:
+        assert variant["test_accuracy"] is None
+        assert (variant["val_accuracy"] is None) == (split == "training")
     assert exported["ways"][1]["max_difference"] < 1e-3
     card = run.model_card_file.read_text()
     assert "on test, " not in card.partition("**Exported.**")[2]
     assert f"checked on {split} images" in card
 
 
-def test_a_missing_package_is_told_with_what_to_type(command, run, monkeypatch):
+def test_the_error_for_a_missing_package_says_how_to_install_it(command, run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = command(main, f"run={run.path}")
     assert status == 1

@@ -1,4 +1,4 @@
-"""Getting the data and knowing that it is the real one, on small made files."""
+"""Fetching and verifying the files of Fashion-MNIST, on small artificial files."""
 
 import gzip
 import hashlib
@@ -8,7 +8,7 @@ import pytest
 import torchvision.datasets
 
 from fashion_cnn.data import fashion_mnist
-from fashion_cnn.data.fashion_mnist import PACKAGE_FOLDER, ensure, raw_folder
+from fashion_cnn.data.fashion_mnist import PACKAGE_FOLDER, ensure_files, raw_folder
 from fashion_cnn.errors import UserError
 
 
@@ -40,32 +40,32 @@ def files_below(root: Path):
     return {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_the_files_come_out_of_the_installed_package(contents, package, tmp_path):
-    ensure(tmp_path / "data", package)
+def test_files_are_unpacked_from_the_debian_package(contents, package, tmp_path):
+    ensure_files(tmp_path / "data", package)
     assert files_below(tmp_path / "data") == contents
 
 
-def test_files_that_are_there_are_used_as_they_are(contents, package, tmp_path):
-    ensure(tmp_path / "data", package)
+def test_existing_files_are_not_written_again(contents, package, tmp_path):
+    ensure_files(tmp_path / "data", package)
     before = [path.stat().st_mtime_ns for path in sorted(raw_folder(tmp_path / "data").iterdir())]
-    ensure(tmp_path / "data", Path("/nowhere"))
+    ensure_files(tmp_path / "data", Path("/nowhere"))
     assert before == [path.stat().st_mtime_ns for path in sorted(raw_folder(tmp_path / "data").iterdir())]
 
 
-def test_the_download_is_the_last_way(contents, tmp_path, monkeypatch):
+def test_files_are_downloaded_without_a_package(contents, tmp_path, monkeypatch):
     def download(root, download):
         raw_folder(Path(root)).mkdir(parents=True)
         for name, content in contents.items():
             (raw_folder(Path(root)) / name).write_bytes(content)
 
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
-    ensure(tmp_path / "data", Path("/nowhere"))
+    ensure_files(tmp_path / "data", Path("/nowhere"))
     assert files_below(tmp_path / "data") == contents
 
 
-def test_where_nothing_helps_one_error_names_the_file_and_the_ways(contents, tmp_path, capsys):
+def test_a_failed_download_raises_with_the_file_and_remedies(contents, tmp_path, capsys):
     with pytest.raises(UserError) as caught:
-        ensure(tmp_path / "data", Path("/nowhere"))
+        ensure_files(tmp_path / "data", Path("/nowhere"))
     for part in ("train-images-idx3-ubyte is missing", "timed out", "apt-get install", "data.root="):
         assert part in str(caught.value)
     assert "giving up after" in capsys.readouterr().err
@@ -75,30 +75,30 @@ def test_where_nothing_helps_one_error_names_the_file_and_the_ways(contents, tmp
 @pytest.mark.parametrize(
     "damage", [lambda content: content[:-1], lambda content: b"X" + content[1:], lambda content: b""]
 )
-def test_a_truncated_or_altered_file_is_named_with_what_was_expected(contents, package, tmp_path, damage):
-    ensure(tmp_path / "data", package)
+def test_a_truncated_or_altered_file_raises_with_the_expected_hash(contents, package, tmp_path, damage):
+    ensure_files(tmp_path / "data", package)
     name = "t10k-labels-idx1-ubyte"
     (raw_folder(tmp_path / "data") / name).write_bytes(damage(contents[name]))
     with pytest.raises(UserError, match=name) as caught:
-        ensure(tmp_path / "data", package)
+        ensure_files(tmp_path / "data", package)
     assert fashion_mnist.SHA256[name] in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [lambda packed: packed[:40], lambda packed: b"no gzip", lambda packed: packed[:20]])
-def test_a_damaged_archive_is_as_good_as_none(contents, package, tmp_path, damage, monkeypatch):
+def test_a_damaged_archive_is_skipped(contents, package, tmp_path, damage, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "_download", lambda root, names: "")
     archive = package / PACKAGE_FOLDER / "train-images-idx3-ubyte.gz"
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(UserError, match="train-images-idx3-ubyte is missing"):
-        ensure(tmp_path / "data", package)
+        ensure_files(tmp_path / "data", package)
     assert "train-images-idx3-ubyte" not in files_below(tmp_path / "data")
 
 
-def test_a_folder_that_cannot_be_written_is_said(contents, package, tmp_path):
+def test_an_unwritable_folder_raises(contents, package, tmp_path):
     (tmp_path / "data").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot be written"):
-        ensure(tmp_path / "data", package)
+        ensure_files(tmp_path / "data", package)
 
 
-def test_the_real_files_pass(fashion_mnist_root):
-    ensure(fashion_mnist_root)
+def test_the_real_files_are_verified(fashion_mnist_root):
+    ensure_files(fashion_mnist_root)

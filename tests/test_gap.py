@@ -1,56 +1,59 @@
-"""The gap and its intervals, against published figures and against resampling."""
+"""Generalization gap and its intervals, against published values and bootstrap resampling."""
 
+import numpy as np
 import pytest
 import torch
 
 from fashion_cnn.metrics.gap import (
     accuracy_gap,
     accuracy_gap_by_class,
-    figure_name,
-    gap_by_class_figures,
-    gap_carriers,
+    gap_by_class_metrics,
+    largest_gap_classes,
     loss_gap,
-    share_gap,
-    wilson_interval,
+    metric_name,
 )
+from fashion_cnn.metrics.intervals import Interval, MeanStd, newcombe_interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
 
-def predictions(right, wrong=0, label=0, classes=3):
-    """So many images of one class, recognised and not."""
-    targets = torch.full((right + wrong,), label)
-    said = torch.cat([targets[:right], (targets[right:] + 1) % classes])
-    logits = 4 * torch.nn.functional.one_hot(said, classes).float()
-    return Predictions(logits, targets, torch.arange(right + wrong))
+def predictions(correct, wrong=0, label=0, classes=3):
+    """Predictions on images of one class, with the given numbers of correct and wrong ones."""
+    targets = torch.full((correct + wrong,), label)
+    predicted = torch.cat([targets[:correct], (targets[correct:] + 1) % classes])
+    logits = 4 * torch.nn.functional.one_hot(predicted, classes).float()
+    return Predictions(logits, targets, torch.arange(correct + wrong))
 
 
-def together(*parts):
+def concatenate(*parts):
     logits, targets = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "targets"))
     return Predictions(logits, targets, torch.arange(len(targets)))
 
 
 @pytest.mark.parametrize(
-    ("right", "of", "other_right", "other_of", "low", "high"),
+    ("correct", "count", "other_correct", "other_count", "low", "high"),
     [(56, 70, 48, 80, 0.0524, 0.3339), (9, 10, 3, 10, 0.1705, 0.8090), (10, 10, 0, 10, 0.6075, 1.0)],
 )
-def test_the_interval_of_the_accuracy_gap_is_newcombes(right, of, other_right, other_of, low, high):
-    gap = share_gap(right / of, of, other_right / other_of, other_of)
+def test_newcombe_interval_equals_published_values(correct, count, other_correct, other_count, low, high):
+    gap = newcombe_interval(
+        wilson_interval(correct / count, count), wilson_interval(other_correct / other_count, other_count)
+    )
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=1e-4), "Newcombe 1998, table II, method 10"
 
 
-def test_a_wilson_interval_stays_within_0_and_1_and_never_vanishes():
-    assert wilson_interval(1.0, 50) == pytest.approx((0.9287, 1.0), abs=1e-4)
-    assert wilson_interval(0.0, 50)[1] > 0
+def test_wilson_interval_stays_within_0_and_1_and_has_positive_width():
+    interval = wilson_interval(1.0, 50)
+    assert (interval.low, interval.high) == pytest.approx((0.9287, 1.0), abs=1e-4)
+    assert wilson_interval(0.0, 50).high > 0
 
 
-def test_the_accuracy_gap_is_the_difference_of_the_accuracies():
+def test_accuracy_gap_is_the_difference_of_the_accuracies():
     gap = accuracy_gap(predictions(90, 10), predictions(80, 20))
     assert gap.estimate == pytest.approx(0.1)
-    assert accuracy_gap(predictions(9, 1), predictions(8, 2)).holds_zero
-    assert not accuracy_gap(predictions(900, 100), predictions(800, 200)).holds_zero
+    assert accuracy_gap(predictions(9, 1), predictions(8, 2)).contains_zero
+    assert not accuracy_gap(predictions(900, 100), predictions(800, 200)).contains_zero
 
 
-def test_the_interval_of_the_loss_gap_agrees_with_resampling():
+def test_loss_gap_interval_agrees_with_bootstrap():
     generator = torch.Generator().manual_seed(0)
     train, val = (
         Predictions(
@@ -61,37 +64,51 @@ def test_the_interval_of_the_loss_gap_agrees_with_resampling():
         for sharpness in (0.5, 1.5)
     )
     gap = loss_gap(train, val)
-    draws = torch.randint(400, (2, 5000, 400), generator=generator)
-    resampled = val.losses[draws[1]].mean(1) - train.losses[draws[0]].mean(1)
+    samples = torch.randint(400, (2, 5000, 400), generator=generator)
+    resampled = val.losses[samples[1]].mean(1) - train.losses[samples[0]].mean(1)
     low, high = resampled.quantile(torch.tensor([0.025, 0.975])).tolist()
     assert gap.estimate > 0.3, "the case is not trivial"
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=0.02)
 
 
-def test_the_gap_by_class_is_that_of_the_classes_images():
-    train = together(predictions(9, 1, label=0), predictions(10, 0, label=1))
-    val = together(predictions(5, 5, label=0), predictions(10, 0, label=1))
+def test_gap_by_class_uses_only_the_images_of_the_class():
+    train = concatenate(predictions(9, 1, label=0), predictions(10, 0, label=1))
+    val = concatenate(predictions(5, 5, label=0), predictions(10, 0, label=1))
     first, second, third = accuracy_gap_by_class(train, val)
     assert first.estimate == pytest.approx(0.4)
     assert second.estimate == 0
-    assert third is None, "no image of it"
-    figures = gap_by_class_figures(train, val, ["T-shirt/top", "Bag", "Coat"])
-    assert figures == {"gap_by_class/T-shirt-top": pytest.approx(0.4), "gap_by_class/Bag": 0.0}
-    assert figure_name("a/b") == "a-b"
+    assert third is None, "no images of the class"
+    metrics = gap_by_class_metrics(train, val, ["T-shirt/top", "Bag", "Coat"])
+    assert metrics == {"gap_by_class/T-shirt-top": pytest.approx(0.4), "gap_by_class/Bag": 0.0}
+    assert metric_name("a/b") == "a-b"
 
 
-def test_the_classes_that_carry_the_gap_are_the_fewest_that_make_up_half():
-    train = together(*(predictions(100, 0, label=label) for label in range(3)))
-    val = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((3, 10, 6))))
-    assert gap_carriers(train, val) == [1]
-    val = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((5, 6, 7))))
-    assert gap_carriers(train, val) == [2, 1]
-    assert gap_carriers(train, train) == []
-    better = together(*(predictions(100 - lost, lost, label=label) for label, lost in enumerate((50, 0, 0))))
-    assert gap_carriers(better, val) == [], "no class carries a gap that there is not"
+def test_largest_gap_classes_are_the_fewest_that_account_for_half():
+    train = concatenate(*(predictions(100, 0, label=label) for label in range(3)))
+    val = concatenate(*(predictions(100 - errors, errors, label=label) for label, errors in enumerate((3, 10, 6))))
+    assert largest_gap_classes(train, val) == [1]
+    val = concatenate(*(predictions(100 - errors, errors, label=label) for label, errors in enumerate((5, 6, 7))))
+    assert largest_gap_classes(train, val) == [2, 1]
+    assert largest_gap_classes(train, train) == []
+    better = concatenate(*(predictions(100 - errors, errors, label=label) for label, errors in enumerate((50, 0, 0))))
+    assert largest_gap_classes(better, val) == [], "no overall gap, so no classes"
 
 
 @pytest.mark.parametrize("count", [10, 1000, 9999])
-def test_an_interval_holds_its_share(count):
-    assert wilson_interval(1.0, count)[1] == 1
-    assert wilson_interval(0.0, count)[0] == 0
+def test_wilson_interval_contains_proportions_of_0_and_1(count):
+    assert wilson_interval(1.0, count).high == 1
+    assert wilson_interval(0.0, count).low == 0
+
+
+def test_mean_std_is_the_sample_standard_deviation_and_none_of_a_single_value():
+    values = [0.91, 0.93, 0.98]
+    expected = np.mean(values), np.std(values, ddof=1)
+    summary = MeanStd.of(values)
+    assert (summary.mean, summary.std) == pytest.approx(expected)
+    assert summary.format(100, 1) == "94.0 ± 3.6"
+    assert MeanStd.of([0.5]) == MeanStd(mean=0.5, std=None, count=1)
+    assert MeanStd.of([0.5]).format(100, 1) == "50.0"
+
+
+def test_intervals_are_stored_with_value_low_and_high():
+    assert to_json_dict(Interval(0.5, 0.4, 0.6)) == {"value": 0.5, "low": 0.4, "high": 0.6}

@@ -1,4 +1,4 @@
-"""The number format that networks compute in, beside what Lightning makes of the same settings."""
+"""Precision of networks against that of Lightning's Trainer with the same settings."""
 
 import warnings
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from fashion_cnn.models.hardware import precision_context, precision_of
+from fashion_cnn.models.hardware import precision_context, resolve_precision
 
 
-def lightnings(precision):
-    """The format, and of a product of matrices under it, as Lightning's Trainer has them on a CPU."""
+def lightning_precision(precision):
+    """The precision of Lightning's Trainer on a CPU, and the dtype of a matrix product under it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
@@ -19,12 +19,12 @@ def lightnings(precision):
 
 
 @pytest.mark.parametrize("precision", ["32-true", 32, "32", None, "bf16-mixed", "bf16", "16-mixed", 16, "16"])
-def test_a_network_computes_as_lightning_has_it_compute_on_a_cpu(precision):
-    name, dtype = lightnings(precision)
-    assert precision_of(precision, "cpu") == name
+def test_precision_equals_that_of_lightnings_trainer_on_a_cpu(precision):
+    name, dtype = lightning_precision(precision)
+    assert resolve_precision(precision, "cpu") == name
     with precision_context(precision, "cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_what_is_fast_here_is_a_format_of_lightnings():
-    assert lightnings(precision_of("auto", "cpu"))[0] == precision_of("auto", "cpu")
+def test_the_automatic_precision_is_one_of_lightnings():
+    assert lightning_precision(resolve_precision("auto", "cpu"))[0] == resolve_precision("auto", "cpu")

@@ -1,4 +1,4 @@
-"""`data=image_folder`: a person's own pictures, decoded once, split, measured."""
+"""`data=image_folder`: the user's own pictures, decoded once, split, trained on and evaluated."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from PIL import Image
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import ImageFolderDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.evaluate import measure_runs
+from fashion_cnn.evaluation.evaluate import evaluate_runs
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.pictures import decode
 from fashion_cnn.runs import Run
@@ -53,7 +53,7 @@ def module(root, **settings):
     return data
 
 
-def test_each_picture_is_in_one_split_and_each_class_in_all(folder):
+def test_splits_are_disjoint_stratified_and_repeatable(folder):
     data = module(folder, val_share=0.2, test_share=0.25)
     splits = (data.train_split, data.val_split, data.test_split)
     assert [len(split) for split in splits] == [33, 12, 15]
@@ -65,10 +65,10 @@ def test_each_picture_is_in_one_split_and_each_class_in_all(folder):
     assert other.test_split.indices.tolist() != data.test_split.indices.tolist()
 
 
-def test_pictures_come_as_they_are_in_size_and_colour(folder):
+def test_pictures_keep_their_size_and_colours(folder):
     data = module(folder)
     assert data.image_shape == (3, 40, 40)
-    # 40 x 30 in a frame of 40 x 40: the ground above and below, and the pixels as they were.
+    # 40 x 30 in a frame of 40 x 40: background above and below, and unchanged pixels.
     picture = np.asarray(Image.open(folder / "Bäume" / "00.png"))
     image = data.train_split.images_at(torch.tensor([0]))[0]
     assert np.array_equal(image[:, 5:35].permute(1, 2, 0).numpy(), picture)
@@ -78,15 +78,15 @@ def test_pictures_come_as_they_are_in_size_and_colour(folder):
     assert normalised.std(dim=(0, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.01)
 
 
-def test_grey_pictures_give_one_channel_and_size_and_channels_can_be_said(tmp_path):
+def test_size_and_channels_are_detected_unless_set(tmp_path):
     for bar, name in enumerate("ab"):
         for number in range(5):
             draw(tmp_path / "grey" / name / f"{number}.png", number, bar=bar, mode="L", size=(300, 200))
-    assert module(tmp_path / "grey").image_shape == (1, 64, 64), "no larger than a small network takes"
+    assert module(tmp_path / "grey").image_shape == (1, 64, 64), "limited to what a small network takes"
     assert module(tmp_path / "grey", image_size=20, channels=3).image_shape == (3, 20, 20)
 
 
-def test_folders_train_val_and_test_are_taken_as_they_are(tmp_path):
+def test_folders_train_val_and_test_define_the_splits(tmp_path):
     root = tmp_path / "split"
     for split, count in (("train", 6), ("val", 2), ("test", 3)):
         for bar, name in enumerate("ab"):
@@ -99,7 +99,7 @@ def test_folders_train_val_and_test_are_taken_as_they_are(tmp_path):
     assert [len(split) for split in (data.train_split, data.val_split, data.test_split)] == [6, 6, 6]
 
 
-def test_pictures_of_one_thing_stay_together(folder):
+def test_pictures_of_one_group_stay_in_one_split(folder):
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     lines = [f'"{name}",{name.split("/")[0]}-{int(name[-6:-4]) // 5}' for name in names]
     (folder / "groups.csv").write_text("file,group\n" + "\n".join(lines) + "\n")
@@ -107,10 +107,10 @@ def test_pictures_of_one_thing_stay_together(folder):
     group = torch.tensor([int(Path(name).stem) // 5 + 10 * "Bcl".index(name[0]) for name in names])
     sets = [set(group[split.indices].tolist()) for split in (data.train_split, data.val_split, data.test_split)]
     assert len(set.union(*sets)) == sum(map(len, sets))
-    assert [len(one) for one in sets] == [6, 3, 3]
+    assert [len(groups) for groups in sets] == [6, 3, 3]
 
 
-def test_classes_that_are_left_out_take_their_validation_pictures_along(tmp_path):
+def test_left_out_classes_are_missing_in_all_splits(tmp_path):
     root = tmp_path / "split"
     for split, count in (("train", 8), ("val", 3), ("test", 2)):
         for bar, name in enumerate("abc"):
@@ -125,7 +125,7 @@ def test_classes_that_are_left_out_take_their_validation_pictures_along(tmp_path
     assert [len(split) for split in parts.values()] == [16, 6, 4]
 
 
-def test_copies_of_a_picture_are_drawn_into_one_split(folder):
+def test_copies_of_a_picture_stay_in_one_split(folder):
     for number in range(20):
         copy = (folder / "Bäume" / f"{number:02}.png").read_bytes()
         (folder / "Bäume" / f"copy {number:02}.png").write_bytes(copy)
@@ -140,11 +140,11 @@ def test_copies_of_a_picture_are_drawn_into_one_split(folder):
     assert len(set.union(*sets)) == sum(map(len, sets)) == 60
 
 
-def test_a_group_may_be_called_as_one_of_its_pictures_and_takes_copies_along(folder):
+def test_a_group_named_like_a_picture_includes_copies(folder):
     names = [f"Bäume/{number:02}.png" for number in range(20)]
     lines = [f"{name},Bäume/{int(name[-6:-4]) // 2 * 2:02}.png" for name in names]
     (folder / "groups.csv").write_text("file,group\n" + "\n".join(lines) + "\n")
-    # A copy of the first of a pair, of no group itself.
+    # A copy of the first picture of a pair, without a group.
     (folder / "Bäume" / "copy.png").write_bytes((folder / "Bäume" / "06.png").read_bytes())
     data = module(folder, val_share=0.25, test_share=0.25)
     pair = [number // 2 for number in range(20)] + [3]
@@ -155,7 +155,7 @@ def test_a_group_may_be_called_as_one_of_its_pictures_and_takes_copies_along(fol
     assert len(set.union(*parts)) == sum(map(len, parts)) == 10
 
 
-def test_a_group_in_two_splits_is_told(tmp_path, capsys):
+def test_a_group_in_two_splits_is_reported(tmp_path, capsys):
     for split in ("train", "test"):
         for bar, name in enumerate("ab"):
             for number in range(4):
@@ -166,29 +166,29 @@ def test_a_group_in_two_splits_is_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"file,group\nnosuch.png,1\n", "names 1 files that are no pictures of a class in .*, such as nosuch.png"),
         (b"name,group\n", "has the columns name, group: it needs file and group"),
         ("file,group\nBäume/00.png,1\n".encode("latin-1"), "is no UTF-8"),
     ],
 )
-def test_groups_that_mean_nothing_are_told(folder, content, said):
+def test_invalid_groups_raise(folder, content, message):
     (folder / "groups.csv").write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         ImageFolderDataModule(root=folder)
     (folder / "groups.csv").write_text("file,group\nBäume/00.png,1\n", encoding="utf-8-sig")
     assert len(module(folder).train_split)
 
 
-def test_what_cannot_be_read_is_told_and_left_out(folder, capsys):
+def test_unreadable_pictures_are_reported_and_left_out(folder, capsys):
     (folder / "Bäume" / "00.png").write_text("no picture")
     (folder / "Bäume" / "notes.txt").write_text("no picture by its name either")
     data = module(folder)
     assert data.train_size + len(data.test_split) == 59
     err = capsys.readouterr().err
     assert "1 of 60 files" in err
-    assert "Bäume/00.png: is no picture: it holds text" in err
+    assert "Bäume/00.png: is not a picture: it holds text" in err
     assert 0 not in torch.cat([data.train_split.indices, data.val_split.indices, data.test_split.indices]).tolist()
 
 
@@ -196,20 +196,20 @@ def test_more_than_a_few_unreadable_pictures_are_listed_in_a_file(folder, cache,
     for number in range(12):
         (folder / "Bäume" / f"{number:02}.png").write_text("no picture")
     module(folder)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     (listing,) = cache.glob("*-left-out.txt")
-    assert f"… and 2 more, all in {listing}" in said
+    assert f"… and 2 more, all in {listing}" in message
     assert listing.read_text().count("holds text") == 12
 
 
-def test_a_class_of_which_no_training_picture_can_be_read_is_refused(folder):
+def test_a_class_without_readable_training_pictures_raises(folder):
     for path in (folder / "Bäume").iterdir():
         path.write_text("no picture")
     with pytest.raises(UserError, match=r"No training picture of the class Bäume .* can be read \(Bäume/00.png: is no"):
         module(folder)
 
 
-def test_a_picture_that_could_not_be_read_once_is_read_the_next_time(folder, monkeypatch, capsys):
+def test_a_temporarily_unreadable_picture_is_read_the_next_time(folder, monkeypatch, capsys):
     hidden, read_bytes, opened = folder / "Bäume" / "00.png", Path.read_bytes, Image.open
 
     def refusing(call):
@@ -230,7 +230,7 @@ def test_a_picture_that_could_not_be_read_once_is_read_the_next_time(folder, mon
     assert capsys.readouterr().err == ""
 
 
-def test_a_damaged_cache_is_made_anew(folder, cache):
+def test_a_damaged_cache_is_rebuilt(folder, cache):
     images = module(folder).train_split.images
     (pixels,) = cache.glob("*.npy")
     for half in (pixels.read_bytes()[:5000], b""):
@@ -238,7 +238,7 @@ def test_a_damaged_cache_is_made_anew(folder, cache):
         assert torch.equal(module(folder).train_split.images, images)
 
 
-def test_the_same_picture_in_two_splits_is_told(tmp_path, capsys):
+def test_the_same_picture_in_two_splits_is_reported(tmp_path, capsys):
     for split in ("train", "test"):
         for bar, name in enumerate("ab"):
             for number in range(4):
@@ -251,18 +251,18 @@ def test_the_same_picture_in_two_splits_is_told(tmp_path, capsys):
     )
 
 
-def test_the_same_picture_in_two_classes_is_told(tmp_path, capsys):
+def test_the_same_picture_in_two_classes_is_reported(tmp_path, capsys):
     for bar, name in enumerate("ab"):
         for number in range(6):
             draw(tmp_path / "x" / name / f"{number}.png", number, bar=bar)
     (tmp_path / "x" / "b" / "copy.png").write_bytes((tmp_path / "x" / "a" / "1.png").read_bytes())
     module(tmp_path / "x")
-    said = capsys.readouterr().err
-    assert "In more than one class: 1 picture:\n  a/1.png = b/copy.png" in said
-    assert "train, val and test" not in said
+    message = capsys.readouterr().err
+    assert "In more than one class: 1 picture:\n  a/1.png = b/copy.png" in message
+    assert "train, val and test" not in message
 
 
-def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypatch):
+def test_the_cache_is_used_until_a_picture_changes(folder, monkeypatch):
     first = module(folder)
     decodes = []
     decode = __import__("fashion_cnn.pictures", fromlist=["decode"]).decode
@@ -278,14 +278,14 @@ def test_the_second_start_reads_the_cache_and_a_change_is_seen(folder, monkeypat
     time.sleep(0.01)
     draw(folder / "Bäume" / "03.png", 999, bar=2)
     third = module(folder)
-    assert len(reads) == 1, "only what changed is read for its content"
+    assert len(reads) == 1, "only the changed picture is read"
     assert len(decodes) == 60
     place = torch.tensor([3])
     assert not torch.equal(third.train_split.images_at(place), first.train_split.images_at(place))
 
 
-def test_a_stop_while_decoding_leaves_no_half_a_cache(folder, cache, monkeypatch):
-    write_whole = "fashion_cnn.data.picture_cache.write_whole"
+def test_an_interrupted_decoding_leaves_no_partial_cache(folder, cache, monkeypatch):
+    write_atomically = "fashion_cnn.data.picture_cache.write_atomically"
     written = []
 
     def stop(path, text):
@@ -294,7 +294,7 @@ def test_a_stop_while_decoding_leaves_no_half_a_cache(folder, cache, monkeypatch
             raise KeyboardInterrupt
         path.write_text(text)
 
-    monkeypatch.setattr(write_whole, stop)
+    monkeypatch.setattr(write_atomically, stop)
     with pytest.raises(KeyboardInterrupt):
         module(folder)
     assert not list(cache.glob("*.npy")) + list(cache.glob("*.partial"))
@@ -303,7 +303,7 @@ def test_a_stop_while_decoding_leaves_no_half_a_cache(folder, cache, monkeypatch
     assert len(module(folder).train_split) > 0
 
 
-def test_what_does_not_fit_into_memory_stays_in_the_file(folder, cache):
+def test_pixels_above_the_memory_limit_are_memory_mapped(folder, cache):
     def is_mapped():
         lines = Path("/proc/self/maps").read_text().splitlines()
         return any(str(cache) in line and line.endswith(".npy") for line in lines)
@@ -317,7 +317,7 @@ def test_what_does_not_fit_into_memory_stays_in_the_file(folder, cache):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"channels": 4}, "data.channels=4"),
         ({"image_size": 0}, "data.image_size=0"),
@@ -327,37 +327,37 @@ def test_what_does_not_fit_into_memory_stays_in_the_file(folder, cache):
         ({"root": "/nowhere"}, "data.root=/nowhere is no folder"),
     ],
 )
-def test_settings_that_cannot_work_are_told(folder, settings, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_settings_raise(folder, settings, message):
+    with pytest.raises(UserError, match=message):
         ImageFolderDataModule(**{"root": folder, **settings})
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (["a/1.png"], "holds pictures of 1 classes: a"),
-        ([], "holds pictures of 0 classes: two or more are needed, a sub-folder each."),
-        (["1.png"], "a sub-folder each; pictures beside the sub-folders are of no class"),
+        ([], "holds pictures of 0 classes: two or more are needed, each in a sub-folder."),
+        (["1.png"], "each in a sub-folder; pictures outside sub-folders have no class"),
         (["train/a/1.png", "other/b/1.png"], "holds other and a folder train"),
         (["val/a/1.png", "test/b/1.png"], "holds test, val and no folder train"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "no picture of the class c"),
         (
             ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"],
-            "1 pictures to validate on for 2 classes: give a",
+            "1 validation pictures for 2 classes: give a",
         ),
     ],
 )
-def test_folders_that_cannot_be_learned_from_are_told(tmp_path, files, said):
+def test_folders_that_cannot_be_trained_on_raise(tmp_path, files, message):
     root = tmp_path / "root"
     root.mkdir()
     for number, name in enumerate(files):
         draw(root / name, number)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         ImageFolderDataModule(root=root)
 
 
 @pytest.mark.training
-def test_a_run_without_test_pictures_is_measured_on_validation_alone(folder, tmp_path):
+def test_a_run_without_test_pictures_is_evaluated_on_validation_only(folder, tmp_path):
     overrides = [
         f"data.root='{folder}'",
         f"runs_dir='{tmp_path / 'runs'}'",
@@ -365,13 +365,13 @@ def test_a_run_without_test_pictures_is_measured_on_validation_alone(folder, tmp
         "data.test_share=0",
     ]
     run = Run(Path(train(compose(overrides=["data=image_folder", *NETWORK, *overrides]))["run"]))
-    assert measure_runs([run], "val").figures["val/accuracy"] >= 0
-    with pytest.raises(UserError, match="has no test images"):
-        measure_runs([run], "test")
+    assert evaluate_runs([run], "val").metrics["val/accuracy"] >= 0
+    with pytest.raises(UserError, match="has no test set"):
+        evaluate_runs([run], "test")
 
 
 @pytest.mark.training
-def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(folder, tmp_path):
+def test_a_run_is_evaluated_again_on_the_same_folder_and_predicts_without_it(folder, tmp_path):
     overrides = [
         f"data.root='{folder}'",
         f"runs_dir='{tmp_path / 'runs'}'",
@@ -379,25 +379,25 @@ def test_a_run_on_a_folder_is_measured_again_and_answers_without_the_folder(fold
         "data.batch_size=8",
     ]
     results = train(compose(overrides=["data=image_folder", *NETWORK, *overrides]))
-    assert results["test/accuracy"] > 0.6, "a third would be chance"
+    assert results["test/accuracy"] > 0.6, "chance is a third"
     run = Run(Path(results["run"]))
-    measured = measure_runs([run], "test")
-    assert measured.figures["test/accuracy"] == results["test/accuracy"]
+    evaluation = evaluate_runs([run], "test")
+    assert evaluation.metrics["test/accuracy"] == results["test/accuracy"]
     folder.rename(tmp_path / "moved")
     network = TrainedNetwork(run)
     assert network.class_names == ("Bäume", "cats & dogs", "logo=1")
     assert network.preparation.image_shape == (3, 40, 40)
     assert not network.preparation.cut_out
     with pytest.raises(UserError, match="is no folder"):
-        measure_runs([run], "test")
-    assert measure_runs([run], "test", data_root=str(tmp_path / "moved")).figures == measured.figures
-    # Of the same number, classes and size, and another picture.
+        evaluate_runs([run], "test")
+    assert evaluate_runs([run], "test", data_root=str(tmp_path / "moved")).metrics == evaluation.metrics
+    # One picture with other content; number, classes and size are the same.
     draw(tmp_path / "moved" / "Bäume" / "00.png", 12345)
     with pytest.raises(UserError, match="holds other pictures than before"):
-        measure_runs([run], "test", data_root=str(tmp_path / "moved"))
+        evaluate_runs([run], "test", data_root=str(tmp_path / "moved"))
 
 
-def test_what_is_transparent_shows_the_background_in_training_and_in_answers(tmp_path):
+def test_transparency_shows_the_same_background_in_training_and_prediction(tmp_path):
     for bar, name in enumerate("ab"):
         for number in range(6):
             draw(tmp_path / "clear" / name / f"{number}.png", number, bar=bar, mode="RGBA", size=(32, 32))
@@ -413,21 +413,21 @@ def test_what_is_transparent_shows_the_background_in_training_and_in_answers(tmp
     assert not torch.equal(network.preparation(decode(path)), module(tmp_path / "clear").load(train=True)[0][0])
 
 
-def test_the_command_says_what_is_missing(command):
+def test_the_command_reports_the_missing_root(command):
     status, _, err = command(main, "data=image_folder")
     assert status != 0
-    assert "data.root is missing: say data.root=DIR" in err
+    assert "data.root is missing: give data.root=DIR" in err
     assert err.count("\n") == 1
 
 
-def test_a_cache_that_cannot_be_written_is_told_in_one_line(command, folder, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_reported_in_one_line(command, folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     status, _, err = command(main, "data=image_folder", f"data.root='{folder}'")
     assert (status, err) == (1, f"error: Not a directory: {tmp_path}/file/fashion_cnn\n")
 
 
-def test_a_folder_that_may_not_be_read_is_no_empty_one(folder, monkeypatch):
+def test_a_folder_without_permission_raises(folder, monkeypatch):
     listed = os.scandir
 
     def scandir(path):
@@ -440,11 +440,11 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(folder, monkeypatch):
         module(folder)
 
 
-def test_found_can_be_written_down(folder):
-    assert json.loads(json.dumps(module(folder).found)) == module(folder).found
+def test_detected_properties_are_json_serialisable(folder):
+    assert json.loads(json.dumps(module(folder).detected)) == module(folder).detected
 
 
-def test_rare_classes_are_drawn_as_often_where_asked(folder):
+def test_balanced_draws_all_classes_equally_often(folder):
     for number in range(4, 20):
         (folder / "Bäume" / f"{number:02}.png").unlink()
 
@@ -461,7 +461,7 @@ def test_rare_classes_are_drawn_as_often_where_asked(folder):
     assert drawn(balanced=True) == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
-def test_without_test_pictures_nothing_is_tested(folder, tmp_path):
+def test_without_test_pictures_results_have_no_test_accuracy(folder, tmp_path):
     overrides = ["data=image_folder", *NETWORK, f"data.root='{folder}'", f"runs_dir='{tmp_path / 'runs'}'"]
     results = train(compose(overrides=[*overrides, "data.test_share=0", "trainer.max_epochs=1", "data.batch_size=8"]))
     assert "test/accuracy" not in results

@@ -36,7 +36,7 @@ LIST = """\
 
 
 @pytest.fixture
-def listed(tmp_path: Path) -> Path:
+def emoji_list(tmp_path: Path) -> Path:
     file = tmp_path / "emoji-test.txt"
     file.write_text(LIST.format("\u2019"), encoding="utf-8")
     return file
@@ -47,30 +47,30 @@ def make_drawings(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
 
 
-def test_the_list_gives_characters_by_category_called_as_can_be_typed(listed):
-    found = {one.slug: (one.character, one.category) for one in emoji.read(listed)}
-    assert found["smiling_face"] == ("☺", "faces")
-    assert found["sun"] == ("☀", "weather")
-    assert found["lotuss_pinata_new"] == ("\U0001fab7", "weather")
+def test_the_list_gives_the_category_and_a_class_name_of_each_character(emoji_list):
+    emojis = {item.slug: (item.character, item.category) for item in emoji.read(emoji_list)}
+    assert emojis["smiling_face"] == ("☺", "faces")
+    assert emojis["sun"] == ("☀", "weather")
+    assert emojis["lotuss_pinata_new"] == ("\U0001fab7", "weather")
     # Sequences, other subgroups and what is no weather are left out.
-    assert len(found) == 8
-    listed.write_text("nothing of the kind")
+    assert len(emojis) == 8
+    emoji_list.write_text("nothing of the kind")
     with pytest.raises(UserError, match="lists no emoji"):
-        emoji.read(listed)
+        emoji.read(emoji_list)
 
 
-def test_a_font_says_what_it_has():
+def test_characters_of_a_font_are_recognised():
     assert has(FONT, "☀")
     assert not has(FONT, "\U0001fab7")
     symbol = Glyph(FONT, "☀").symbol()
     assert symbol.one_colour
     assert symbol.elongation == pytest.approx(1, abs=0.1)
-    with pytest.raises(UserError, match="no font"):
+    with pytest.raises(UserError, match="not a readable font"):
         has(Path(__file__), "☀")
 
 
-def test_drawings_of_a_category_are_others_in_training_than_in_test(listed, script):
-    drawings = emoji.read(listed)
+def test_training_and_test_have_different_drawings_of_a_category(emoji_list, script):
+    drawings = emoji.read(emoji_list)
     faces, weather = script("make_drawings").by_category(drawings, FONT, seed=0)
     assert (faces.name, weather.name) == ("faces", "weather")
     for one in (faces, weather):
@@ -78,29 +78,31 @@ def test_drawings_of_a_category_are_others_in_training_than_in_test(listed, scri
         assert (len(one.train), len(one.test)) == (3, 1)
 
 
-def test_each_drawing_is_a_class_and_those_skipped_are_those_taken(listed, script):
+def test_each_drawing_is_a_class_and_skip_leaves_out_the_first(emoji_list, script):
     make_drawings = script("make_drawings")
-    drawings = emoji.read(listed)
+    drawings = emoji.read(emoji_list)
     taken, left = (
-        {one.name for one in make_drawings.one_by_one(drawings, FONT, make_drawings.Options(classes=4, skip=skip))}
+        {one.name for one in make_drawings.by_drawing(drawings, FONT, make_drawings.Options(classes=4, skip=skip))}
         for skip in (0, 4)
     )
     assert taken | left == {one.slug for one in drawings}
     with pytest.raises(UserError, match="classes=30 skip=0: there are 8 drawings in all"):
-        make_drawings.one_by_one(drawings, FONT, make_drawings.Options(classes=30))
+        make_drawings.by_drawing(drawings, FONT, make_drawings.Options(classes=30))
 
 
-def test_one_shot_is_one_training_picture_and_several_for_testing(listed, tmp_path):
+def test_glyphs_have_one_training_picture_and_several_test_pictures(emoji_list, tmp_path):
     out = tmp_path / "glyphs"
-    made = make_drawings("kind=glyphs", "classes=3", f"out={out}", f"font={FONT}", f"emoji_test={listed}", "size=32")
+    made = make_drawings(
+        "kind=glyphs", "classes=3", f"out={out}", f"font={FONT}", f"emoji_test={emoji_list}", "size=32"
+    )
     assert made.returncode == 0, made.stderr
     assert [len(list(folder.iterdir())) for folder in (out / "train").iterdir()] == [1, 1, 1]
     assert [len(list(folder.iterdir())) for folder in (out / "test").iterdir()] == [8, 8, 8]
 
 
-def test_a_package_that_cannot_be_had_names_the_other_way(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_the_alternative(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="apt-get is not on this machine: say font=FILE"):
-        debian.fetch("fonts-symbola", tmp_path / "fetched", "say font=FILE")
+    with pytest.raises(UserError, match="apt-get is not installed: give font=FILE"):
+        debian.fetch("fonts-symbola", tmp_path / "fetched", "give font=FILE")
     (tmp_path / "fetched" / "fonts-symbola").mkdir(parents=True)
-    assert debian.fetch("fonts-symbola", tmp_path / "fetched", "say font=FILE").is_dir()
+    assert debian.fetch("fonts-symbola", tmp_path / "fetched", "give font=FILE").is_dir()

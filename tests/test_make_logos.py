@@ -61,7 +61,7 @@ def _contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @needs_renderer
-def test_the_command_makes_a_folder_of_pictures_by_class_and_goes_on_where_it_was(package, tmp_path):
+def test_make_logos_creates_an_image_folder_and_continues_after_a_stop(package, tmp_path):
     out = tmp_path / "logos, (1)"
     typed = [f"out={out}", f"simple_icons={package}", "brands=2", "train=3", "test=4", "size=32"]
     made = make_logos(*typed)
@@ -87,13 +87,13 @@ def test_the_command_makes_a_folder_of_pictures_by_class_and_goes_on_where_it_wa
 
     refused = make_logos(*typed, "seed=1")
     assert refused.returncode == 1
-    assert "holds pictures made with" in refused.stderr
+    assert "contains pictures with" in refused.stderr
     assert "seed=0 (now 1)" in refused.stderr
     assert _contents(out) == before
 
 
 @needs_renderer
-def test_a_picture_depends_on_the_seed_its_class_and_its_number_alone(package, tmp_path):
+def test_a_picture_depends_only_on_seed_class_and_number(package, tmp_path):
     triangle, cross = (icons.Icon(package / "icons" / f"{name}.svg", None) for name in ("triangle", "cross"))
     classes = [ImageClass(icon.slug, [icon], [icon]) for icon in (triangle, cross)]
     more, other_seed = Amounts(5, 4, 0.5, 32, 0), Amounts(3, 4, 0.5, 32, 1)
@@ -107,7 +107,7 @@ def test_a_picture_depends_on_the_seed_its_class_and_its_number_alone(package, t
     assert len(set(a.values())) == len(a), "no two pictures are the same"
 
 
-def test_brands_that_are_skipped_are_the_ones_that_were_taken(package):
+def test_skipped_brands_are_the_first_of_the_same_seed(package):
     orders = {tuple(icon.slug for icon in icons.choose(package, 3, 0, seed)) for seed in range(8)}
     assert len(orders) > 1
     for seed in range(8):
@@ -115,26 +115,26 @@ def test_brands_that_are_skipped_are_the_ones_that_were_taken(package):
         assert {icon.slug for icon in taken} | {icon.slug for icon in left} == SHAPES.keys()
 
 
-def test_of_icons_drawn_alike_there_is_one_and_none_is_called_by_a_number(package):
+def test_duplicate_drawings_and_icons_named_by_a_number_are_left_out(package):
     write_icon(package, "another_bar", SHAPES["bar"])
     write_icon(package, "42", "M0 0h5v5z")
-    found = {icon.slug: icon.colour for icon in icons.find(package)}
-    assert found == {"another_bar": None, "cross": None, "triangle": (255, 136, 0)}
+    colours = {icon.slug: icon.colour for icon in icons.find(package)}
+    assert colours == {"another_bar": None, "cross": None, "triangle": (255, 136, 0)}
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["brand=3"], "no option is called brand. Did you mean brands?"),
-        (["brands=many"], "brands wants a whole number"),
-        (["size"], "size wants a whole number"),
-        (["brands=0"], "names no brand"),
-        (["beyond=2"], "is no share"),
-        (["size=4"], "say 16 to 1024"),
-        (["train=-1"], "is below 0"),
+        (["brand=3"], "unknown option 'brand'. Did you mean brands?"),
+        (["brands=many"], "brands takes a whole number"),
+        (["size"], "size takes a whole number"),
+        (["brands=0"], "brands=0 skip=0 is not possible"),
+        (["beyond=2"], "give a share of the test pictures"),
+        (["size=4"], "give 16 to 1024 pixels"),
+        (["train=-1"], "train=-1 is not possible: give 0 or more"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(words, said, script, capsys, monkeypatch):
+def test_invalid_options_are_reported_in_one_line(words, message, script, capsys, monkeypatch):
     make_logos = script("make_logos")
     monkeypatch.setattr(sys, "argv", ["make_logos", *words])
     with pytest.raises(SystemExit) as exit_:
@@ -142,44 +142,46 @@ def test_what_makes_no_sense_is_refused_in_one_line(words, said, script, capsys,
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 @needs_renderer
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["simple_icons={tmp}/nowhere"], "holds no icons/*.svg"),
-        (["simple_icons={tmp}/package", "brands=4"], "has 3 different icons in all"),
+        (["simple_icons={tmp}/nowhere"], "contains no icons/*.svg"),
+        (["simple_icons={tmp}/package", "brands=4"], "has only 3 different icons"),
         (["simple_icons={tmp}/package", "brands=3", "out={tmp}/file/below"], "Not a directory"),
-        (["simple_icons={tmp}/package", "brands=3", "out={tmp}/package"], "was not made by this script"),
-        ([], "npm, which gets the icons, is not installed"),
+        (["simple_icons={tmp}/package", "brands=3", "out={tmp}/package"], "was not created by this script"),
+        ([], "npm, which downloads the icons, is not installed"),
     ],
 )
-def test_what_cannot_be_had_or_written_is_said(words, said, package, tmp_path, script, capsys, monkeypatch):
+def test_missing_icons_and_unwritable_folders_are_reported_in_one_line(
+    words, message, package, tmp_path, script, capsys, monkeypatch
+):
     make_logos = script("make_logos")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(make_logos, "FETCHED", tmp_path / "fetched")
+    monkeypatch.setattr(make_logos, "DOWNLOADS", tmp_path / "fetched")
     monkeypatch.setattr(sys, "argv", ["make_logos", *(word.format(tmp=tmp_path) for word in words)])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit):
         make_logos.arguments.run(make_logos.main, make_logos.Options, make_logos.__doc__)
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 @needs_renderer
 @pytest.mark.parametrize("text", ["no SVG", '<svg viewBox="0 0 24 24" xmlns="http://www.w3.org/2000/svg"/>'])
-def test_an_icon_that_shows_nothing_is_named(text, tmp_path):
+def test_an_empty_icon_is_reported_by_name(text, tmp_path):
     file = tmp_path / "empty.svg"
     file.write_text(text)
     with pytest.raises(icons.UserError, match=r"empty\.svg"):
         icons.Icon(file, None).symbol()
 
 
-def test_test_pictures_beyond_have_one_thing_that_no_training_picture_has():
+def test_beyond_changes_exactly_one_property_out_of_the_training_range():
     # By kind: what is measured, and what it never is above in training.
     measures = {
         "turned": (lambda one: abs(one.angle), 20),
@@ -205,7 +207,7 @@ def test_the_kinds_beyond_are_spread_evenly():
     assert all(one.beyond for one in planned(Amounts(0, 9, 1, 32, 0), "any"))
 
 
-def test_ink_is_moved_until_it_can_be_read_and_left_alone_where_it_can():
+def test_ink_is_changed_only_if_its_contrast_is_too_low():
     assert luminance((255, 255, 255)) == pytest.approx(1)
     assert contrast_of((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
     assert readable((200, 0, 0), (255, 255, 255), 2.4) == (200, 0, 0)
@@ -214,7 +216,7 @@ def test_ink_is_moved_until_it_can_be_read_and_left_alone_where_it_can():
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
-def test_a_cover_hides_the_share_of_the_symbol_that_it_says(share):
+def test_a_cover_hides_the_given_share_of_the_symbol(share):
     mask = Image.new("L", (100, 100))
     mask.paste(255, (20, 30, 70, 90))
     for seed in range(6):
@@ -225,7 +227,7 @@ def test_a_cover_hides_the_share_of_the_symbol_that_it_says(share):
 
 
 @needs_renderer
-def test_the_symbol_is_seen_whatever_it_is_on(package):
+def test_the_symbol_is_visible_on_every_background(package):
     symbol = icons.Icon(package / "icons" / "cross.svg", (128, 128, 128)).symbol()
     for seed in range(40):
         rng = np.random.default_rng(seed)

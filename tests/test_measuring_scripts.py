@@ -40,7 +40,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_new_classes_are_told_with_the_examples_that_were_there(measure, run, folder):
+def test_measure_new_classes_prints_the_number_of_examples(measure, run, folder):
     words = (f"folder={folder}", f"run={run.path}")
     status, out, err = measure("measure_new_classes", *words)
     assert (status, err) == (0, "")
@@ -61,29 +61,29 @@ def without_test(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
-        (flat, "holds no folders train and test"),
-        (without_test, "test holds no picture of the class bar"),
-        (lambda folder: (folder / "train" / "bar" / "1.png").write_text("text"), "1.png: is no picture"),
+        (flat, "has no sub-folders train and test"),
+        (without_test, "test has no picture of the class bar"),
+        (lambda folder: (folder / "train" / "bar" / "1.png").write_text("text"), "1.png: is not a picture"),
         (lambda folder: [(folder / s / "bar").rename(folder / s / "top") for s in ("train", "test")], "trained on top"),
     ],
 )
-def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, folder, spoil, said):
+def test_an_unsuitable_folder_is_reported_in_one_line(measure, run, folder, spoil, message):
     spoil(folder)
     status, out, err = measure("measure_new_classes", f"folder={folder}", f"run={run.path}")
     assert (status, out) == (1, "")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "said"),
+    ("name", "words", "message"),
     [
         ("measure_new_classes", ["folder=x", "examples=0"], "examples=0 is not possible: give 1 or more."),
         ("measure_teaching", ["examples=0"], "examples=0 is not possible: give 1 or more."),
         ("measure_teaching", ["draws=0"], "draws=0 is not possible: give 1 or more."),
-        ("measure_teaching", ["false_alarms=2"], "false_alarms=2.0 is no share: give one above 0, below 1."),
+        ("measure_teaching", ["false_alarms=2"], "false_alarms=2.0 is not possible: give a share above 0 and below 1."),
         (
             "measure_teaching",
             ["experiment=speedrun_39"],
@@ -91,16 +91,16 @@ def test_a_folder_that_cannot_be_measured_is_told_in_one_line(measure, run, fold
         ),
     ],
 )
-def test_options_that_cannot_be_are_told_in_one_line(measure, name, words, said):
+def test_invalid_options_of_measuring_scripts_are_reported_in_one_line(measure, name, words, message):
     status, out, err = measure(name, *words)
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("examples", "foretold"), [(1, 0), (4, 1)])
-def test_one_example_foretells_nothing(measure, script, run, monkeypatch, examples, foretold):
+@pytest.mark.parametrize(("examples", "has_estimate"), [(1, 0), (4, 1)])
+def test_the_estimate_is_empty_for_one_example(measure, script, run, monkeypatch, examples, has_estimate):
     module = script("measure_teaching")
 
     class Everything(TinyDataModule):
@@ -117,10 +117,10 @@ def test_one_example_foretells_nothing(measure, script, run, monkeypatch, exampl
     for _, recognised, false_alarms, last in rows:
         assert 0 <= float(recognised) <= 100
         assert 0 <= float(false_alarms) <= 100
-        assert bool(last) == bool(foretold)
+        assert bool(last) == bool(has_estimate)
 
 
-def test_a_training_that_fails_is_told_in_one_line(measure, script, monkeypatch, tmp_path):
+def test_a_failed_training_is_reported_in_one_line(measure, script, monkeypatch, tmp_path):
     module = script("measure_teaching")
     monkeypatch.setattr(module, "REPOSITORY", tmp_path)
     monkeypatch.setattr(module.sys, "executable", "false")

@@ -1,4 +1,4 @@
-"""Two images in one, with the labels of both."""
+"""CutMix and MixUp."""
 
 import pytest
 import torch
@@ -12,24 +12,24 @@ COUNT = 400
 
 @pytest.fixture
 def batch():
-    """Images of one grey each, and one-hot labels."""
+    """Uniform images of different grey levels, and one-hot labels."""
     torch.manual_seed(0)
     images = torch.arange(1.0, COUNT + 1)[:, None, None, None].expand(-1, 2, 8, 12)
     return images, torch.nn.functional.one_hot(torch.arange(COUNT) % 10, 10).float()
 
 
 @pytest.mark.parametrize("mix", [CutMix(p=1.0), MixUp(p=1.0, alpha=1.0)])
-def test_labels_are_mixed_as_the_pixels_are(batch, mix):
+def test_labels_are_mixed_in_the_proportion_of_the_pixels(batch, mix):
     images, probabilities = batch
-    mixed, mixed_probabilities, own_share = mix(images, probabilities)
+    mixed, mixed_probabilities, mix_lambda = mix(images, probabilities)
     assert mixed.shape == images.shape
     torch.testing.assert_close(mixed_probabilities.sum(1), torch.ones(COUNT))
-    own, partner = images[1:, 0, 0, 0], images[:-1, 0, 0, 0]
-    # What share of the partner's grey an image holds, over all its pixels, is what its label says of the partner.
-    share = (mixed[1:].mean(dim=(1, 2, 3)) - own) / (partner - own)
+    image, partner = images[1:, 0, 0, 0], images[:-1, 0, 0, 0]
+    # The partner's share of the mean grey level must equal its share of the label.
+    share = (mixed[1:].mean(dim=(1, 2, 3)) - image) / (partner - image)
     expected = (1 - share)[:, None] * probabilities[1:] + share[:, None] * probabilities[:-1]
     torch.testing.assert_close(mixed_probabilities[1:], expected, atol=1e-3, rtol=0)
-    torch.testing.assert_close(own_share[1:], 1 - share, atol=1e-3, rtol=0)
+    torch.testing.assert_close(mix_lambda[1:], 1 - share, atol=1e-3, rtol=0)
     assert 0.05 < share.mean() < 0.6
     assert share.std() > 0.05
 
@@ -43,29 +43,29 @@ def test_cutmix_pastes_one_rectangle_in_all_channels(batch):
     rows, columns = pasted[:, 0].any(2), pasted[:, 0].any(1)
     assert (pasted[:, 0] == rows[:, :, None] & columns[:, None, :]).all()
     for sides in (rows, columns):
-        begun = torch.nn.functional.pad(sides.float(), (1, 0)).diff(dim=1) > 0
-        assert (begun.sum(1) <= 1).all(), "they lie side by side"
+        starts = torch.nn.functional.pad(sides.float(), (1, 0)).diff(dim=1) > 0
+        assert (starts.sum(1) <= 1).all(), "the pasted rows and columns must be contiguous"
 
 
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
-def test_only_the_given_share_of_the_images_is_mixed(batch, mix):
+def test_images_are_mixed_with_probability_p(batch, mix):
     images, probabilities = batch
     mixed, _, _ = mix(p=0.25, alpha=1)(images, probabilities)
     assert 0.15 < (mixed != images).flatten(1).any(1).float().mean() < 0.35
-    unmixed, same, own_share = mix(p=0.0)(images, probabilities)
+    unmixed, same, mix_lambda = mix(p=0.0)(images, probabilities)
     assert unmixed.equal(images)
     assert same.equal(probabilities)
-    assert (own_share == 1).all()
+    assert (mix_lambda == 1).all()
 
 
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
-@pytest.mark.parametrize(("settings", "said"), [({"p": 1.5}, "p=1.5"), ({"alpha": 0}, "mixing.alpha=0")])
-def test_what_is_no_probability_and_no_alpha_is_refused(mix, settings, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("settings", "message"), [({"p": 1.5}, "p=1.5"), ({"alpha": 0}, "mixing.alpha=0")])
+def test_an_impossible_probability_or_alpha_is_refused(mix, settings, message):
+    with pytest.raises(UserError, match=message):
         mix(**settings)
 
 
-def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_own():
+def test_the_loss_uses_mixed_labels_and_the_running_accuracy_the_original_ones():
     def swapped(images, probabilities):
         return images.roll(1, 0), probabilities.roll(1, 0), torch.zeros(len(images))
 
@@ -78,17 +78,18 @@ def test_training_learns_the_mixed_labels_and_counts_the_accuracy_by_the_images_
     batch = Batch(torch.rand(4, 1, 12, 12), torch.arange(4), torch.arange(4))
     mixed, plain = [module.training_step(batch, 0) for module in modules]
     torch.testing.assert_close(mixed["loss"], plain["loss"])
-    assert mixed["own_share"].tolist() == [0, 0, 0, 0]
-    assert "own_share" not in plain
-    running, running_plain = [module.running.read_and_reset()["accuracy"].item() for module in modules]
+    assert mixed["mix_lambda"].tolist() == [0, 0, 0, 0]
+    assert "mix_lambda" not in plain
+    running, running_plain = [module.running.compute_and_reset()["accuracy"].item() for module in modules]
     assert running == (mixed["logits"].argmax(1) == batch.targets).float().mean().item()
     assert running_plain == (plain["logits"].argmax(1) == batch.targets).float().mean().item()
 
 
-def test_an_image_that_shows_another_of_its_own_class_is_not_its_own():
+def test_lambda_counts_a_partner_of_the_same_class_as_another_image():
     network = ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[0])
     module = ImageClassifier(network=network, image_shape=(1, 12, 12), num_classes=4, mixing=CutMix(p=1.0))
     torch.manual_seed(0)
     images = torch.arange(64.0).view(64, 1, 1, 1).expand(64, 1, 12, 12)
-    own = module.training_step(Batch(images, torch.zeros(64, dtype=torch.long), torch.arange(64)), 0)["own_share"]
-    assert (own < 0.9).float().mean() > 0.5
+    batch = Batch(images, torch.zeros(64, dtype=torch.long), torch.arange(64))
+    mix_lambda = module.training_step(batch, 0)["mix_lambda"]
+    assert (mix_lambda < 0.9).float().mean() > 0.5

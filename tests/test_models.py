@@ -1,4 +1,4 @@
-"""Every network, and the module that holds them."""
+"""Networks and the LightningModule around them."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
 from fashion_cnn.models.fast_cnn import Whitening
 
-MOST_PARAMETERS = {
+MAX_PARAMETERS = {
     "baseline": 241_546,
     "tiny": 100_000,
     "small": 300_000,
@@ -21,7 +21,7 @@ MOST_PARAMETERS = {
     "medium": 800_000,
     "ensemble": 700_000,
     "large": 37_000_000,
-    # resnet18, as torchvision has it.
+    # resnet18 of torchvision.
     "torchvision": 11_200_000,
 }
 NETWORKS = {
@@ -48,34 +48,34 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_the_table_covers_every_model_config():
-    assert {file.stem for file in (CONFIG_DIR / "model").glob("*.yaml")} == set(MOST_PARAMETERS)
+def test_the_size_table_covers_every_model_config():
+    assert {file.stem for file in (CONFIG_DIR / "model").glob("*.yaml")} == set(MAX_PARAMETERS)
 
 
-@pytest.mark.parametrize("name", MOST_PARAMETERS)
-def test_a_configured_network_keeps_its_size_and_learns_from_a_batch(name):
+@pytest.mark.parametrize("name", MAX_PARAMETERS)
+def test_each_model_config_stays_below_its_size_and_all_parameters_get_gradients(name):
     network = configured(name)
     logits = network(torch.rand(4, 1, 28, 28))
     assert logits.shape == (4, 10)
-    assert count(network) <= MOST_PARAMETERS[name]
+    assert count(network) <= MAX_PARAMETERS[name]
     logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_the_baseline_is_the_notebooks_network():
+def test_the_baseline_has_as_many_parameters_as_the_keras_notebook():
     network = configured("baseline")
     network(torch.zeros(1, 1, 28, 28))
     assert count(network) == 241_546
 
 
 @pytest.mark.parametrize("side", [20, 27, 28, 30])
-def test_the_baseline_leaves_out_only_what_no_output_depends_on(side):
+def test_the_baselines_crop_does_not_change_its_features(side):
     network = KerasCNN(in_channels=1, num_classes=10).eval()
     images = torch.rand(2, 1, side, side)
     torch.testing.assert_close(network.features(images), network.trunk(images))
 
 
-def test_the_baseline_starts_as_keras_starts():
+def test_the_baseline_is_initialised_as_in_keras():
     network = configured("baseline")
     network(torch.zeros(1, 1, 28, 28))
     dense = network.trunk[12]
@@ -100,11 +100,11 @@ def test_networks_adapt_to_channels_size_and_classes(network, channels, side, cl
     assert built.features(images).ndim == 2
     assert torch.allclose(built.classifier(built.features(images)), logits, atol=1e-5)
     one_by_one = torch.cat([built(image[None]) for image in images])
-    assert torch.allclose(one_by_one, logits, atol=1e-4), "the answer does not depend on the batch"
+    assert torch.allclose(one_by_one, logits, atol=1e-4), "logits must not depend on the batch"
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_saved_weights_give_the_same_answer(network, tmp_path):
+def test_saved_weights_give_the_same_logits(network, tmp_path):
     first, second = (network(in_channels=1, num_classes=10).eval() for _ in range(2))
     images = torch.rand(2, 1, 28, 28)
     expected = first(images)
@@ -115,7 +115,7 @@ def test_saved_weights_give_the_same_answer(network, tmp_path):
     assert torch.equal(second(images), expected)
 
 
-def test_pooling_before_the_activation_gives_what_pooling_behind_it_gives():
+def test_pooling_before_relu_equals_pooling_after_it():
     torch.manual_seed(0)
     network = NETWORKS["resnet"](in_channels=1, num_classes=10).eval()
     layers = list(network.trunk)
@@ -127,7 +127,7 @@ def test_pooling_before_the_activation_gives_what_pooling_behind_it_gives():
 
 
 @pytest.mark.parametrize("whitened", [0, 7, 20])
-def test_a_whitening_that_there_is_not_is_refused(whitened):
+def test_an_impossible_number_of_whitened_channels_is_refused(whitened):
     with pytest.raises(UserError, match=f"whitened={whitened}"):
         FastCNN(in_channels=1, num_classes=10, whitened=whitened, widths=[8])
 
@@ -147,36 +147,36 @@ def test_whitening_makes_patches_uncorrelated_and_of_unit_variance():
     outputs = whitening(images)
     assert torch.allclose(outputs[:, 18:], -outputs[:, :18])
     whitening.fit(images * 2)
-    assert torch.equal(whitening(images), outputs), "the second fit does nothing"
+    assert torch.equal(whitening(images), outputs), "the second fit must do nothing"
 
 
-def test_each_member_of_an_ensemble_learns_from_its_own_share_of_a_batch():
+def test_each_ensemble_member_is_trained_on_its_part_of_the_batch():
     torch.manual_seed(0)
     ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
     logits = ensemble(torch.rand(6, 1, 28, 28))
     assert logits.shape == (6, 10)
     logits[2:4].sum().backward()
-    learned = [any(p.grad is not None and bool(p.grad.any()) for p in m.parameters()) for m in ensemble.members]
-    assert learned == [False, True, False]
+    has_gradient = [any(p.grad is not None and bool(p.grad.any()) for p in m.parameters()) for m in ensemble.members]
+    assert has_gradient == [False, True, False]
     used = ensemble.classifier.weight.grad.view(10, 3, ensemble.width).abs().sum(dim=(0, 2))
     assert (used > 0).tolist() == [False, True, False]
 
 
-def test_an_ensemble_answers_with_the_mean_of_its_members_logits():
+def test_an_ensemble_averages_the_logits_of_its_members():
     torch.manual_seed(0)
     ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
-    one = torch.rand(5, 1, 28, 28)
+    images = torch.rand(5, 1, 28, 28)
     for network in ensemble.members:
         network.eval()
-    # In training each member answers for its share, here for the same images.
-    alone = ensemble(one.repeat(3, 1, 1, 1)).view(3, 5, 10)
-    assert not torch.allclose(alone[0], alone[1])
-    torch.testing.assert_close(ensemble.eval()(one), alone.mean(dim=0))
+    # In training each member gets a part of the batch, here the same images.
+    member_logits = ensemble(images.repeat(3, 1, 1, 1)).view(3, 5, 10)
+    assert not torch.allclose(member_logits[0], member_logits[1])
+    torch.testing.assert_close(ensemble.eval()(images), member_logits.mean(dim=0))
 
 
-def test_members_of_an_ensemble_look_at_images_before_training():
+def test_initialise_reaches_all_ensemble_members():
     ensemble = NETWORKS["ensemble"](in_channels=1, num_classes=10)
-    ensemble.look_at(torch.rand(20, 1, 28, 28))
+    ensemble.initialise(torch.rand(20, 1, 28, 28))
     assert all(network.whitening.fitted for network in ensemble.members)
 
 
@@ -192,7 +192,7 @@ def test_a_residual_block_starts_as_the_identity(normalisation):
     assert torch.equal(with_block(images), without(images))
 
 
-def test_a_block_that_is_not_residual_adds_nothing():
+def test_a_block_without_residual_connection_returns_its_branch():
     torch.manual_seed(0)
     network = NETWORKS["plain_network"](in_channels=1, num_classes=4).eval()
     block = network.trunk[-1]
@@ -200,23 +200,23 @@ def test_a_block_that_is_not_residual_adds_nothing():
     assert torch.equal(block(images), block.activation(block.branch(images)))
 
 
-def test_widths_and_depths_that_do_not_agree_are_refused():
-    with pytest.raises(UserError, match=r"widths=\[8, 16\] and depths=\[1\] do not agree"):
+def test_widths_and_depths_of_different_length_are_refused():
+    with pytest.raises(UserError, match=r"widths=\[8, 16\] and depths=\[1\] differ in length"):
         ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8, 16], depths=[1])
 
 
 @pytest.mark.parametrize(("key", "value"), [("activation", "rellu"), ("normalisation", "layer")])
-def test_an_unknown_activation_or_normalisation_is_told_with_what_there_is(key, value):
-    with pytest.raises(UserError, match=f"model.network.{key}={value} is not known: choose one of"):
+def test_an_unknown_activation_or_normalisation_lists_the_choices(key, value):
+    with pytest.raises(UserError, match=f"model.network.{key}={value} is unknown: choose one of"):
         ResNet(in_channels=1, num_classes=4, stem=[8], widths=[8], depths=[1], **{key: value})
 
 
-def test_an_ensemble_of_none_is_refused():
+def test_an_ensemble_without_members_is_refused():
     with pytest.raises(UserError, match="members=0"):
         Ensemble(in_channels=1, num_classes=10, members=0, member=NETWORKS["resnet"])
 
 
-def test_a_depth_that_no_wide_resnet_has_is_refused():
+def test_an_impossible_depth_of_a_wide_resnet_is_refused():
     with pytest.raises(UserError, match="depth=11"):
         WideResNet(in_channels=1, num_classes=10, depth=11, widen_factor=1)
 
@@ -226,7 +226,7 @@ def classifier(**settings):
     return ImageClassifier(**{"network": network, "image_shape": (1, 12, 12), "num_classes": 4, **settings})
 
 
-def test_a_notebook_needs_no_hydra():
+def test_a_classifier_is_built_from_objects_without_hydra():
     module = classifier(optimizer=torch.optim.AdamW, label_smoothing=0.1)
     batch = Batch(torch.rand(6, 1, 12, 12), torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6))
     module._trainer = SimpleNamespace(is_last_batch=False)
@@ -237,7 +237,7 @@ def test_a_notebook_needs_no_hydra():
     assert module.embed(batch.images).shape == (6, 8)
 
 
-def test_weight_decay_spares_biases_and_normalisation():
+def test_weight_decay_excludes_biases_and_normalisation():
     module = classifier(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.5))
     decayed, spared = module.make_optimizer(total_steps=10)[0].param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.5, 0.0)
@@ -246,7 +246,7 @@ def test_weight_decay_spares_biases_and_normalisation():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"image_shape": (3, 12, 12)}, r"\(3, 12, 12\)"),
@@ -254,6 +254,6 @@ def test_weight_decay_spares_biases_and_normalisation():
         ({"num_classes": 5}, "5 classes"),
     ],
 )
-def test_what_does_not_fit_the_network_is_said(settings, said):
-    with pytest.raises(UserError, match=said):
+def test_settings_that_do_not_fit_the_network_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
         classifier(**settings)

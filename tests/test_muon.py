@@ -1,3 +1,5 @@
+"""The Muon optimizer beside AdamW."""
+
 import copy
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fashion_cnn.models.optim import Muon, orthogonalised
+from fashion_cnn.models.optim import Muon, orthogonalise
 
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "other_lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
@@ -26,18 +28,18 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> float:
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
-def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shape: tuple[int, int]) -> None:
+def test_orthogonalise_keeps_singular_vectors_and_brings_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     before = torch.linspace(1, 0.2, min(shape))
-    (matrix,) = orthogonalised((left @ torch.diag(before) @ right)[None])
+    (matrix,) = orthogonalise((left @ torch.diag(before) @ right)[None])
     values = left.T @ matrix @ right.T
     assert values.diagonal().min() > 0.5
     assert values.diagonal().max() < 1.4
     assert (values - torch.diag(values.diagonal())).abs().max() < 0.1
 
 
-def test_a_step_of_the_filters_is_of_the_same_size_whatever_the_gradient() -> None:
+def test_the_step_size_of_filters_does_not_depend_on_the_gradient_size() -> None:
     changes = []
     for scale in (1.0, 1024.0):
         net = network()
@@ -50,28 +52,28 @@ def test_a_step_of_the_filters_is_of_the_same_size_whatever_the_gradient() -> No
     assert torch.linalg.matrix_norm(changes[0].flatten(1), 2) == pytest.approx(0.02, rel=0.3)
 
 
-def test_filters_of_one_shape_move_as_if_each_were_alone() -> None:
+def test_filters_of_one_shape_are_updated_independently() -> None:
     torch.manual_seed(0)
     together = [nn.Parameter(torch.randn(shape)) for shape in [(8, 4, 3, 3), (4, 8, 3, 3), (8, 4, 3, 3)]]
     alone = copy.deepcopy(together)
-    for ours, theirs in zip(together, alone, strict=True):
-        ours.grad = torch.randn_like(ours)
-        theirs.grad = ours.grad.clone()
-        Muon([{"params": [theirs]}], **SETTINGS).step()
+    for actual, expected in zip(together, alone, strict=True):
+        actual.grad = torch.randn_like(actual)
+        expected.grad = actual.grad.clone()
+        Muon([{"params": [expected]}], **SETTINGS).step()
     Muon([{"params": together}], **SETTINGS).step()
     assert all(torch.allclose(*pair, atol=1e-3) for pair in zip(together, alone, strict=True))
 
 
-def test_all_but_the_filters_move_as_under_adamw() -> None:
-    ours, theirs = network(), network()
-    for net in (ours, theirs):
+def test_other_parameters_are_updated_as_by_adamw() -> None:
+    actual, expected = network(), network()
+    for net in (actual, expected):
         net[0].requires_grad_(False)
-    step(ours, Muon([{"params": list(ours.parameters()), "weight_decay": 0.1}], **SETTINGS))
-    step(theirs, torch.optim.AdamW(theirs.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1))
-    assert torch.allclose(ours[3].weight, theirs[3].weight, atol=1e-6)
+    step(actual, Muon([{"params": list(actual.parameters()), "weight_decay": 0.1}], **SETTINGS))
+    step(expected, torch.optim.AdamW(expected.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1))
+    assert torch.allclose(actual[3].weight, expected[3].weight, atol=1e-6)
 
 
-def test_a_schedule_reaches_filters_and_the_rest() -> None:
+def test_a_schedule_applies_to_filters_and_other_parameters() -> None:
     net = network()
     optimizer = Muon([{"params": list(net.parameters())}], **SETTINGS)
     schedule = LambdaLR(optimizer, lambda count: 1.0 if count == 0 else 0.0)
@@ -82,7 +84,7 @@ def test_a_schedule_reaches_filters_and_the_rest() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
 
 
-def test_a_copy_and_a_later_group_are_moved_too() -> None:
+def test_a_copied_optimizer_and_an_added_group_are_stepped() -> None:
     net = network()
     optimizer = copy.deepcopy(Muon([{"params": [net[0].weight]}], **SETTINGS))
     optimizer.step()
@@ -93,7 +95,7 @@ def test_a_copy_and_a_later_group_are_moved_too() -> None:
     assert not torch.equal(before, net[3].weight)
 
 
-def test_a_reloaded_state_goes_on_where_it_was() -> None:
+def test_a_restored_state_continues_the_training() -> None:
     nets = network(), network()
     optimizers = [Muon([{"params": list(net.parameters())}], **SETTINGS) for net in nets]
     for _ in range(3):
@@ -105,7 +107,7 @@ def test_a_reloaded_state_goes_on_where_it_was() -> None:
     assert losses[0][-1] < losses[0][0]
 
 
-def test_scaled_gradients_are_unscaled_before_a_step_and_left_out_where_they_overflow() -> None:
+def test_scaled_gradients_are_unscaled_before_a_step_and_skipped_on_overflow() -> None:
     plain, scaled = network(), network()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     for net, scale in ((plain, False), (scaled, True)):
@@ -121,10 +123,24 @@ def test_scaled_gradients_are_unscaled_before_a_step_and_left_out_where_they_ove
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-5)
+        for actual, expected in zip(scaled.parameters(), plain.parameters(), strict=True):
+            assert torch.allclose(actual, expected, atol=1e-5)
         before = copy.deepcopy(scaled.state_dict())
         for parameter in scaled.parameters():
             parameter.grad = torch.full_like(parameter, torch.inf)
         scaler.step(optimizer)
         assert all(torch.equal(before[name], value) for name, value in scaled.state_dict().items())
+
+
+def test_the_direction_is_nesterovs_look_ahead_of_averaged_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    filters = nn.Parameter(torch.zeros(4, 2, 3, 3))
+    optimizer = Muon([{"params": [filters]}], **SETTINGS)
+    expected, momentum = torch.zeros(4, 18), torch.zeros(4, 18)
+    for _ in range(3):
+        gradient = torch.randn(4, 18, generator=generator)
+        filters.grad = gradient.view(4, 2, 3, 3)
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        expected -= 0.02 * orthogonalise((0.1 * gradient + 0.9 * momentum)[None])[0]
+    assert torch.allclose(filters.detach().flatten(1), expected, atol=1e-4)

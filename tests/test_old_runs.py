@@ -14,29 +14,29 @@ from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.optim import Muon
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.files import MOVED, current_targets
+from fashion_cnn.runs.files import MOVED_CLASSES, update_class_paths
 from fashion_cnn.train import main as train_main
 from fashion_cnn.train import train
 
-OLD_PATHS = {new: old for old, new in MOVED.items()}
+OLD_PATHS = {new: old for old, new in MOVED_CLASSES.items()}
 
 
-def renamed_to_old(part):
-    """The same containers with the class paths of before."""
+def with_old_paths(part):
+    """Replace present class paths in containers by the old ones."""
     if isinstance(part, dict):
         return {
-            key: OLD_PATHS.get(value, value) if key == "_target_" else renamed_to_old(value)
+            key: OLD_PATHS.get(value, value) if key == "_target_" else with_old_paths(value)
             for key, value in part.items()
         }
-    return [renamed_to_old(value) for value in part] if isinstance(part, list) else part
+    return [with_old_paths(value) for value in part] if isinstance(part, list) else part
 
 
-def targets_of(part):
-    """All class paths in containers."""
+def class_paths_in(part):
+    """Return all class paths in containers."""
     if isinstance(part, dict):
-        own = {part["_target_"]} if isinstance(part.get("_target_"), str) else set()
-        return own.union(*map(targets_of, part.values()))
-    return set().union(*map(targets_of, part)) if isinstance(part, list) else set()
+        paths = {part["_target_"]} if isinstance(part.get("_target_"), str) else set()
+        return paths.union(*map(class_paths_in, part.values()))
+    return set().union(*map(class_paths_in, part)) if isinstance(part, list) else set()
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def trained(tmp_path_factory):
     chosen = [override for override in TINY_DATA if not override.startswith(("callbacks=", "trainer.max_epochs="))]
     run = Run(folder / "run")
     train(compose(overrides=[*chosen, *overrides, f"runs_dir='{folder}'"]), directory=run.path)
-    settings = renamed_to_old(OmegaConf.to_container(OmegaConf.load(run.config_file)))
+    settings = with_old_paths(OmegaConf.to_container(OmegaConf.load(run.config_file)))
     run.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     for file in (run.best_checkpoint, run.last_checkpoint):
         checkpoint = torch.load(file, weights_only=True)
-        checkpoint["hyper_parameters"] = renamed_to_old(checkpoint["hyper_parameters"])
+        checkpoint["hyper_parameters"] = with_old_paths(checkpoint["hyper_parameters"])
         torch.save(checkpoint, file)
     return run
 
@@ -64,17 +64,17 @@ def old_run(trained, tmp_path):
     return Run(shutil.copytree(trained.path, tmp_path / "run"))
 
 
-def test_the_run_names_classes_by_their_old_paths(old_run):
-    settings = targets_of(OmegaConf.to_container(OmegaConf.load(old_run.config_file)))
-    described = targets_of(torch.load(old_run.weights, weights_only=True)["hyper_parameters"])
+def test_the_fixture_names_classes_by_their_old_paths(old_run):
+    settings = class_paths_in(OmegaConf.to_container(OmegaConf.load(old_run.config_file)))
+    described = class_paths_in(torch.load(old_run.weights, weights_only=True)["hyper_parameters"])
     assert "fashion_cnn.training.averaging.WarmedEMAWeightAveraging" in settings
     assert "fashion_cnn.training.early_stopping.ResumableEarlyStopping" in settings
     assert "fashion_cnn.analysis.histograms.Histograms" in settings
     assert {"fashion_cnn.models.muon.Muon", "fashion_cnn.models.schedules.linear"} <= settings & described
 
 
-@pytest.mark.parametrize(("old", "new"), MOVED.items())
-def test_a_moved_class_is_where_the_table_says_and_no_longer_where_it_was(old, new):
+@pytest.mark.parametrize(("old", "new"), MOVED_CLASSES.items())
+def test_moved_classes_exist_at_their_new_path_only(old, new):
     module, _, name = new.rpartition(".")
     assert hasattr(importlib.import_module(module), name)
     module, _, name = old.rpartition(".")
@@ -104,7 +104,7 @@ def test_an_old_run_is_loaded(old_run):
     assert network(torch.zeros(1, *network.image_shape)).shape == (1, network.num_classes)
 
 
-def test_an_old_checkpoint_is_loaded_and_makes_its_optimizer(old_run):
+def test_an_old_checkpoint_is_loaded_with_its_optimizer(old_run):
     module = ImageClassifier.load_from_checkpoint(old_run.weights, map_location="cpu", weights_only=True)
     optimizer, _ = module.make_optimizer(total_steps=10)
     assert isinstance(optimizer, Muon)
@@ -121,6 +121,22 @@ def test_a_config_that_names_an_old_path_trains(tmp_path):
     assert run.config().callbacks.ema._target_ == "fashion_cnn.training.callbacks.WarmedEMAWeightAveraging"
 
 
-def test_other_values_than_class_paths_stay():
+def test_values_other_than_class_paths_are_unchanged():
     part = {"name": "fashion_cnn.models.muon.Muon", "layers": [{"_target_": "torch.nn.ReLU"}], "rate": 0.1}
-    assert current_targets(part) == part
+    assert update_class_paths(part) == part
+
+
+def test_an_old_run_with_the_former_key_of_detected_is_evaluated(picture_folder, tmp_path, command):
+    chosen = ["data=image_folder", f"data.root='{picture_folder}'", "data.batch_size=8", "model=tiny"]
+    short = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=essential", f"runs_dir='{tmp_path}'"]
+    run = Run(tmp_path / "run")
+    train(compose(overrides=[*chosen, *short]), directory=run.path)
+    settings = OmegaConf.to_container(OmegaConf.load(run.config_file))
+    detected = settings["data"].pop("detected")
+    assert detected["class_names"] == ["dark", "light"]
+    settings["data"]["found"] = detected
+    run.config_file.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    assert run.config().data.detected == detected
+    assert "found" not in run.config().data
+    status, _, err = command(evaluate, f"run={run.path}", "format=json")
+    assert status == 0, err

@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fashion_cnn.runs.overrides import makes_the_training, quote_text, quoted, unquote_text
+from fashion_cnn.runs.overrides import affects_training, quote_override, quote_value, unquote_override
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ from fashion_cnn.runs.overrides import makes_the_training, quote_text, quoted, u
         "C:\\d\\'q",
     ],
 )
-def test_a_path_reaches_the_config_as_typed(value):
-    (override,) = OverridesParser.create().parse_overrides([quote_text(f"data.root={value}")])
+def test_paths_reach_the_config_unchanged(value):
+    (override,) = OverridesParser.create().parse_overrides([quote_override(f"data.root={value}")])
     assert override.value() == value
-    assert unquote_text(quote_text(f"data.root={value}")) == f"data.root={value}"
+    assert unquote_override(quote_override(f"data.root={value}")) == f"data.root={value}"
 
 
 @pytest.mark.parametrize(
     "argument", ["data.root='a,b'", "data.root=null", "optimizer.lr=1,2", "runs_dir=", "runs=[]", "resume=${x}"]
 )
-def test_what_is_quoted_or_no_path_is_left_alone(argument):
-    assert quote_text(argument) == argument
+def test_quoted_values_and_other_keys_are_not_quoted_again(argument):
+    assert quote_override(argument) == argument
 
 
 @pytest.mark.parametrize(
@@ -48,22 +48,22 @@ def test_what_is_quoted_or_no_path_is_left_alone(argument):
         ("[]", []),
     ],
 )
-def test_several_paths_are_a_list(tmp_path, monkeypatch, typed, paths):
+def test_bracketed_paths_are_parsed_as_a_list(tmp_path, monkeypatch, typed, paths):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there, too.png").touch()
-    (override,) = OverridesParser.create().parse_overrides([quote_text(f"images={typed}")])
+    (override,) = OverridesParser.create().parse_overrides([quote_override(f"images={typed}")])
     assert override.value() == paths
 
 
-def test_a_path_in_brackets_that_is_there_is_one(tmp_path):
+def test_an_existing_path_in_brackets_is_one_path(tmp_path):
     (tmp_path / "[a,b]").touch()
-    (override,) = OverridesParser.create().parse_overrides([quote_text(f"images={tmp_path}/[a,b]")])
+    (override,) = OverridesParser.create().parse_overrides([quote_override(f"images={tmp_path}/[a,b]")])
     assert override.value() == f"{tmp_path}/[a,b]"
 
 
 @pytest.mark.parametrize("text", ['a\\"b', "a\\'b", "(x),[y]", ""])
 def test_any_text_can_be_quoted(text):
-    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"key={quote_value(text)}"])
     assert override.value() == text
 
 
@@ -80,5 +80,5 @@ def test_any_text_can_be_quoted(text):
         ("resume=latest", False),
     ],
 )
-def test_where_things_lie_does_not_make_the_training(override, makes):
-    assert makes_the_training(override) == makes
+def test_locations_do_not_affect_the_training(override, makes):
+    assert affects_training(override) == makes

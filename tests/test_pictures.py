@@ -1,4 +1,4 @@
-"""Picture files of any kind: which are meant, how they are decoded, what a network is shown of them."""
+"""Finding, decoding and preparing picture files."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation, TooManyPixelsError, UnreadablePictureError, decode, find_pictures
-from fashion_cnn.pictures.preparation import _tensor as pixels_of
+from fashion_cnn.pictures.preparation import _tensor as to_tensor
 
 FRAME = (1, 28, 28)
 
@@ -24,8 +24,8 @@ def encoded(picture, kind="PNG", **options):
     return file.getvalue()
 
 
-def png_that_claims(width, height):
-    """A PNG of a hundred bytes whose header says so many pixels."""
+def png_with_header_size(width, height):
+    """A PNG of a hundred bytes whose header claims this size."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -34,9 +34,9 @@ def png_that_claims(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def garment(size=(600, 800), ground=(255, 255, 255), colour=(40, 60, 120), inset=0.25):
+def garment(size=(600, 800), background=(255, 255, 255), colour=(40, 60, 120), inset=0.25):
     """A dress of one colour: narrow above, wide below."""
-    picture = Image.new("RGB", size, ground)
+    picture = Image.new("RGB", size, background)
     width, height = size
     box = [(0.4, 0), (0.6, 0), (0.75, 1), (0.25, 1)]
     points = [((inset + x * (1 - 2 * inset)) * width, (inset + y * (1 - 2 * inset)) * height) for x, y in box]
@@ -54,18 +54,18 @@ def garment(size=(600, 800), ground=(255, 255, 255), colour=(40, 60, 120), inset
         (b"only a text\n", "it holds text"),
         (encoded(garment(), "JPEG")[:3000], "is damaged .*truncated"),
         (encoded(garment())[:1000], "is damaged"),
-        (png_that_claims(1, 1), "is damaged"),
-        (b"\xff\xd8\xff" + bytes(40), "is damaged, or of a rare kind"),
-        (png_that_claims(50_000, 50_000), "too large"),
-        (png_that_claims(12_000, 11_000), r"too large \(12,000 x 11,000 pixels"),
+        (png_with_header_size(1, 1), "is damaged"),
+        (b"\xff\xd8\xff" + bytes(40), "is damaged or of a rare kind"),
+        (png_with_header_size(50_000, 50_000), "too large"),
+        (png_with_header_size(12_000, 11_000), r"too large \(12,000 x 11,000 pixels"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC picture"),
-        (bytes(range(256)), "no picture of a kind that is read here"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
+        (bytes(range(256)), "not a picture of a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
     ],
     ids=["empty", "text", "cut JPEG", "cut PNG", "no rows", "header", "bomb", "too large", "HEIC", "noise", "EPS"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_picture_has_its_reason(tmp_path, content, reason):
+def test_unreadable_files_raise_with_a_reason(tmp_path, content, reason):
     path = tmp_path / "picture.png"
     path.write_bytes(content)
     for source in (path, content):
@@ -73,19 +73,19 @@ def test_what_is_no_picture_has_its_reason(tmp_path, content, reason):
             decode(source)
 
 
-def test_a_picture_is_known_by_its_content_and_not_by_its_name(tmp_path):
+def test_the_format_is_detected_by_content_not_by_name(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_bytes(encoded(garment(), "GIF"))
     assert decode(path).size == (600, 800)
 
 
 @pytest.mark.parametrize(
-    ("made", "mode"),
+    ("source_mode", "mode"),
     [("1", "L"), ("L", "L"), ("LA", "LA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("CMYK", "RGB")],
 )
-def test_each_mode_comes_out_in_eight_bits_with_its_colours(made, mode):
-    kind = "TIFF" if made == "CMYK" else "PNG"
-    decoded = decode(encoded(Image.new("RGB", (4, 4), (255, 255, 255)).convert(made), kind))
+def test_each_mode_is_decoded_to_eight_bits_with_its_colours(source_mode, mode):
+    kind = "TIFF" if source_mode == "CMYK" else "PNG"
+    decoded = decode(encoded(Image.new("RGB", (4, 4), (255, 255, 255)).convert(source_mode), kind))
     assert decoded.mode == mode
     assert np.asarray(decoded.convert("RGB")).min() == 255
 
@@ -107,20 +107,20 @@ def test_each_mode_comes_out_in_eight_bits_with_its_colours(made, mode):
         (np.array([[100_000, 100_000]], np.int32), [0, 0]),
     ],
 )
-def test_more_than_eight_bits_are_scaled_not_cut(values, expected):
+def test_more_than_eight_bits_are_scaled_not_clipped(values, expected):
     decoded = decode(encoded(Image.fromarray(values), "TIFF"))
     assert decoded.mode == "L"
     assert np.asarray(decoded)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("tag", [281, 341], ids=["MaxSampleValue", "SMaxSampleValue"])
-def test_the_lightest_value_that_a_tiff_has_is_not_the_lightest_it_can_have(tag):
+def test_tags_of_the_sample_maximum_do_not_change_the_range_of_a_tiff(tag):
     values = np.array([[0, 500, 1000]], np.uint16)
     decoded = decode(encoded(Image.fromarray(values), "TIFF", tiffinfo={tag: 1000}))
     assert np.asarray(decoded).max() == round(1000 * 255 / 65535)
 
 
-def test_a_tiff_of_twelve_bits_is_scaled_from_twelve():
+def test_a_twelve_bit_tiff_is_scaled_from_twelve_bits():
     rows = bytes([0x00, 0x07, 0xFF, 0xFF, 0xF0, 0x00])  # 0, 2047, 4095, 0
     tags = [(256, 3, 4), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1), (278, 3, 1)]
     tags.append((279, 4, len(rows)))
@@ -129,7 +129,7 @@ def test_a_tiff_of_twelve_bits_is_scaled_from_twelve():
     assert np.asarray(decode(tiff.ljust(122, b"\0") + rows))[0].tolist() == [0, 127, 255, 0]
 
 
-def test_a_colour_that_stands_for_transparent_is(tmp_path):
+def test_a_transparent_palette_colour_becomes_transparent(tmp_path):
     picture = Image.new("P", (4, 4), 1)
     picture.putpalette([255, 0, 0, 0, 0, 255])
     picture.putpixel((0, 0), 0)
@@ -139,13 +139,13 @@ def test_a_colour_that_stands_for_transparent_is(tmp_path):
     assert decoded.getpixel((1, 0)) == (0, 0, 255, 255)
 
 
-def test_of_an_animation_the_first_frame_counts():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.new("L", (4, 4), value) for value in (10, 200)]
     decoded = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert decoded.convert("L").getpixel((0, 0)) == 10
 
 
-def test_a_photograph_is_turned_upright():
+def test_a_photograph_is_rotated_by_its_exif_orientation():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned, so its left column is the top row
     picture = Image.new("L", (60, 40))
@@ -156,17 +156,17 @@ def test_a_photograph_is_turned_upright():
     assert decoded.getpixel((20, 50)) < 5
 
 
-def test_damaged_exif_turns_nothing():
+def test_damaged_exif_is_ignored():
     picture = garment((60, 40))
     assert decode(encoded(picture, "JPEG", exif=b"Exif\0\0MM nothing of the kind")).size == (60, 40)
 
 
-def test_large_pictures_are_shrunk_to_what_is_enough():
+def test_large_pictures_are_reduced_to_at_least_min_pixels():
     for kind in ("PNG", "JPEG"):
-        decoded = decode(encoded(garment((1200, 1600)), kind), enough=150 * 200)
+        decoded = decode(encoded(garment((1200, 1600)), kind), min_pixels=150 * 200)
         assert 150 * 200 <= decoded.width * decoded.height <= 4 * 150 * 200
         assert decoded.width / decoded.height == 0.75
-    assert decode(encoded(garment((60, 80))), enough=100 * 100).size == (60, 80)
+    assert decode(encoded(garment((60, 80))), min_pixels=100 * 100).size == (60, 80)
 
 
 # Preparation
@@ -182,7 +182,7 @@ def item_box(image):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_of_the_networks_size_is_taken_pixel_for_pixel(channels):
+def test_a_picture_of_the_networks_size_keeps_its_pixels(channels):
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 100, (28, 28), dtype=np.uint8)
     grey = Image.fromarray(pixels)
@@ -190,26 +190,26 @@ def test_a_picture_of_the_networks_size_is_taken_pixel_for_pixel(channels):
     for same in (grey, grey.convert("RGB"), grey.convert("LA"), grey.convert("RGBA")):
         assert preparation(same).shape == (channels, 28, 28)
         assert (preparation(same).numpy() == pixels).all()
-    assert (preparation(Image.fromarray(255 - pixels)).numpy() == pixels).all(), "light ground is seen to be negated"
+    assert (preparation(Image.fromarray(255 - pixels)).numpy() == pixels).all(), "a light background is negated"
     never = Preparation((channels, 28, 28), invert="never")
     assert (never(Image.fromarray(255 - pixels)).numpy() == 255 - pixels).all()
     assert (Preparation((channels, 28, 28), invert="always")(grey).numpy() == 255 - pixels).all()
 
 
-@pytest.mark.parametrize("ground", [255, 225, 128, 40, 0])
+@pytest.mark.parametrize("background", [255, 225, 128, 40, 0])
 @pytest.mark.parametrize("inset", [0, 0.2, 0.4])
-def test_the_item_fills_the_frame_as_a_contrast_to_its_ground_light_or_dark(ground, inset):
-    colour = 120 if ground in (255, 225, 0) else 230
-    image = prepared(garment(ground=(ground,) * 3, colour=(colour,) * 3, inset=inset))
+def test_the_item_fills_the_frame_on_a_light_or_dark_background(background, inset):
+    colour = 120 if background in (255, 225, 0) else 230
+    image = prepared(garment(background=(background,) * 3, colour=(colour,) * 3, inset=inset))
     left, top, right, bottom = item_box(image)
     assert (top, bottom) == (0, 28)
     assert 8 <= right - left <= 14
-    assert 0 <= left - (28 - right) <= 1, "in the middle, an odd pixel to the left"
+    assert 0 <= left - (28 - right) <= 1, "centred, an odd pixel to the left"
     assert image[10:20, 13:15].float().mean() > 200
     assert image[:, :5].max() <= 12
 
 
-def test_where_it_lies_and_its_colours_change_nothing_that_matters():
+def test_position_and_colours_of_the_item_hardly_change_the_result():
     reference = prepared(garment(), sharpening=0).float()
     shifted = Image.new("RGB", (1500, 900), (255, 255, 255))
     shifted.paste(garment(), (850, 90))
@@ -221,21 +221,21 @@ def test_where_it_lies_and_its_colours_change_nothing_that_matters():
 
 
 def cut_out(colour):
-    """A garment of that colour; around it all is transparent, and of a colour that nobody sees."""
-    item = garment(ground=(0, 255, 0), colour=colour)
+    """A garment of that colour on transparent green."""
+    item = garment(background=(0, 255, 0), colour=colour)
     return Image.merge("RGBA", (*item.split(), garment().convert("L").point(lambda value: 255 * (value < 255))))
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (225, 230, 235), (120, 40, 30), (0, 0, 0)])
-def test_an_item_that_is_cut_out_is_seen_whatever_its_colour(colour):
+def test_an_item_on_transparency_is_visible_in_any_colour(colour):
     reference = prepared(garment(), sharpening=0).float()
     assert (prepared(cut_out(colour), sharpening=0) - reference).abs().mean() < 6
     small = cut_out(colour).resize((28, 28))
     _, top, _, bottom = item_box(prepared(small))
-    assert 5 <= top < bottom <= 23, "of the network's size it keeps its frame"
+    assert 5 <= top < bottom <= 23, "a picture of the network's size keeps its frame"
 
 
-def test_a_light_card_with_round_corners_keeps_them_light():
+def test_transparent_corners_of_a_light_card_stay_light():
     card = garment(colour=(200, 60, 40), inset=0.2)
     plain = prepared(card)
     mask = Image.new("L", card.size)
@@ -244,45 +244,45 @@ def test_a_light_card_with_round_corners_keeps_them_light():
     assert (prepared(card) - plain.int()).abs().max() <= 2
 
 
-def test_what_was_not_cut_out_shows_the_ground_that_was_said():
+def test_without_cut_out_transparency_shows_the_background_setting():
     preparation = Preparation((3, 30, 20), cut_out=False, background=40)
     assert preparation(cut_out((255, 255, 255)))[:, 0, 0].tolist() == [40, 40, 40]
     assert Preparation((3, 30, 20), cut_out=False)(cut_out((255, 255, 255))).min() == 255
 
 
-def test_noise_of_a_camera_does_not_hide_the_item():
+def test_camera_noise_does_not_hide_the_item():
     noise = 6 * np.random.default_rng(0).standard_normal((1000, 800, 3), dtype=np.float32)
-    noisy = (np.asarray(garment((800, 1000), ground=(225,) * 3)) + noise).clip(0, 255).astype(np.uint8)
+    noisy = (np.asarray(garment((800, 1000), background=(225,) * 3)) + noise).clip(0, 255).astype(np.uint8)
     left, top, right, bottom = item_box(prepared(Image.fromarray(noisy)))
     assert (top, bottom) == (0, 28)
     assert right - left <= 14
 
 
-def test_a_scene_without_a_plain_ground_is_shown_whole():
+def test_a_scene_without_a_plain_background_is_kept_whole():
     scene = Image.linear_gradient("L").convert("RGB").resize((400, 300))
     image = prepared(scene)
     assert item_box(image)[0] == 0
     assert item_box(image)[2] == 28
     assert image[:3].max() == 0, "the sides of the frame are black"
     column = image[5:23, 14].int()
-    assert (column.diff() < 0).all(), "light ground is seen to be negated"
+    assert (column.diff() < 0).all(), "a light background is negated"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (28, 29), (8000, 8000), (5000, 1)])
-def test_nothing_on_its_ground_is_black(size):
+def test_a_picture_of_one_colour_becomes_black(size):
     assert prepared(Image.new("L", size, 200)).max() == 0
 
 
-def test_what_was_not_cut_out_keeps_its_colours_and_its_ground():
+def test_without_cut_out_colours_and_background_are_kept():
     preparation = Preparation((3, 20, 30), cut_out=False)
-    image = preparation(garment((100, 100), ground=(250, 200, 150)))
+    image = preparation(garment((100, 100), background=(250, 200, 150)))
     assert image.shape == (3, 20, 30)
     assert image[:, 0, 0].tolist() == [250, 200, 150]
     assert image[:, 12, 15].tolist() == [40, 60, 120]
-    assert pixels_of(garment((30, 20))).equal(preparation(garment((30, 20))))
+    assert to_tensor(garment((30, 20))).equal(preparation(garment((30, 20))))
 
 
-def test_outlines_are_as_steep_as_in_the_training_images():
+def test_outlines_are_as_sharp_as_in_the_training_images():
     edges = []
     for tenth in range(10):
         image = prepared(garment((600, 803 + 7 * tenth), inset=0.1 + 0.013 * tenth)).float()
@@ -310,53 +310,53 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def names(found):
-    return [str(path) for path in found.paths]
+def names(files):
+    return [str(path) for path in files.paths]
 
 
-def test_a_folder_is_what_is_a_picture_or_says_so(folder):
-    found = find_pictures("photos")
-    assert names(found) == [
+def test_a_folder_gives_files_that_are_pictures_or_named_like_one(folder):
+    files = find_pictures("photos")
+    assert names(files) == [
         "photos/a,b (1)=é.png",
         "photos/b 1.png",
         "photos/no name",
         "photos/text.png",
         "photos/deep/c.JPG",
     ]
-    assert found.left_out == 1
+    assert files.skipped == 1
 
 
-def test_globs_and_lists_name_each_file_once(folder):
+def test_globs_and_lists_give_each_file_once(folder):
     assert names(find_pictures("photos/*.png")) == ["photos/a,b (1)=é.png", "photos/b 1.png", "photos/text.png"]
     assert names(find_pictures("photos/**/c.*")) == ["photos/deep/c.JPG"]
     assert names(find_pictures(["photos/notes.md", "photos/deep", f"{folder}/photos/deep/c.JPG"])) == [
         "photos/notes.md",
         "photos/deep/c.JPG",
-    ], "a file that is named itself is tried"
+    ], "a named file is always included"
 
 
-def test_what_cannot_be_looked_into_is_told_as_a_file_that_cannot_be_read(folder, monkeypatch):
-    listed, looked, opened = os.scandir, os.stat, io.open
+def test_folders_and_files_without_permission_are_reported_as_unreadable(folder, monkeypatch):
+    scandir, stat, open_file = os.scandir, os.stat, io.open
 
     def refuse(path):
         if os.fspath(path).endswith(("deep", "b 1.png")):
             raise PermissionError(13, "Permission denied", str(path))
 
-    def refusing(ask):
-        return lambda path, *further, **named: refuse(path) or ask(path, *further, **named)
+    def refusing(function):
+        return lambda path, *args, **kwargs: refuse(path) or function(path, *args, **kwargs)
 
-    # As for anyone but root.
-    monkeypatch.setattr("os.scandir", lambda path: refuse(path) if str(path).endswith("deep") else listed(path))
-    monkeypatch.setattr("os.stat", refusing(looked))
-    monkeypatch.setattr("builtins.open", refusing(opened))
-    found = find_pictures("photos")
-    assert {"photos/deep", "photos/b 1.png", "photos/no name"} <= {*names(found)}
-    for refused in ("photos/deep", "photos/b 1.png"):
+    # Permissions do not apply to root, so they are simulated.
+    monkeypatch.setattr("os.scandir", lambda path: refuse(path) if str(path).endswith("deep") else scandir(path))
+    monkeypatch.setattr("os.stat", refusing(stat))
+    monkeypatch.setattr("builtins.open", refusing(open_file))
+    files = find_pictures("photos")
+    assert {"photos/deep", "photos/b 1.png", "photos/no name"} <= {*names(files)}
+    for unreadable in ("photos/deep", "photos/b 1.png"):
         with pytest.raises(UnreadablePictureError, match=r"cannot be read \(Permission denied\)"):
-            decode(Path(refused))
+            decode(Path(unreadable))
 
 
-def test_linked_folders_are_looked_into_once_however_they_lie(folder):
+def test_linked_folders_are_searched_once_even_in_a_cycle(folder):
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "e.png").write_bytes(encoded(garment((30, 40))))
     (folder / "photos" / "linked").symlink_to(folder / "elsewhere")
@@ -366,27 +366,27 @@ def test_linked_folders_are_looked_into_once_however_they_lie(folder):
 
 
 @pytest.mark.parametrize(
-    ("reference", "said"),
+    ("reference", "message"),
     [
         ("nowhere", "nowhere does not exist"),
-        ("*.bmp", r"\*.bmp matches no picture, no file at all"),
-        ("photos/*.md", "matches no picture, one file that is none"),
-        ("empty", "empty holds no picture, no file at all"),
+        ("*.bmp", r"\*.bmp matches no picture \(0 other files\)"),
+        ("photos/*.md", r"matches no picture \(1 other file\)"),
+        ("empty", r"empty holds no picture \(0 other files\)"),
         ("/dev/null", "neither a file nor a folder"),
         ([], r"images=\[\] names no picture"),
     ],
 )
-def test_what_names_no_picture_is_said(folder, reference, said):
+def test_a_reference_without_pictures_raises(folder, reference, message):
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         find_pictures(reference)
 
 
-def test_a_large_picture_is_unpacked_only_where_it_fits(tmp_path):
+def test_a_picture_above_max_pixels_is_not_decoded(tmp_path):
     photograph = garment((1200, 1000))
-    limits = {"enough": 784, "most": 1_000_000}
-    assert decode(encoded(photograph, "JPEG"), **limits).size[0] < 100, "a JPEG shrinks as it is unpacked"
+    limits = {"min_pixels": 784, "max_pixels": 1_000_000}
+    assert decode(encoded(photograph, "JPEG"), **limits).size[0] < 100, "a JPEG is reduced while it is decoded"
     for content in (encoded(photograph), encoded(photograph, "JPEG", progressive=True)):
         with pytest.raises(TooManyPixelsError, match="1,200 x 1,000 pixels; 1 million"):
             decode(content, **limits)
-        assert decode(content, enough=784).size[0] < 100
+        assert decode(content, min_pixels=784).size[0] < 100

@@ -1,10 +1,10 @@
-"""The report, from stored figures alone."""
+"""The report, written from stored metrics."""
 
 import numpy as np
 import pytest
 
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.analysis.report import describe_curves, describe_gap, summary, write_report
+from fashion_cnn.analysis.report import describe_curves, describe_gap, results_summary, write_report
 from fashion_cnn.plots.training import plot_curves
 from fashion_cnn.runs import Run
 
@@ -12,7 +12,7 @@ from fashion_cnn.runs import Run
 def history(train, val):
     return History(
         epochs=np.arange(1, len(val) + 1),
-        figures={"train/loss": np.array(train), "val/loss": np.array(val), "running/loss": np.array(val) + 1},
+        metrics={"train/loss": np.array(train), "val/loss": np.array(val), "running/loss": np.array(val) + 1},
     )
 
 
@@ -59,58 +59,59 @@ RESULTS = {
 }
 
 
-def test_rising_validation_loss_is_told_with_its_epoch():
-    said = describe_curves(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
-    assert "lowest, 0.4000, after epoch 2 of 4, and ended at 0.5000" in said
-    assert "from 0.3000 to 0.1000" in said
-    assert "From epoch 3 on" in said
+def test_report_dates_the_rise_of_the_validation_loss():
+    text = describe_curves(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
+    assert "lowest, 0.4000, after epoch 2 of 4, and ended at 0.5000" in text
+    assert "from 0.3000 to 0.1000" in text
+    assert "From epoch 3 on" in text
 
 
-def test_falling_validation_loss_is_told_as_such():
-    said = describe_curves(history([0.4, 0.3], [0.5, 0.4]), RESULTS)
-    assert "still at its lowest, 0.4000, after the last epoch (2)" in said
+def test_report_says_that_validation_loss_was_lowest_at_the_end():
+    text = describe_curves(history([0.4, 0.3], [0.5, 0.4]), RESULTS)
+    assert "lowest, 0.4000, after the last epoch (2)" in text
 
 
-def test_a_gap_is_told_in_images_and_with_what_chance_can_do():
-    said = describe_gap(RESULTS)
-    assert "+2.00 points, 20 images in a thousand (interval +1.10 to +2.90, which leaves zero out)" in said
-    assert "+2.50 points, 25 images in a thousand (interval -0.10 to +5.00, which holds zero: it may be chance)" in said
-    assert "After the last measured epoch (4) the gap to validation was +3.00 points" in said
-    assert "in Shirt and Coat" in said
+def test_gap_is_described_in_images_with_its_interval_and_significance():
+    text = describe_gap(RESULTS)
+    assert "+2.00 points, 20 of 1,000 images (95% interval +1.10 to +2.90, which excludes zero)" in text
+    chance = "which contains zero: it may be chance"
+    assert f"+2.50 points, 25 of 1,000 images (95% interval -0.10 to +5.00, {chance})" in text
+    assert "After the last measured epoch (4) the gap to validation was +3.00 points" in text
+    assert "from Shirt and Coat" in text
 
 
-def test_the_verdict_comes_first_and_what_to_try_last():
-    said = summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
-    assert said.startswith("**Verdict: overfitting.** By the rule: the rule.")
-    assert said.endswith("- stop earlier:\n  `python -m fashion_cnn.train callbacks=early_stopping`")
+def test_summary_starts_with_the_verdict_and_ends_with_the_advice():
+    text = results_summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
+    assert text.startswith("**Verdict: overfitting.** Rule: the rule.")
+    assert text.endswith("- stop earlier:\n  `python -m fashion_cnn.train callbacks=early_stopping`")
 
 
-def test_no_validation_is_no_gap():
-    without = History(epochs=np.array([1, 2]), figures={"running/loss": np.array([2.0, 1.0])})
-    assert "No validation pass was made" in summary(without, {})
+def test_summary_without_validation_has_no_verdict():
+    without = History(epochs=np.array([1, 2]), metrics={"running/loss": np.array([2.0, 1.0])})
+    assert "no validation pass was made" in results_summary(without, {})
 
 
-def test_the_figure_shows_loss_above_accuracy_with_both_curves():
+def test_curves_plot_shows_loss_above_accuracy_for_both_splits():
     curves = history([0.4, 0.3], [0.5, 0.4])
     loss, accuracy = plot_curves(curves, title="t", best_epoch=2).axes
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
-    drawn = {line.get_label(): list(line.get_ydata()) for line in loss.lines}
-    assert drawn["train probe"] == [0.4, 0.3]
-    assert drawn["validation"] == [0.5, 0.4]
-    assert "best epoch (2)" in drawn
+    lines = {line.get_label(): list(line.get_ydata()) for line in loss.lines}
+    assert lines["train probe"] == [0.4, 0.3]
+    assert lines["validation"] == [0.5, 0.4]
+    assert "best epoch (2)" in lines
 
 
 @pytest.mark.parametrize("missing", ["", "test"])
-def test_a_report_is_written_from_the_runs_files(tmp_path, missing):
+def test_report_is_written_from_the_files_of_the_run(tmp_path, missing):
     run = Run(tmp_path)
     run.metrics_file.write_text("epoch,step,train/loss,val/loss\n0,8,0.4,0.5\n1,16,0.3,\n")
     assert np.isnan(read_history(run)["val/loss"][1])
     assert np.isnan(read_history(run)["never/measured"]).all()
     results = {name: value for name, value in RESULTS.items() if not missing or missing not in name}
     write_report(run, results)
-    assert (run.figures / "curves.png").stat().st_size > 10_000
+    assert (run.plots / "curves.png").stat().st_size > 10_000
     assert "figures/curves.png" in run.report_file.read_text()
-    assert "figures/confusion.png" not in run.report_file.read_text(), "not drawn"
+    assert "figures/confusion.png" not in run.report_file.read_text(), "the run has no such plot"
     text = run.report_file.read_text()
     assert "| train probe | 0.1000 | 0.9600 |" in text
     assert ("| test | not measured |" in text) == bool(missing)

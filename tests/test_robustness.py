@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -13,10 +15,12 @@ from fashion_cnn.evaluation.robustness import (
     CorruptionErrors,
     Robustness,
     corruption_errors,
-    measure_robustness,
+    evaluate_robustness,
     read_robustness,
 )
 from fashion_cnn.evaluation.robustness_report import plot_robustness
+from fashion_cnn.inference.network import NetworkRunner
+from fashion_cnn.models import ImageClassifier
 
 
 @pytest.fixture
@@ -25,92 +29,99 @@ def images():
 
 
 def by_brightness(images):
-    """Logits of a network that takes images for class 1 whose mean is above 128."""
+    """Logits of a network that predicts class 1 for images with a mean above 128."""
     excess = images.float().mean((1, 2, 3)) - 128
     return torch.stack([-excess, excess], dim=1)
 
 
-def made_up(accuracy, **others):
-    """A measurement on a hundred images."""
+def robustness(accuracy, **others):
+    """A result on a hundred images, with the same accuracy at all severities."""
     strengths = {name: (1.0, 2.0, 3.0, 4.0, 5.0) for name in accuracy}
     values = {
         "clean": 0.9,
         "standard_error": 0.01,
         "images": 100,
-        "data_sha256": "these",
+        "data_sha256": "images",
         "seed": 0,
         "strengths": strengths,
     }
     return Robustness(accuracy={name: (value,) * 5 for name, value in accuracy.items()}, **values | others)
 
 
-def test_each_accuracy_is_that_on_the_images_under_the_one_corruption(images):
+def test_each_accuracy_is_that_on_the_images_under_one_corruption(images):
     targets = (images.float().mean((1, 2, 3)) > 128).long()
     targets[:7] = 1 - targets[:7]
-    result = measure_robustness(by_brightness, images, targets, seed=3)
+    result = evaluate_robustness(by_brightness, images, targets, seed=3)
     assert result.clean == pytest.approx(0.9)
     assert list(result.accuracy) == list(CORRUPTIONS)
     for name, row in result.accuracy.items():
         for severity, accuracy in enumerate(row, start=1):
-            found = by_brightness(corrupt(images, name, severity, seed=3)).argmax(1)
-            assert accuracy == pytest.approx((found == targets).double().mean().item())
+            predicted = by_brightness(corrupt(images, name, severity, seed=3)).argmax(1)
+            assert accuracy == pytest.approx((predicted == targets).double().mean().item())
     assert result.mean == pytest.approx(torch.tensor(list(result.accuracy.values())).mean().item())
-    # A brighter image is one of class 1.
+    # Brighter images are of class 1.
     assert result.accuracy["brightness"][4] == pytest.approx(targets.double().mean().item())
 
 
-def test_the_batches_size_changes_nothing(images):
+def test_the_batch_size_does_not_change_the_result(images):
     targets = torch.zeros(70, dtype=torch.long)
     sizes = []
 
-    def classify(batch):
-        sizes.append(len(batch))
-        return by_brightness(batch)
+    class Brightness(nn.Module):
+        def forward(self, batch):
+            sizes.append(len(batch))
+            return by_brightness(batch)
 
-    results = [
-        measure_robustness(classify, images, targets, batch_size=size, corruptions=["rotation", "shot_noise"])
+    module = ImageClassifier(network=Brightness(), image_shape=images.shape[1:], num_classes=2)
+    sizes.clear()
+    networks = [
+        NetworkRunner(module, SimpleNamespace(normalise=torch.Tensor.float, eval_batch_size=size))
         for size in (7, 64, 1000)
     ]
-    assert results[0] == results[1] == results[2]
+    first, second, third = (
+        evaluate_robustness(network.logits, images, targets, corruptions=["rotation", "shot_noise"])
+        for network in networks
+    )
+    assert first == second == third
     assert set(sizes) == {7, 64, 6, 70}
 
 
 def test_another_seed_gives_other_images(images):
     targets = torch.zeros(70, dtype=torch.long)
     first, second = (
-        measure_robustness(by_brightness, images, targets, corruptions=["translation"], seed=seed) for seed in (0, 1)
+        evaluate_robustness(by_brightness, images, targets, corruptions=["translation"], seed=seed) for seed in (0, 1)
     )
     assert first.accuracy != second.accuracy
 
 
-def test_the_standard_error_of_the_mean_is_its_spread_over_draws_of_images():
+def test_the_standard_error_of_the_mean_equals_its_spread_over_samples():
     generator = torch.Generator().manual_seed(0)
     population = torch.randint(256, (4000, 1, 4, 4), generator=generator, dtype=torch.uint8)
     targets = (population[:, 0, 0, 0] > 128).long()
     parts = [
-        measure_robustness(by_brightness, images, labels, corruptions=["rotation", "contrast"])
+        evaluate_robustness(by_brightness, images, labels, corruptions=["rotation", "contrast"])
         for images, labels in zip(population.split(100), targets.split(100), strict=True)
     ]
     spread = torch.tensor([part.mean for part in parts]).std().item()
     assert sum(part.standard_error for part in parts) / len(parts) == pytest.approx(spread, rel=0.3)
 
 
-def test_the_progress_counts_every_pass_up_to_the_last(images):
-    told = []
-    measure_robustness(
+def test_progress_counts_every_pass(images):
+    calls = []
+    evaluate_robustness(
         by_brightness,
         images,
         torch.zeros(70, dtype=torch.long),
         corruptions=["scale", "contrast"],
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert told == [(done, 11) for done in range(1, 12)]
+    assert calls == [(done, 11) for done in range(1, 12)]
 
 
-def test_the_corruption_errors_are_those_worked_out_by_hand():
-    baseline = made_up({"rotation": 0.5, "contrast": 0.8})
+def test_corruption_errors_equal_a_hand_calculation():
+    baseline = robustness({"rotation": 0.5, "contrast": 0.8})
     result = replace(
-        made_up({"rotation": 0.5, "contrast": 0.8}),
+        robustness({"rotation": 0.5, "contrast": 0.8}),
         accuracy={"rotation": (0.9, 0.8, 0.7, 0.6, 0.5), "contrast": (0.8, 0.8, 0.8, 0.4, 0.2)},
     )
     errors = corruption_errors(result, baseline)
@@ -123,51 +134,51 @@ def test_the_corruption_errors_are_those_worked_out_by_hand():
 @pytest.mark.parametrize(
     "baseline",
     [
-        made_up({"rotation": 0.5}, seed=1),
-        made_up({"rotation": 0.5}, data_sha256="other"),
-        made_up({"rotation": 0.5}, strengths={"rotation": (1, 2, 3, 4, 6)}),
-        made_up({"contrast": 0.5}),
+        robustness({"rotation": 0.5}, seed=1),
+        robustness({"rotation": 0.5}, data_sha256="other"),
+        robustness({"rotation": 0.5}, strengths={"rotation": (1, 2, 3, 4, 6)}),
+        robustness({"contrast": 0.5}),
     ],
 )
-def test_a_baseline_of_other_spoilt_images_is_refused(baseline):
-    with pytest.raises(UserError, match="other corruptions or on other images"):
-        corruption_errors(made_up({"rotation": 0.7}), baseline)
+def test_a_baseline_of_other_corrupted_images_is_rejected(baseline):
+    with pytest.raises(UserError, match="other corruptions or other images"):
+        corruption_errors(robustness({"rotation": 0.7}), baseline)
 
 
-def test_a_baseline_without_errors_is_refused():
+def test_a_baseline_without_errors_is_rejected():
     with pytest.raises(UserError, match="no error under rotation"):
-        corruption_errors(made_up({"rotation": 0.7}), made_up({"rotation": 1.0}))
+        corruption_errors(robustness({"rotation": 0.7}), robustness({"rotation": 1.0}))
 
 
-def test_a_measurement_is_read_back_as_it_was_written(images, tmp_path):
-    result = measure_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["shear"])
+def test_a_result_survives_a_round_trip_through_json(images, tmp_path):
+    result = evaluate_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["shear"])
     (tmp_path / "robustness.json").write_text(json.dumps(result.to_dict()))
     assert read_robustness(tmp_path / "robustness.json") == result
     assert result.to_dict()["mean"] == result.mean
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"clean": 0.9}', '{"accuracy": 3, "strengths": {}}'])
-def test_a_file_that_is_no_measurement_is_told_by_name(tmp_path, content):
+def test_the_error_names_a_file_that_is_not_a_record(tmp_path, content):
     path = tmp_path / "robustness.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=r"robustness\.json is (missing|no record)"):
+    with pytest.raises(UserError, match=r"robustness\.json is (missing|not a robustness record)"):
         read_robustness(path)
 
 
-def test_a_corruption_that_there_is_not_is_refused(images):
+def test_an_unknown_corruption_is_rejected(images):
     with pytest.raises(UserError, match="no corruption 'fog'"):
-        measure_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["fog"])
+        evaluate_robustness(by_brightness, images, torch.zeros(70, dtype=torch.long), corruptions=["fog"])
 
 
-def test_the_heat_map_shows_every_accuracy_their_means_and_the_errors():
-    result = made_up({"rotation": 0.125, "shot_noise": 0.5}, clean=0.987)
+def test_the_heat_map_shows_accuracies_means_and_errors():
+    result = robustness({"rotation": 0.125, "shot_noise": 0.5}, clean=0.987)
     axes = Figure().subplots()
     plot_robustness(result, axes, title="t", errors=CorruptionErrors({"rotation": 81.0, "shot_noise": 93.0}))
     rows = {}
     for text in axes.texts:
         rows.setdefault(text.get_position()[1], []).append(text.get_text())
-    assert {row: sorted(shown) for row, shown in rows.items()} == {
+    assert {row: sorted(cells) for row, cells in rows.items()} == {
         0: ["98.7"],
         1: [*["12.5"] * 6, "81"],
         2: [*["50.0"] * 6, "93"],

@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +14,7 @@ from fashion_cnn.compare import main as compare_main
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.__main__ import main
+from fashion_cnn.runs.files import open_atomically
 
 
 def make_run(path, started, **results):
@@ -24,7 +28,7 @@ def make_run(path, started, **results):
 
 
 @pytest.fixture
-def three(tmp_path):
+def three_runs(tmp_path):
     """An older finished run, a newer one in a sweep, and the newest, unfinished."""
     return [
         make_run(
@@ -37,71 +41,88 @@ def three(tmp_path):
             seed=3,
         ),
         make_run(tmp_path / "sweep" / "time" / "lr-0.1", 200, test__accuracy=0.8),
-        make_run(tmp_path / "small" / "three", 300),
+        make_run(tmp_path / "small" / "three_runs", 300),
     ]
 
 
-def test_runs_are_found_at_any_depth_oldest_first(three, tmp_path):
-    assert runs.find_all(tmp_path) == three
+def test_runs_are_listed_at_any_depth_oldest_first(three_runs, tmp_path):
+    assert runs.list_runs(tmp_path) == three_runs
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "{ no yaml", "other: program\n"])
-def test_the_config_of_another_program_is_no_run(tmp_path, text):
+def test_the_config_of_another_program_is_not_listed(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
-    assert runs.find_all(tmp_path) == []
+    assert runs.list_runs(tmp_path) == []
 
 
-def test_latest_is_the_newest_finished_or_the_newest_unfinished(three, tmp_path):
-    assert runs.find_finished("latest", tmp_path) == three[1]
-    assert runs.find_unfinished("latest", tmp_path) == three[2]
+def test_latest_is_the_newest_finished_or_unfinished_run(three_runs, tmp_path):
+    assert runs.find_run("latest", tmp_path) == three_runs[1]
+    assert runs.find_unfinished_run("latest", tmp_path) == three_runs[2]
 
 
-def test_who_asks_how_a_run_stands_keeps_nobody_from_training_it(three, monkeypatch):
-    with (three[2].path / ".lock").open() as file:
+def test_a_process_that_reads_the_state_delays_training_and_does_not_disturb_other_readers(three_runs):
+    with (three_runs[2].path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        # Released while the one that trains waits.
-        monkeypatch.setattr("fashion_cnn.runs.run.time.sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
-        with three[2].locked():
-            assert three[2].state == "running"
+        assert three_runs[2].state == "stopped"
+        release = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        with three_runs[2].locked():
+            assert three_runs[2].state == "running"
+        release.join()
 
 
-def test_a_run_in_training_is_not_the_latest_unfinished(three, tmp_path):
-    with three[2].locked(), pytest.raises(UserError, match="no unfinished run"):
-        runs.find_unfinished("latest", tmp_path)
+def test_the_lock_ends_with_a_process_that_is_killed(three_runs):
+    code = (
+        "import sys; from pathlib import Path; from fashion_cnn.runs import Run\n"
+        "with Run(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, three_runs[2].path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        assert three_runs[2].state == "running"
+        with pytest.raises(UserError, match="is being trained by another process"), three_runs[2].locked():
+            pass
+        process.kill()
+    assert three_runs[2].state == "stopped"
 
 
-def test_a_missing_run_is_said_with_those_that_there_are(three, tmp_path):
+def test_latest_unfinished_skips_runs_in_training(three_runs, tmp_path):
+    with three_runs[2].locked(), pytest.raises(UserError, match="no unfinished run"):
+        runs.find_unfinished_run("latest", tmp_path)
+
+
+def test_a_missing_run_raises_with_the_newest_runs(three_runs, tmp_path):
     with pytest.raises(UserError, match="does not exist") as caught:
-        runs.find_finished(tmp_path / "smal", tmp_path)
-    assert str(three[2].path) in str(caught.value)
+        runs.find_run(tmp_path / "smal", tmp_path)
+    assert str(three_runs[2].path) in str(caught.value)
     with pytest.raises(UserError, match="is not a run"):
-        runs.find_finished(tmp_path, tmp_path)
+        runs.find_run(tmp_path, tmp_path)
     with pytest.raises(UserError, match="no finished run"):
-        runs.find_finished("latest", tmp_path / "empty")
+        runs.find_run("latest", tmp_path / "empty")
 
 
-def test_latest_says_which_run_it_is_and_a_run_that_was_stopped_that_it_was(three, tmp_path, capsys):
-    runs.find_finished("latest", tmp_path)
-    runs.find_unfinished("latest", tmp_path)
-    runs.find_finished(three[0].path, tmp_path)
-    runs.find_finished(three[2].path, tmp_path)
+def test_latest_and_unfinished_runs_are_reported_on_stderr(three_runs, tmp_path, capsys):
+    runs.find_run("latest", tmp_path)
+    runs.find_unfinished_run("latest", tmp_path)
+    runs.find_run(three_runs[0].path, tmp_path)
+    runs.find_run(three_runs[2].path, tmp_path)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        f"The newest finished run: {three[1].path}",
-        f"The newest unfinished run: {three[2].path}",
-        f"{three[2].path} is not finished (stopped): its weights are not its last word.",
+        f"The newest finished run: {three_runs[1].path}",
+        f"The newest unfinished run: {three_runs[2].path}",
+        f"{three_runs[2].path} is not finished (stopped): its weights are not final.",
     ]
 
 
-def test_a_trial_of_a_search_is_not_the_latest_unfinished(three, tmp_path):
+def test_latest_unfinished_skips_trials_of_a_search(three_runs, tmp_path):
     make_run(tmp_path / "tune" / "tiny" / "trial-0000", 400)
     (tmp_path / "tune" / "tiny" / "study.db").touch()
-    assert runs.find_unfinished("latest", tmp_path) == three[2]
+    assert runs.find_unfinished_run("latest", tmp_path) == three_runs[2]
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
         ("results.json", '{"a": ', "results.json is damaged"),
         ("results.json", "[]", "results.json is damaged"),
@@ -110,16 +131,16 @@ def test_a_trial_of_a_search_is_not_the_latest_unfinished(three, tmp_path):
         ("config.yaml", "", "config.yaml is damaged"),
     ],
 )
-def test_a_damaged_run_is_told_in_one_line_and_hides_no_other(three, tmp_path, command, file, text, said):
-    damaged = three[1].path / file
+def test_a_damaged_run_is_reported_in_one_line_and_hides_no_other(three_runs, tmp_path, command, file, text, message):
+    damaged = three_runs[1].path / file
     damaged.write_text(text)
-    os.utime(three[1].config_file, (200, 200))
-    assert runs.find_all(tmp_path) == three
-    assert three[1].state == "damaged"
-    assert runs.find_finished("latest", tmp_path) == three[0]
-    for find in (runs.find_finished, runs.find_measured):
-        with pytest.raises(UserError, match=said) as caught:
-            find(three[1].path, tmp_path)
+    os.utime(three_runs[1].config_file, (200, 200))
+    assert runs.list_runs(tmp_path) == three_runs
+    assert three_runs[1].state == "damaged"
+    assert runs.find_run("latest", tmp_path) == three_runs[0]
+    for find in (runs.find_run, runs.find_finished_run):
+        with pytest.raises(UserError, match=message) as caught:
+            find(three_runs[1].path, tmp_path)
         assert "\n" not in str(caught.value)
     status, out, err = command(main, f"runs_dir={tmp_path}")
     assert (status, err) == (0, "")
@@ -127,10 +148,10 @@ def test_a_damaged_run_is_told_in_one_line_and_hides_no_other(three, tmp_path, c
     assert "90.00%" in out
     status, out, err = command(compare_main, f"runs={tmp_path}")
     assert (status, err) == (0, "")
-    assert f"lr-0.1: damaged ({three[1].path / file}" in out
+    assert f"lr-0.1: damaged ({three_runs[1].path / file}" in out
 
 
-def test_results_are_written_whole_and_take_the_error_away(tmp_path):
+def test_writing_results_removes_the_error_and_temporary_files(tmp_path):
     run = make_run(tmp_path / "a" / "b", 100)
     run.error_file.write_text("it failed")
     assert run.state == "failed"
@@ -139,17 +160,32 @@ def test_results_are_written_whole_and_take_the_error_away(tmp_path):
     assert {path.name for path in run.path.iterdir()} == {"config.yaml", "results.json", ".lock"}
 
 
-def test_two_runs_started_at_once_get_two_directories(tmp_path):
-    assert len({runs.choose_directory(tmp_path, "small").path for _ in range(100)}) == 100
+def test_an_error_while_writing_keeps_the_former_content_and_no_partial_file(tmp_path):
+    file = tmp_path / ("a" * 255)
+    runs.write_atomically(file, "before")
+
+    def write_half():
+        with open_atomically(file) as partial:
+            partial.write(b"aft")
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_half()
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_directory_that_cannot_be_written_is_said(tmp_path):
+def test_runs_started_in_the_same_second_get_different_directories(tmp_path):
+    assert len({runs.new_run(tmp_path, "small").path for _ in range(100)}) == 100
+
+
+def test_an_unwritable_directory_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="runs_dir"):
         Run(tmp_path / "file" / "run").create()
 
 
-def test_the_command_lists_them(three, tmp_path, command, monkeypatch):
+def test_the_command_lists_runs(three_runs, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = command(main, f"runs_dir={tmp_path}")
     assert status == 0

@@ -1,9 +1,10 @@
-"""What the scripts of the records rest on."""
+"""The scripts for recorded results and benchmarks."""
 
 import copy
 import functools
 import importlib
 import json
+import re
 import shlex
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from hydra.core.config_store import ConfigNode, ConfigStore
 
 from fashion_cnn import train as train_command
+from fashion_cnn.cli import main
 from fashion_cnn.cli.main import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
@@ -57,7 +59,7 @@ def test_each_ablation_changes_its_experiment_and_leaves_the_test_set_alone(name
     assert len(next(iter(data.train_dataloader())).targets)
 
 
-def test_every_record_says_how_it_was_made():
+def test_every_record_has_command_commit_machine_and_results():
     for line in RECORDS:
         assert {"row", "command", "commit", "machine", "results"} <= line.keys()
         assert {"seed", "seconds", "torch"} <= line["results"].keys()
@@ -66,21 +68,47 @@ def test_every_record_says_how_it_was_made():
             assert {"wall_seconds", "test_flip/accuracy"} <= line["results"].keys()
 
 
-def test_the_table_shows_each_recorded_row_with_its_mean():
+@functools.cache
+def printed_table():
+    """Return the output of scripts/reproduce table."""
     command = [sys.executable, "scripts/reproduce", "table"]
-    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_table_shows_each_recorded_row_with_its_mean():
     assert len(RECORDS) > 10
     for row in {line["row"] for line in RECORDS if "ablates" not in line}:
         of_row = [r for r in RECORDS if r["row"] == row]
         recipe = next((r["recipe"] for r in reversed(of_row) if "recipe" in r), None)
         of_row = [r for r in of_row if r.get("recipe", recipe) == recipe]
         newest = {r["results"]["seed"]: r["results"]["test/accuracy"] for r in of_row}
-        shown = next(line for line in said.splitlines() if line.startswith(f"| {row} |"))
+        shown = next(line for line in printed_table().splitlines() if line.startswith(f"| {row} |"))
         assert f"| {row} | {len(newest)} | {statistics.fmean(newest.values()):.2%}"[:-1] in shown
 
 
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_comments_in_configs_state_only_recorded_results(file):
+    comments = " ".join(line.strip(" #") for line in file.read_text().splitlines() if line.strip().startswith("#"))
+    stated = re.findall(r"([\d.]+(?: ± [\d.]+)?) ?(%|minutes|s\b|points)", comments)
+    header = re.search(
+        r"Test accuracy (.+?)%(?:, flip-averaged (.+?)%)? \((\d+) seeds?(?:, (.+?) (minutes|s)\b)?", comments
+    )
+    if header is None:
+        assert file.parent.name != "experiment" or not stated
+        return
+    assert f"scripts/reproduce table {file.stem}" in comments
+    heading, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed_table().splitlines() if line
+    )
+    recorded = dict(zip(heading, next(row for row in rows if row[0] == file.stem), strict=True))
+    test, flip, seeds, duration, unit = header.groups()
+    assert (test, seeds) == (recorded["test %"], recorded["seeds"])
+    assert flip in (None, recorded["flip-averaged %"])
+    assert duration in (None, recorded["minutes of training" if unit == "minutes" else "seconds in all"])
+
+
 @pytest.mark.parametrize("typed", ["0", "x", ",", ""])
-def test_seeds_that_are_none_are_refused(typed):
+def test_invalid_seeds_are_rejected(typed):
     command = [sys.executable, "scripts/reproduce", "small", f"seeds={typed}"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
@@ -99,7 +127,7 @@ def reproduce(tmp_path, monkeypatch, script):
     script.trained = []
 
     def train(training, at_once):
-        script.trained.append((training.typed[-1], training.seed))
+        script.trained.append((training.overrides[-1], training.seed))
         return {
             "recipe": training.recipe,
             "command": shlex.join(training.command),
@@ -112,7 +140,7 @@ def reproduce(tmp_path, monkeypatch, script):
     return script
 
 
-def test_recorded_ablations_go_on_where_they_were_stopped(reproduce, capsys):
+def test_recorded_ablations_continue_after_a_stop(reproduce, capsys):
     reproduce.ablate("speedrun_93", record=True)
     assert reproduce.trained == [("test=false", 0), ("test=false", 1)] + [("trainer.max_epochs=5", s) for s in (0, 1)]
     whole = reproduce.RECORDS.read_text()
@@ -124,7 +152,7 @@ def test_recorded_ablations_go_on_where_they_were_stopped(reproduce, capsys):
     assert "| speedrun_93: longer | 2 | 50.00 ± 0.00 |" in capsys.readouterr().out
 
 
-def test_an_ablation_whose_settings_were_changed_is_made_anew(reproduce):
+def test_an_ablation_with_changed_settings_is_trained_again(reproduce):
     reproduce.ablate("speedrun_93", record=True)
     reproduce.ABLATIONS.write_text(reproduce.ABLATIONS.read_text().replace("epochs=5", "epochs=6"))
     reproduce.trained.clear()
@@ -132,7 +160,7 @@ def test_an_ablation_whose_settings_were_changed_is_made_anew(reproduce):
     assert reproduce.trained == [("trainer.max_epochs=6", 0), ("trainer.max_epochs=6", 1)]
 
 
-def test_a_row_mixes_no_recipes(reproduce, monkeypatch):
+def test_a_row_has_records_of_one_recipe(reproduce, monkeypatch):
     for recipe, seeds in (("old", "0,1"), ("new", "1,")):
         monkeypatch.setattr(reproduce.Training, "recipe", recipe)
         reproduce.reproduce("speedrun_93", {"seeds": seeds, "record": ""}, [])
@@ -141,55 +169,55 @@ def test_a_row_mixes_no_recipes(reproduce, monkeypatch):
 
 @pytest.fixture
 def typed(command, reproduce, monkeypatch):
-    """What scripts/reproduce says to words, where the records are the real ones."""
+    """Return a function that runs scripts/reproduce with arguments and the real records."""
     monkeypatch.setattr(reproduce, "RECORDS", REPOSITORY / "scripts" / "records.jsonl")
 
     def main():
-        with reproduce.arguments.mistakes_told():
+        with reproduce.arguments.user_errors_as_messages():
             reproduce.main()
 
     return lambda *words: command(main, *words)
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
-        (["small", "optimizer.lrr=3"], 2, "'optimizer.lrr' is no option. Did you mean optimizer.lr?"),
+        (["small", "optimizer.lrr=3"], 2, "unknown option 'optimizer.lrr'. Did you mean optimizer.lr?"),
         (["small", "optimizer=adamv"], 2, "optimizer=adamv does not exist. Did you mean adamw?"),
         (["smal"], 1, "smal is neither an experiment nor a model"),
-        (["table", "smal"], 1, "smal is no recorded row. Did you mean small?"),
-        (["small", "record=false"], 2, "record=false: record is a word of its own"),
+        (["table", "smal"], 1, "smal is not a recorded row. Did you mean small?"),
+        (["small", "record=false"], 2, "record=false is not possible: record takes no value"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_trained(typed, reproduce, words, status, said):
-    found, _, err = typed(*words)
-    assert found == status
-    assert said in err
+def test_user_errors_of_reproduce_are_one_line_and_train_nothing(typed, reproduce, words, status, message):
+    exit_status, _, err = typed(*words)
+    assert exit_status == status
+    assert message in err
     assert err.count("\n") == 1
     assert not reproduce.trained
 
 
-def test_who_stops_it_is_told_how_it_goes_on(typed, reproduce, monkeypatch):
+def test_ctrl_c_of_reproduce_prints_how_to_continue(typed, reproduce, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(reproduce, "wait", stopped)
     status, _, err = typed("speedrun_93", "seeds=1")
     assert status == 130
-    assert "Stopped. The same command goes on with what is missing." in err
+    assert "Stopped. Run the same command again to continue." in err
     assert "Traceback" not in err
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_a_model_that_there_is_not_is_told_in_one_line():
+def test_benchmark_reports_an_unknown_model_in_one_line():
     command = [sys.executable, "scripts/benchmark", "--model", "smal"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: model=smal does not exist. Did you mean small? model offers: ")
+    assert ended.stderr.startswith("error: model=smal does not exist. Did you mean small? Choices of model: ")
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_recipe_is_all_settings_but_the_seed(reproduce):
+def test_a_recipe_is_a_hash_of_all_settings_but_the_seed(reproduce):
     first, other_seed, longer = (
         reproduce.Training("row", typed, seed)
         for typed, seed in (
@@ -201,7 +229,7 @@ def test_a_recipe_is_all_settings_but_the_seed(reproduce):
     assert first.recipe == other_seed.recipe != longer.recipe
 
 
-def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monkeypatch):
+def test_a_stopped_recording_is_resumed_and_not_timed(reproduce, tmp_path, monkeypatch):
     training = reproduce.Training("tiny", ["model=tiny"], 3)
     typed = []
 
@@ -226,11 +254,11 @@ def test_a_stopped_recording_goes_on_and_takes_no_time(reproduce, tmp_path, monk
     assert typed[0] == ["model=tiny", "seed=3", f"runs_dir={training.folder}"]
     assert typed[1] == [f"resume={typed[0][2].removeprefix('runs_dir=')}/tiny/1"]
     assert typed[2] == typed[0]
-    assert importlib.import_module("results_table").alone([gone_on, anew]) == [anew]
+    assert importlib.import_module("results_table").without_other_load([gone_on, anew]) == [anew]
     assert (gone_on["commit"], anew["commit"]) == ("first", "second")
 
 
-def test_a_recording_goes_on_with_no_run_that_failed_or_is_measured_otherwise(reproduce, tmp_path, monkeypatch):
+def test_failed_and_differently_evaluated_runs_are_not_resumed(reproduce, tmp_path, monkeypatch):
     training = reproduce.Training("tiny", ["model=tiny"], 3)
     without_test = reproduce.Training("tiny test=false", ["model=tiny", "test=false"], 3)
     assert training.recipe == without_test.recipe
@@ -260,7 +288,7 @@ def test_a_record_names_the_gpu(reproduce):
     assert reproduce.machine("CPU, 2 threads, AVX512").endswith(" cores")
 
 
-def test_a_recording_that_ends_at_another_commit_says_so(reproduce, tmp_path, monkeypatch, capsys):
+def test_a_recording_names_both_commits_if_they_differ(reproduce, tmp_path, monkeypatch, capsys):
     training = reproduce.Training("tiny", ["model=tiny"], 3)
     monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
     run = Run(training.folder / "tiny" / "one")
@@ -272,11 +300,11 @@ def test_a_recording_that_ends_at_another_commit_says_so(reproduce, tmp_path, mo
     results = '{"seed": 3, "hardware": "CPU"}'
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: run.results_file.write_text(results))
     assert reproduce.really_train(training)["commit"] == "older, ended at newer"
-    assert "(goes on, begun at older)" in capsys.readouterr().out
+    assert "(resumed, started at older)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_after_a_failed_training_none_is_begun_and_the_failure_told(reproduce, monkeypatch, capsys, at_once):
+def test_no_training_starts_after_a_failed_one_which_is_reported(reproduce, monkeypatch, capsys, at_once):
     begun = []
 
     def train(training, at_once):
@@ -331,20 +359,27 @@ def test_startup_benchmark_prints_a_row_per_command():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["--commands", "train,predct"],
-            "--commands: 'predct' is no command. Did you mean predict? Commands: compare, ",
+            "--commands: 'predct' is not a command. Did you mean predict? Commands: compare, ",
         ),
         (["--commands", "predict", "--rounds", "0"], "--rounds=0 is not possible: give 1 or more."),
     ],
 )
-def test_startup_benchmark_reports_a_mistake_in_one_message(arguments, said):
+def test_startup_benchmark_reports_user_errors_in_one_message(arguments, message):
     ended = run_benchmark("--startup", *arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith(f"error: {said}")
+    assert ended.stderr.startswith(f"error: {message}")
     assert ended.stderr.count("\n") == 1
+
+
+def test_composing_while_the_config_store_is_shared_keeps_it_shared():
+    with main._shared_config_store():
+        compose(overrides=["model=tiny"])
+        assert copy.deepcopy(ConfigStore.instance()) is ConfigStore.instance()
+    assert copy.deepcopy(ConfigStore.instance()) is not ConfigStore.instance()
 
 
 def test_help_of_train_copies_no_schema_of_the_config_store(command, monkeypatch):

@@ -1,4 +1,4 @@
-"""`python -m fashion_cnn.search`: what in a catalogue looks like a picture, and sounds like words."""
+"""`python -m fashion_cnn.search`: search by picture, text and product, filters and near duplicates."""
 
 import gc
 import json
@@ -17,12 +17,12 @@ from tiny_images import TinyDataModule
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main as index_main
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.filters import conditions
+from fashion_cnn.retrieval.filters import parse_conditions
 from fashion_cnn.retrieval.searcher import Query, Searcher, near_duplicates
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, search_vectors
+from fashion_cnn.retrieval.vectors import search_vectors, to_query
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main
 from fashion_cnn.teach import main as teach_main
@@ -31,14 +31,14 @@ from fashion_cnn.train import train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A network of made images, whose 160 training images are its catalogue."""
+    """A network trained on synthetic images, with its 160 training images as catalogue."""
     folder = tmp_path_factory.mktemp("runs")
     config = compose(overrides=[*TINY_DATA, f"runs_dir='{folder}'", "callbacks=essential"])
-    found = Run(Path(train(config)["run"]))
+    trained = Run(Path(train(config)["run"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["fashion_cnn", f"run={found.path}"])
+        patch.setattr("sys.argv", ["fashion_cnn", f"run={trained.path}"])
         index_main()
-    return found
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -59,101 +59,103 @@ def picture(tmp_path):
     return path, images[5]
 
 
-def ids(found):
-    return [hit.id for hit in found.hits]
+def ids(result):
+    return [hit.id for hit in result.hits]
 
 
-def test_the_nearest_come_first_as_brute_force_has_them(searcher, picture):
+def test_hits_are_ranked_by_cosine_as_in_brute_force(searcher, picture):
     vectors = searcher.snapshot.vectors.numpy().astype(np.float64)
-    seen = searcher.network.look(picture[1][None])
-    weight = searcher.snapshot.about.class_weight
-    asked = as_query(search_vectors(seen, weight), weight).numpy()[0].astype(np.float64)
-    cosines = vectors @ asked / np.linalg.norm(asked) / np.linalg.norm(vectors, axis=1)
+    output = searcher.network.outputs(picture[1][None])
+    weight = searcher.snapshot.metadata.class_weight
+    query = to_query(search_vectors(output, weight), weight).numpy()[0].astype(np.float64)
+    cosines = vectors @ query / np.linalg.norm(query) / np.linalg.norm(vectors, axis=1)
     expected = [f"train-{row:05}" for row in np.argsort(-cosines)[:10]]
-    found = searcher.search(Query(pictures=(picture[1],), top_k=10))
-    assert ids(found) == expected
-    assert [hit.similarity for hit in found.hits] == pytest.approx(np.sort(-cosines)[:10] * -1, abs=1e-5)
-    rest = searcher.search(Query(pictures=(picture[1],), top_k=4, skip=6))
+    result = searcher.search(Query(pictures=(picture[1],), top_k=10))
+    assert ids(result) == expected
+    assert [hit.similarity for hit in result.hits] == pytest.approx(np.sort(-cosines)[:10] * -1, abs=1e-5)
+    rest = searcher.search(Query(pictures=(picture[1],), top_k=4, offset=6))
     assert ids(rest) == expected[6:]
-    assert found.hits[0].category == "middle", "a network that learned, of a bar in the second quarter"
-    assert found.hits[0].thumbnail.startswith(b"\x89PNG")
+    assert result.hits[0].category == "middle", "the class of a bar in the second quarter"
+    assert result.hits[0].thumbnail.startswith(b"\x89PNG")
 
 
-def test_alike_is_by_look_and_by_class_as_they_are_weighed():
+def test_similarity_is_the_weighted_sum_of_embedding_and_class_similarity():
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1)
     logits = torch.randn(6, 3, generator=generator) + 7
-    vectors = search_vectors(Seen(logits, embeddings), 0.3)
+    vectors = search_vectors(NetworkOutput(logits, embeddings), 0.3)
     odds = np.exp(logits.double().numpy())
     shares = odds / odds.sum(axis=1, keepdims=True)
     expected = 0.7 * (embeddings @ embeddings.T).numpy() + 0.3 * shares @ shares.T
-    assert (vectors @ as_query(vectors, 0.3).T).numpy() == pytest.approx(expected, abs=1e-5)
+    assert (vectors @ to_query(vectors, 0.3).T).numpy() == pytest.approx(expected, abs=1e-5)
     assert vectors.norm(dim=1).numpy() == pytest.approx(1, abs=1e-5), "a product and itself are alike"
-    assert search_vectors(Seen(logits, embeddings), 0).equal(embeddings)
+    assert search_vectors(NetworkOutput(logits, embeddings), 0).equal(embeddings)
 
 
-def test_like_a_product_leaves_out_that_product_and_unlike_pushes_away(searcher):
+def test_like_excludes_the_product_itself_and_unlike_ranks_similar_products_lower(searcher):
     alone = searcher.search(Query(like=("train-00000",), top_k=159))
     assert "train-00000" not in ids(alone)
     assert len(alone.hits) == 159
-    one, other = ids(alone)[0], ids(alone)[-1]
-    pushed = searcher.search(Query(like=("train-00000",), unlike=(one,), top_k=158))
-    assert one not in ids(pushed)
+    nearest, other = ids(alone)[0], ids(alone)[-1]
+    pushed = searcher.search(Query(like=("train-00000",), unlike=(nearest,), top_k=158))
+    assert nearest not in ids(pushed)
     towards = searcher.search(Query(like=("train-00000", other), top_k=158))
     place = {
-        name: {hit: place for place, hit in enumerate(ids(found))} for name, found in (("a", alone), ("b", towards))
+        name: {hit: place for place, hit in enumerate(ids(result))} for name, result in (("a", alone), ("b", towards))
     }
-    kin = [hit for hit in ids(towards) if hit[-1:] != "0" and int(hit[6:]) % 4 == int(other[6:]) % 4]
-    assert np.mean([place["b"][hit] for hit in kin]) < np.mean([place["a"][hit] for hit in kin])
+    same_class = [hit for hit in ids(towards) if hit[-1:] != "0" and int(hit[6:]) % 4 == int(other[6:]) % 4]
+    assert np.mean([place["b"][hit] for hit in same_class]) < np.mean([place["a"][hit] for hit in same_class])
     away = searcher.search(Query(unlike=("train-00000",), top_k=5))
-    assert all(int(hit[6:]) % 4 != 0 for hit in ids(away)), "the least like it are of another class"
+    assert all(int(hit[6:]) % 4 != 0 for hit in ids(away)), "the most dissimilar are of another class"
     with pytest.raises(UserError, match="no product nosuch"):
         searcher.search(Query(like=("nosuch",)))
 
 
-def test_what_it_was_taught_finds_more_of_it(search, command, run, tmp_path):
+def test_a_taught_concept_retrieves_its_products(search, command, run, tmp_path):
     images, targets = TinyDataModule(mean=[0.3], std=[0.3], val_size=32).load(train=False)
     for number in (targets == 2).nonzero()[:6, 0].tolist():
         Image.fromarray(images[number, 0].numpy()).save(tmp_path / f"{number}.png")
     assert command(teach_main, f"run={run.path}", "name=rather low", f"images={tmp_path}")[0] == 0
     status, out, _ = search("concept=rather low", "top_k=10", "format=json")
     assert status == 0
-    assert [one["category"] for one in json.loads(out)].count("low") >= 8
+    assert [record["category"] for record in json.loads(out)].count("low") >= 8
     status, _, err = search("concept=rather high")
     assert status == 1
     assert "concept=rather high: there is no such concept. There are: rather low." in err
 
 
-def test_words_alone_and_beside_a_picture(searcher, picture):
-    found = searcher.search(Query(words="bottom", top_k=50))
-    assert {hit.category for hit in found.hits} == {"bottom"}
-    assert (found.matching, len(found.hits), found.hits[0].similarity) == (40, 40, None)
-    both = searcher.search(Query(words="bottom", pictures=(picture[1],), top_k=160))
+def test_text_alone_and_fused_with_a_picture(searcher, picture):
+    result = searcher.search(Query(text="bottom", top_k=50))
+    assert {hit.category for hit in result.hits} == {"bottom"}
+    assert (result.matching, len(result.hits), result.hits[0].similarity) == (40, 40, None)
+    both = searcher.search(Query(text="bottom", pictures=(picture[1],), top_k=160))
     order = ids(both)
     assert len(order) == 160
     alike = ids(searcher.search(Query(pictures=(picture[1],), top_k=160)))
-    # By hand: the sum of 1 / (60 + rank) over both orders; "Light bottom" and "Dark bottom" are equally good.
-    fused = {one: 1 / (61 + rank) for rank, one in enumerate(alike)}
-    for one in ids(found):
-        fused[one] += 1 / 61
-    assert [round(fused[one], 9) for one in order] == sorted(
+    # Expected: the sum of 1 / (60 + rank) over both rankings; "Light bottom" and "Dark bottom" match equally well.
+    fused = {product_id: 1 / (61 + rank) for rank, product_id in enumerate(alike)}
+    for product_id in ids(result):
+        fused[product_id] += 1 / 61
+    assert [round(fused[product_id], 9) for product_id in order] == sorted(
         (round(value, 9) for value in fused.values()), reverse=True
     )
-    assert set(order[:40]) == set(ids(found)), "words come first"
-    assert order[:40] == [one for one in alike if one in ids(found)], "and among these the picture decides"
+    assert set(order[:40]) == set(ids(result)), "words come first"
+    assert order[:40] == [product_id for product_id in alike if product_id in ids(result)], (
+        "and among these the picture decides"
+    )
 
 
-def test_of_words_beside_a_picture_as_many_match_as_can_be_seen(searcher, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.searcher._TAKING_PART", 20)
-    found = searcher.search(Query(words="bottom", like=("train-00000",), top_k=160))
-    assert 20 < found.matching == len(found.hits) < 160
-    assert not searcher.search(Query(words="bottom", like=("train-00000",), skip=found.matching)).hits
+def test_matching_counts_only_the_fused_hits_of_text_and_picture(searcher, monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._FUSION_DEPTH", 20)
+    result = searcher.search(Query(text="bottom", like=("train-00000",), top_k=160))
+    assert 20 < result.matching == len(result.hits) < 160
+    assert not searcher.search(Query(text="bottom", like=("train-00000",), offset=result.matching)).hits
 
 
-def test_a_snapshot_that_nobody_has_any_more_is_gone_at_once(run):
+def test_an_unreferenced_snapshot_is_freed_at_once(run):
     snapshot = Snapshot(Catalogue(str(run.catalogue)))
-    snapshot.hold_thumbnails(10**9)
-    assert len(snapshot.with_words("bottom").rows)
+    snapshot.cache_thumbnails(10**9)
+    assert len(snapshot.match_titles("bottom").rows)
     gone = weakref.ref(snapshot)
     gc.disable()
     try:
@@ -166,17 +168,17 @@ def test_a_snapshot_that_nobody_has_any_more_is_gone_at_once(run):
 @pytest.mark.parametrize(
     "words", ["' OR 1=1 --", '"', "\\", "a" * 5000, "(", "*", "title:x", "\0", "🙂", "AND NOT", "-"]
 )
-def test_no_words_are_a_query_language(searcher, words):
-    assert searcher.search(Query(words=words, top_k=3)).matching == 0
+def test_text_is_not_parsed_as_a_query_language(searcher, words):
+    assert searcher.search(Query(text=words, top_k=3)).matching == 0
 
 
-def test_a_query_of_nothing_is_the_catalogue_from_its_start(searcher):
-    found = searcher.search(Query(top_k=3, skip=1))
-    assert (ids(found), found.matching) == (["train-00001", "train-00002", "train-00003"], 160)
+def test_an_empty_query_returns_the_catalogue_in_order(searcher):
+    result = searcher.search(Query(top_k=3, offset=1))
+    assert (ids(result), result.matching) == (["train-00001", "train-00002", "train-00003"], 160)
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("filters", "expected"),
     [
         ({"category": "low"}, lambda row: row["category"] == "low"),
         ({"category": ["low", "top"]}, lambda row: row["category"] in ("low", "top")),
@@ -190,15 +192,15 @@ def test_a_query_of_nothing_is_the_catalogue_from_its_start(searcher):
         ),
     ],
 )
-def test_conditions_hold_in_memory_and_in_the_store_alike(searcher, run, asked, expected):
+def test_conditions_select_the_same_rows_in_memory_and_in_lancedb(searcher, run, filters, expected):
     table = searcher.snapshot.attributes
-    wanted = conditions(asked, table.schema)
+    conditions = parse_conditions(filters, table.schema)
     right = [row["id"] for row in table.to_pylist() if expected(row)]
-    found = searcher.search(Query(like=("train-00003",), conditions=wanted, top_k=500))
-    assert sorted([*ids(found), *({"train-00003"} & set(right))]) == right
-    if wanted:
-        together = wanted[0].expression()
-        for other in wanted[1:]:
+    result = searcher.search(Query(like=("train-00003",), conditions=conditions, top_k=500))
+    assert sorted([*ids(result), *({"train-00003"} & set(right))]) == right
+    if conditions:
+        together = conditions[0].expression()
+        for other in conditions[1:]:
             together = together & other.expression()
         assert isinstance(together, Expr)
         stored = Catalogue(str(run.catalogue)).open().search().where(together).select(["id"]).to_arrow()
@@ -206,27 +208,27 @@ def test_conditions_hold_in_memory_and_in_the_store_alike(searcher, run, asked, 
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("filters", "message"),
     [
-        ({"colour": "red"}, "no column colour to filter by: there are title, category, price"),
+        ({"colour": "red"}, "no column colour to filter by: use one of title, category, price"),
         ({"vector": [1]}, "no column vector"),
         ({"price": "cheap"}, "price=cheap is not possible: the column holds double"),
-        ({"price": {"least": 1}}, "least is no bound"),
-        ({"price": {"min": 50, "max": 10}}, "price: from 50.0 to 10.0 there is nothing: say the smaller one first"),
+        ({"price": {"least": 1}}, "least is not a bound"),
+        ({"price": {"min": 50, "max": 10}}, "price: min=50.0 is above max=10.0"),
     ],
 )
-def test_conditions_that_mean_nothing_are_told(searcher, asked, said):
-    with pytest.raises(UserError, match=said):
-        conditions(asked, searcher.snapshot.attributes.schema)
+def test_invalid_conditions_are_rejected(searcher, filters, message):
+    with pytest.raises(UserError, match=message):
+        parse_conditions(filters, searcher.snapshot.attributes.schema)
 
 
-def test_a_column_that_is_null_meets_no_condition():
+def test_null_meets_no_condition():
     table = pa.table({"price": [1.0, None, 3.0]})
-    (condition,) = conditions({"price": {"max": 2}}, table.schema)
-    assert condition.holds(table).tolist() == [True, False, False]
+    (condition,) = parse_conditions({"price": {"max": 2}}, table.schema)
+    assert condition.mask(table).tolist() == [True, False, False]
 
 
-def test_near_duplicates_are_groups_by_links():
+def test_near_duplicates_are_grouped_by_single_linkage():
     angles = torch.tensor([0.0, 2.0, 0.1, 2.05, 0.2, 4.0])
     vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
     # Each link spans 0.1 at most; the ends of the first group are 0.2 apart.
@@ -234,19 +236,20 @@ def test_near_duplicates_are_groups_by_links():
     assert near_duplicates(vectors, 0.99999) == []
 
 
-def test_near_duplicates_across_blocks(monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.searcher._ROWS", 3)
+def test_near_duplicates_are_linked_across_blocks(monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._BLOCK_ROWS", 3)
     vectors = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     vectors[7] = vectors[19] = vectors[2].clone()
     vectors[11] = vectors[0].clone()
     assert near_duplicates(vectors, 0.99999) == [[2, 7, 19], [0, 11]]
 
 
-def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, tmp_path):
+def test_the_command_prints_tables_and_json_and_draws_contact_sheets(search, picture, tmp_path):
     path, _ = picture
     status, out, err = search(f"image={path}", "top_k=2", "category=middle")
     assert (status, err) == (0, "")
     assert out.count("middle") >= 4
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["1", "2"]
     sheet = tmp_path / "sheet.png"
     status, out, err = search(f"image={path}", "top_k=2", "format=json", f"sheet={sheet}")
     records = json.loads(out)
@@ -259,24 +262,27 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
     _, out, _ = search(f"image={path}", "format=json", "where={category:bottom}")
     assert {record["category"] for record in json.loads(out)} == {"bottom"}
     _, out, _ = search("text=nosuchword")
-    assert out == "No product of the catalogue fits.\n"
+    assert out == "No product of the catalogue matches.\n"
     _, out, err = search("text=bottom", "category=buttom")
-    assert out == "No product of the catalogue fits.\n"
-    assert err == "No product has category=buttom: there are bottom, low, middle, top.\n"
+    assert out == "No product of the catalogue matches.\n"
+    assert err == "No product has category=buttom: the values are bottom, low, middle, top.\n"
     status, out, _ = search("duplicates=0.5", "format=json")
     assert (status, max(map(len, json.loads(out))) > 1) == (0, True)
     assert "products in" in search("duplicates=0.9999999")[1]
+    table = search("duplicates=0.5")[1]
+    assert "titles" in table
+    assert f" {len(json.loads(out)[0])} │" in table, "the number of products of the largest group"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
-        ([], 2, "Nothing is asked for"),
+        ([], 2, "The query is empty"),
         (["image=nosuch.png"], 1, "image=nosuch.png does not exist"),
-        (["text=x", "duplicates=0.9"], 2, "leave out text="),
+        (["text=x", "duplicates=0.9"], 2, "omit text="),
         (["duplicates=2"], 2, "duplicates=2"),
         (["text=x", "top_k=0"], 2, "top_k=0"),
-        (["text=x", "price=5"], 2, "price= is [least,most]"),
+        (["text=x", "price=5"], 2, "price=5 is not [min,max]"),
         (["text=x", "price=[dear,null]"], 1, "price=dear is not possible"),
         (["text=x", "where=red"], 2, "where=red names no column"),
         (["text=x", "where={colour:red}"], 1, "There is no column colour"),
@@ -286,31 +292,31 @@ def test_the_command_answers_in_a_table_in_json_and_on_a_sheet(search, picture, 
         (["text=x", "sheet=nosuch/x.png"], 1, "sheet=nosuch/x.png cannot be written"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(search, arguments, status, said):
-    found, out, err = search(*arguments)
-    assert found == status
-    assert said in err
+def test_invalid_options_are_reported_in_one_line(search, arguments, status, message):
+    result, out, err = search(*arguments)
+    assert result == status
+    assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
 
 
-def test_a_broken_picture_is_told(search, tmp_path):
+def test_an_unreadable_picture_is_reported(search, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
     status, _, err = search(f"image={broken}")
     assert status == 1
-    assert "broken.png: is no picture: it holds text" in err
+    assert "broken.png: is not a picture: it holds text" in err
 
 
-def test_the_catalogue_of_another_network_is_refused(command, run, tmp_path):
+def test_a_catalogue_of_another_network_is_rejected(command, run, tmp_path):
     overrides = [*TINY_DATA, f"runs_dir='{tmp_path}'", "callbacks=essential", "seed=5", "trainer.max_epochs=1"]
     other = train(compose(overrides=overrides))["run"]
     status, _, err = command(main, f"run={other}", f"catalogue={run.catalogue}", "text=x")
     assert status == 1
-    assert f"search with run={run.path}, or index anew with this run and rebuild=true" in err
+    assert f"search with run={run.path}, or index again with this run and rebuild=true" in err
 
 
-def test_without_a_run_it_is_the_catalogues_own_or_the_newest_with_one(command, run, tmp_path):
+def test_the_default_run_is_that_of_the_catalogue_or_the_newest_with_a_catalogue(command, run, tmp_path):
     overrides = [*TINY_DATA, f"runs_dir='{run.path.parent.parent}'", "callbacks=essential", "trainer.max_epochs=1"]
     other = Path(train(compose(overrides=overrides))["run"])
     searched = (f"runs_dir={run.path.parent.parent}", "text=bottom", "top_k=1", "format=json")
@@ -320,7 +326,7 @@ def test_without_a_run_it_is_the_catalogues_own_or_the_newest_with_one(command, 
     elsewhere = tmp_path / "nothing here"
     status, out, err = command(main, f"runs_dir={elsewhere}", f"catalogue={run.catalogue}", "text=bottom", "top_k=1")
     assert (status, err) == (0, "")
-    # Of an indexing that was stopped.
+    # An interrupted indexing leaves its staging table.
     (other / "catalogue" / "staging.lance").mkdir(parents=True)
     assert f"The newest run with a catalogue: {run.path}" in command(main, *searched)[2]
     status, _, err = command(main, f"runs_dir={elsewhere}", "text=bottom")

@@ -1,4 +1,4 @@
-"""The product search's page and API, through HTTP: what a visitor, a program and an attacker get."""
+"""The web page and JSON API of the product search, tested through HTTP."""
 
 import base64
 import html
@@ -30,36 +30,36 @@ import pytest
 import torch
 from conftest import PATIENCE
 from PIL import Image
-from test_pictures import encoded, png_that_claims
+from test_pictures import encoded, png_with_header_size
 from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
 
 from fashion_cnn.cli.main import compose
-from fashion_cnn.concepts import Concepts, background_of, learn
+from fashion_cnn.concepts import Concepts, fit_background, learn
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
-from fashion_cnn.inference.predictor import validation_predictions
+from fashion_cnn.inference.predictor import read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.indexing import index
-from fashion_cnn.retrieval.products import products_of_data_set
+from fashion_cnn.retrieval.indexing import index_products
+from fashion_cnn.retrieval.products import products_from_data_set
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.tables import products_of_files
+from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.retrieval.web import pages as web_pages
-from fashion_cnn.retrieval.web import service
-from fashion_cnn.retrieval.web.query import Asked, carried, uncarried
-from fashion_cnn.retrieval.web.service import answer
-from fashion_cnn.retrieval.web.state import Shop, Storefront
-from fashion_cnn.retrieval.web.views import plainly, samples_of_test_set
+from fashion_cnn.retrieval.web import service as web_service
+from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture, encode_picture
+from fashion_cnn.retrieval.web.service import search_catalogue
+from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
+from fashion_cnn.retrieval.web.views import format_attribute, samples_of_test_set
 from fashion_cnn.runs import Run
-from fashion_cnn.serve import build, main
+from fashion_cnn.serve import build_app, main
 
 
 @pytest.fixture(scope="module")
 def serving():
-    """Start servers, each a client; they end with the module."""
+    """Function that starts a server and returns its client."""
     with ExitStack() as stack:
 
         def start(run, *overrides):
@@ -76,32 +76,32 @@ def client(serving, shop_run):
 
 @pytest.fixture(scope="module")
 def searcher(shop_run):
-    """The search without the web."""
+    """The search behind the web server."""
     snapshot = Snapshot(Catalogue(str(shop_run.catalogue)))
     return Searcher(snapshot, TrainedNetwork(shop_run, flip_average=True))
 
 
 @pytest.fixture(scope="module")
 def products(searcher):
-    return {one["id"]: one for one in searcher.snapshot.attributes.to_pylist()}
+    return {product["id"]: product for product in searcher.snapshot.attributes.to_pylist()}
 
 
-def page(answer, status=200):
-    """The text of a page, with its links."""
-    assert answer.status_code == status, answer.text[:300]
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    return answer.text
+def page(response, status=200):
+    """Text of a page."""
+    assert response.status_code == status, response.text[:300]
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    return response.text
 
 
-def links(text):
+def page_links(text):
     return [html.unescape(link) for link in re.findall(r'href="([^"]*)"', text)]
 
 
-def ids_of(text):
+def grid_ids(text):
     """The products of a page's grid, in order."""
     grid = text.partition('<ul class="grid">')[2].partition("</ul>")[0]
-    found = [dict(parse_qsl(urlsplit(link).query))["id"] for link in links(grid) if link.startswith("/product?")]
-    return list(dict.fromkeys(found))
+    products = [link for link in page_links(grid) if link.startswith("/product?")]
+    return list(dict.fromkeys(dict(parse_qsl(urlsplit(link).query))["id"] for link in products))
 
 
 def upload(client, *pictures, path="/", **fields):
@@ -116,141 +116,142 @@ def damaged_profile():
     return base64.urlsafe_b64encode(png[:-12] + chunk + png[-12:]).rstrip(b"=").decode()
 
 
-def icon_of(png):
+def ico_file(png):
     """An ICO file with a PNG in it, which says nothing of that one's size."""
     return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(png), 22) + png
 
 
-def hits(answer):
-    assert answer.status_code == 200, answer.text[:300]
-    return [hit["id"] for hit in answer.json()["hits"]]
+def hit_ids(response):
+    assert response.status_code == 200, response.text[:300]
+    return [hit["id"] for hit in response.json()["hits"]]
 
 
-# A visitor
+# Pages
 
 
-def test_the_first_page_offers_a_form_samples_and_the_catalogue(client, products):
+def test_start_page_has_a_form_samples_and_the_catalogue(client, products):
     text = page(client.get("/"))
     assert 'type="file"' in text
-    assert ids_of(text) == sorted(products)[:12]
-    samples = [link for link in links(text) if link.startswith("/?picture=")]
+    assert grid_ids(text) == sorted(products)[:12]
+    samples = [link for link in page_links(text) if link.startswith("/?picture=")]
     assert len(samples) == len(CLASSES)
     for link, name in zip(samples, CLASSES, strict=True):
         assert f"<span>{name}</span>" in page(client.get(link))
 
 
-def test_a_picture_leads_to_a_link_that_shows_what_the_network_sees_and_what_looks_like_it(client, searcher):
-    answer = upload(client, photograph(6))
-    assert answer.status_code == 303
-    link = answer.headers["location"]
+def test_an_uploaded_picture_becomes_a_link_to_its_classes_and_similar_products(client, searcher):
+    response = upload(client, photograph(6))
+    assert response.status_code == 303
+    link = response.headers["location"]
     assert link.startswith("/?picture=")
     assert len(link) < 2000
     text = page(client.get(link))
     picture = searcher.network.preparation(decode(photograph(6)))
-    assert ids_of(text) == [hit.id for hit in searcher.search(Query(pictures=(picture,))).hits]
+    assert grid_ids(text) == [hit.id for hit in searcher.search(Query(pictures=(picture,))).hits]
     assert f"<h3>{CLASSES[6 % 4]}</h3>" in text
     assert text.count("<meter") == 3
 
 
-def test_probabilities_are_calibrated_and_the_least_sure_are_none_of_these(client, serving, shop_run, searcher):
-    # As the catalogue's own pictures were looked at.
+def test_probabilities_are_calibrated_and_uncertain_pictures_are_none_of_the_classes(
+    client, serving, shop_run, searcher
+):
+    # The catalogue's pictures were embedded with flip_average too.
     assert searcher.network.flip_average
-    calibration = calibrate(validation_predictions(shop_run, flip_average=True), reject=0.01)
+    calibration = calibrate(read_validation_predictions(shop_run, flip_average=True), reject=0.01)
     assert calibration.temperature != pytest.approx(1, abs=0.01), "not trivial"
     black = encoded(Image.new("L", (20, 20), 0))
     for content in (photograph(3), black):
-        (said,) = upload(client, content, path="/api/search").json()["pictures"]
-        logits = searcher.network.look(searcher.network.preparation(decode(content))[None]).logits
+        (prediction,) = upload(client, content, path="/api/search").json()["pictures"]
+        logits = searcher.network.logits(searcher.network.preparation(decode(content))[None])
         expected = calibration.probabilities(logits)[0].sort(descending=True).values[:3].tolist()
-        assert [each["probability"] for each in said["classes"]] == pytest.approx(expected, abs=1e-6)
-        assert (said["said"] == "none of these") == (expected[0] < calibration.threshold)
+        assert [each["probability"] for each in prediction["classes"]] == pytest.approx(expected, abs=1e-6)
+        assert (prediction["said"] == "none of these") == (expected[0] < calibration.threshold)
     everything = serving(shop_run, "reject=0.99")
-    assert "None of what it knows" in page(everything.get(upload(everything, black).headers["location"]))
+    assert "None of the known classes" in page(everything.get(upload(everything, black).headers["location"]))
 
 
 @pytest.mark.parametrize(
-    ("asked", "fits"),
+    ("parameters", "matches"),
     [
-        ({"category": "top"}, lambda one: one["category"] == "top"),
-        ({"category": ["top", "low"]}, lambda one: one["category"] in ("top", "low")),
-        ({"price_min": 20, "price_max": "40.5"}, lambda one: one["price"] and 20 <= one["price"] <= 40.5),
-        ({"where": "colour:red"}, lambda one: one["colour"] == "red"),
+        ({"category": "top"}, lambda product: product["category"] == "top"),
+        ({"category": ["top", "low"]}, lambda product: product["category"] in ("top", "low")),
+        ({"price_min": 20, "price_max": "40.5"}, lambda product: product["price"] and 20 <= product["price"] <= 40.5),
+        ({"where": "colour:red"}, lambda product: product["colour"] == "red"),
         (
             {"where": ["colour:red", "colour:blue", "stock:3"]},
-            lambda one: one["colour"] != "green" and one["stock"] == 3,
+            lambda product: product["colour"] != "green" and product["stock"] == 3,
         ),
-        ({"where": "stock:2..4"}, lambda one: 2 <= one["stock"] <= 4),
-        ({"where": ["stock:5..", "colour:red"]}, lambda one: one["stock"] >= 5 and one["colour"] == "red"),
+        ({"where": "stock:2..4"}, lambda product: 2 <= product["stock"] <= 4),
+        ({"where": ["stock:5..", "colour:red"]}, lambda product: product["stock"] >= 5 and product["colour"] == "red"),
         (
             {"category": "top", "price_max": 30, "like": "p20"},
-            lambda one: one["category"] == "top" and one["price"] <= 30,
+            lambda product: product["category"] == "top" and product["price"] <= 30,
         ),
     ],
 )
-def test_filters_keep_only_what_fits(client, products, asked, fits):
-    expected = {one["id"] for one in products.values() if fits(one)} - {asked.get("like")}
+def test_filters_return_exactly_the_matching_products(client, products, parameters, matches):
+    expected = {product["id"] for product in products.values() if matches(product)} - {parameters.get("like")}
     assert 0 < len(expected) < 60
-    first = client.get("/api/search", params=asked).json()
+    first = client.get("/api/search", params=parameters).json()
     assert first["matching"] == len(expected)
-    found = [client.get("/api/search", params=asked | {"page": number}).json()["hits"] for number in (1, 2, 3, 4, 5)]
-    assert {hit["id"] for those in found for hit in those} == expected
-    assert ids_of(page(client.get("/", params=asked))) == [hit["id"] for hit in first["hits"]]
+    pages = [client.get("/api/search", params=parameters | {"page": number}).json()["hits"] for number in range(1, 6)]
+    assert {hit["id"] for page_hits in pages for hit in page_hits} == expected
+    assert grid_ids(page(client.get("/", params=parameters))) == [hit["id"] for hit in first["hits"]]
 
 
-def test_words_find_titles_and_join_with_pictures(client, products, searcher):
+def test_words_match_titles_and_combine_with_pictures(client, products, searcher):
     text = page(client.get("/", params={"text": "red"}))
-    assert ids_of(text)
-    assert all("red" in products[one]["title"] for one in ids_of(text))
-    both = hits(client.get("/api/search", params={"text": "red", "like": "p20"}))
-    assert both == [hit.id for hit in searcher.search(Query(words="red", like=("p20",))).hits]
-    assert both != hits(client.get("/api/search", params={"like": "p20"}))
+    assert grid_ids(text)
+    assert all("red" in products[product_id]["title"] for product_id in grid_ids(text))
+    combined = hit_ids(client.get("/api/search", params={"text": "red", "like": "p20"}))
+    assert combined == [hit.id for hit in searcher.search(Query(text="red", like=("p20",))).hits]
+    assert combined != hit_ids(client.get("/api/search", params={"like": "p20"}))
 
 
-def test_marks_refine_the_search_and_can_be_taken_back(client, searcher):
+def test_marks_refine_the_search_and_can_be_removed(client, searcher):
     text = page(client.get("/", params={"like": "p20"}))
-    more, less = ids_of(text)[1], ids_of(text)[5]
-    mark = next(link for link in links(text) if link.endswith(f"like=p20&like={more}"))
+    more, less = grid_ids(text)[1], grid_ids(text)[5]
+    mark = next(link for link in page_links(text) if link.endswith(f"like=p20&like={more}"))
     text = page(client.get(mark))
-    mark = next(link for link in links(text) if link.endswith(f"unlike={less}"))
+    mark = next(link for link in page_links(text) if link.endswith(f"unlike={less}"))
     text = page(client.get(mark))
     query = Query(like=("p20", more), unlike=(less,))
-    assert ids_of(text) == [hit.id for hit in searcher.search(query).hits]
-    assert {more, less, "p20"}.isdisjoint(ids_of(text))
-    taken_back = f"/?like=p20&like={more}"
-    assert taken_back in links(text)
+    assert grid_ids(text) == [hit.id for hit in searcher.search(query).hits]
+    assert {more, less, "p20"}.isdisjoint(grid_ids(text))
+    assert f"/?like=p20&like={more}" in page_links(text), "a link that removes the last mark"
 
 
-def test_the_newest_mark_on_a_product_counts(client):
+def test_the_newest_mark_on_a_product_replaces_the_older(client):
     text = page(client.get("/", params={"like": ["p20", "p21"]}))
-    product = next(link for link in links(text) if link.startswith("/product?id=p21"))
-    assert "/?like=p20&unlike=p21" in links(page(client.get(product)))
+    product = next(link for link in page_links(text) if link.startswith("/product?id=p21"))
+    assert "/?like=p20&unlike=p21" in page_links(page(client.get(product)))
 
 
-def test_a_product_shows_all_that_is_known_and_leads_on(client, products):
+def test_product_page_shows_all_columns_and_links_to_further_searches(client, products):
     text = page(client.get("/product", params={"id": "p20", "like": "p30", "category": "top"}))
     for value in ("p20", "blue top number 20", "30.00", "blue", "6"):
         assert f">{value}<" in text
-    similar = ids_of(text)
+    similar = grid_ids(text)
     assert len(similar) == 12
     assert "p20" not in similar
-    assert "/?like=p30&category=top" in links(text), "back to the results"
-    assert "/?like=p20" in links(text), "a search of its own"
-    assert "/?like=p30&like=p20&category=top" in links(text), "a mark in the search that led here"
-    page(client.get(next(link for link in links(text) if link.startswith("/product?"))))
+    assert "/?like=p30&category=top" in page_links(text), "back to the results"
+    assert "/?like=p20" in page_links(text), "a search of its own"
+    assert "/?like=p30&like=p20&category=top" in page_links(text), "a mark in the search that led here"
+    page(client.get(next(link for link in page_links(text) if link.startswith("/product?"))))
 
 
 @pytest.mark.parametrize("odd", ODD_IDS)
-def test_products_of_any_name_can_be_opened_marked_and_seen(client, odd):
+def test_products_with_any_id_can_be_opened_and_marked(client, odd):
     text = page(client.get("/product", params={"id": odd}))
-    mark = next(link for link in links(text) if link == f"/?{urlencode({'like': odd})}")
-    assert odd not in ids_of(page(client.get(mark)))
+    mark = next(link for link in page_links(text) if link == f"/?{urlencode({'like': odd})}")
+    assert odd not in grid_ids(page(client.get(mark)))
     record = client.get("/api/product", params={"id": odd}).json()
     assert record["id"] == odd
     thumbnail = client.get(record["thumbnail"])
     assert Image.open(io.BytesIO(thumbnail.content)).size == (20, 20)
 
 
-def test_what_a_shop_calls_its_products_is_text_and_no_page(client):
+def test_titles_and_queries_are_escaped(client):
     for link in ("/product?id=p05", "/", f"/?{urlencode({'text': '<script>alert(1)</script>'})}"):
         text = page(client.get(link))
         assert "<script>alert" not in text
@@ -258,14 +259,14 @@ def test_what_a_shop_calls_its_products_is_text_and_no_page(client):
     assert "{{ 7 * 7 }}" in page(client.get("/product?id=p05"))
 
 
-def test_a_form_without_a_picture_becomes_a_link_without_blanks(client):
+def test_a_form_without_a_picture_becomes_a_link_without_empty_fields(client):
     fields = {"text": "red", "price_min": "", "price_max": "40", "category": ["top", "low"], "like": "p20"}
-    answer = client.post("/", data=fields, files=[("picture", ("", b""))])
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/?like=p20&text=red&category=top&category=low&price_max=40"
+    response = client.post("/", data=fields, files=[("picture", ("", b""))])
+    assert response.status_code == 303
+    assert response.headers["location"] == "/?like=p20&text=red&category=top&category=low&price_max=40"
 
 
-def test_a_new_picture_is_a_new_search_among_the_same_products(client):
+def test_a_new_picture_starts_a_new_search_with_the_same_filters(client):
     link = upload(client, photograph(0), photograph(1), like="p20", category="top", page="3").headers["location"]
     names = [name for name, _ in parse_qsl(urlsplit(link).query)]
     assert names == ["picture", "picture", "category"]
@@ -273,39 +274,39 @@ def test_a_new_picture_is_a_new_search_among_the_same_products(client):
 
 
 def test_pages_show_each_product_once_and_keep_the_query(client, products):
-    seen, link = [], "/?category=top&category=low&category=middle"
+    ids, link = [], "/?category=top&category=low&category=middle"
     while link:
         text = page(client.get(link))
-        seen += ids_of(text)
-        link = next(
-            (each for each in links(text) if "page=" in each and f'href="{html.escape(each)}" rel="next"' in text), None
-        )
+        ids += grid_ids(text)
+        pages = (each for each in page_links(text) if "page=" in each)
+        link = next((each for each in pages if f'href="{html.escape(each)}" rel="next"' in text), None)
         assert link is None or link.startswith("/?category=top&category=low&category=middle&page=")
-    assert sorted(seen) == sorted(one for one, about in products.items() if about["category"] != "bottom")
+    assert sorted(ids) == sorted(each for each, product in products.items() if product["category"] != "bottom")
 
 
-def test_the_form_keeps_filters_that_have_no_box(client):
+def test_the_form_keeps_filters_without_a_check_box(client):
     text = page(client.get("/", params={"where": ["stock:3", "colour:red"], "category": "gone"}))
     assert '<input type="hidden" name="where" value="stock:3">' in text
     assert '<input type="hidden" name="category" value="gone">' in text
     assert 'type="hidden" name="where" value="colour:red"' not in text
 
 
-def test_a_product_leads_back_to_the_page_that_it_was_on(client):
-    link = next(link for link in links(page(client.get("/?category=top&category=low&page=2"))) if "/product" in link)
-    assert "/?category=top&category=low&page=2" in links(page(client.get(link)))
+def test_product_page_links_back_to_its_page_of_results(client):
+    results = page(client.get("/?category=top&category=low&page=2"))
+    link = next(link for link in page_links(results) if "/product" in link)
+    assert "/?category=top&category=low&page=2" in page_links(page(client.get(link)))
 
 
-def test_nothing_found_is_a_page_with_a_way_on(client):
+def test_a_search_without_results_suggests_other_searches(client):
     text = page(client.get("/?text=zzz&category=top"))
-    assert "Nothing found" in text
-    assert "/?text=zzz" in links(text)
+    assert "No products found" in text
+    assert "/?text=zzz" in page_links(text)
     assert "Back to the first page" in page(client.get("/?category=top&page=99"))
 
 
-def test_nothing_is_loaded_from_another_host_and_nothing_runs_in_the_page(client):
-    found = [upload(client, photograph(2)).headers["location"], "/", "/product?id=p20", "/developer", "/api", "/none"]
-    for link in found:
+def test_pages_load_nothing_from_other_hosts_and_contain_no_inline_code(client):
+    result = upload(client, photograph(2)).headers["location"]
+    for link in (result, "/", "/product?id=p20", "/developer", "/api", "/none"):
         text = client.get(link).text
         assert not re.findall(r'(?:href|src|action)="(?:https?:)?//', text)
         assert "style=" not in text
@@ -320,50 +321,50 @@ def test_nothing_is_loaded_from_another_host_and_nothing_runs_in_the_page(client
     assert "prefers-color-scheme: dark" in style.text
 
 
-# The shop's developer
+# Developer page
 
 
-def test_the_developers_page_says_what_is_searched_and_how_fast(client, shop_run):
+def test_developer_page_shows_catalogue_latency_and_projection(client, shop_run):
     client.get("/?like=p20")
     text = page(client.get("/developer"))
-    for said in (">60<", str(shop_run.path), "calibrated on the run", "p95 ms", "Embed", "evaluate_search"):
-        assert said in text
+    for expected in (">60<", str(shop_run.path), "calibrated on the run", "p95 ms", "Embed", "evaluate_search"):
+        assert expected in text
     points = text.partition('class="scatter"')[2].partition("</svg>")[0].count("<circle")
     assert points == 60
     assert all(f"</svg> {name} " in text for name in CLASSES)
 
 
-def test_columns_whose_values_no_box_can_send_are_no_filters(shop_run):
-    front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
+def test_columns_whose_values_no_form_can_send_have_no_filter(shop_run):
+    view = CatalogueState(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).require_view()
     for name, values in (
         ("size: eu", ["38", "40"]),
         ("described", ["x" * 61, "short"]),
         ("lines", ["one\ntwo", "one"]),
         ("season", ["summer", "all\u00a0year"]),
     ):
-        front.snapshot.attributes = front.snapshot.attributes.append_column(name, pa.array(values * 30))
-    choices = Storefront(front.searcher, front.predictor).choices
-    assert [choice.column for choice in choices] == ["colour", "season"]
+        view.snapshot.attributes = view.snapshot.attributes.append_column(name, pa.array(values * 30))
+    filters = CatalogueView(view.searcher, view.predictor).filters
+    assert [each.column for each in filters] == ["category", "colour", "season"]
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [(1299.95, "1,299.95"), (4006381333931.0, "4006381333931"), (0.1, "0.1"), (38, "38"), (None, "not said")],
+    ("value", "expected"),
+    [(1299.95, "1,299.95"), (4006381333931.0, "4006381333931"), (0.1, "0.1"), (38, "38"), (None, "not specified")],
 )
-def test_numbers_of_a_product_are_shown_in_full(value, said):
-    assert plainly(value) == said
+def test_numbers_of_a_product_are_shown_in_full(value, expected):
+    assert format_attribute(value) == expected
 
 
-def test_of_many_categories_the_largest_are_offered_and_all_are_counted(shop_run, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.web.state._MOST_CATEGORIES", 3)
-    front = Shop(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).open()
-    counts = front.snapshot.attributes["category"].value_counts().to_pylist()
-    largest = sorted(counts, key=lambda one: -one["counts"])[:3]
-    assert front.category_count == 4
-    assert sorted(count for _, count in front.categories.values) == sorted(one["counts"] for one in largest)
+def test_the_largest_categories_have_check_boxes_and_all_are_counted(shop_run, monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.web.state._MAX_CATEGORIES", 3)
+    view = CatalogueState(shop_run, Catalogue(str(shop_run.catalogue)), reject=0.01).require_view()
+    counts = view.snapshot.attributes["category"].value_counts().to_pylist()
+    largest = sorted(counts, key=lambda each: -each["counts"])[:3]
+    assert view.category_count == 4
+    assert sorted(count for _, count in view.categories.counts) == sorted(each["counts"] for each in largest)
 
 
-def test_the_developers_page_shows_what_was_measured(client, shop_run):
+def test_developer_page_shows_evaluation_results(client, shop_run):
     folder = shop_run.path / "search_evaluation" / "test"
     folder.mkdir(parents=True)
     overall = {"precision": {"1": {"value": 0.98765}, "10": {"value": 0.5}}, "map_at_100": {"value": 0.25}}
@@ -376,72 +377,74 @@ def test_the_developers_page_shows_what_was_measured(client, shop_run):
     try:
         (folder / "measures.json").write_text(json.dumps(measures))
         text = page(client.get("/developer"))
-        for said in (
-            "200 images of test among 60,000 of its data set",
+        for expected in (
+            "200 test images as queries, 60,000 images in the catalogue",
             ">98.8%<",
             ">50.0%<",
             ">25.0%<",
             ">shot noise<",
             ">75.0%<",
         ):
-            assert said in text
+            assert expected in text
         for damaged in ("{", "[]", '{"queries": "x"}'):
             (folder / "measures.json").write_text(damaged)
-            assert "Not measured yet" in page(client.get("/developer"))
+            assert "Not evaluated yet" in page(client.get("/developer"))
     finally:
         shutil.rmtree(folder.parent)
 
 
-# A program
+# API
 
 
-def test_the_api_finds_what_the_page_finds_and_links_to_it(client, products):
-    answer = upload(client, photograph(5), path="/api/search", category="middle", price_min="12").json()
-    assert answer["matching"] == sum(
-        one["category"] == "middle" and (one["price"] or 0) >= 12 for one in products.values()
+def test_api_and_page_return_the_same_products_and_the_api_links_to_the_page(client, products):
+    response = upload(client, photograph(5), path="/api/search", category="middle", price_min="12").json()
+    assert response["matching"] == sum(
+        product["category"] == "middle" and (product["price"] or 0) >= 12 for product in products.values()
     )
-    assert answer["pictures"][0]["said"] == "middle"
-    first = answer["hits"][0]
+    assert response["pictures"][0]["said"] == "middle"
+    first = response["hits"][0]
     assert first.keys() >= {"id", "title", "category", "price", "similarity", "colour", "stock", "thumbnail"}
-    assert ids_of(page(client.get(answer["link"]))) == [hit["id"] for hit in answer["hits"]]
-    assert hits(client.get("/api" + answer["link"].replace("/?", "/search?"))) == [hit["id"] for hit in answer["hits"]]
-    assert answer["milliseconds"].keys() == {"decode", "embed", "search", "attributes and thumbnails"}
+    assert grid_ids(page(client.get(response["link"]))) == [hit["id"] for hit in response["hits"]]
+    get = client.get("/api" + response["link"].replace("/?", "/search?"))
+    assert hit_ids(get) == [hit["id"] for hit in response["hits"]]
+    assert response["milliseconds"].keys() == {"decode", "embed", "search", "attributes and thumbnails"}
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
-        ("txt=shirt", "No parameter is called txt. Did you mean text?"),
-        ("catgory=top", "No parameter is called catgory. Did you mean category?"),
-        ("utterly=other", "No parameter is called utterly."),
-        ("top_k=0", "top_k cannot be taken"),
+        ("txt=shirt", "Unknown parameter txt. Did you mean text?"),
+        ("catgory=top", "Unknown parameter catgory. Did you mean category?"),
+        ("utterly=other", "Unknown parameter utterly."),
+        ("top_k=0", "Invalid value of top_k"),
     ],
 )
-def test_a_misspelt_parameter_of_the_api_is_told(client, query, said):
-    answer = client.get(f"/api/search?{query}")
-    assert answer.status_code == 422
-    assert said in answer.json()["error"]
+def test_the_api_names_unknown_and_invalid_parameters(client, query, message):
+    response = client.get(f"/api/search?{query}")
+    assert response.status_code == 422
+    assert message in response.json()["error"]
 
 
-def test_the_api_gives_as_many_products_as_are_asked_for(client):
+def test_the_api_returns_top_k_products_per_page(client):
     first = client.get("/api/search?top_k=3").json()["hits"]
     second = client.get("/api/search?top_k=3&page=2").json()["hits"]
     assert len({hit["id"] for hit in first + second}) == 6
-    answer = client.post("/api/search", files={"picture": photograph(0)}, data={"txt": "shirt"})
-    assert answer.status_code == 422
+    response = client.post("/api/search", files={"picture": photograph(0)}, data={"txt": "shirt"})
+    assert response.status_code == 422
 
 
-def test_pictures_not_to_be_like_come_as_files_too(client, searcher):
+def test_the_api_accepts_files_as_unlike_pictures(client, searcher):
     files = [("picture", ("a.png", photograph(1))), ("unlike_picture", ("b.png", photograph(2)))]
-    answer = client.post("/api/search", files=files)
-    one, other = (searcher.network.preparation(decode(photograph(number))) for number in (1, 2))
-    assert hits(answer) == [hit.id for hit in searcher.search(Query(pictures=(one,), other_pictures=(other,))).hits]
-    text = page(client.get(answer.json()["link"]))
+    response = client.post("/api/search", files=files)
+    like, unlike = (searcher.network.preparation(decode(photograph(number))) for number in (1, 2))
+    expected = searcher.search(Query(pictures=(like,), unlike_pictures=(unlike,)))
+    assert hit_ids(response) == [hit.id for hit in expected.hits]
+    text = page(client.get(response.json()["link"]))
     assert "Not like this: " in text
-    assert ids_of(text) == hits(answer)
+    assert grid_ids(text) == hit_ids(response)
 
 
-def test_the_description_of_the_api_is_true_and_readable_offline(client):
+def test_the_openapi_description_lists_all_routes_and_is_readable_offline(client):
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {"/api/search", "/api/product", "/api/thumbnail", "/api/status"}
     text = page(client.get("/api"))
@@ -453,295 +456,297 @@ def test_the_description_of_the_api_is_true_and_readable_offline(client):
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
 
 
-def test_the_status_says_what_is_searched(client, shop_run, searcher):
+def test_status_returns_the_size_and_version_of_the_catalogue(client, shop_run, searcher):
     status = client.get("/api/status").json()
     assert (status["products"], status["version"]) == (60, searcher.snapshot.version)
     assert (status["problem"], status["probabilities_calibrated"]) == (None, True)
 
 
-# The catalogue changes
+# Changes of the catalogue
 
 
 @pytest.fixture
-def own_run(shop_run, tmp_path):
+def run_copy(shop_run, tmp_path):
     """A copy, to change."""
     return Run(shutil.copytree(shop_run.path, tmp_path / "run"))
 
 
-def until(condition):
+def wait_until(condition):
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
-def test_a_newer_version_is_taken_over_and_told(own_run, serving):
-    client = serving(own_run, "refresh_seconds=0.05")
-    assert "has just changed" not in client.get("/").text
+def test_a_newer_catalogue_version_is_loaded_and_announced(run_copy, serving):
+    client = serving(run_copy, "refresh_seconds=0.05")
+    assert "catalogue was updated" not in client.get("/").text
     before = client.get("/api/status").json()["version"]
-    make_catalogue(own_run, only=30)
-    until(lambda: client.get("/api/status").json()["products"] == 30)
+    make_catalogue(run_copy, only=30)
+    wait_until(lambda: client.get("/api/status").json()["products"] == 30)
     assert client.get("/api/status").json()["version"] > before
     text = page(client.get("/"))
-    assert "The catalogue has just changed" in text
+    assert "The catalogue was updated" in text
     assert "30 products" in text
     assert client.get("/product?id=p40").status_code == 404
 
 
-def test_a_catalogue_that_was_made_anew_is_taken_over(own_run, serving):
+def test_a_recreated_catalogue_with_the_same_version_number_is_loaded(run_copy, serving):
     # Both get to the same version number.
-    shutil.rmtree(own_run.catalogue)
-    make_catalogue(own_run, only=20)
-    client = serving(own_run, "refresh_seconds=0.05")
+    shutil.rmtree(run_copy.catalogue)
+    make_catalogue(run_copy, only=20)
+    client = serving(run_copy, "refresh_seconds=0.05")
     version = client.get("/api/status").json()["version"]
-    shutil.rmtree(own_run.catalogue)
-    make_catalogue(own_run, only=30)
-    until(lambda: client.get("/api/status").json()["products"] == 30)
-    assert client.get("/api/status").json()["version"] == version
+    shutil.rmtree(run_copy.catalogue)
+    make_catalogue(run_copy, only=30)
+    # The server may load an earlier version first, while the new catalogue is being indexed.
+    wait_until(lambda: client.get("/api/status").json().items() >= {"products": 30, "version": version}.items())
 
 
-def test_another_networks_catalogue_is_read_once_and_the_one_of_before_is_searched_on(own_run, monkeypatch):
-    shop = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01)
+def test_a_catalogue_of_another_network_is_read_once_and_the_loaded_version_stays(run_copy, monkeypatch):
+    state = CatalogueState(run_copy, Catalogue(str(run_copy.catalogue)), reject=0.01)
 
     class Another(TrainedNetwork):
         identity = "another"
 
-    products = products_of_files(str(own_run.path / "photos"), None, lambda done, total: None)
-    index(products, shop.catalogue, Another(own_run, flip_average=True), rebuild=True)
+    products = products_from_files(str(run_copy.path / "photos"), None, lambda done, total: None)
+    index_products(products, state.catalogue, Another(run_copy, flip_average=True), rebuild=True)
     read = []
-    monkeypatch.setattr("fashion_cnn.retrieval.web.state.Snapshot", lambda one: read.append(one) or Snapshot(one))
+    monkeypatch.setattr(
+        "fashion_cnn.retrieval.web.state.Snapshot", lambda catalogue: read.append(catalogue) or Snapshot(catalogue)
+    )
     for _ in range(3):
-        shop.refresh()
-        assert "another network" in shop.problem
+        state.refresh()
+        assert "another network" in state.problem
     assert len(read) == 1
-    assert len(shop.open().snapshot) == 60
+    assert len(state.require_view().snapshot) == 60
 
 
-def test_without_a_catalogue_a_page_says_how_to_make_one_and_finds_it(own_run, serving):
-    shutil.rmtree(own_run.catalogue)
-    client = serving(own_run, "refresh_seconds=0.05")
-    answer = client.get("/")
-    assert "python -m fashion_cnn.index" in page(answer, 503)
-    assert answer.headers["retry-after"]
+def test_without_a_catalogue_the_page_explains_how_to_create_one_and_then_loads_it(run_copy, serving):
+    shutil.rmtree(run_copy.catalogue)
+    client = serving(run_copy, "refresh_seconds=0.05")
+    response = client.get("/")
+    assert "python -m fashion_cnn.index" in page(response, 503)
+    assert response.headers["retry-after"]
     api = client.get("/api/search")
     assert api.status_code == 503
     assert "fashion_cnn.index" in api.json()["error"]
     assert client.get("/api/status").json()["products"] is None
-    make_catalogue(own_run, only=20)
-    until(lambda: client.get("/").status_code == 200)
-    assert len(ids_of(client.get("/").text)) == 12
+    make_catalogue(run_copy, only=20)
+    wait_until(lambda: client.get("/").status_code == 200)
+    assert len(grid_ids(client.get("/").text)) == 12
 
 
-def taught(run):
+def teach_concept(run):
     """A concept of two test images, in the run's directory."""
     pictures = [Image.open(io.BytesIO(photograph(number, 28))) for number in (0, 4)]
     network = TrainedNetwork(run, flip_embeddings=True)
     concepts = Concepts(run, network.identity)
-    concepts.keep_background(background_of(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
-    looked = network.look(torch.stack([network.preparation(picture) for picture in pictures]))
-    concepts.keep(learn("a stripe", looked.embeddings, concepts.background(), false_alarms=0.3))
+    concepts.save_background(fit_background(network, TinyDataModule(val_size=32, mean=[0.5], std=[0.25])))
+    looked = network.outputs(torch.stack([network.preparation(picture) for picture in pictures]))
+    concepts.save(learn("a stripe", looked.embeddings, concepts.background, false_alarms=0.3))
     return concepts
 
 
-def test_a_damaged_concept_is_told_and_the_ones_of_before_are_known(own_run, serving):
-    client = serving(own_run, "refresh_seconds=0.05")
+def test_a_damaged_concept_is_reported_and_loaded_concepts_stay(run_copy, serving):
+    client = serving(run_copy, "refresh_seconds=0.05")
 
     def knows():
-        return "It was taught a stripe" in page(client.get(upload(client, photograph(0)).headers["location"]))
+        return "Recognised concepts: a stripe" in page(client.get(upload(client, photograph(0)).headers["location"]))
 
     assert not knows()
-    taught(own_run)
-    until(knows)
-    broken = own_run.concepts / "concept-broken.npz"
+    teach_concept(run_copy)
+    wait_until(knows)
+    broken = run_copy.concepts / "concept-broken.npz"
     broken.write_bytes(b"no archive")
-    until(lambda: client.get("/api/status").json()["problem"])
+    wait_until(lambda: client.get("/api/status").json()["problem"])
     assert "concept-broken.npz is damaged" in page(client.get("/"))
     assert knows()
     np.savez(broken, something=1)
-    make_catalogue(own_run, only=30)
-    until(lambda: client.get("/api/status").json()["products"] == 30)
+    make_catalogue(run_copy, only=30)
+    wait_until(lambda: client.get("/api/status").json()["products"] == 30)
     assert "it holds no network" in client.get("/api/status").json()["problem"]
     assert knows()
     broken.unlink()
-    until(lambda: not client.get("/api/status").json()["problem"])
+    wait_until(lambda: not client.get("/api/status").json()["problem"])
 
 
-def test_concepts_are_recognised_in_mirror_images_too_whatever_the_catalogue_holds(own_run):
-    concepts = taught(own_run)
-    shutil.rmtree(own_run.catalogue)
-    make_catalogue(own_run, only=20, flip_average=False)
-    front = Shop(own_run, Catalogue(str(own_run.catalogue)), reject=0.01).open()
-    network = TrainedNetwork(own_run, flip_embeddings=True)
+def test_concepts_use_mirror_images_even_if_the_catalogue_does_not(run_copy):
+    concepts = teach_concept(run_copy)
+    shutil.rmtree(run_copy.catalogue)
+    make_catalogue(run_copy, only=20, flip_average=False)
+    view = CatalogueState(run_copy, Catalogue(str(run_copy.catalogue)), reject=0.01).require_view()
+    network = TrainedNetwork(run_copy, flip_embeddings=True)
     picture = network.preparation(decode(photograph(1)))
-    plain = TrainedNetwork(own_run).look(picture[None])
-    both = network.look(picture[None])
-    assert not torch.allclose(plain.embeddings, both.embeddings, atol=1e-3)
-    answered = answer(front, Asked(), top_k=3, uploaded=[photograph(1)], most_pixels=10**6)
-    assert answered.said[0].taught == tuple(concepts.recognise(both.embeddings)[0])
-    assert answered.found.hits == front.searcher.search(Query(pictures=(picture,), top_k=3)).hits
+    single = TrainedNetwork(run_copy).outputs(picture[None])
+    averaged = network.outputs(picture[None])
+    assert not torch.allclose(single.embeddings, averaged.embeddings, atol=1e-3)
+    result = search_catalogue(view, SearchQuery(), top_k=3, files={"picture": [photograph(1)]}, max_pixels=10**6)
+    assert result.predictions[0].concepts == tuple(concepts.recognise(averaged.embeddings)[0])
+    assert result.hits == view.searcher.search(Query(pictures=(picture,), top_k=3)).hits
 
 
-def test_a_catalogue_that_vanishes_is_searched_on_and_told(own_run, serving):
-    client = serving(own_run, "refresh_seconds=0.05")
-    shutil.move(own_run.catalogue, own_run.path / "elsewhere")
-    until(lambda: client.get("/api/status").json()["problem"])
+def test_a_removed_catalogue_is_reported_and_the_loaded_version_stays(run_copy, serving):
+    client = serving(run_copy, "refresh_seconds=0.05")
+    shutil.move(run_copy.catalogue, run_copy.path / "elsewhere")
+    wait_until(lambda: client.get("/api/status").json()["problem"])
     text = page(client.get("/?like=p20"))
-    assert "cannot be taken over" in text
-    assert len(ids_of(text)) == 12
-    shutil.move(own_run.path / "elsewhere", own_run.catalogue)
-    until(lambda: not client.get("/api/status").json()["problem"])
+    assert "cannot be loaded" in text
+    assert len(grid_ids(text)) == 12
+    shutil.move(run_copy.path / "elsewhere", run_copy.catalogue)
+    wait_until(lambda: not client.get("/api/status").json()["problem"])
 
 
-def test_without_a_test_set_products_are_the_samples(shop_run, serving, monkeypatch):
+def test_samples_are_products_if_there_is_no_test_set(shop_run, serving, monkeypatch):
     def missing(self, *, train):
         raise UserError("no such files")
 
     monkeypatch.setattr(TinyDataModule, "load", missing)
     text = page(serving(shop_run).get("/"))
-    samples = links(text.partition('class="samples"')[2].partition("</ul>")[0])
+    samples = page_links(text.partition('class="samples"')[2].partition("</ul>")[0])
     assert len(samples) == len(CLASSES)
     assert all(link.startswith("/?like=") for link in samples)
 
 
-def test_samples_are_none_rather_than_downloaded(own_run, torchvision_root, tmp_path, monkeypatch):
+def test_samples_start_no_download(run_copy, torchvision_root, tmp_path, monkeypatch):
     overrides = ["data=kmnist", f"data.root='{torchvision_root}'", "data.val_size=10"]
     config = compose(overrides=overrides)
-    config.data.found = dict(hydra.utils.instantiate(config.data, _convert_="all").found)
-    own_run.write_config(config)
-    assert len(samples_of_test_set(own_run, None)) == 10
+    config.data.detected = dict(hydra.utils.instantiate(config.data, _convert_="all").detected)
+    run_copy.write_config(config)
+    assert len(samples_of_test_set(run_copy, None)) == 10
     monkeypatch.setattr("torchvision.datasets.KMNIST.download", lambda self: pytest.fail("a download"))
-    assert samples_of_test_set(own_run, str(tmp_path / "nowhere")) == ()
+    assert samples_of_test_set(run_copy, str(tmp_path / "nowhere")) == ()
 
 
-def test_a_data_sets_catalogue_says_that_its_prices_are_made_up(own_run, serving):
-    assert "prices are made up" not in serving(own_run).get("/").text
+def test_the_catalogue_of_a_data_set_is_marked_as_having_invented_prices(run_copy, serving):
+    assert "prices are made up" not in serving(run_copy).get("/").text
     data = TinyDataModule(val_size=32, mean=[0.5], std=[0.25])
-    network = TrainedNetwork(own_run, flip_average=True)
-    index(products_of_data_set(data), Catalogue(str(own_run.catalogue)), network, rebuild=True)
-    text = page(serving(own_run).get("/"))
+    network = TrainedNetwork(run_copy, flip_average=True)
+    index_products(products_from_data_set(data), Catalogue(str(run_copy.catalogue)), network, rebuild=True)
+    text = page(serving(run_copy).get("/"))
     assert "Its prices are made up." in text
     assert "160 products" in text
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
-    ("method", "link", "status", "said"),
+    ("method", "link", "status", "message"),
     [
-        ("GET", "/nothing", 404, "no such page"),
-        ("GET", "/static/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404, "no such"),
-        ("GET", "/product?id=none", 404, "holds no product"),
-        ("GET", "/product", 422, "id cannot be taken"),
-        ("GET", "/?like=none", 404, "holds no product"),
-        ("GET", "/?price_min=cheap", 422, "price_min cannot be taken"),
-        ("GET", "/?price_min=nan", 422, "price_min cannot be taken"),
-        ("GET", "/?price_min=50&price_max=10", 422, "from 50.0 to 10.0 there is nothing"),
-        ("GET", "/?page=0", 422, "page cannot be taken"),
-        ("GET", "/?page=101", 422, "page cannot be taken"),
+        ("GET", "/nothing", 404, "does not exist"),
+        ("GET", "/static/%2e%2e%2f%2e%2e%2fetc%2fpasswd", 404, "does not exist"),
+        ("GET", "/product?id=none", 404, "has no product"),
+        ("GET", "/product", 422, "Invalid value of id"),
+        ("GET", "/?like=none", 404, "has no product"),
+        ("GET", "/?price_min=cheap", 422, "Invalid value of price_min"),
+        ("GET", "/?price_min=nan", 422, "Invalid value of price_min"),
+        ("GET", "/?price_min=50&price_max=10", 422, "min=50.0 is above max=10.0"),
+        ("GET", "/?page=0", 422, "Invalid value of page"),
+        ("GET", "/?page=101", 422, "Invalid value of page"),
         ("GET", "/?where=secret:1", 422, "no column secret"),
         ("GET", "/?where=vector:1", 422, "no column vector"),
         ("GET", "/?where=stock:many", 422, "stock=many is not possible"),
-        ("GET", "/?where=colour", 422, "names no value"),
-        ("GET", "/?where=stock:4..2", 422, "from 4 to 2 there is nothing"),
+        ("GET", "/?where=colour", 422, "has no value"),
+        ("GET", "/?where=stock:4..2", 422, "min=4 is above max=2"),
         ("GET", "/?where=stock:a..b", 422, "stock=a is not possible"),
         # A PNG of the right size, whose last chunk is an empty colour profile.
         ("GET", f"/?picture={damaged_profile()}", 422, "damaged"),
-        ("GET", f"/?text={'x' * 201}", 422, "text cannot be taken"),
-        ("GET", "/?" + "&".join(["like=p20"] * 21), 422, "like cannot be taken"),
+        ("GET", f"/?text={'x' * 201}", 422, "Invalid value of text"),
+        ("GET", "/?" + "&".join(["like=p20"] * 21), 422, "Invalid value of like"),
         ("GET", "/?picture=AAAA", 422, "damaged"),
         ("GET", "/?picture=%C3%A4", 422, "damaged"),
-        ("GET", f"/?picture={'A' * 12_001}", 422, "picture cannot be taken"),
-        ("PUT", "/", 405, "not possible here"),
-        ("DELETE", "/product?id=p20", 405, "not possible here"),
+        ("GET", f"/?picture={'A' * 12_001}", 422, "Invalid value of picture"),
+        ("PUT", "/", 405, "not allowed here"),
+        ("DELETE", "/product?id=p20", 405, "not allowed here"),
         ("POST", "/", 415, "multipart/form-data"),
     ],
 )
-def test_mistakes_are_pages_for_people_and_json_for_programs(client, method, link, status, said):
-    answer = client.request(method, link)
-    text = page(answer, status)
-    assert said in html.unescape(text)
+def test_errors_are_html_on_pages_and_json_in_the_api(client, method, link, status, message):
+    response = client.request(method, link)
+    text = page(response, status)
+    assert message in html.unescape(text)
     assert "<h1>" in text
-    assert "/" in links(text)
+    assert "/" in page_links(text)
     path, _, query = link.partition("?")
     path = {"/": "/api/search"}.get(path, f"/api{path}")
-    answer = client.request(method, f"{path}?{query}" if query else path)
-    assert answer.status_code == status
-    assert answer.json()["status"] == status
-    assert said in answer.json()["error"]
+    response = client.request(method, f"{path}?{query}" if query else path)
+    assert response.status_code == status
+    assert response.json()["status"] == status
+    assert message in response.json()["error"]
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "said"),
+    ("content", "status", "message"),
     [
         (b"", 415, "is empty"),
         (b"no picture", 415, "holds text"),
-        (b"\x00\x01" * 500, 415, "no picture of a kind"),
+        (b"\x00\x01" * 500, 415, "not a picture of a supported format"),
         (encoded(Image.new("RGB", (300, 300), "red"), "JPEG")[:900], 415, "damaged"),
-        (png_that_claims(60_000, 60_000), 413, "too large"),
-        (png_that_claims(6000, 6000), 413, "16 million pixels"),
-        (icon_of(png_that_claims(6000, 6000)), 415, "no picture of a kind"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n(run) run", 415, "no picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "no picture"),
+        (png_with_header_size(60_000, 60_000), 413, "too large"),
+        (png_with_header_size(6000, 6000), 413, "16 million pixels"),
+        (ico_file(png_with_header_size(6000, 6000)), 415, "not a picture of a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n(run) run", 415, "not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not a picture"),
         (b"x" * 10_000_001, 413, "10 MB"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(client, content, status, said):
-    assert said in page(upload(client, content), status)
-    assert said in upload(client, content, path="/api/search").json()["error"]
+def test_files_that_are_not_pictures_are_refused_with_a_reason(client, content, status, message):
+    assert message in page(upload(client, content), status)
+    assert message in upload(client, content, path="/api/search").json()["error"]
 
 
-def test_of_several_pictures_the_one_that_is_none_is_named(client):
-    assert "Picture 2 of 3 is no picture: it holds text" in page(
+def test_the_error_names_which_of_several_files_is_not_a_picture(client):
+    assert "Picture 2 of 3 is not a picture: it holds text" in page(
         upload(client, photograph(0), b"no picture", photograph(1)), 415
     )
-    answer = upload(client, photograph(0), b"no picture", path="/api/search")
-    assert answer.json()["error"].startswith("Picture 2 of 2 is no picture: it holds text")
+    response = upload(client, photograph(0), b"no picture", path="/api/search")
+    assert response.json()["error"].startswith("Picture 2 of 2 is not a picture: it holds text")
 
 
-def test_a_picture_is_known_by_its_content_not_by_its_name(client):
-    answer = client.post("/api/search", files={"picture": ("../../x.exe", photograph(4), "text/plain")})
-    assert answer.json()["pictures"][0]["said"] == CLASSES[0]
+def test_a_picture_is_recognised_by_content_not_by_name(client):
+    response = client.post("/api/search", files={"picture": ("../../x.exe", photograph(4), "text/plain")})
+    assert response.json()["pictures"][0]["said"] == CLASSES[0]
 
 
-def test_the_api_refuses_fields_that_it_does_not_know_and_takes_top_k(client):
-    def asked(query="", **form):
+def test_the_api_form_refuses_unknown_fields_and_accepts_top_k(client):
+    def search(query="", **form):
         return client.post(f"/api/search{query}", **form)
 
     pictures = {"picture": ("a", photograph(0))}
-    assert "No parameter is called image" in asked(files={"image": ("a", photograph(0))}).json()["error"]
-    assert "fields of the form" in asked("?category=top", files=pictures).json()["error"]
-    assert len(asked(files=pictures, data={"top_k": "3"}).json()["hits"]) == 3
-    assert asked(files=pictures, data={"top_k": "0"}).status_code == 422
-    link = parse_qs(urlsplit(asked(files=pictures).json()["link"]).query)["picture"]
-    answer = asked(files=[("picture", ("a", photograph(0)))] * 4, data={"picture": link})
-    assert (answer.status_code, "Too many pictures" in answer.text) == (422, True)
+    assert "Unknown parameter image" in search(files={"image": ("a", photograph(0))}).json()["error"]
+    assert "fields of the form" in search("?category=top", files=pictures).json()["error"]
+    assert len(search(files=pictures, data={"top_k": "3"}).json()["hits"]) == 3
+    assert search(files=pictures, data={"top_k": "0"}).status_code == 422
+    link = parse_qs(urlsplit(search(files=pictures).json()["link"]).query)["picture"]
+    response = search(files=[("picture", ("a", photograph(0)))] * 4, data={"picture": link})
+    assert (response.status_code, "Too many pictures" in response.text) == (422, True)
     odd = b'--b\r\nContent-Disposition: form-data; name="+2AA-"\r\n\r\nx\r\n--b--\r\n'
-    answer = asked(content=odd, headers={"content-type": "multipart/form-data; boundary=b; charset=utf-7"})
-    assert answer.status_code == 422
+    response = search(content=odd, headers={"content-type": "multipart/form-data; boundary=b; charset=utf-7"})
+    assert response.status_code == 422
 
 
 def test_a_colour_picture_of_64_pixels_fits_into_a_link():
     noise = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
     picture = torch.from_numpy(np.asarray(Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)).copy())
     picture = picture.permute(2, 0, 1)
-    text = carried(picture)
+    text = encode_picture(picture)
     assert len(text) <= 12_000
-    assert (uncarried(text, (3, 64, 64)).float() - picture.float()).abs().mean() < 6
+    assert (decode_picture(text, (3, 64, 64)).float() - picture.float()).abs().mean() < 6
 
 
-def test_an_address_of_64_kb_is_taken(client):
+def test_an_address_of_64_kb_is_accepted(client):
     pictures = {"picture": ["A" * 12_000] * 4, "unlike_picture": ["A" * 12_000]}
-    answer = client.get(f"/?{urlencode(pictures, doseq=True)}", headers={"cookie": "x" * 4000})
-    assert "The picture in this link is damaged" in page(answer, 422)
+    response = client.get(f"/?{urlencode(pictures, doseq=True)}", headers={"cookie": "x" * 4000})
+    assert "The picture in this link is damaged" in page(response, 422)
 
 
-def test_pictures_that_are_too_long_together_for_a_link_have_none(client, monkeypatch):
-    monkeypatch.setattr("fashion_cnn.retrieval.web.api.carried", lambda picture: "A" * 12_000)
+def test_the_api_returns_no_link_if_the_pictures_are_too_long_for_one(client, monkeypatch):
+    monkeypatch.setattr("fashion_cnn.retrieval.web.api.encode_picture", lambda picture: "A" * 12_000)
     for count, has_link in ((2, True), (4, False)):
         files = [(name, ("a.png", photograph(5))) for name in ("picture", "unlike_picture")] * count
-        answer = client.post("/api/search", files=files)
-        assert (answer.status_code, answer.json()["link"] is not None) == (200, has_link)
+        response = client.post("/api/search", files=files)
+        assert (response.status_code, response.json()["link"] is not None) == (200, has_link)
 
 
 def test_too_many_pictures_or_fields_are_refused(client):
@@ -752,8 +757,8 @@ def test_too_many_pictures_or_fields_are_refused(client):
     assert upload(client, photograph(0), text="x" * 20_000).status_code == 400
 
 
-def test_a_stream_without_a_length_ends_at_the_limit(shop_run):
-    sent, answers = 0, []
+def test_an_upload_without_content_length_ends_at_the_limit(shop_run):
+    sent, messages = 0, []
 
     def endless():
         nonlocal sent
@@ -768,16 +773,16 @@ def test_a_stream_without_a_length_ends_at_the_limit(shop_run):
         return {"type": "http.request", "body": next(chunks), "more_body": True}
 
     async def send(message):
-        answers.append(message)
+        messages.append(message)
 
     headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
     scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "headers": headers}
-    anyio.run(build(compose("serve", [f"run='{shop_run.path}'"]), "127.0.0.1"), scope, receive, send)
-    assert answers[0]["status"] == 413
+    anyio.run(build_app(compose("serve", [f"run='{shop_run.path}'"]), "127.0.0.1"), scope, receive, send)
+    assert messages[0]["status"] == 413
     assert sent < 12_000_000
 
 
-# Safety
+# Security
 
 SAFE = {
     "x-content-type-options": "nosniff",
@@ -789,42 +794,63 @@ SAFE = {
 @pytest.mark.parametrize(
     "link", ["/", "/developer", "/api", "/api/status", "/static/style.css", "/nothing", "/?page=x"]
 )
-def test_every_answer_tells_the_browser_to_be_careful_and_head_is_a_get_without_its_body(client, link):
-    answer = client.get(link)
-    assert answer.headers.items() >= SAFE.items()
-    policy = answer.headers["content-security-policy"]
+def test_every_response_has_security_headers_and_head_equals_get_without_body(client, link):
+    response = client.get(link)
+    assert response.headers.items() >= SAFE.items()
+    policy = response.headers["content-security-policy"]
     for rule in ("default-src 'self'", "img-src 'self' data:", "frame-ancestors 'none'", "form-action 'self'"):
         assert rule in policy
     assert "unsafe" not in policy
     head = client.head(link)
-    assert (head.status_code, head.content) == (answer.status_code, b"")
-    assert head.headers["content-type"] == answer.headers["content-type"]
+    assert (head.status_code, head.content) == (response.status_code, b"")
+    assert head.headers["content-type"] == response.headers["content-type"]
 
 
-def test_a_failure_of_ours_is_told_without_its_inside(client, monkeypatch):
-    def broken(asked, answered):
+def test_static_files_are_cached_and_revalidated_and_pages_are_not_cached(client):
+    response = client.get("/static/style.css")
+    assert response.headers["cache-control"] == "max-age=300"
+    unchanged = client.get("/static/style.css", headers={"if-none-match": response.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert unchanged.headers["cache-control"] == "max-age=300"
+    assert client.head("/static/style.css").headers["content-length"] == str(len(response.content))
+    assert client.get("/static/search.js").headers["content-type"].split(";")[0].endswith("/javascript")
+    assert client.get("/static/icon.svg").headers["content-type"] == "image/svg+xml"
+    for link in ("/", "/api/status", "/static/none.css"):
+        assert client.get(link).headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "none.css", "%2e%2e%2fpages.py", "%2e%2e%2ftemplates%2fbase.html", "%2fetc%2fpasswd", "%00", "a" * 300]
+)
+def test_nothing_outside_the_static_folder_is_served(client, path):
+    assert "does not exist" in page(client.get(f"/static/{path}"), 404)
+    assert client.post(f"/static/{path}").status_code == 405
+
+
+def test_an_internal_error_reveals_no_details(client, monkeypatch):
+    def broken(query, result):
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(web_pages, "_pictures", broken)
+    monkeypatch.setattr(web_pages, "query_pictures", broken)
     # The server gives up a connection after a failure: the next test is to have another.
-    answer = client.get("/", headers={"connection": "close"})
-    assert "a secret" not in page(answer, 500)
-    assert "Traceback" not in answer.text
-    assert answer.headers.items() >= SAFE.items()
+    response = client.get("/", headers={"connection": "close"})
+    assert "a secret" not in page(response, 500)
+    assert "Traceback" not in response.text
+    assert response.headers.items() >= SAFE.items()
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "localhost@evil", "[::1"]
 )
-def test_a_server_of_this_machine_answers_to_its_own_names_alone(client, host):
-    answer = client.get("/", headers={"host": host})
-    assert answer.status_code == 400
-    assert CLASSES[0] not in answer.text
-    for own in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
-        assert client.get("/api/status", headers={"host": own}).status_code == 200
+def test_a_local_server_refuses_other_host_names(client, host):
+    response = client.get("/", headers={"host": host})
+    assert response.status_code == 400
+    assert CLASSES[0] not in response.text
+    for name in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
+        assert client.get("/api/status", headers={"host": name}).status_code == 200
 
 
-def test_a_server_for_others_answers_to_any_name(serving, shop_run):
+def test_a_public_server_accepts_any_host_name(serving, shop_run):
     assert serving(shop_run, "host=0.0.0.0").get("/", headers={"host": "shop.example"}).status_code == 200
 
 
@@ -893,26 +919,26 @@ def hostile_queries(chance, count):
     yield from ("&" * 500, "=" * 500, "text", "text=%", "page=٣", "like[]=p20", "text=red;category=top")
 
 
-def test_hundreds_of_hostile_queries_are_answered_without_a_failure(client, empty_temporary_folder):
+def test_hundreds_of_hostile_queries_cause_no_server_error(client, empty_temporary_folder):
     chance = random.Random(0)
     statuses = set()
     for number, query in enumerate(hostile_queries(chance, 220)):
         path = ("/", "/api/search", "/product", "/api/product", "/api/thumbnail", "/developer")[number % 6]
-        answer = client.request(
+        response = client.request(
             chance.choice(["GET", "GET", "GET", "HEAD", "POST", "PATCH", "OPTIONS"]), f"{path}?{query}"
         )
-        assert answer.status_code < 500, query
-        assert "Traceback" not in answer.text
-        assert "set-cookie" not in answer.headers
-        statuses.add(answer.status_code)
+        assert response.status_code < 500, query
+        assert "Traceback" not in response.text
+        assert "set-cookie" not in response.headers
+        statuses.add(response.status_code)
     assert statuses >= {200, 404, 405, 422}
 
 
 def hostile_pictures(chance, count):
     kinds = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
-    whole = [encoded(Image.new("RGB", (40, 30), "red"), kind) for kind in kinds]
+    pictures = [encoded(Image.new("RGB", (40, 30), "red"), kind) for kind in kinds]
     for _ in range(count):
-        content = bytearray(chance.choice(whole))
+        content = bytearray(chance.choice(pictures))
         for _ in range(chance.randint(1, 12)):
             content[chance.randrange(len(content))] = chance.randrange(256)
         yield bytes(content[: chance.randint(1, len(content))])
@@ -925,21 +951,21 @@ def hostile_pictures(chance, count):
     )
     for size in ((1, 1), (20_000, 1), (1, 20_000), (20, 20)):
         yield encoded(Image.new("RGBA", size, (1, 2, 3, 0)))
-    yield icon_of(png_that_claims(6000, 6000))
-    yield icon_of(encoded(Image.new("L", (3900, 3901))))
+    yield ico_file(png_with_header_size(6000, 6000))
+    yield ico_file(encoded(Image.new("L", (3900, 3901))))
     yield encoded(Image.new("I;16", (30, 30)))
     yield encoded(Image.new("F", (30, 30), float("nan")), "TIFF")
 
 
-def test_hundreds_of_hostile_uploads_are_answered_without_a_failure(client, empty_temporary_folder):
+def test_hundreds_of_hostile_uploads_cause_no_server_error(client, empty_temporary_folder):
     chance = random.Random(1)
     statuses = set()
     names = ["../../x.png", "x\x00.png", "con", "a" * 300, "é.png", "'; drop"]
     for content in hostile_pictures(chance, 70):
         files = {"picture": (chance.choice(names), content, chance.choice(["image/png", "text/html", "x" * 99]))}
-        answer = client.post(chance.choice(["/", "/api/search"]), files=files)
-        assert answer.status_code in (200, 303, 413, 415), answer.text[:300]
-        statuses.add(answer.status_code)
+        response = client.post(chance.choice(["/", "/api/search"]), files=files)
+        assert response.status_code in (200, 303, 413, 415), response.text[:300]
+        statuses.add(response.status_code)
     assert statuses >= {200, 303, 415}
 
 
@@ -974,32 +1000,32 @@ def hostile_forms(chance):
         yield "multipart/form-data; boundary=b", bytes(body)
 
 
-def test_forms_that_are_none_are_answered_without_a_failure(client, empty_temporary_folder):
+def test_malformed_forms_cause_no_server_error(client, empty_temporary_folder):
     statuses = set()
     for kind, body in hostile_forms(random.Random(2)):
         for path in ("/", "/api/search"):
-            answer = client.post(path, content=body, headers={"content-type": kind.encode("latin-1")})
-            assert answer.status_code < 500, (kind, body[:80], answer.text)
-            statuses.add(answer.status_code)
+            response = client.post(path, content=body, headers={"content-type": kind.encode("latin-1")})
+            assert response.status_code < 500, (kind, body[:80], response.text)
+            statuses.add(response.status_code)
     assert statuses >= {200, 303, 400, 415, 422}
 
 
-def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypatch):
-    others_are_answered = threading.Event()
+def test_requests_beyond_the_queue_get_503_with_retry_after(shop_run, monkeypatch):
+    others_refused = threading.Event()
 
-    def waits(*arguments, **options):
-        others_are_answered.wait(PATIENCE)
-        return answer(*arguments, **options)
+    def wait_then_search(*arguments, **options):
+        others_refused.wait(PATIENCE)
+        return search_catalogue(*arguments, **options)
 
-    monkeypatch.setattr(service, "answer", waits)
+    monkeypatch.setattr(web_service, "search_catalogue", wait_then_search)
 
-    def crowd(people, *overrides, most):
-        """The responses; searches end once all requests above `most` have been refused."""
-        others_are_answered.clear()
+    def crowd(clients, *overrides, accepted):
+        """The responses; searches end once all requests above `accepted` have been refused."""
+        others_refused.clear()
 
-        async def ask():
+        async def run_clients():
             transport = httpx.ASGITransport(
-                build(compose("serve", [f"run='{shop_run.path}'", *overrides]), "127.0.0.1")
+                build_app(compose("serve", [f"run='{shop_run.path}'", *overrides]), "127.0.0.1")
             )
             responses = []
             async with (
@@ -1007,26 +1033,26 @@ def test_a_crowd_is_served_and_a_larger_one_told_to_come_back(shop_run, monkeypa
                 anyio.create_task_group() as tasks,
             ):
 
-                async def one(number):
+                async def search(number):
                     responses.append(await client.get("/api/search", params={"like": f"p{10 + number % 40}"}))
-                    if len(responses) >= people - most:
-                        others_are_answered.set()
+                    if len(responses) >= clients - accepted:
+                        others_refused.set()
 
-                if people <= most:
-                    others_are_answered.set()
-                for number in range(people):
-                    tasks.start_soon(one, number)
+                if clients <= accepted:
+                    others_refused.set()
+                for number in range(clients):
+                    tasks.start_soon(search, number)
             return responses
 
-        return anyio.run(ask)
+        return anyio.run(run_clients)
 
-    assert {each.status_code for each in crowd(64, most=66)} == {200}
-    responses = crowd(40, "limits.threads=1", "limits.waiting=3", most=4)
+    assert {each.status_code for each in crowd(64, accepted=66)} == {200}
+    responses = crowd(40, "limits.threads=1", "limits.waiting=3", accepted=4)
     assert [each.status_code for each in responses] == [503] * 36 + [200] * 4
     assert all(each.headers["retry-after"] == "1" for each in responses[:36])
 
 
-def test_uploads_share_a_limited_memory(serving, shop_run):
+def test_uploads_share_a_memory_limit(serving, shop_run):
     client = serving(shop_run, "limits.memory_mb=0.02")
     noise = encoded(Image.frombytes("L", (200, 200), random.Random(0).randbytes(40_000)))
     for _ in range(3):
@@ -1034,33 +1060,33 @@ def test_uploads_share_a_limited_memory(serving, shop_run):
         assert upload(client, photograph(0)).status_code == 303, "what was taken is given back"
 
 
-# The command
+# Command
 
 
-def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, shop_run):
+def test_a_catalogue_of_another_network_is_refused_with_one_message(command, run_copy, shop_run):
     import torch
 
     from fashion_cnn.inference.network import weights_sha256
 
-    checkpoint = torch.load(own_run.best_checkpoint, weights_only=False)
+    checkpoint = torch.load(run_copy.best_checkpoint, weights_only=False)
     for value in checkpoint["state_dict"].values():
         value += 1
-    torch.save(checkpoint, own_run.best_checkpoint)
-    own_run.write_results(own_run.results() | {"weights_sha256": weights_sha256(checkpoint["state_dict"])})
-    status, out, err = command(main, f"run={own_run.path}", "port=0")
+    torch.save(checkpoint, run_copy.best_checkpoint)
+    run_copy.write_results(run_copy.results() | {"weights_sha256": weights_sha256(checkpoint["state_dict"])})
+    status, out, err = command(main, f"run={run_copy.path}", "port=0")
     assert (status, out) == (1, "")
     assert "another network" in err
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
-    ("typed", "status", "said"),
+    ("overrides", "status", "message"),
     [
         # An interface that does not exist: known without asking a name server.
-        (["host='fe80::1%nosuch'"], 1, "is no address"),
-        (["host=192.0.2.1"], 1, "cannot be served"),
-        (["host="], 2, "names no address"),
-        (["port=70000"], 2, "is no port"),
+        (["host='fe80::1%nosuch'"], 1, "is not an address"),
+        (["host=192.0.2.1"], 1, "Cannot listen"),
+        (["host="], 2, "host= is empty"),
+        (["port=70000"], 2, "port=70000 is invalid"),
         (["port=many"], 2, "port=many"),
         (["top_k=0"], 2, "top_k=0"),
         (["reject=1"], 2, "reject=1 is not possible"),
@@ -1069,41 +1095,41 @@ def test_another_networks_catalogue_is_refused_in_one_message(command, own_run, 
         (["prot=1"], 2, "port"),
     ],
 )
-def test_mistakes_on_the_command_line_are_told_in_one_message(command, shop_run, typed, status, said):
-    ended, out, err = command(main, f"run={shop_run.path}", *typed)
+def test_invalid_options_are_refused_with_one_message(command, shop_run, overrides, status, message):
+    ended, out, err = command(main, f"run={shop_run.path}", *overrides)
     assert (ended, out) == (status, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 
-def test_a_port_in_use_is_told_in_one_message(command, shop_run):
+def test_a_port_in_use_is_refused_with_one_message(command, shop_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, _, err = command(main, f"run={shop_run.path}", f"port={taken.getsockname()[1]}")
     assert status == 1
     assert "in use" in err
-    assert "name another port=" in err
+    assert "choose another port" in err
 
 
 @pytest.mark.processes
-def test_it_says_where_it_is_answers_there_and_ends_quietly(shop_run, tmp_path):
+def test_the_server_prints_its_address_serves_and_stops_on_ctrl_c(shop_run, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "fashion_cnn.serve", f"run={shop_run.path}", "port=0"]
     server = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        said = server.stdout.readline()
-        opened = re.match(r"Open (http://127\.0\.0\.1:\d+) ", said)
-        assert opened, said or server.stderr.read()
+        line = server.stdout.readline()
+        opened = re.match(r"Open (http://127\.0\.0\.1:\d+) ", line)
+        assert opened, line or server.stderr.read()
         address = opened[1]
         with httpx.Client(base_url=address, timeout=PATIENCE) as client:
             assert client.get("/api/status").json()["products"] == 60
             assert client.post("/", files={"picture": ("a.png", photograph(0))}).status_code == 303
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-            # The response to HEAD ends where its body would begin: the next one follows at once.
-            more = b"GET /none HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-            connection.sendall(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n" + more)
+            # The response to HEAD has no body: the next response follows at once.
+            next_request = b"GET /none HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            connection.sendall(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n" + next_request)
             responses = b"".join(iter(lambda: connection.recv(65536), b""))
         head, _, rest = responses.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")

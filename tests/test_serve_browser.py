@@ -1,4 +1,4 @@
-"""The product search in a real browser: with and without JavaScript, by keyboard, on a phone, in the dark."""
+"""The search pages in a real browser: JavaScript on and off, keyboard, phone, dark colours, accessibility."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = pytest.mark.browser
 
 
-def executable():
-    """A Chromium of this machine, or None for Playwright's own."""
+def chromium_path():
+    """The Chromium of this machine, or None for Playwright's own."""
     return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -21,13 +21,13 @@ def executable():
 def browser():
     with sync_api.sync_playwright() as playwright:
         try:
-            # Root, as in a container, has no sandbox.
+            # Chromium's sandbox does not work as root, which containers use.
             arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-            started = playwright.chromium.launch(executable_path=executable(), args=arguments)
+            browser = playwright.chromium.launch(executable_path=chromium_path(), args=arguments)
         except sync_api.Error as error:
             pytest.skip(f"no browser: {str(error).splitlines()[0]} (scripts/test gets one)")
-        yield started
-        started.close()
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +38,24 @@ def address(shop_run):
 
 @pytest.fixture
 def visit(browser, address):
-    """Open a page of a fresh visitor; in the end none has had an error or asked another host for anything."""
-    contexts, wrong = [], []
+    """Open a page in a new browser context; fails at the end on errors and on requests to other hosts."""
+    contexts, problems = [], []
 
     def open_page(link="/", **options):
         context = browser.new_context(base_url=address, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(1000 * PATIENCE)
-        page.on("request", lambda request: request.url.startswith((address, "data:")) or wrong.append(request.url))
-        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((address, "data:")) or problems.append(request.url))
+        page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(link)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
-    assert not wrong
+    assert not problems
 
 
 def titles(page):
@@ -63,26 +63,26 @@ def titles(page):
 
 
 def follow(page, target):
-    """Click what leads to another page, and wait for it."""
+    """Click a link or button and wait for the next page."""
     with page.expect_navigation():
         target.click()
 
 
-def choose(page, *numbers):
+def choose_pictures(page, *numbers):
     files = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": photograph(number)} for number in numbers]
-    page.get_by_label("A picture").set_input_files(files)
+    page.get_by_label("Pictures", exact=True).set_input_files(files)
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
-def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascript):
+def test_picture_search_filters_marks_and_shared_links(visit, javascript):
     page = visit(java_script_enabled=javascript)
-    choose(page, 6)
+    choose_pictures(page, 6)
     if not javascript:
         follow(page, page.get_by_role("button", name="Search"))
     page.wait_for_url("**/?picture=*")
     assert page.get_by_role("heading", name=CLASSES[6 % 4], exact=True).is_visible()
-    found = titles(page)
-    assert len(found) == 12
+    similar = titles(page)
+    assert len(similar) == 12
 
     page.locator("summary", has_text="Colour").click()
     page.get_by_label("red").check()
@@ -91,12 +91,12 @@ def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascr
     assert red
     assert all(title.startswith("red") for title in red)
     follow(page, page.get_by_role("link", name="colour: red"))
-    assert titles(page) == found
+    assert titles(page) == similar
 
     follow(page, page.get_by_role("link", name="More like").nth(2))
     follow(page, page.get_by_role("link", name="Less like").nth(4))
     refined = titles(page)
-    assert refined != found
+    assert refined != similar
     assert page.locator(".marked.like img").count() == page.locator(".marked.unlike img").count() == 1
 
     shared = visit(page.url, java_script_enabled=javascript)
@@ -111,7 +111,7 @@ def test_a_visitor_searches_by_picture_filters_refines_and_shares(visit, javascr
     assert titles(page) == refined
 
 
-def test_words_and_pages_without_a_mouse(visit):
+def test_words_filters_and_pages_work_by_keyboard(visit):
     page = visit()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -139,7 +139,7 @@ def test_words_and_pages_without_a_mouse(visit):
     assert titles(page)
 
 
-def test_a_picture_can_be_dropped(visit):
+def test_a_dropped_picture_is_searched(visit):
     page = visit()
     dropped = page.evaluate_handle(
         """bytes => {
@@ -154,9 +154,9 @@ def test_a_picture_can_be_dropped(visit):
     assert page.get_by_role("heading", name=CLASSES[5 % 4], exact=True).is_visible()
 
 
-def test_what_else_is_dropped_or_pasted_is_left_to_the_field_or_told(visit):
+def test_dropped_and_pasted_text_goes_to_the_field_and_other_files_show_an_alert(visit):
     page = visit()
-    given = page.evaluate(
+    events = page.evaluate(
         """() => {
             const data = (file, type, text) => {
                 const transfer = new DataTransfer();
@@ -169,27 +169,27 @@ def test_what_else_is_dropped_or_pasted_is_left_to_the_field_or_told(visit):
             document.querySelector("form.search").addEventListener("submit", () => sent++);
             const drop = (data) => new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
             const paste = (data) => new ClipboardEvent("paste", {clipboardData: data, bubbles: true});
-            const told = () => !document.querySelector("#no-picture").hidden;
+            const alerted = () => !document.querySelector("#no-picture").hidden;
             const words = drop(data(null, null, "red shirt"));
             field.dispatchEvent(words);
             field.dispatchEvent(paste(data("cells.png", "image/png", "red shirt")));
-            const before = told();
+            const before = alerted();
             document.body.dispatchEvent(drop(data("list.pdf", "application/pdf")));
-            return {kept: !words.defaultPrevented, before, after: told(), sent};
+            return {inField: !words.defaultPrevented, before, after: alerted(), sent};
         }"""
     )
-    assert given == {"kept": True, "before": False, "after": True, "sent": 0}
-    assert page.get_by_role("alert").inner_text() == "That is no picture: take a JPEG, PNG or WebP file."
+    assert events == {"inField": True, "before": False, "after": True, "sent": 0}
+    assert page.get_by_role("alert").inner_text() == "This file is not a picture: choose a JPEG, PNG or WebP file."
 
 
-def test_a_picture_that_is_too_large_is_told_on_a_page(browser, address):
+def test_a_picture_that_is_too_large_leads_to_an_error_page(browser, address):
     page = browser.new_page(base_url=address, java_script_enabled=False)
     page.goto("/")
-    page.get_by_label("A picture").set_input_files(
+    page.get_by_label("Pictures", exact=True).set_input_files(
         {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * 11_000_000}
     )
     follow(page, page.get_by_role("button", name="Search"))
-    assert "10 MB are the most" in page.locator("main").inner_text()
+    assert "maximum is 10 MB" in page.locator("main").inner_text()
     page.close()
 
 
@@ -197,7 +197,7 @@ PAGES = {
     "start": "/",
     "results": "/?like=p20&unlike=p30&text=red&category=top&category=low&price_max=60&where=colour:red",
     "product": "/product?id=p20&like=p30",
-    "nothing found": "/?text=zzz",
+    "no results": "/?text=zzz",
     "developer": "/developer",
     "API": "/api",
 }
@@ -205,15 +205,16 @@ PAGES = {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_no_page_keeps_anyone_out(visit, name, scheme):
+def test_pages_have_no_serious_accessibility_violations(visit, name, scheme):
     page = visit(PAGES[name], color_scheme=scheme)
     if name == "results":
         page.locator("summary").first.click()
-    found = axe.Axe().run(page).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+    violations = axe.Axe().run(page).response["violations"]
+    serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in serious] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_phone_shows_each_page_in_its_width(visit, name):
+def test_pages_fit_the_width_of_a_phone(visit, name):
     page = visit(PAGES[name], viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

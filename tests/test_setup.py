@@ -1,4 +1,4 @@
-"""scripts/train on a machine of its own: what it sets up, what it leaves, and what it says when it cannot."""
+"""scripts/train on a simulated machine: set-up, downloads and error messages."""
 
 import os
 import shutil
@@ -8,9 +8,9 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-# The interpreter of .venv, which writes down what it is asked for. There is no way to Fashion-MNIST.
+# A fake interpreter that logs its calls. It cannot download Fashion-MNIST.
 PYTHON = """#!/bin/sh
-echo "$*" >>"$(dirname "$0")/asked"
+echo "$*" >>"$(dirname "$0")/calls"
 case "$*" in
   *find_spec*torch*) [ -e "$(dirname "$0")/torch" ] ;;
   "-m pip install"*) echo "Obtaining fashion_cnn" ;;
@@ -23,7 +23,10 @@ DF = "#!/bin/sh\necho 'Filesystem blocks Used Available'\necho 'disk 9 4 5242880
 
 @pytest.fixture
 def machine(tmp_path):
-    """Run scripts/train there, with what .venv's interpreter was asked for since, and files of programs to put in."""
+    """Return a function that runs scripts/train and returns the process and the calls of the interpreter.
+
+    Its attribute `write` adds a program to the machine.
+    """
     for name in ("scripts/setup.sh", "scripts/train", "scripts/constraints.txt", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
@@ -35,13 +38,13 @@ def machine(tmp_path):
         (tmp_path / name).chmod(0o755)
 
     def start(*words):
-        asked = tmp_path / ".venv" / "bin" / "asked"
-        asked.write_text("")
+        calls = tmp_path / ".venv" / "bin" / "calls"
+        calls.write_text("")
         environment = {**os.environ, "PATH": f"{tmp_path / 'programs'}:{os.environ['PATH']}", "PYTHON": sys.executable}
         environment.pop("TORCH_INDEX_URL", None)
         command = [str(tmp_path / "scripts" / "train"), *words]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        return ended, asked.read_text().splitlines()
+        return ended, calls.read_text().splitlines()
 
     write(".venv/bin/python", PYTHON)
     write("programs/df", DF)
@@ -51,15 +54,15 @@ def machine(tmp_path):
     return start
 
 
-def test_what_torch_is_installed_for_already_needs_no_room_for_it(machine):
-    refused, asked = machine("data=kmnist")
+def test_disk_space_is_checked_only_without_an_installed_torch(machine):
+    refused, calls = machine("data=kmnist")
     assert refused.returncode == 1
     assert "5120 MB are free on this disk, the packages need about 7 GB." in refused.stderr
     machine.write(".venv/bin/torch", "")
-    ended, asked = machine("data=kmnist")
+    ended, calls = machine("data=kmnist")
     assert ended.returncode == 0
-    assert any(words.startswith("-m pip install") for words in asked)
-    assert asked[-1] == "-m fashion_cnn.train data=kmnist"
+    assert any(call.startswith("-m pip install") for call in calls)
+    assert calls[-1] == "-m fashion_cnn.train data=kmnist"
     assert not any("pip" in words for words in machine("data=kmnist")[1]), "what is done is not done again"
 
 
@@ -76,15 +79,15 @@ def test_what_torch_is_installed_for_already_needs_no_room_for_it(machine):
         (["--cfg=job"], False),
     ],
 )
-def test_fashion_mnist_is_fetched_where_it_is_trained_on_alone(machine, words, fetched):
+def test_fashion_mnist_is_downloaded_only_for_trainings_on_it(machine, words, fetched):
     machine.write(".venv/bin/torch", "")
-    ended, asked = machine(*words)
-    assert any(one.startswith("-m fashion_cnn.data") for one in asked) == fetched
-    assert (f"-m fashion_cnn.train {' '.join(words)}" in asked) != fetched
+    ended, calls = machine(*words)
+    assert any(call.startswith("-m fashion_cnn.data") for call in calls) == fetched
+    assert (f"-m fashion_cnn.train {' '.join(words)}" in calls) != fetched
     assert ended.returncode == int(fetched)
 
 
-def test_why_debians_package_could_not_be_had_is_told(machine):
+def test_a_failed_download_of_the_debian_package_is_explained(machine):
     machine.write(".venv/bin/torch", "")
     assert "no network (E: no apt here)" in machine()[0].stderr
     # Offline, an update fails to fetch and yet ends well.
@@ -94,7 +97,7 @@ def test_why_debians_package_could_not_be_had_is_told(machine):
         "  *update) echo 'W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example' ;;\n"
         "  *) echo 'E: Unable to locate package dataset-fashion-mnist' >&2; exit 100 ;;\nesac\n",
     )
-    said = machine()[0].stderr
-    assert "no network (W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example)" in said
+    error = machine()[0].stderr
+    assert "no network (W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example)" in error
     machine.write("programs/apt-get", "#!/bin/sh\ntouch dataset-fashion-mnist_1_all.deb\n")
     assert "(dpkg-deb: error: failed to read archive 'dataset-fashion-mnist_1_all.deb')" in machine()[0].stderr

@@ -1,4 +1,4 @@
-"""Sweeps: independent jobs, one table, a bad job told, the missing ones run again."""
+"""Sweeps: independent jobs, their comparison, failed jobs, and resuming."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from fashion_cnn import train as train_command
 from fashion_cnn.cli import main as command_line
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.models import ResNet
-from fashion_cnn.runs.overrides import quote_text
-from fashion_cnn.sweeps.jobs import job_name, jobs_of
+from fashion_cnn.runs.overrides import quote_override
+from fashion_cnn.sweeps.jobs import job_name, list_jobs
 from fashion_cnn.train import main
 from fashion_cnn.training import build, session
 
@@ -26,7 +26,7 @@ SWEPT = ["model.network.stem=[8],[16]", "seed=0,1"]
 ARGUMENTS = ["-m", *(part for part in TINY_DATA if "stem" not in part and "epochs" not in part), "trainer.max_epochs=1"]
 
 
-def test_a_jobs_name_can_be_typed():
+def test_job_names_have_no_special_characters():
     assert job_name(["optimizer.lr=0.1", "seed=1"]) == "lr-0.1_seed-1"
     assert job_name(["data.root='a b/c'", "~callbacks.ema"]) == "root-a-b-c_ema"
     assert job_name(["model.network.stem=[16]", "x=-1"]) == "stem-16_x--1"
@@ -34,7 +34,7 @@ def test_a_jobs_name_can_be_typed():
     assert job_name([]) == "job"
 
 
-def test_many_overrides_still_make_one_short_name_for_each_job():
+def test_names_of_jobs_with_many_overrides_are_short_and_unique():
     names = [job_name([*(f"optimizer.lr{number}=0.12345" for number in range(30)), f"seed={seed}"]) for seed in (0, 1)]
     assert max(map(len, names)) == 200
     assert names[0] != names[1]
@@ -42,24 +42,24 @@ def test_many_overrides_still_make_one_short_name_for_each_job():
     assert len({name[:8] for name in names}) == 2
 
 
-def test_jobs_are_all_combinations_and_typed_values_come_before_the_sweeps_own():
-    jobs, shared = jobs_of(["model=tiny", "seed=range(2)", "lr=1,2"], {"seed": "5,6,7", "x": "a,b"})
+def test_jobs_are_all_combinations_and_overrides_replace_the_sweep_file():
+    jobs, shared = list_jobs(["model=tiny", "seed=range(2)", "lr=1,2"], {"seed": "5,6,7", "x": "a,b"})
     assert [job.name for job in jobs][:3] == ["seed-0_x-a_lr-1", "seed-0_x-a_lr-2", "seed-0_x-b_lr-1"]
     assert len(jobs) == 8
     assert shared == {"model"}
-    with pytest.raises(ValueError, match="no list"):
-        jobs_of(["lr=interval(0,1)"], {})
+    with pytest.raises(ValueError, match="not a list"):
+        list_jobs(["lr=interval(0,1)"], {})
 
 
-def the_sweep(folder):
+def find_sweep(folder):
     (file,) = folder.rglob("multirun.yaml")
     return file.parent
 
 
-def figures(sweep):
-    """Of each finished job what does not depend on the time."""
+def job_metrics(sweep):
+    """Return the results of each finished job that do not depend on the time."""
     results = {file.parent.name: json.loads(file.read_text()) for file in sweep.glob("*/results.json")}
-    return {job: {k: v for k, v in found.items() if "/" in k} for job, found in results.items()}
+    return {job: {k: v for k, v in outcome.items() if "/" in k} for job, outcome in results.items()}
 
 
 class Failing(Callback):
@@ -71,15 +71,15 @@ class Failing(Callback):
             raise MemoryError("no room")
 
 
-def in_a_process_of_its_own(main, *arguments):
-    """As the fixture `command`, which joblib's processes would outlive, with the environment that they began with."""
-    typed = [sys.executable, "-m", main.__module__, *arguments]
-    ended = subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+def run_in_subprocess(main, *arguments):
+    """Run a command in a new process, so that joblib's workers see its environment and end with it."""
+    command = [sys.executable, "-m", main.__module__, *arguments]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     return ended.returncode, ended.stdout, ended.stderr
 
 
 def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
-    """Figures of the finished jobs before and after the one that failed was run again."""
+    """Return the metrics of the finished jobs before and after the failed one was run again."""
     arguments = [
         *ARGUMENTS,
         *SWEPT,
@@ -89,11 +89,11 @@ def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
     ]
     monkeypatch.setenv("FAILING", "1")
     status, out, _ = command(main, *arguments, f"runs_dir={folder}")
-    sweep = the_sweep(folder)
+    sweep = find_sweep(folder)
     assert status == 1
     assert "3 of 4 jobs finished" in out
     assert re.search(r"stem-8_seed-1: failed \(MemoryError: no room\)", out)
-    before = figures(sweep)
+    before = job_metrics(sweep)
     assert len(before) == 3
     assert (sweep / "comparison" / "comparison.csv").read_text().count("\n") == 3
     assert not any(sign in job for job in before for sign in "=,/[ ")
@@ -104,14 +104,14 @@ def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
     assert status == 0
     assert "4 of 4 jobs finished" in out
     assert {job: (sweep / job / "results.json").stat().st_mtime_ns for job in before} == started, "one was trained"
-    assert the_sweep(folder) == sweep, "no second sweep"
-    return before, figures(sweep)
+    assert find_sweep(folder) == sweep, "no second sweep"
+    return before, job_metrics(sweep)
 
 
 @pytest.mark.processes
-def test_a_failed_job_is_told_and_alone_run_again_whether_one_by_one_or_side_by_side(command, tmp_path, monkeypatch):
+def test_only_failed_jobs_are_run_again_sequentially_or_in_parallel(command, tmp_path, monkeypatch):
     serial = run_with_a_failure_then_resume(command, tmp_path / "serial", monkeypatch, "basic")
-    parallel = run_with_a_failure_then_resume(in_a_process_of_its_own, tmp_path / "parallel", monkeypatch, "joblib")
+    parallel = run_with_a_failure_then_resume(run_in_subprocess, tmp_path / "parallel", monkeypatch, "joblib")
     for one_by_one, side_by_side in zip(serial, parallel, strict=True):
         assert one_by_one.keys() == side_by_side.keys()
         for job, expected in one_by_one.items():
@@ -120,7 +120,7 @@ def test_a_failed_job_is_told_and_alone_run_again_whether_one_by_one_or_side_by_
 
 
 @pytest.mark.training
-def test_when_a_job_begins_those_before_have_left_nothing_in_memory(command, tmp_path, monkeypatch):
+def test_finished_jobs_leave_no_tensors_in_memory(command, tmp_path, monkeypatch):
     made, left = weakref.WeakSet(), []
 
     def noted(make):
@@ -140,24 +140,24 @@ def test_when_a_job_begins_those_before_have_left_nothing_in_memory(command, tmp
 
 
 @pytest.mark.training
-def test_a_job_gives_the_figures_of_the_same_settings_alone(command, tmp_path):
+def test_a_job_has_the_results_of_a_single_training(command, tmp_path):
     alone = [part for part in ARGUMENTS if part != "-m"]
     assert command(main, *ARGUMENTS, "model.network.stem=[8]", "seed=3,4", f"runs_dir={tmp_path}")[0] == 0
     assert command(main, *alone, "model.network.stem=[8]", "seed=4", f"runs_dir={tmp_path / 'alone'}")[0] == 0
     (single,) = (tmp_path / "alone").rglob("results.json")
     expected = {k: v for k, v in json.loads(single.read_text()).items() if "/" in k}
-    assert figures(the_sweep(tmp_path / "sweep"))["seed-4"] == expected
+    assert job_metrics(find_sweep(tmp_path / "sweep"))["seed-4"] == expected
 
 
 @pytest.mark.training
 def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     assert command(main, *ARGUMENTS, "seed=0,1", f"runs_dir={tmp_path}")[0] == 0
-    sweep = the_sweep(tmp_path)
+    sweep = find_sweep(tmp_path)
     status, out, _ = command(main, f"resume={sweep}")
     assert status == 0, "alone it knows its command"
     assert "2 of 2 jobs finished" in out
-    assert "seed-0: was finished already" in out
-    assert "seed-1: was finished already" in out
+    assert "seed-0: already finished" in out
+    assert "seed-1: already finished" in out
     for further in (["seed=2"], ["seed=0"], []):
         status, out, _ = command(main, f"resume={sweep}", *further)
         assert status == 0
@@ -168,38 +168,38 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     assert "trainer.max_epochs: 1 there, 2 here" in err
     status, _, err = command(main, *ARGUMENTS, "seed=0,1", "optimizer.lr=1", f"resume={sweep}")
     assert status == 2
-    assert "optimizer.lr: as it stands there, 1 here" in err
+    assert "optimizer.lr: default there, 1 here" in err
     status, _, err = command(main, "-m", "seed=0,1", f"resume={tmp_path / 'nowhere'}")
     assert status == 2
-    assert "there is no sweep there" in err
+    assert "is no sweep: give the directory of a sweep" in err
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("model=tiny,smal", "Did you mean small?"),
-        ("optimizer.lr=interval(0,1)", "is no list of values"),
+        ("optimizer.lr=interval(0,1)", "is not a list of values"),
         ("optimizer.lr=0.02,abc", "optimizer.lr=abc is not possible: it takes a number"),
     ],
 )
-def test_a_mistake_in_a_sweep_leaves_nothing_behind(command, tmp_path, argument, said):
+def test_an_invalid_sweep_writes_no_files(command, tmp_path, argument, message):
     status, _, err = command(main, *ARGUMENTS, argument, f"runs_dir={tmp_path}")
     assert status == 2
-    assert said in err
+    assert message in err
     assert not list(tmp_path.rglob("*.yaml"))
 
 
 @pytest.mark.training
-def test_each_job_with_a_mistake_is_told_it_in_words(command, tmp_path):
+def test_user_errors_of_jobs_are_reported_in_one_message(command, tmp_path):
     status, out, err = command(main, *ARGUMENTS, "+model.network.foo=3", "seed=0,1", f"runs_dir={tmp_path}")
     assert status == 1
-    assert err.count("'model.network.foo' is no option") == 2
-    assert out.count("failed ('model.network.foo' is no option") == 2
+    assert err.count("unknown option 'model.network.foo'") == 2
+    assert out.count("failed (unknown option 'model.network.foo'") == 2
     assert "Traceback" not in out + err
 
 
 @pytest.mark.training
-def test_a_ready_sweep_needs_no_flag(command, tmp_path):
+def test_a_sweep_file_needs_no_multirun_flag(command, tmp_path):
     tiny = [part for part in ARGUMENTS if part != "-m"]
     status, out, _ = command(main, *tiny, "sweep=seeds", "seed=0,1", f"runs_dir={tmp_path}")
     assert status == 0
@@ -212,7 +212,7 @@ def test_a_ready_sweep_needs_no_flag(command, tmp_path):
     assert command(main, f"resume={sweep}")[0] == 0
 
 
-def test_a_job_of_a_ready_sweep_can_be_trained_alone_from_what_it_says_was_typed():
+def test_stored_overrides_of_a_job_repeat_its_training():
     job = compose(overrides=["sweep=held_out", "model=tiny", "data.left_out=[0,6]", "seed=1"])
     assert [*job.overrides] == [
         *("callbacks=essential", "trainer.max_epochs=10", "test=false"),
@@ -222,7 +222,7 @@ def test_a_job_of_a_ready_sweep_can_be_trained_alone_from_what_it_says_was_typed
     assert "trainer.max_epochs=10" not in compose(overrides=["sweep=held_out", "trainer.max_epochs=3"]).overrides
 
 
-def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, monkeypatch):
+def test_a_users_own_sweep_file_expands_to_the_overrides_that_hydra_applies(tmp_path, monkeypatch):
     shutil.copytree(CONFIG_DIR, tmp_path / "conf")
     (tmp_path / "conf" / "sweep" / "own.yaml").write_text(
         "# @package _global_\ntrainer: {inference_mode: false}\ndata: {root: a b}\nmodel: {network: {widths: [8, 9]}}\n"
@@ -230,17 +230,17 @@ def test_a_sweep_file_of_ones_own_is_spelled_out_as_hydra_takes_it(tmp_path, mon
     monkeypatch.setattr(command_line, "CONFIG_DIR", tmp_path / "conf")
     job = compose(overrides=["sweep=own", "model=tiny"])
     assert job.trainer.inference_mode is False, "which conf/trainer does not list"
-    assert compose(overrides=[quote_text(override) for override in job.overrides]) == job
+    assert compose(overrides=[quote_override(override) for override in job.overrides]) == job
 
 
 @pytest.mark.training
-def test_the_jobs_of_a_sweep_start_from_the_run_that_was_the_newest_at_its_start(command, tmp_path):
+def test_jobs_start_from_the_newest_run_at_the_start_of_find_sweep(command, tmp_path):
     tiny = [part for part in ARGUMENTS if part != "-m"]
     assert command(main, *tiny, f"runs_dir={tmp_path}")[0] == 0
     (first,) = (file.parent for file in tmp_path.rglob("results.json"))
     warm = [*ARGUMENTS, "callbacks=essential", "init_from=latest", f"runs_dir={tmp_path}"]
     assert command(main, *warm, "seed=0,1")[0] == 0
-    sweep = the_sweep(tmp_path)
+    sweep = find_sweep(tmp_path)
     assert command(main, *warm, "seed=0,1,2", f"resume={sweep}")[0] == 0
     assert command(main, "seed=3", f"resume={sweep}")[0] == 0
     configs = [OmegaConf.load(file) for file in sweep.glob("seed-*/config.yaml")]
@@ -250,11 +250,11 @@ def test_the_jobs_of_a_sweep_start_from_the_run_that_was_the_newest_at_its_start
 
 
 @pytest.mark.training
-def test_a_home_directory_that_no_shell_expanded_holds_a_sweep(command, tmp_path, monkeypatch):
+def test_a_quoted_tilde_in_runs_dir_of_a_sweep_is_the_home_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert command(main, *ARGUMENTS, "callbacks=essential", "seed=0,1", "runs_dir='~/runs'")[0] == 0
-    assert the_sweep(tmp_path).parent == tmp_path / "runs" / "sweep"
+    assert find_sweep(tmp_path).parent == tmp_path / "runs" / "sweep"
     status, out, _ = command(
         main, "-m", *ARGUMENTS, "callbacks=essential", "seed=0,1", "runs_dir=~/runs", "resume=latest"
     )
@@ -264,7 +264,7 @@ def test_a_home_directory_that_no_shell_expanded_holds_a_sweep(command, tmp_path
 
 
 @pytest.mark.training
-def test_a_sweep_that_goes_on_may_be_told_anew_where_its_data_lie(command, tmp_path, monkeypatch):
+def test_a_resumed_sweep_accepts_a_new_data_root(command, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -274,12 +274,12 @@ def test_a_sweep_that_goes_on_may_be_told_anew_where_its_data_lie(command, tmp_p
     roots = []
     data = build.data
     monkeypatch.setattr(build, "data", lambda config: roots.append(config.data.root) or data(config))
-    assert command(main, f"resume={the_sweep(tmp_path)}", "data.root=moved")[0] == 0
+    assert command(main, f"resume={find_sweep(tmp_path)}", "data.root=moved")[0] == 0
     assert roots == ["moved", "moved"]
 
 
 @pytest.mark.training
-def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monkeypatch):
+def test_a_stopped_sweep_lists_the_stopped_job(command, tmp_path, monkeypatch):
     train = train_command.train
 
     def stopped(config):
@@ -292,7 +292,7 @@ def test_a_stopped_sweep_lists_the_job_that_was_stopped(command, tmp_path, monke
     status, out, _ = command(main, *arguments, "seed=0,1,2")
     assert status == 130
     assert "1 of 3 jobs finished" in out
-    assert "  stopped: seed-1\n  not begun: seed-2\n" in out
+    assert "  stopped: seed-1\n  not started: seed-2\n" in out
 
 
 class Stopping(Callback):
@@ -303,7 +303,7 @@ class Stopping(Callback):
 
 
 @pytest.mark.training
-def test_the_one_value_that_did_not_fail_is_named(command, tmp_path):
+def test_the_comparison_names_the_only_finished_value_and_resuming_reports_an_invalid_one(command, tmp_path):
     arguments = [*ARGUMENTS, "callbacks=essential", f"runs_dir={tmp_path}"]
     status, out, _ = command(main, *arguments, "optimizer.lr=0.01,-1")
     assert status == 1

@@ -1,4 +1,4 @@
-"""`python -m fashion_cnn.teach`: a concept from a few examples, and what then knows it."""
+"""`python -m fashion_cnn.teach`: learning concepts from a few examples, and recognising them."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from PIL import Image
 from tiny_images import TinyDataModule
 
 from fashion_cnn.cli.main import compose
-from fashion_cnn.concepts import Background, background_of, learn, taken_for_any
-from fashion_cnn.inference.network import TrainedNetwork, data_set_of
+from fashion_cnn.concepts import Background, fit_background, joint_false_alarm_rate, learn
+from fashion_cnn.inference.network import TrainedNetwork, instantiate_data
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.teach import main
 from fashion_cnn.train import train
 
 
-def a_background(generator):
-    """Known images that vary ten times as much along the first of eight directions as along the others."""
+def make_background(generator):
+    """Background whose standard deviation along the first of eight directions is ten times that along the others."""
     spread = torch.tensor([10.0] + [1.0] * 7)
     known = torch.randn(4000, 8, generator=generator) * spread
     covariance = torch.cov(known.T)
@@ -32,61 +32,61 @@ def a_background(generator):
     ), spread
 
 
-def test_a_concept_stands_out_where_the_known_hardly_vary_and_its_false_alarms_are_as_allowed():
+def test_a_concept_is_recognised_at_the_estimated_rate_with_the_allowed_false_alarms():
     generator = torch.Generator().manual_seed(0)
-    background, spread = a_background(generator)
+    background, spread = make_background(generator)
     offset = torch.tensor([3.0, 4.0] + [0.0] * 6)
 
-    def kin(count):
+    def draw_examples(count):
         return offset + torch.randn(count, 8, generator=generator) * spread * 0.7
 
-    concept = learn("new", kin(10), background, false_alarms=0.05)
+    concept = learn("new", draw_examples(10), background, false_alarms=0.05)
     known = background.whiten(torch.randn(20000, 8, generator=generator) * spread)
     assert concept.scores(known).mean().item() == pytest.approx(0, abs=0.1)
     assert concept.scores(known).std().item() == pytest.approx(1, abs=0.1)
     assert (concept.scores(known) > concept.threshold).float().mean().item() == pytest.approx(0.05, abs=0.01)
-    found = (concept.scores(background.whiten(kin(2000))) > concept.threshold).float().mean().item()
-    assert found > 0.9
+    recall = (concept.scores(background.whiten(draw_examples(2000))) > concept.threshold).float().mean().item()
+    assert recall > 0.9
     assert concept.recognised is not None
-    assert concept.recognised / concept.examples == pytest.approx(found, abs=0.2), "what is foretold comes true"
-    strict = learn("new", kin(10), background, false_alarms=0.001)
+    assert concept.recognised / concept.examples == pytest.approx(recall, abs=0.2), "the leave-one-out estimate holds"
+    strict = learn("new", draw_examples(10), background, false_alarms=0.001)
     assert strict.threshold > concept.threshold
-    assert learn("new", kin(1), background).recognised is None
+    assert learn("new", draw_examples(1), background).recognised is None
 
 
-def test_examples_that_have_nothing_in_common_are_foretold_to_fail():
+def test_unrelated_examples_have_a_low_leave_one_out_estimate():
     generator = torch.Generator().manual_seed(1)
-    background, spread = a_background(generator)
+    background, spread = make_background(generator)
     concept = learn("nothing", (torch.randn(20, 8, generator=generator) * spread), background)
     assert concept.recognised is not None
     assert concept.recognised <= 5
 
 
-@pytest.mark.parametrize(("known", "asked", "promised"), [(10, 0.05, 1 / 11), (33, 0.05, 0.05), (33, 0.3, 0.3)])
-def test_no_more_false_alarms_than_promised_however_few_images_are_known(known, asked, promised):
+@pytest.mark.parametrize(("known", "requested", "guaranteed"), [(10, 0.05, 1 / 11), (33, 0.05, 0.05), (33, 0.3, 0.3)])
+def test_false_alarms_stay_within_the_guarantee_for_few_known_images(known, requested, guaranteed):
     generator = torch.Generator().manual_seed(0)
     new = torch.randn(1000, 8, generator=generator)
     shares = []
     for _ in range(400):
         background = Background(torch.zeros(8), torch.eye(8), torch.randn(known, 8, generator=generator))
-        concept = learn("new", torch.randn(3, 8, generator=generator), background, false_alarms=asked)
-        assert concept.false_alarms == pytest.approx(promised)
+        concept = learn("new", torch.randn(3, 8, generator=generator), background, false_alarms=requested)
+        assert concept.false_alarms == pytest.approx(guaranteed)
         shares.append((concept.scores(new) > concept.threshold).float().mean().item())
-    assert promised - 1 / (known + 1) < np.mean(shares) < promised + 0.01
+    assert guaranteed - 1 / (known + 1) < np.mean(shares) < guaranteed + 0.01
 
 
-def test_the_false_alarms_of_several_concepts_add_up():
+def test_the_joint_false_alarm_rate_of_several_concepts_adds_up():
     generator = torch.Generator().manual_seed(0)
     background = Background(torch.zeros(8), torch.eye(8), torch.randn(2000, 8, generator=generator))
     concepts = [learn(str(number), axis[None], background) for number, axis in enumerate(torch.eye(8)[:5])]
-    assert taken_for_any(concepts[:1], background) == pytest.approx(0.05, abs=0.001)
-    assert taken_for_any(concepts, background) == pytest.approx(1 - 0.95**5, abs=0.02)
-    assert taken_for_any([concepts[0], concepts[0]], background) == pytest.approx(0.05, abs=0.001)
+    assert joint_false_alarm_rate(concepts[:1], background) == pytest.approx(0.05, abs=0.001)
+    assert joint_false_alarm_rate(concepts, background) == pytest.approx(1 - 0.95**5, abs=0.02)
+    assert joint_false_alarm_rate([concepts[0], concepts[0]], background) == pytest.approx(0.05, abs=0.001)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A network of three classes of four."""
+    """A run on three of four classes."""
     folder = tmp_path_factory.mktemp("runs")
     overrides = [
         *TINY_DATA,
@@ -100,7 +100,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """40 pictures, ten of each class, as files."""
+    """Files of 40 pictures, ten per class."""
     folder = tmp_path_factory.mktemp("pictures")
     images, targets = TinyDataModule(mean=[0.3], std=[0.3], val_size=32).load(train=False)
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
@@ -113,40 +113,40 @@ def teach(command, run):
     return lambda *arguments: command(main, f"run={run.path}", *map(str, arguments))
 
 
-def test_a_background_has_the_known_round_nothing_and_no_direction_varies_more_than_one(run):
-    network, data = TrainedNetwork(run, flip_embeddings=True), data_set_of(run)
-    background = background_of(network, data)
-    embeddings = network.look(data.train_split.images_at(data.train_split.indices)).embeddings
+def test_known_images_are_whitened_to_mean_zero_and_shrunk_variances(run):
+    network, data = TrainedNetwork(run, flip_embeddings=True), instantiate_data(run)
+    background = fit_background(network, data)
+    embeddings = network.embed(data.train_split.images_at(data.train_split.indices))
     whitened = background.whiten(embeddings)
     held_back = len(embeddings) // 3
     torch.testing.assert_close(background.others, whitened[-held_back:])
     known = whitened[:-held_back]
     torch.testing.assert_close(known.mean(dim=0), torch.zeros(known.shape[1]), atol=1e-4, rtol=0)
     before, after = (torch.cov(of.double().T, correction=0) for of in (embeddings[:-held_back], known))
-    # Each variance v of before is v / (v + 0.4 of the mean variance) now.
+    # A variance v becomes v / (v + 0.4 times the mean variance).
     variances = torch.linalg.eigvalsh(before)
     expected = variances / (variances + 0.4 * variances.mean())
     torch.testing.assert_close(torch.linalg.eigvalsh(after), expected, atol=1e-3, rtol=0)
     assert 0.4 < expected.max().item() < 1
-    assert expected.min().item() < 0.2, "a direction that hardly varies is not blown up"
+    assert expected.min().item() < 0.2, "shrinkage limits directions of low variance"
 
 
 @pytest.fixture
-def forgetful(run):
+def remove_concepts(run):
     yield
     for file in run.concepts.glob("concept-*"):
         file.unlink()
 
 
-@pytest.mark.usefixtures("forgetful")
-def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, command, run, pictures):
-    assert "was taught nothing" in teach()[1]
+@pytest.mark.usefixtures("remove_concepts")
+def test_a_concept_is_listed_predicted_replaced_and_removed(teach, command, run, pictures):
+    assert "has no concepts" in teach()[1]
     examples = [file for file in sorted(pictures.glob("bottom*"))][:5]
-    listed = "images=[" + ",".join(map(str, examples)) + "]"
-    status, out, err = teach("name=at the bottom, (new)", listed, "false_alarms=0.1")
+    examples_option = "images=[" + ",".join(map(str, examples)) + "]"
+    status, out, err = teach("name=at the bottom, (new)", examples_option, "false_alarms=0.1")
     assert (status, err) == (0, "")
     assert "Taught: at the bottom, (new), from 5 examples." in out
-    assert "Each example left out in turn, " in out
+    assert "Leave-one-out: " in out
     assert "together" not in out
     status, out, _ = command(predict_main, f"run={run.path}", f"images={pictures}", "format=json", "reject=0")
     records = json.loads(out)
@@ -157,40 +157,40 @@ def test_what_is_taught_is_listed_predicted_replaced_and_forgotten(teach, comman
     assert np.mean(new["bottom"]) > 0.7
     assert np.mean(new["top"] + new["middle"] + new["low"]) < 0.4
     status, out, _ = teach("name=at the bottom, (new)", f"images={examples[0]}")
-    assert "Replaced: at the bottom, (new), from 1 example.\n  How reliable that is cannot be told" in out
+    assert "Replaced: at the bottom, (new), from 1 example.\n  Its reliability cannot be estimated" in out
     status, out, _ = teach("name=another", f"images={examples[0]}", "false_alarms=0.0001")
-    assert "32 images of what the network knows cannot promise false_alarms=0.0001: 3.03% are allowed for" in out
-    assert out.index("another", out.index("Taught to")) < out.index("at the bottom")
-    assert re.search(r"The false alarms of all together: \d+\.\d% of 32 images of what the network knows\.", out)
+    assert "32 images of known classes cannot guarantee false_alarms=0.0001, but 3.03%" in out
+    assert out.index("another", out.index("Concepts of")) < out.index("at the bottom")
+    assert re.search(r"False alarms of all concepts together: \d+\.\d% of 32 images of known classes\.", out)
     status, out, _ = teach("remove=at the bottom, (new)")
     assert status == 0
     assert "at the bottom" not in out
 
 
-@pytest.mark.usefixtures("forgetful")
+@pytest.mark.usefixtures("remove_concepts")
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
-        (["name=x"], 2, "say images=PATH, its examples, too"),
-        (["images=."], 2, "say name='some words', what they show, too"),
+        (["name=x"], 2, "give images=PATH, its examples, too"),
+        (["images=."], 2, "give name='some words', what they show, too"),
         (["name= ", "images=."], 2, "name= is empty"),
         (["name=x", "images=nosuch"], 1, "images=nosuch does not exist"),
         (["remove=nosuch"], 1, "there is no such concept. There are: none."),
         (["name=x", "images=.", "false_alarms=1.5"], 2, "false_alarms=1.5"),
-        (["name=x", "images=.", "remove=y"], 2, "do not go together"),
+        (["name=x", "images=.", "remove=y"], 2, "exclude each other"),
         (["name=top", "images=."], 1, "name=top is a class of the network already"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(teach, arguments, status, said):
-    found, out, err = teach(*arguments)
-    assert found == status
-    assert said in err
+def test_invalid_options_are_reported_in_one_line(teach, arguments, status, message):
+    result, out, err = teach(*arguments)
+    assert result == status
+    assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
 
 
-@pytest.mark.usefixtures("forgetful")
-def test_what_another_network_was_taught_is_refused(teach, run, pictures):
+@pytest.mark.usefixtures("remove_concepts")
+def test_concepts_of_another_network_are_rejected(teach, run, pictures):
     teach("name=x", f"images={pictures / 'bottom 03.png'}")
     (file,) = run.concepts.glob("concept-*")
     with np.load(file) as stored:
@@ -203,11 +203,11 @@ def test_what_another_network_was_taught_is_refused(teach, run, pictures):
     assert "is damaged" in teach()[2]
 
 
-@pytest.mark.usefixtures("forgetful")
-def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_taught(teach, pictures, tmp_path):
+@pytest.mark.usefixtures("remove_concepts")
+def test_an_unreadable_picture_is_reported_and_the_others_are_taught(teach, pictures, tmp_path):
     (tmp_path / "a.png").write_bytes((pictures / "bottom 03.png").read_bytes())
     (tmp_path / "b.png").write_text("text")
     status, out, err = teach("name=x", f"images={tmp_path}")
     assert status == 0
     assert "from 1 example" in out
-    assert "b.png: is no picture" in err
+    assert "b.png: is not a picture" in err

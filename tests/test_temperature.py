@@ -1,4 +1,4 @@
-"""Calibration: the temperature of logits, and the threshold below which an image is none of the classes."""
+"""Temperature scaling and the rejection threshold."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ def predictions(logits, targets):
 
 
 @pytest.fixture
-def drawn():
-    """Logits whose softmax is true: each target is drawn by it."""
+def calibrated_logits():
+    """Calibrated logits: each target is sampled from their softmax."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(20_000, 10, generator=generator)
     targets = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
@@ -22,13 +22,13 @@ def drawn():
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_the_temperature_of_logits_that_were_made_too_sure_or_unsure_is_found(drawn, temperature):
-    logits, targets = drawn
+def test_fitted_temperature_recovers_the_scale_of_the_logits(calibrated_logits, temperature):
+    logits, targets = calibrated_logits
     assert fit_temperature(predictions(temperature * logits, targets)) == pytest.approx(temperature, rel=0.03)
 
 
-def test_no_other_temperature_has_a_lower_cross_entropy(drawn):
-    logits, targets = drawn
+def test_fitted_temperature_minimises_cross_entropy(calibrated_logits):
+    logits, targets = calibrated_logits
     fitted = fit_temperature(predictions(1.7 * logits, targets))
 
     def loss(temperature):
@@ -38,39 +38,39 @@ def test_no_other_temperature_has_a_lower_cross_entropy(drawn):
 
 
 @pytest.mark.parametrize("margin", [0.5, 3.0, 10.0])
-def test_a_dozen_images_that_are_all_right_make_nothing_as_good_as_certain(margin):
-    made = predictions(margin * torch.eye(3).repeat(4, 1), torch.arange(12) % 3)
-    calibration = calibrate(made, reject=0.01)
+def test_a_dozen_correct_images_do_not_make_probabilities_extreme(margin):
+    split = predictions(margin * torch.eye(3).repeat(4, 1), torch.arange(12) % 3)
+    calibration = calibrate(split, reject=0.01)
     assert 0.4 < calibration.temperature <= 1
     undecided = calibration.probabilities(torch.tensor([[1.0, 0.8, 0.5]]))
-    assert undecided.max() < 0.6, "0.41 as the network says it"
+    assert undecided.max() < 0.6, "0.41 without calibration"
 
 
-def test_a_dozen_images_that_are_all_wrong_move_it_the_other_way():
+def test_a_dozen_wrong_images_raise_the_temperature():
     logits = -3.0 * torch.eye(3).repeat(4, 1)
     assert 1 < fit_temperature(predictions(logits, torch.arange(12) % 3)) < 20
 
 
-def test_where_thousands_are_all_right_or_wrong_the_temperature_stays_within_its_bounds():
+def test_temperature_stays_within_its_bounds_for_thousands_of_correct_or_wrong_images():
     logits = 0.25 * torch.eye(10).repeat(1_000, 1)
     targets = torch.arange(10).repeat(1_000)
     assert fit_temperature(predictions(logits, targets)) == pytest.approx(0.05)
     assert fit_temperature(predictions(-logits, targets)) == pytest.approx(20)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.01, 0.2])
-def test_the_threshold_calls_that_share_none(drawn, share):
-    made = predictions(*drawn)
-    calibration = calibrate(made, reject=share)
-    confidence = calibration.probabilities(made.logits).amax(dim=1)
-    assert (confidence < calibration.threshold).sum() == round(share * len(made))
+@pytest.mark.parametrize("fraction", [0.001, 0.01, 0.2])
+def test_threshold_rejects_the_requested_fraction(calibrated_logits, fraction):
+    split = predictions(*calibrated_logits)
+    calibration = calibrate(split, reject=fraction)
+    confidence = calibration.probabilities(split.logits).amax(dim=1)
+    assert (confidence < calibration.threshold).sum() == round(fraction * len(split))
 
 
-def test_a_share_of_nothing_names_every_class(drawn):
-    assert calibrate(predictions(*drawn)).threshold == 0
+def test_zero_rejection_gives_a_zero_threshold(calibrated_logits):
+    assert calibrate(predictions(*calibrated_logits)).threshold == 0
 
 
-def test_probabilities_are_the_softmax_of_cooled_logits():
+def test_probabilities_are_the_softmax_of_scaled_logits():
     logits = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
     expected = (logits / 2).softmax(dim=1)
     assert torch.allclose(Calibration(temperature=2).probabilities(logits).float(), expected)

@@ -1,4 +1,4 @@
-"""Data sets of torchvision's by name: `data=kmnist`, `data=emnist`."""
+"""Data sets of torchvision by name: `data=kmnist`, `data=emnist`."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from fashion_cnn.training import build
 
 
 @pytest.mark.parametrize(("name", "classes", "first"), [("kmnist", 10, "o"), ("emnist", 47, "0")])
-def test_a_set_by_name_is_read_split_and_fed_to_a_network(torchvision_root, name, classes, first):
+def test_a_named_data_set_is_read_split_and_fed_to_a_network(torchvision_root, name, classes, first):
     config = compose(
         overrides=[f"data={name}", f"data.root='{torchvision_root}'", f"data.val_size={classes}", "model=tiny"]
     )
@@ -27,15 +27,15 @@ def test_a_set_by_name_is_read_split_and_fed_to_a_network(torchvision_root, name
     assert data.pixel_mean.item() == pytest.approx(images.double().mean().item(), abs=0.02)
     module = build.module(config, data)
     assert module(data.normalise(images[:3])).shape == (3, classes)
-    # What was found is in the config: the same without the files.
+    # The config holds the detected properties: the files are not needed any more.
     elsewhere = compose(overrides=[f"data={name}", "data.root=/nowhere", f"data.val_size={classes}"])
-    elsewhere.data.found = config.data.found
+    elsewhere.data.detected = config.data.detected
     from hydra.utils import instantiate
 
     assert instantiate(elsewhere.data, _convert_="all").class_names == data.class_names
 
 
-def test_any_class_of_torchvisions_can_be_named(torchvision_root):
+def test_any_in_memory_class_of_torchvision_can_be_named(torchvision_root):
     with pytest.raises(UserError, match=r"data.dataset is missing: name a class"):
         TorchvisionDataModule(dataset=None)
     named = ["data=torchvision", "data.dataset=torchvision.datasets.KMNIST", f"data.root='{torchvision_root}'"]
@@ -43,14 +43,14 @@ def test_any_class_of_torchvisions_can_be_named(torchvision_root):
     assert (data.num_classes, len(data.train_split)) == (10, 84)
 
 
-def test_other_images_than_it_was_trained_on_are_refused(torchvision_root):
+def test_changed_images_raise(torchvision_root):
     first = TorchvisionDataModule(dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10)
     path = torchvision_root / "KMNIST" / "raw" / "t10k-images-idx3-ubyte"
     content = bytearray(path.read_bytes())
     content[500] ^= 1
     path.write_bytes(content)
     again = TorchvisionDataModule(
-        dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10, found=first.found
+        dataset="torchvision.datasets.KMNIST", root=torchvision_root, val_size=10, detected=first.detected
     )
     again.load(train=True)
     with pytest.raises(UserError, match="holds other images than before"):
@@ -58,7 +58,7 @@ def test_other_images_than_it_was_trained_on_are_refused(torchvision_root):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"dataset": "torchvision.datasets.NoSuch"}, "is no class"),
         ({"dataset": "torchvision.datasets.KMNIST", "train": {"part": 1}}, "does not take"),
@@ -66,12 +66,12 @@ def test_other_images_than_it_was_trained_on_are_refused(torchvision_root):
         ({"dataset": "torchvision.datasets.ImageFolder", "train": {}}, "does not take"),
     ],
 )
-def test_a_class_that_is_no_such_set_is_told(torchvision_root, settings, said):
-    with pytest.raises(UserError, match=said):
+def test_unsuitable_classes_raise(torchvision_root, settings, message):
+    with pytest.raises(UserError, match=message):
         TorchvisionDataModule(root=torchvision_root, **settings)
 
 
-def test_what_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
+def test_a_failed_download_raises(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError("no route to host")
 

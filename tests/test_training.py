@@ -1,4 +1,4 @@
-"""Whole trainings on tiny made images: what a run leaves, repeats, resumes and refuses."""
+"""Trainings on tiny synthetic images: run files, reproducibility, resuming, errors."""
 
 import csv
 import json
@@ -21,11 +21,10 @@ from torch.nn import functional
 import fashion_cnn
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.evaluation.evaluate import measure_runs
-from fashion_cnn.inference.network import all_logits
+from fashion_cnn.evaluation.evaluate import evaluate_runs
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import quote_text
+from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.train import main, train
 from fashion_cnn.training import build
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
@@ -50,7 +49,7 @@ FILES = {
 
 
 class StopAtEpoch(Callback):
-    """Ends a training before an epoch, or in its midst, by `error`."""
+    """Raises `error` at a batch of an epoch, the first by default."""
 
     def __init__(self, epoch, error, batch=None):
         self.epoch, self.error, self.batch = epoch, error, batch
@@ -62,7 +61,7 @@ class StopAtEpoch(Callback):
 
 @pytest.fixture
 def stop(monkeypatch):
-    """Have the next training stop."""
+    """A function that makes the next trainings stop with an error."""
     original = build._callbacks
 
     def arm(epoch, error, batch=None):
@@ -79,13 +78,13 @@ def disarm(monkeypatch):
 
 
 def scalars(run):
-    """All TensorBoard curves but the speed, as lists of (step, value)."""
+    """All TensorBoard curves except throughput, as lists of (step, value)."""
     events = EventAccumulator(str(run.path)).Reload()
     names = [name for name in events.Tags()["scalars"] if not name.startswith(("throughput/", "final/"))]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
-def read_rows(run):
+def read_metrics_csv(run):
     with run.metrics_file.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -95,27 +94,27 @@ def only_run(config):
     return Run(folder)
 
 
-def same_but_for_time(first, second):
-    # The advice says where the run lies.
+def equal_results(first, second):
+    # The advice contains the run directory.
     timed = {"seconds", "images_per_second", "finished", "run", "advice"}
     return {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
 
 
-def test_a_run_leaves_its_files_and_learns(tiny):
-    # The first of equally good epochs is the best one, so that there is a last one beside it.
+def test_a_run_writes_its_files_and_beats_chance(tiny):
+    # Without a tie-breaker the first of equally accurate epochs is best, which makes best and last differ.
     config = tiny("callbacks=default", "trainer.max_epochs=6", "callbacks.best.tie=null")
     results = train(config)
     run = only_run(config)
-    found = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    files = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
     last = {f"figures/{name}_last.png" for name in ("confusion", "gap_by_class", "mistakes", "reliability")}
     assert results["best_epoch"] < results["epochs"]
-    assert {name for name in found if "tfevents" not in name} == FILES | last
-    assert sum("tfevents" in name for name in found) == 2, "one of the training, one of the analysis"
+    assert {name for name in files if "tfevents" not in name} == FILES | last
+    assert sum("tfevents" in name for name in files) == 2, "one file of the training, one of the analysis"
     assert json.loads(run.results_file.read_text()) == {k: v for k, v in results.items() if k != "run"}
-    assert results["test/accuracy"] > 0.5, "a quarter would be chance"
+    assert results["test/accuracy"] > 0.5, "chance is a quarter"
     assert results["gap/loss"] == pytest.approx(results["val/loss"] - results["train/loss"], abs=1e-6)
     assert results["gap_test/accuracy"] == pytest.approx(results["train/accuracy"] - results["test/accuracy"])
-    rows = read_rows(run)
+    rows = read_metrics_csv(run)
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4, 5]
     assert [int(row["step"]) for row in rows] == [8, 16, 24, 32, 40, 48]
     for name, curve in scalars(run).items():
@@ -123,8 +122,8 @@ def test_a_run_leaves_its_files_and_learns(tiny):
     assert run.state == "finished"
 
 
-def test_the_network_is_moved_outside_of_inference_mode(tiny, monkeypatch):
-    # Where it moves at all, as to and from a GPU, its buffers could not be loaded into afterwards.
+def test_the_module_is_never_moved_in_inference_mode(tiny, monkeypatch):
+    # Buffers moved in inference mode, for example to a GPU, could not be loaded into afterwards.
     moved = []
     for name in ("cpu", "to", "cuda"):
         method = getattr(ImageClassifier, name)
@@ -135,18 +134,18 @@ def test_the_network_is_moved_outside_of_inference_mode(tiny, monkeypatch):
 
         monkeypatch.setattr(ImageClassifier, name, move)
     results = train(tiny("trainer.max_epochs=1"))
-    measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)
     moved_in_training = len(moved)
-    all_logits(measured.classify, measured.images[:5], batch_size=2)
+    evaluation = evaluate_runs([Run(Path(results["run"]))], "test", data_root=None)
+    evaluation.network.logits(evaluation.images[:5])
     assert len(moved) > moved_in_training > 0
     assert not any(moved)
 
 
-def test_the_recorded_figures_are_those_of_the_saved_best_weights(tiny):
+def test_results_equal_an_evaluation_of_the_best_checkpoint(tiny):
     config = tiny()
     results = train(config)
     module = fashion_cnn.load(results["run"])
-    rows = read_rows(Run(Path(results["run"])))
+    rows = read_metrics_csv(Run(Path(results["run"])))
     assert float(rows[results["best_epoch"] - 1]["val/accuracy"]) == max(float(row["val/accuracy"]) for row in rows)
     data = build.data(config)
     data.setup("test")
@@ -154,7 +153,7 @@ def test_the_recorded_figures_are_those_of_the_saved_best_weights(tiny):
     precision = torch.autocast("cpu", torch.bfloat16, enabled=results["precision"] == "bf16-mixed")
     for name, split in splits.items():
         with torch.no_grad(), precision:
-            # In the batches of the evaluation: bfloat16 rounds otherwise in others.
+            # In the batch size of the evaluation: bfloat16 results depend on it.
             logits = torch.cat([module(data.normalise(images)).float() for images in split.images.split(20)])
         assert results[f"{name}/accuracy"] == pytest.approx((logits.argmax(1) == split.targets).float().mean().item())
         assert results[f"{name}/loss"] == pytest.approx(
@@ -162,7 +161,7 @@ def test_the_recorded_figures_are_those_of_the_saved_best_weights(tiny):
         )
 
 
-def test_the_flip_average_is_measured_beside_the_single_view(tiny):
+def test_flip_averaged_metrics_are_recorded_beside_the_plain_ones(tiny):
     config = tiny("trainer.max_epochs=6", "trainer.precision=32-true")
     results = train(config)
     module = fashion_cnn.load(results["run"])
@@ -176,22 +175,22 @@ def test_the_flip_average_is_measured_beside_the_single_view(tiny):
     assert results["test/loss"] == pytest.approx(functional.cross_entropy(single, targets).item(), rel=1e-5)
     assert abs(results["test/loss"] - averaged) > 1e-5, "the two views must differ"
     assert "val_flip/accuracy" in results
-    assert "mirrored view" in Run(Path(results["run"])).report_file.read_text()
+    assert "flip-averaged" in Run(Path(results["run"])).report_file.read_text()
 
 
-def test_the_flip_average_is_an_option(tiny):
+def test_flip_average_false_records_no_flip_averaged_metrics(tiny):
     results = train(tiny("trainer.max_epochs=1", "flip_average=false"))
     assert not [name for name in results if "flip" in name]
-    assert "mirrored view" not in Run(Path(results["run"])).report_file.read_text()
+    assert "flip-averaged" not in Run(Path(results["run"])).report_file.read_text()
 
 
 @pytest.mark.training
-def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
+def test_the_same_seed_repeats_all_metrics_and_another_seed_does_not(tiny):
     first, second, other = (train(tiny("callbacks=default", f"seed={seed}")) for seed in (0, 0, 1))
     texts = [Run(Path(results["run"])).metrics_file.read_text() for results in (first, second, other)]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
-    assert same_but_for_time(first, second)
+    assert equal_results(first, second)
     assert first["run"] != second["run"]
 
 
@@ -201,7 +200,7 @@ def test_one_seed_repeats_every_figure_and_another_does_not(tiny):
     [(2, 3, KeyboardInterrupt()), (0, 4, KeyboardInterrupt()), (1, 0, RuntimeError("the disk fell out"))],
     ids=["mid-epoch", "before the first epoch's end", "failed"],
 )
-def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_path, epoch, batch, error):
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny, stop, disarm, tmp_path, epoch, batch, error):
     settings = ["callbacks=default", "trainer.max_epochs=4"]
     settings += ["model.network.dropout=0.2", "data.augmentation.erasing.p=0.9"]
     whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
@@ -215,31 +214,31 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiny, stop, disarm, tmp_pat
     disarm()
     resumed = train(tiny("resume=latest", *settings))
     assert resumed["run"] == str(run.path)
-    assert same_but_for_time(whole, resumed)
+    assert equal_results(whole, resumed)
     assert run.metrics_file.read_bytes() == Run(Path(whole["run"])).metrics_file.read_bytes()
     assert scalars(run) == scalars(Run(Path(whole["run"])))
     assert run.state == "finished"
 
 
 @pytest.mark.training
-def test_a_run_stopped_after_its_training_is_measured_on_resume(tiny, monkeypatch):
+def test_resuming_a_run_stopped_after_training_evaluates_it(tiny, monkeypatch):
     from fashion_cnn.training import session
 
     config = tiny("callbacks=default")
 
-    def interrupted(*args):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "collect_results", interrupted)
+        patch.setattr(session, "collect_results", interrupt)
         with pytest.raises(Interrupted):
             train(config)
     resumed = train(tiny("callbacks=default", "resume=latest"))
-    assert same_but_for_time(resumed, train(config))
+    assert equal_results(resumed, train(config))
 
 
 @pytest.mark.training
-def test_the_parts_of_the_speed_records_resume_as_if_never_stopped(stop, disarm, tmp_path):
+def test_fast_cnn_muon_and_linear_schedule_resume_exactly(stop, disarm, tmp_path):
     data = [part for part in TINY_DATA if part.startswith("data")]
     network = ["model=fast", "model.network.whitened=8", "model.network.widths=[8,16]"]
     settings = [*data, *network, "optimizer=muon", "schedule=linear", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
@@ -249,12 +248,12 @@ def test_the_parts_of_the_speed_records_resume_as_if_never_stopped(stop, disarm,
         train(compose(overrides=[*settings, f"runs_dir='{tmp_path / 'parted'}'"]))
     disarm()
     resumed = train(compose(overrides=["resume=latest", f"runs_dir='{tmp_path / 'parted'}'"]))
-    assert same_but_for_time(whole, resumed)
+    assert equal_results(whole, resumed)
     assert fashion_cnn.load(resumed["run"]).network.whitening.fitted
 
 
 @pytest.mark.training
-def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path):
+def test_a_moved_run_resumes_with_its_best_score(tiny, stop, disarm, tmp_path):
     settings = ["callbacks=default", "trainer.max_epochs=4"]
     whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
     config = tiny(*settings)
@@ -265,23 +264,23 @@ def test_a_moved_run_resumes_and_remembers_its_best(tiny, stop, disarm, tmp_path
     shutil.move(only_run(config).path, moved)
     disarm()
     resumed = train(tiny(*settings, f"resume='{moved}'"))
-    assert same_but_for_time(whole, resumed)
+    assert equal_results(whole, resumed)
 
 
 @pytest.mark.training
-def test_of_epochs_that_are_as_accurate_the_one_of_the_lowest_loss_stands(tiny, stop, disarm):
+def test_ties_in_val_accuracy_keep_the_epoch_with_lowest_loss(tiny, stop, disarm):
     settings = ("trainer.max_epochs=6", "data.val_size=4", "optimizer.lr=0.02")
     results = train(tiny(*settings))
-    rows = read_rows(Run(Path(results["run"])))
+    rows = read_metrics_csv(Run(Path(results["run"])))
     accuracies = [float(row["val/accuracy"]) for row in rows]
     best = [number for number, accuracy in enumerate(accuracies, start=1) if accuracy == max(accuracies)]
-    assert len(best) > 1, "four images are soon recognised"
+    assert len(best) > 1, "several epochs must reach the same accuracy"
     assert results["best_epoch"] == min(best, key=lambda epoch: float(rows[epoch - 1]["val/loss"])) != best[0]
     stop(5, KeyboardInterrupt())
     with pytest.raises(Interrupted):
         train(tiny(*settings))
     disarm()
-    assert same_but_for_time(results, train(tiny(*settings, "resume=latest")))
+    assert equal_results(results, train(tiny(*settings, "resume=latest")))
 
 
 def test_a_finished_run_is_not_resumed(tiny):
@@ -292,7 +291,7 @@ def test_a_finished_run_is_not_resumed(tiny):
         train(tiny("resume=latest"))
 
 
-def test_a_run_that_somebody_trains_is_not_resumed(tiny, stop, disarm):
+def test_a_run_locked_by_another_process_is_not_resumed(tiny, stop, disarm):
     config = tiny()
     stop(1, KeyboardInterrupt())
     with pytest.raises(Interrupted):
@@ -306,20 +305,20 @@ def test_a_run_that_somebody_trains_is_not_resumed(tiny, stop, disarm):
     assert run.state == "stopped"
 
 
-def test_settings_that_would_make_a_resumed_run_another_are_refused(tiny, stop, disarm, tmp_path):
+def test_overrides_that_change_a_resumed_run_are_refused(tiny, stop, disarm, tmp_path):
     config = tiny("experiment=baseline", *TINY_DATA)
     stop(1, KeyboardInterrupt())
     with pytest.raises(Interrupted):
         train(config)
     disarm()
     resume = ["resume=latest", f"runs_dir='{config.runs_dir}'"]
-    with pytest.raises(UserError, match=r"trainer\.max_epochs cannot change here \(it is 3\)"):
+    with pytest.raises(UserError, match=r"trainer\.max_epochs cannot change \(it is 3\)"):
         train(compose(overrides=[*resume, "trainer.max_epochs=60"]))
-    assert train(compose(overrides=[*resume, "experiment=baseline"]))["epochs"] == 3, "as it was"
+    assert train(compose(overrides=[*resume, "experiment=baseline"]))["epochs"] == 3, "the stored config must stand"
 
 
 @pytest.mark.parametrize("process", ["first", "further"])
-def test_each_process_of_a_resumed_run_is_told_where_its_data_lie_now(tiny, stop, monkeypatch, process):
+def test_data_root_of_a_resumed_run_reaches_every_process(tiny, stop, monkeypatch, process):
     config = tiny()
     stop(1, KeyboardInterrupt())
     with pytest.raises(Interrupted):
@@ -327,26 +326,26 @@ def test_each_process_of_a_resumed_run_is_told_where_its_data_lie_now(tiny, stop
     if process == "further":
         monkeypatch.setenv("FASHION_CNN_RUN", str(only_run(config).path))
 
-    def looked_for(config):
+    def raise_with_data_root(config):
         raise FileNotFoundError(config.data.root)
 
-    monkeypatch.setattr(build, "data", looked_for)
+    monkeypatch.setattr(build, "data", raise_with_data_root)
     with pytest.raises(FileNotFoundError, match="moved"):
         train(tiny("resume=latest", "data.root=moved"))
 
 
-def test_a_checkpoint_that_cannot_be_read_is_said(tiny, stop, disarm):
+def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
     config = tiny()
     stop(1, KeyboardInterrupt())
     with pytest.raises(Interrupted):
         train(config)
     disarm()
     only_run(config).last_checkpoint.write_bytes(b"half a checkpoint")
-    with pytest.raises(UserError, match=r"last\.ckpt is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"last\.ckpt is not a readable checkpoint"):
         train(tiny("resume=latest"))
 
 
-def test_a_checkpoint_of_another_network_is_said(tiny, stop, disarm, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused_on_resume(tiny, stop, disarm, tmp_path):
     other = train(tiny("model.network.widths=[16,32]", f"runs_dir='{tmp_path / 'other'}'"))
     config = tiny()
     stop(1, KeyboardInterrupt())
@@ -367,10 +366,10 @@ def test_init_from_starts_with_the_weights_of_another_run(tiny):
     assert cold["val/loss"] > second["val/loss"] + 0.1
     config = Run(Path(second["run"])).config()
     assert config.init_from == first["run"]
-    assert f"init_from={first['run']}" in config.overrides, "which every command told afterwards repeats"
+    assert f"init_from={first['run']}" in config.overrides, "suggested commands repeat the overrides"
 
 
-def test_init_from_gives_other_classes_a_new_head(tiny):
+def test_init_from_keeps_the_new_classifier_for_other_classes(tiny):
     from fashion_cnn.inference.network import initialise_from
 
     results = train(tiny())
@@ -390,53 +389,53 @@ def config_network(config, classes):
     return instantiate(config.model.network, in_channels=1, num_classes=classes, _convert_="all")
 
 
-def test_init_from_another_network_is_refused_and_leaves_no_run(tiny, tmp_path):
+def test_init_from_another_network_is_refused_before_a_run_directory_exists(tiny, tmp_path):
     results = train(tiny())
     with pytest.raises(UserError, match="another network"):
         train(tiny(f"init_from='{results['run']}'", f"runs_dir='{tmp_path / 'other'}'", "model.network.widths=[16,32]"))
     assert not (tmp_path / "other").exists()
 
 
-def test_weights_that_learned_from_what_validates_here_are_refused_to_start_from(tiny):
+def test_init_from_weights_trained_on_validation_images_is_refused(tiny):
     brief = ["trainer.max_epochs=1"]
     on_all = train(tiny(*brief, "data.val_size=0"))["run"]
-    with pytest.raises(UserError, match=r"kept for validation here \(data.val_size is 0 there, and 32 here\)"):
+    with pytest.raises(UserError, match=r"images of this run's validation set \(data.val_size is 0 there, 32 here\)"):
         train(tiny(*brief, f"init_from='{on_all}'"))
     assert "val/loss" not in train(tiny(*brief, "data.val_size=0", f"init_from='{on_all}'"))
-    # Those that validate here are among those that it kept.
-    kept_more = train(tiny(*brief, "data.val_size=48"))["run"]
-    assert "val/loss" in train(tiny(*brief, f"init_from='{kept_more}'"))
+    # A larger validation set of the same split contains this run's.
+    larger_val_set = train(tiny(*brief, "data.val_size=48"))["run"]
+    assert "val/loss" in train(tiny(*brief, f"init_from='{larger_val_set}'"))
 
 
-def test_the_command_told_at_the_end_goes_on_from_these_weights(tiny, capsys):
-    typed = ["trainer.max_epochs=1", "model.network.widths=[4,8]"]
-    results = train(tiny(*typed))
+def test_the_suggested_command_starts_from_the_runs_weights(tiny, capsys):
+    overrides = ["trainer.max_epochs=1", "model.network.widths=[4,8]"]
+    results = train(tiny(*overrides))
     run = Run(Path(results["run"]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "go further" in line]
     changes = shlex.split(line)[5:]
     assert changes[-1] == f"init_from={run.path}"
-    again = train(compose(overrides=[quote_text(change) for change in changes]))
+    again = train(compose(overrides=[quote_override(change) for change in changes]))
     assert again["parameters"] == results["parameters"]
 
 
-def test_weights_that_an_epochs_last_step_ruins_are_not_kept(tiny):
-    # One step an epoch: its loss is one of the first weights.
+def test_infinite_weights_after_the_last_step_are_not_saved(tiny):
+    # With one step an epoch, the only loss is that of the initial weights.
     config = tiny("optimizer=sgd", "optimizer.lr=1e39", "schedule=constant", "data.batch_size=128")
     with pytest.raises(UserError, match=r"The largest weight became (nan|inf) with step 1 .*Try"):
         train(config)
     assert not only_run(config).last_checkpoint.exists()
 
 
-def test_nan_stops_the_run_with_step_and_rate(tiny):
+def test_divergence_stops_the_run_and_names_step_and_learning_rate(tiny):
     config = tiny("optimizer=sgd", "optimizer.lr=1e12", "schedule=constant")
-    with pytest.raises(UserError, match=r"at step \d+ .*learning rate of 1e\+12.*Try"):
+    with pytest.raises(UserError, match=r"at step \d+ .*learning rate 1e\+12.*Try"):
         train(config)
     run = only_run(config)
     assert run.state == "failed"
     assert "learning rate" in run.error_file.read_text()
 
 
-def test_without_validation_the_last_weights_stand_and_the_gap_is_not_measured(tiny):
+def test_without_validation_set_the_last_weights_are_evaluated_without_gap(tiny):
     results = train(tiny("callbacks=default", "data.val_size=0"))
     assert "val/loss" not in results
     assert "gap/loss" not in results
@@ -446,14 +445,14 @@ def test_without_validation_the_last_weights_stand_and_the_gap_is_not_measured(t
     assert "not measured" in run.report_file.read_text()
 
 
-def test_a_probe_of_its_own_gives_the_gap_to_test_where_nothing_is_kept_for_validation(tiny):
+def test_a_train_probe_without_validation_set_gives_the_gap_to_the_test_set(tiny):
     results = train(tiny("data.val_size=0", "data.probe_size=24"))
     assert "val/loss" not in results
     assert results["gap_test/accuracy"] == pytest.approx(results["train/accuracy"] - results["test/accuracy"])
     assert (results["train/accuracy"] * 24) % 1 == pytest.approx(0, abs=1e-4)
 
 
-def test_a_run_whose_results_are_damaged_is_measured_anew(tiny):
+def test_resuming_a_run_with_damaged_results_evaluates_it_again(tiny):
     results = train(tiny("trainer.max_epochs=1"))
     run = Run(Path(results["run"]))
     run.results_file.write_text('{"seed": ')
@@ -462,38 +461,38 @@ def test_a_run_whose_results_are_damaged_is_measured_anew(tiny):
     assert run.results()["test/accuracy"] == results["test/accuracy"]
 
 
-def test_test_false_leaves_the_test_set_alone(tiny):
+def test_test_false_does_not_evaluate_the_test_set(tiny):
     results = train(tiny("test=false"))
     assert not [name for name in results if "test" in name]
 
 
 @pytest.mark.training
-def test_early_stopping_is_an_option(tiny):
+def test_early_stopping_ends_a_run_without_improvement(tiny):
     results = train(tiny("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.0"))
     assert results["epochs"] == 2
 
 
 @pytest.mark.training
-def test_early_stopping_still_holds_when_the_run_is_resumed_to_be_measured(tiny, monkeypatch):
+def test_a_run_stopped_early_does_not_train_on_when_resumed(tiny, monkeypatch):
     from fashion_cnn.training import session
 
     settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.0"]
 
-    def interrupted(*args):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "collect_results", interrupted)
+        patch.setattr(session, "collect_results", interrupt)
         with pytest.raises(Interrupted):
             train(tiny(*settings, "trainer.max_epochs=6"))
     assert train(tiny(*settings, "trainer.max_epochs=6", "resume=latest"))["epochs"] == 2
 
 
 @pytest.mark.training
-def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):
+def test_validation_every_other_epoch_repeats_no_metric(tiny, capsys):
     results = train(tiny("callbacks=default", "trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"))
     run = Run(Path(results["run"]))
-    rows = read_rows(run)
+    rows = read_metrics_csv(run)
     assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True, False]
     assert all(row["running/loss"] for row in rows)
     assert results["gap_last/epoch"] == 4
@@ -505,14 +504,14 @@ def test_validation_every_other_epoch_repeats_no_figure(tiny, capsys):
     assert "custom_scalars__config__" in tags["tensors"]
 
 
-def test_what_a_callback_logs_is_a_column_of_the_epochs_row(tiny):
-    class Own(Callback):
+def test_metrics_logged_by_a_callback_are_a_column_of_metrics_csv(tiny):
+    class CustomMetric(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
-            pl_module.log("own", 10.0 + trainer.current_epoch)
+            pl_module.log("custom", 10.0 + trainer.current_epoch)
 
-    results = train(tiny("trainer.max_epochs=2"), callbacks=[Own()])
-    rows = read_rows(Run(Path(results["run"])))
-    assert [row["own"] for row in rows] == ["10.0", "11.0"]
+    results = train(tiny("trainer.max_epochs=2"), callbacks=[CustomMetric()])
+    rows = read_metrics_csv(Run(Path(results["run"])))
+    assert [row["custom"] for row in rows] == ["10.0", "11.0"]
     assert [row["step"] for row in rows] == ["8", "16"]
     assert all(row["running/loss"] for row in rows)
     assert math.isfinite(results["running/loss"])
@@ -521,24 +520,24 @@ def test_what_a_callback_logs_is_a_column_of_the_epochs_row(tiny):
 @pytest.mark.training
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_a_network_of_another_number_format_trains_and_is_evaluated(tiny, precision, optimizer):
+def test_true_half_and_double_precision_train_and_are_evaluated(tiny, precision, optimizer):
     results = train(tiny("trainer.max_epochs=1", f"trainer.precision={precision}", f"optimizer={optimizer}"))
     assert results["precision"] == precision
     assert math.isfinite(results["test/loss"])
-    measured = measure_runs([Run(Path(results["run"]))], "test", data_root=None)
-    assert measured.classify(measured.images[:5]).shape == (5, 4)
+    evaluation = evaluate_runs([Run(Path(results["run"]))], "test", data_root=None)
+    assert evaluation.network.logits(evaluation.images[:5]).shape == (5, 4)
 
 
 @pytest.mark.training
 @pytest.mark.parametrize("name", ["gap/accuracy_high", "val/calibration_error", "gap_by_class/top", "running/loss"])
-def test_all_that_is_measured_can_be_watched(tiny, name):
-    typed = ["callbacks=early_stopping", f"callbacks.early_stopping.monitor={name}", "trainer.max_epochs=1"]
-    assert train(tiny(*typed))["epochs"] == 1
-    without = tiny(*typed, "data.val_size=0")
+def test_every_logged_metric_can_be_monitored(tiny, name):
+    overrides = ["callbacks=early_stopping", f"callbacks.early_stopping.monitor={name}", "trainer.max_epochs=1"]
+    assert train(tiny(*overrides))["epochs"] == 1
+    without = tiny(*overrides, "data.val_size=0")
     if name == "running/loss":
         assert train(without)["epochs"] == 1
     else:
-        with pytest.raises(UserError, match=f"watches {name}, and without validation images"):
+        with pytest.raises(UserError, match=f"monitors {name}, which needs validation images"):
             train(without)
 
 
@@ -551,39 +550,39 @@ def test_gradients_are_clipped_in_mixed_precision(tiny, optimizer):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpus_of_another_machine_do_not_matter_where_there_is_none(tiny):
+def test_a_run_trained_on_a_listed_gpu_is_evaluated_on_a_cpu(tiny):
     results = train(tiny("trainer.max_epochs=1"))
     run = Run(Path(results["run"]))
     config = run.config()
     config.trainer.accelerator, config.trainer.devices = "auto", [5]
     run.write_config(config)
-    assert measure_runs([run], "test", data_root=None).figures["test/loss"] == pytest.approx(results["test/loss"])
+    assert evaluate_runs([run], "test", data_root=None).metrics["test/loss"] == pytest.approx(results["test/loss"])
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("overrides", "message"),
     [
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "Did you mean val/accuracy"),
-        (["callbacks.best.monitor=val/los"], "monitor=val/los is measured by nothing"),
-        (["callbacks.best.tie=val/los"], "tie=val/los is measured by nothing"),
-        (["callbacks.last.filename=newest"], "other commands look for last.ckpt"),
-        (["callbacks.best.filename=top"], "other commands look for best.ckpt"),
+        (["callbacks.best.monitor=val/los"], "monitor=val/los is not a logged metric"),
+        (["callbacks.best.tie=val/los"], "tie=val/los is not a logged metric"),
+        (["callbacks.last.filename=newest"], "other commands read last.ckpt"),
+        (["callbacks.best.filename=top"], "other commands read best.ckpt"),
         (["data.augmentation.erasing.scale=[0.02]"], "scale=[0.02] must be two"),
         (["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer or schedule"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_settings_that_would_fail_later_are_told_before_there_is_a_run(command, tmp_path, typed, said):
-    status, _, err = command(main, *TINY_DATA, f"runs_dir={tmp_path}", *typed)
+def test_wrong_settings_are_refused_before_a_run_directory_exists(command, tmp_path, overrides, message):
+    status, _, err = command(main, *TINY_DATA, f"runs_dir={tmp_path}", *overrides)
     assert status in (1, 2)
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_resumed_run_compares_scores_wherever_they_lie(tmp_path):
-    class Elsewhere:
-        """A score on another device: a number can be had of it, and no comparison."""
+def test_scores_on_different_devices_are_compared(tmp_path):
+    class ScoreOnOtherDevice:
+        """A score on another device: `item` works, comparisons do not."""
 
         def item(self):
             return 0.5
@@ -594,35 +593,36 @@ def test_a_resumed_run_compares_scores_wherever_they_lie(tmp_path):
     callback.kth_best_model_path, callback.kth_value = "best.ckpt", torch.tensor(0.5)
     trainer = SimpleNamespace(callback_metrics={"val/loss": torch.tensor(0.9)})
     with patch.object(ModelCheckpoint, "check_monitor_top_k", return_value=False):
-        assert callback.check_monitor_top_k(trainer, Elsewhere())
+        assert callback.check_monitor_top_k(trainer, ScoreOnOtherDevice())
 
 
-def test_an_epoch_that_ends_early_has_its_running_figures(tiny):
+def test_an_unfinished_epoch_has_running_metrics(tiny):
     with pytest.warns(UserWarning, match="monitor"):  # no validation pass came
         results = train(tiny("+trainer.max_steps=5"))
-    (row,) = read_rows(Run(Path(results["run"])))
+    (row,) = read_metrics_csv(Run(Path(results["run"])))
     assert row["step"] == "5"
     assert math.isfinite(results["running/loss"])
 
 
-def test_without_any_validation_pass_the_report_says_so(tiny):
+def test_the_report_mentions_a_missing_validation_pass(tiny):
     results = train(tiny("callbacks=default", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
     report = Run(Path(results["run"])).report_file.read_text()
-    assert "No validation pass was made while it trained" in report
+    assert "no validation pass was made during training" in report
     assert "the weights of the last epoch (1)" in report
 
 
-def test_the_last_weights_are_called_so_where_the_best_are_not_kept(tiny):
+def test_the_report_names_the_last_weights_without_a_best_checkpoint(tiny):
     results = train(tiny("callbacks.best=null"))
     report = Run(Path(results["run"])).report_file.read_text()
     assert report.count(f"the weights of the last epoch ({results['epochs']})") == 2
     assert "best on validation" not in report
 
 
-def test_the_speed_leaves_every_validation_out(monkeypatch):
+def test_throughput_excludes_validation(monkeypatch):
     from fashion_cnn.training import callbacks
 
     watch = callbacks.Stopwatch()
+    assert watch.images_per_second == 0, "before the first step"
     batch, trainer = SimpleNamespace(targets=range(10)), SimpleNamespace(world_size=1)
     calls = [
         (0, lambda: watch.on_train_epoch_start(trainer, None)),
@@ -656,16 +656,16 @@ def test_overfit_batches_works_as_in_lightning(tiny):
 
 
 def test_a_profiler_works_as_in_lightning(tiny):
-    said = []
+    messages = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("lightning.pytorch.profilers")
     logger.addHandler(handler)
     try:
         train(tiny("trainer.profiler=simple", "trainer.max_epochs=1"))
     finally:
         logger.removeHandler(handler)
-    assert "run_training_batch" in "".join(said)
+    assert "run_training_batch" in "".join(messages)
 
 
 def test_parts_are_dropped_by_name(tiny):
@@ -678,7 +678,7 @@ def test_parts_are_dropped_by_name(tiny):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("trainer.max_epochs=-3", r"max_epochs=-3"),
         ("data.val_size=60000", r"val_size=60000"),
@@ -686,9 +686,9 @@ def test_parts_are_dropped_by_name(tiny):
         ("model.label_smoothing=2", "label_smoothing=2"),
     ],
 )
-def test_an_impossible_value_is_refused_before_there_is_a_run(tiny, override, said):
+def test_an_impossible_value_is_refused_before_a_run_directory_exists(tiny, override, message):
     config = tiny(override)
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(Exception, match=message):
         train(config)
     assert not Path(config.runs_dir).exists()
 
@@ -698,3 +698,15 @@ def test_a_checkpoint_rebuilds_its_module(tiny):
     for name in ("best_checkpoint", "last_checkpoint"):
         module = ImageClassifier.load_from_checkpoint(getattr(Run(Path(results["run"])), name))
         assert module(torch.zeros(3, 1, 20, 20)).shape == (3, 4)
+
+
+def test_a_training_writes_nothing_outside_its_run_directory(tiny, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    train(tiny("trainer.max_epochs=1", "callbacks=default"))
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_the_model_card_names_the_data(tiny):
+    card = (Path(train(tiny("trainer.max_epochs=1"))["run"]) / "model_card.md").read_text()
+    assert "**Training data.** TinyDataModule" in card

@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 from fashion_cnn import tune as tune_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import take_swept
+from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import search_space
-from fashion_cnn.sweeps.study import counted, open_study, run_trials, write_outcome
+from fashion_cnn.sweeps.study import current_trials, open_study, run_trials, write_results
 from fashion_cnn.train import main as train_main
 from fashion_cnn.training import build, session
 from fashion_cnn.tune import main
@@ -33,13 +33,13 @@ def quiet():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def test_what_is_left_open_is_told_from_what_is_said():
-    swept, others = take_swept(["model=tiny", "lr=interval(0,1)", "seed=1,2", "--help", "a[=b", "x=[1,2]"])
+def test_overrides_with_open_values_are_separated_from_the_others():
+    swept, others = split_swept(["model=tiny", "lr=interval(0,1)", "seed=1,2", "--help", "a[=b", "x=[1,2]"])
     assert swept == ["lr=interval(0,1)", "seed=1,2"]
     assert others == ["model=tiny", "--help", "a[=b", "x=[1,2]"]
 
 
-def test_hydras_words_for_sweeps_become_distributions():
+def test_hydra_sweeps_become_distributions():
     space = search_space(
         {"lr": "tag(log,interval(0.001,0.1))", "wd": "interval(0.0,1.0)"},
         ["n=int(interval(1,9))", "w=[1],[2]", "d=range(0,5,2)", "wd=choice(a,b)"],
@@ -51,11 +51,11 @@ def test_hydras_words_for_sweeps_become_distributions():
         "w": CategoricalDistribution(["[1]", "[2]"]),
         "d": IntDistribution(0, 4, step=2),
     }
-    with pytest.raises(UserError, match="nothing to search"):
+    with pytest.raises(UserError, match="search space is empty"):
         search_space({}, [])
-    with pytest.raises(UserError, match="leaves nothing open"):
+    with pytest.raises(UserError, match="leaves no value open"):
         search_space({"lr": 0.1}, [])
-    with pytest.raises(UserError, match="no range to search"):
+    with pytest.raises(UserError, match="is not a valid range"):
         search_space({"lr": "tag(log,interval(0.0,1.0))"}, [])
 
 
@@ -64,7 +64,7 @@ def a_study(folder, **settings):
 
 
 @pytest.mark.training
-def test_each_way_to_end_is_accounted_for(tmp_path):
+def test_complete_pruned_and_failed_trials_count(tmp_path):
     def train(trial, path):
         if trial.number == 1:
             raise Pruned("pruned after epoch 1")
@@ -73,15 +73,15 @@ def test_each_way_to_end_is_accounted_for(tmp_path):
         return trial.params["x"]
 
     study = a_study(tmp_path)
-    told = []
-    run_trials(study, SPACE, 5, tmp_path, train, told.append)
+    reported = []
+    run_trials(study, SPACE, 5, tmp_path, train, reported.append)
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
     assert study.trials[2].user_attrs["error"] == "MemoryError: no room"
-    assert len(told) == 5
+    assert len(reported) == 5
 
 
-def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatch):
+def test_plots_of_a_search_are_labelled_with_trials_and_accuracy(tmp_path, monkeypatch):
     def train(trial):
         x = trial.suggest_float("x", 0.0, 1.0)
         for epoch in (1, 2, 3):
@@ -94,20 +94,20 @@ def test_the_plots_of_a_search_speak_of_trials_and_accuracy(tmp_path, monkeypatc
     monkeypatch.setattr(study_module, "save_figure", lambda figure, file: drawn.update({file.stem: figure.axes[0]}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        write_outcome(study, tmp_path)
+        write_results(study, tmp_path)
     assert {name: axes.get_xlabel() for name, axes in drawn.items()} == {
         "history": "trial",
         "curves": "epoch",
-        "importance": "share of the differences in validation accuracy",
+        "importance": "importance for the validation accuracy",
     }
     for name in ("history", "curves"):
         assert drawn[name].get_ylabel() == "validation accuracy"
         assert all(tick == round(tick) for tick in drawn[name].get_xticks())
-    assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["a trial", "the best so far"]
+    assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["trial", "best so far"]
 
 
 @pytest.mark.training
-def test_a_mistake_that_every_trial_would_meet_ends_the_search_and_uses_up_none_of_it(tmp_path):
+def test_repeated_equal_failures_end_the_search_and_do_not_count_later(tmp_path):
     def fails(trial, path):
         raise FileNotFoundError("no data there")
 
@@ -120,7 +120,7 @@ def test_a_mistake_that_every_trial_would_meet_ends_the_search_and_uses_up_none_
 
 
 @pytest.mark.training
-def test_trials_that_fail_each_for_a_reason_of_its_own_do_not_end_the_search(tmp_path):
+def test_different_failures_do_not_end_the_search(tmp_path):
     def fails(trial, path):
         raise MemoryError(f"no room for {trial.number // 2}")
 
@@ -130,7 +130,7 @@ def test_trials_that_fail_each_for_a_reason_of_its_own_do_not_end_the_search(tmp
 
 
 @pytest.mark.training
-def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):
+def test_a_killed_trial_is_continued_in_its_directory(tmp_path):
     class Killed(BaseException):
         pass
 
@@ -156,11 +156,11 @@ def test_a_killed_trial_goes_on_in_its_own_directory(tmp_path):
     assert paths[0] == (tmp_path / "trial-0000", first.params["x"]), "the same settings, where it was"
     assert again.trials[1].intermediate_values == {1: 0.5}
     assert len(again.trials) == 4
-    assert len(counted(again)) == 3
-    assert {trial.state for trial in counted(again)} == {TrialState.COMPLETE}
+    assert len(current_trials(again)) == 3
+    assert {trial.state for trial in current_trials(again)} == {TrialState.COMPLETE}
 
 
-def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path):
+def test_a_trial_of_another_process_is_not_requeued(tmp_path):
     study = a_study(tmp_path)
     trial = study.ask(SPACE)
     run = Run(tmp_path / "trial-0000")
@@ -172,12 +172,12 @@ def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path):
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.COMPLETE]
 
 
-def test_a_study_goes_on_with_its_own_settings_only(tmp_path):
+def test_a_study_is_continued_only_with_the_same_settings(tmp_path):
     a_study(tmp_path, fixed=["seed=1"])
     assert a_study(tmp_path, fixed=["seed=1"])
     with pytest.raises(UserError, match=r"seed: 1 there, 2 here.*tune.study=NAME"):
         a_study(tmp_path, fixed=["seed=2"])
-    with pytest.raises(UserError, match="cannot be kept"):
+    with pytest.raises(UserError, match="cannot be stored"):
         open_study("sqlite:////nowhere/study.db", "test", {}, optuna.pruners.NopPruner(), tmp_path)
 
 
@@ -195,7 +195,7 @@ open_study(f"sqlite:///{folder}/study.db", "test", {"fixed": []}, optuna.pruners
 
 
 @pytest.mark.processes
-def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_path):
+def test_concurrent_processes_create_a_study_once(tmp_path):
     numbers = [str(number) for number in range(3)]
     started = [
         subprocess.Popen([sys.executable, "-c", _OPENS_A_STUDY, str(tmp_path), number], stderr=subprocess.PIPE)
@@ -205,8 +205,8 @@ def test_a_new_study_that_processes_open_in_the_same_moment_is_made_once(tmp_pat
         assert all(process.poll() is None for process in started)
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    said = [process.communicate(timeout=PATIENCE)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], said
+    message = [process.communicate(timeout=PATIENCE)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], message
     assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path}/study.db")) == 1
 
 
@@ -233,31 +233,31 @@ def test_a_search_through_the_command_line(command, tmp_path):
 
     status, out, _ = command(main, *arguments, *swept, "tune.trials=5")
     assert status == 0
-    assert "4 of 5 trials are there" in out
+    assert "4 of 5 trials exist" in out
     status, _, err = command(main, *arguments, *swept, "tune.trials=5", "optimizer=sgd")
     assert status == 2
     assert "tune.study=NAME" in err
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("tune.trials=0", "tune.trials=0"),
-        ("data.val_size=0", "validation images"),
+        ("data.val_size=0", "leaves no validation set"),
         ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
         ("tune.trails=3", "Did you mean tune.trials?"),
-        ("trainer.devices=2", "One trial of a search trains on one device, not on 2: say trainer.devices=1."),
+        ("trainer.devices=2", "A trial of a search trains on one device, not on 2: set trainer.devices=1."),
     ],
 )
-def test_a_mistake_is_told_before_there_is_a_study(command, tmp_path, argument, said):
+def test_user_errors_are_reported_before_the_study_exists(command, tmp_path, argument, message):
     status, out, err = command(main, *TINY_DATA, f"runs_dir={tmp_path / 'runs'}", argument)
     assert status == 2
-    assert said in err
+    assert message in err
     assert "Traceback" not in out + err
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_optuna_the_command_says_what_to_install(command, monkeypatch):
+def test_missing_optuna_is_reported_with_the_pip_command(command, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "optuna" else find_spec(name, *rest)
@@ -268,7 +268,7 @@ def test_without_optuna_the_command_says_what_to_install(command, monkeypatch):
 
 
 @pytest.mark.training
-def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, monkeypatch):
+def test_search_on_an_image_folder(command, tmp_path, picture_folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = ["data=image_folder", f"data.root={picture_folder}", "data.batch_size=8"]
     network = ["model=tiny", "model.network.widths=[8,8]", "model.network.depths=[0,0]", "trainer.max_epochs=1"]
@@ -278,11 +278,11 @@ def test_a_search_on_a_persons_own_pictures(command, tmp_path, picture_folder, m
     assert "1 trials: 1 complete" in out
     assert f"data.root={picture_folder}" in out, "the command that trains with its settings"
     status, _, err = command(main, *pictures, *network, *search, "data.val_share=0")
-    assert (status, "data.val_share=0 leaves nothing to choose by" in err) == (2, True)
+    assert (status, "data.val_share=0 leaves no validation set" in err) == (2, True)
 
 
 @pytest.mark.training
-def test_the_trials_of_a_search_have_what_a_file_of_conf_sweep_sets(command, tmp_path):
+def test_trials_have_the_settings_of_the_sweep_file(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.trials=1"]
     status, out, _ = command(main, *arguments, "sweep=regularisation")
     assert status == 0
@@ -294,7 +294,7 @@ def test_the_trials_of_a_search_have_what_a_file_of_conf_sweep_sets(command, tmp
 
 
 @pytest.mark.training
-def test_the_trials_of_a_search_start_from_the_run_that_was_the_newest_at_its_start(command, tmp_path):
+def test_trials_start_from_the_newest_run_at_the_start_of_the_study(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential"]
     search = [*arguments, "init_from=latest", "optimizer.lr=interval(0.01,0.1)"]
     assert command(train_main, *arguments)[0] == 0
@@ -308,7 +308,7 @@ def test_the_trials_of_a_search_start_from_the_run_that_was_the_newest_at_its_st
 
 
 @pytest.mark.training
-def test_a_stopped_trial_is_told_anew_where_its_data_lie(command, tmp_path, monkeypatch):
+def test_a_stopped_trial_accepts_a_new_data_root(command, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -324,7 +324,7 @@ def test_a_stopped_trial_is_told_anew_where_its_data_lie(command, tmp_path, monk
 
 
 @pytest.mark.training
-def test_random_search_as_the_help_has_it(command, tmp_path):
+def test_random_search_from_the_help_text(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune/sampler=random", "tune/pruner=none"]
     status, out, err = command(main, *arguments, "optimizer.lr=interval(0.01,0.1)", "tune.trials=2")
     assert (status, err) == (0, "")
@@ -333,13 +333,13 @@ def test_random_search_as_the_help_has_it(command, tmp_path):
     assert "tune/" not in out.splitlines()[-1], "its best command is one of train"
     status, _, err = command(train_main, f"resume={tmp_path / 'tune' / 'tiny'}")
     assert status == 1
-    assert "fashion_cnn.tune command that began it is typed again (tune.study=tiny)" in err
+    assert "repeat its command, python -m fashion_cnn.tune … tune.study=tiny" in err
 
 
 @pytest.mark.parametrize("arguments", [["resume=latest"], ["sweep=optimizer", "resume=runs/tune/tiny"]])
-def test_a_search_is_not_resumed_but_typed_again(command, tmp_path, monkeypatch, arguments):
+def test_resume_is_rejected_by_tune(command, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     status, _, err = command(main, *TINY_DATA, *arguments)
     assert status == 2
-    assert "goes on when the command that began it is typed again" in err
+    assert "run the command of the search again" in err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Augmentations for pictures from many sides and in many lights."""
+"""Augmentations of shape, colour and sharpness."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def images():
 
 
 @pytest.mark.parametrize("augment", [RandomAffine(), RandomColour(negative=0.5, shuffle=0.5), RandomBlur(1.0)])
-def test_the_seed_repeats_it_and_pixels_stay_pixels(images, augment):
+def test_augmentations_repeat_with_the_seed_and_keep_the_range_of_pixels(images, augment):
     torch.manual_seed(1)
     first = augment(images)
     torch.manual_seed(1)
@@ -40,7 +40,7 @@ def centres(images):
     return (mass.sum(dim=1) * places).sum(dim=1), (mass.sum(dim=2) * places).sum(dim=1)
 
 
-def test_affine_turns_scales_and_shifts_within_its_bounds():
+def test_affine_rotates_scales_and_shifts_within_its_bounds():
     torch.manual_seed(0)
     still = {"degrees": 0, "scale": (1, 1), "shear": 0, "shift": 0}
     dots = a_dot()
@@ -62,7 +62,7 @@ def test_affine_turns_scales_and_shifts_within_its_bounds():
     assert 0.15 < moved.float().mean() < 0.35
 
 
-def test_colour_negates_shuffles_and_dims_the_given_shares(images):
+def test_colour_negates_permutes_and_dims_as_often_as_set(images):
     plain = {"gain": 0, "shift": 0, "contrast": 0}
     pixels = images.float()
     assert RandomColour(**plain)(images).allclose(pixels, atol=1e-3)
@@ -82,7 +82,7 @@ def test_colour_negates_shuffles_and_dims_the_given_shares(images):
     assert (dimmed[:, 0] != dimmed[:, 1]).all()
 
 
-def test_blur_spreads_a_dot_and_keeps_its_light():
+def test_blur_spreads_a_dot_and_keeps_its_sum():
     torch.manual_seed(0)
     dots = a_dot()
     blurred = RandomBlur(p=1.0, sigma=2.0)(dots)
@@ -90,11 +90,11 @@ def test_blur_spreads_a_dot_and_keeps_its_light():
     spread = blurred.amax(dim=(1, 2, 3)) / dots.amax(dim=(1, 2, 3))
     assert spread.min() < 0.4
     assert spread.max() > 0.95
-    left = (RandomBlur(p=0.25)(dots) == dots).flatten(1).all(dim=1)
-    assert 0.65 < left.float().mean() < 0.85
+    is_unchanged = (RandomBlur(p=0.25)(dots) == dots).flatten(1).all(dim=1)
+    assert 0.65 < is_unchanged.float().mean() < 0.85
 
 
-def test_settings_that_mean_nothing_are_told():
+def test_invalid_settings_raise():
     with pytest.raises(UserError, match=r"scale=\[1.2, 0.8\]"):
         RandomAffine(scale=[1.2, 0.8])
     with pytest.raises(UserError, match="RandomAffine: p=2"):

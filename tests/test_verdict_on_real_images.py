@@ -1,4 +1,4 @@
-"""Networks on real images of which the truth is known: what the analysis says of them."""
+"""Verdict and label errors on real images with known label noise."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ from fashion_cnn.training.session import quieten_lightning
 pytestmark = pytest.mark.training
 
 
-class HalfShuffled(FashionMNISTDataModule):
-    """Fashion-MNIST with the labels of half of the training split shuffled among themselves."""
+class ShuffledLabels(FashionMNISTDataModule):
+    """Fashion-MNIST with the labels of half of the training split permuted."""
 
     def setup(self, stage=None):
         if hasattr(self, "train_split"):
@@ -27,19 +27,19 @@ class HalfShuffled(FashionMNISTDataModule):
         split = self.train_split
         self.true_targets = split.targets.clone()
         generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(split), generator=generator)[: len(split) // 2]
-        split.targets[chosen] = split.targets[chosen[torch.randperm(len(chosen), generator=generator)]]
+        rows = torch.randperm(len(split), generator=generator)[: len(split) // 2]
+        split.targets[rows] = split.targets[rows[torch.randperm(len(rows), generator=generator)]]
         self.train_probe.targets[:] = split.targets[: len(self.train_probe)]
 
 
 @pytest.fixture(scope="module")
-def memorised(fashion_mnist_root, tmp_path_factory):
+def memorising_run(fashion_mnist_root, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("run"))
     config = compose(
         overrides=[
             "experiment=overfit",
             "model=tiny",
-            "data._target_=test_verdict_on_real_images.HalfShuffled",
+            "data._target_=test_verdict_on_real_images.ShuffledLabels",
             f"data.train_fraction={1000 / 59_000}",
             "data.val_size=1000",
             "data.batch_size=32",
@@ -61,14 +61,14 @@ def memorised(fashion_mnist_root, tmp_path_factory):
     return read_history(run), dynamics, data
 
 
-def test_it_is_called_memorising(memorised):
-    history, _, data = memorised
+def test_network_trained_on_shuffled_labels_memorises(memorising_run):
+    history, _, data = memorising_run
     assert len(data.train_probe) == 1000
     verdict = judge(history, len(data.train_probe), len(data.val_split))
     assert verdict.kind == "memorising", verdict.rule
 
 
-def test_after_one_epoch_it_underfits(fashion_mnist_root, tmp_path):
+def test_one_epoch_underfits(fashion_mnist_root, tmp_path):
     results = train(
         compose(
             overrides=[
@@ -85,12 +85,12 @@ def test_after_one_epoch_it_underfits(fashion_mnist_root, tmp_path):
     assert results["verdict"] == "underfitting", results["verdict_rule"]
 
 
-def test_the_shuffled_labels_are_ranked_as_likely_errors(memorised):
-    _, dynamics, data = memorised
+def test_shuffled_labels_are_ranked_as_likely_errors(memorising_run):
+    _, dynamics, data = memorising_run
     order = data.train_split.indices.argsort()
     assert torch.equal(dynamics.indices, data.train_split.indices[order])
     wrong = (data.train_split.targets != data.true_targets)[order]
-    assert 400 < wrong.sum() < 500, "a tenth of the shuffled ones got their own label back"
+    assert 400 < wrong.sum() < 500, "about a tenth of the shuffled labels are unchanged"
     suspicion = torch.empty(len(wrong))
     suspicion[likely_label_errors(dynamics)] = torch.linspace(1, 0, len(wrong))
     assert binary_auroc(suspicion, wrong.long()) >= 0.9

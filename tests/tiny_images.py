@@ -1,4 +1,4 @@
-"""A data set that a small network learns in seconds: a bright bar whose place tells the class."""
+"""A data set that a small network learns in seconds: the position of a bright bar is the class."""
 
 from typing import Any
 

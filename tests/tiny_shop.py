@@ -1,4 +1,4 @@
-"""A small shop to search in: 60 products of the tiny made images, some with names that break careless pages."""
+"""A small shop for the search tests: 60 products of tiny images, some with names that need escaping."""
 
 import csv
 import io
@@ -16,10 +16,10 @@ from tiny_images import TinyDataModule
 from fashion_cnn.cli.main import compose
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.indexing import index
-from fashion_cnn.retrieval.tables import products_of_files
+from fashion_cnn.retrieval.indexing import index_products
+from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.runs import Run
-from fashion_cnn.serve import build, listening_at, server_of
+from fashion_cnn.serve import build_app, create_server, open_socket
 from fashion_cnn.train import train
 
 CLASSES = TinyDataModule.class_names
@@ -28,25 +28,25 @@ ODD_TITLE = "<script>alert(1)</script> {{ 7 * 7 }}"
 
 
 def train_run(folder: Path) -> Run:
-    # With the predictions of the validation images, which calibrate the probabilities.
+    # The default callbacks store validation predictions, which calibrate the probabilities.
     settings = [*TINY_DATA, "callbacks=default", f"runs_dir='{folder / 'runs'}'", "trainer.max_epochs=4"]
     results = train(compose(overrides=settings))
     return Run(Path(results["run"]))
 
 
 def rows() -> list[dict[str, object]]:
-    """What the shop says of its products."""
-    found: list[dict[str, object]] = []
+    """Return the table of the shop's products."""
+    products: list[dict[str, object]] = []
     for number in range(60):
         kind, colour = CLASSES[number % 4], ("red", "green", "blue")[number % 3]
-        one = {"id": f"p{number:02}", "title": f"{colour} {kind} number {number}", "category": kind}
-        one |= {"price": 10 + number, "colour": colour, "stock": number % 7}
-        found.append(one)
+        product = {"id": f"p{number:02}", "title": f"{colour} {kind} number {number}", "category": kind}
+        product |= {"price": 10 + number, "colour": colour, "stock": number % 7}
+        products.append(product)
     for number, odd in enumerate(ODD_IDS):
-        found[number]["id"] = odd
-    found[5]["title"] = ODD_TITLE
-    found[6]["price"] = ""
-    return found
+        products[number]["id"] = odd
+    products[5]["title"] = ODD_TITLE
+    products[6]["price"] = ""
+    return products
 
 
 def make_catalogue(run: Run, *, only: int = 60, flip_average: bool = True) -> None:
@@ -57,15 +57,15 @@ def make_catalogue(run: Run, *, only: int = 60, flip_average: bool = True) -> No
     with (folder / "shop.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["id", "title", "category", "price", "colour", "stock", "image"])
         writer.writeheader()
-        for number, one in enumerate(rows()[:only]):
+        for number, product in enumerate(rows()[:only]):
             Image.fromarray(images[number, 0].numpy()).save(folder / f"{number}.png")
-            writer.writerow(one | {"image": f"{number}.png"})
-    products = products_of_files(None, str(folder / "shop.csv"), lambda done, total: None)
-    index(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=flip_average), prune=True)
+            writer.writerow(product | {"image": f"{number}.png"})
+    products = products_from_files(None, str(folder / "shop.csv"), lambda done, total: None)
+    index_products(products, Catalogue(str(run.catalogue)), TrainedNetwork(run, flip_average=flip_average), prune=True)
 
 
 def photograph(number: int, side: int = 120) -> bytes:
-    """A test image as a PNG file, enlarged."""
+    """Return an enlarged test image as PNG."""
     images, _ = TinyDataModule(val_size=32, mean=[0.5], std=[0.25]).load(train=False)
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(images[number, 0])).resize((side, side), Image.Resampling.NEAREST).save(buffer, "PNG")
@@ -74,17 +74,17 @@ def photograph(number: int, side: int = 120) -> bytes:
 
 @contextmanager
 def served(run: Run, *overrides: str) -> Iterator[str]:
-    """The address of a server on this run's catalogue, in a thread of this process."""
+    """Serve the catalogue of a run in a thread, and yield the address."""
     config = compose("serve", [f"run='{run.path}'", *overrides])
-    with listening_at(config.host, 0) as listening:
+    with open_socket(config.host, 0) as listener:
         settings = {"log_level": "critical", "timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
-        server = server_of(build(config, listening.getsockname()[0]), **settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        server = create_server(build_app(config, listener.getsockname()[0]), **settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()

@@ -1,1 +1,1 @@
-"""Overfitting: how the train/val gap opened, what it is at the end, and what that means."""
+"""Overfitting analysis: generalization gap, training dynamics, verdict, comparison of runs, and reports."""

@@ -1,18 +1,21 @@
-"""Runs side by side: grouped by what differs between their settings, mean and spread over the seeds."""
+"""Comparison of runs: groups that differ in their settings, with mean and standard deviation over the seeds."""
 
-import csv
-import io
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fashion_cnn.analysis.settings import Setting, choice_of_epoch, chooses_the_epoch, is_setting, settings
+from fashion_cnn.analysis.settings import (
+    Setting,
+    checkpoint_settings,
+    is_checkpoint_setting,
+    is_setting,
+    run_settings,
+)
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs import Run, find_all
+from fashion_cnn.metrics.intervals import MeanStd
+from fashion_cnn.runs import Run, format_csv
 
-# By heading: the figure in results.json, what it is multiplied by, and the digits shown.
+# By heading: the metric in results.json, its scale and its number of digits.
 COLUMNS = {
     "train acc. %": ("train/accuracy", 100, 2),
     "val acc. %": ("val/accuracy", 100, 2),
@@ -24,134 +27,135 @@ COLUMNS = {
     "best epoch": ("best_epoch", 1, 1),
     "minutes": ("seconds", 1 / 60, 1),
 }
-# A model is a choice of many settings at once: what it is measured by.
+# Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure over the seeds of a group: its mean, standard deviation (None of a single run) and raw values."""
-
-    mean: float
-    deviation: float | None
-    values: tuple[float, ...]
-
-    def said(self, scale: float, digits: int) -> str:
-        """Mean ± standard deviation, multiplied by `scale`."""
-        spread = "" if self.deviation is None else f" ± {self.deviation * scale:.{digits}f}"
-        return f"{self.mean * scale:.{digits}f}{spread}"
-
-
-@dataclass(frozen=True)
 class Group:
-    """Finished runs that differ in their seed alone; of several with one seed the newest.
+    """Finished runs that differ only in their seed, the newest of each seed.
 
-    factors: what tells the group from the others, by name. results: of each run, as in results.json.
+    Attributes:
+        factors: the settings that distinguish the group from the others, by name.
+        results: `results.json` of each run.
     """
 
     factors: dict[str, Setting]
     results: tuple[dict[str, Any], ...]
 
-    def figure(self, name: str) -> Figure | None:
-        """A figure of results.json over the runs; None where one of them lacks it, or there is none."""
-        if not self.results or not all(isinstance(result.get(name), int | float) for result in self.results):
-            return None
-        values = tuple(float(result[name]) for result in self.results)
-        return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, values)
+    def values(self, name: str) -> tuple[float, ...]:
+        """The values of a metric in results.json over the runs; empty if a run lacks it."""
+        if not all(isinstance(result.get(name), int | float) for result in self.results):
+            return ()
+        return tuple(float(result[name]) for result in self.results)
+
+    def metric(self, name: str) -> MeanStd | None:
+        """Mean and standard deviation of a metric over the runs; None if a run lacks it."""
+        values = self.values(name)
+        return MeanStd.of(values) if values else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """groups: of the finished runs. factors: the names of what differs. unfinished: the others, damaged ones too."""
+    """Comparison of runs.
+
+    Attributes:
+        groups: the groups of the finished runs, ordered by their factors.
+        factors: the names of the settings that differ.
+        unfinished: the other runs, damaged ones included.
+    """
 
     groups: tuple[Group, ...]
     factors: tuple[str, ...]
     unfinished: tuple[Run, ...]
 
 
-def find_runs(references: str | Sequence[str]) -> list[Run]:
-    """All runs in a folder at any depth, those that a glob matches, or those of a list of both, each once.
+class _Variant(NamedTuple):
+    """Settings without the seed, and the runs that have them."""
 
-    Raises UserError where one of them holds no run.
-    """
-    if not isinstance(references, str):
-        return list({run.path.resolve(): run for reference in references for run in find_runs(reference)}.values())
-    path = Path(references).expanduser()
-    matched = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    found = list({run.path.resolve(): run for folder in matched for run in find_all(folder)}.values())
-    if not found:
-        raise UserError(f"{references} holds no run: give a folder of runs, a glob such as 'runs/small/*', or a list.")
-    return found
+    settings: dict[str, Setting]
+    runs: list[Run]
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        return _overrides(self.runs[0])
 
 
 def compare(runs: Iterable[Run]) -> Comparison:
-    """Group the finished runs by their settings, the seed left out. Raises UserError where none is finished."""
+    """Group the finished runs by their settings, ignoring the seed.
+
+    Raises:
+        UserError: if no run is finished.
+    """
     runs = list(runs)
     finished = [run for run in runs if run.state == "finished"]
     if not finished:
         states = ", ".join(f"{run.path} ({run.state})" for run in runs[:3])
-        raise UserError(f"None of the {len(runs)} runs is finished, so there is nothing to compare: {states}.")
-    distinct = _distinct(finished)
-    # Where one setting alone is left, it is told apart from those that did not finish.
-    told_apart = distinct if len(distinct) > 1 else _distinct([run for run in runs if run.state != "damaged"])
-    factors = _factors([(values, _typed(members[0])) for values, members in told_apart])
+        raise UserError(f"nothing to compare: no finished run among {len(runs)}: {states or 'give runs=DIR'}.")
+    variants = _variants(finished)
+    # A single variant is compared with the settings of the unfinished runs.
+    compared = variants if len(variants) > 1 else _variants(run for run in runs if run.state != "damaged")
+    factors = _factor_names(compared)
     groups = [
         Group(
-            factors=dict(zip(factors, (_value(name, values, members[0]) for name in factors), strict=True)),
-            results=_one_for_each_seed(members),
+            {name: variant.settings.get(name, variant.overrides.get(name, "default")) for name in factors},
+            _results_by_seed(variant.runs),
         )
-        for values, members in distinct
+        for variant in variants
     ]
-    groups.sort(key=lambda group: [_order(value) for value in group.factors.values()])
+    groups.sort(key=lambda group: [_sort_key(value) for value in group.factors.values()])
     return Comparison(tuple(groups), tuple(factors), tuple(run for run in runs if run not in finished))
 
 
-def _distinct(runs: Iterable[Run]) -> list[tuple[dict[str, Setting], list[Run]]]:
-    """The settings that there are, the seed left out, each with its runs."""
-    grouped: dict[tuple[tuple[str, Setting], ...], list[Run]] = {}
+def _variants(runs: Iterable[Run]) -> list[_Variant]:
+    variants: dict[tuple[tuple[str, Setting], ...], _Variant] = {}
     for run in runs:
-        values = _settings_but_seed(run)
-        grouped.setdefault(tuple(sorted(values.items(), key=lambda pair: pair[0])), []).append(run)
-    return [(dict(values), members) for values, members in grouped.items()]
+        settings = _settings_without_seed(run)
+        key = tuple(sorted(settings.items(), key=lambda item: item[0]))
+        variants.setdefault(key, _Variant(dict(key), [])).runs.append(run)
+    return list(variants.values())
 
 
-def _settings_but_seed(run: Run) -> dict[str, Setting]:
-    """A run that began with another's weights is none from scratch, whichever run that was; so with its teachers."""
+def _settings_without_seed(run: Run) -> dict[str, Setting]:
     config = run.config()
-    chosen = settings(config) | choice_of_epoch(config)
-    if "init_from" in chosen:
-        chosen["init_from"] = "another run"
-    if "distillation.teachers" in chosen:
-        chosen["distillation.teachers"] = len(config.distillation.teachers)
-    return {name: value for name, value in chosen.items() if name != "seed"}
+    settings = run_settings(config) | checkpoint_settings(config)
+    # Initial weights and teachers differ between seeds: only their presence and number count.
+    if "init_from" in settings:
+        settings["init_from"] = "another run"
+    if "distillation.teachers" in settings:
+        settings["distillation.teachers"] = len(config.distillation.teachers)
+    return {name: value for name, value in settings.items() if name != "seed"}
 
 
-def _one_for_each_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
-    """A run that was repeated says nothing new: the newest of each seed counts."""
+def _results_by_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
+    """Results of the newest run of each seed, in the order of the seeds."""
     results = (run.results() for run in sorted(runs, key=lambda run: run.started))
     newest = {result["seed"]: result for result in results}
     return tuple(newest[seed] for seed in sorted(newest))
 
 
-def _typed(run: Run) -> dict[str, str]:
-    """The settings that were typed to start the run, as they stand before and after the equals sign."""
+def _overrides(run: Run) -> dict[str, str]:
+    """Overrides of the settings on the command line of a run."""
     pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
-    # Of these groups it is single settings that tell.
-    left_out = ("seed", "init_from", "callbacks", "logger", "trainer")
+    # A choice of these config groups is compared by its single settings.
+    ignored = ("seed", "init_from", "callbacks", "logger", "trainer")
     return {
-        name: value for name, value in pairs if (is_setting(name) or chooses_the_epoch(name)) and name not in left_out
+        name: value
+        for name, value in pairs
+        if (is_setting(name) or is_checkpoint_setting(name)) and name not in ignored
     }
 
 
-def _factors(groups: Sequence[tuple[dict[str, Setting], dict[str, str]]]) -> list[str]:
-    """The names of what tells the groups apart: the options that were typed, if that is enough, else the settings.
+def _factor_names(variants: Sequence[_Variant]) -> list[str]:
+    """Names of the overrides that distinguish the variants, if they suffice, else of the settings.
 
-    That a run saw only some batches is always told.
+    Limits of the number of batches always count.
     """
-    typed = _differing([typed for _, typed in groups])
-    settings = _differing([values for values, _ in groups])
-    if len({tuple(options.get(name) for name in typed) for _, options in groups}) == len(groups):
-        return [*typed, *(name for name in settings if name.startswith("trainer.limit_") and name not in typed)]
+    overrides = [variant.overrides for variant in variants]
+    names = _differing(overrides)
+    settings = _differing([variant.settings for variant in variants])
+    if len({tuple(values.get(name) for name in names) for values in overrides}) == len(variants):
+        return [*names, *(name for name in settings if name.startswith("trainer.limit_") and name not in names)]
     return settings
 
 
@@ -160,16 +164,12 @@ def _differing(choices: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in names if len({choice.get(name) for choice in choices}) > 1]
 
 
-def _value(name: str, values: dict[str, Setting], run: Run) -> Setting:
-    return values.get(name, _typed(run).get(name, "default"))
-
-
-def _order(value: Setting) -> tuple[bool, float, str]:
+def _sort_key(value: Setting) -> tuple[bool, float, str]:
     return (isinstance(value, str), 0.0 if isinstance(value, str) else float(value), str(value))
 
 
-def table(comparison: Comparison) -> list[list[str]]:
-    """The headings, then a row a group: its factors, how many seeds, mean and deviation of each of `COLUMNS`."""
+def comparison_table(comparison: Comparison) -> list[list[str]]:
+    """Format the headings and one row per group: factors, number of seeds, mean ± std of each of `COLUMNS`."""
     headings = [*(comparison.factors or ["runs"]), "seeds", *COLUMNS]
     return [headings, *(_row(group) for group in comparison.groups)]
 
@@ -177,32 +177,32 @@ def table(comparison: Comparison) -> list[list[str]]:
 def _row(group: Group) -> list[str]:
     row = [*(map(str, group.factors.values()) if group.factors else ["all"]), str(len(group.results))]
     for name, scale, digits in COLUMNS.values():
-        figure = group.figure(name)
-        row.append(figure.said(scale, digits) if figure else "")
+        metric = group.metric(name)
+        row.append(metric.format(scale, digits) if metric else "")
     return row
 
 
-def as_csv(comparison: Comparison) -> str:
-    """A row a group: its factors, the seeds, and of each figure the mean and the standard deviation, unrounded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def comparison_csv(comparison: Comparison) -> str:
+    """Format one row per group: factors, number of seeds, mean and standard deviation of each metric, unrounded."""
     names = [name for name, _, _ in COLUMNS.values()]
-    writer.writerow([*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))])
+    rows: list[list[Any]] = [
+        [*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))]
+    ]
     for group in comparison.groups:
-        figures = [group.figure(name) for name in names]
-        parts = [part for f in figures for part in ((f.mean, f.deviation) if f else (None, None))]
-        writer.writerow([*group.factors.values(), len(group.results), *parts])
-    return text.getvalue()
+        metrics = [group.metric(name) for name in names]
+        parts = [part for metric in metrics for part in ((metric.mean, metric.std) if metric else (None, None))]
+        rows.append([*group.factors.values(), len(group.results), *parts])
+    return format_csv(rows)
 
 
-def as_markdown(comparison: Comparison, figures: Sequence[str], remarks: Sequence[str]) -> str:
-    """The table, what did not finish, the figures (file names) and remarks, each a paragraph."""
-    headings, *rows = table(comparison)
+def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: Sequence[str]) -> str:
+    """Format the table, the unfinished runs, the remarks (one paragraph each) and the plots (file names)."""
+    headings, *rows = comparison_table(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
     if comparison.unfinished:
-        listed = "\n".join(f"- {run.path}: {run.how_it_stands()}" for run in comparison.unfinished)
-        parts.append(f"In none of the figures:\n\n{listed}")
+        runs = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)
+        parts.append(f"Unfinished runs, not included:\n\n{runs}")
     parts += remarks
-    parts += [f"![{name}]({name})" for name in figures]
+    parts += [f"![{name}]({name})" for name in plots]
     return "\n\n".join(parts) + "\n"

@@ -1,66 +1,62 @@
-"""What a comparison leaves: Markdown, CSV and figures, and the same in TensorBoard."""
+"""Report of a comparison: Markdown, CSV and plots in a folder, also shown in TensorBoard."""
 
-from collections.abc import Sequence
+import statistics
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from fashion_cnn.analysis.comparison import Comparison, Group, as_csv, as_markdown
-from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, learning_curve
-from fashion_cnn.analysis.tensorboard import Board
+from fashion_cnn.analysis.comparison import Comparison, Group, comparison_csv, comparison_markdown
+from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, fit_learning_curve
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter
 from fashion_cnn.errors import UserError
-from fashion_cnn.plots.comparison import plot_learning_curve, plots
+from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import write_whole
+from fashion_cnn.runs import write_atomically
 
 _FRACTION = "data.train_fraction"
 _IMAGES = "train_images"
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[str]]:
-    """Write all of it into `folder`; returns the Markdown file and the names of what was drawn.
+    """Write the report into a folder, in place of an earlier one.
 
-    Raises UserError where it cannot be written.
+    Returns:
+        The Markdown file, and the names of the plots.
+
+    Raises:
+        UserError: if the folder cannot be written.
     """
-    figures, remarks = dict(plots(comparison)), []
+    plots, remarks = dict(plot_comparison(comparison)), []
     curve = _learning_curve(comparison)
     if curve is not None:
-        figures["learning_curve"] = Figure(figsize=(7, 5), layout="constrained")
-        plot_learning_curve(curve, figures["learning_curve"].subplots())
+        plots["learning_curve"] = plot_learning_curve(curve)
         remarks.append(describe_learning_curve(curve))
+    text = comparison_markdown(comparison, [f"{name}.png" for name in plots], remarks)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
-            old.unlink()
-        for name, figure in figures.items():
+        for stale in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
+            stale.unlink()
+        for name, figure in plots.items():
             save_figure(figure, folder / f"{name}.png")
-        write_whole(folder / "comparison.csv", as_csv(comparison))
-        text = as_markdown(comparison, [f"{name}.png" for name in figures], remarks)
-        write_whole(folder / "comparison.md", text)
+        write_atomically(folder / "comparison.csv", comparison_csv(comparison))
+        write_atomically(folder / "comparison.md", text)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say another one with out=DIR.") from error
-    board = Board(folder)
-    for name in figures:
-        board.add_picture(name, folder / f"{name}.png", 0)
-    board.add_text("comparison", text.partition("\n![")[0], 0)
-    board.close()
-    return folder / "comparison.md", list(figures)
+        raise UserError(f"cannot write {folder} ({error.strerror}): choose another folder with out=DIR.") from error
+    writer = TensorBoardWriter(folder)
+    for name in plots:
+        writer.add_image(name, folder / f"{name}.png", 0)
+    writer.add_text("comparison", text.partition("\n![")[0], 0)
+    writer.close()
+    return folder / "comparison.md", list(plots)
 
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:
-    """Over the train fractions, where they are all that differs and two or more were measured."""
-    known = [group for group in comparison.groups if group.figure(_IMAGES) and group.figure("val/accuracy")]
-    if comparison.factors != (_FRACTION,) or len(known) < 2:
+    """Fit the learning curve if only the train fraction differs and at least two fractions are measured."""
+    measured = [group for group in comparison.groups if group.values(_IMAGES) and group.values("val/accuracy")]
+    if comparison.factors != (_FRACTION,) or len(measured) < 2:
         return None
-    known.sort(key=_images)
-    return learning_curve([_images(group) for group in known], [_errors(group) for group in known])
+    measured.sort(key=_mean_images)
+    errors = [[1 - accuracy for accuracy in group.values("val/accuracy")] for group in measured]
+    return fit_learning_curve([_mean_images(group) for group in measured], errors)
 
 
-def _images(group: Group) -> float:
-    figure = group.figure(_IMAGES)
-    return figure.mean if figure else 0.0
-
-
-def _errors(group: Group) -> Sequence[float]:
-    figure = group.figure("val/accuracy")
-    return [1 - accuracy for accuracy in figure.values] if figure else []
+def _mean_images(group: Group) -> float:
+    return statistics.fmean(group.values(_IMAGES))

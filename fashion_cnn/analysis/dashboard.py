@@ -1,6 +1,6 @@
-"""`python -m fashion_cnn.analysis.dashboard --logdir runs`: TensorBoard, opening at the train/val gap.
+"""`python -m fashion_cnn.analysis.dashboard --logdir runs`: TensorBoard that opens at the charts of the gap.
 
-All of TensorBoard's own options hold. Only the address without a path is sent on, to the page of custom scalars.
+It accepts all options of TensorBoard. Only the root address is redirected, to the custom scalars.
 """
 
 import sys
@@ -11,17 +11,17 @@ from absl import app
 from tensorboard import default, main_lib, program
 from tensorboard.plugins.base_plugin import FlagsError
 
-# Unsmoothed: a point an epoch is what was measured.
-_PAGE = "?open=gap#custom_scalars&_smoothingWeight=0"
+# Smoothing is off, since there is only one point per epoch.
+_GAP_PAGE = "?open=gap#custom_scalars&_smoothingWeight=0"
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def opening_at_the_gap(application: WSGIApp) -> WSGIApp:
-    """Send a browser that asks for `/` to the custom scalars; anything else goes to `application`."""
+def redirect_root(application: WSGIApp) -> WSGIApp:
+    """Wrap a WSGI application so that requests of `/` are redirected to the charts of the gap."""
 
     def redirecting(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/" and not environ.get("QUERY_STRING"):
-            start_response("302 Found", [("Location", _PAGE), ("Content-Length", "0")])
+            start_response("302 Found", [("Location", _GAP_PAGE), ("Content-Length", "0")])
             return []
         return application(environ, start_response)
 
@@ -29,10 +29,11 @@ def opening_at_the_gap(application: WSGIApp) -> WSGIApp:
 
 
 def _serve(application: WSGIApp, flags: Any) -> Any:
-    return program.create_port_scanning_werkzeug_server(opening_at_the_gap(application), flags)
+    return program.create_port_scanning_werkzeug_server(redirect_root(application), flags)
 
 
 def main() -> None:
+    """Run TensorBoard."""
     main_lib.global_init()
     tensorboard = program.TensorBoard(plugins=default.get_plugins(), server_class=_serve)
     try:

@@ -1,15 +1,15 @@
-"""Training dynamics: how each image was learned, which ones are hard, and which labels are likely wrong.
+"""Training dynamics of each image, data map, likely label errors, and images with ambiguous predictions.
 
-Recorded from the training steps themselves, for next to nothing. Toneva et al., "An Empirical Study of Example
-Forgetting", 2019 (arXiv 1812.05159): an image is forgotten when it was recognised in one epoch and is not in the next.
-Swayamdipta et al., "Dataset Cartography", 2020 (arXiv 2009.10795): the mean and the standard deviation, over the
-epochs, of the probability that the network gives the label; fixed limits in place of thirds make the regions of two
-runs comparable. Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020
-(arXiv 2001.10528): the mean margin.
+The dynamics are recorded in the training steps, without further forward passes.
+
+- Toneva et al., "An Empirical Study of Example Forgetting", 2019 (arXiv 1812.05159): an image is forgotten when it was
+  classified correctly in one epoch and is not in the next.
+- Swayamdipta et al., "Dataset Cartography", 2020 (arXiv 2009.10795): mean and standard deviation over the epochs of
+  the probability of the label. Fixed thresholds instead of thirds make the regions of two runs comparable.
+- Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020 (arXiv 2001.10528): the
+  mean margin.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,26 +20,33 @@ from torch import Tensor
 
 from fashion_cnn.data import Batch
 from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.runs import format_csv
 
-# Of a mixed image: more of another one, were it of the same class, makes it another picture.
-_LEAST_OWN_SHARE = 0.9
-# What an epoch tells of an image, column by column.
+# Smallest weight of an image in a mixed one (mixup, CutMix) that counts as a presentation of the image.
+_MIN_MIX_LAMBDA = 0.9
+# Columns of the table of an epoch, which has one row per image.
 _COLUMNS = ("seen", "probability", "margin", "right")
 REGIONS = ("easy", "ambiguous", "hard")
-_SURE, _UNSURE, _STEADY = 0.75, 0.25, 0.25
+# Thresholds of the regions: confidence of easy and of hard images, and variability of both.
+_EASY_CONFIDENCE, _HARD_CONFIDENCE, _MAX_VARIABILITY = 0.75, 0.25, 0.25
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """The training of each image, told by what the network said each time that it saw it.
+    """Training dynamics of the images that were presented at least once.
 
-    indices, targets: `(N,)` int64, in ascending order of the positions in the data set.
-    seen: `(N,)`, in how many epochs the image came up; images never seen are left out.
-    learned_epoch: `(N,)`, from 1, the first epoch that recognised it; 0 where none did.
-    recognised, forgotten: `(N,)`, in how many epochs it was recognised, and how often it no longer was.
-    confidence, variability: `(N,)`, mean and standard deviation of the label's probability.
-    margin: `(N,)`, mean of the label's logit less the highest other one; negative for images that look like another
-    class for most of the training.
+    The names of the attributes are columns of `examples.csv`.
+
+    Attributes:
+        indices: `(N,)` int64 positions in the data set, ascending.
+        targets: `(N,)` int64 class indices.
+        seen: `(N,)`, the number of epochs in which the image was presented.
+        learned_epoch: `(N,)`, the first epoch, from 1, that classified the image correctly; 0 without one.
+        recognised: `(N,)`, the number of epochs that classified the image correctly.
+        forgotten: `(N,)`, the number of epochs that misclassified it after a correct classification.
+        confidence: `(N,)`, the mean probability of the label.
+        variability: `(N,)`, the standard deviation of the probability of the label.
+        margin: `(N,)`, the mean of the logit of the label minus the highest other logit.
     """
 
     indices: Tensor
@@ -54,10 +61,10 @@ class Dynamics:
 
 
 class TrainingDynamics(Callback):
-    """Follows each training image through the epochs, as the training saw it: augmented, under moving weights.
+    """Records the dynamics of each training image in the training steps, with augmentation and changing weights.
 
-    Where images are mixed, one that is less than nine tenths of what was shown has not come up in that epoch.
-    Its state is part of the checkpoints, so that a resumed run knows the epochs before.
+    A mixed image (mixup, CutMix) counts for the image that makes up at least 90% of it, if any. The state is part of
+    the checkpoints, so a resumed run includes the earlier epochs.
     """
 
     def __init__(self) -> None:
@@ -65,11 +72,12 @@ class TrainingDynamics(Callback):
         self._epoch = torch.empty(0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Allocate the table of an epoch, and the totals unless a checkpoint restored them."""
         split = trainer.datamodule.train_split  # type: ignore[attr-defined]
         self._indices, order = split.indices.sort()
         self._targets = split.targets[order]
         size = int(self._indices[-1]) + 1
-        # By position in the data set: a batch then needs no look-up. The row behind them takes what does not count.
+        # Rows are positions in the data set, so a batch needs no look-up. The last row collects mixed images.
         self._epoch = torch.zeros(size + 1, len(_COLUMNS), device=pl_module.device)
         if not self._totals:
             counted = ("seen", "learned_epoch", "recognised", "forgotten", "right_before")
@@ -78,50 +86,54 @@ class TrainingDynamics(Callback):
             self._totals |= {name: torch.zeros(size) for name in summed}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear the table of the epoch."""
         self._epoch.zero_()
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        """Enter the probability and the margin of each image of the batch."""
         logits, targets = outputs["logits"], batch.targets[:, None]
-        own = logits.gather(1, targets)
+        target_logits = logits.gather(1, targets)
         others = logits.scatter(1, targets, -torch.inf).amax(dim=1, keepdim=True)
-        probability = (own - logits.logsumexp(dim=1, keepdim=True)).exp()
-        places = batch.indices
-        if "own_share" in outputs:
-            # Choosing by a mask would have the host wait for a GPU at every step.
-            places = torch.where(outputs["own_share"] >= _LEAST_OWN_SHARE, places, len(self._epoch) - 1)
-        self._epoch[places] = torch.cat([torch.ones_like(own), probability, own - others, own > others], dim=1)
+        probability = (target_logits - logits.logsumexp(dim=1, keepdim=True)).exp()
+        rows = batch.indices
+        if "mix_lambda" in outputs:
+            # Indexing with a mask would synchronise with the GPU in every step.
+            rows = torch.where(outputs["mix_lambda"] >= _MIN_MIX_LAMBDA, rows, len(self._epoch) - 1)
+        columns = [torch.ones_like(probability), probability, target_logits - others, target_logits > others]
+        self._epoch[rows] = torch.cat(columns, dim=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch to the totals."""
         epoch = trainer.strategy.reduce(self._epoch, reduce_op="sum")[:-1].cpu()
-        # Where images are drawn again and again, several processes may have seen one: the mean counts.
+        # Several processes may have presented an image if it is sampled with replacement.
         epoch = epoch / epoch[:, :1].clamp(min=1)
         self._add_epoch(trainer.current_epoch + 1, dict(zip(_COLUMNS, epoch.T, strict=True)))
 
     def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:
         totals = self._totals
-        seen, right = epoch["seen"].bool(), epoch["right"] > 0.5
+        seen, correct = epoch["seen"].bool(), epoch["right"] > 0.5
         totals["seen"] += seen
-        totals["recognised"] += right
-        totals["forgotten"] += seen & ~right & totals["right_before"].bool()
-        totals["learned_epoch"][right & (totals["learned_epoch"] == 0)] = number
-        totals["right_before"] = torch.where(seen, right.int(), totals["right_before"])
+        totals["recognised"] += correct
+        totals["forgotten"] += seen & ~correct & totals["right_before"].bool()
+        totals["learned_epoch"][correct & (totals["learned_epoch"] == 0)] = number
+        totals["right_before"] = torch.where(seen, correct.int(), totals["right_before"])
         totals["probability"] += epoch["probability"]
         totals["probability_squared"] += epoch["probability"].square()
         totals["margin"] += epoch["margin"]
 
     def result(self) -> Dynamics:
-        """What was recorded so far, of all images that were seen."""
-        known = self._totals["seen"][self._indices] > 0
-        indices = self._indices[known]
+        """Compute the dynamics over the epochs so far."""
+        presented = self._totals["seen"][self._indices] > 0
+        indices = self._indices[presented]
         totals = {name: values[indices] for name, values in self._totals.items()}
         seen = totals["seen"].float()
         mean = totals["probability"] / seen
         return Dynamics(
             indices=indices,
-            targets=self._targets[known],
+            targets=self._targets[presented],
             seen=totals["seen"],
             learned_epoch=totals["learned_epoch"],
             recognised=totals["recognised"],
@@ -132,69 +144,75 @@ class TrainingDynamics(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the totals for the checkpoint."""
         return dict(self._totals)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the totals from the checkpoint."""
         self._totals = dict(state_dict)
 
 
 def regions(dynamics: Dynamics) -> Tensor:
-    """The region of each image as a position in `REGIONS`, `(N,)`.
+    """Assign each image to a region of the data map.
 
-    Easy: the label's probability is 0.75 or more in the mean and varies by less than 0.25. Hard: 0.25 or less, just
-    as steady. All others are ambiguous.
+    Easy images have a confidence of at least 0.75 and a variability below 0.25, hard ones a confidence of at most 0.25
+    and a variability below 0.25. All others are ambiguous.
+
+    Returns:
+        `(N,)`, indices into `REGIONS`.
     """
-    steady = dynamics.variability < _STEADY
+    steady = dynamics.variability < _MAX_VARIABILITY
     region = torch.full_like(dynamics.targets, REGIONS.index("ambiguous"))
-    region[steady & (dynamics.confidence >= _SURE)] = REGIONS.index("easy")
-    region[steady & (dynamics.confidence <= _UNSURE)] = REGIONS.index("hard")
+    region[steady & (dynamics.confidence >= _EASY_CONFIDENCE)] = REGIONS.index("easy")
+    region[steady & (dynamics.confidence <= _HARD_CONFIDENCE)] = REGIONS.index("hard")
     return region
 
 
 def likely_label_errors(dynamics: Dynamics) -> Tensor:
-    """The positions of all images in `dynamics`, the likeliest label error first, `(N,)`.
+    """Rank all images by how likely their label is wrong.
 
-    Ranked by the share of the epochs that recognised the image: one whose label is wrong looks like another class until
-    the network has learned it by heart, which comes late. Among equals by the mean margin.
+    The criterion is the fraction of the epochs that classified the image correctly, then the mean margin: an image with
+    a wrong label looks like another class until the network memorises it, which happens late.
+
+    Returns:
+        `(N,)`, rows of `dynamics`, most likely error first.
     """
     by_margin = dynamics.margin.argsort(stable=True)
     recognised = dynamics.recognised / dynamics.seen
     return by_margin[recognised[by_margin].argsort(stable=True)]
 
 
-def examples_table(dynamics: Dynamics, class_names: Sequence[str]) -> str:
-    """All that is known of each image, as CSV, a row an image, the likeliest label error first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def examples_csv(dynamics: Dynamics, class_names: Sequence[str]) -> str:
+    """Format the dynamics as CSV, one row per image, most likely label error first."""
     names = [field.name for field in fields(Dynamics)]
-    writer.writerow([*names, "label", "region", "label_error_rank"])
+    table: list[list[Any]] = [[*names, "label", "region", "label_error_rank"]]
     region, targets = regions(dynamics).tolist(), dynamics.targets.tolist()
     columns = [getattr(dynamics, name).tolist() for name in names]
-    for rank, place in enumerate(likely_label_errors(dynamics).tolist(), start=1):
-        values = [column[place] for column in columns]
+    for rank, row in enumerate(likely_label_errors(dynamics).tolist(), start=1):
+        values = [column[row] for column in columns]
         rounded = [round(value, 5) if isinstance(value, float) else value for value in values]
-        writer.writerow([*rounded, class_names[targets[place]], REGIONS[region[place]], rank])
-    return text.getvalue()
+        table.append([*rounded, class_names[targets[row]], REGIONS[region[row]], rank])
+    return format_csv(table)
 
 
-def most_confident_mistakes(predictions: Predictions, most: int) -> Tensor:
-    """The positions in `predictions` of the mistakes that it is surest of, at most `most` of them, `(K,)`."""
+def most_confident_errors(predictions: Predictions, count: int) -> Tensor:
+    """Select the rows of at most `count` misclassified images, highest confidence first, `(K,)`."""
     wrong = (~predictions.correct).nonzero()[:, 0]
-    return wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:most]
+    return wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:count]
 
 
-def entropy(predictions: Predictions) -> Tensor:
-    """How undecided the network is on each image, in nats, `(N,)`: 0 where it is sure, log C where it is at a loss."""
+def prediction_entropy(predictions: Predictions) -> Tensor:
+    """Entropy of the predicted probabilities of each image in nats, `(N,)`, from 0 to log C."""
     return torch.special.entr(predictions.probabilities).sum(dim=1)
 
 
-def ambiguity_table(splits: Mapping[str, Predictions], class_names: Sequence[str]) -> str:
-    """The images of all splits as CSV, the one that the network is least decided on first."""
+def ambiguous_images_csv(splits: Mapping[str, Predictions], class_names: Sequence[str]) -> str:
+    """Format the images of all splits as CSV, highest entropy of the prediction first."""
     rows = []
     for split, predictions in splits.items():
         top = predictions.probabilities.topk(2, dim=1)
         columns = (
-            entropy(predictions),
+            prediction_entropy(predictions),
             predictions.indices,
             predictions.targets,
             top.indices[:, 0],
@@ -203,12 +221,9 @@ def ambiguity_table(splits: Mapping[str, Predictions], class_names: Sequence[str
             predictions.losses,
         )
         rows += [(split, *row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["split", "index", "entropy", "label", "first", "second", "first_probability", "second_probability", "loss"]
-    )
-    for split, undecided, index, target, first, second, *figures in sorted(rows, key=lambda row: -row[1]):
+    heading = "split index entropy label first second first_probability second_probability loss"
+    table: list[list[Any]] = [heading.split()]
+    for split, entropy, index, target, first, second, *metrics in sorted(rows, key=lambda row: -row[1]):
         names = (class_names[label] for label in (target, first, second))
-        writer.writerow([split, index, round(undecided, 5), *names, *(round(figure, 5) for figure in figures)])
-    return text.getvalue()
+        table.append([split, index, round(entropy, 5), *names, *(round(metric, 5) for metric in metrics)])
+    return format_csv(table)

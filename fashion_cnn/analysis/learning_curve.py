@@ -1,4 +1,4 @@
-"""How the error falls as the training images grow in number, and what more of them would bring.
+"""Learning curve: validation error over the number of training images, with a power law and its extrapolation.
 
 Hestness et al., "Deep Learning Scaling is Predictable, Empirically", 2017 (arXiv 1712.00409): error = a * n^-b + c.
 """
@@ -15,22 +15,32 @@ _RESAMPLES = 500
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """error = scale * n ** -exponent + floor, of n training images."""
+    """Error as a function of the number of training images n: `scale * n ** -exponent + floor`.
+
+    Attributes:
+        scale: the factor of the power.
+        exponent: the rate at which the error falls.
+        floor: the irreducible error.
+    """
 
     scale: float
     exponent: float
     floor: float
 
     def __call__(self, sizes: Floats) -> Floats:
+        """Evaluate the law at numbers of training images."""
         return self.scale * sizes**-self.exponent + self.floor
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """The validation error at each number of training images, and the power law through the means.
+    """Validation errors over the number of training images, and a power law fitted to their means.
 
-    sizes: `(K,)`, ascending. errors: K sequences, the error of each seed, as shares of 1. resampled: the laws through
-    means drawn anew, the spread of the law; empty where there is one seed a size.
+    Attributes:
+        sizes: `(K,)`, numbers of training images, ascending.
+        errors: for each size the validation errors of its seeds, as fractions.
+        law: the power law through the mean errors.
+        resampled: laws through resampled means; empty with one seed per size.
     """
 
     sizes: Floats
@@ -39,42 +49,50 @@ class LearningCurve:
     resampled: tuple[PowerLaw, ...]
 
     def interval(self, sizes: Floats) -> tuple[Floats, Floats] | None:
-        """The 95% interval of the law at `sizes` over the choice of the seeds."""
+        """95% interval of the law at `sizes` over the seeds; None with one seed per size."""
         if not self.resampled:
             return None
-        drawn = np.array([law(sizes) for law in self.resampled])
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        low, high = np.quantile([law(sizes) for law in self.resampled], [0.025, 0.975], axis=0)
         return low, high
 
 
-def learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]) -> LearningCurve:
-    """Fit the law to the mean error of each size; `sizes` ascending, at least two of them."""
+def fit_learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]) -> LearningCurve:
+    """Fit a power law to the mean error of each size.
+
+    Args:
+        sizes: at least two numbers of training images, ascending.
+        errors: for each size the validation errors of its seeds, as fractions.
+    """
     ascending = np.array(sizes, dtype=np.float64)
     raw = tuple(np.array(values, dtype=np.float64) for values in errors)
     law = fit_power_law(ascending, np.array([values.mean() for values in raw]))
-    return LearningCurve(ascending, raw, law, tuple(fit_power_law(ascending, means) for means in _means_anew(raw)))
+    return LearningCurve(ascending, raw, law, tuple(fit_power_law(ascending, means) for means in _resample_means(raw)))
 
 
-def _means_anew(errors: Sequence[Floats]) -> list[Floats]:
-    """Means that other seeds might have had; none where there is one seed a size.
+def _resample_means(errors: Sequence[Floats]) -> list[Floats]:
+    """Sample mean errors of other seeds, by a parametric bootstrap; none with one seed per size.
 
-    A few seeds do not say how much they spread: the errors' relative deviation is taken to be the same at all sizes,
-    and its own uncertainty is drawn too (of all degrees of freedom together).
+    The relative standard deviation of the errors is assumed equal at all sizes. It is estimated from all seeds, and
+    sampled too, from its scaled inverse chi distribution, since a few seeds determine it poorly.
     """
     counts = np.array([len(values) for values in errors])
-    freedom = int((counts - 1).sum())
-    if not freedom:
+    degrees_of_freedom = int((counts - 1).sum())
+    if not degrees_of_freedom:
         return []
     means = np.array([values.mean() for values in errors])
     squares = sum(float(np.square(values / mean - 1).sum()) for values, mean in zip(errors, means, strict=True))
     random = np.random.default_rng(0)
-    deviations = np.sqrt(squares / random.chisquare(freedom, _RESAMPLES))
+    deviations = np.sqrt(squares / random.chisquare(degrees_of_freedom, _RESAMPLES))
     relative = deviations[:, None] / np.sqrt(counts) * random.standard_normal((_RESAMPLES, len(means)))
     return list(means * np.exp(relative))
 
 
 def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:
-    """Least squares of the logarithms. Below four sizes the floor is taken as 0: it could not be told from the rest."""
+    """Fit a power law by least squares of the logarithms.
+
+    The floor is the best of 100 fractions of the lowest error. It is 0 with fewer than four sizes, which do not
+    determine it.
+    """
     floors = np.linspace(0, 0.99, 100) * errors.min() if len(sizes) > 3 else np.zeros(1)
 
     def fit(floor: float) -> tuple[float, PowerLaw]:
@@ -86,15 +104,14 @@ def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:
 
 
 def describe_learning_curve(curve: LearningCurve) -> str:
-    """What twice and ten times the images would bring, if the law holds."""
-    said = []
+    """Describe the validation error that the law predicts for 2 and 10 times the training images."""
+    predictions = []
     for times in (2, 10):
         size = np.array([curve.sizes[-1] * times])
         band = curve.interval(size)
-        spread = "" if band is None else f" ({band[0][0] * 100:.2f} to {band[1][0] * 100:.2f})"
-        said.append(f"{times} times as many a validation error of {curve.law(size)[0] * 100:.2f}%{spread}")
-    at_most = f"{curve.sizes[-1]:,.0f}"
+        interval = "" if band is None else f" ({band[0][0] * 100:.2f} to {band[1][0] * 100:.2f})"
+        predictions.append(f"{curve.law(size)[0] * 100:.2f}%{interval} with {times} times as many images")
     return (
-        f"If the power law through the {len(curve.sizes)} sizes up to {at_most} images holds beyond them, "
-        f"{' and '.join(said)}. An extrapolation, no measurement: the law ends where labels are ambiguous."
+        f"The power law through {len(curve.sizes)} sizes up to {curve.sizes[-1]:,.0f} training images predicts a "
+        f"validation error of {' and '.join(predictions)}. This is an extrapolation: ambiguous labels limit the error."
     )

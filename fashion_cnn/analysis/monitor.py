@@ -1,6 +1,5 @@
-"""Predictions collected during validation, and the gap, its intervals and the calibration error of each epoch."""
+"""Callbacks that collect predictions during validation and log the overfitting metrics of each epoch."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,24 +7,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from fashion_cnn.analysis.tensorboard import board_writer, dashboard_layout
+from fashion_cnn.analysis.tensorboard import dashboard_layout, tensorboard_writer
 from fashion_cnn.data import Batch, ImageDataModule
-from fashion_cnn.metrics.calibration import reliability
-from fashion_cnn.metrics.gap import gap_by_class_figures, gap_figures
+from fashion_cnn.metrics.calibration import reliability_diagram
+from fashion_cnn.metrics.gap import gap_by_class_metrics, gap_metrics
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 
-# Beside the gaps by class.
-GAP_MONITORED = (
+# Metrics of `GapMonitor`, besides the gap of each class.
+GAP_METRICS = (
     *("train/calibration_error", "val/calibration_error"),
     *(f"gap/{name}_{end}" for name in ("loss", "accuracy") for end in ("low", "high")),
 )
 
 
 class PredictionCollector(Callback):
-    """Keeps the predictions of the latest pass over each split, by the split's name, on every process.
+    """Collects the predictions of the latest pass over each split, on every process.
 
-    Those averaged over an image and its mirror image, where these are measured, as `<split>_flip`.
+    Attributes:
+        predictions: the predictions by split. Flip-averaged ones, if computed, are named `<split>_flip`.
     """
 
     def __init__(self) -> None:
@@ -41,71 +41,56 @@ class PredictionCollector(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(split_names(trainer.val_dataloaders)[dataloader_idx], outputs, batch)
+        """Collect the logits of a batch."""
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        split = split_names(loaders)[dataloader_idx]
+        for key, name in (("logits", split), ("flip_logits", f"{split}_flip")):
+            if key in outputs:
+                self._batches.setdefault(name, []).append((outputs[key], batch.targets, batch.indices))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(split_names(trainer.test_dataloaders)[dataloader_idx], outputs, batch)
-
-    def _add(self, split: str, outputs: Any, batch: Batch) -> None:
-        self._batches.setdefault(split, []).append((outputs["logits"], batch.targets, batch.indices))
-        if "flip_logits" in outputs:
-            averaged = (outputs["flip_logits"], batch.targets, batch.indices)
-            self._batches.setdefault(f"{split}_flip", []).append(averaged)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._gather(trainer)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._gather(trainer)
-
-    def _gather(self, trainer: Trainer) -> None:
+        """Join the batches of all processes."""
         for split, batches in self._batches.items():
             columns = [torch.cat(column) for column in zip(*batches, strict=True)]
             if trainer.world_size > 1:
-                columns = _of_all_processes(columns)
+                # Processes may have different numbers of rows.
+                columns = [torch.cat(gather_all_tensors(column.contiguous())) for column in columns]
             logits, targets, indices = (column.cpu() for column in columns)
             order = indices.argsort()
             self.predictions[split] = Predictions(logits[order].float(), targets[order], indices[order])
         self._batches.clear()
 
-
-def _of_all_processes(columns: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all processes, which may have different numbers of them."""
-    return [torch.cat(gather_all_tensors(column.contiguous())) for column in columns]
+    on_test_epoch_end = on_validation_epoch_end
 
 
 class GapMonitor(PredictionCollector):
-    """Adds the figures of `measure_gap` to those of each validation pass.
+    """Logs the `overfitting_metrics` of each validation pass and lays out their charts in TensorBoard.
 
-    They come from the logits of that very pass, so they cost no further one. Sets up TensorBoard's page of them.
+    The metrics are computed from the logits of the pass, without further forward passes.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = board_writer(trainer)
+        """Lay out the charts of the custom scalars."""
+        writer = tensorboard_writer(trainer)
         if writer is not None and trainer.datamodule.val_size:  # type: ignore[attr-defined]
             writer.add_custom_scalars(dashboard_layout())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics of the pass."""
         super().on_validation_epoch_end(trainer, pl_module)
         if {"train", "val"} <= self.predictions.keys():
             data = trainer.datamodule  # type: ignore[attr-defined]
-            figures = measure_gap(self.predictions, data)
-            pl_module.log_dict(figures, logger=False, sync_dist=trainer.world_size > 1)
+            metrics = overfitting_metrics(self.predictions, data)
+            pl_module.log_dict(metrics, logger=False, sync_dist=trainer.world_size > 1)
 
 
-def measure_gap(predictions: dict[str, Predictions], data: ImageDataModule) -> dict[str, float]:
-    """What the train probe and the validation split show beside loss and accuracy, by the figures' names."""
+def overfitting_metrics(predictions: dict[str, Predictions], data: ImageDataModule) -> dict[str, float]:
+    """Compute calibration errors, bounds of the gaps, and the gap of each class, of train probe and validation."""
     train, val = predictions["train"], predictions["val"]
-    return {
-        **{f"{name}/calibration_error": reliability(predictions[name]).expected_error for name in ("train", "val")},
-        **gap_figures(train, val, prefix="gap"),
-        **gap_by_class_figures(train, val, data.class_names),
+    metrics = {
+        f"{name}/calibration_error": reliability_diagram(split).expected_calibration_error
+        for name, split in (("train", train), ("val", val))
     }
+    return metrics | gap_metrics(train, val, prefix="gap") | gap_by_class_metrics(train, val, data.class_names)

@@ -1,4 +1,4 @@
-"""TensorBoard beside the curves: custom scalars, final figures, the projector, and histograms of layers."""
+"""TensorBoard content besides the curves: custom scalars, images, final metrics, projector and histograms."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from fashion_cnn.analysis.settings import settings
+from fashion_cnn.analysis.settings import run_settings
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.gap import figure_name
+from fashion_cnn.metrics.gap import metric_name
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 from fashion_cnn.models.layers import is_nonlinearity
@@ -22,19 +22,19 @@ from fashion_cnn.models.layers import is_nonlinearity
 if TYPE_CHECKING:
     from torch.utils import hooks
 
-_OVERFITTING = "Overfitting: is it, and since when?"
-_TRAINING = "Training: how it goes"
+_OVERFITTING = "Overfitting"
+_TRAINING = "Training"
 _EVENTS_SUFFIX = ".analysis"
-# The figures that a sweep is sorted and plotted by. Never of the test set: nothing is chosen by that.
+# Metrics of the HParams tab. None is of the test set, on which nothing may be selected.
 _FINAL_METRICS = ("val/accuracy", "val/loss", "gap/accuracy", "gap/loss")
 _PROJECTOR_FOLDER = "projector"
-_LARGEST_SPRITE = 8192  # pixels a side, TensorBoard's limit
-# What lies beyond the bins of TensorBoard's histograms, or is no number, cannot be shown by one.
-_LARGEST_VALUE = 1e20
+_MAX_SPRITE = 8192  # side length in pixels, a limit of TensorBoard
+# Larger values are outside the bins of TensorBoard's histograms.
+_MAX_VALUE = 1e20
 
 
 def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
-    """The charts, as `SummaryWriter.add_custom_scalars` takes them; a line's name is a regular expression."""
+    """Layout of the charts for `SummaryWriter.add_custom_scalars`; names of curves are regular expressions."""
     return {
         _OVERFITTING: {
             "loss (train, val)": ["Multiline", ["train/loss$", "val/loss$"]],
@@ -49,100 +49,106 @@ def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
         },
         _TRAINING: {
             "learning rate": ["Multiline", ["learning_rate$"]],
-            "images a second": ["Multiline", ["throughput/images_per_second$"]],
-            "running training loss (augmented images, moving weights)": ["Multiline", ["running/loss$"]],
+            "images per second": ["Multiline", ["throughput/images_per_second$"]],
+            "running training loss (with augmentation)": ["Multiline", ["running/loss$"]],
         },
     }
 
 
-def board_writer(trainer: Trainer) -> Any:
-    """The training's own `SummaryWriter`, where this process has one; else None."""
+def tensorboard_writer(trainer: Trainer) -> Any:
+    """Return the `SummaryWriter` of the trainer's logger; None without one or on another process than the first."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-class Board:
-    """A writer beside the training's own, in place of what an earlier one left in `directory`."""
+class TensorBoardWriter:
+    """Writer of the content after training, in event files of its own.
+
+    Args:
+        directory: the run directory, in which it replaces the files of an earlier writer.
+    """
 
     def __init__(self, directory: Path) -> None:
-        # Imported here, since evaluation imports this module too and writes no events.
+        # A lazy import, since commands that write no events import this module too.
         from torch.utils.tensorboard import SummaryWriter
 
         for stale in directory.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"):
             stale.unlink()
         self._writer = SummaryWriter(str(directory), filename_suffix=_EVENTS_SUFFIX)
 
-    def add_picture(self, name: str, path: Path, step: int) -> None:
-        """A figure that was saved as a PNG."""
+    def add_image(self, name: str, path: Path, step: int) -> None:
+        """Add a plot that was saved as a PNG file."""
         with Image.open(path) as picture:
             self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
-    def add_precision_recall(self, predictions: Predictions, class_names: Sequence[str], step: int) -> None:
-        """A precision-recall curve for each class, that class against the rest."""
+    def add_pr_curves(self, predictions: Predictions, class_names: Sequence[str], step: int) -> None:
+        """Add a precision-recall curve of each class against the rest."""
         for label, name in enumerate(class_names):
             self._writer.add_pr_curve(
-                f"pr_curve/{figure_name(name)}",
+                f"pr_curve/{metric_name(name)}",
                 predictions.targets == label,
                 predictions.probabilities[:, label],
                 step,
             )
 
     def add_text(self, name: str, markdown: str, step: int) -> None:
+        """Add a text in Markdown."""
         self._writer.add_text(name, markdown, step)
 
-    def add_settings(self, config: Any, results: Mapping[str, Any]) -> None:
-        """The run's settings with its final figures, for the HParams tab: written once, of runs that ended well."""
+    def add_hparams(self, config: Any, results: Mapping[str, Any]) -> None:
+        """Add the settings and final metrics of a finished run to the HParams tab."""
         from torch.utils.tensorboard.summary import hparams
 
-        chosen = settings(config) | {"parameters": results["parameters"]}
+        settings = run_settings(config) | {"parameters": results["parameters"]}
         final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL_METRICS if name in results}
-
         file_writer = self._writer._get_file_writer()
-        for summary in hparams(chosen, final):
+        for summary in hparams(settings, final):
             file_writer.add_summary(summary)
         for name, value in final.items():
             self._writer.add_scalar(name, value)
 
     def close(self) -> None:
+        """Write everything and close the file."""
         self._writer.close()
 
 
 def write_projector(
     directory: Path, embeddings: Tensor, images: Tensor, columns: Mapping[str, Sequence[str | float]]
 ) -> None:
-    """Write what the projector shows of the run in `directory`.
+    """Write the files of the embedding projector.
 
-    embeddings: `(N, D)`. images: `(N, C, H, W)` uint8, of one or three channels, shown as thumbnails where all of them
-    fit TensorBoard's limit. columns: a value for each image, by the column's heading.
+    Args:
+        directory: the run directory.
+        embeddings: `(N, D)`.
+        images: `(N, C, H, W)` uint8 with one or three channels, shown as thumbnails if they fit TensorBoard's limit.
+        columns: metadata of the images by heading.
     """
+    # A lazy import like that of the writer.
+    from tensorboard.plugins import projector
+
     folder = directory / _PROJECTOR_FOLDER
     folder.mkdir(exist_ok=True)
     np.savetxt(folder / "tensors.tsv", embeddings.numpy(), fmt="%.5g", delimiter="\t")
     rows = zip(*columns.values(), strict=True)
     lines = ["\t".join(columns), *("\t".join(map(str, row)) for row in rows)]
     (folder / "metadata.tsv").write_text("\n".join(lines) + "\n")
-    config = [
-        "embeddings {",
-        '  tensor_name: "validation images"',
-        f'  tensor_path: "{_PROJECTOR_FOLDER}/tensors.tsv"',
-        f'  metadata_path: "{_PROJECTOR_FOLDER}/metadata.tsv"',
-    ]
+    config = projector.ProjectorConfig()
+    embedding = config.embeddings.add(
+        tensor_name="validation images",
+        tensor_path=f"{_PROJECTOR_FOLDER}/tensors.tsv",
+        metadata_path=f"{_PROJECTOR_FOLDER}/metadata.tsv",
+    )
     height, width = images.shape[-2:]
     side = int(np.ceil(np.sqrt(len(images))))
-    if side * max(height, width) <= _LARGEST_SPRITE:
+    if side * max(height, width) <= _MAX_SPRITE:
         _sprite(images, side).save(folder / "sprite.png")
-        config += [
-            "  sprite {",
-            f'    image_path: "{_PROJECTOR_FOLDER}/sprite.png"',
-            f"    single_image_dim: {width}",
-            f"    single_image_dim: {height}",
-            "  }",
-        ]
-    (directory / "projector_config.pbtxt").write_text("\n".join([*config, "}"]) + "\n")
+        embedding.sprite.image_path = f"{_PROJECTOR_FOLDER}/sprite.png"
+        embedding.sprite.single_image_dim.extend([width, height])
+    projector.visualize_embeddings(str(directory), config)
 
 
 def _sprite(images: Tensor, side: int) -> Image.Image:
-    """All images in one square of `side` by `side`, row by row."""
+    """Arrange images row by row in a square of `side` by `side`."""
     count, channels, height, width = images.shape
     sheet = np.zeros((side * side, height, width, channels), dtype=np.uint8)
     sheet[:count] = images.permute(0, 2, 3, 1).numpy()
@@ -151,10 +157,17 @@ def _sprite(images: Tensor, side: int) -> Image.Image:
 
 
 class Histograms(Callback):
-    """Writes histograms in every `every_n_epochs`-th validation pass, in the first one too. Raises UserError below 1.
+    """Writes histograms of weights and activations to TensorBoard.
 
-    The activations are those of the first `images` validation images in that very pass, after each non-linearity and
-    of the logits; the weights are the ones that the pass measures (the averaged ones where there are such).
+    The activations are recorded during validation, after each nonlinearity and of the logits. The weights are those
+    that are validated: the averaged ones, if weights are averaged.
+
+    Args:
+        every_n_epochs: the period in validation passes, beginning with the first.
+        images: the number of validation images whose activations are recorded.
+
+    Raises:
+        UserError: if `every_n_epochs` is below 1.
     """
 
     def __init__(self, every_n_epochs: int, images: int = 32) -> None:
@@ -168,22 +181,23 @@ class Histograms(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # With validation every n-th epoch only, the passes count.
+        """Record the activations of the first validation batch, if histograms are due."""
+        # The period counts validation passes, which may be less frequent than epochs.
         passes = trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)
         due = passes % self.every_n_epochs == 0 and not trainer.sanity_checking
         first = batch_idx == 0 and split_names(trainer.val_dataloaders)[dataloader_idx] == "val"
-        if due and first and board_writer(trainer) is not None:
+        if due and first and tensorboard_writer(trainer) is not None:
             assert isinstance(pl_module.network, nn.Module)
             for name, layer in pl_module.network.named_modules():
                 if is_nonlinearity(layer) or name == "classifier":
-                    self._hooks.append(layer.register_forward_hook(self._keep(name)))
+                    self._hooks.append(layer.register_forward_hook(self._record(name)))
 
-    def _keep(self, name: str) -> Any:
-        def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            # A copy: what follows may work in place.
+    def _record(self, name: str) -> Any:
+        def record(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            # The following layer may work in place.
             self._activations[name] = output[: self.images].detach().to(torch.float32, copy=True)
 
-        return keep
+        return record
 
     def on_validation_batch_end(
         self,
@@ -194,14 +208,15 @@ class Histograms(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Write the histograms."""
         if not self._hooks:
             return
         for hook in self._hooks:
             hook.remove()
-        writer, step = board_writer(trainer), trainer.global_step
+        writer, step = tensorboard_writer(trainer), trainer.global_step
 
         def add(name: str, values: Tensor) -> None:
-            if values.abs().max() < _LARGEST_VALUE:
+            if values.abs().max() < _MAX_VALUE:
                 writer.add_histogram(name, values, step)
 
         for name, values in self._activations.items():

@@ -1,4 +1,4 @@
-"""Printed results of the commands: settings at the start, metrics at the end, tables of a comparison."""
+"""Console output of the commands: settings at the start, metrics at the end, tables of evaluations and comparisons."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,17 +10,24 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from fashion_cnn.analysis.comparison import Comparison
-from fashion_cnn.analysis.comparison import table as comparison_table
-from fashion_cnn.analysis.verdict import command
+from fashion_cnn.analysis.comparison import Comparison, comparison_table
+from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, as_typed
+from fashion_cnn.runs import Run, display_path
 from fashion_cnn.terminal import wide_console
 
 
 def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:
-    """Print the composed config, and what it comes to; where `brief`, the latter alone."""
+    """Print the config of a training and the sizes of its network and data.
+
+    Args:
+        config: the training's config.
+        run: the run directory.
+        module: the network to train.
+        data: the data to train on.
+        brief: leave out the config.
+    """
     console = wide_console()
     if not brief:
         console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
@@ -28,15 +35,22 @@ def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: Ima
     limits = (f"trainer.{name}={value}" for name, value in config.trainer.items() if name.startswith("limit_"))
     limited = "".join(f" {limit}." for limit in limits if not limit.endswith("=1.0"))
     console.print(
-        f"\n{config.name}: {parameters:,} parameters; {len(data.train_split):,} images to train on, "
-        f"{len(data.val_split):,} to validate on.{limited} Writing to {run.path}",
+        f"\n{config.name}: {parameters:,} parameters; {len(data.train_split):,} training images, "
+        f"{len(data.val_split):,} validation images.{limited} Writing to {run.path}",
         soft_wrap=True,
         highlight=False,
     )
 
 
 def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: bool) -> None:
-    """Print the figures of a finished run and what to type next; where `brief`, the figures alone."""
+    """Print the results of a finished run.
+
+    Args:
+        results: the contents of `results.json`.
+        run: the run directory.
+        config: the training's config.
+        brief: leave out everything but the table of losses and accuracies.
+    """
     console = wide_console()
     console.print(results_table(results))
     if brief:
@@ -46,29 +60,29 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
     console.print(
         f"{epochs} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
         f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
-        f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds an image.",
+        f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds per image.",
         highlight=False,
         soft_wrap=True,
     )
     if "verdict" in results:
         console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False, soft_wrap=True)
-        for reason, typed in zip(results["advice_reasons"], results["advice"], strict=True):
-            console.print(f"  {reason}:\n    {typed}", highlight=False, soft_wrap=True)
+        for reason, advice in zip(results["advice_reasons"], results["advice"], strict=True):
+            console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
     folder = shlex.quote(config.runs_dir)
-    dashboard, others = ("", "") if config.runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
+    dashboard, list_option = ("", "") if config.runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
     console.print(
         f"\nRun directory: {run.path}\n"
         f"  report      {run.report_file}\n"
         f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
-        f"  all runs    python -m fashion_cnn.runs{others}\n"
-        f"  go further  {command(config.overrides or [], [f'init_from={run.path}'])}",
+        f"  all runs    python -m fashion_cnn.runs{list_option}\n"
+        f"  go further  {training_command(config.overrides or [], [f'init_from={run.path}'])}",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Loss and accuracy on each split, and the gaps."""
+    """Return the table of loss and accuracy on each split, and of the gaps."""
     table = Table(title=f"{results['name']}, weights of epoch {results['best_epoch']}", title_justify="left")
     for heading in ("", "loss", "accuracy"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -91,11 +105,11 @@ def results_table(results: dict[str, Any]) -> Table:
 
 
 def print_evaluation(outcome: dict[str, Any]) -> None:
-    """Print what `fashion_cnn.evaluate` found: the figures of the split, then of each class."""
+    """Print the results of `fashion_cnn.evaluate`: metrics of the split, then of each class."""
     console = wide_console()
     runs, split = outcome["runs"], outcome["split"]
-    who = runs[0] if len(runs) == 1 else f"The mean of {len(runs)} networks"
-    console.print(f"{who}, {outcome['images']:,} images of {split}", highlight=False, soft_wrap=True)
+    name = runs[0] if len(runs) == 1 else f"Ensemble of {len(runs)} networks"
+    console.print(f"{name}, {outcome['images']:,} {split} images", highlight=False, soft_wrap=True)
     console.print(_evaluation_table(outcome))
     grid = Table()
     for heading in ("class", "precision", "95%", "recall", "95%", "F1", "images"):
@@ -106,19 +120,19 @@ def print_evaluation(outcome: dict[str, Any]) -> None:
     console.print(grid)
     if "robustness" in outcome:
         _print_robustness(console, outcome["robustness"])
-    console.print(f"Figures: {outcome['written_to']}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
 
 
 def _print_robustness(console: Console, robustness: dict[str, Any]) -> None:
     errors = robustness["corruption_errors"]
-    relative = f", mean corruption error {errors['mean']:.1f}% of that of {errors['baseline']}" if errors else ""
-    said = f"Under corruptions: {robustness['mean']:.2%} on average{relative}"
-    console.print(said, highlight=False, soft_wrap=True)
+    relative = f", mean corruption error {errors['mean']:.1f}% relative to {errors['baseline']}" if errors else ""
+    summary = f"Accuracy under corruptions: {robustness['mean']:.2%} on average{relative}"
+    console.print(summary, highlight=False, soft_wrap=True)
     grid = Table("corruption", *(f"severity {number}" for number in range(1, 6)))
     for name, row in robustness["accuracy"].items():
         grid.add_row(name.replace("_", " "), *(f"{accuracy:.2%}" for accuracy in row))
     console.print(grid)
-    outside = Table("outside the classes", "AUROC of confidence", "of energy")
+    outside = Table("outside the classes", "AUROC of confidence", "AUROC of energy")
     for name, scores in robustness["outliers"].items():
         outside.add_row(
             name.replace("_", " "), *(f"{scores[score]['auroc']:.3f}" for score in ("confidence", "energy"))
@@ -137,10 +151,10 @@ def _evaluation_table(outcome: dict[str, Any]) -> Table:
         ("loss", f"{outcome['loss']:.4f}"),
         ("loss, flip-averaged", f"{outcome['flip']['loss']:.4f}"),
         ("macro F1", f"{outcome['macro_f1']:.4f}"),
-        ("among the two likeliest", f"{outcome['top2_accuracy']:.2%}"),
+        ("top-2 accuracy", f"{outcome['top2_accuracy']:.2%}"),
     ]
     rows += [
-        (f"accuracy on the surest {float(coverage):.0%}", f"{accuracy:.2%}")
+        (f"accuracy on the most confident {float(coverage):.0%}", f"{accuracy:.2%}")
         for coverage, accuracy in outcome["selective_accuracy"].items()
         if coverage != "1.0"
     ]
@@ -158,10 +172,10 @@ def _share_cells(share: dict[str, float] | None) -> tuple[str, str]:
 
 
 def print_export(outcome: dict[str, Any]) -> None:
-    """Print what `fashion_cnn.export` wrote, and how it does beside PyTorch."""
+    """Print the files that `fashion_cnn.export` wrote, with accuracy and latency relative to PyTorch."""
     console = wide_console()
     grid = Table()
-    headings = ("", "file", "MB", "test", "val", "unlike PyTorch", "largest difference", "one image, ms", "")
+    headings = ("", "file", "MB", "test", "val", "different predictions", "largest difference", "latency, ms", "speed")
     for heading in headings:
         grid.add_column(heading, justify="left" if heading in ("", "file") else "right")
     reference = outcome["ways"][0]["latency"]
@@ -184,18 +198,26 @@ def print_export(outcome: dict[str, Any]) -> None:
 
 
 def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]) -> None:
-    """Print the groups of runs, those that are not finished, and where all of it was written and `drawn`."""
+    """Print a comparison of runs.
+
+    Args:
+        comparison: groups of runs with the same settings, and the unfinished runs.
+        written: directory of the written tables and plots.
+        drawn: names of the plots; empty if none were drawn.
+    """
     console = wide_console()
     headings, *rows = comparison_table(comparison)
     grid = Table()
-    for place, heading in enumerate(headings):
-        # What tells the groups apart, then figures.
-        justify: Literal["left", "right"] = "left" if place < max(len(comparison.factors), 1) else "right"
+    for column, heading in enumerate(headings):
+        # Settings on the left, then numbers.
+        justify: Literal["left", "right"] = "left" if column < max(len(comparison.factors), 1) else "right"
         grid.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
         grid.add_row(*row)
     console.print(grid)
     for run in comparison.unfinished:
-        said = f"Left out: {as_typed(run.path)}: {run.how_it_stands()}"
-        console.print(said, highlight=False, soft_wrap=True)
-    console.print(f"{'Table and plots' if drawn else 'Table'}: {as_typed(written)}", highlight=False, soft_wrap=True)
+        message = f"Left out: {display_path(run.path)}: {run.describe_state()}"
+        console.print(message, highlight=False, soft_wrap=True)
+    console.print(
+        f"{'Table and plots' if drawn else 'Table'}: {display_path(written)}", highlight=False, soft_wrap=True
+    )

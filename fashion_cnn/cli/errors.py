@@ -1,4 +1,4 @@
-"""Error messages for what a person typed wrong: the value seen and the nearest choices."""
+"""Checks of overrides and messages for errors of the user: the value seen and the nearest choices."""
 
 import re
 import sys
@@ -21,82 +21,107 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError, did_you_mean
+from fashion_cnn.runs.files import dotted_items
 
-# Groups that a run cannot do without.
-_REQUIRED = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
-_MORE_LAUNCHERS = (
-    "joblib comes with pip install -c scripts/constraints.txt -e '.[sweeps]', ray and submitit with '.[cluster]'."
+# Config groups that every training needs.
+_REQUIRED_GROUPS = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
+_LAUNCHER_HINT = (
+    "Install joblib with pip install -c scripts/constraints.txt -e '.[sweeps]', ray and submitit with '.[cluster]'."
 )
 
 
 def check_overrides(config_name: str, config: DictConfig) -> None:
-    """Refuse unknown root keys and values of another type than the one they replace."""
+    """Check the config of the running command against its defaults.
+
+    Args:
+        config_name: the command's file in conf/, without the suffix.
+        config: the config composed from the command line.
+
+    Raises:
+        UserError: an unknown top-level option, or a value of another type than the default.
+    """
     overrides = HydraConfig.get().overrides
-    base = _without_values(config_name, overrides.task, overrides.hydra)
+    defaults = _check_types(config_name, config, overrides.task, overrides.hydra)
     for key in map(str, config):
-        if key not in base:
-            raise UserError(f"'{key}' is no option.{did_you_mean(key, map(str, base))}", status=2)
-    _check_kinds(base, config, overrides.task)
+        if defaults is not None and key not in defaults:
+            raise UserError(f"unknown option '{key}'.{did_you_mean(key, map(str, defaults))}", status=2)
 
 
 def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]) -> None:
-    """Refuse values of another type than the one they replace in a `config` composed with the overrides `task`."""
-    _check_kinds(_without_values(config_name, task, hydra_overrides), config, task)
+    """Check the types of the values in a config.
+
+    Args:
+        config_name: the command's file in conf/, without the suffix.
+        config: the config composed from the overrides.
+        task: the overrides of the command.
+        hydra_overrides: the overrides of Hydra's own settings.
+
+    Raises:
+        UserError: a value of another type than the default.
+    """
+    _check_types(config_name, config, task, hydra_overrides)
 
 
 def check_resumed(config: DictConfig) -> None:
-    """Check the values of a resumed run's own config as those of a command line, while a command runs.
+    """Check the values of a resumed run's config as if they were typed, while a command runs.
 
-    A run that failed by a value that is not possible gives the same message as when that value is typed.
+    A run that failed because of an invalid value then fails with the same message when it is resumed.
     """
     if HydraConfig.initialized():
         check_values("train", config, config.get("overrides") or [], HydraConfig.get().overrides.hydra)
 
 
-def _check_kinds(base: DictConfig, config: DictConfig, task: Sequence[str]) -> None:
-    # The last value counts where a key was typed twice.
-    for key, value in dict(override.lstrip("+").partition("=")[::2] for override in task).items():
-        if key.startswith("~") and key[1:] in _REQUIRED:
+def _check_types(
+    config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]
+) -> DictConfig | None:
+    """Check the types of overridden values; returns the config without them, None where no value was overridden."""
+    groups: list[str] = []
+    values: list[str] = []
+    for override in task:
+        key = override.partition("=")[0]
+        if key.startswith("~") and key[1:] in _REQUIRED_GROUPS:
             raise UserError(f"{key} is not possible: each run needs one. --help lists the choices.", status=2)
-        before, after = OmegaConf.select(base, key), OmegaConf.select(config, key)
-        # Lightning's Trainer takes several kinds of some values, such as devices=auto, and says itself what is wrong.
-        if not _fits(before, after) and (not key.startswith("trainer.") or isinstance(before, DictConfig)):
-            raise UserError(
-                f"{key}={value} is not possible: it takes {_kind(before)}, such as {_as_typed(before)}.", status=2
-            )
-
-
-def _without_values(config_name: str, task: Sequence[str], hydra_overrides: Sequence[str]) -> DictConfig:
-    """The config with the chosen groups alone, before any single value was overridden."""
+        (groups if "." not in key and _is_group(key) else values).append(override)
+    if not values:
+        return None
+    chosen = [*groups, *(override for override in hydra_overrides if "." not in override.partition("=")[0])]
     loader = GlobalHydra.instance().config_loader()
-    groups = [o for o in task if "." not in o.partition("=")[0] and _is_group(o.partition("=")[0])]
-    hydra_groups = [o for o in hydra_overrides if "." not in o.partition("=")[0]]
-    return loader.load_configuration(config_name, [*groups, *hydra_groups], RunMode.RUN, from_shell=False)
+    defaults = loader.load_configuration(config_name, chosen, RunMode.RUN, from_shell=False)
+    # The last value counts where a key was typed twice.
+    for key, value in dict(override.lstrip("+").partition("=")[::2] for override in values).items():
+        default, current = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
+        # Lightning's Trainer takes several types of some values, such as devices=auto, and reports its own errors.
+        if not _has_type_of(current, default) and (not key.startswith("trainer.") or isinstance(default, DictConfig)):
+            raise UserError(
+                f"{key}={value} is not possible: it takes {_type_name(default)}, such as {_format_value(default)}.",
+                status=2,
+            )
+    return defaults
 
 
 def _is_group(key: str) -> bool:
     return key.lstrip("+~").partition("@")[0] in GlobalHydra.instance().config_loader().list_groups("")
 
 
-def _fits(before: Any, after: Any) -> bool:
-    if before is None or isinstance(before, str):
+def _has_type_of(value: Any, default: Any) -> bool:
+    if default is None or isinstance(default, str):
         return True
-    if isinstance(before, bool):
-        return isinstance(after, bool | int | float)
-    if isinstance(before, int):
-        return isinstance(after, int) and not isinstance(after, bool)
-    if isinstance(before, float):
-        return isinstance(after, int | float) and not isinstance(after, bool)
-    # A part of the config, or a list: another of its kind, or null to drop it.
-    return after is None or type(before) is type(after)
+    if isinstance(default, bool):
+        return isinstance(value, bool | int | float)
+    if isinstance(default, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    # A section or a list takes another one, or null to remove it.
+    return value is None or type(value) is type(default)
 
 
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of options"}
-    return kinds.get(type(value), "a list")
+def _type_name(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", DictConfig: "a group of options"}
+    return names.get(type(value), "a list")
 
 
-def _as_typed(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, DictConfig):
@@ -104,104 +129,113 @@ def _as_typed(value: Any) -> str:
     return str(value)
 
 
-def explain_and_exit(error: Exception, config_name: str, config_dir: str) -> NoReturn:
-    """Print what is wrong in words and exit; an error that no person caused keeps its traceback."""
-    mistake = explain(error, config_name, config_dir)
-    if mistake is None:
+def exit_with_error(error: Exception, config_name: str, config_dir: str) -> NoReturn:
+    """Print the message for an error of the user and exit; any other error is raised, with its traceback."""
+    described = describe_error(error, config_name, config_dir)
+    if described is None:
         raise error
-    exit_with(str(mistake), mistake.status)
+    exit_with(str(described), described.status)
 
 
-def explain(error: Exception, config_name: str, config_dir: str) -> UserError | None:
-    """What is wrong, in words, with the exit status for it; None for an error that no person caused."""
+def describe_error(error: Exception, config_name: str, config_dir: str) -> UserError | None:
+    """Describe an error that the user can correct, with an exit status.
+
+    Args:
+        error: what a command raised.
+        config_name: the command's file in conf/, without the suffix.
+        config_dir: the folder conf/.
+
+    Returns:
+        The message to print; None for a bug, whose traceback is needed.
+    """
     causes = list(_causes(error))
     user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
     if user_error is not None:
         return user_error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        options = [str(o) for o in error.options or []]
-        offers = f"{group} offers: {', '.join(options)}."
+        options = [str(choice) for choice in error.options or []]
+        choices = f"Choices of {group}: {', '.join(options)}."
         if group == "hydra/launcher":
-            offers += f" {_MORE_LAUNCHERS}"
-        return UserError(f"{group}={option} does not exist.{did_you_mean(option, options)} {offers}", status=2)
+            choices += f" {_LAUNCHER_HINT}"
+        return UserError(f"{group}={option} does not exist.{did_you_mean(option, options)} {choices}", status=2)
     if isinstance(error, OverrideParseException) and "=" not in error.override:
-        meant = _with_a_key(error.override, config_name, config_dir)
-        return UserError(f"'{error.override}' has no key: type {meant}. See --help.", status=2)
-    several = re.match(r"Ambiguous value for argument '(.+?)'\n", str(error))
-    if isinstance(error, HydraException) and several:
-        key, _, values = several[1].partition("=")
-        swept = f"-m {several[1]} trains once for each of them, and " if config_name == "train" else ""
-        return UserError(f"{several[1]}: {swept}{key}=[{values}] is a list.", status=2)
+        suggestion = _suggest_override(error.override, config_name, config_dir)
+        return UserError(f"'{error.override}' has no key: type {suggestion}. See --help.", status=2)
+    ambiguous = re.match(r"Ambiguous value for argument '(.+?)'\n", str(error))
+    if isinstance(error, HydraException) and ambiguous:
+        key, _, values = ambiguous[1].partition("=")
+        sweep = f"-m {ambiguous[1]} for a sweep over the values, or " if config_name == "train" else ""
+        return UserError(f"{ambiguous[1]} has several values: type {sweep}{key}=[{values}] for a list.", status=2)
     if isinstance(error, OverrideParseException):
         return UserError(
-            f"'{error.override}' cannot be understood. Write key=value; put a value with spaces, commas or "
-            f"brackets in quotes inside quotes, such as 'key=\"a, b\"'.\n{error}",
+            f"'{error.override}' is not a valid override. Write key=value; quote a value with spaces, commas or "
+            f"brackets twice, such as 'key=\"a, b\"'.\n{error}",
             status=2,
         )
     if isinstance(error, ConfigCompositionException) and (
         unknown := re.match(r"Could not override '(.+?)'", str(error))
     ):
         key = unknown[1].partition("@")[0]
-        # Of `model={a: 1}` the cause names the part that there is not.
+        # For `model={a: 1}` the cause names the unknown part.
         inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(causes[-1]))
-        return _no_option(inner[1] if inner else key, config_name, config_dir)
+        return _unknown_option(inner[1] if inner else key, config_name, config_dir)
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
     if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
         typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
         key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
-        return _no_option(key, config_name, config_dir)
+        return _unknown_option(key, config_name, config_dir)
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
-        return UserError(f"{error}: it is not installed. {_MORE_LAUNCHERS}", status=2)
+        return UserError(f"{error}: the launcher is not installed. {_LAUNCHER_HINT}", status=2)
     if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
-        return UserError(f"{error}: leave -m out beside --cfg and --info.", status=2)
+        return UserError(f"{error}: leave out -m with --cfg and --info.", status=2)
     if isinstance(error, ValueError) and "Config group override" in str(error):  # `optimizer=3`
         return UserError(
-            f"{error}: a group takes the name of one of its choices, and ~mixing drops one. See --help.", status=2
+            f"{error}: give a group one of its choices; ~mixing removes the group mixing. See --help.", status=2
         )
+    # Errors of Lightning and torch, by name: importing their classes takes seconds.
     for cause in causes:
-        if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):  # Of lightning and torch.
-            hint = " trainer=default takes what the machine has." if "gpu backend" in str(cause) else ""
+        if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):
+            hint = " trainer=default uses the hardware of this machine." if "gpu backend" in str(cause) else ""
             return UserError(f"{cause}{hint}")
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         return UserError("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), status=2)
-    # `instantiate` wraps what it meets.
+    # `instantiate` wraps the errors that it meets.
     system = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
     if system is not None:
         return UserError(f"{system.strerror}: {system.filename}" if system.filename else str(system.strerror))
     return None
 
 
-def _no_option(key: str, config_name: str, config_dir: str) -> UserError:
+def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
     keys = _all_keys(config_name, config_dir)
     group = key.partition(".")[0]
-    chosen = any(part.startswith(f"{group}.") for part in keys) or any(
-        word.startswith(f"{group}=") for word in sys.argv
+    is_set = any(known.startswith(f"{group}.") for known in keys) or any(
+        argument.startswith(f"{group}=") for argument in sys.argv
     )
-    if group in keys and group != key and not chosen:
+    if group in keys and group != key and not is_set:
         return UserError(
-            f"'{key}': nothing is chosen of {group}. Say {group}=… too; --help lists its choices.", status=2
+            f"'{key}': the group {group} is not set. Add {group}=CHOICE; --help lists the choices.", status=2
         )
     if key in keys:
         return UserError(
-            f"'{key}' is no option here: what it belongs to was dropped or replaced. See --cfg job.", status=2
+            f"unknown option '{key}' here: its section was removed or replaced. --cfg job shows the config.", status=2
         )
-    near = did_you_mean(key, keys)
-    of = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
-    return UserError(f"'{key}' is no option{of}.{near} See --help for all of them.", status=2)
+    command = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
+    return UserError(f"unknown option '{key}'{command}.{did_you_mean(key, keys)} --help lists all options.", status=2)
 
 
-def _with_a_key(word: str, config_name: str, config_dir: str) -> str:
-    """What a person may have meant who typed a value alone: `model=tiny`, or `images=shirt.jpg`."""
+def _suggest_override(value: str, config_name: str, config_dir: str) -> str:
+    """Overrides that fit a value typed without a key: `model=tiny`, or `images=shirt.jpg`."""
     keys = _all_keys(config_name, config_dir)
-    groups = [folder for folder in Path(config_dir).iterdir() if folder.name in keys]
-    offered = sorted(f"{group.name}={word}" for group in groups if (group / f"{word}.yaml").is_file())
-    taken = [f"{key}={word}" for key in ("images", "image", "runs", "run") if key in keys]
-    return " or ".join(offered or taken[:1]) or "KEY=VALUE"
+    groups = [folder for folder in Path(config_dir).iterdir() if folder.name in keys and folder.name != "hydra"]
+    choices = sorted(f"{group.name}={value}" for group in groups if (group / f"{value}.yaml").is_file())
+    paths = [f"{key}={value}" for key in ("images", "image", "runs", "run") if key in keys]
+    return " or ".join(choices or paths[:1]) or "KEY=VALUE"
 
 
 def _is_bug(root: BaseException) -> bool:
-    """Whether what `instantiate` met is no consequence of a wrong name or argument in the config."""
+    """Return whether an error from `instantiate` has another cause than a wrong name or argument in the config."""
     return not isinstance(root, HydraException | OmegaConfBaseException | TypeError | ValueError | ImportError)
 
 
@@ -214,7 +248,7 @@ def exit_with(message: str, status: int) -> NoReturn:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield the error and its chain of causes, each once.
 
-    OmegaConf makes the chain a cycle where a debugger or a coverage tool traces the program.
+    OmegaConf makes the chain cyclic when a debugger or a coverage tool traces the program.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -224,23 +258,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _all_keys(config_name: str, config_dir: str) -> list[str]:
-    """Every dotted key of the command's default config, and every config group that it chooses from."""
+    """Return each dotted key of the command's default config, and each config group that it chooses from."""
     command = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir, version_base="1.3"):
             config = hydra.compose(config_name)
-            # Those that the command chooses from.
             has_groups = config_name in ("train", "tune")
             groups = GlobalHydra.instance().config_loader().list_groups("") if has_groups else []
     finally:
-        # Further jobs of a sweep need it.
+        # Further jobs of a sweep need the loader of the command.
         GlobalHydra.instance().hydra = command
-    return [*groups, *_dotted(cast("dict[str, Any]", OmegaConf.to_container(config)))]
-
-
-def _dotted(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+    return [*groups, *(key for key, _ in dotted_items(cast("dict[str, Any]", OmegaConf.to_container(config))))]

@@ -1,4 +1,4 @@
-"""Entry point of every command: Hydra's command line in, one message out where a person made a mistake."""
+"""Entry point of the commands: composes the config with Hydra, calls the command, reports errors in one message."""
 
 import os
 import secrets
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.cli.errors import check_overrides, exit_with, explain, explain_and_exit
+from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_text, unquote_text
+from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_override, unquote_override
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
@@ -24,31 +25,35 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parent.parent
 # In the wheel conf/ lies inside the package, in a checkout beside it.
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
-# Commands whose config is composed of groups, which Hydra prints.
-_OF_GROUPS = ("train", "tune")
+# Commands with config groups, whose help Hydra prints.
+_COMMANDS_WITH_GROUPS = ("train", "tune")
 
 
 def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Compose `conf/<config_name>.yaml` with the overrides on the command line and call `task` with it.
 
-    Ends the process with status 0, 1 for a failure, 2 for a mistake on the command line, 130 for Ctrl-C, and 141 where
-    whoever read standard output, such as `head`, had enough of it.
+    The process exits with status 1 after a failure, 2 after an error on the command line, 130 after Ctrl-C, and 141
+    when the reader of standard output, such as `head`, has closed it.
+
+    Args:
+        config_name: the command's file in conf/, without the suffix.
+        task: called with the config.
     """
-    _refuse_dashes(sys.argv[1:])
+    _reject_dashes(sys.argv[1:])
     if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
-        exit_with(f"-m is for sweeps of fashion_cnn.train: leave it out of fashion_cnn.{config_name}.", 2)
-    with reader_may_leave():
-        if {"--help", "-h"} & set(sys.argv[1:]) and config_name not in _OF_GROUPS:
+        exit_with(f"-m starts sweeps of fashion_cnn.train only: leave it out of fashion_cnn.{config_name}.", 2)
+    with closed_output_ends_quietly():
+        if {"--help", "-h"} & set(sys.argv[1:]) and config_name not in _COMMANDS_WITH_GROUPS:
             _print_help(config_name)
             return
         _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
 
 
 def _print_help(config_name: str) -> None:
-    """A command's own help, its values with what the config says of each."""
+    """Print a command's help text and its options, each with the comment above it in the config."""
     text = (CONFIG_DIR / f"{config_name}.yaml").read_text()
-    _, _, values = text.partition("\n\ndefaults:")[0].partition("\n")
-    print(OmegaConf.create(text).hydra.help.template.replace("$CONFIG", values.strip()))
+    _, _, options = text.partition("\n\ndefaults:")[0].partition("\n")
+    print(f"{OmegaConf.create(text).hydra.help.template}\nOptions (KEY=VALUE) and their defaults:\n\n{options}")
 
 
 def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
@@ -57,9 +62,9 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     OmegaConf.register_new_resolver("short_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     stop: KeyboardInterrupt | None = None
     try:
-        arguments = _begin_sweep(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
-        sys.argv[1:] = [quote_text(argument) for argument in arguments]
-        with _hydra_raising(), _shared_config_store(), _hydra_config_restored():
+        arguments = _sweep_arguments(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
+        sys.argv[1:] = [quote_override(argument) for argument in arguments]
+        with _hydra_raises(), _shared_config_store(), _included_files_hidden(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
                 _Task(config_name, task, wants_traceback)
             )()
@@ -70,20 +75,20 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     except Exception as error:
         if wants_traceback:
             raise
-        sweep = _begun_sweep(config_name)
-        if sweep is None or not sweep.begun:
+        sweep = _started_sweep(config_name)
+        if sweep is None or not sweep.has_started:
             if sweep:
                 sweep.discard()
-            explain_and_exit(error, config_name, str(CONFIG_DIR))
-        print(f"error: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
-    if sweep := _begun_sweep(config_name):
+            exit_with_error(error, config_name, str(CONFIG_DIR))
+        print(f"error: the launcher failed: {type(error).__name__}: {error}", file=sys.stderr)
+    if sweep := _started_sweep(config_name):
         from fashion_cnn.cli.multirun import conclude
 
         status = conclude(sweep, stopped=stop is not None)
     elif stop:
-        # A training that was begun says so itself.
-        unsaid = "Stopped before anything was begun." if config_name == "train" else "Stopped."
-        print(f"\n{stop if isinstance(stop, Interrupted) else unsaid}", file=sys.stderr)
+        # A training that has started raises Interrupted with a message of its own.
+        default = "Stopped before the training started." if config_name == "train" else "Stopped."
+        print(f"\n{stop if isinstance(stop, Interrupted) else default}", file=sys.stderr)
         status = stop.status if isinstance(stop, Interrupted) else 130
     else:
         return
@@ -91,11 +96,11 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
         sys.exit(status)
 
 
-# Only `train` runs sweeps: the other commands import no code of them.
+# Only `train` runs sweeps: the other commands import no code for them.
 
 
-def _begin_sweep(arguments: Sequence[str]) -> list[str]:
-    """The command line of `train`, in which `resume=` may name a sweep, whose own command then goes on."""
+def _sweep_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the command line of `train`; where `resume=` names a sweep, the one that continues this sweep."""
     from fashion_cnn.cli.multirun import SweepStart
     from fashion_cnn.sweeps.sweep import resumed_sweep
 
@@ -103,8 +108,8 @@ def _begin_sweep(arguments: Sequence[str]) -> list[str]:
     return resumed_sweep(arguments)
 
 
-def _begun_sweep(config_name: str) -> "Sweep | None":
-    """The sweep that was started from this command line."""
+def _started_sweep(config_name: str) -> "Sweep | None":
+    """Return the sweep that was started from this command line."""
     if config_name != "train":
         return None
     from fashion_cnn.cli.multirun import SweepStart
@@ -113,21 +118,21 @@ def _begun_sweep(config_name: str) -> "Sweep | None":
 
 
 def _job_name(overrides: Iterable[str], shared: Iterable[str] = ()) -> str:
-    """Resolve `${job_name:...}` of conf/train.yaml."""
+    """Resolve `${job_name:...}` in conf/train.yaml."""
     from fashion_cnn.sweeps.jobs import job_name
 
     return job_name(overrides, shared)
 
 
 def sweep_job_directory() -> Path | None:
-    """The directory of the sweep job that Hydra runs in this process; None where it runs none."""
+    """Return the directory of the sweep job that Hydra runs in this process; None outside of sweeps."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Path(HydraConfig.get().runtime.output_dir)
     return None
 
 
 class _Task:
-    """What Hydra calls with the composed config; for a sweep's jobs in other processes too, so it can be pickled."""
+    """The function that Hydra calls with the composed config; picklable, for jobs of a sweep in other processes."""
 
     def __init__(self, config_name: str, task: Callable[[DictConfig], Any], wants_traceback: bool) -> None:
         self.config_name = config_name
@@ -138,40 +143,40 @@ class _Task:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             from fashion_cnn.sweeps.jobs import run_job
 
-            return run_job(self._checked, config, self._explain)
+            return run_job(self._run_checked, config, self._describe)
         try:
-            # Hydra would announce this, too.
-            with reader_may_leave():
-                return self._checked(config)
+            # Outside of this call, Hydra would print the error.
+            with closed_output_ends_quietly():
+                return self._run_checked(config)
         except Exception as error:
             if self.wants_traceback:
                 raise
-            # Hydra would announce it twice.
-            explain_and_exit(error, self.config_name, str(CONFIG_DIR))
+            # Raised further, it would be printed by Hydra as well.
+            exit_with_error(error, self.config_name, str(CONFIG_DIR))
 
-    def _checked(self, config: DictConfig) -> Any:
+    def _run_checked(self, config: DictConfig) -> Any:
         check_overrides(self.config_name, config)
-        _describe_run(config, HydraConfig.get())
+        _complete_config(config, HydraConfig.get())
         return self.task(config)
 
-    def _explain(self, error: Exception) -> UserError | None:
-        return explain(error, self.config_name, str(CONFIG_DIR))
+    def _describe(self, error: Exception) -> UserError | None:
+        return describe_error(error, self.config_name, str(CONFIG_DIR))
 
 
-def _refuse_dashes(arguments: Iterable[str]) -> None:
-    """Exit where a setting was typed as other programs have it, `--model fast` or `-model fast`."""
+def _reject_dashes(arguments: Iterable[str]) -> None:
+    """Exit if an option was typed with dashes, as in `--model fast` or `-model fast`."""
     groups = {folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
     for argument in arguments:
         key = argument.lstrip("-").partition("=")[0]
-        # `--run` is Hydra's own.
+        # `--run` is a flag of Hydra.
         is_option = argument.startswith("-") and argument != "--run"
         if is_option and key.partition(".")[0] in groups | QUOTED_KEYS | {"seed", "test"}:
-            exit_with(f"{argument} is no option: type {key}=…, without dashes.", 2)
+            exit_with(f"unknown flag {argument}: type {key}=VALUE, without dashes.", 2)
 
 
 @contextmanager
-def _hydra_raising() -> Iterator[None]:
-    """Have Hydra raise what went wrong, where it would print it and exit."""
+def _hydra_raises() -> Iterator[None]:
+    """Let Hydra raise errors instead of printing them and exiting."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -204,6 +209,9 @@ def _shared_config_store() -> Iterator[None]:
     it took most of the time of --help. Sharing changes no config: `ConfigStore.load` returns copies of its nodes, and
     composing a config adds none.
     """
+    if hasattr(ConfigStore, "__deepcopy__"):  # A command that runs composes another config.
+        yield
+        return
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     try:
         yield
@@ -211,44 +219,68 @@ def _shared_config_store() -> Iterator[None]:
         del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
 
 
+@contextmanager
+def _included_files_hidden() -> Iterator[None]:
+    """Leave files that others include, such as conf/data/_base.yaml, out of the choices that Hydra lists."""
+    list_options = ConfigRepository.get_group_options
+
+    def list_choices(*args: Any, **kwargs: Any) -> list[str]:
+        return [option for option in list_options(*args, **kwargs) if not option.startswith("_")]
+
+    ConfigRepository.get_group_options = list_choices  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigRepository.get_group_options = list_options  # type: ignore[method-assign]
+
+
 def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:
-    """The config of a command as its command line would give it: for notebooks and tests."""
+    """Compose the config of a command as its command line does, for notebooks and tests.
+
+    Args:
+        config_name: the command's file in conf/, without the suffix.
+        overrides: `key=value` strings in Hydra's grammar.
+
+    Returns:
+        The config without Hydra's own settings.
+    """
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
-        composed = config.hydra
+        hydra_config = config.hydra
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         OmegaConf.set_struct(config, True)
-        _describe_run(config, composed)
+        _complete_config(config, hydra_config)
     return config
 
 
-def _describe_run(config: DictConfig, composed: Any) -> None:
-    """Fill in a training's `name`, the experiment's or else the model's, and the `overrides` that make it what it is.
+def _complete_config(config: DictConfig, hydra_config: Any) -> None:
+    """Expand `~` in `runs_dir`, and fill in the `name` and the `overrides` of a training.
 
-    These are what was typed, a file of conf/sweep spelled out, since each of its jobs is a training of its own.
-    A `~` that no shell has expanded, as in quotes, is the home directory in every command's `runs_dir`.
+    The name is that of the experiment, else that of the model. The overrides are those on the command line; a sweep
+    file is replaced by the overrides that it stands for, since each of its jobs is a training by itself.
     """
     if "runs_dir" in config:
         if config.runs_dir is None:
-            raise UserError("runs_dir=null names no directory: give one, or leave it out.", status=2)
-        config.runs_dir = os.path.expanduser(config.runs_dir)  # noqa: PTH111 # which keeps ./ and a final slash
+            raise UserError("runs_dir=null is no directory: give one, or leave it out.", status=2)
+        # Unlike pathlib, it keeps a leading ./ and a trailing slash.
+        config.runs_dir = os.path.expanduser(config.runs_dir)  # noqa: PTH111
     if "name" in config and config.name is None:
-        choices = composed.runtime.choices
+        choices = hydra_config.runtime.choices
         config.name = choices.get("experiment") or choices.get("model")
     if "overrides" in config:
-        from fashion_cnn.sweeps.jobs import spelled_out
+        from fashion_cnn.sweeps.jobs import expand_sweep
 
-        config.overrides = [*map(unquote_text, spelled_out(composed.overrides.task))]
+        config.overrides = [*map(unquote_override, expand_sweep(hydra_config.overrides.task))]
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Exit without a word, as the system's own programs do, where whoever reads standard output has enough of it."""
+def closed_output_ends_quietly() -> Iterator[None]:
+    """Exit with status 141 and no message when the reader of standard output has closed it, as other programs do."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python writes what is left once more as it ends.
+        # Python flushes standard output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -1,4 +1,4 @@
-"""A sweep on the command line: its jobs are listed and checked before the first, and compared after the last."""
+"""A sweep on the command line: lists and checks the jobs before the first one, compares the runs after the last."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,31 +14,36 @@ from omegaconf import DictConfig, open_dict
 
 from fashion_cnn.cli.errors import check_values, exit_with
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs import as_typed
-from fashion_cnn.sweeps.jobs import Job, jobs_of, repeated_names
-from fashion_cnn.sweeps.sweep import Sweep, pins, task_with_jobs_of_before, with_weights_named
+from fashion_cnn.runs import display_path
+from fashion_cnn.sweeps.jobs import Job, list_jobs, repeated_names
+from fashion_cnn.sweeps.sweep import Sweep, add_earlier_values, pinned_overrides, resolve_latest_weights
 
 
 class SweepStart(Callback):
-    """Hydra calls it in the process that the sweep was started from; `sweep` is then the one that runs there."""
+    """Hydra callback that prepares a sweep in the process of its command.
+
+    Attributes:
+        sweep: the sweep that this process runs; None if it runs none.
+    """
 
     sweep: ClassVar[Sweep | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """List and check the jobs, and complete the overrides that Hydra passes to them."""
         params = {str(key): value for key, value in (config.hydra.sweeper.get("params") or {}).items()}
         path = Path(str(config.hydra.sweep.dir)).expanduser().absolute()
         try:
-            task = with_weights_named(path, config.hydra.overrides.task, Path(str(config.runs_dir)).expanduser())
-            task = task_with_jobs_of_before(path, task, params)
-            jobs, shared = jobs_of(task, params)
+            task = resolve_latest_weights(path, config.hydra.overrides.task, Path(str(config.runs_dir)).expanduser())
+            task = add_earlier_values(path, task, params)
+            jobs, shared = list_jobs(task, params)
             _check_values(jobs, config.hydra.overrides.hydra)
         except UserError as error:
-            # Hydra would make a warning of it.
+            # Hydra turns an exception here into a warning.
             exit_with(str(error), error.status)
         except ValueError as error:
-            exit_with(f"{error}: a sweep tries each of a list of values, such as optimizer.lr=1e-3,1e-2.", 2)
+            exit_with(f"{error}: give a sweep a list of values, such as optimizer.lr=1e-3,1e-2.", 2)
         if repeated := repeated_names(jobs):
-            exit_with(f"Two jobs of this sweep would both be called {repeated[0]}: give values that differ in more.", 2)
+            exit_with(f"two jobs of this sweep would have the same name, {repeated[0]}: change their values.", 2)
         sweep = Sweep(path, tuple(jobs))
         try:
             sweep.check_same_settings()
@@ -46,53 +51,57 @@ class SweepStart(Callback):
             exit_with(str(error), error.status)
         with open_dict(config):
             config.hydra.overrides.task = task
-            config.hydra.overrides.hydra += pins(sweep.path, sorted(shared))
+            config.hydra.overrides.hydra += pinned_overrides(sweep.path, sorted(shared))
             config.hydra.sweep.dir = str(sweep.path)
             if "ray" in config.hydra.launcher:
-                # Else the launcher asks for memory of its own, which a cluster that is there already refuses.
+                # By default the launcher requests memory for an object store, which a running cluster refuses.
                 config.hydra.launcher.ray.init.setdefault("object_store_memory", None)
         SweepStart.sweep = sweep
 
 
 def _check_values(jobs: Sequence[Job], hydra: Sequence[str]) -> None:
-    """Raise UserError for a value of another type than the one that it replaces, before any job is begun."""
+    """Raise UserError for a value of another type than the default, before any job starts."""
     loader = GlobalHydra.instance().config_loader()
     checked: set[str] = set()
     for job in jobs:
-        # Each value once, whatever it is combined with.
+        # Check each value once, not in each combination.
         if checked.issuperset(job.overrides):
             continue
         checked.update(job.overrides)
-        # What cannot be composed at all is told when the job's turn comes.
+        # A config that cannot be composed is reported by its job.
         with suppress(HydraException):
             config = loader.load_configuration("train", [*job.overrides], RunMode.RUN, from_shell=False)
             check_values("train", config, job.overrides, hydra)
 
 
 def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
-    """Print and write what became of the jobs; returns the exit status: 0 where all of them finished, 130 for Ctrl-C.
+    """Print the states of the jobs, and write and print the comparison of the finished runs.
 
-    stopped: by a person, who is told how to go on and is not kept waiting for figures.
+    Args:
+        sweep: the sweep that has ended.
+        stopped: whether it ended by Ctrl-C: then only the states are printed.
+
+    Returns:
+        The exit status: 0 if all jobs finished, 130 for Ctrl-C, otherwise 1.
     """
-    if not sweep.begun:
-        # None was begun, so that there is nothing to keep.
+    if not sweep.has_started:
         sweep.discard()
         return 130 if stopped else 1
     missing = [run for run in sweep.runs if run.state != "finished"]
     if not stopped:
         _compare(sweep)
-    shown = as_typed(sweep.path)
-    print(f"\n{len(sweep.runs) - len(missing)} of {len(sweep.runs)} jobs finished in {shown}", flush=True)
+    path = display_path(sweep.path)
+    print(f"\n{len(sweep.runs) - len(missing)} of {len(sweep.runs)} jobs finished in {path}", flush=True)
     if not missing:
         return 0
     for run in missing:
         if not run.config_file.exists():
-            print(f"  not begun: {run.path.name}")
+            print(f"  not started: {run.path.name}")
         elif stopped:
-            # No table has told it.
-            print(f"  {run.how_it_stands()}: {run.path.name}")
-    command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={shown}"])
-    print(f"Run what is missing, and that alone:\n  {command}", flush=True)
+            # Without Ctrl-C the comparison lists it.
+            print(f"  {run.describe_state()}: {run.path.name}")
+    command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={path}"])
+    print(f"To run only the missing jobs:\n  {command}", flush=True)
     return 130 if stopped else 1
 
 
@@ -101,10 +110,10 @@ def _compare(sweep: Sweep) -> None:
     from fashion_cnn.analysis.comparison_report import write_comparison
     from fashion_cnn.cli.console import print_comparison
 
-    begun = [run for run in sweep.runs if run.config_file.exists()]
-    if any(run.state == "finished" for run in begun):
-        comparison = compare(begun)
+    runs = [run for run in sweep.runs if run.config_file.exists()]
+    if any(run.state == "finished" for run in runs):
+        comparison = compare(runs)
         print_comparison(comparison, *write_comparison(comparison, sweep.path / "comparison"))
         return
-    for run in begun:
-        print(f"{as_typed(run.path)}: {run.how_it_stands()}")
+    for run in runs:
+        print(f"{display_path(run.path)}: {run.describe_state()}")

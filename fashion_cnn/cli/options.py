@@ -1,7 +1,7 @@
-"""Checks of options and optional packages, made before anything large is imported."""
+"""Checks of options and optional packages, made before large packages are imported."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig
 
@@ -9,44 +9,49 @@ from fashion_cnn.errors import UserError
 
 
 def check_choice(config: DictConfig, option: str, choices: Sequence[str]) -> None:
-    """Raises UserError where an option is none of its choices."""
+    """Raise UserError unless the value of `option` is one of its choices."""
     if config[option] not in choices:
         raise UserError(f"{option}={config[option]} is not possible: choose {', '.join(choices)}.", status=2)
 
 
 def check_images(config: DictConfig, *, required: bool = False) -> None:
-    """Raises UserError where `images` is given and names nothing, which would be the current folder; where `required`,
-    also where it is not given.
-    """
+    """Raise UserError if `images` is empty, which would mean the current folder, or missing although `required`."""
     if (config.images is None and required) or (config.images is not None and not config.images):
-        missing = " is missing" if config.images is None else "= names nothing"
-        raise UserError(f"images{missing}: say images=PATH, a file, a folder, a glob or a list of these.", status=2)
+        problem = " is missing" if config.images is None else "= is empty"
+        raise UserError(f"images{problem}: give images=PATH, a file, a folder, a glob or a list of these.", status=2)
 
 
 def check_invert(config: DictConfig) -> None:
-    """Raises UserError where `invert` is none that `Preparation` knows."""
+    """Raise UserError unless `invert` is a choice of `fashion_cnn.pictures.Preparation`."""
     check_choice(config, "invert", ("auto", "never", "always"))
 
 
 def check_reject(reject: float) -> None:
-    """Raises UserError where it is no share that `calibrate` can turn away."""
+    """Raise UserError unless `reject`, a share of the validation images, is in [0, 1)."""
     if not 0 <= reject < 1:
         raise UserError(
-            f"reject={reject} is not possible: give a share of the validation images, 0 up to, but not, 1.",
+            f"reject={reject} is not possible: give a share of the validation images, 0 to below 1.",
             status=2,
         )
 
 
 def check_class_weight(config: DictConfig) -> None:
-    """Raises UserError where `class_weight` is no share."""
+    """Raise UserError unless `class_weight` is in [0, 1]."""
     if not 0 <= config.class_weight <= 1:
         raise UserError(f"class_weight={config.class_weight} is not possible: give a number from 0 to 1.", status=2)
 
 
 def require(extra: str, *packages: str) -> None:
-    """Raise UserError, with what to type, where one of the packages of an extra is not installed."""
+    """Raise UserError with the pip command if a package of the optional extra `extra` is not installed."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise UserError(
             f"This needs {', '.join(missing)}: pip install -c scripts/constraints.txt -e '.[{extra}]'",
             status=1,
         )
+
+
+def as_strings(option: object | None) -> tuple[str, ...]:
+    """Convert an option to strings: None to none, a single value to one, a list to all of its values."""
+    if option is None:
+        return ()
+    return tuple(map(str, option)) if isinstance(option, Iterable) and not isinstance(option, str) else (str(option),)

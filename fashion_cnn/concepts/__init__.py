@@ -1,6 +1,6 @@
-"""Concepts that a trained network is taught from a few examples, with no training: kept beside its run."""
+"""Concepts that a trained network learns from a few examples without training, stored in the directory of its run."""
 
-from fashion_cnn.concepts.concept import Background, Concept, background_of, learn, taken_for_any
+from fashion_cnn.concepts.concept import Background, Concept, fit_background, joint_false_alarm_rate, learn
 from fashion_cnn.concepts.store import Concepts
 
-__all__ = ["Background", "Concept", "Concepts", "background_of", "learn", "taken_for_any"]
+__all__ = ["Background", "Concept", "Concepts", "fit_background", "joint_false_alarm_rate", "learn"]

@@ -10,22 +10,25 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import TrainedNetwork
 
-# Of the training images; so many more for the thresholds.
-_IMAGES, _HELD_BACK = 4000, 2000
-# How much of their mean variance is added to all directions: a direction that hardly varies is not trusted alone. Of
-# 0.02 to 0.4 the best on training images (docs/concepts.md).
+# Training images for the covariance, and further ones for the thresholds.
+_COVARIANCE_IMAGES, _THRESHOLD_IMAGES = 4000, 2000
+# Share of the mean variance that is added to all directions. Of 0.02 to 0.4 the best on training images
+# (docs/concepts.md).
 _SHRINKAGE = 0.4
 
 
 @dataclass(frozen=True)
 class Background:
-    """Whitens embeddings `(N, D)`: over the images that the network knows, directions vary alike, but for those that
-    hardly vary, which vary less (shrinkage); the standard deviation is under 1 along each.
+    """Whitening transform of embeddings, with whitened images of the known classes.
 
-    In that space an example that the network has no class for is far from all that it knows, along directions that
-    hardly ever vary (linear discriminant analysis: Fisher, 1936, with one class that is everything).
+    Whitened embeddings of known images vary alike in all directions, except that shrinkage leaves a standard deviation
+    well below 1 where they hardly vary. An example of an unknown class lies far from them along such directions (linear
+    discriminant analysis with one class for everything known: Fisher 1936).
 
-    mean `(D,)`, whitener `(D, D)`. others `(M, D)`: further known images, whitened, for thresholds.
+    Attributes:
+        mean: mean embedding `(D,)`.
+        whitener: whitening matrix `(D, D)`.
+        others: further known images, whitened, `(M, D)`, for thresholds.
     """
 
     mean: Tensor
@@ -33,19 +36,19 @@ class Background:
     others: Tensor
 
     def whiten(self, embeddings: Tensor) -> Tensor:
-        """Embeddings `(N, D)` in the whitened space."""
+        """Whiten embeddings `(N, D)`."""
         return (embeddings - self.mean) @ self.whitener
 
 
-def background_of(network: TrainedNetwork, data: ImageDataModule) -> Background:
-    """The background of a network: what it makes of a sample of its training images."""
+def fit_background(network: TrainedNetwork, data: ImageDataModule) -> Background:
+    """Fit the background of a network to a sample of its training images."""
     data.prepare_data()
     data.setup("fit")
     split = data.train_split
     # A prefix of the training images is a stratified sample of them.
-    images = split.images_at(split.indices[: _IMAGES + _HELD_BACK])
-    embeddings = network.look(images).embeddings
-    held_back = min(_HELD_BACK, len(embeddings) // 3)
+    images = split.images_at(split.indices[: _COVARIANCE_IMAGES + _THRESHOLD_IMAGES])
+    embeddings = network.embed(images)
+    held_back = min(_THRESHOLD_IMAGES, len(embeddings) // 3)
     known, others = embeddings[:-held_back], embeddings[-held_back:]
     mean = known.mean(dim=0)
     centred = (known - mean).double()
@@ -58,10 +61,16 @@ def background_of(network: TrainedNetwork, data: ImageDataModule) -> Background:
 
 @dataclass(frozen=True)
 class Concept:
-    """name. direction `(D,)`: of the examples in the background's whitened space, of length 1. threshold: of the score,
-    which at most `false_alarms` of the images that the network knows exceed, on average over backgrounds. examples:
-    their number. recognised: how many of them were recognised when the concept was learned from the others; None of a
-    single one.
+    """A concept that an image contains if its score exceeds the threshold.
+
+    Attributes:
+        name: name of the concept.
+        direction: unit vector `(D,)` of the examples in the whitened space of the background.
+        threshold: minimum score.
+        false_alarms: expected share of known images above the threshold, at most, over draws of the background.
+        examples: number of examples.
+        recognised: number of examples that the concept learned from the other examples recognises; None for a single
+            example.
     """
 
     name: str
@@ -72,40 +81,43 @@ class Concept:
     recognised: int | None
 
     def scores(self, whitened: Tensor) -> Tensor:
-        """How much of the concept is in whitened embeddings `(N, D)`: `(N,)`; known images lie round 0, their
-        standard deviation is under 1.
-        """
+        """Return the score `(N,)` of whitened embeddings `(N, D)`; known images have mean 0 and variance below 1."""
         return whitened @ self.direction
 
 
 def learn(name: str, examples: Tensor, background: Background, *, false_alarms: float = 0.05) -> Concept:
-    """A concept out of the embeddings of its examples `(K, D)`.
+    """Learn a concept.
 
-    false_alarms: the share of images of what the network knows that may be taken for it. Fewer than one in M + 1 are
-    more than a background of M images can promise: the concept has what it can.
+    Args:
+        name: name of the concept.
+        examples: embeddings of its examples, `(K, D)`.
+        background: background of the network.
+        false_alarms: allowed share of known images above the threshold. A background of M images guarantees no less
+            than 1 / (M + 1), which replaces smaller values.
     """
     false_alarms = max(false_alarms, 1 / (len(background.others) + 1))
     whitened = background.whiten(examples)
-    direction, threshold = _found(whitened, background, false_alarms)
+    direction, threshold = _fit(whitened, background, false_alarms)
     recognised = None
     if len(examples) > 1:
         recognised = 0
         for left_out in range(len(examples)):
             others = torch.cat([whitened[:left_out], whitened[left_out + 1 :]])
-            found, least = _found(others, background, false_alarms)
-            recognised += int(whitened[left_out] @ found > least)
+            other_direction, other_threshold = _fit(others, background, false_alarms)
+            recognised += int(whitened[left_out] @ other_direction > other_threshold)
     return Concept(name, direction, threshold, false_alarms, len(examples), recognised)
 
 
-def taken_for_any(concepts: Sequence[Concept], background: Background) -> float:
-    """The share of known images that at least one of the concepts is seen in: false alarms add up."""
+def joint_false_alarm_rate(concepts: Sequence[Concept], background: Background) -> float:
+    """Return the share of known images in which at least one of the concepts is recognised."""
     alarms = [concept.scores(background.others) > concept.threshold for concept in concepts]
     return torch.stack(alarms).any(dim=0).double().mean().item()
 
 
-def _found(whitened: Tensor, background: Background, false_alarms: float) -> tuple[Tensor, float]:
+def _fit(whitened: Tensor, background: Background, false_alarms: float) -> tuple[Tensor, float]:
+    """Return direction and threshold of whitened examples `(K, D)`."""
     direction = functional.normalize(whitened.mean(dim=0), dim=0)
     scores = background.others @ direction
-    # The quantile of split conformal prediction (Vovk and others, 2005): a further known image is over it so seldom.
+    # Quantile of split conformal prediction (Vovk et al. 2005): a further known image exceeds it at the allowed rate.
     above = max(1, int((len(scores) + 1) * false_alarms))
     return direction, scores.topk(above).values[-1].item()

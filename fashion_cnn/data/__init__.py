@@ -1,4 +1,4 @@
-"""Images in, normalised and augmented batches out."""
+"""Data modules: images as normalised and augmented batches."""
 
 from fashion_cnn.data.augmentation import RandomAffine, RandomBlur, RandomColour, RandomCrop, RandomErasing, RandomFlip
 from fashion_cnn.data.batches import Batch, InMemoryDataset, batch_loader

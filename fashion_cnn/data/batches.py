@@ -1,4 +1,4 @@
-"""Whole batches out of memory: one indexing operation a batch, no work per image."""
+"""Batches from tensors in memory: one indexing operation per batch, no work per image."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,11 +11,12 @@ from fashion_cnn.data.splits import derive_seed
 
 
 class Batch(NamedTuple):
-    """What every step gets.
+    """A batch of labelled images.
 
-    images: `(B, C, H, W)`, uint8 as stored, normalised floats once it is on the device.
-    targets: `(B,)`, int64 class indices.
-    indices: `(B,)`, int64 positions in the data set that the split was cut from.
+    Attributes:
+        images: `(B, C, H, W)`, uint8 as stored, normalised floats once it is on the device.
+        targets: `(B,)`, int64 class indices.
+        indices: `(B,)`, int64 positions in the data set that the split belongs to.
     """
 
     images: Tensor
@@ -24,13 +25,20 @@ class Batch(NamedTuple):
 
 
 class InMemoryDataset(Dataset[Batch]):
-    """A split of the tensors `images` `(N, C, H, W)` uint8 and `targets` `(N,)` int64.
+    """A split of a data set that is held in memory.
 
-    `members` `(M,)` selects the split out of the N images and gives its order.
+    Args:
+        images: `(N, C, H, W)` uint8, all images of the data set.
+        targets: `(N,)` int64.
+        members: `(M,)` int64, the positions of the split's images, in its order.
+
+    Attributes:
+        targets: `(M,)`, of the split.
+        indices: `(M,)`, the argument `members`.
     """
 
     def __init__(self, images: Tensor, targets: Tensor, members: Tensor) -> None:
-        # Several splits share them, and they may be a file mapped into memory.
+        # Not indexed here: several splits share the images, which may be a file mapped into memory.
         self._images = images
         self.targets = targets[members]
         self.indices = members
@@ -47,48 +55,57 @@ class InMemoryDataset(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these positions: what a DataLoader calls in place of one call an image."""
-        chosen = torch.tensor(indices)
-        places = self.indices[chosen]
-        return Batch(self._images[places], self.targets[chosen], places)
+        """Return the batch of these positions in the split; a DataLoader calls it once per batch."""
+        rows = torch.tensor(indices)
+        positions = self.indices[rows]
+        return Batch(self._images[positions], self.targets[rows], positions)
 
     def images_at(self, indices: Tensor) -> Tensor:
-        """The images `(K, C, H, W)` at these positions `(K,)` of the data set that the split was cut from."""
+        """Return the images `(K, C, H, W)` at the positions `(K,)` of the data set, inside or outside the split."""
         return self._images[indices]
 
 
-class Share(NamedTuple):
-    """The part of a split that one of the processes of a distributed training sees."""
+class Shard(NamedTuple):
+    """The part of a split that one process of a distributed training reads.
 
-    process: int
-    processes: int
+    Attributes:
+        rank: number of the process, from 0.
+        world_size: number of processes.
+    """
+
+    rank: int
+    world_size: int
 
 
-WHOLE = Share(process=0, processes=1)
+SINGLE_PROCESS = Shard(rank=0, world_size=1)
 
 
 class EpochSampler(Sampler[int]):
-    """A random order that depends on `seed` and the epoch alone, so a resumed run repeats it.
+    """A random order that depends on the seed and the epoch only, so that a resumed run repeats it.
 
-    Of n processes each takes every n-th image of that order: batch for batch, all of them together see what one process
-    would with batches n times as large. What cannot be dealt out evenly is left for another epoch.
+    Of n processes each takes every n-th image of that order: their batches together are the batches that one process
+    would read with an n times larger batch size. A remainder that cannot be divided evenly is left out in this epoch.
 
-    weights: `(size,)`; with them as many images as there are, each drawn by its weight, again and again.
+    Args:
+        size: number of images in the split.
+        seed: seed of the order.
+        shard: the part of the order to yield.
+        weights: `(size,)`; if given, `size` images are drawn with replacement and these weights.
     """
 
-    def __init__(self, size: int, seed: int, share: Share = WHOLE, weights: Tensor | None = None) -> None:
+    def __init__(self, size: int, seed: int, shard: Shard = SINGLE_PROCESS, weights: Tensor | None = None) -> None:
         self.size = size
         self.seed = seed
-        self.share = share
+        self.shard = shard
         self.weights = weights
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls this before each epoch."""
+        """Choose the epoch whose order is iterated next; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size // self.share.processes
+        return self.size // self.shard.world_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
@@ -96,7 +113,7 @@ class EpochSampler(Sampler[int]):
             order = torch.randperm(self.size, generator=generator)
         else:
             order = torch.multinomial(self.weights, self.size, replacement=True, generator=generator)
-        return iter(order[self.share.process :: self.share.processes][: len(self)].tolist())
+        return iter(order[self.shard.rank :: self.shard.world_size][: len(self)].tolist())
 
 
 def batch_loader(
@@ -104,31 +121,36 @@ def batch_loader(
     batch_size: int,
     *,
     shuffle_seed: int | None = None,
-    share: Share = WHOLE,
+    shard: Shard = SINGLE_PROCESS,
     weights: Tensor | None = None,
 ) -> DataLoader[Batch]:
-    """Load `dataset` in batches: in order, or shuffled anew each epoch where `shuffle_seed` is given.
+    """Return a DataLoader over `dataset`.
 
-    weights: how often each image is drawn when shuffled, see `EpochSampler`.
+    Shuffled batches all have the same size (each epoch leaves out another remainder), unless the data set is smaller
+    than one batch. Without shuffling each image is read once, by one process.
 
-    Shuffled batches are all of one size (the images left over change from epoch to epoch), unless
-    the data set is smaller than one batch. In order, each image comes up in one process, once.
+    Args:
+        dataset: the split to load.
+        batch_size: images per batch in this process.
+        shuffle_seed: None keeps the order of the split; a seed shuffles it anew in each epoch.
+        shard: the part that this process reads.
+        weights: how often each image is drawn when shuffled, see `EpochSampler`.
     """
     sampler = (
-        range(share.process, len(dataset), share.processes)
+        range(shard.rank, len(dataset), shard.world_size)
         if shuffle_seed is None
-        else EpochSampler(len(dataset), shuffle_seed, share, weights)
+        else EpochSampler(len(dataset), shuffle_seed, shard, weights)
     )
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=shuffle_seed is not None and len(sampler) >= batch_size,
-        collate_fn=_already_a_batch,
-        # Of its own, since the iterator draws a seed that would otherwise move the global one.
+        collate_fn=_keep_batch,
+        # The iterator draws a seed, by default from the global generator.
         generator=torch.Generator(),
     )
 
 
-def _already_a_batch(batch: Any) -> Any:
+def _keep_batch(batch: Any) -> Any:
     return batch

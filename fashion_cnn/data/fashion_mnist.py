@@ -1,12 +1,11 @@
 """Fashion-MNIST: 60,000 training and 10,000 test images of ten kinds of clothing, 28 x 28 grey.
 
 Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-Algorithms", 2017 (arXiv 1708.07747). The four files are fetched where they are missing, and checked by their SHA-256.
+Algorithms", 2017 (arXiv 1708.07747). Missing files are fetched; all files are checked by their SHA-256.
 """
 
 import gzip
 import hashlib
-import os
 import shutil
 import socket
 import sys
@@ -22,8 +21,9 @@ from torch import Tensor
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.files import SUFFIXES
+from fashion_cnn.runs.files import create_folder, open_atomically
 
-# SHA-256 of the unpacked files: the same content travels under several compressions.
+# SHA-256 of the uncompressed files, since their sources compress them differently.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -32,26 +32,34 @@ SHA256 = {
 }
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_FOLDER = Path("usr/share/datasets/fashion-mnist")
-DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer
+_TIMEOUT_SECONDS = 20.0
+_REMEDIES = (
+    f"Ways to get it: 'sudo apt-get install {PACKAGE}' (Debian, Ubuntu); scripts/train, which unpacks that package "
+    "without root; a network connection for torchvision's download; or data.root=DIR, a folder that holds "
+    "FashionMNIST/raw/."
+)
 
 
 def raw_folder(root: Path) -> Path:
-    """Where torchvision's FashionMNIST looks below `root`."""
+    """Return the folder of the files below `root`, as torchvision's FashionMNIST expects it."""
     return root / "FashionMNIST" / "raw"
 
 
-def ensure(root: Path, package_root: Path = Path("/")) -> None:
-    """Have all four files, verified, under `root`, fetching those that are missing.
+def ensure_files(root: Path, package_root: Path = Path("/")) -> None:
+    """Fetch the missing files and verify all four.
 
-    They come from the Debian package installed below `package_root`, else by torchvision's download.
-    Raises UserError naming the file where one is altered or cannot be had.
+    Args:
+        root: the folder of the data.
+        package_root: the root of an installed or unpacked Debian package, which is tried before the download.
+
+    Raises:
+        UserError: if a file is altered, cannot be fetched or cannot be written.
     """
     raw = raw_folder(root)
     for name in _missing(raw):
         _unpack(package_root / PACKAGE_FOLDER / f"{name}.gz", raw / name)
-    reason = ""
-    if missing := _missing(raw):
-        reason = _download(root, missing)
+    missing = _missing(raw)
+    reason = _download(root, missing) if missing else ""
     for name, expected in SHA256.items():
         _verify(raw / name, expected, reason)
 
@@ -61,84 +69,80 @@ def _missing(raw: Path) -> list[str]:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    # A damaged archive is as good as none: the next way is tried.
-    if archive.is_file():
-        damaged = suppress(gzip.BadGzipFile, EOFError, zlib.error)
-        with damaged, gzip.open(archive) as packed, _written_whole(target) as partial, partial.open("wb") as out:
-            shutil.copyfileobj(packed, out)
+    if not archive.is_file():
+        return
+    create_folder(target.parent, "data.root")
+    # A damaged archive is skipped, and the download is tried next.
+    with (
+        suppress(gzip.BadGzipFile, EOFError, zlib.error),
+        gzip.open(archive) as source,
+        open_atomically(target) as file,
+    ):
+        shutil.copyfileobj(source, file)
 
 
 def _download(root: Path, names: Iterable[str]) -> str:
-    """Let torchvision download `names` into `root`. Returns why that failed, or nothing."""
+    """Download `names` with torchvision into `root`. Return the reason of a failure, or an empty text."""
     from torchvision.datasets import FashionMNIST
 
     print(
-        f"Downloading Fashion-MNIST (30 MB) into {root}, giving up after {DOWNLOAD_TIMEOUT:.0f} s without an answer …",
+        f"Downloading Fashion-MNIST (30 MB) into {root}, giving up after {_TIMEOUT_SECONDS:.0f} s without an answer …",
         file=sys.stderr,
         flush=True,
     )
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    # A failed download must not leave the folder of a mistyped path.
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
     try:
-        # Where nothing comes, a folder that was mistyped is not to be there afterwards.
-        beside = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".download-") as folder:
-            FashionMNIST(folder, download=True)
+        with download_timeout(), tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
+            FashionMNIST(temporary, download=True)
+            create_folder(raw_folder(root), "data.root")
             for name in names:
-                with _written_whole(raw_folder(root) / name) as partial:
-                    shutil.copyfile(raw_folder(Path(folder)) / name, partial)
+                source = raw_folder(Path(temporary)) / name
+                with source.open("rb") as content, open_atomically(raw_folder(root) / name) as file:
+                    shutil.copyfileobj(content, file)
     except (OSError, RuntimeError) as error:
         return f" (the download failed: {error})"
-    finally:
-        socket.setdefaulttimeout(before)
     return ""
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its name once it is written without an error."""
+def download_timeout() -> Iterator[None]:
+    """Give up torchvision's downloads, which would wait for ever, after a time without an answer."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    except OSError as error:
-        raise UserError(f"{target.parent} cannot be written ({error.strerror}): choose another data.root.") from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(target)
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        socket.setdefaulttimeout(before)
 
 
 def _verify(path: Path, expected: str, reason: str) -> None:
-    ways = (
-        f"Ways to get it: 'sudo apt-get install {PACKAGE}' (Debian, Ubuntu); scripts/train, which unpacks that "
-        "package without root; a network that reaches torchvision's download; or data.root=DIR, "
-        "a folder that holds FashionMNIST/raw/."
-    )
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        if any(file.suffix.lower() in SUFFIXES for file in path.parents[2].glob("*/*")):
-            ways = f"The pictures in {path.parents[2]} are learned with data=image_folder. {ways}"
-        raise UserError(f"Fashion-MNIST is not complete: {path} is missing{reason}. {ways}") from None
+        root = path.parents[2]
+        hint = ""
+        if any(file.suffix.lower() in SUFFIXES for file in root.glob("*/*")):
+            hint = f"To train on the pictures in {root}, use data=image_folder. "
+        raise UserError(f"Fashion-MNIST is not complete: {path} is missing{reason}. {hint}{_REMEDIES}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). {ways}") from error
-    if found != expected:
+        raise UserError(f"{path} cannot be read ({error.strerror}). {_REMEDIES}") from error
+    if sha256 != expected:
         raise UserError(
-            f"{path} is truncated or altered: its SHA-256 is {found} ({path.stat().st_size:,} bytes), "
-            f"expected {expected}. Delete it and start again. {ways}"
+            f"{path} is truncated or altered: its SHA-256 is {sha256} ({path.stat().st_size:,} bytes), "
+            f"expected {expected}. Delete it and start again. {_REMEDIES}"
         )
 
 
 class FashionMNISTDataModule(ImageDataModule):
-    """`torchvision.datasets.FashionMNIST`, fetched where it is missing and held in memory.
+    """Fashion-MNIST, fetched if it is missing and held in memory.
 
-    root: folder of the data, laid out as torchvision lays it out. The further arguments are
-    those of `ImageDataModule`. Raises UserError where the files are missing, truncated or altered.
+    Args:
+        root: folder of the data in torchvision's layout.
+        mean: as `ImageDataModule`; by default of the 60,000 training images.
+        std: as `ImageDataModule`.
+        settings: further arguments of `ImageDataModule`.
     """
 
     class_names = (
@@ -160,10 +164,10 @@ class FashionMNISTDataModule(ImageDataModule):
         "ten kinds of clothing from Zalando's shop, 28 x 28 pixels, grey, the item light on black, centred, upright."
     )
     limits = (
-        "28 x 28 grey pixels hold no colour, no fabric, no print and no brand.",
-        "A photograph with a person, a background or several items is another kind of image than it was trained on.",
-        "Some labels are open to question, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree "
-        "there too, and most of its mistakes lie there.",
+        "28 x 28 grey pixels show no colour, no fabric, no print and no brand.",
+        "Photographs with a person, a background or several items differ from the images that it was trained on.",
+        "Some labels are ambiguous, above all between Shirt, T-shirt/top, Coat and Pullover: people disagree there "
+        "too, and most of its errors lie there.",
     )
     cut_out = True
 
@@ -179,9 +183,11 @@ class FashionMNISTDataModule(ImageDataModule):
         self.root = Path(root).expanduser()
 
     def prepare_data(self) -> None:
-        ensure(self.root)
+        """Fetch and verify the files. Raises UserError if that fails."""
+        ensure_files(self.root)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Read images `(N, 1, 28, 28)` uint8 and targets `(N,)` of the training set or the test set."""
         from torchvision.datasets import FashionMNIST
 
         dataset = FashionMNIST(self.root, train=train)

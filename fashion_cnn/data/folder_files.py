@@ -1,4 +1,4 @@
-"""Pictures of an image folder: listed by class, split into training, validation and test, and checked."""
+"""List the pictures of an image folder by class, check them, and split them into training, validation and test."""
 
 import csv
 import os
@@ -11,19 +11,24 @@ from pathlib import Path
 import torch
 
 from fashion_cnn.data.splits import derive_seed
-from fashion_cnn.errors import UserError, counted
+from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures.files import SUFFIXES
 
-_ENDINGS = tuple(SUFFIXES)
 _SPLITS = ("train", "val", "test")
 GROUPS_FILE = "groups.csv"
-_MOST_NAMED = 10
+# Longest list in a warning.
+_MAX_LINES = 10
 
 
 @dataclass(frozen=True)
 class FolderFile:
-    """A picture: its path below the root, its class, and if any the split that its place says and the group of pictures
-    of one thing that it is in.
+    """A picture of an image folder.
+
+    Attributes:
+        path: below the root.
+        label: name of the class.
+        split: the split whose folder holds it, or None.
+        group: the group of pictures of the same item, from `groups.csv`, or None.
     """
 
     path: str
@@ -33,38 +38,37 @@ class FolderFile:
 
 
 def find_files(root: Path) -> tuple[FolderFile, ...]:
-    """All pictures below `root`, in order.
+    """List the pictures below `root` in order; see `ImageFolderDataModule` for the layout.
 
-    `root/<class>/…`, or `root/train/<class>/…` with `root/test/<class>/…` and perhaps `root/val/<class>/…`. A file
-    `groups.csv` (columns file and group) says which pictures are of the same thing. Raises UserError where there are
-    fewer than two classes, or the layout is neither of these.
+    Raises:
+        UserError: if the layout is another one, or there are fewer than two classes.
     """
     if not root.is_dir():
         raise UserError(f"data.root={root} is no folder: give one with a sub-folder of pictures for each class.")
-    folders = _folders(root)
-    there = [split for split in _SPLITS if split in folders]
-    groups = _groups(root / GROUPS_FILE)
-    if not there:
+    folders = _subfolders(root)
+    splits = [split for split in _SPLITS if split in folders]
+    groups = _read_groups(root / GROUPS_FILE)
+    if not splits:
         files = _files_of(root, root, None, groups)
-    elif "train" not in there or set(folders) - set(_SPLITS):
+    elif "train" not in splits or set(folders) - set(_SPLITS):
         others = ", ".join(sorted(set(folders) - {"train"})[:5])
         raise UserError(
-            f"{root} holds {others} and {'a' if 'train' in there else 'no'} folder train: put a folder for each class "
-            "into train (and test, and val), or the classes alone into it."
+            f"{root} holds {others} and {'a' if 'train' in splits else 'no'} folder train: put the folders of the "
+            "classes into train (and test, and val), or directly into it."
         )
     else:
-        files = [file for split in there for file in _files_of(root, root / split, split, groups)]
-    if lost := groups.keys() - {file.path for file in files}:
+        files = [file for split in splits for file in _files_of(root, root / split, split, groups)]
+    if unknown := groups.keys() - {file.path for file in files}:
         raise UserError(
-            f"{root / GROUPS_FILE} names {len(lost)} files that are no pictures of a class in {root}, such as "
-            f"{min(lost)}: give their paths below that folder."
+            f"{root / GROUPS_FILE} names {len(unknown)} files that are no pictures of a class in {root}, such as "
+            f"{min(unknown)}: give their paths below that folder."
         )
     classes = sorted({file.label for file in files})
     if len(classes) < 2:
-        loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+        is_loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
         raise UserError(
             f"{root} holds pictures of {len(classes)} classes{': ' + classes[0] if classes else ''}: two or more are "
-            f"needed, a sub-folder each{'; pictures beside the sub-folders are of no class' if loose else ''}."
+            f"needed, each in a sub-folder{'; pictures outside sub-folders have no class' if is_loose else ''}."
         )
     trained = {file.label for file in files if file.split in (None, "train")}
     if missing := [name for name in classes if name not in trained]:
@@ -73,34 +77,35 @@ def find_files(root: Path) -> tuple[FolderFile, ...]:
 
 
 def _files_of(root: Path, folder: Path, split: str | None, groups: dict[str, str]) -> list[FolderFile]:
+    suffixes = tuple(SUFFIXES)
     files = []
-    for label in _folders(folder):
-        names: list[str] = []
-        for parent, folders, found in os.walk(folder / label, onerror=_refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+    for label in _subfolders(folder):
+        paths: list[str] = []
+        for parent, subfolders, names in os.walk(folder / label, onerror=_raise):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             below = Path(parent).relative_to(root).as_posix()
-            names += [f"{below}/{name}" for name in found if name.lower().endswith(_ENDINGS) and name[0] != "."]
-        # In the order of paths, whatever the characters that a folder's name goes on with.
-        names.sort(key=lambda name: name.split("/"))
-        files += [FolderFile(name, label, split, groups.get(name)) for name in names]
+            paths += [f"{below}/{name}" for name in names if name.lower().endswith(suffixes) and name[0] != "."]
+        # Compares folder by folder, so that characters below "/" in names do not matter.
+        paths.sort(key=lambda path: path.split("/"))
+        files += [FolderFile(path, label, split, groups.get(path)) for path in paths]
     return files
 
 
-def _refuse(error: OSError) -> None:
-    """Of a folder that cannot be read `os.walk` would say nothing."""
+def _raise(error: OSError) -> None:
+    """Report a folder that cannot be read, which `os.walk` skips by default."""
     raise error
 
 
-def _folders(folder: Path) -> Sequence[str]:
+def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _groups(path: Path) -> dict[str, str]:
-    """The group of each file that is in one."""
+def _read_groups(path: Path) -> dict[str, str]:
+    """Return the group of each file that has one."""
     if not path.exists():
         return {}
     try:
-        # Spreadsheets put a mark before the text.
+        # Spreadsheets write a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"file", "group"} <= set(rows.fieldnames or ()):
@@ -111,101 +116,123 @@ def _groups(path: Path) -> dict[str, str]:
     return {Path(name).as_posix(): group for name, group in groups.items()}
 
 
-def things_shown(files: Sequence[FolderFile], contents: Sequence[str]) -> list[int]:
-    """The thing that each picture shows, as the number of the first that shows it: pictures of one group or of one
-    content, which copies have, show the same.
+def item_ids(files: Sequence[FolderFile], contents: Sequence[str]) -> list[int]:
+    """Number the items that the pictures show.
+
+    Pictures of one group, and copies with the same content, show the same item.
+
+    Args:
+        files: the pictures.
+        contents: a hash of each picture's content.
+
+    Returns:
+        For each picture the position of the first picture of the same item.
     """
-    things = list(range(len(files)))
+    parents = list(range(len(files)))
 
-    def first(place: int) -> int:
-        while things[place] != place:
-            place = things[place]
-        return place
+    def root(position: int) -> int:
+        while parents[position] != position:
+            position = parents[position]
+        return position
 
-    known: dict[tuple[str, str], int] = {}
-    for place, (file, content) in enumerate(zip(files, contents, strict=True)):
+    first: dict[tuple[str, str], int] = {}
+    for position, (file, content) in enumerate(zip(files, contents, strict=True)):
         for kind, name in (("group", file.group), ("content", content)):
             if name is not None:
-                # The earlier of the two stands for both.
-                one, other = sorted((first(known.setdefault((kind, name), place)), first(place)))
-                things[other] = one
-    return [first(place) for place in range(len(files))]
+                # The earlier picture becomes the parent.
+                parent, child = sorted((root(first.setdefault((kind, name), position)), root(position)))
+                parents[child] = parent
+    return [root(position) for position in range(len(files))]
 
 
 def split_files(
-    files: Sequence[FolderFile], things: Sequence[int], *, val_share: float, test_share: float, seed: int
+    files: Sequence[FolderFile], items: Sequence[int], *, val_share: float, test_share: float, seed: int
 ) -> list[str]:
-    """train, val or test for each file: as its folder says, else drawn, class by class and thing by thing.
+    """Return the split of each file, `train`, `val` or `test`: that of its folder, else a random one.
 
-    Each class gives up the share of its pictures, at least one where it has two, and no fewer because a group is large:
-    the pictures of a thing go together, with the class of the first.
+    A random split takes its share of the pictures of each class, at least one if the class has two, and large groups do
+    not reduce it. The pictures of an item stay together, and count for the class of the first.
+
+    Args:
+        files: the pictures.
+        items: the item that each picture shows, see `item_ids`.
+        val_share: fraction of the pictures for validation if no folder `val` holds some.
+        test_share: fraction of the pictures for testing if no folder `test` holds some.
+        seed: seed of the random choice.
     """
     splits = [file.split or "train" for file in files]
     for name, share in (("test", test_share), ("val", val_share)):
         if not any(file.split == name for file in files):
-            _draw(files, things, splits, name, share, seed)
+            _draw(files, items, splits, name, share, seed)
     return splits
 
 
 def _draw(
-    files: Sequence[FolderFile], things: Sequence[int], splits: list[str], name: str, share: float, seed: int
+    files: Sequence[FolderFile], items: Sequence[int], splits: list[str], name: str, share: float, seed: int
 ) -> None:
-    """Move so many of the files that train to another split."""
+    """Move a share of the training files of each class to the split `name`."""
     groups: dict[int, list[int]] = defaultdict(list)
-    for place, thing in enumerate(things):
-        if splits[place] == "train":
-            groups[thing].append(place)
-    # Of the pictures that no folder gives to another split, those that were drawn before among them.
+    for position, item in enumerate(items):
+        if splits[position] == "train":
+            groups[item].append(position)
+    # The share is of all pictures whose split is random, including those that were drawn before.
     sizes = Counter(file.label for file in files if file.split in (None, "train"))
     by_class: dict[str, list[list[int]]] = defaultdict(list)
     for members in groups.values():
         by_class[files[members[0]].label].append(members)
     for label, candidates in by_class.items():
-        wanted = max(round(share * sizes[label]), 1) if share else 0
+        remaining = max(round(share * sizes[label]), 1) if share else 0
         generator = torch.Generator().manual_seed(derive_seed(f"{name} of {label}", seed))
-        # The last group stays, so that there is something to learn the class from.
+        # The last group stays in training, so that the class can be learned.
         for index in torch.randperm(len(candidates), generator=generator).tolist()[:-1]:
-            if wanted <= 0:
+            if remaining <= 0:
                 break
-            wanted -= len(candidates[index])
-            for place in candidates[index]:
-                splits[place] = name
+            remaining -= len(candidates[index])
+            for position in candidates[index]:
+                splits[position] = name
 
 
-def tell_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str], listing: Path) -> None:
-    """Say which pictures are left out, and why: the reason by the position of the path. listing: a file for all."""
+def warn_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, str], list_file: Path) -> None:
+    """Print which pictures are left out, and why.
+
+    Args:
+        root: the folder of the pictures.
+        paths: of all pictures.
+        unreadable: the reason of each unreadable picture by its position in `paths`.
+        list_file: is written with all reasons.
+    """
     if not unreadable:
         return
-    reasons = [f"{paths[place]}: {reason}" for place, reason in sorted(unreadable.items())]
-    listing.write_text("\n".join(reasons) + "\n")
-    _tell(f"{len(reasons)} of {len(paths)} files in {root} are left out", reasons, f", all in {listing}")
+    reasons = [f"{paths[position]}: {reason}" for position, reason in sorted(unreadable.items())]
+    list_file.write_text("\n".join(reasons) + "\n")
+    _warn(f"{len(reasons)} of {len(paths)} files in {root} are left out", reasons, f", all in {list_file}")
 
 
-def tell_shared(files: Sequence[FolderFile], things: Sequence[int], splits: Sequence[str]) -> None:
-    """Say what stands in two splits, a picture or pictures of one group: what is measured on it was trained on."""
-    shared = _in_several(files, things, splits)
-    _tell(f"In more than one of train, val and test: {counted(len(shared), 'picture')}", shared)
+def warn_shared(files: Sequence[FolderFile], items: Sequence[int], splits: Sequence[str]) -> None:
+    """Print which items are in several splits, so that a network is evaluated on what it was trained on."""
+    shared = _in_several(files, items, splits)
+    _warn(f"In more than one of train, val and test: {pluralize(len(shared), 'picture')}", shared)
 
 
-def tell_contradicting(files: Sequence[FolderFile], contents: Sequence[str]) -> None:
-    """Say which pictures stand in two classes: one of them at least is wrong."""
+def warn_contradicting(files: Sequence[FolderFile], contents: Sequence[str]) -> None:
+    """Print which pictures are in several classes, of which at most one is right."""
     contradicting = _in_several(files, contents, [file.label for file in files])
-    _tell(f"In more than one class: {counted(len(contradicting), 'picture')}", contradicting)
+    _warn(f"In more than one class: {pluralize(len(contradicting), 'picture')}", contradicting)
 
 
-def _in_several(files: Sequence[FolderFile], alike: Sequence[object], places: Sequence[str]) -> list[str]:
-    """Of files that are alike and stand in different places: the first of each place, for all that are alike."""
+def _in_several(files: Sequence[FolderFile], keys: Sequence[object], places: Sequence[str]) -> list[str]:
+    """List the files of equal keys in different places, one path per place."""
     first: dict[object, dict[str, str]] = defaultdict(dict)
-    for file, one, place in zip(files, alike, places, strict=True):
-        first[one].setdefault(place, file.path)
+    for file, key, place in zip(files, keys, places, strict=True):
+        first[key].setdefault(place, file.path)
     return [" = ".join(by_place.values()) for by_place in first.values() if len(by_place) > 1]
 
 
-def _tell(heading: str, lines: Sequence[str], where: str = "") -> None:
+def _warn(heading: str, lines: Sequence[str], location: str = "") -> None:
     if not lines:
         return
     print(f"{heading}:", file=sys.stderr)
-    for line in lines[:_MOST_NAMED]:
+    for line in lines[:_MAX_LINES]:
         print(f"  {line}", file=sys.stderr)
-    if len(lines) > _MOST_NAMED:
-        print(f"  … and {len(lines) - _MOST_NAMED} more{where}", file=sys.stderr)
+    if len(lines) > _MAX_LINES:
+        print(f"  … and {len(lines) - _MAX_LINES} more{location}", file=sys.stderr)

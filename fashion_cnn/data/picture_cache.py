@@ -1,4 +1,4 @@
-"""Pictures decoded once: a file of all pixels, known by the content of the pictures and mapped into memory."""
+"""Decode pictures once into a file of all pixels, named by the content of the pictures and mapped into memory."""
 
 import hashlib
 import io
@@ -15,19 +15,27 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import PREPARED_AS, Preparation, UnreadablePictureError, read_pictures
-from fashion_cnn.pictures.decoding import FORMATS
+from fashion_cnn.pictures import FORMATS, PREPARATION_VERSION, Preparation, UnreadablePictureError, read_pictures
 from fashion_cnn.pictures.files import read_ahead
-from fashion_cnn.runs import remove_abandoned, write_whole
+from fashion_cnn.runs import remove_stale_files, write_atomically
+from fashion_cnn.runs.files import open_atomically
 
+# Called with the number of finished items and of all items.
 Progress = Callable[[int, int], None]
-_LOOKED_AT_TOGETHER = 64
+_FILES_PER_TASK = 64
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a look at a file says: its size and time of change, the SHA-256 of its content, its picture's width, height
-    (0 where its header cannot be read) and whether it is grey.
+class FileInfo:
+    """Properties of a picture file, stored to detect changes.
+
+    Attributes:
+        size: in bytes.
+        changed: time of the last change in nanoseconds.
+        content: SHA-256 of the content.
+        width: of the picture in pixels, 0 if its header cannot be read.
+        height: as `width`.
+        grey: whether the picture is grey.
     """
 
     size: int
@@ -39,131 +47,142 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """images `(N, C, H, W)` uint8; unreadable: why, by the position of the picture, whose pixels are then black."""
+class DecodedPictures:
+    """Decoded pictures of a folder.
+
+    Attributes:
+        images: `(N, C, H, W)` uint8; unreadable pictures are black.
+        unreadable: the reason of each unreadable picture, by its position.
+    """
 
     images: Tensor
     unreadable: dict[int, str]
 
 
 def cache_folder() -> Path:
-    """Where caches are kept: `fashion_cnn` in the user's folder of caches."""
+    """Return the folder `fashion_cnn` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fashion_cnn"
 
 
-def _name_of(root: Path) -> str:
+def _hash_of(root: Path) -> str:
     return hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
 
 
-def listing_of(root: Path, folder: Path) -> Path:
-    """The file that lists the pictures of `root` which cannot be read."""
-    return folder / f"{_name_of(root)}-left-out.txt"
+def unreadable_list(root: Path, folder: Path) -> Path:
+    """Return the file in the cache `folder` that lists the unreadable pictures of `root`."""
+    return folder / f"{_hash_of(root)}-left-out.txt"
 
 
-def look_at(root: Path, paths: Sequence[str], folder: Path, progress: Progress) -> list[Looked]:
-    """A look at each file; those that have not changed since the last time are not read again."""
+def scan_files(root: Path, paths: Sequence[str], folder: Path, progress: Progress) -> list[FileInfo]:
+    """Return the properties of each file; unchanged files are not read again.
+
+    Args:
+        root: the folder of the pictures.
+        paths: of the files, below `root`.
+        folder: of the cache.
+        progress: called as files are finished.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    index = folder / f"{_name_of(root)}.json"
+    index = folder / f"{_hash_of(root)}.json"
     try:
-        before = {path: Looked(*values) for path, values in json.loads(index.read_text()).items()}
+        before = {path: FileInfo(*values) for path, values in json.loads(index.read_text()).items()}
     except (OSError, ValueError, TypeError):
         before = {}
 
-    def look(path: str) -> Looked:
+    def scan(path: str) -> FileInfo:
         try:
             status = (root / path).stat()
-        except OSError:  # decoding it will say why
-            return Looked(0, 0, "", 0, 0, True)
+        except OSError:  # Decoding the file reports the reason.
+            return FileInfo(0, 0, "", 0, 0, True)
         known = before.get(path)
         if known and (known.size, known.changed) == (status.st_size, status.st_mtime_ns):
             return known
         try:
             content, changed = (root / path).read_bytes(), status.st_mtime_ns
-        except OSError:  # this too; it may be readable the next time
+        except OSError:  # Not stored as unchanged, since it may be readable the next time.
             content, changed = b"", 0
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                kind = (*image.size, image.mode.startswith(("1", "L", "I", "F")))
-        except Exception:  # likewise
-            kind = (0, 0, True)
-        return Looked(status.st_size, changed, hashlib.sha256(content).hexdigest(), *kind)
+                header = (*image.size, image.mode.startswith(("1", "L", "I", "F")))
+        except Exception:  # Decoding the file reports the reason.
+            header = (0, 0, True)
+        return FileInfo(status.st_size, changed, hashlib.sha256(content).hexdigest(), *header)
 
-    looked: list[Looked] = []
-    # Most have not changed, and are looked at in less time than a thread takes to be asked.
-    parts = [paths[start : start + _LOOKED_AT_TOGETHER] for start in range(0, len(paths), _LOOKED_AT_TOGETHER)]
-    for _, found in read_ahead(parts, lambda part: [look(path) for path in part]):
-        looked += found
-        progress(len(looked), len(paths))
-    now = dict(zip(paths, looked, strict=True))
+    infos: list[FileInfo] = []
+    # Checking an unchanged file takes less time than giving it to a thread.
+    tasks = [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
+    for _, scanned in read_ahead(tasks, lambda task: [scan(path) for path in task]):
+        infos += scanned
+        progress(len(infos), len(paths))
+    now = dict(zip(paths, infos, strict=True))
     if now != before:
-        write_whole(index, json.dumps({path: tuple(vars(found).values()) for path, found in now.items()}))
-    return looked
+        write_atomically(index, json.dumps({path: tuple(vars(info).values()) for path, info in now.items()}))
+    return infos
 
 
-def decoded(
+def decode_cached(
     root: Path,
     paths: Sequence[str],
-    looked: Sequence[Looked],
+    infos: Sequence[FileInfo],
     preparation: Preparation,
     folder: Path,
     *,
-    in_memory_up_to: int,
+    max_bytes_in_memory: int,
     progress: Progress,
-) -> Decoded:
-    """The pictures, out of the cache where it has them, else decoded in parallel and cached.
+) -> DecodedPictures:
+    """Return the prepared pictures from the cache, or decode them in parallel and cache them.
 
-    in_memory_up_to: bytes; a cache that is larger stays a file, mapped into memory. Raises UserError where the cache
-    cannot be written.
+    Args:
+        root: the folder of the pictures.
+        paths: of the files, below `root`.
+        infos: their properties, see `scan_files`.
+        preparation: of the pictures.
+        folder: of the cache.
+        max_bytes_in_memory: a larger cache stays a file, mapped into memory.
+        progress: called as pictures are finished.
+
+    Raises:
+        UserError: if the cache cannot be written.
     """
-    described = [
-        PREPARED_AS,
-        *vars(preparation).values(),
-        [(path, one.content) for path, one in zip(paths, looked, strict=True)],
-    ]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+    contents = [(path, info.content) for path, info in zip(paths, infos, strict=True)]
+    description = json.dumps([PREPARATION_VERSION, *vars(preparation).values(), contents])
+    key = hashlib.sha256(description.encode()).hexdigest()[:32]
     pixels, reasons = folder / f"{key}.npy", folder / f"{key}.json"
     try:
-        return _cached(pixels, reasons, in_memory_up_to)
-    except (OSError, ValueError, EOFError):  # there is none, or a damaged one
+        return _load(pixels, reasons, max_bytes_in_memory)
+    except (OSError, ValueError, EOFError):  # The cache is missing or damaged.
         pass
     try:
         _write(root, paths, preparation, pixels, reasons, progress)
     except OSError as error:
         raise UserError(
-            f"The pictures cannot be cached in {folder} ({error.strerror}): make room, or set XDG_CACHE_HOME to a "
-            "folder elsewhere."
+            f"The pictures cannot be cached in {folder} ({error.strerror}): free some space, or set XDG_CACHE_HOME to "
+            "another folder."
         ) from error
-    return _cached(pixels, reasons, in_memory_up_to)
+    return _load(pixels, reasons, max_bytes_in_memory)
 
 
-def _cached(pixels: Path, reasons: Path, in_memory_up_to: int) -> Decoded:
-    unreadable = {int(place): reason for place, reason in json.loads(reasons.read_text()).items()}
-    # A copy on write: torch wants to be able to write, and nothing does.
+def _load(pixels: Path, reasons: Path, max_bytes_in_memory: int) -> DecodedPictures:
+    unreadable = {int(position): reason for position, reason in json.loads(reasons.read_text()).items()}
+    # torch requires a writable array; copy-on-write mapping leaves the file unchanged.
     images: Any = np.load(pixels, mmap_mode="c")
-    return Decoded(torch.from_numpy(images if images.nbytes > in_memory_up_to else images.copy()), unreadable)
+    in_memory = images if images.nbytes > max_bytes_in_memory else images.copy()
+    return DecodedPictures(torch.from_numpy(in_memory), unreadable)
 
 
 def _write(
     root: Path, paths: Sequence[str], preparation: Preparation, pixels: Path, reasons: Path, progress: Progress
 ) -> None:
-    """Decode all pictures; the files appear once they are whole."""
-    remove_abandoned(pixels.parent, "*.partial")
-    partial = pixels.with_name(f"{pixels.stem}-{os.getpid()}.partial")
+    """Decode all pictures into the files `pixels` and `reasons`, which appear when they are complete."""
+    remove_stale_files(pixels.parent, "*.partial")
     unreadable: dict[int, str] = {}
-
     black = np.zeros(preparation.image_shape, np.uint8)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *preparation.image_shape)}
-    try:
-        with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for place, (_, picture) in enumerate(read_pictures([root / path for path in paths], preparation)):
-                if isinstance(picture, UnreadablePictureError):
-                    unreadable[place] = str(picture)
-                file.write(picture.numpy().tobytes() if isinstance(picture, Tensor) else black.tobytes())
-                progress(place + 1, len(paths))
-            file.flush()
-            os.fsync(file.fileno())
-        write_whole(reasons, json.dumps(unreadable))
-        partial.replace(pixels)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_atomically(pixels) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for position, (_, picture) in enumerate(read_pictures([root / path for path in paths], preparation)):
+            if isinstance(picture, UnreadablePictureError):
+                unreadable[position] = str(picture)
+            file.write(picture.numpy().tobytes() if isinstance(picture, Tensor) else black.tobytes())
+            progress(position + 1, len(paths))
+        write_atomically(reasons, json.dumps(unreadable))

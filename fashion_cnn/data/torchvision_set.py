@@ -1,6 +1,5 @@
-"""Any data set of torchvision's that holds its images in memory, named in the config."""
+"""Data sets of torchvision that hold their images in memory, named in the config."""
 
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,24 +10,29 @@ import torch
 from hydra.utils import get_class
 from torch import Tensor
 
-from fashion_cnn.data.fashion_mnist import DOWNLOAD_TIMEOUT
+from fashion_cnn.data.fashion_mnist import download_timeout
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.statistics import channel_statistics, fingerprint
 from fashion_cnn.errors import UserError
 
-_SETS = {True: "train", False: "test"}
-
 
 class TorchvisionDataModule(ImageDataModule):
-    """A class of torchvision's with `data` and `targets` (or `labels`), fetched where it is missing.
+    """A data set class of torchvision with the attributes `data` and `targets` (or `labels`), downloaded if missing.
 
-    dataset: the class, such as `torchvision.datasets.KMNIST`. root: the folder of the data, as torchvision lays it out.
-    train, test: its arguments for either set, beside root and download. class_names: where the class has no `classes`.
-    transposed: whether rows and columns are swapped, as in EMNIST's files.
-    found: what an earlier look found (the property of this name), so that the files need not be there.
-    mean, std: of the training set where they are None. Further arguments: those of `ImageDataModule`.
+    Args:
+        dataset: path of the class, such as `torchvision.datasets.KMNIST`.
+        root: folder of the data in torchvision's layout.
+        train: arguments of the class for the training set, besides root and download.
+        test: arguments of the class for the test set.
+        class_names: needed for a class without the attribute `classes`.
+        transposed: whether rows and columns are swapped, as in EMNIST's files.
+        mean: as `ImageDataModule`; None computes it from the training set.
+        std: as `mean`.
+        detected: the property `detected` of an earlier module of the same data set; then the files need not exist.
+        settings: further arguments of `ImageDataModule`.
 
-    Raises UserError for a class that is none of these, and where the files cannot be had.
+    Raises:
+        UserError: if the class is not of this kind, or its files cannot be downloaded.
     """
 
     def __init__(
@@ -42,41 +46,45 @@ class TorchvisionDataModule(ImageDataModule):
         transposed: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        found: Mapping[str, Any] | None = None,
+        detected: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         if dataset is None:
             raise UserError("data.dataset is missing: name a class, such as data.dataset=torchvision.datasets.CIFAR10.")
         self._dataset, self.root, self._transposed = dataset, Path(root).expanduser(), transposed
-        self._arguments = {True: dict(train or {"train": True}), False: dict(test or {"train": False})}
-        self._class_names = class_names
-        self.about = f"{dataset.rpartition('.')[2]}, as torchvision has it."
-        self._found = dict(found) if found else self._look()
-        self.class_names = list(self._found["class_names"])
-        channels, height, width = self._found["image_shape"]
+        self._arguments = {"train": dict(train or {"train": True}), "test": dict(test or {"train": False})}
+        self.about = f"{dataset.rpartition('.')[2]} from torchvision."
+        self._detected = dict(detected) if detected else self._detect(class_names)
+        self.class_names = list(self._detected["class_names"])
+        channels, height, width = self._detected["image_shape"]
         self.image_shape = (channels, height, width)
-        self.train_size = self._found["train_size"]
-        super().__init__(mean=mean or self._found["mean"], std=std or self._found["std"], **settings)
+        self.train_size = self._detected["train_size"]
+        super().__init__(mean=mean or self._detected["mean"], std=std or self._detected["std"], **settings)
 
     @property
-    def found(self) -> dict[str, Any]:
-        return self._found
+    def detected(self) -> dict[str, Any]:
+        """Properties read from the files: class names, image shape, size, statistics and fingerprints."""
+        return self._detected
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
-        images, targets = self._read(train)
-        known = self._found.get("sha256", {}).get(_SETS[train])
-        if known and known != fingerprint(images, targets):
+        """Read a set as `ImageDataModule.load`. Raises UserError if it differs from the one in `detected`."""
+        split = "train" if train else "test"
+        images, targets = self._tensors(self._open(split))
+        expected = self._detected.get("sha256", {}).get(split)
+        if expected and expected != fingerprint(images, targets):
             raise UserError(
-                f"{self._dataset} in {self.root} holds other images than before: name the folder of before with "
-                "data.root=DIR, or train anew."
+                f"{self._dataset} in {self.root} holds other images than before: give the previous folder with "
+                "data.root=DIR, or train again."
             )
         return images, targets
 
-    def _read(self, train: bool) -> tuple[Tensor, Tensor]:
-        dataset = self._made(train)
+    def _tensors(self, dataset: Any) -> tuple[Tensor, Tensor]:
         images = torch.as_tensor(np.asarray(dataset.data))
         if images.dtype != torch.uint8 or images.ndim not in (3, 4):
-            raise UserError(f"data.dataset={self._dataset} holds no images of eight bits: {tuple(images.shape)}.")
+            raise UserError(
+                f"data.dataset={self._dataset} holds {images.dtype} values of shape {tuple(images.shape)}: images of "
+                "eight bits are needed."
+            )
         if images.ndim == 3:
             images = images[:, None]
         elif images.shape[-1] in (1, 3):
@@ -86,52 +94,52 @@ class TorchvisionDataModule(ImageDataModule):
         targets = dataset.targets if hasattr(dataset, "targets") else dataset.labels
         return images.contiguous(), torch.as_tensor(np.asarray(targets)).long()
 
-    def _look(self) -> dict[str, Any]:
-        names = self._class_names or getattr(self._made(True), "classes", None)
-        images, targets = self._read(True)
-        if names is None or len(names) <= int(targets.max()):
+    def _detect(self, class_names: Sequence[str] | None) -> dict[str, Any]:
+        dataset = self._open("train")
+        class_names = class_names or getattr(dataset, "classes", None)
+        images, targets = self._tensors(dataset)
+        if class_names is None or len(class_names) <= int(targets.max()):
             raise UserError(
-                f"data.dataset={self._dataset} does not name its {int(targets.max()) + 1} classes: say "
+                f"data.dataset={self._dataset} does not name its {int(targets.max()) + 1} classes: give "
                 "data.class_names=[…]."
             )
         mean, std = channel_statistics(images, torch.arange(len(images)))
         return {
-            "class_names": list(names),
+            "class_names": list(class_names),
             "image_shape": list(images.shape[1:]),
             "train_size": len(images),
             "mean": mean,
             "std": std,
-            "sha256": {_SETS[True]: fingerprint(images, targets), _SETS[False]: fingerprint(*self._read(False))},
+            "sha256": {
+                "train": fingerprint(images, targets),
+                "test": fingerprint(*self._tensors(self._open("test"))),
+            },
         }
 
-    def _made(self, train: bool) -> Any:
-        """The data set itself, downloaded where it is missing."""
+    def _open(self, split: str) -> Any:
+        """Return torchvision's data set, downloaded if it is missing."""
         try:
-            made = get_class(self._dataset)
+            class_ = get_class(self._dataset)
         except Exception as error:
             raise UserError(
                 f"data.dataset={self._dataset} is no class: name one such as torchvision.datasets.KMNIST."
             ) from error
-        arguments = self._arguments[train]
+        arguments = self._arguments[split]
         try:
-            return self._checked(made(self.root, download=False, **arguments))
+            return self._checked(class_(self.root, download=False, **arguments))
         except TypeError as error:
             raise UserError(f"data.dataset={self._dataset} does not take {arguments}: {error}") from error
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError):  # The files are missing.
             pass
         print(f"Downloading {self._dataset} into {self.root} …", file=sys.stderr, flush=True)
-        before = socket.getdefaulttimeout()
-        # Torchvision's own waits for ever.
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
         try:
-            return self._checked(made(self.root, download=True, **arguments))
+            with download_timeout():
+                return self._checked(class_(self.root, download=True, **arguments))
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"{self._dataset} is not in {self.root} and cannot be downloaded ({error}): put its files there, as "
-                "torchvision lays them out, or name the folder that holds them with data.root=DIR."
+                f"{self._dataset} is not in {self.root} and cannot be downloaded ({error}): put its files there in "
+                "torchvision's layout, or give the folder that holds them with data.root=DIR."
             ) from error
-        finally:
-            socket.setdefaulttimeout(before)
 
     def _checked(self, dataset: Any) -> Any:
         if not hasattr(dataset, "data") or not (hasattr(dataset, "targets") or hasattr(dataset, "labels")):

@@ -1,1 +1,1 @@
-"""A trained network measured again, from its run directory alone."""
+"""Evaluation of trained networks: metrics on a split, robustness to corruptions, detection of outliers."""

@@ -1,6 +1,5 @@
-"""Evaluation of runs on a split: networks rebuilt from their directories, measured, and the results written."""
+"""Evaluation of trained networks on a split: metrics, calibration and their plots."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,178 +8,179 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import restore
-from fashion_cnn.metrics.calibration import fit_temperature, reliability
-from fashion_cnn.metrics.classification import by_class, confusion_matrix, figures_of, selective_accuracy
+from fashion_cnn.inference.network import NetworkRunner, load, load_data
+from fashion_cnn.metrics.calibration import calibrate, reliability_diagram
+from fashion_cnn.metrics.classification import ClassificationMetrics, classification_metrics
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.ensemble import MeanOfNetworks
-from fashion_cnn.models.hardware import describe, device_for, precision_context, precision_of
+from fashion_cnn.models.ensemble import LogitAverage
+from fashion_cnn.models.hardware import describe_device, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
-from fashion_cnn.plots.style import inches, save_figure
-from fashion_cnn.runs import Run, as_typed, write_whole
-from fashion_cnn.training import build
-from fashion_cnn.training.results import measure
+from fashion_cnn.plots.style import figure_inches, save_figure
+from fashion_cnn.runs import Run, create_folder, display_path, write_json
+from fashion_cnn.training.results import evaluate_splits
 
 Split = Literal["val", "test"]
-FIGURES_FILE = "evaluation.json"
+METRICS_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a network, or several as one, says of a split.
+class Evaluation:
+    """Results of a network, or of an ensemble of runs, on a split.
 
-    figures: `<split>/loss` and so on, as the training writes them into results.json. val: what it says of the
-    validation images; None where the trainings kept none, or not the same.
+    Attributes:
+        network: the network with its data module, on the hardware and in the precision of the run.
+        split: the split's name.
+        predictions: logits of the split's images.
+        val: logits of the validation images; None if there are none, or if the runs have different ones.
+        metrics: `<split>/loss` and so on, by the names in results.json.
     """
 
-    config: DictConfig
-    module: ImageClassifier
-    data: ImageDataModule
+    network: NetworkRunner
     split: Split
     predictions: Predictions
     val: Predictions | None
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
     @cached_property
     def images(self) -> Tensor:
         """The split's images `(N, C, H, W)` uint8, in the order of the predictions."""
-        split: InMemoryDataset = self.data.val_split if self.split == "val" else self.data.test_split
-        return split.images_at(self.predictions.indices)
+        return _split_of(self.network.data, self.split).images_at(self.predictions.indices)
+
+    @cached_property
+    def classification(self) -> ClassificationMetrics:
+        """Classification metrics of the predictions."""
+        return classification_metrics(self.predictions, self.network.data.class_names)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of the split's images and labels."""
+        """SHA-256 of the split's images and labels."""
         return fingerprint(self.images, self.predictions.targets)
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits `(B, num_classes)` of images `(B, C, H, W)` uint8, on the hardware and in the precision of the run."""
-        accelerator, precision = self.config.trainer.accelerator, self.config.trainer.precision
-        device = device_for(accelerator)
-        with precision_context(precision, accelerator):
-            return self.module.to(device).eval()(self.data.normalise(images.to(device)))
 
+def evaluate_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = None) -> Evaluation:
+    """Evaluate the network of a run, or the mean of the logits of several runs, on `split`.
 
-def measure_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = None) -> Measured:
-    """Measure the run's network, or the mean of several runs' networks, on `split`.
+    Args:
+        runs: the run directories.
+        split: the split to evaluate on.
+        data_root: the directory of the data set, if it is no longer where the run found it.
 
-    data_root: where the data lie on this machine, if not where the run had them.
-    Raises UserError where a checkpoint is not its run's, the runs are of different data, or there is no such split.
+    Raises:
+        UserError: if a checkpoint does not belong to its run, the runs have different data, or the split is empty.
     """
-    rebuilt = [rebuild(run, data_root) for run in runs]
-    config, module, data = rebuilt[0]
-    _require(split, runs[0], data)
-    validated_alike = True
-    # Of one run there is nothing to compare.
-    images = {name: _images_of(name, data) for name in {split, "val"}} if len(runs) > 1 else {}
-    for run, (_, _, other) in zip(runs[1:], rebuilt[1:], strict=True):
-        if _described(other) != _described(data):
-            raise UserError(
-                f"{run.path} saw other data than {runs[0].path}: their answers cannot be averaged. Name runs of the "
-                "same classes, image size and normalisation."
-            )
-        if _images_of(split, other) != images[split]:
-            raise UserError(
-                f"{run.path} has other {split} images than {runs[0].path}, and may have trained on those: they cannot "
-                "be measured as one. Name runs of the same data and splits (data.split_seed, data.val_size)."
-            )
-        # That of the split itself was compared.
-        validated_alike &= split == "val" or _images_of("val", other) == images["val"]
+    datamodules, modules = [load_data(run, data_root) for run in runs], [load(run) for run in runs]
+    data, module = datamodules[0], modules[0]
+    _check_split(split, runs[0], data)
+    same_val = _check_same_data(split, runs, datamodules)
     if len(runs) > 1:
         module = ImageClassifier(
-            network=MeanOfNetworks([other.network for _, other, _ in rebuilt]),
+            network=LogitAverage([member.network for member in modules]),
             image_shape=data.image_shape,
             num_classes=data.num_classes,
         )
-    figures, predictions = measure(config, module, data, test=split == "test", flip_average=True)
-    return Measured(
-        config=config,
-        module=module,
-        data=data,
+    config = runs[0].config()
+    # The whole split, on one machine, which may lack the hardware of the training.
+    limits = {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0, "num_nodes": 1}
+    config.trainer = OmegaConf.merge(config.trainer, limits)
+    device = select_device(config.trainer.accelerator)
+    if device.type == "cpu":
+        config.trainer.accelerator = "cpu"
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    metrics, predictions = evaluate_splits(config, module, data, test=split == "test", flip_average=True)
+    return Evaluation(
+        network=NetworkRunner(module, data, device=device, precision=precision),
         split=split,
         predictions=predictions[split],
-        val=predictions.get("val") if validated_alike else None,
-        figures=figures,
+        val=predictions.get("val") if same_val else None,
+        metrics=metrics,
     )
 
 
-def _require(split: Split, run: Run, data: ImageDataModule) -> None:
-    """Raises UserError where the run has no images of the split."""
-    there = {"test": data.has_test, "val": data.val_size > 0}
-    if there[split]:
-        return
-    lacks = {"test": "has no test images (data.test_share=0)", "val": "kept no validation images (data.val_size=0)"}
-    others = [f"say split={other}" for other, is_there in there.items() if is_there]
-    raise UserError(f"{run.path} {lacks[split]}: {''.join(others) or 'there are none to measure it on'}.")
-
-
-def rebuild(run: Run, data_root: str | None) -> tuple[DictConfig, ImageClassifier, ImageDataModule]:
-    """A run's config, its network with its best weights, and its data. Raises UserError where they do not fit."""
-    config = run.config()
-    # All of the split, on one machine, which may lack the hardware that it was trained on.
-    limits = {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0, "num_nodes": 1}
-    config.trainer = OmegaConf.merge(config.trainer, limits)
-    if device_for(config.trainer.accelerator).type == "cpu":
-        config.trainer.accelerator = "cpu"
-    if data_root is not None:
-        config.data.root = data_root
-    data = build.data(config)
-    module = build.module(config, data)
-    restore(module, run)
-    return config, module.eval(), data
-
-
-def _described(data: ImageDataModule) -> tuple[object, ...]:
-    """What two runs must share for their answers to be answers to the same question."""
-    normalised = (data.pixel_mean.tolist(), data.pixel_scale.tolist())
-    return (tuple(data.class_names), data.image_shape, data.background, *normalised)
-
-
-def _images_of(split: Split, data: ImageDataModule) -> str:
-    """The SHA-256 of a split: a run whose split is the same trained on none of its images."""
+def _split_of(data: ImageDataModule, split: Split) -> InMemoryDataset:
     data.setup("fit" if split == "val" else "test")
-    members: InMemoryDataset = data.val_split if split == "val" else data.test_split
+    return data.val_split if split == "val" else data.test_split
+
+
+def _check_split(split: Split, run: Run, data: ImageDataModule) -> None:
+    available = {"test": data.has_test, "val": data.val_size > 0}
+    if available[split]:
+        return
+    problem = {"test": "has no test set (data.test_share=0)", "val": "has no validation set (data.val_size=0)"}
+    others = [f"use split={other}" for other, is_available in available.items() if is_available]
+    raise UserError(f"{run.path} {problem[split]}: {''.join(others) or 'it cannot be evaluated'}.")
+
+
+def _check_same_data(split: Split, runs: Sequence[Run], datamodules: Sequence[ImageDataModule]) -> bool:
+    """Raise UserError unless all runs have the same `split`; return whether they have the same validation images."""
+    if len(runs) == 1:
+        return True
+    expected = _input_format(datamodules[0])
+    hashes = {name: _split_sha256(name, datamodules[0]) for name in {split, "val"}}
+    same_val = True
+    for run, data in zip(runs[1:], datamodules[1:], strict=True):
+        if _input_format(data) != expected:
+            raise UserError(
+                f"{run.path} and {runs[0].path} differ in classes, image size or normalisation: their logits cannot be "
+                "averaged."
+            )
+        if _split_sha256(split, data) != hashes[split]:
+            raise UserError(
+                f"{run.path} has other {split} images than {runs[0].path}, and may have trained on those: choose runs "
+                "with the same data.split_seed and data.val_size."
+            )
+        same_val &= split == "val" or _split_sha256("val", data) == hashes["val"]
+    return same_val
+
+
+def _input_format(data: ImageDataModule) -> tuple[object, ...]:
+    """Classes, image shape and normalisation, which networks must share for their logits to be averaged."""
+    normalisation = (data.pixel_mean.tolist(), data.pixel_scale.tolist())
+    return (tuple(data.class_names), data.image_shape, data.background, *normalisation)
+
+
+def _split_sha256(split: Split, data: ImageDataModule) -> str:
+    members = _split_of(data, split)
     return fingerprint(members.images, members.targets)
 
 
-def outcome_of(runs: Sequence[Run], measured: Measured) -> dict[str, Any]:
-    """The figures of a measured split, with where they come from, as they are stored."""
-    split, figures = measured.split, measured.figures
-    accelerator = measured.config.trainer.accelerator
+def evaluation_record(runs: Sequence[Run], evaluation: Evaluation) -> dict[str, Any]:
+    """Metrics of an evaluation and their origin, as plain values for JSON."""
+    network, split, metrics = evaluation.network, evaluation.split, evaluation.metrics
     return {
-        "runs": [str(as_typed(run.path)) for run in runs],
+        "runs": [str(display_path(run.path)) for run in runs],
         "split": split,
-        **figures_of(measured.predictions, measured.data.class_names),
-        # By the ruler, exactly as the training wrote them.
-        "accuracy": figures[f"{split}/accuracy"],
-        "loss": figures[f"{split}/loss"],
-        "flip": {name: figures[f"{split}_flip/{name}"] for name in ("accuracy", "loss")},
-        "calibrated": _calibrated(measured),
-        "class_names": list(measured.data.class_names),
-        "data_sha256": measured.fingerprint,
+        **evaluation.classification.to_dict(),
+        # Exactly the values that the training wrote.
+        "accuracy": metrics[f"{split}/accuracy"],
+        "loss": metrics[f"{split}/loss"],
+        "flip": {name: metrics[f"{split}_flip/{name}"] for name in ("accuracy", "loss")},
+        "calibrated": _calibrated_metrics(evaluation),
+        "class_names": list(network.data.class_names),
+        "data_sha256": evaluation.fingerprint,
         "weights_sha256": [run.results().get("weights_sha256") for run in runs],
-        "precision": precision_of(measured.config.trainer.precision, accelerator),
-        "hardware": describe(device_for(accelerator)),
+        "precision": network.precision,
+        "hardware": describe_device(network.module.device),
         "torch": torch.__version__,
     }
 
 
-def _calibrated(measured: Measured) -> dict[str, float] | None:
-    """Calibration after temperature scaling; None where there are no other images to fit the temperature on."""
-    if measured.val is None or measured.split == "val":
+def _calibrated_metrics(evaluation: Evaluation) -> dict[str, float] | None:
+    """Loss and calibration error after temperature scaling; None without other images to fit the temperature on."""
+    if evaluation.val is None or evaluation.split == "val":
         return None
-    temperature = fit_temperature(measured.val)
-    scaled = _scaled(measured.predictions, temperature)
+    temperature = calibrate(evaluation.val).temperature
+    scaled = _scaled(evaluation.predictions, temperature)
     return {
         "temperature": temperature,
         "loss": scaled.losses.double().mean().item(),
-        "calibration_error": reliability(scaled).expected_error,
+        "calibration_error": reliability_diagram(scaled).expected_calibration_error,
     }
 
 
@@ -188,40 +188,42 @@ def _scaled(predictions: Predictions, temperature: float) -> Predictions:
     return replace(predictions, logits=predictions.logits / temperature)
 
 
-def write_outcome(outcome: dict[str, Any], measured: Measured, folder: Path) -> None:
-    """Write the figures, and draw them, into `folder`. Raises UserError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
-    for name, figure in _drawn(outcome, measured).items():
+def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Path) -> None:
+    """Write the record of an evaluation and its plots into `folder`.
+
+    Args:
+        record: see `evaluation_record`.
+        evaluation: the evaluation that the record is of.
+        folder: the directory, which is created.
+
+    Raises:
+        UserError: if the directory cannot be written.
+    """
+    create_folder(folder, "out")
+    write_json(folder / METRICS_FILE, record)
+    for name, figure in _plots(record, evaluation).items():
         save_figure(figure, folder / f"{name}.png")
 
 
-def _drawn(outcome: dict[str, Any], measured: Measured) -> dict[str, Figure]:
-    predictions, names, split = measured.predictions, measured.data.class_names, measured.split
-    figures = {name: Figure(figsize=size, layout="constrained") for name, size in _sizes(len(names)).items()}
-    counts = confusion_matrix(predictions)
-    plot_confusion(counts, names, figures["confusion"].subplots(), title=split)
-    plot_by_class(by_class(predictions, names), figures["classes"].subplots(), title=split)
-    plot_selective(selective_accuracy(predictions), figures["selective"].subplots(), title=split)
-    before, after = figures["reliability"].subplots(1, 2)
-    plot_reliability(reliability(predictions), before, title=f"{split}, as it is", color="C0")
-    if calibrated := outcome["calibrated"]:
-        scaled = _scaled(predictions, calibrated["temperature"])
-        title = f"{split}, temperature {calibrated['temperature']:.2f}"
-        plot_reliability(reliability(scaled), after, title=title, color="C2")
-    else:
-        after.set_axis_off()
-    return figures
-
-
-def _sizes(classes: int) -> dict[str, tuple[float, float]]:
-    side = inches(classes, beside=2.4)
-    return {
+def _plots(record: dict[str, Any], evaluation: Evaluation) -> dict[str, Figure]:
+    metrics, names, split = evaluation.classification, evaluation.network.data.class_names, evaluation.split
+    side = figure_inches(len(names), margin=2.4)
+    sizes = {
         "confusion": (side, side),
-        "classes": (7, inches(classes, beside=1.4)),
+        "classes": (7, figure_inches(len(names), margin=1.4)),
         "selective": (6.4, 4.4),
         "reliability": (10, 4.6),
     }
+    figures = {name: Figure(figsize=size, layout="constrained") for name, size in sizes.items()}
+    plot_confusion(metrics.confusion, names, figures["confusion"].subplots(), title=split)
+    plot_by_class(metrics.classes, figures["classes"].subplots(), title=split)
+    plot_selective(metrics.selective_accuracy, figures["selective"].subplots(), title=split)
+    before, after = figures["reliability"].subplots(1, 2)
+    plot_reliability(metrics.reliability, before, title=f"{split}, as it is", color="C0")
+    if calibrated := record["calibrated"]:
+        scaled = _scaled(evaluation.predictions, calibrated["temperature"])
+        title = f"{split}, temperature {calibrated['temperature']:.2f}"
+        plot_reliability(reliability_diagram(scaled), after, title=title, color="C2")
+    else:
+        after.set_axis_off()
+    return figures

@@ -1,4 +1,4 @@
-"""Images outside the classes, and how well a network's scores separate them from images inside."""
+"""Out-of-distribution images, and how well a network's scores separate them from images of its classes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,87 +11,92 @@ import torch
 from torch import Tensor
 
 from fashion_cnn.data.splits import derive_seed
-from fashion_cnn.inference.network import Classify, all_logits
+from fashion_cnn.inference.network import LogitsFunction
 
 LEFT_OUT = "classes_left_out"
-# The patches that are shuffled: so many along each side, of 7 x 7 pixels in images of 28 x 28.
+# Shuffled patches along each side: 7 x 7 pixels in images of 28 x 28.
 _PATCHES = 4
 
 
 @dataclass(frozen=True)
 class Separation:
-    """Scores of the images inside `(N,)` and outside `(M,)`, float64, meant to be higher inside."""
+    """Scores of inliers and outliers, which should be higher for inliers.
+
+    Attributes:
+        inside: scores `(N,)` float64 of images of the classes.
+        outside: scores `(M,)` float64 of other images.
+    """
 
     inside: Tensor
     outside: Tensor
 
     @cached_property
     def auroc(self) -> float:
-        """How often an image inside scores higher than one outside, a tie counted half: 0.5 is chance, 1 is perfect."""
+        """Probability that an inlier scores higher than an outlier, ties counted half: 0.5 is chance, 1 is perfect."""
         return self._placements[0].mean().item()
 
     @cached_property
     def standard_error(self) -> float:
-        """Of the AUROC, as far as the choice of the images goes: DeLong, DeLong and Clarke-Pearson, 1988."""
+        """Standard error of the AUROC over the choice of the images (DeLong, DeLong and Clarke-Pearson, 1988)."""
         return sum(part.var().item() / len(part) for part in self._placements) ** 0.5
 
     @property
     def false_positive_rate(self) -> float:
-        """The share of the images outside that are let in by the threshold that lets in 95% of those inside (FPR95)."""
-        kept = math.ceil(0.95 * len(self.inside))
-        threshold = self.inside.sort(descending=True).values[kept - 1]
+        """Share of the outliers above the threshold that 95% of the inliers reach (FPR95)."""
+        rank = math.ceil(0.95 * len(self.inside))
+        threshold = self.inside.sort(descending=True).values[rank - 1]
         return (self.outside >= threshold).double().mean().item()
 
     @cached_property
     def _placements(self) -> tuple[Tensor, Tensor]:
-        """For each image inside the share of those outside that it beats, for each outside the share that beat it."""
+        """For each inlier the share of outliers below it, for each outlier the share of inliers above it."""
         count = len(self.inside)
         ranks = midranks(torch.cat([self.inside, self.outside]))
-        beaten = (ranks[:count] - midranks(self.inside)) / len(self.outside)
-        beating = 1 - (ranks[count:] - midranks(self.outside)) / count
-        return beaten, beating
+        below = (ranks[:count] - midranks(self.inside)) / len(self.outside)
+        above = 1 - (ranks[count:] - midranks(self.outside)) / count
+        return below, above
 
 
 def midranks(values: Tensor) -> Tensor:
-    """The ranks `(N,)` of values `(N,)` from 1 up, float64; equal ones share the mean of their ranks."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    """Ranks `(N,)` float64 of values `(N,)`, from 1; equal values share the mean of their ranks."""
+    _, index, counts = values.unique(return_inverse=True, return_counts=True)
     counts = counts.double()
-    return (counts.cumsum(0) - (counts - 1) / 2)[place]
+    return (counts.cumsum(0) - (counts - 1) / 2)[index]
 
 
 def uniform_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """All values equally likely, each on its own."""
+    """Independent, uniformly distributed pixel values."""
     return torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
 
 
 def gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each value on its own, with the images' mean and standard deviation by channel, before it is cut to 0 to 255."""
+    """Independent normal pixel values with the images' mean and standard deviation by channel, clipped to 0 to 255."""
     values = images.float()
-    mean, deviation = (of(dim=(0, 2, 3), keepdim=True) for of in (values.mean, values.std))
+    mean, deviation = values.mean(dim=(0, 2, 3), keepdim=True), values.std(dim=(0, 2, 3), keepdim=True)
     noise = mean + deviation * torch.randn(images.shape, generator=generator)
     return noise.round().clamp(0, 255).to(torch.uint8)
 
 
 def shuffled_patches(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image cut into 4 x 4 patches in a random order of its own; pixels left over at the end of a side stay."""
+    """Each image cut into 4 x 4 patches in a random order; pixels beyond the last whole patch stay."""
     batch, channels = images.shape[:2]
     height, width = (side // _PATCHES for side in images.shape[2:])
-    cut = (..., slice(height * _PATCHES), slice(width * _PATCHES))
-    grid = images[cut].reshape(batch, channels, _PATCHES, height, _PATCHES, width)
+    area = (..., slice(height * _PATCHES), slice(width * _PATCHES))
+    grid = images[area].reshape(batch, channels, _PATCHES, height, _PATCHES, width)
     patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     order = torch.rand(batch, _PATCHES**2, generator=generator).argsort(dim=1)
     patches = patches[torch.arange(batch)[:, None], order].unflatten(1, (_PATCHES, _PATCHES))
     shuffled = images.clone()
-    shuffled[cut] = patches.permute(0, 3, 1, 4, 2, 5).reshape(images[cut].shape)
+    shuffled[area] = patches.permute(0, 3, 1, 4, 2, 5).reshape(images[area].shape)
     return shuffled
 
 
 def inverted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The negatives."""
+    """Negatives of the images."""
     return 255 - images
 
 
-# Each makes out of images `(N, C, H, W)` uint8 as many that are none of the classes.
+# Each function makes outliers from images `(N, C, H, W)` uint8, of the same shape and type.
 OUTLIERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "uniform_noise": uniform_noise,
     "gaussian_noise": gaussian_noise,
@@ -101,72 +106,90 @@ OUTLIERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """The probability of the predicted class. Hendrycks and Gimpel, 2017 (arXiv 1610.02136)."""
+    """Maximum softmax probability (Hendrycks and Gimpel, 2017, arXiv 1610.02136)."""
     return logits.double().softmax(dim=1).amax(dim=1)
 
 
 def energy(logits: Tensor) -> Tensor:
-    """The negative energy at temperature 1, log-sum-exp of the logits. Liu et al., 2020 (arXiv 2010.03759)."""
+    """Negative energy at temperature 1, log-sum-exp of the logits (Liu et al., 2020, arXiv 2010.03759)."""
     return logits.double().logsumexp(dim=1)
 
 
-# Each scores images by their logits `(N, num_classes)`: `(N,)` float64, meant to be higher for those of known classes.
+# Each function maps logits `(N, num_classes)` to scores `(N,)` float64 that should be higher for known classes.
 SCORES = {"confidence": confidence, "energy": energy}
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """The logits `(N, num_classes)` of the images inside, and of each set of images outside by its name."""
+    """Logits of inliers and outliers.
+
+    Attributes:
+        inside: `(N, num_classes)`, of images of the classes.
+        outside: `(M, num_classes)` by the name of each set of outliers.
+    """
 
     inside: Tensor
     outside: dict[str, Tensor]
 
     def separation(self, name: str, score: str) -> Separation:
-        """How `score`, one of SCORES, tells the outside images called `name` from those inside."""
+        """Scores of the inliers and of one set of outliers.
+
+        Args:
+            name: the set of outliers.
+            score: the score, a key of SCORES.
+        """
         return Separation(SCORES[score](self.inside), SCORES[score](self.outside[name]))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """AUROC with its standard error and false positive rate by set and score, as plain values for JSON."""
+        """AUROC, its standard error and FPR95 by set and score, as plain values for JSON."""
         return {
-            name: {"images": len(logits)}
-            | {
-                score: {
-                    "auroc": found.auroc,
-                    "auroc_standard_error": found.standard_error,
-                    "fpr95": found.false_positive_rate,
-                }
-                for score in SCORES
-                for found in [self.separation(name, score)]
-            }
+            name: {"images": len(logits), **{score: self._metrics(name, score) for score in SCORES}}
             for name, logits in self.outside.items()
+        }
+
+    def _metrics(self, name: str, score: str) -> dict[str, float]:
+        separation = self.separation(name, score)
+        return {
+            "auroc": separation.auroc,
+            "auroc_standard_error": separation.standard_error,
+            "fpr95": separation.false_positive_rate,
         }
 
 
 def outlier_sets(images: Tensor, *, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Each of OUTLIERS, made of images `(N, C, H, W)` uint8, by name. What is random follows from seed and name."""
-    for name, make in OUTLIERS.items():
-        yield name, make(images, torch.Generator().manual_seed(derive_seed("outliers", seed, name)))
+    """Names and images `(N, C, H, W)` uint8 of all sets of OUTLIERS.
+
+    Args:
+        images: images of the classes, `(N, C, H, W)` uint8.
+        seed: seed of the random draws, which differ between the sets.
+    """
+    for name, function in OUTLIERS.items():
+        yield name, function(images, torch.Generator().manual_seed(derive_seed("outliers", seed, name)))
 
 
-def measure_outliers(
-    classify: Classify,
+def evaluate_outliers(
+    logits: LogitsFunction,
     images: Tensor,
     *,
     left_out: Tensor | None = None,
     seed: int = 0,
-    batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outliers:
-    """Show a network images `(N, C, H, W)` uint8 of its classes, and others that are made of them.
+    """Compute a network's logits for images of its classes and for outliers made from them.
 
-    left_out: `(M, C, H, W)` uint8 images of classes that it was trained without; none of them, or None, is no set.
-    progress: called after each set with the number of sets shown and of all sets.
+    Args:
+        logits: the network, such as `NetworkRunner.logits`.
+        images: images of the classes, `(N, C, H, W)` uint8.
+        left_out: `(M, C, H, W)` uint8 images of classes that the training left out; empty or None adds no set.
+        seed: see `outlier_sets`.
+        progress: called after each set with the number of sets done and the total.
     """
-    inside, further = [("inside", images)], [(LEFT_OUT, left_out)] if left_out is not None and len(left_out) else []
-    total = len(inside) + len(OUTLIERS) + len(further)
-    logits: dict[str, Tensor] = {}
-    for done, (name, shown) in enumerate(chain(inside, outlier_sets(images, seed=seed), further), start=1):
-        logits[name] = all_logits(classify, shown, batch_size)
+    extra = [(LEFT_OUT, left_out)] if left_out is not None and len(left_out) else []
+    sets = chain([("inside", images)], outlier_sets(images, seed=seed), extra)
+    total = 1 + len(OUTLIERS) + len(extra)
+    results: dict[str, Tensor] = {}
+    for done, (name, inputs) in enumerate(sets, start=1):
+        results[name] = logits(inputs)
         if progress:
             progress(done, total)
-    return Outliers(inside=logits.pop("inside"), outside=logits)
+    return Outliers(inside=results.pop("inside"), outside=results)

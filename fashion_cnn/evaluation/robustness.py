@@ -1,4 +1,4 @@
-"""Accuracy under corruptions, and the mean corruption error beside a baseline's."""
+"""Accuracy under corruptions, and the mean corruption error relative to a baseline."""
 
 import json
 from collections.abc import Callable, Collection
@@ -14,18 +14,21 @@ from torch import Tensor
 from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from fashion_cnn.inference.network import Classify, all_logits
-
-_PLAIN = ("clean", "standard_error", "images", "data_sha256", "seed")
+from fashion_cnn.inference.network import LogitsFunction
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracy, 0 to 1, on a split as it is and under corruptions.
+    """Accuracy on a split, from 0 to 1, without and with corruptions.
 
-    clean: as it is. accuracy: by corruption, at the severities 1 to 5. standard_error: of `mean`, as far as the choice
-    of the images goes. images: how many there were. seed and strengths (by corruption, of the five severities): which
-    spoilt images these were.
+    Attributes:
+        clean: accuracy on the uncorrupted images.
+        accuracy: by corruption, the accuracies at severities 1 to 5.
+        standard_error: of `mean`, over the choice of the images.
+        images: number of images.
+        data_sha256: hash of the images and targets.
+        seed: seed of the corruptions.
+        strengths: by corruption, its parameter at severities 1 to 5.
     """
 
     clean: float
@@ -38,64 +41,73 @@ class Robustness:
 
     @property
     def mean(self) -> float:
-        """The accuracy over all corruptions and severities."""
+        """Accuracy averaged over all corruptions and severities."""
         return fmean(fmean(row) for row in self.accuracy.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values for JSON."""
         return {"mean": self.mean, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Robustness":
-        """What `to_dict` made, also after a way through JSON."""
-        accuracy, strengths = (
-            {name: tuple(row) for name, row in values[field].items()} for field in ("accuracy", "strengths")
-        )
-        plain: dict[str, Any] = {field: values[field] for field in _PLAIN}
-        return cls(accuracy=accuracy, strengths=strengths, **plain)
+        """Inverse of `to_dict`, also after a round trip through JSON."""
+        fields: dict[str, Any] = {field: values[field] for field in cls.__dataclass_fields__}
+        for field in ("accuracy", "strengths"):
+            fields[field] = {name: tuple(row) for name, row in fields[field].items()}
+        return cls(**fields)
 
 
 def read_robustness(path: Path) -> Robustness:
-    """What `to_dict` made, stored as JSON. Raises UserError where it cannot be read."""
+    """Read a `Robustness` stored as JSON.
+
+    Raises:
+        UserError: if the file is missing or holds something else.
+    """
     try:
         return Robustness.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: measure the robustness of that run first.") from None
+        raise UserError(f"{path} is missing: evaluate that run with robustness=true first.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no record of a robustness ({error!r}): measure it again.") from error
+        raise UserError(f"{path} is not a robustness record ({error!r}): evaluate again.") from error
 
 
-def measure_robustness(
-    classify: Classify,
+def evaluate_robustness(
+    logits: LogitsFunction,
     images: Tensor,
     targets: Tensor,
     *,
     seed: int = 0,
-    batch_size: int = 250,
     corruptions: Collection[str] = tuple(CORRUPTIONS),
     progress: Callable[[int, int], None] | None = None,
 ) -> Robustness:
-    """Measure the accuracy on images `(N, C, H, W)` uint8 with `targets` `(N,)`, as they are and under corruptions.
+    """Evaluate the accuracy on images without and with each corruption at each severity.
 
-    seed: of what is random in the corruptions. progress: called after each pass over the images with the number of
-    passes made and of all passes. Raises UserError for a corruption that there is not.
+    Args:
+        logits: the network, such as `NetworkRunner.logits`.
+        images: `(N, C, H, W)` uint8.
+        targets: class indices `(N,)`.
+        seed: seed of the corruptions.
+        corruptions: names of the corruptions, keys of CORRUPTIONS.
+        progress: called after each pass over the images with the number of passes done and the total.
+
+    Raises:
+        UserError: if there is no corruption of that name.
     """
-    passes = list(product(corruptions, SEVERITIES))
+    conditions = list(product(corruptions, SEVERITIES))
 
-    def measure(shown: Tensor, done: int) -> Tensor:
-        """Whether each image is recognised, `(N,)`."""
-        right = (all_logits(classify, shown, batch_size).argmax(dim=1) == targets).double()
+    def correct(inputs: Tensor, done: int) -> Tensor:
+        result = (logits(inputs).argmax(dim=1) == targets).double()
         if progress:
-            progress(done, 1 + len(passes))
-        return right
+            progress(done, 1 + len(conditions))
+        return result
 
-    clean = measure(images, 1).mean().item()
+    clean = correct(images, 1).mean().item()
     accuracy: dict[str, tuple[float, ...]] = {name: () for name in corruptions}
     shares = torch.zeros(len(images), dtype=torch.float64)
-    for done, (name, severity) in enumerate(passes, start=2):
-        right = measure(corrupt(images, name, severity, seed=seed), done)
-        accuracy[name] += (right.mean().item(),)
-        shares += right / len(passes)
+    for done, (name, severity) in enumerate(conditions, start=2):
+        result = correct(corrupt(images, name, severity, seed=seed), done)
+        accuracy[name] += (result.mean().item(),)
+        shares += result / len(conditions)
     return Robustness(
         clean=clean,
         accuracy=accuracy,
@@ -109,20 +121,23 @@ def measure_robustness(
 
 @dataclass(frozen=True)
 class CorruptionErrors:
-    """Errors as percent of a baseline's, by corruption: 100 is as robust, less is more robust."""
+    """Errors by corruption in percent of a baseline's: 100 is as robust as the baseline, less is more robust."""
 
     by_corruption: dict[str, float]
 
     @property
     def mean(self) -> float:
-        """The mean corruption error (mCE)."""
+        """Mean corruption error (mCE)."""
         return fmean(self.by_corruption.values())
 
 
 def corruption_errors(result: Robustness, baseline: Robustness) -> CorruptionErrors:
-    """The errors summed over the severities, divided by those of the baseline (Hendrycks and Dietterich, 2019).
+    """Errors summed over the severities, in percent of those of the baseline.
 
-    Raises UserError where the two were not measured on the same spoilt images, or the baseline makes no errors.
+    Hendrycks and Dietterich, 2019 (arXiv 1903.12261), section 4.1.
+
+    Raises:
+        UserError: if the two are of different corrupted images, or the baseline makes no errors.
     """
     require_comparable(baseline, result.data_sha256, seed=result.seed, strengths=result.strengths)
     return CorruptionErrors({name: 100 * _error(result, name) / _error(baseline, name) for name in result.accuracy})
@@ -131,19 +146,27 @@ def corruption_errors(result: Robustness, baseline: Robustness) -> CorruptionErr
 def require_comparable(
     baseline: Robustness, data_sha256: str, *, seed: int = 0, strengths: dict[str, tuple[float, ...]] | None = None
 ) -> None:
-    """Raises UserError where a measurement on these images, spoilt so (None: as `measure_robustness` does), cannot be
-    divided by the baseline's errors.
+    """Check that a result on certain corrupted images can be divided by the baseline's errors.
+
+    Args:
+        baseline: the baseline's result.
+        data_sha256: hash of the images of the other result.
+        seed: seed of its corruptions.
+        strengths: its `Robustness.strengths`; None for those of CORRUPTIONS.
+
+    Raises:
+        UserError: if the baseline is of other images or corruptions, or makes no errors.
     """
     strengths = strengths or {name: corruption.strengths for name, corruption in CORRUPTIONS.items()}
     if (seed, data_sha256) != (baseline.seed, baseline.data_sha256) or any(
-        baseline.strengths.get(name) != those for name, those in strengths.items()
+        baseline.strengths.get(name) != expected for name, expected in strengths.items()
     ):
         raise UserError(
-            "The baseline was measured under other corruptions or on other images: measure both in the same way."
+            "The baseline was evaluated on other corruptions or other images: evaluate both in the same way."
         )
     if flawless := [name for name in strengths if _error(baseline, name) == 0]:
-        raise UserError(f"The baseline makes no error under {', '.join(flawless)}, so there is nothing to divide by.")
+        raise UserError(f"The baseline makes no error under {', '.join(flawless)}: nothing to divide by.")
 
 
-def _error(of: Robustness, name: str) -> float:
-    return sum(1 - accuracy for accuracy in of.accuracy[name])
+def _error(result: Robustness, name: str) -> float:
+    return sum(1 - accuracy for accuracy in result.accuracy[name])

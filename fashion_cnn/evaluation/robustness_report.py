@@ -1,6 +1,5 @@
-"""Robustness of an evaluated network, written and drawn: corrupted images, and images outside its classes."""
+"""Robustness report of an evaluated network: accuracy on corrupted images, and detection of outliers."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,21 +10,21 @@ from matplotlib.figure import Figure
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import SEVERITIES
-from fashion_cnn.evaluation.evaluate import Measured, Split
-from fashion_cnn.evaluation.outliers import SCORES, Outliers, Separation, measure_outliers
+from fashion_cnn.evaluation.evaluate import Evaluation, Split
+from fashion_cnn.evaluation.outliers import SCORES, Outliers, Separation, evaluate_outliers
 from fashion_cnn.evaluation.robustness import (
     CorruptionErrors,
     Robustness,
     corruption_errors,
-    measure_robustness,
+    evaluate_robustness,
     read_robustness,
     require_comparable,
 )
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import find_measured, write_whole
+from fashion_cnn.runs import find_finished_run, write_json
 
-FIGURES_FILE = "robustness.json"
-# Of `experiment=baseline`, seed 1, on the test images of Fashion-MNIST.
+METRICS_FILE = "robustness.json"
+# Result of experiment=baseline, seed 1, on the test images of Fashion-MNIST.
 RECORDED_BASELINE = Path(__file__).parent / "baseline_robustness.json"
 RECORDED = "experiment=baseline, as recorded"
 _HISTOGRAM_BINS = 40
@@ -33,65 +32,88 @@ _SCORE_LABELS = {"confidence": "confidence", "energy": "negative energy"}
 
 
 class Baseline(NamedTuple):
-    """What a network is held against, and where that was read."""
+    """The result that others are compared with.
+
+    Attributes:
+        name: where it was read.
+        robustness: the result.
+    """
 
     name: str
     robustness: Robustness
 
 
 def read_baseline(reference: str, split: Split, runs_dir: Path) -> Baseline:
-    """What `evaluate` measured of a run, of several as one (by the folder that it wrote), or a file of that.
+    """Read the robustness of a run, of an ensemble or of a file.
 
-    Raises UserError where there is none, or none that a measurement can be held against.
+    Args:
+        reference: a run (directory or `latest`), a directory that `evaluate` wrote, or a `robustness.json`.
+        split: the split that was evaluated.
+        runs_dir: where `latest` looks for runs.
+
+    Raises:
+        UserError: if there is none, or other results cannot be compared with it.
     """
     path = Path(reference).expanduser()
-    written = (path, path / split / FIGURES_FILE, path / FIGURES_FILE, path / "evaluation" / split / FIGURES_FILE)
-    file = next((file for file in written if file.is_file()), None)
+    candidates = (path, path / split / METRICS_FILE, path / METRICS_FILE, path / "evaluation" / split / METRICS_FILE)
+    file = next((file for file in candidates if file.is_file()), None)
     if file is None:
-        run = find_measured(reference, runs_dir)
-        path, file = run.path, run.evaluation / split / FIGURES_FILE
+        run = find_finished_run(reference, runs_dir)
+        path, file = run.path, run.evaluation / split / METRICS_FILE
     robustness = read_robustness(file)
     require_comparable(robustness, robustness.data_sha256)
     return Baseline(str(path), robustness)
 
 
-def measure_strength(
-    measured: Measured, folder: Path, *, baseline: Baseline | None, progress: Callable[[int, int], None]
+def write_robustness_report(
+    evaluation: Evaluation, folder: Path, *, baseline: Baseline | None, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Write what the network bears into `folder`, as JSON and drawn, and return it.
+    """Evaluate the robustness of a network, and write the results and their plots into `folder`.
 
-    baseline: None for the recorded one of `model=baseline`, which is of Fashion-MNIST's test images. progress: called
-    with the passes made and of all passes. Raises UserError where `baseline` is of other images.
+    Args:
+        evaluation: the evaluation on clean images.
+        folder: an existing directory.
+        baseline: the result to compare with; None for the recorded one, which is of Fashion-MNIST's test images.
+        progress: called with the number of passes over the images that are done and the total.
+
+    Returns:
+        The results, as plain values for JSON.
+
+    Raises:
+        UserError: if the baseline is of other images.
     """
-    if baseline and baseline.robustness.data_sha256 != measured.fingerprint:
-        raise UserError(
-            f"{baseline.name} was measured on other images: measure both on the same split of the same data."
-        )
-    targets, batch_size = measured.predictions.targets, measured.data.eval_batch_size
-    result = measure_robustness(measured.classify, measured.images, targets, batch_size=batch_size, progress=progress)
-    left_out = measured.data.left_out_split.images if measured.split == "test" else None
-    outliers = measure_outliers(measured.classify, measured.images, left_out=left_out, batch_size=batch_size)
+    if baseline and baseline.robustness.data_sha256 != evaluation.fingerprint:
+        raise UserError(f"{baseline.name} was evaluated on other images: use the same split of the same data for both.")
+    network, images = evaluation.network, evaluation.images
+    result = evaluate_robustness(network.logits, images, evaluation.predictions.targets, progress=progress)
+    left_out = network.data.left_out_split.images if evaluation.split == "test" else None
+    outliers = evaluate_outliers(network.logits, images, left_out=left_out)
     if baseline is None and (recorded := read_robustness(RECORDED_BASELINE)).data_sha256 == result.data_sha256:
         baseline = Baseline(RECORDED, recorded)
-    errors = stored = None
+    errors = comparison = None
     if baseline:
         errors = corruption_errors(result, baseline.robustness)
-        stored = {"baseline": baseline.name, "mean": errors.mean, "by_corruption": errors.by_corruption}
-    outcome = result.to_dict() | {"corruption_errors": stored, "outliers": outliers.to_dict()}
+        comparison = {"baseline": baseline.name, "mean": errors.mean, "by_corruption": errors.by_corruption}
+    record = result.to_dict() | {"corruption_errors": comparison, "outliers": outliers.to_dict()}
     heat_map = Figure(figsize=(7.5, 6.5), layout="constrained")
-    plot_robustness(
-        result, heat_map.subplots(), title=f"Accuracy on corrupted images of {measured.split}", errors=errors
-    )
+    title = f"Accuracy on corrupted images of {evaluation.split}"
+    plot_robustness(result, heat_map.subplots(), title=title, errors=errors)
     save_figure(heat_map, folder / "robustness.png")
     save_figure(plot_outliers(outliers), folder / "outliers.png")
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
-    return outcome
+    write_json(folder / METRICS_FILE, record)
+    return record
 
 
 def plot_robustness(result: Robustness, axes: Axes, *, title: str, errors: CorruptionErrors | None = None) -> None:
-    """Draw a heat map of the accuracies in percent: a row a corruption, a column a severity, the clean one on top.
+    """Plot a heat map of accuracies in percent, corruptions in rows and severities in columns.
 
-    Means stand at the right and at the bottom. errors: for a last column, as percent of the baseline's.
+    The first row is the clean accuracy; the last row and a column on the right are means.
+
+    Args:
+        result: the accuracies.
+        axes: the axes to draw on.
+        title: the title.
+        errors: adds a column of errors in percent of the baseline's.
     """
     rows = {"clean": (result.clean,) * len(SEVERITIES), **result.accuracy}
     accuracy = 100 * np.array([*rows.values(), np.mean([*result.accuracy.values()], axis=0)])
@@ -105,51 +127,57 @@ def plot_robustness(result: Robustness, axes: Axes, *, title: str, errors: Corru
     axes.imshow(accuracy, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(accuracy):
         if np.isfinite(value) and (row > 0 or column == 0):
-            # The clean accuracy knows no severities: once, in the middle of them and their mean.
-            place = column if row else len(SEVERITIES) / 2
+            # The clean accuracy has no severity: it is written once, in the middle of its row.
+            x = column if row else len(SEVERITIES) / 2
             color = "white" if value > 60 else "black"
-            axes.text(place, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=9)
-    for part_off in (0.5, len(rows) - 0.5):
-        axes.axhline(part_off, color="white", linewidth=4)
+            axes.text(x, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=9)
+    for y in (0.5, len(rows) - 0.5):
+        axes.axhline(y, color="white", linewidth=4)
     axes.axvline(len(SEVERITIES) - 0.5, ymax=1 - 1 / (len(rows) + 1), color="white", linewidth=4)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xticks(range(len(headings)), headings)
-    axes.set_yticks(range(len(rows) + 1), [*map(_said, rows), "Mean"])
+    axes.set_yticks(range(len(rows) + 1), [*map(_title, rows), "Mean"])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("severity", x=len(SEVERITIES) / 2 / len(headings))
     axes.set_title(title)
 
 
-def _said(name: str) -> str:
+def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
 def plot_outliers(outliers: Outliers) -> Figure:
-    """A row a score, a column a set of images outside, each with the AUROC."""
+    """Plot histograms of the scores, scores in rows and sets of outliers in columns."""
     names = list(outliers.outside)
     figure = Figure(figsize=(2.6 * len(names) + 0.6, 2.4 * len(SCORES) + 0.4), layout="constrained")
     grid = figure.subplots(len(SCORES), len(names), squeeze=False, sharex="row")
     for row, score in zip(grid, SCORES, strict=True):
         for axes, name in zip(row, names, strict=True):
-            said = name.replace("_", " ").capitalize()
-            plot_separation(outliers.separation(name, score), axes, title=said, score=_SCORE_LABELS[score])
+            plot_separation(outliers.separation(name, score), axes, title=_title(name), score=_SCORE_LABELS[score])
         row[0].set_ylabel("share of the images (%)")
     grid[0, 0].legend(frameon=False, fontsize=8)
     return figure
 
 
 def plot_separation(result: Separation, axes: Axes, *, title: str, score: str) -> None:
-    """Draw both histograms of a score over one scale."""
-    ends = [(values.min().item(), values.max().item()) for values in (result.inside, result.outside)]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    """Plot the histograms of a score for inliers and outliers, with the AUROC in the title.
+
+    Args:
+        result: the scores.
+        axes: the axes to draw on.
+        title: the first line of the title.
+        score: the label of the horizontal axis.
+    """
+    values = np.concatenate([result.inside.numpy(), result.outside.numpy()])
+    low, high = values.min(), values.max()
     edges = np.linspace(low, high if high > low else low + 1, _HISTOGRAM_BINS + 1)
-    for values, style in (
+    for scores, style in (
         (result.inside, {"color": "#BBBBBB", "label": "inside", "fill": True}),
         (result.outside, {"color": "#D55E00", "label": "outside"}),
     ):
-        counts, _ = np.histogram(values.numpy(), edges)
-        axes.stairs(100 * counts / len(values), edges, **style)
+        counts, _ = np.histogram(scores.numpy(), edges)
+        axes.stairs(100 * counts / len(scores), edges, **style)
     axes.set(xlabel=score, title=f"{title}\nAUROC {result.auroc:.3f}")
     axes.title.set_fontsize(10)

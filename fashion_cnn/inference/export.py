@@ -1,4 +1,4 @@
-"""Export to ONNX: the files are written, checked against PyTorch, and timed."""
+"""Export to ONNX, checked against PyTorch and timed."""
 
 import contextlib
 import io
@@ -6,8 +6,9 @@ import json
 import logging
 import statistics
 import tempfile
-import time
+import timeit
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,30 +28,35 @@ from torch import Tensor, nn
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.evaluate import rebuild
-from fashion_cnn.inference.network import all_logits
-from fashion_cnn.metrics.calibration import fit_temperature
+from fashion_cnn.inference.network import NetworkRunner, load, load_data
+from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, as_typed, remove_abandoned, write_whole
+from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_json
 
 Array = NDArray[Any]
-FLOAT_FILE, INT8_FILE, FIGURES_FILE = "network.onnx", "network_int8.onnx", "export.json"
-_TORCH, _FLOAT = "PyTorch, float32", "ONNX, float32"
-_ROUNDING = 1e-3
+FLOAT_FILE, INT8_FILE, METRICS_FILE = "network.onnx", "network_int8.onnx", "export.json"
+OUTPUTS = ("logits", "probabilities", "embedding")
+_TORCH, _FLOAT, _INT8 = "PyTorch, float32", "ONNX, float32", "ONNX, int8"
+_TOLERANCE = 1e-3
 _UNCHECKED = ".unchecked-"
 _CALIBRATION_IMAGES = 1000
-# Of the training images, where there are no others.
-_MOST_CHECKED = 10_000
-# Logits of images, both as arrays: `(N, C, H, W)` uint8 in, `(N, num_classes)` float32 out.
-Answer = Callable[[Array], Array]
+# Maximum number of training images that are checked where there are no test and validation images.
+_MAX_TRAINING_IMAGES = 10_000
+# Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)` float32.
+ArrayFunction = Callable[[Array], Array]
 
 
-class Deployed(nn.Module):
-    """Normalisation, network and temperature in one.
+class ExportedNetwork(nn.Module):
+    """Normalisation, network and temperature scaling in one module.
 
-    Images `(B, C, H, W)` uint8 in. Out, all float32: logits and probabilities at `temperature`, `(B, num_classes)`, and
-    the embedding `(B, D)` that the classifier sees.
+    Takes images `(B, C, H, W)` uint8. Returns, all float32, logits and calibrated probabilities `(B, num_classes)`, and
+    embeddings `(B, D)`, the inputs of the last layer.
+
+    Args:
+        module: the network.
+        data: its data module, for the normalisation.
+        temperature: divides the logits before the softmax.
     """
 
     mean: Tensor
@@ -64,28 +70,28 @@ class Deployed(nn.Module):
         self.register_buffer("scale", data.pixel_scale.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the OUTPUTS."""
         normalised = (images.float() - self.mean) * self.scale
         embedding = self.network.features(normalised)  # type: ignore[operator]
         logits = self.network.classifier(embedding)  # type: ignore[operator]
         return logits, (logits / self.temperature).softmax(dim=1), embedding
 
-    def logits(self, images: Tensor) -> Tensor:
-        """The logits alone."""
-        logits: Tensor = self(images)[0]
-        return logits
 
+def write_onnx(network: ExportedNetwork, image_shape: tuple[int, ...], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the network for batches of any size.
 
-OUTPUTS = ("logits", "probabilities", "embedding")
-
-
-def write_onnx(deployed: Deployed, image_shape: tuple[int, ...], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the network for batches of any size, with what a reader must know as metadata of the file."""
+    Args:
+        network: the network.
+        image_shape: `(C, H, W)`.
+        path: the file.
+        metadata: properties to store in the file.
+    """
     example = torch.zeros(2, *image_shape, dtype=torch.uint8)
     with warnings.catch_warnings():
-        # The exporter's own use of torch.
+        # The exporter itself calls deprecated functions of torch.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            deployed.eval(),
+            network.eval(),
             (example,),
             dynamo=True,
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
@@ -101,10 +107,14 @@ def write_onnx(deployed: Deployed, image_shape: tuple[int, ...], path: Path, met
 
 
 def write_int8(source: Path, path: Path, images: Tensor) -> None:
-    """Write `source` with weights and activations of 8 bits, whose ranges are those seen on `images` uint8."""
-    folder = path.parent
-    prepared = folder / f".{path.name}-prepared"
-    partial = folder / f".{path.name}"
+    """Write an ONNX file with weights and activations quantised to 8 bits.
+
+    Args:
+        source: the float32 file.
+        path: the file to write.
+        images: images `(N, C, H, W)` uint8 that give the ranges of the activations.
+    """
+    prepared, quantised = (path.with_name(f".{path.name}{suffix}") for suffix in ("-prepared", ""))
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -112,26 +122,26 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared),
-                str(partial),
-                _Calibration(images),
+                str(quantised),
+                _CalibrationImages(images),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 op_types_to_quantize=["Conv", "MaxPool", "Add", "Gemm"],
             )
-        model = onnx.load(partial)
+        model = onnx.load(quantised)
         onnx.helper.set_model_props(model, {p.key: p.value for p in onnx.load(source).metadata_props})
         _save(model, path)
     finally:
         logging.getLogger().setLevel(level)
         prepared.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
+        quantised.unlink(missing_ok=True)
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, images: Tensor, batch: int = 100) -> None:
-        self._batches: Iterator[Tensor] = iter(images.split(batch))
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: Tensor, batch_size: int = 100) -> None:
+        self._batches: Iterator[Tensor] = iter(images.split(batch_size))
 
     def get_next(self) -> dict[str, Array] | None:
         batch = next(self._batches, None)
@@ -139,52 +149,77 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    partial = path.with_name(f".{path.name}-partial")
-    onnx.save(model, partial)
-    partial.replace(path)
+    partial_file = path.with_name(f".{path.name}-partial")
+    onnx.save(model, partial_file)
+    partial_file.replace(path)
 
 
 def open_onnx(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """The file, ready to answer on the CPU; threads: 0 for as many as there are cores."""
+    """Open an ONNX file for inference on the CPU.
+
+    Args:
+        path: the file.
+        threads: number of threads; 0 for one per core.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def logits_of(session: onnxruntime.InferenceSession, images: Array, batch: int) -> Array:
-    """Logits `(N, num_classes)` of images `(N, C, H, W)` uint8, so many at a time."""
-    starts = range(0, len(images), batch)
-    return np.concatenate([session.run(["logits"], {"images": images[start : start + batch]})[0] for start in starts])
+def onnx_logits(session: onnxruntime.InferenceSession, images: Array, batch_size: int) -> Array:
+    """Logits `(N, num_classes)` of images `(N, C, H, W)` uint8, in batches of `batch_size`."""
+    starts = range(0, len(images), batch_size)
+    batches = (images[start : start + batch_size] for start in starts)
+    return np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in batches])
 
 
-def latencies(answers: Mapping[str, Callable[[], Any]], *, rounds: int = 5, times: int = 100) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that a busy machine treats them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in answers}
-    for round_number in range(rounds + 1):
-        for name, answer in answers.items():
-            for _ in range(times if round_number else 10):
-                started = time.perf_counter()
-                answer()
-                if round_number:
-                    seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def median_seconds(
+    functions: Mapping[str, Callable[[], Any]], *, rounds: int = 5, calls: int = 100
+) -> dict[str, float]:
+    """Median duration of a call of each function.
+
+    The functions alternate, so that other load on the machine affects all of them.
+
+    Args:
+        functions: the functions by name.
+        rounds: number of rounds that count; one more comes first to warm up.
+        calls: number of calls of each function in a round.
+    """
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            durations = timeit.repeat(function, number=1, repeat=calls if number else 10)
+            if number:
+                seconds[name] += durations
+    return {name: statistics.median(durations) for name, durations in seconds.items()}
 
 
-class Checked(NamedTuple):
-    """What the files are checked on: the `split`, in words, and images `(N, C, H, W)` uint8 of it."""
+class CheckImages(NamedTuple):
+    """Images that the exported files are checked on.
+
+    Attributes:
+        split: name of the split, in words.
+        images: `(N, C, H, W)` uint8.
+    """
 
     split: str
     images: Array
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to run the network.
+class Variant:
+    """Results of the network in one runtime and number format.
 
-    file: its name, None for PyTorch itself. test_accuracy, val_accuracy: None where the run has no such images.
-    differing: images of those that are checked that it puts into another class than PyTorch in float32 does.
-    max_difference: of their logits. latency: median seconds for one image on one thread.
+    Attributes:
+        name: runtime and number format.
+        file: name of the file; None for PyTorch.
+        bytes: size of the file.
+        test_accuracy: None if the run has no test images.
+        val_accuracy: None if the run has no validation images.
+        differing: number of check images whose predicted class differs from that of PyTorch in float32.
+        max_difference: largest absolute difference of a logit from PyTorch's.
+        latency: median seconds for one image on one thread.
     """
 
     name: str
@@ -200,111 +235,116 @@ class Way:
 def export_run(
     run: Run, folder: Path, *, data_root: str | None, int8: bool, int8_tolerance: float, version: str
 ) -> dict[str, Any]:
-    """Write the network of a finished run into `folder`, check it, and say what came of it.
+    """Write the network of a finished run as ONNX, and check the files against PyTorch.
 
-    int8: write one of 8-bit integers too, which is kept where its accuracy on validation is at most `int8_tolerance`
-    lower. version: of fashion_cnn, for the metadata. Raises UserError where a file does not answer as PyTorch does, or
-    cannot be written.
+    Args:
+        run: the run.
+        folder: the directory to write to.
+        data_root: the directory of the data set, if it is no longer where the run found it.
+        int8: whether to write a quantised file, too.
+        int8_tolerance: maximum loss of validation accuracy with which the quantised file is kept.
+        version: of fashion_cnn, for the metadata.
+
+    Returns:
+        The record in `export.json`.
+
+    Raises:
+        UserError: if the outputs differ from PyTorch's, or the directory cannot be written.
     """
-    config, module, data = rebuild(run, data_root)
+    data = load_data(run, data_root)
     data.setup("test")
-    checked = _checked(data)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): say out=DIR.") from error
-    temperature = _temperature(module, data)
-    deployed = Deployed(module, data, temperature).eval()
-    remove_abandoned(folder, f"{_UNCHECKED}*")
-    # Only what was checked gets its name.
+    network = NetworkRunner(load(run), data)
+    check_images = _check_images(data)
+    create_folder(folder, "out")
+    temperature = _temperature(network)
+    exported = ExportedNetwork(network.module, data, temperature).eval()
+    remove_stale_files(folder, f"{_UNCHECKED}*")
+    # Files get their names only after the check.
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
-        files = _write(deployed, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
-        ways = _measure(deployed, data, files, checked)
-        _check_parity(deployed, files[_FLOAT], checked, data.eval_batch_size)
-        remarks = [] if data.has_test else [f"There are no test images: checked on {checked.split} images."]
-        if int8 and (remark := _why_not(ways[-1], ways[0], int8_tolerance)):
-            ways.pop()
-            remarks.append(remark)
+        files = _write_files(exported, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
+        variants = _evaluate_variants(network, files, check_images)
+        _check_parity(exported, files[_FLOAT], check_images, data.eval_batch_size)
+        remarks = [] if data.has_test else [f"There are no test images: checked on {check_images.split} images."]
+        if int8 and (problem := _int8_problem(variants[-1], variants[0], int8_tolerance)):
+            variants.pop()
+            remarks.append(problem)
         (folder / INT8_FILE).unlink(missing_ok=True)
-        for way in ways:
-            if way.file:
-                (Path(unchecked) / way.file).replace(folder / way.file)
-    outcome = {
-        "run": str(as_typed(run.path)),
-        "written_to": str(as_typed(folder)),
+        for variant in variants:
+            if variant.file:
+                (Path(unchecked) / variant.file).replace(folder / variant.file)
+    record = {
+        "run": str(display_path(run.path)),
+        "written_to": str(display_path(folder)),
         "temperature": temperature,
-        "ways": [asdict(way) for way in ways],
+        "ways": [asdict(variant) for variant in variants],
         "remarks": remarks,
     }
-    write_whole(folder / FIGURES_FILE, json.dumps(outcome, indent=2) + "\n")
+    write_json(folder / METRICS_FILE, record)
     if folder == run.export:
-        write_model_card(run, config, data, run.results(), [_line(way) for way in ways if way.file] + remarks)
-    return outcome
+        lines = [_model_card_line(variant) for variant in variants if variant.file]
+        write_model_card(run, run.config(), data, run.results(), lines + remarks)
+    return record
 
 
-def _checked(data: ImageDataModule) -> Checked:
-    """The test images, or where there are none those of validation, or else of training."""
+def _check_images(data: ImageDataModule) -> CheckImages:
+    """The test images, else the validation images, else training images."""
     if data.has_test:
-        return Checked("test", data.test_split.images.numpy())
+        return CheckImages("test", data.test_split.images.numpy())
     if data.val_size:
-        return Checked("validation", data.val_split.images.numpy())
-    chosen = data.train_split.indices[:_MOST_CHECKED]
-    return Checked("training", data.train_split.images_at(chosen).numpy())
+        return CheckImages("validation", data.val_split.images.numpy())
+    indices = data.train_split.indices[:_MAX_TRAINING_IMAGES]
+    return CheckImages("training", data.train_split.images_at(indices).numpy())
 
 
-def _temperature(module: ImageClassifier, data: ImageDataModule) -> float:
-    """Fitted on the validation images; 1 where none were kept."""
-    if not data.val_size:
+def _temperature(network: NetworkRunner) -> float:
+    """Temperature fitted on the validation images; 1 without them."""
+    if not network.data.val_size:
         return 1.0
-    val = data.val_split
-    logits = all_logits(lambda images: module(data.normalise(images)), val.images, data.eval_batch_size)
-    return fit_temperature(Predictions(logits, val.targets, val.indices))
+    val = network.data.val_split
+    return calibrate(Predictions(network.logits(val.images), val.targets, val.indices)).temperature
 
 
-def _write(
-    deployed: Deployed, data: ImageDataModule, folder: Path, metadata: dict[str, str], *, int8: bool
+def _write_files(
+    exported: ExportedNetwork, data: ImageDataModule, folder: Path, metadata: dict[str, str], *, int8: bool
 ) -> dict[str, Path]:
-    """The files, by what they are."""
     files = {_FLOAT: folder / FLOAT_FILE}
-    write_onnx(deployed, data.image_shape, files[_FLOAT], metadata)
+    write_onnx(exported, data.image_shape, files[_FLOAT], metadata)
     if int8:
-        chosen = data.train_split.indices[:_CALIBRATION_IMAGES]
-        files["ONNX, int8"] = folder / INT8_FILE
-        write_int8(files[_FLOAT], folder / INT8_FILE, data.train_split.images_at(chosen))
+        files[_INT8] = folder / INT8_FILE
+        indices = data.train_split.indices[:_CALIBRATION_IMAGES]
+        write_int8(files[_FLOAT], files[_INT8], data.train_split.images_at(indices))
     return files
 
 
-def _measure(deployed: Deployed, data: ImageDataModule, files: dict[str, Path], checked: Checked) -> list[Way]:
-    """PyTorch first, then each of the files."""
-    batch = data.eval_batch_size
-    answers: dict[str, Answer] = {
-        _TORCH: lambda images: all_logits(deployed.logits, torch.from_numpy(images), batch).numpy()
-    }
+def _evaluate_variants(network: NetworkRunner, files: dict[str, Path], check_images: CheckImages) -> list[Variant]:
+    """Results of PyTorch, then of each of the files."""
+    data = network.data
+    functions: dict[str, ArrayFunction] = {_TORCH: lambda images: network.logits(torch.from_numpy(images)).numpy()}
     for name, file in files.items():
-        answers[name] = partial(logits_of, open_onnx(file), batch=batch)
-    seconds = _latencies(deployed, checked.images[:1], files)
-    expected = answers[_TORCH](checked.images)
-    ways = []
-    for name, answer in answers.items():
-        written, logits = files.get(name), answer(checked.images)
-        way = Way(
+        functions[name] = partial(onnx_logits, open_onnx(file), batch_size=data.eval_batch_size)
+    latencies = _latencies(network, check_images.images[:1], files)
+    expected = functions[_TORCH](check_images.images)
+    variants = []
+    for name, function in functions.items():
+        path, logits = files.get(name), function(check_images.images)
+        variant = Variant(
             name=name,
-            file=written.name if written else None,
-            bytes=written.stat().st_size if written else None,
+            file=path.name if path else None,
+            bytes=path.stat().st_size if path else None,
             test_accuracy=_accuracy(logits, data.test_split) if data.has_test else None,
-            val_accuracy=_accuracy(answer(data.val_split.images.numpy()), data.val_split) if data.val_size else None,
+            val_accuracy=_accuracy(function(data.val_split.images.numpy()), data.val_split) if data.val_size else None,
             differing=int((logits.argmax(1) != expected.argmax(1)).sum()),
             max_difference=float(np.abs(logits - expected).max()),
-            latency=seconds[name],
+            latency=latencies[name],
         )
-        ways.append(way)
-    return ways
+        variants.append(variant)
+    return variants
 
 
 def _metadata(run: Run, data: ImageDataModule, temperature: float, version: str) -> dict[str, str]:
-    """What a reader of the file must know, and where it comes from."""
+    """Properties of the ONNX file: its inputs and outputs, and how it was made."""
     results = run.results()
-    described = {
+    properties = {
         "class_names": list(data.class_names),
         "image_shape": list(data.image_shape),
         "mean": (data.pixel_mean / 255).flatten().tolist(),
@@ -314,60 +354,62 @@ def _metadata(run: Run, data: ImageDataModule, temperature: float, version: str)
         "results": {name: value for name, value in results.items() if name.startswith(("test", "val/", "weights"))},
         "config": OmegaConf.to_container(run.config()),
     }
-    return {name: json.dumps(value) for name, value in described.items()}
+    return {name: json.dumps(value) for name, value in properties.items()}
 
 
 def _accuracy(logits: Array, split: InMemoryDataset) -> float:
     return float((logits.argmax(1) == split.targets.numpy()).mean())
 
 
-def _check_parity(deployed: Deployed, file: Path, checked: Checked, batch: int) -> None:
-    """Raise UserError unless all outputs are PyTorch's on all that is checked, but for rounding."""
+def _check_parity(exported: ExportedNetwork, file: Path, check_images: CheckImages, batch_size: int) -> None:
+    """Raise UserError unless all outputs equal PyTorch's but for rounding."""
     session = open_onnx(file)
-    wrong = 0
-    for images in torch.from_numpy(checked.images).split(batch):
+    differing = 0
+    for images in torch.from_numpy(check_images.images).split(batch_size):
         with torch.inference_mode():
-            expected = [output.numpy() for output in deployed(images)]
+            expected = [output.numpy() for output in exported(images)]
         outputs = session.run(list(OUTPUTS), {"images": images.numpy()})
-        same = np.ones(len(images), dtype=bool)
-        for ours, theirs in zip(outputs, expected, strict=True):
-            same &= np.isclose(ours, theirs, rtol=_ROUNDING, atol=_ROUNDING).all(axis=1)
-        wrong += int((~same).sum())
-    if wrong:
+        equal = np.ones(len(images), dtype=bool)
+        for output, reference in zip(outputs, expected, strict=True):
+            equal &= np.isclose(output, reference, rtol=_TOLERANCE, atol=_TOLERANCE).all(axis=1)
+        differing += int((~equal).sum())
+    if differing:
         raise UserError(
-            f"The exported network answers {wrong} of {len(checked.images):,} {checked.split} images otherwise than "
-            "PyTorch does: it is not kept. Please report the model and the versions of torch and onnxruntime."
+            f"The exported network differs from PyTorch on {differing} of {len(check_images.images):,} "
+            f"{check_images.split} images: no file is written. Please report the model and the versions of torch and "
+            "onnxruntime."
         )
 
 
-def _why_not(way: Way, reference: Way, tolerance: float) -> str | None:
-    """Why 8-bit integers are not kept; None where they are."""
-    if way.val_accuracy is None or reference.val_accuracy is None:
-        return "int8 was not kept: the run kept no validation images to judge it by."
-    lost = reference.val_accuracy - way.val_accuracy
-    if lost > tolerance + 1e-9:
+def _int8_problem(variant: Variant, reference: Variant, tolerance: float) -> str | None:
+    """The reason why the quantised file is not kept; None if it is."""
+    if variant.val_accuracy is None or reference.val_accuracy is None:
+        return "int8 was not kept: there is no validation set to check its accuracy on."
+    loss = reference.val_accuracy - variant.val_accuracy
+    if loss > tolerance + 1e-9:
         return (
-            f"int8 was not kept: {lost * 100:.2f} points less on validation, where {tolerance * 100:.2f} are allowed."
+            f"int8 was not kept: it loses {loss * 100:.2f} points of validation accuracy, and int8_tolerance allows "
+            f"{tolerance * 100:.2f}."
         )
     return None
 
 
-def _latencies(deployed: Deployed, image: Array, files: dict[str, Path]) -> dict[str, float]:
-    """Seconds for one image `(1, C, H, W)` uint8 on one thread, by the name of the way."""
-    calls: dict[str, Callable[[], Any]] = {_TORCH: partial(all_logits, deployed.logits, torch.from_numpy(image), 1)}
+def _latencies(network: NetworkRunner, image: Array, files: dict[str, Path]) -> dict[str, float]:
+    """Median seconds for one image `(1, C, H, W)` uint8 on one thread, by the name of the variant."""
+    functions: dict[str, Callable[[], Any]] = {_TORCH: partial(network.logits, torch.from_numpy(image))}
     for name, file in files.items():
-        calls[name] = partial(open_onnx(file, threads=1).run, ["logits"], {"images": image})
+        functions[name] = partial(open_onnx(file, threads=1).run, ["logits"], {"images": image})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return latencies(calls)
+        return median_seconds(functions)
     finally:
         torch.set_num_threads(threads)
 
 
-def _line(way: Way) -> str:
-    tested = "" if way.test_accuracy is None else f"{way.test_accuracy:.2%} on test, "
+def _model_card_line(variant: Variant) -> str:
+    accuracy = "" if variant.test_accuracy is None else f"{variant.test_accuracy:.2%} on test, "
     return (
-        f"`{way.file}` ({way.name}, {(way.bytes or 0) / 1e6:.2f} MB): {tested}{way.differing} images unlike PyTorch, "
-        f"{way.latency * 1000:.2f} ms an image on one thread."
+        f"`{variant.file}` ({variant.name}, {(variant.bytes or 0) / 1e6:.2f} MB): {accuracy}{variant.differing} images "
+        f"unlike PyTorch, {variant.latency * 1000:.2f} ms an image on one thread."
     )

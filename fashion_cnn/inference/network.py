@@ -1,4 +1,4 @@
-"""A run's network as it was trained: its checkpoint, its data set's description, logits and embeddings."""
+"""Trained networks: weights from a run directory, logits and embeddings of images."""
 
 import copy
 import hashlib
@@ -15,102 +15,165 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.hardware import device_for, precision_context
+from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
 
-# Logits `(B, num_classes)`, on any device, of images `(B, C, H, W)` uint8 on the CPU.
-Classify = Callable[[Tensor], Tensor]
+# Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
+LogitsFunction = Callable[[Tensor], Tensor]
 
 
-class Seen(NamedTuple):
-    """What a network makes of N images: logits `(N, num_classes)` and unit vectors `(N, D)`, float32 on the CPU."""
+class NetworkOutput(NamedTuple):
+    """Output of a network for N images, float32 on the CPU.
+
+    Attributes:
+        logits: `(N, num_classes)`.
+        embeddings: unit vectors `(N, D)`.
+    """
 
     logits: Tensor
     embeddings: Tensor
 
 
-class TrainedNetwork:
-    """A run's network with its best weights, in the run's precision and batches. No data set is needed.
+class NetworkRunner:
+    """Runs a network on uint8 images: normalisation, batches, device and precision.
 
-    flip_average: the mean of the logits, and the direction of the mean of the embeddings, of an image and its mirror
-    image. flip_embeddings: the latter alone. invert: see `Preparation`.
-    Raises UserError where the run's weights cannot be read.
+    Args:
+        module: the network, which is moved to `device` and set to eval mode.
+        data: the data module whose normalisation and `eval_batch_size` apply; its images are not needed.
+        device: the device to compute on.
+        precision: Lightning's name of the number format, such as `bf16-mixed`.
+    """
+
+    def __init__(
+        self,
+        module: ImageClassifier,
+        data: ImageDataModule,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "32-true",
+    ) -> None:
+        # Not in inference mode: no state dict could be loaded into buffers that were moved in it.
+        self.module = module.eval().to(device)
+        self.data = data
+        self.precision = precision
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `(N, num_classes)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
+        return self._run(lambda normalised: (self.module(normalised),), images)[0]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Inputs of the last layer `(N, D)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
+        return self._run(lambda normalised: (self.module.embed(normalised),), images)[0]
+
+    @torch.inference_mode()
+    def _run(self, function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> list[Tensor]:
+        """Outputs of `function`, which takes normalised images, for all images, batch by batch."""
+        device = self.module.device
+        batches = []
+        with precision_context(self.precision, device.type):
+            for batch in images.split(self.data.eval_batch_size):
+                outputs = function(self.data.normalise(batch.to(device)))
+                batches.append([output.float().cpu() for output in outputs])
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+class TrainedNetwork(NetworkRunner):
+    """The network of a run, with its best weights and in its precision. Needs no data set.
+
+    Args:
+        run: the run's directory.
+        flip_average: average the logits and embeddings of each image and its mirror image.
+        flip_embeddings: average the embeddings alone.
+        invert: see `Preparation`.
+
+    Raises:
+        UserError: if the run's weights cannot be read.
     """
 
     def __init__(
         self, run: Run, *, flip_average: bool = False, flip_embeddings: bool = False, invert: Invert = "auto"
     ) -> None:
-        config = run.config()
-        # It knows the classes and the normalisation without reading an image.
-        data = data_set_of(run)
+        data = instantiate_data(run)
+        trainer = run.config().trainer
+        super().__init__(
+            load(run),
+            data,
+            device=select_device(trainer.accelerator),
+            precision=resolve_precision(trainer.precision, trainer.accelerator),
+        )
         self.run = run
         self.class_names = tuple(data.class_names)
         self.preparation = data.preparation(invert)
+        self.batch_size = data.eval_batch_size
         self.flip_average = flip_average
         self.flip_embeddings = flip_average or flip_embeddings
-        self.batch_size = data.eval_batch_size
-        self._data = data
-        self._accelerator, self._precision = config.trainer.accelerator, config.trainer.precision
-        self._module = load_classifier(run).to(device_for(self._accelerator))
 
     @property
     def dimensions(self) -> int:
-        """D of the embeddings."""
-        classifier = self._module.network.get_submodule("classifier")
+        """Length D of the embeddings."""
+        classifier = self.module.network.get_submodule("classifier")
         assert isinstance(classifier, nn.Linear)
         return classifier.in_features
 
     @property
     def identity(self) -> str:
-        """The same for networks that see a picture alike: weights, normalisation and preparation."""
-        described = {
-            "weights": weights_sha256(self._module.state_dict()),
-            "normalisation": [self._data.pixel_mean.tolist(), self._data.pixel_scale.tolist()],
+        """A hash that networks share if they have the same weights, normalisation and preparation."""
+        content = {
+            "weights": weights_sha256(self.module.state_dict()),
+            "normalisation": [self.data.pixel_mean.tolist(), self.data.pixel_scale.tolist()],
             "preparation": [*self.preparation.image_shape, self.preparation.cut_out, self.preparation.background],
         }
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def with_mirror_images(self) -> "TrainedNetwork":
-        """The same network, whose embeddings are of an image and its mirror image."""
+        """The same network, with embeddings averaged over each image and its mirror image."""
         other = copy.copy(self)
         other.flip_embeddings = True
         return other
 
     def untrained(self, seed: int) -> "TrainedNetwork":
-        """A network of the same shape that has learned nothing, for comparison: its weights are drawn anew."""
+        """A network of the same architecture with new random weights, for comparison."""
         other = copy.copy(self)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            drawn = ImageClassifier(**self._module.hparams)
-        other._module = drawn.to(self._module.device).eval()
+            other.module = ImageClassifier(**self.module.hparams)
+        other.module.to(self.module.device).eval()
         return other
 
-    @torch.inference_mode()
-    def look(self, images: Tensor) -> Seen:
-        """What it makes of prepared pictures `(N, C, H, W)` uint8."""
-        parts = [self._look_at(batch) for batch in images.split(self.batch_size)]
-        logits, embeddings = zip(*parts, strict=True)
-        return Seen(torch.cat(logits), torch.cat(embeddings))
+    def outputs(self, images: Tensor) -> NetworkOutput:
+        """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
+        return NetworkOutput(*self._run(self._averaged_views, images))
 
-    def _look_at(self, images: Tensor) -> Seen:
-        with precision_context(self._precision, self._accelerator):
-            normalised = self._data.normalise(images.to(self._module.device))
-            views = [self._view(normalised)]
-            if self.flip_embeddings:
-                views.append(self._view(normalised.flip(-1)))
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `(N, num_classes)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        return self.outputs(images).logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings, unit vectors `(N, D)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        return self.outputs(images).embeddings
+
+    def _averaged_views(self, normalised: Tensor) -> NetworkOutput:
+        views = [self._view(normalised)]
+        if self.flip_embeddings:
+            views.append(self._view(normalised.flip(-1)))
         logits = torch.stack([view.logits for view in views[: 1 + self.flip_average]]).mean(dim=0)
         embeddings = torch.stack([view.embeddings for view in views]).mean(dim=0)
-        return Seen(logits.cpu(), functional.normalize(embeddings, dim=1).cpu())
+        return NetworkOutput(logits, functional.normalize(embeddings, dim=1))
 
-    def _view(self, normalised: Tensor) -> Seen:
-        features = self._module.embed(normalised)
-        logits = self._module.network.get_submodule("classifier")(features)
-        return Seen(logits.float(), functional.normalize(features.float(), dim=1))
+    def _view(self, normalised: Tensor) -> NetworkOutput:
+        features = self.module.embed(normalised)
+        logits = self.module.network.get_submodule("classifier")(features)
+        return NetworkOutput(logits.float(), functional.normalize(features.float(), dim=1))
 
 
-def data_set_of(run: Run, root: str | None = None) -> ImageDataModule:
-    """What a run was trained on; no image is read. root: where it lies, if not where the run had it."""
+def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
+    """The data module that a run was trained on; no image is read.
+
+    Args:
+        run: the run's directory.
+        root: the directory of the data set, if it is no longer where the run found it.
+    """
     settings = run.config().data
     if root is not None:
         settings.root = root
@@ -119,15 +182,38 @@ def data_set_of(run: Run, root: str | None = None) -> ImageDataModule:
     return data
 
 
-# Not in inference mode: `classify` may move a network, whose buffers could not be loaded into afterwards.
-@torch.no_grad()
-def all_logits(classify: Classify, images: Tensor, batch_size: int) -> Tensor:
-    """The logits `(N, num_classes)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
-    return torch.cat([classify(batch).float().cpu() for batch in images.split(batch_size)])
+def load_data(run: Run, root: str | None = None) -> ImageDataModule:
+    """The data module that a run was trained on, with its training and validation images in memory.
+
+    Args:
+        run: the run's directory.
+        root: see `instantiate_data`.
+
+    Raises:
+        UserError: if the data set is missing, or differs from the one that the run was trained on.
+    """
+    data = instantiate_data(run, root)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def load(run: Run) -> ImageClassifier:
+    """The network of a run with its best weights, in eval mode on the CPU.
+
+    Raises:
+        UserError: if the weights cannot be read, or are not those that the run ended with.
+    """
+    read_weights(run)
+    return ImageClassifier.load_from_checkpoint(run.weights, map_location="cpu", weights_only=True).eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint, on the CPU. Raises UserError where it cannot be read."""
+    """Read a Lightning checkpoint to the CPU.
+
+    Raises:
+        UserError: if it is missing or cannot be read.
+    """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["state_dict"], checkpoint["global_step"]
@@ -135,23 +221,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing.") from None
     except Exception as error:  # torch raises what its unpickler met
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is no readable checkpoint ({reason}).") from error
+        raise UserError(f"{path} is not a readable checkpoint ({reason}): take it from a copy of the run.") from error
     return checkpoint
 
 
-def load_classifier(run: Run) -> ImageClassifier:
-    """The run's network with its best weights, in eval mode on the CPU.
-
-    Raises UserError where they cannot be read, or are not those that the run ended with.
-    """
-    read_weights(run)
-    return ImageClassifier.load_from_checkpoint(run.weights, map_location="cpu", weights_only=True).eval()
-
-
 def read_weights(run: Run) -> Mapping[str, Tensor]:
-    """The state dict of the weights that stand for the run.
+    """The state dict of the checkpoint that stands for the run, on the CPU.
 
-    Raises UserError where they cannot be read, or are not those that the run ended with.
+    Raises:
+        UserError: if it cannot be read, or is not the one that the run ended with.
     """
     results = run.results()
     if not run.weights.exists():
@@ -161,14 +239,14 @@ def read_weights(run: Run) -> Mapping[str, Tensor]:
     if results.get("weights_sha256") not in (None, weights_sha256(weights)):
         missing = "" if run.best_checkpoint.exists() else f" {run.best_checkpoint} is missing: copy the run whole."
         raise UserError(
-            f"{run.weights} does not belong to {run.results_file}: its weights are not those that the run ended "
-            f"with.{missing}"
+            f"{run.weights} does not belong to {run.results_file}: its weights differ from those at the end of the run."
+            f"{missing}"
         )
     return weights
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of weights by name, the same wherever and however they are stored."""
+    """SHA-256 of weights by name, the same for any device, file format and order of names."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         digest.update(name.encode())
@@ -176,40 +254,24 @@ def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def restore(module: ImageClassifier, run: Run) -> None:
-    """Give `module`, built from the run's config, the run's best weights.
-
-    Raises UserError where the checkpoint is that of another network, or not the one that the run ended with.
-    """
-    weights = read_weights(run)
-    if differing := differing_weights(module.state_dict(), weights):
-        raise UserError(
-            f"{run.weights} does not belong to {run.config_file}: {len(differing)} weights do not fit the network "
-            f"described there, such as {differing[0]}."
-        )
-    module.load_state_dict(weights)
-
-
 def initialise_from(module: ImageClassifier, run: Run) -> None:
-    """Start `module` from the run's weights; a classifier of other classes keeps its new head.
+    """Copy a run's weights into `module`; a classifier of other classes keeps its new last layer.
 
-    Raises UserError where the run trained another network.
+    Raises:
+        UserError: if the run trained another network.
     """
-    theirs = read_weights(run)
-    differing = differing_weights(module.state_dict(), theirs)
+    source = read_weights(run)
+    differing = differing_weights(module.state_dict(), source)
     body = [name for name in differing if not name.startswith("network.classifier.")]
     if body:
         raise UserError(
-            f"init_from={run.path}: that run trained another network. {len(body)} of its weights do not fit, "
-            f"such as {body[0]}. Choose the model that it trained (see {run.config_file})."
+            f"init_from={run.path} has another network: {len(body)} weights do not fit, such as {body[0]}. "
+            f"Choose the model that it trained (see {run.config_file})."
         )
-    module.load_state_dict({name: theirs[name] for name in theirs if name not in differing}, strict=False)
+    module.load_state_dict({name: source[name] for name in source if name not in differing}, strict=False)
 
 
-def differing_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """The names that only one of two state dicts has, or both with another shape."""
-
-    def shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
-        return weights[name].shape if name in weights else None
-
-    return sorted(name for name in ours.keys() | theirs.keys() if shape(ours, name) != shape(theirs, name))
+def differing_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Names that are in only one of two state dicts, or have different shapes in them."""
+    shapes = [{name: weight.shape for name, weight in weights.items()} for weights in (first, second)]
+    return sorted(name for name in first.keys() | second.keys() if shapes[0].get(name) != shapes[1].get(name))

@@ -1,1 +1,1 @@
-"""Measures of predictions and rankings, with intervals: tensors in, numbers out."""
+"""Metrics of predictions and rankings with confidence intervals, computed from tensors."""

@@ -1,4 +1,4 @@
-"""Calibration: whether a network is right as often as it is confident, and temperature scaling."""
+"""Calibration of predicted probabilities: calibration error, temperature scaling and rejection threshold."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,19 @@ from torch import Tensor
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.predictions import Predictions
 
-_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.05, 20.0
-# How far from 1 the logarithm of a temperature is likely to be, before any image is seen.
-_LOG_TEMPERATURE_DEVIATION = 0.5
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
+# Standard deviation of the prior on the logarithm of the temperature.
+_LOG_TEMPERATURE_STD = 0.5
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """Images in bins of equal width by confidence.
+class ReliabilityDiagram:
+    """Accuracy and confidence in confidence bins of equal width.
 
-    counts, confidence, accuracy: `(bins,)`, the number of images of each bin and the means over them, 0 where there
-    are none.
+    Attributes:
+        counts: `(bins,)`, the number of images in each bin.
+        confidence: `(bins,)`, the mean confidence of each bin, 0 for an empty one.
+        accuracy: `(bins,)`, the accuracy of each bin, 0 for an empty one.
     """
 
     counts: Tensor
@@ -26,82 +28,96 @@ class Reliability:
     accuracy: Tensor
 
     @property
-    def expected_error(self) -> float:
-        """Expected calibration error: the mean distance of accuracy and confidence over the images.
+    def expected_calibration_error(self) -> float:
+        """Mean of |accuracy - confidence| over the bins, weighted by their counts.
 
         Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
         """
-        distance = (self.accuracy - self.confidence).abs()
-        return ((distance * self.counts).sum() / self.counts.sum()).item()
+        error = (self.accuracy - self.confidence).abs()
+        return ((error * self.counts).sum() / self.counts.sum()).item()
 
 
-def reliability(predictions: Predictions, bins: int = 15) -> Reliability:
-    """Sort the images into `bins` bins by the confidence of their prediction."""
+def reliability_diagram(predictions: Predictions, bins: int = 15) -> ReliabilityDiagram:
+    """Group the images into `bins` bins by the confidence of their prediction."""
     confidence = predictions.confidence.double()
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    counts = place.bincount(minlength=bins).double()
+    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    counts = bin_index.bincount(minlength=bins).double()
 
     def mean(values: Tensor) -> Tensor:
-        return place.bincount(values.double(), minlength=bins) / counts.clamp(min=1)
+        return bin_index.bincount(values.double(), minlength=bins) / counts.clamp(min=1)
 
-    return Reliability(counts, mean(confidence), mean(predictions.correct))
+    return ReliabilityDiagram(counts, mean(confidence), mean(predictions.correct))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How to read the logits of a network.
+    """Conversion of logits to calibrated probabilities.
 
-    temperature: what logits are divided by before the softmax. threshold: the probability of the likeliest class below
-    which an image is none of the classes; 0 where a class is always named.
+    Attributes:
+        temperature: the divisor of the logits before the softmax.
+        threshold: an image whose highest probability is below it is rejected as none of the classes; 0 never rejects.
     """
 
     temperature: float = 1.0
     threshold: float = 0.0
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of logits `(N, C)`, in float64."""
+        """Calibrated probabilities `(N, C)` of logits `(N, C)`, in float64."""
         return (logits.double() / self.temperature).softmax(dim=1)
 
 
 def calibrate(predictions: Predictions, *, reject: float = 0.0) -> Calibration:
-    """The temperature and the threshold that `predictions` give: call the share `reject` of these images none.
+    """Fit the temperature, and the threshold that rejects a fraction of the images.
 
-    Raises UserError where it is no share, 0 up to, but not, 1.
+    Args:
+        predictions: predictions of the validation images.
+        reject: the fraction of these images to reject, in [0, 1).
+
+    Raises:
+        UserError: if `reject` is outside [0, 1).
     """
     if not 0 <= reject < 1:
         raise UserError(
-            f"reject={reject} is not possible: give a share of the validation images, 0 up to, but not, 1.", status=2
+            f"reject={reject} is not possible: give a fraction of the validation images in [0, 1).", status=2
         )
     temperature = fit_temperature(predictions)
     return Calibration(temperature, rejection_threshold(predictions, temperature, reject))
 
 
 def fit_temperature(predictions: Predictions) -> float:
-    """The likeliest temperature of `predictions`, from 0.05 to 20: the cross-entropy is lowest there, but for a prior.
+    """Fit the temperature, from 0.05 to 20, by maximum a posteriori estimation.
 
-    Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599). It changes no
-    image's order of classes. Where a dozen images are all right, ever smaller temperatures would fit ever better: the
-    prior keeps it near 1 there, and is nothing beside thousands of images. It is a Gamma distribution of the inverse
-    of the temperature, whose minus logarithm is (1/T - 1 + log T) / 0.5², near 1 about (log T)² / (2 · 0.5²).
+    Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599). It preserves
+    the order of the classes of each image.
+
+    The prior is a Gamma distribution of the inverse temperature. Its negative logarithm, (1/T - 1 + log T) / 0.5², is
+    about (log T)² / (2 · 0.5²) near T = 1. Without the prior, a dozen images that are all correct would be fitted best
+    by T = 0. With thousands of images its influence is negligible.
     """
     logits = predictions.logits.double()
-    of_targets = logits.gather(1, predictions.targets[:, None])[:, 0]
-    # Both are convex in the inverse of the temperature: the slope of their sum changes sign once.
-    low, high = 1 / _HIGHEST_TEMPERATURE, 1 / _LOWEST_TEMPERATURE
+    target_logits = logits.gather(1, predictions.targets[:, None])[:, 0]
+    # Loss and prior are both convex in the inverse temperature, so the slope of their sum changes sign once.
+    low, high = 1 / _MAX_TEMPERATURE, 1 / _MIN_TEMPERATURE
     for _ in range(60):
         inverse = math.sqrt(low * high)
         expected = ((logits * inverse).softmax(dim=1) * logits).sum(dim=1)
-        slope = (expected - of_targets).sum() + (1 - 1 / inverse) / _LOG_TEMPERATURE_DEVIATION**2
+        slope = (expected - target_logits).sum() + (1 - 1 / inverse) / _LOG_TEMPERATURE_STD**2
         low, high = (low, inverse) if slope > 0 else (inverse, high)
     return 1 / math.sqrt(low * high)
 
 
-def rejection_threshold(predictions: Predictions, temperature: float, share: float) -> float:
-    """The calibrated probability of the likeliest class that the `share` of `predictions` stays below.
+def rejection_threshold(predictions: Predictions, temperature: float, fraction: float) -> float:
+    """Quantile of the highest calibrated probability that a fraction of the images lies below.
 
-    share: 0 up to, but not, 1; for 0 it is 0, which nothing stays below.
+    Args:
+        predictions: predictions of the validation images.
+        temperature: the divisor of the logits.
+        fraction: the fraction of the images below the threshold, in [0, 1).
+
+    Returns:
+        The threshold; 0 if `fraction` is 0.
     """
-    if share == 0:
+    if fraction == 0:
         return 0.0
     confidence = Calibration(temperature).probabilities(predictions.logits).amax(dim=1).sort().values
-    return confidence[math.floor(share * len(confidence))].item()
+    return confidence[math.floor(fraction * len(confidence))].item()

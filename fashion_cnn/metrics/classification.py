@@ -1,105 +1,131 @@
-"""Metrics of a classified split beyond loss and accuracy: by class, top-k, selective, confusion matrix."""
+"""Classification metrics: confusion matrix, precision and recall by class, top-k and selective accuracy."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fashion_cnn.metrics.calibration import reliability
-from fashion_cnn.metrics.gap import wilson_interval
+from fashion_cnn.metrics.calibration import ReliabilityDiagram, reliability_diagram
+from fashion_cnn.metrics.intervals import Interval, to_json_dict, wilson_interval
 from fashion_cnn.metrics.predictions import Predictions
 
-# Of the images that it is surest of, so large a share is answered.
+# Fractions of the images, most confident first, at which selective accuracy is stored.
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)
 
 
 def confusion_matrix(predictions: Predictions) -> Tensor:
-    """Counts `(C, C)` int64: row true class, column predicted class."""
+    """Count the images `(C, C)` int64 by true class (row) and predicted class (column)."""
     classes = predictions.num_classes
     cell = predictions.targets * classes + predictions.predicted
     return cell.bincount(minlength=classes**2).view(classes, classes)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of 1 with its 95% interval (Wilson's); none where it was seen in no image."""
+class ClassMetrics:
+    """Precision, recall and F1 score of one class.
 
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, hits: float, count: float) -> "Share | None":
-        """`hits` out of `count` images."""
-        return cls(hits / count, *wilson_interval(hits / count, round(count))) if count else None
-
-
-@dataclass(frozen=True)
-class ClassFigures:
-    """How well one class is recognised.
-
-    precision: of the images taken for it, those that are. recall: of its images, those taken for it. f1: their
-    harmonic mean. images: how many there are.
+    Attributes:
+        name: the class name.
+        precision: the fraction of the images predicted as the class that belong to it; None without such predictions.
+        recall: the fraction of the images of the class that are predicted as such; None without such images.
+        f1: the harmonic mean of precision and recall.
+        images: the number of images of the class.
     """
 
     name: str
-    precision: Share | None
-    recall: Share | None
+    precision: Interval | None
+    recall: Interval | None
     f1: float
     images: int
 
 
-def by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassFigures]:
-    """The figures of each class, in the order of the classes."""
+def metrics_by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassMetrics]:
+    """Compute the metrics of each class, in class order."""
     counts = confusion_matrix(predictions)
     rows = zip(class_names, counts.diag().tolist(), counts.sum(0).tolist(), counts.sum(1).tolist(), strict=True)
     return [
-        ClassFigures(
+        ClassMetrics(
             name,
-            precision=Share.of(hits, taken),
-            recall=Share.of(hits, images),
-            f1=2 * hits / (taken + images) if taken + images else 0.0,
+            precision=_proportion(hits, predicted),
+            recall=_proportion(hits, images),
+            f1=2 * hits / (predicted + images) if predicted + images else 0.0,
             images=images,
         )
-        for name, hits, taken, images in rows
+        for name, hits, predicted, images in rows
     ]
 
 
-def top_accuracy(predictions: Predictions, most: int) -> float:
-    """The share of the images whose class is among the `most` likeliest."""
-    likeliest = predictions.logits.topk(min(most, predictions.num_classes), dim=1).indices
-    return (likeliest == predictions.targets[:, None]).any(dim=1).double().mean().item()
+def _proportion(hits: int, count: int) -> Interval | None:
+    return wilson_interval(hits / count, count) if count else None
+
+
+def top_k_accuracy(predictions: Predictions, k: int) -> float:
+    """Fraction of the images whose target is among the `k` most probable classes."""
+    top_classes = predictions.logits.topk(min(k, predictions.num_classes), dim=1).indices
+    return (top_classes == predictions.targets[:, None]).any(dim=1).double().mean().item()
 
 
 def selective_accuracy(predictions: Predictions) -> Tensor:
-    """Accuracy `(N,)` on the 1, 2, … N images that the network is surest of.
+    """Accuracy `(N,)` on the 1, 2, … N images of highest confidence.
 
     El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010.
     """
-    surest_first = predictions.confidence.sort(descending=True, stable=True).indices
-    return predictions.correct[surest_first].double().cumsum(0) / torch.arange(1, len(predictions) + 1)
+    by_confidence = predictions.confidence.sort(descending=True, stable=True).indices
+    return predictions.correct[by_confidence].double().cumsum(0) / torch.arange(1, len(predictions) + 1)
 
 
-def figures_of(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
-    """All figures of a split by name, as they are stored: numbers, a list of classes, the confusion matrix."""
-    accuracy = Share.of(int(predictions.correct.sum()), len(predictions))
-    assert accuracy is not None
-    classes = by_class(predictions, class_names)
-    selective = selective_accuracy(predictions)
-    return {
-        "images": len(predictions),
-        "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "loss": predictions.losses.double().mean().item(),
-        "top2_accuracy": top_accuracy(predictions, 2),
-        "macro_f1": sum(row.f1 for row in classes) / len(classes),
-        "calibration_error": reliability(predictions).expected_error,
-        "selective_accuracy": {
-            str(coverage): selective[round(coverage * len(predictions)) - 1].item() for coverage in COVERAGES
-        },
-        "classes": [asdict(row) for row in classes],
-        "confusion": confusion_matrix(predictions).tolist(),
-    }
+@dataclass(frozen=True)
+class ClassificationMetrics:
+    """Classification metrics of a split.
+
+    Attributes:
+        accuracy: the accuracy with its interval.
+        loss: the mean cross-entropy in nats.
+        top2_accuracy: the top-2 accuracy.
+        selective_accuracy: `(N,)`, the accuracy on the 1, 2, … N images of highest confidence.
+        reliability: accuracy and confidence by confidence bin.
+        classes: the metrics of each class.
+        confusion: `(C, C)`, the confusion matrix.
+    """
+
+    accuracy: Interval
+    loss: float
+    top2_accuracy: float
+    selective_accuracy: Tensor
+    reliability: ReliabilityDiagram
+    classes: list[ClassMetrics]
+    confusion: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values, as stored in `evaluation.json`."""
+        images = len(self.selective_accuracy)
+        return {
+            "images": images,
+            "accuracy": self.accuracy.estimate,
+            "accuracy_low": self.accuracy.low,
+            "accuracy_high": self.accuracy.high,
+            "loss": self.loss,
+            "top2_accuracy": self.top2_accuracy,
+            "macro_f1": sum(row.f1 for row in self.classes) / len(self.classes),
+            "calibration_error": self.reliability.expected_calibration_error,
+            "selective_accuracy": {
+                str(coverage): self.selective_accuracy[round(coverage * images) - 1].item() for coverage in COVERAGES
+            },
+            "classes": [to_json_dict(row) for row in self.classes],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def classification_metrics(predictions: Predictions, class_names: Sequence[str]) -> ClassificationMetrics:
+    """Compute the classification metrics of a split."""
+    return ClassificationMetrics(
+        accuracy=wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions)),
+        loss=predictions.losses.double().mean().item(),
+        top2_accuracy=top_k_accuracy(predictions, 2),
+        selective_accuracy=selective_accuracy(predictions),
+        reliability=reliability_diagram(predictions),
+        classes=metrics_by_class(predictions, class_names),
+        confusion=confusion_matrix(predictions),
+    )

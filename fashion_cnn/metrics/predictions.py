@@ -1,7 +1,7 @@
-"""Predictions of a network for the images of a split: the input of every analysis."""
+"""Predictions of a network on the images of a split, the input of every analysis."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fashion_cnn.runs.files import open_atomically
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of a split, with what is true of each image.
+    """Logits and targets of the images of a split, on the CPU.
 
-    logits: `(N, C)` float32. targets: `(N,)` int64 class indices. indices: `(N,)` int64 positions in the
-    data set that the split was cut from, ascending. All on the CPU.
+    Attributes:
+        logits: `(N, C)` float32.
+        targets: `(N,)` int64 class indices.
+        indices: `(N,)` int64 positions in the data set that the split was taken from, ascending.
     """
 
     logits: Tensor
@@ -28,6 +32,7 @@ class Predictions:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes `C`."""
         return self.logits.shape[1]
 
     @cached_property
@@ -47,15 +52,15 @@ class Predictions:
 
     @cached_property
     def correct(self) -> Tensor:
-        """Whether the predicted class is the target, `(N,)` bool."""
+        """Mask of the images whose predicted class is the target, `(N,)` bool."""
         return self.predicted == self.targets
 
     @cached_property
     def balanced_accuracy(self) -> float:
-        """The mean over the classes of the share of a class's images that are recognised (macro recall)."""
+        """Mean recall over the classes that have images (macro recall)."""
         counts = self.targets.bincount(minlength=self.num_classes)
-        right = self.targets[self.correct].bincount(minlength=self.num_classes)
-        return (right[counts > 0] / counts[counts > 0]).mean().item()
+        correct = self.targets[self.correct].bincount(minlength=self.num_classes)
+        return (correct[counts > 0] / counts[counts > 0]).mean().item()
 
     @cached_property
     def losses(self) -> Tensor:
@@ -63,32 +68,26 @@ class Predictions:
         return functional.cross_entropy(self.logits, self.targets, reduction="none")
 
     def of_class(self, label: int) -> "Predictions":
-        """Those of the images whose target is `label`."""
-        chosen = self.targets == label
-        return Predictions(self.logits[chosen], self.targets[chosen], self.indices[chosen])
+        """Predictions of the images whose target is `label`."""
+        mask = self.targets == label
+        return Predictions(self.logits[mask], self.targets[mask], self.indices[mask])
+
+
+_FIELDS = [field.name for field in fields(Predictions)]
 
 
 def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
     """Store predictions by name in one .npz file: arrays `<name>.logits`, `<name>.targets` and `<name>.indices`."""
-    arrays = {f"{name}.{field}": values.numpy() for name, p in predictions.items() for field, values in _fields(p)}
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as file:
+    arrays = {
+        f"{name}.{field}": getattr(split, field).numpy() for name, split in predictions.items() for field in _FIELDS
+    }
+    with open_atomically(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
-
-
-def _fields(predictions: Predictions) -> list[tuple[str, Tensor]]:
-    return [("logits", predictions.logits), ("targets", predictions.targets), ("indices", predictions.indices)]
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
-    """What `write_predictions` stored."""
-    # NumPy leaves a damaged file open that it opens itself.
+    """Read the predictions that `write_predictions` stored, by name."""
+    # np.load leaves a damaged file open if it opens the file itself.
     with path.open("rb") as opened, np.load(opened) as file:
         names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
-        return {
-            name: Predictions(
-                *(torch.from_numpy(file[f"{name}.{field}"]) for field in ("logits", "targets", "indices"))
-            )
-            for name in names
-        }
+        return {name: Predictions(*(torch.from_numpy(file[f"{name}.{field}"]) for field in _FIELDS)) for name in names}

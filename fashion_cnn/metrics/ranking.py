@@ -1,123 +1,129 @@
-"""How good ranked lists are: precision, recall and mean average precision, each with its 95% interval.
+"""Ranking metrics of search results: precision, recall and mean average precision, with 95% intervals.
 
-All are means over queries, of what lies among the first `k` places of each query's list:
+All are means over queries, computed on the first `k` results of each query:
 
-    precision@k   the share of the k that are relevant
-    recall@k      1 where any of the k is relevant, else 0: Recall@K of metric learning (Jégou et al., "Product
-                  Quantization for Nearest Neighbor Search", 2011; Oh Song et al., 2016, arXiv 1511.06452). The share of
-                  all relevant products that were found, which is also called so, is precision@k · k / relevant.
-    mAP@k         average precision of the first k places: the mean of precision@i over the places i of relevant ones,
-                  0 where there is none. That is how hashing papers count (Cao et al., "HashNet", 2017, arXiv
-                  1702.00758, whose code leaves out queries without a relevant one): it is normalised by the relevant
-                  ones among the k, and says nothing of how many they are.
-    mAP@R         the same sum divided by min(k, relevant), so that places which are not relevant count against it
-                  (Musgrave et al., "A Metric Learning Reality Check", 2020, arXiv 2003.08505, with R cut at k).
+    precision@k   fraction of the k results that are relevant.
+    recall@k      1 if any of the k results is relevant, else 0: Recall@K of metric learning (Jégou et al., "Product
+                  Quantization for Nearest Neighbor Search", 2011; Oh Song et al., 2016, arXiv 1511.06452). The
+                  fraction of all relevant products, which has the same name, is precision@k · k / relevant.
+    mAP@k         mean of precision@i over the ranks i of the relevant results among the first k, 0 without any.
+                  Papers on hashing count this way (Cao et al., "HashNet", 2017, arXiv 1702.00758, whose code leaves
+                  out queries without a relevant result). It is normalised by the relevant results among the k, so it
+                  does not depend on their number.
+    mAP@R         the same sum divided by min(k, relevant), so that irrelevant results lower it (Musgrave et al.,
+                  "A Metric Learning Reality Check", 2020, arXiv 2003.08505, with R cut off at k).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.gap import wilson_interval
+from fashion_cnn.metrics.intervals import Interval, mean_interval
 
-# The first so many places count.
+# Number of results per query that are evaluated.
 DEPTH = 100
 CUTOFFS = (1, 10, 100)
-_Z = 1.959964
-# The name of the network's own vectors among those that are compared.
+# Name of the network's embeddings in evaluations, beside the names of the baselines.
 NETWORK = "network"
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over queries with its 95% interval, as far as the choice of the queries goes."""
+class RankingMetrics:
+    """Metrics of ranked results over all queries, as defined in the module docstring.
 
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> "Mean":
-        """Of values `(Q,)` in [0, 1]: Wilson's interval where all are 0 or 1, else that of a normal mean."""
-        values = values.double()
-        mean = values.mean().item()
-        if ((values == 0) | (values == 1)).all():
-            return cls(mean, *wilson_interval(mean, len(values)))
-        half = _Z * (values.var() / len(values)).sqrt().item() if len(values) > 1 else math.inf
-        return cls(mean, max(0.0, mean - half), min(1.0, mean + half))
-
-
-@dataclass(frozen=True)
-class RankingMeasures:
-    """precision, recall: by k. map_at_100, map_at_r: see this file's head. curve: precision@1, @2, … @100.
-
-    queries: how many there were. A list shorter than k has no figure for that k.
+    Attributes:
+        queries: the number of queries.
+        precision: precision@k by k, without the k that exceed the number of results.
+        recall: recall@k by k, likewise.
+        map_at_100: mAP@100.
+        map_at_r: mAP@R.
+        curve: precision@1, @2, … @100.
     """
 
     queries: int
-    precision: dict[int, Mean]
-    recall: dict[int, Mean]
-    map_at_100: Mean
-    map_at_r: Mean
+    precision: dict[int, Interval]
+    recall: dict[int, Interval]
+    map_at_100: Interval
+    map_at_r: Interval
     curve: tuple[float, ...]
 
 
-def measure_ranking(relevant: Tensor, in_all: Tensor) -> RankingMeasures:
-    """Measure lists: `relevant` `(Q, K)` bool, the nearest first, of which the first 100 count.
+def evaluate_ranking(relevant: Tensor, total_relevant: Tensor) -> RankingMetrics:
+    """Compute the metrics of ranked results.
 
-    in_all: how many relevant products the catalogue holds for each query, `(Q,)`.
-    Raises UserError where there is nothing to measure.
+    Args:
+        relevant: `(Q, K)` bool, the relevance of each result, nearest first; the first 100 are evaluated.
+        total_relevant: `(Q,)`, the number of relevant products in the catalogue for each query.
+
+    Raises:
+        UserError: if there are no queries or no results.
     """
     if not relevant.numel():
-        raise UserError("There is no query, or no product to find: nothing can be measured.")
+        raise UserError(
+            f"nothing can be measured: {relevant.shape[0]} queries, {relevant.shape[1]} results each; give 1 or more."
+        )
     hits = relevant[:, :DEPTH].double()
-    places = torch.arange(1, hits.shape[1] + 1)
-    precision = hits.cumsum(dim=1) / places
-    summed = (precision * hits).sum(dim=1)
+    precision = hits.cumsum(dim=1) / torch.arange(1, hits.shape[1] + 1)
+    precision_sum = (precision * hits).sum(dim=1)
     cutoffs = [k for k in CUTOFFS if k <= hits.shape[1]]
-    return RankingMeasures(
+    return RankingMetrics(
         queries=len(hits),
-        precision={k: Mean.of(precision[:, k - 1]) for k in cutoffs},
-        recall={k: Mean.of(hits[:, :k].amax(dim=1)) for k in cutoffs},
-        map_at_100=Mean.of(summed / hits.sum(dim=1).clamp(min=1)),
-        map_at_r=Mean.of(summed / in_all.clamp(min=1, max=hits.shape[1])),
+        precision={k: mean_interval(precision[:, k - 1]) for k in cutoffs},
+        recall={k: mean_interval(hits[:, :k].amax(dim=1)) for k in cutoffs},
+        map_at_100=mean_interval(precision_sum / hits.sum(dim=1).clamp(min=1)),
+        map_at_r=mean_interval(precision_sum / total_relevant.clamp(min=1, max=hits.shape[1])),
         curve=tuple(precision.mean(dim=0).tolist()),
     )
 
 
 @dataclass(frozen=True)
-class LabelledSearch:
-    """What a search by labelled queries comes to: a product is relevant where it is of the query's class.
+class LabelledSearchMetrics:
+    """Metrics of a search in which the products of the query's class are relevant.
 
-    by_class: by the class of the query. chance: precision of a random order.
+    Attributes:
+        overall: the metrics over all queries.
+        by_class: the metrics by class of the query.
+        catalogue: the number of products.
+        chance: the expected precision of a random order.
     """
 
-    overall: RankingMeasures
-    by_class: dict[str, RankingMeasures]
+    overall: RankingMetrics
+    by_class: dict[str, RankingMetrics]
     catalogue: int
     chance: float
 
 
-def measure_labelled(
+def evaluate_labelled(
     ranked: Tensor, query_labels: Tensor, catalogue_labels: Tensor, class_names: tuple[str, ...]
-) -> LabelledSearch:
-    """Measure lists of catalogue rows `(Q, K)`, the nearest first, by the labels `(Q,)` and `(N,)` of both sides."""
+) -> LabelledSearchMetrics:
+    """Evaluate a search in which the products of the query's class are relevant.
+
+    Args:
+        ranked: `(Q, K)`, catalogue rows of the results, nearest first.
+        query_labels: `(Q,)`, the class of each query.
+        catalogue_labels: `(N,)`, the class of each product.
+        class_names: the names of all classes.
+    """
     relevant = catalogue_labels[ranked] == query_labels[:, None]
-    in_all = catalogue_labels.bincount(minlength=len(class_names))[query_labels]
-    return LabelledSearch(
-        overall=measure_ranking(relevant, in_all),
+    total_relevant = catalogue_labels.bincount(minlength=len(class_names))[query_labels]
+    return LabelledSearchMetrics(
+        overall=evaluate_ranking(relevant, total_relevant),
         by_class={
-            class_names[label]: measure_ranking(relevant[query_labels == label], in_all[query_labels == label])
+            class_names[label]: evaluate_ranking(relevant[query_labels == label], total_relevant[query_labels == label])
             for label in query_labels.unique().tolist()
         },
         catalogue=len(catalogue_labels),
-        chance=(in_all.double().mean() / len(catalogue_labels)).item(),
+        chance=(total_relevant.double().mean() / len(catalogue_labels)).item(),
     )
 
 
-def measure_instances(ranked: Tensor, originals: Tensor) -> RankingMeasures:
-    """Measure lists of catalogue rows `(Q, K)` of which one alone is relevant, each query's original `(Q,)`."""
-    return measure_ranking(ranked == originals[:, None], torch.ones(len(originals)))
+def evaluate_instances(ranked: Tensor, originals: Tensor) -> RankingMetrics:
+    """Evaluate a search in which a single product is relevant.
+
+    Args:
+        ranked: `(Q, K)`, catalogue rows of the results, nearest first.
+        originals: `(Q,)`, the catalogue row of the relevant product of each query.
+    """
+    return evaluate_ranking(ranked == originals[:, None], torch.ones(len(originals)))

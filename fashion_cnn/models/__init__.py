@@ -1,6 +1,6 @@
-"""The networks, and the LightningModule that trains and measures them."""
+"""Networks, the LightningModule that trains and evaluates them, optimizers, mixing and losses."""
 
-from fashion_cnn.models.classifier import ImageClassifier, Outputs, split_names
+from fashion_cnn.models.classifier import ImageClassifier, StepOutput, split_names
 from fashion_cnn.models.ensemble import Ensemble
 from fashion_cnn.models.fast_cnn import FastCNN
 from fashion_cnn.models.keras_cnn import KerasCNN
@@ -16,8 +16,8 @@ __all__ = [
     "ImageClassifier",
     "KerasCNN",
     "MixUp",
-    "Outputs",
     "ResNet",
+    "StepOutput",
     "SupervisedContrastive",
     "TorchvisionBackbone",
     "WideResNet",

@@ -1,4 +1,4 @@
-"""Several networks that answer as one: trained side by side, or each on its own."""
+"""Ensembles: networks that are trained together, and the average of networks that were trained apart."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,13 +10,21 @@ from fashion_cnn.errors import UserError
 
 
 class Ensemble(nn.Module):
-    """`members` networks of one kind, whose logits are averaged.
+    """`members` networks of one kind, trained together, whose logits are averaged.
 
-    Images `(B, C, H, W)` in, logits `(B, num_classes)` out.
-    member: makes one network; it offers `features` and ends in a linear layer named `classifier`.
+    In training, the batch is split between the members: an epoch takes as long as one member's, and each member is
+    trained on other images, so that their errors differ and partly cancel in the average. Images `(B, C, H, W)` in,
+    logits `(B, num_classes)` out.
 
-    In training each member learns from its own share of a batch: an epoch takes as long as one member's, and shows
-    each of them another part of the images. So they err on different images, and their mean errs on fewer.
+    Args:
+        in_channels: channels C of the images.
+        num_classes: number of logits.
+        members: number of networks, 1 or more.
+        member: factory of one network from `in_channels` and `num_classes`; the network has `features` and ends in a
+            linear layer named `classifier`.
+
+    Attributes:
+        width: dimensions D of one member's features.
     """
 
     width: int
@@ -30,26 +38,27 @@ class Ensemble(nn.Module):
             network = member(in_channels=in_channels, num_classes=num_classes)
             classifier = network.get_submodule("classifier")
             assert isinstance(classifier, nn.Linear)
-            # All classify in one layer, so that the ensemble too ends in one.
+            # The members' classifiers are one layer, so that the ensemble too ends in a linear layer.
             network.classifier = nn.Identity()
             self.members.append(network)
             self.width = classifier.in_features
         self.classifier = nn.Linear(members * self.width, num_classes)
-        if hasattr(network, "look_at"):
-            self.look_at = self._let_members_look_at
+        if hasattr(network, "initialise"):
+            self.initialise = self._initialise_members
 
-    def _let_members_look_at(self, images: Tensor) -> None:
+    def _initialise_members(self, images: Tensor) -> None:
         for network in self.members:
-            network.look_at(images)  # type: ignore[operator]
+            network.initialise(images)  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: the members' features side by side, `(B, members * D)`."""
+        """Return the input of the classifier: the members' features side by side, `(B, members * D)`."""
         return torch.cat([network(images) for network in self.members], dim=1) / len(self.members)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, num_classes)`: the members' average, or in training each member's on its images."""
         if not self.training:
             return self.classifier(self.features(images))
-        shares = zip(
+        parts = zip(
             self.members,
             images.tensor_split(len(self.members)),
             self.classifier.weight.split(self.width, dim=1),
@@ -57,17 +66,20 @@ class Ensemble(nn.Module):
         )
         return torch.cat(
             [
-                functional.linear(network(share), weight, self.classifier.bias)
-                for network, share, weight in shares
-                if len(share)
+                functional.linear(network(part), weight, self.classifier.bias)
+                for network, part, weight in parts
+                if len(part)
             ]
         )
 
 
-class MeanOfNetworks(nn.Module):
-    """Networks that were trained each on its own, and whose logits are averaged.
+class LogitAverage(nn.Module):
+    """The average of the logits of networks that were trained independently.
 
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out.
+
+    Args:
+        networks: trained networks with the same classes, each with `features`.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -75,8 +87,9 @@ class MeanOfNetworks(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def features(self, images: Tensor) -> Tensor:
-        """The networks' features side by side, `(B, sum of their D)`."""
+        """Return the networks' features side by side, `(B, sum of their dimensions)`."""
         return torch.cat([network.features(images) for network in self.networks], dim=1)  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the mean logits `(B, num_classes)`."""
         return torch.stack([network(images) for network in self.networks]).mean(dim=0)

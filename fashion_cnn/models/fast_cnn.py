@@ -1,4 +1,4 @@
-"""A network for the least training time on a CPU: few multiplications, all behind the first pooling."""
+"""A network for the shortest training time on a CPU: few multiply-adds, all after the first pooling."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,16 @@ from fashion_cnn.errors import UserError
 
 
 class FastCNN(nn.Module):
-    """A frozen convolution that whitens 3x3 patches, then for each of `widths` a pooling and a 3x3 convolution.
+    """A frozen whitening convolution, then max pooling and a 3x3 convolution for each of `widths`.
 
-    Images `(B, C, H, W)` in, logits `(B, num_classes)` out. H and W must be at least 2 ** number of widths.
-    whitened: channels of the frozen convolution, even and at most 18 for each channel of the images.
-    widths: multiples of 16 suit the vector units.
+    The classifier reads the mean and the maximum over the pixels of the last feature map. Images `(B, C, H, W)` in,
+    logits `(B, num_classes)` out; H and W must be at least `2 ** len(widths)`.
 
-    The classifier sees mean and maximum of the last convolution's pixels.
+    Args:
+        in_channels: channels C of the images.
+        num_classes: number of logits.
+        whitened: channels of the whitening convolution, even and at most `18 * in_channels`.
+        widths: channels of the convolutions; multiples of 16 suit the vector units of a CPU.
     """
 
     def __init__(self, *, in_channels: int, num_classes: int, whitened: int, widths: Sequence[int]) -> None:
@@ -25,33 +28,37 @@ class FastCNN(nn.Module):
         layers: list[nn.Module] = []
         channels = whitened
         for width in widths:
-            # Pooling before the activation gives the same numbers, from a quarter of the work.
+            # ReLU is monotonic: after the pooling it gives the same values for a quarter of the work.
             layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
             layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
             channels = width
         self.trunk = nn.Sequential(*layers, nn.ReLU(inplace=True))
         self.classifier = nn.Linear(2 * channels, num_classes)
 
-    def look_at(self, images: Tensor) -> None:
-        """Whiten patches as they are in these normalised images `(N, C, H, W)`; without effect the second time."""
+    def initialise(self, images: Tensor) -> None:
+        """Fit the whitening to normalised training images `(N, C, H, W)`; does nothing the second time."""
         self.whitening.fit(images)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: `(B, 2 * widths[-1])`."""
+        """Return the input of the classifier, `(B, 2 * widths[-1])`."""
         pixels = self.trunk(self.whitening(images))
         return torch.cat([pixels.mean(dim=(2, 3)), pixels.amax(dim=(2, 3))], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, num_classes)`."""
         return self.classifier(self.features(images))
 
 
 class Whitening(nn.Module):
-    """A convolution whose outputs on 3x3 patches are uncorrelated and of unit variance, and each output's negative.
+    """A frozen 3x3 convolution whose outputs are uncorrelated and of unit variance, and the negative of each output.
 
-    Images `(B, in_channels, H, W)` in, `(B, channels, H, W)` out; nothing of it is trained, so nothing is computed
-    for it on the way back. The directions of the largest variance are kept. Until `fit`, they are random. From
-    tysam-code's hlb-CIFAR10, 2023, by way of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024
-    (arXiv 2404.00498).
+    The filters are the principal components of image patches with the largest variance, scaled by its inverse root.
+    Before `fit` they are random. They are buffers, so the backward pass ends before this layer. From tysam-code,
+    hlb-CIFAR10, 2023, by way of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498).
+
+    Args:
+        in_channels: channels of the images `(B, in_channels, H, W)`.
+        channels: channels of the output `(B, channels, H, W)`, even and at most `18 * in_channels`.
     """
 
     weight: Tensor
@@ -63,20 +70,27 @@ class Whitening(nn.Module):
             raise UserError(
                 f"model.network.whitened={channels} is not possible: give an even number, 2 to {18 * in_channels}."
             )
-        directions = nn.init.orthogonal_(torch.empty(channels // 2, in_channels * 9)).view(-1, in_channels, 3, 3)
-        self.register_buffer("weight", torch.cat([directions, -directions]))
+        filters = nn.init.orthogonal_(torch.empty(channels // 2, in_channels * 9)).view(-1, in_channels, 3, 3)
+        self.register_buffer("weight", torch.cat([filters, -filters]))
         self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
     def fit(self, images: Tensor, smallest_variance: float = 0.01) -> None:
-        """Find the directions in images `(N, in_channels, H, W)`. `smallest_variance` keeps faint noise faint."""
+        """Compute the filters from images; does nothing the second time.
+
+        Args:
+            images: normalised images `(N, in_channels, H, W)`.
+            smallest_variance: added to the variances, so that components of mere noise are not amplified.
+        """
         if self.fitted:
             return
         patches = functional.unfold(images.float(), 3, padding=1).transpose(1, 2).flatten(0, 1)
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        chosen = (directions / (variances + smallest_variance).sqrt()).T.flip(0)[: len(self.weight) // 2]
-        self.weight.copy_(torch.cat([chosen, -chosen]).view_as(self.weight))
+        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        # eigh sorts by ascending variance.
+        filters = (components / (variances + smallest_variance).sqrt()).T.flip(0)[: len(self.weight) // 2]
+        self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
         self.fitted.fill_(True)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the whitened images `(B, channels, H, W)`."""
         return functional.conv2d(images, self.weight, padding=1)

@@ -1,4 +1,4 @@
-"""Hardware that a network runs on: the device, its fast number format, and how freed memory is kept."""
+"""The device, the floating-point precision and the memory allocator that networks run with."""
 
 import ctypes
 import sys
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-# What Lightning calls the formats by, beside their names.
+# Lightning's short forms of its precision names.
 _PRECISION_NAMES = {
     None: "32-true",
     32: "32-true",
@@ -15,13 +15,13 @@ _PRECISION_NAMES = {
     "16": "16-mixed",
     "bf16": "bf16-mixed",
 }
-# The numbers of glibc's <malloc.h>.
+# Parameters of mallopt in glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-def device_for(accelerator: str) -> torch.device:
-    """The device that Lightning takes for this `accelerator`, `auto` included; the CPU where there is none of it."""
+def select_device(accelerator: str) -> torch.device:
+    """Return the device that Lightning chooses for `accelerator`, `auto` included; the CPU as a fallback."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
@@ -30,12 +30,17 @@ def device_for(accelerator: str) -> torch.device:
 
 
 def fast_precision(accelerator: str) -> str:
-    """Lightning's name of the format: bfloat16 where the hardware has it, else float32.
+    """Return the fastest safe precision: bfloat16 if the hardware computes in it, otherwise float32.
 
-    accelerator: as given to the Trainer, `auto` included. bfloat16 is emulated, and slow, on a
-    processor without AVX512-BF16 or AMX.
+    A CPU without AVX512-BF16 or AMX emulates bfloat16, which is slow.
+
+    Args:
+        accelerator: as given to the Trainer, `auto` included.
+
+    Returns:
+        Lightning's name, "bf16-mixed" or "32-true".
     """
-    device = device_for(accelerator).type
+    device = select_device(accelerator).type
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device == "mps":
@@ -44,25 +49,30 @@ def fast_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def precision_of(precision: str | int | None, accelerator: str) -> str:
-    """Lightning's name of the format that its Trainer computes in with these two settings; `auto` is what is fast here.
+def resolve_precision(precision: str | int | None, accelerator: str) -> str:
+    """Return the precision in which Lightning's Trainer computes; float16 becomes bfloat16 on a CPU.
 
-    What a CPU cannot do well, float16, is bfloat16 there.
+    Args:
+        precision: as given to the Trainer, or "auto" for `fast_precision`.
+        accelerator: as given to the Trainer, `auto` included.
+
+    Returns:
+        Lightning's name, such as "bf16-mixed".
     """
     if precision == "auto":
         return fast_precision(accelerator)
     name = _PRECISION_NAMES.get(precision, str(precision))
-    return "bf16-mixed" if name == "16-mixed" and device_for(accelerator).type == "cpu" else name
+    return "bf16-mixed" if name == "16-mixed" and select_device(accelerator).type == "cpu" else name
 
 
 def precision_context(precision: str | int | None, accelerator: str) -> AbstractContextManager[object]:
-    """Has networks compute as Lightning's Trainer does with these two settings."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision_of(precision, accelerator))
-    return torch.autocast(device_for(accelerator).type, dtype) if dtype else nullcontext()
+    """Return a context in which networks compute as in Lightning's Trainer; arguments as in `resolve_precision`."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(precision, accelerator))
+    return torch.autocast(select_device(accelerator).type, dtype) if dtype else nullcontext()
 
 
-def describe(device: torch.device) -> str:
-    """What computes there, in words."""
+def describe_device(device: torch.device) -> str:
+    """Return the device's name; for a CPU, its threads and vector instructions."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type != "cpu":
@@ -72,11 +82,13 @@ def describe(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next step; whether it could be told so.
+    """Make glibc keep freed memory for the next training step.
 
-    Else it gives large blocks back to the system, which zeroes them anew, page by page, for each step: on two
-    cores that took a third of the training of `model=baseline`, a sixth of `model=small`. Costs some 60 MB.
-    Without effect where the C library is another.
+    By default it returns large blocks to the system, which zeroes them page by page for each step: on two cores that
+    took a third of the training of `model=baseline` and a sixth of `model=small`. Keeping them costs about 60 MB.
+
+    Returns:
+        Whether it took effect; False with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return False

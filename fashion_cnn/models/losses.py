@@ -1,4 +1,4 @@
-"""A loss on the embeddings themselves, so that a search finds more of the same class."""
+"""Supervised contrastive loss on embeddings, which makes images of one class neighbours in a search."""
 
 import torch
 from torch import Tensor
@@ -8,31 +8,50 @@ from fashion_cnn.errors import UserError
 
 
 class SupervisedContrastive:
-    """Draws the embeddings of a batch's images of one class together, and all others apart.
+    """Pulls embeddings of the same class together and pushes those of different classes apart.
 
-    Embeddings `(B, D)` and class indices `(B,)` in; a scalar out, times `weight`: the mean over images of the mean over
-    the batch's other images of its class of -log softmax(cosine / `temperature`), the softmax being over all others.
-    Khosla et al., "Supervised Contrastive Learning", 2020 (arXiv 2004.11362), equation 2, with one view an image.
+    Khosla et al., "Supervised Contrastive Learning", 2020 (arXiv 2004.11362), equation 2, with one view an image. For
+    an image i with positives P(i), the other images of its class in the batch, the loss is
+
+        -1 / |P(i)| * sum over p in P(i) of log softmax(cosine(i, p) / temperature),
+
+    the softmax being over all other images of the batch.
+
+    Args:
+        temperature: divisor of the cosines, above 0.
+        weight: factor of the loss, 0 or more.
+
+    Raises:
+        UserError: if an argument is out of range.
     """
 
     def __init__(self, temperature: float = 0.1, weight: float = 0.5) -> None:
         if not temperature > 0 or not weight >= 0:
             raise UserError(
-                f"embedding_loss.temperature={temperature} weight={weight} is not possible: give a temperature above 0 "
-                "and a weight of 0 or more."
+                f"embedding_loss.temperature={temperature} weight={weight} is not possible: "
+                "give a temperature above 0 and a weight of 0 or more."
             )
         self.temperature = temperature
         self.weight = weight
 
     def __call__(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted mean loss over the images that have positives.
+
+        Args:
+            embeddings: `(B, D)`, of any length.
+            targets: class indices `(B,)`.
+
+        Returns:
+            A scalar; zero if no image has a positive.
+        """
         directions = functional.normalize(embeddings.float(), dim=1)
-        # Of bfloat16 the exponential would make steps.
+        # In float32: bfloat16 cosines are too coarse for the exponential.
         with torch.autocast(embeddings.device.type, enabled=False):
-            scaled = directions @ directions.T / self.temperature
-        itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-        log_shares = scaled - scaled.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-        kin = (targets[:, None] == targets) & ~itself
-        kin_count = kin.sum(dim=1)
-        losses = -(log_shares * kin).sum(dim=1) / kin_count.clamp(min=1)
-        # An image that is alone in its class says nothing.
-        return self.weight * losses.sum() / (kin_count > 0).sum().clamp(min=1)
+            similarities = directions @ directions.T / self.temperature
+        is_self = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+        others = similarities.masked_fill(is_self, -torch.inf)
+        log_probabilities = similarities - others.logsumexp(dim=1, keepdim=True)
+        is_positive = (targets[:, None] == targets) & ~is_self
+        positives = is_positive.sum(dim=1)
+        losses = -(log_probabilities * is_positive).sum(dim=1) / positives.clamp(min=1)
+        return self.weight * losses.sum() / (positives > 0).sum().clamp(min=1)

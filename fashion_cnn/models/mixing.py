@@ -1,22 +1,26 @@
-"""Two training images in one, with the labels of both: a whole batch at once, each image with its own random draw.
+"""CutMix and MixUp: training images mixed with another image of the batch, and their labels with its labels.
 
-They take normalised images `(B, C, H, W)` and the probabilities of the classes `(B, num_classes)` that are to be
-learned, and return both, mixed, and how much of each image is its own `(B,)`. The partner of an image is the one before
-it, which is another in each epoch.
+The partner of an image is the one before it in the batch, which differs in each epoch. Each image has its own random
+draws.
 """
 
 import torch
 from torch import Tensor
 
-from fashion_cnn.data.augmentation import check_probability, rectangles
+from fashion_cnn.data.augmentation import check_probability, rectangle_masks
 from fashion_cnn.errors import UserError
 
 
 class CutMix:
-    """Paste a rectangle of its partner into each image with probability `p`; the labels count by their areas.
+    """Pastes a rectangle of its partner into each image with probability `p`; the labels are mixed by area.
 
-    The rectangle has the image's proportions and covers a share of it drawn from Beta(`alpha`, `alpha`), less where it
-    is cut off at the edge. Yun et al., "CutMix", 2019 (arXiv 1905.04899).
+    The rectangle has the image's proportions. Its share of the area is drawn from Beta(`alpha`, `alpha`) and is smaller
+    where the edge cuts it off. Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with
+    Localizable Features", 2019 (arXiv 1905.04899).
+
+    Args:
+        p: probability of mixing an image.
+        alpha: parameter of the Beta distribution, above 0.
     """
 
     def __init__(self, p: float = 0.5, alpha: float = 1.0) -> None:
@@ -24,19 +28,34 @@ class CutMix:
         self.alpha = _check_alpha(alpha)
 
     def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            images: normalised images `(B, C, H, W)`.
+            probabilities: target probabilities `(B, num_classes)`.
+
+        Returns:
+            Mixed images and probabilities of the same shapes, and lambda `(B,)`, the share of each image that is not
+            its partner's.
+        """
         batch, _, height, width = images.shape
         centre_y, centre_x = torch.rand(2, batch, device=images.device)
-        area = _shares(self.p, self.alpha, batch, images.device) * height * width
-        pasted = rectangles((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
-        share = pasted.float().mean(dim=(1, 2))
+        area = _sample_partner_shares(self.p, self.alpha, batch, images.device) * height * width
+        pasted = rectangle_masks((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
+        partner_share = pasted.float().mean(dim=(1, 2))
         mixed = torch.where(pasted[:, None], images.roll(1, 0), images)
-        return mixed, _with_partner(probabilities, share[:, None]), 1 - share
+        return mixed, _blend(probabilities, partner_share[:, None]), 1 - partner_share
 
 
 class MixUp:
-    """Blend each image with its partner with probability `p`; images and labels count by the same shares.
+    """Blends each image with its partner with probability `p`, and the labels by the same shares.
 
-    The partner's share is drawn from Beta(`alpha`, `alpha`). Zhang et al., "mixup", 2017 (arXiv 1710.09412).
+    The partner's share is drawn from Beta(`alpha`, `alpha`). Zhang et al., "mixup: Beyond Empirical Risk Minimization",
+    2017 (arXiv 1710.09412).
+
+    Args:
+        p: probability of mixing an image.
+        alpha: parameter of the Beta distribution, above 0.
     """
 
     def __init__(self, p: float = 1.0, alpha: float = 0.2) -> None:
@@ -44,22 +63,23 @@ class MixUp:
         self.alpha = _check_alpha(alpha)
 
     def __call__(self, images: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        share = _shares(self.p, self.alpha, len(images), images.device)
-        mixed = _with_partner(images, share[:, None, None, None])
-        return mixed, _with_partner(probabilities, share[:, None]), 1 - share
+        """Mix a batch; see `CutMix.__call__`."""
+        partner_share = _sample_partner_shares(self.p, self.alpha, len(images), images.device)
+        mixed = _blend(images, partner_share[:, None, None, None])
+        return mixed, _blend(probabilities, partner_share[:, None]), 1 - partner_share
 
 
-def _shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
-    """How much of each image `(B,)` its partner becomes: none with probability 1 - `p`."""
+def _sample_partner_shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
+    """Draw 1 - lambda `(B,)` from Beta(`alpha`, `alpha`) with probability `p`, otherwise 0."""
     concentration = torch.full((batch,), float(alpha), device=device)
-    # Unchecked: the check would have the host wait for a GPU at every step, and alpha was looked at before.
+    # Validation of the arguments would synchronise with the GPU in every step; alpha was checked before.
     share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
     return torch.where(torch.rand(batch, device=device) < p, share, 0.0)
 
 
-def _with_partner(values: Tensor, share: Tensor) -> Tensor:
-    """Values `(B, …)` of which so much comes from the image before."""
-    return values.lerp(values.roll(1, 0), share)
+def _blend(values: Tensor, partner_share: Tensor) -> Tensor:
+    """Interpolate from values `(B, ...)` to those of the partners."""
+    return values.lerp(values.roll(1, 0), partner_share)
 
 
 def _check_alpha(alpha: float) -> float:

@@ -1,8 +1,4 @@
-"""Residual networks.
-
-`ResNet` is small and lowers the resolution early, since arithmetic is what a CPU runs short of. `WideResNet` follows
-Zagoruyko and Komodakis, "Wide Residual Networks", 2016 (arXiv 1605.07146).
-"""
+"""Residual networks: a small ResNet for training on a CPU, and Wide ResNet."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +11,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models.layers import Dropout
 
 Choice = TypeVar("Choice")
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),
     "silu": partial(nn.SiLU, inplace=True),
@@ -28,14 +25,25 @@ NORMALISATIONS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ResNet(nn.Module):
-    """A stem at full resolution, then stages of residual blocks, each behind a 2x2 max pooling.
+    """A stem at full resolution, then stages of residual blocks, each after a 2x2 max pooling.
 
-    stem: channels of each convolution before the first pooling. widths: channels of each stage; multiples of 16 suit
-    the vector units. depths: residual blocks of each stage. dropout: before the classifier. activation: relu, silu or
-    gelu. normalisation: batch, group (8 groups) or none. residual: whether a block's input is added to its output.
-    Images `(B, C, H, W)` in, logits `(B, num_classes)` out. H and W must be at least
-    2 ** number of stages. Raises UserError for widths and depths that do not agree, and for an activation or a
-    normalisation that it does not know.
+    He et al., "Deep Residual Learning for Image Recognition", 2015 (arXiv 1512.03385), with an early reduction of the
+    resolution, which saves multiply-adds. Images `(B, C, H, W)` in, logits `(B, num_classes)` out; H and W must be at
+    least `2 ** len(widths)`.
+
+    Args:
+        in_channels: channels C of the images.
+        num_classes: number of logits.
+        stem: channels of each convolution before the first pooling.
+        widths: channels of each stage; multiples of 16 suit the vector units of a CPU.
+        depths: residual blocks of each stage.
+        dropout: probability of dropping a feature before the classifier.
+        activation: relu, silu or gelu.
+        normalisation: batch, group (8 groups) or none.
+        residual: whether a block adds its input to its output.
+
+    Raises:
+        UserError: if `widths` and `depths` differ in length, or an activation or a normalisation is unknown.
     """
 
     def __init__(
@@ -54,94 +62,117 @@ class ResNet(nn.Module):
         super().__init__()
         if len(widths) != len(depths):
             raise UserError(
-                f"model.network.widths={list(widths)} and depths={list(depths)} do not agree: give each stage a width "
-                "and a depth."
+                f"model.network.widths={list(widths)} and depths={list(depths)} differ in length: "
+                "give each stage a width and a depth."
             )
-        active = _chosen("activation", activation, ACTIVATIONS)
-        convolution = partial(Convolution, normalised=_chosen("normalisation", normalisation, NORMALISATIONS))
+        make_activation = _choose("activation", activation, ACTIVATIONS)
+        convolution = partial(Convolution, make_norm=_choose("normalisation", normalisation, NORMALISATIONS))
         layers: list[nn.Module] = []
         channels = in_channels
         for width in stem:
-            layers += [convolution(channels, width), active()]
+            layers += [convolution(channels, width), make_activation()]
             channels = width
         for width, depth in zip(widths, depths, strict=True):
-            # Pooling comes first, so that the widening convolution works at the lower resolution.
-            # Before an activation that only rises it gives the same numbers, and leaves it a quarter of the work.
-            behind_an_activation = bool(layers) and not isinstance(layers[-1], ResidualBlock)
-            layers.insert(len(layers) - behind_an_activation, nn.MaxPool2d(2))
-            layers += [convolution(channels, width), active()]
-            layers += [ResidualBlock(width, convolution, active, residual=residual) for _ in range(depth)]
+            # Pool first: the widening convolution then works at the lower resolution. Pool before a preceding
+            # activation: ReLU is monotonic and gives the same values for a quarter of the work.
+            follows_activation = layers and not isinstance(layers[-1], ResidualBlock)
+            activation_layers = [layers.pop()] if follows_activation else []
+            layers += [nn.MaxPool2d(2), *activation_layers, convolution(channels, width), make_activation()]
+            layers += [ResidualBlock(width, convolution, make_activation, residual=residual) for _ in range(depth)]
             channels = width
         self.trunk = nn.Sequential(*layers)
         self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: `(B, widths[-1])`, averaged over the last stage's pixels."""
+        """Return the input of the classifier, the mean over the last stage's pixels, `(B, widths[-1])`."""
         return self.trunk(images).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, num_classes)`."""
         return self.classifier(self.dropout(self.features(images)))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity, `(B, width, H, W)` in and out. He et al., 2015."""
+    """Two 3x3 convolutions beside the identity, `(B, width, H, W)` in and out.
+
+    Args:
+        width: channels in and out.
+        convolution: factory of a convolution from its channels in and out.
+        make_activation: factory of an activation.
+        residual: whether to add the input to the output.
+    """
 
     def __init__(
         self,
         width: int,
         convolution: Callable[[int, int], "Convolution"],
-        active: Callable[[], nn.Module],
+        make_activation: Callable[[], nn.Module],
         *,
         residual: bool = True,
     ) -> None:
         super().__init__()
         first, second = convolution(width, width), convolution(width, width)
-        self.branch = nn.Sequential(first, active(), second)
-        self.activation = active()
+        self.branch = nn.Sequential(first, make_activation(), second)
+        self.activation = make_activation()
         self.residual = residual
         if residual:
-            # Each block starts as the identity (Goyal et al., 2017), which steadies a high learning rate.
-            second.start_at_zero()
+            # Each block starts as the identity, which stabilises a high learning rate: Goyal et al., "Accurate, Large
+            # Minibatch SGD", 2017 (arXiv 1706.02677), section 5.1.
+            second.zero_output()
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return feature maps `(B, width, H, W)`."""
         branch = self.branch(images)
         return self.activation(images + branch if self.residual else branch)
 
 
 class Convolution(nn.Sequential):
-    """A 3x3 convolution that keeps the size, normalised."""
+    """A 3x3 convolution that keeps the resolution, and its normalisation.
 
-    def __init__(self, in_channels: int, out_channels: int, *, normalised: Callable[[int], nn.Module]) -> None:
-        normalisation = normalised(out_channels)
-        bias = isinstance(normalisation, nn.Identity)
-        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias), normalisation)
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        make_norm: factory of the normalisation from its channels; the convolution has a bias if it is `nn.Identity`.
+    """
 
-    def start_at_zero(self) -> None:
-        """Answer every image with zeros, until trained."""
+    def __init__(self, in_channels: int, out_channels: int, *, make_norm: Callable[[int], nn.Module]) -> None:
+        norm = make_norm(out_channels)
+        bias = isinstance(norm, nn.Identity)
+        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias), norm)
+
+    def zero_output(self) -> None:
+        """Set the last parameters to zero, so that the output is zero until training changes them."""
         for parameter in self[0 if isinstance(self[1], nn.Identity) else 1].parameters():
             nn.init.zeros_(parameter)
 
 
-def _chosen(what: str, name: str, choices: Mapping[str, Choice]) -> Choice:
+def _choose(option: str, name: str, choices: Mapping[str, Choice]) -> Choice:
     if name not in choices:
-        raise UserError(f"model.network.{what}={name} is not known: choose one of {', '.join(choices)}.")
+        raise UserError(f"model.network.{option}={name} is unknown: choose one of {', '.join(choices)}.")
     return choices[name]
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-widen_factor with pre-activation blocks, three stages of 16, 32 and 64 x `widen_factor`.
+    """WRN-`depth`-`widen_factor`: three stages of pre-activation blocks of 16, 32 and 64 x `widen_factor` channels.
 
-    depth: 6n + 4 convolutions. dropout: between the two convolutions of a block.
-    Images `(B, C, H, W)` in, logits `(B, num_classes)` out. WRN-28-10 has 36.5 M parameters.
+    Zagoruyko and Komodakis, "Wide Residual Networks", 2016 (arXiv 1605.07146). WRN-28-10 has 36.5 million parameters.
+    Images `(B, C, H, W)` in, logits `(B, num_classes)` out.
+
+    Args:
+        in_channels: channels C of the images.
+        num_classes: number of logits.
+        depth: number of convolutions, 6n + 4 for n blocks a stage.
+        widen_factor: multiplier of the channels.
+        dropout: probability of dropping an element between the two convolutions of a block.
     """
 
     def __init__(
         self, *, in_channels: int, num_classes: int, depth: int, widen_factor: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
+        blocks, remainder = divmod(depth - 4, 6)
+        if remainder or blocks < 1:
             raise UserError(f"depth={depth} is not 6n + 4: give 10, 16, 22, 28 …")
         layers: list[nn.Module] = [nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)]
         channels = 16
@@ -158,15 +189,23 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: `(B, 64 * widen_factor)`, averaged over the last stage's pixels."""
+        """Return the input of the classifier, the mean over the last stage's pixels, `(B, 64 * widen_factor)`."""
         return self.trunk(images).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, num_classes)`."""
         return self.classifier(self.features(images))
 
 
 class PreActivationBlock(nn.Module):
-    """Normalise, activate, convolve, twice: `(B, in, H, W)` to `(B, out, H / stride, W / stride)`."""
+    """Normalisation, activation and convolution, twice, beside a shortcut.
+
+    Args:
+        in_channels: channels of the input `(B, in_channels, H, W)`.
+        out_channels: channels of the output `(B, out_channels, H / stride, W / stride)`.
+        stride: of the first convolution and of the shortcut.
+        dropout: probability of dropping an element between the convolutions.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -178,13 +217,14 @@ class PreActivationBlock(nn.Module):
             Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
         )
-        self.same = in_channels == out_channels and stride == 1
+        self.same_shape = in_channels == out_channels and stride == 1
         self.shortcut: nn.Module = (
-            nn.Identity() if self.same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            nn.Identity() if self.same_shape else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return feature maps `(B, out_channels, H / stride, W / stride)`."""
         activated = self.activate(images)
-        # The paper's projection sees the activated input, the identity the untouched one.
-        shortcut: Tensor = self.shortcut(images if self.same else activated)
+        # In the paper a projection reads the activated input, the identity the input itself.
+        shortcut: Tensor = self.shortcut(images if self.same_shape else activated)
         return shortcut + self.branch(activated)

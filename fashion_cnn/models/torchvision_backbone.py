@@ -1,4 +1,4 @@
-"""A network of torchvision's, such as those pretrained on ImageNet, with a classifier of its own."""
+"""Classification networks of torchvision, optionally pretrained, with a new classifier."""
 
 from pathlib import Path
 
@@ -7,18 +7,25 @@ from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError
 
-# While they train, they give the logits of auxiliary classifiers too.
-_WITH_HELPERS = ("googlenet", "inception_v3")
+# In training these also return the logits of auxiliary classifiers.
+_WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
 
 
 class TorchvisionBackbone(nn.Module):
-    """One of torchvision's classification networks, its last linear layer replaced.
+    """A classification network of torchvision whose last linear layer is replaced.
 
-    name: as `torchvision.models.list_models` has it, such as resnet18. weights: a file of pretrained weights (a state
-    dict as torchvision publishes them), read once before the first step; a finished run needs it no more. size: of the
-    sides in pixels that images are scaled to first; None takes them as they are.
-    Images `(B, C, H, W)` in, C being 1 (shown as three equal channels) or 3; logits `(B, num_classes)` out.
-    Raises UserError for a name or a file that is none.
+    Images `(B, C, H, W)` in, logits `(B, num_classes)` out. Grey images are repeated in three channels.
+
+    Args:
+        in_channels: channels C of the images, 1 or 3.
+        num_classes: number of logits.
+        name: name in `torchvision.models.list_models`, such as resnet18.
+        weights: file of pretrained weights, a state dict as torchvision publishes them. It is read once, before the
+            first step; a resumed or finished run does not need it.
+        size: side in pixels to which images are resized first; None keeps their size.
+
+    Raises:
+        UserError: if the name is unknown, the network has no linear layer or `in_channels` is neither 1 nor 3.
     """
 
     loaded: Tensor
@@ -27,12 +34,13 @@ class TorchvisionBackbone(nn.Module):
         self, *, in_channels: int, num_classes: int, name: str, weights: str | None = None, size: int | None = None
     ) -> None:
         super().__init__()
-        # Here, since no other network needs it.
+        # Imported here: no other network needs it, and it is slow.
         import torchvision
 
-        known = [one for one in torchvision.models.list_models(torchvision.models) if one not in _WITH_HELPERS]
-        if name not in known:
-            raise UserError(f"model.network.name={name} is none of torchvision's networks: {', '.join(known)}.")
+        listed = torchvision.models.list_models(torchvision.models)
+        names = [candidate for candidate in listed if candidate not in _WITH_AUXILIARY_LOGITS]
+        if name not in names:
+            raise UserError(f"model.network.name={name} is not a network of torchvision: {', '.join(names)}.")
         if in_channels not in (1, 3):
             raise UserError(f"model=torchvision takes images of 1 or 3 channels, not of {in_channels}.")
         self.weights, self.size = weights, size
@@ -40,34 +48,41 @@ class TorchvisionBackbone(nn.Module):
         self.head, width = _last_linear(self.backbone)
         self.backbone.set_submodule(self.head, nn.Identity())
         self.classifier = nn.Linear(width, num_classes)
-        # So that a resumed or finished run does not read them again.
+        # In the checkpoint, so that a resumed or finished run does not read the file again.
         self.register_buffer("loaded", torch.tensor(weights is None))
 
-    def look_at(self, images: Tensor) -> None:
-        """Read the pretrained weights; without effect the second time."""
+    def initialise(self, images: Tensor) -> None:
+        """Load the pretrained weights; does nothing the second time.
+
+        Args:
+            images: not used.
+
+        Raises:
+            UserError: if the file cannot be read or belongs to another network.
+        """
         if self.loaded:
             return
         assert self.weights is not None
         path = Path(self.weights).expanduser()
         try:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises what its unpickler met
+        except Exception as error:  # torch raises errors of many types
             raise UserError(
-                f"model.network.weights={path} cannot be read ({str(error).splitlines()[0]}): name a file of a state "
-                "dict, as torchvision publishes them."
+                f"model.network.weights={path} cannot be read ({str(error).splitlines()[0]}): "
+                "give a file of a state dict, as torchvision publishes them."
             ) from error
         body = {key: value for key, value in state_dict.items() if not key.startswith(f"{self.head}.")}
         try:
             self.backbone.load_state_dict(body)
         except RuntimeError as error:
             raise UserError(
-                f"model.network.weights={path} are those of another network than {type(self.backbone).__name__}: "
+                f"model.network.weights={path} belongs to another network than {type(self.backbone).__name__}: "
                 f"{str(error).splitlines()[1].strip()[:200]}"
             ) from error
         self.loaded.fill_(True)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: `(B, D)`."""
+        """Return the input of the classifier, `(B, D)`."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         if self.size is not None:
@@ -76,12 +91,13 @@ class TorchvisionBackbone(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, num_classes)`."""
         return self.classifier(self.features(images))
 
 
 def _last_linear(backbone: nn.Module) -> tuple[str, int]:
-    """The name and the input width of the layer that gives the logits."""
+    """The name and the input width of the last linear layer, which computes the logits."""
     linear = [(name, layer.in_features) for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear)]
     if not linear:
-        raise UserError(f"{type(backbone).__name__} ends in no linear layer: choose another network.")
+        raise UserError(f"{type(backbone).__name__} has no linear layer: choose another network.")
     return linear[-1]

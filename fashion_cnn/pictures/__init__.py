@@ -1,14 +1,14 @@
-"""Pictures as people have them, brought to what a network expects."""
+"""Picture files of any kind, converted to the tensors that a network takes."""
 
 from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, TooManyPixelsError, UnreadablePictureError, decode
-from fashion_cnn.pictures.files import FoundPictures, find_pictures, read_pictures
-from fashion_cnn.pictures.preparation import PREPARED_AS, Preparation
+from fashion_cnn.pictures.files import PictureFiles, find_pictures, read_pictures
+from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Preparation
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
-    "PREPARED_AS",
-    "FoundPictures",
+    "PREPARATION_VERSION",
+    "PictureFiles",
     "Preparation",
     "TooManyPixelsError",
     "UnreadablePictureError",

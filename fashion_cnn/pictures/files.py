@@ -1,4 +1,4 @@
-"""Picture files: those that a path, a glob or a list names, read by threads that decode ahead."""
+"""Find the picture files that a path, a glob or a list names, and read them with threads."""
 
 import glob
 import os
@@ -13,92 +13,98 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures.decoding import UnreadablePictureError, decode, is_picture
 from fashion_cnn.pictures.preparation import Preparation
 
-# Names that say of a file that it is a picture: in a folder it is tried, whatever it holds.
+# A file with one of these names in a folder is read, whatever it holds; an error then reports that it is not a picture.
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".avif", ".tif", ".tiff", ".bmp", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".heic", ".heif"),
 }
-# Enough that the threads have work while a network looks at a batch.
+# Items submitted ahead of the consumer: enough to keep the threads busy while a network processes a batch.
 _AHEAD = 1024
-Read = Tensor | UnreadablePictureError
+_REMEDY = "give a file, a folder, a glob or a list of these"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class FoundPictures:
-    """paths: in order, each once; of a folder that cannot be looked into its own, which reading will tell of. left_out:
-    files of folders and globs that neither are pictures nor are named so.
+class PictureFiles:
+    """The files that a command line names.
+
+    Attributes:
+        paths: in order, without repetition. An unreadable folder is listed itself, so that reading it reports the
+            error.
+        skipped: number of files in folders and globs that are neither pictures nor named like one.
     """
 
     paths: tuple[Path, ...]
-    left_out: int
+    skipped: int
 
 
-def counts_as_picture(file: Path) -> bool:
-    """Whether a file of a folder is a picture, or is named as one."""
+def is_picture_file(file: Path) -> bool:
+    """Return whether a file in a folder is read as a picture: by its name, or by its header."""
     return file.suffix.lower() in SUFFIXES or is_picture(file)
 
 
-def find_pictures(references: str | Sequence[str], *, option: str = "images") -> FoundPictures:
-    """The files that `references` name; folders at any depth, linked ones too, hidden files left out.
+def find_pictures(references: str | Sequence[str], *, option: str = "images") -> PictureFiles:
+    """Find the picture files that `references` name.
 
-    A file that is named itself is always among them. option: what they were given as. Raises UserError where a
-    reference names nothing.
+    Args:
+        references: files, which are always included; folders, searched at any depth without hidden files; globs.
+        option: the name of the option in error messages.
+
+    Raises:
+        UserError: if a reference names no picture.
     """
     paths: dict[Path, Path] = {}
-    left_out = 0
+    skipped = 0
     for reference in [references] if isinstance(references, str) else references:
-        found = _expand(reference, option)
-        for path in found.paths:
+        files = _expand(reference, option)
+        for path in files.paths:
             paths.setdefault(path.absolute(), path)
-        left_out += found.left_out
+        skipped += files.skipped
     if not paths:
-        raise UserError(f"{option}=[] names no picture: give a file, a folder, a glob or a list of these.")
-    return FoundPictures(tuple(paths.values()), left_out)
+        raise UserError(f"{option}=[] names no picture: {_REMEDY}.")
+    return PictureFiles(tuple(paths.values()), skipped)
 
 
-def _expand(reference: str, option: str) -> FoundPictures:
+def _expand(reference: str, option: str) -> PictureFiles:
     path = Path(reference).expanduser()
-    refused: list[Path] = []
+    unreadable: list[Path] = []
     if path.is_file():
-        return FoundPictures((path,), 0)
+        return PictureFiles((path,), 0)
     if path.is_dir():
-        candidates, what = list(_files_in(path, refused.append)), f"{reference} holds no picture"
+        candidates, problem = list(_files_in(path, unreadable)), f"{reference} holds no picture"
     elif path.exists():
         raise UserError(f"{option}={reference} is neither a file nor a folder.")
     elif glob.has_magic(reference):
-        # As in a shell; pathlib's takes hidden files too.
+        # Skips hidden files like a shell, unlike pathlib's glob.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-        inside = (_files_in(match, refused.append) if match.is_dir() else [match] for match in matches)
-        candidates = list(chain.from_iterable(inside))
-        what = f"{reference} matches no picture"
+        files = (_files_in(match, unreadable) if match.is_dir() else [match] for match in matches)
+        candidates, problem = list(chain.from_iterable(files)), f"{reference} matches no picture"
     else:
-        raise UserError(f"{option}={reference} does not exist: give a file, a folder, a glob or a list of these.")
-    pictures = tuple(filter(counts_as_picture, candidates))
-    left_out = len(candidates) - len(pictures)
-    if not pictures and not refused:
-        others = {0: "no file at all", 1: "one file that is none"}.get(left_out, f"{left_out} files that are none")
-        raise UserError(f"{what}, {others}: give a file, a folder, a glob or a list of these.")
-    return FoundPictures((*pictures, *refused), left_out)
+        raise UserError(f"{option}={reference} does not exist: {_REMEDY}.")
+    pictures = tuple(filter(is_picture_file, candidates))
+    skipped = len(candidates) - len(pictures)
+    if not pictures and not unreadable:
+        raise UserError(f"{problem} ({pluralize(skipped, 'other file')}): {_REMEDY}.")
+    return PictureFiles((*pictures, *unreadable), skipped)
 
 
-def _files_in(folder: Path, refused: Callable[[Path], None]) -> Iterator[Path]:
-    """The files below a folder, in order. Called with a folder that cannot be looked into: `refused`."""
-    entered = set()
+def _files_in(folder: Path, unreadable: list[Path]) -> Iterator[Path]:
+    """Yield the files below a folder in order, and append folders that cannot be read to `unreadable`."""
+    visited = set()
     for parent, folders, names in os.walk(
-        folder, onerror=lambda error: refused(Path(error.filename)), followlinks=True
+        folder, onerror=lambda error: unreadable.append(Path(error.filename)), followlinks=True
     ):
-        # A link may lead back to where it lies, or to where another one does.
+        # Links may form a cycle, or lead to the same folder.
         status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in entered:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        entered.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             file = Path(parent, name)
@@ -107,21 +113,23 @@ def _files_in(folder: Path, refused: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a file, as far as can be told; pipes and devices, which could be waited for in vain, are none."""
+    """Return whether the path is a regular file; reading a pipe or device could block."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
-    except PermissionError:  # which reading it will tell
+    except PermissionError:  # Reading the file reports it.
         return True
     except OSError:
         return False
 
 
-def read_pictures(paths: Iterable[Path], preparation: Preparation) -> Generator[tuple[Path, Read]]:
-    """Each file with its prepared picture `(C, H, W)` uint8, or with the reason why it has none, in the given order."""
+def read_pictures(
+    paths: Iterable[Path], preparation: Preparation
+) -> Generator[tuple[Path, Tensor | UnreadablePictureError]]:
+    """Yield each path with its prepared picture `(C, H, W)` uint8, or with the error, in the given order."""
 
-    def read(path: Path) -> Read:
+    def read(path: Path) -> Tensor | UnreadablePictureError:
         try:
-            return preparation(decode(path, enough=preparation.enough))
+            return preparation(decode(path, min_pixels=preparation.min_pixels))
         except UnreadablePictureError as error:
             return error
 
@@ -129,16 +137,16 @@ def read_pictures(paths: Iterable[Path], preparation: Preparation) -> Generator[
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Result]) -> Generator[tuple[Item, Result]]:
-    """Each item with what `read` makes of it, in the given order; threads do so ahead of whoever takes them."""
-    # Pillow decodes and scales without holding Python's lock.
+    """Yield each item with `read(item)` in the given order; threads work ahead of the consumer."""
+    # Pillow releases the global interpreter lock while it decodes and resizes.
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
     try:
-        left = iter(items)
-        ahead: deque[tuple[Item, Future[Result]]] = deque()
-        ahead.extend((item, pool.submit(read, item)) for item in islice(left, _AHEAD))
-        while ahead:
-            item, future = ahead.popleft()
+        remaining = iter(items)
+        pending: deque[tuple[Item, Future[Result]]] = deque()
+        pending.extend((item, pool.submit(read, item)) for item in islice(remaining, _AHEAD))
+        while pending:
+            item, future = pending.popleft()
             yield item, future.result()
-            ahead.extend((item, pool.submit(read, item)) for item in islice(left, 1))
+            pending.extend((item, pool.submit(read, item)) for item in islice(remaining, 1))
     finally:
         pool.shutdown(cancel_futures=True)

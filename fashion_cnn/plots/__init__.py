@@ -1,1 +1,1 @@
-"""Figures drawn from stored arrays."""
+"""Plots drawn from stored metrics and predictions."""

@@ -1,4 +1,4 @@
-"""Figures of a comparison: gap and accuracy against a setting, and the learning curve."""
+"""Plots of a comparison of runs: gap and accuracy against a setting, and the learning curve."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -11,71 +11,71 @@ from matplotlib.ticker import LogFormatter, NullFormatter
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.learning_curve import LearningCurve
 from fashion_cnn.analysis.settings import Setting
-from fashion_cnn.plots.style import as_label
+from fashion_cnn.plots.style import escape_label
 from fashion_cnn.plots.training import COLOR, STYLES
 
-# Lines whose names have room among them, and below them.
-_MOST_INSIDE = 4
-_MOST_NAMED = 8
-# Of a name, in characters, and of a row of the legend, in inches.
-_LONGEST_LABEL = 60
+# Largest number of lines whose legend fits inside the axes, and below them.
+_MAX_INSIDE = 4
+_MAX_LEGEND = 8
+# Largest length of a label in characters, and height of a legend row in inches.
+_MAX_LABEL = 60
 _LEGEND_ROW = 0.21
-# Numbers have room side by side as far apart as this share of the axis.
-_CLOSEST = 0.07
+# Smallest distance of two tick labels, as a fraction of the axis.
+_MIN_TICK_DISTANCE = 0.07
 
 
-def plots(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
-    """For each factor in which alone two groups or more differ, a figure and its name."""
+def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+    """Draw a figure for each factor that at least two groups differ in alone; yields its name and the figure."""
     for factor in comparison.factors:
         lines = _lines(comparison, factor)
         if all(len(groups) < 2 for groups in lines.values()):
             continue
-        # In two columns, those of the accuracies too.
-        below = (min(len(lines), _MOST_NAMED) + 4) // 2 if _crowded(lines) else 0
-        figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * below), layout="constrained")
+        # Legend rows below the axes: two columns of the lines and the four entries of the accuracies.
+        legend_rows = (min(len(lines), _MAX_LEGEND) + 4) // 2 if _crowded(lines) else 0
+        figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * legend_rows), layout="constrained")
         left, right = figure.subplots(1, 2)
         plot_gap_against(comparison, factor, left)
         plot_accuracy_against(comparison, factor, right)
-        if below:
-            _one_legend_below(figure, left, right)
+        if legend_rows:
+            _move_legends_below(figure, left, right)
         yield f"against_{factor.replace('/', '-')}", figure
 
 
-def _one_legend_below(figure: Figure, *axes: Axes) -> None:
-    """Many names would lie over the lines, or leave no room for them."""
-    entries = [each.get_legend_handles_labels() for each in axes]
-    for each in axes:
-        if legend := each.get_legend():
+def _move_legends_below(figure: Figure, *panels: Axes) -> None:
+    """Merge the legends of all axes into one below them, where many names do not cover the lines."""
+    entries = [axes.get_legend_handles_labels() for axes in panels]
+    for axes in panels:
+        if legend := axes.get_legend():
             legend.remove()
     handles, labels = (list(chain.from_iterable(part)) for part in zip(*entries, strict=True))
     figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize="small", ncols=2)
 
 
 def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
-    """Draw the accuracy gap against `factor`, a line for each choice of the other factors."""
+    """Draw the accuracy gap against `factor`, one line for each combination of the other factors."""
     scale = _Scale(comparison, factor)
     lines = _lines(comparison, factor)
     for number, (label, groups) in enumerate(lines.items()):
-        named = _cut(label or "gap") if number < _MOST_NAMED else None
-        scale.plot(groups, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=named)
-    if len(lines) > _MOST_NAMED:
-        axes.errorbar([], [], linestyle="none", label=f"and {len(lines) - _MOST_NAMED} more")
+        legend = _shorten(label or "gap") if number < _MAX_LEGEND else None
+        scale.plot(groups, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=legend)
+    if len(lines) > _MAX_LEGEND:
+        axes.errorbar([], [], linestyle="none", label=f"and {len(lines) - _MAX_LEGEND} more")
     axes.axhline(0, color="black", linewidth=0.8)
     scale.finish(axes)
     axes.set_ylabel("gap in accuracy, train to validation (points)")
 
 
 def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> None:
-    """Draw train and validation accuracy against `factor`, a pair of lines for each choice of the other factors."""
+    """Draw training and validation accuracy against `factor`, two lines for each combination of the other factors."""
     scale = _Scale(comparison, factor)
     lines = _lines(comparison, factor)
     for number, (label, groups) in enumerate(lines.items()):
         for split in ("train", "val"):
             style = {**STYLES[split], "alpha": _fade(number)}
             if not _crowded(lines):
-                style["label"] = ", ".join(filter(None, (STYLES[split]["label"], _cut(label))))
+                style["label"] = ", ".join(filter(None, (STYLES[split]["label"], _shorten(label))))
             elif number:
-                # The names of so many stand beside it, with the gap.
+                # The legend of the gap has the names of the other lines.
                 style["label"] = None
             scale.plot(groups, f"{split}/accuracy", axes, **style)
     scale.finish(axes)
@@ -83,23 +83,23 @@ def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> No
 
 
 def _lines(comparison: Comparison, factor: str) -> dict[str, list[Group]]:
-    """The groups that differ in `factor` alone, by what the others are."""
+    """Groups that differ in `factor` alone, by the values of the other factors."""
     lines: dict[str, list[Group]] = {}
     for group in comparison.groups:
-        rest = ", ".join(f"{name}={value}" for name, value in group.factors.items() if name != factor)
-        lines.setdefault(rest, []).append(group)
+        others = ", ".join(f"{name}={value}" for name, value in group.factors.items() if name != factor)
+        lines.setdefault(others, []).append(group)
     return lines
 
 
 def _crowded(lines: dict[str, list[Group]]) -> bool:
-    """Whether the names of the lines would lie over them."""
-    return len(lines) > _MOST_INSIDE or any(len(label) > _LONGEST_LABEL / 2 for label in lines)
+    """Return True if the legend would cover the lines."""
+    return len(lines) > _MAX_INSIDE or any(len(label) > _MAX_LABEL / 2 for label in lines)
 
 
-def _cut(label: str, longest: int = _LONGEST_LABEL) -> str:
-    """As a label, without its middle where it is too long: lists tend to differ at their ends."""
-    half = (longest - 1) // 2
-    return as_label(label if len(label) <= longest else f"{label[:half]}…{label[-half:]}")
+def _shorten(label: str, max_length: int = _MAX_LABEL) -> str:
+    """Escape a label and drop the middle of a long one: lists tend to differ at their ends."""
+    half = (max_length - 1) // 2
+    return escape_label(label if len(label) <= max_length else f"{label[:half]}…{label[-half:]}")
 
 
 def _fade(number: int) -> float:
@@ -107,66 +107,61 @@ def _fade(number: int) -> float:
 
 
 class _Scale:
-    """Where the groups lie on the axis of a factor: at their numbers, if all have one, else side by side by name.
+    """Position of the groups on the axis of a factor: numeric if all values are numbers, else categorical.
 
-    A model lies at its number of parameters.
+    A model is placed at its number of parameters.
     """
 
     def __init__(self, comparison: Comparison, factor: str) -> None:
         self.factor = factor
-        self.label = factor
-        values = {group.factors[factor] for group in comparison.groups}
-        sizes = [group.figure(SIZE) for group in comparison.groups]
-        self.by_size = factor == "model" and all(sizes)
-        if self.by_size:
-            self.label = "parameters"
-            numbers = [size.mean for size in sizes if size]
-        else:
-            numbers = [float(value) for value in values if _is_number(value)]
-        self.names: list[str] = []
-        if not self.by_size and len(numbers) < len(values):
-            self.names = sorted(map(str, values))
-        self.numbers = sorted(set(numbers))
-        self.logarithmic = not self.names and min(numbers) > 0 and max(numbers) >= 8 * min(numbers)
+        self.by_size = factor == "model" and all(group.metric(SIZE) for group in comparison.groups)
+        self.label = "parameters" if self.by_size else factor
+        values = [self._value(group) for group in comparison.groups]
+        self.numbers = sorted({float(value) for value in values if _is_number(value)})
+        self.names = [] if all(map(_is_number, values)) else sorted({str(value) for value in values})
+        self.logarithmic = not self.names and self.numbers[0] > 0 and self.numbers[-1] >= 8 * self.numbers[0]
 
-    def place(self, group: Group) -> float:
-        size = group.figure(SIZE)
-        if self.by_size and size:
-            return size.mean
-        value = group.factors[self.factor]
+    def _value(self, group: Group) -> Setting:
+        size = group.metric(SIZE)
+        return size.mean if self.by_size and size else group.factors[self.factor]
+
+    def position(self, group: Group) -> float:
+        """Position of a group on the axis."""
+        value = self._value(group)
         return self.names.index(str(value)) if self.names else float(value)
 
     def plot(self, groups: list[Group], name: str, axes: Axes, **style: object) -> None:
-        """Draw mean and standard deviation of a figure over the groups that have it."""
-        points = [(self.place(group), figure) for group in groups if (figure := group.figure(name))]
+        """Draw mean and standard deviation, in percent, of a metric of the groups that have it."""
+        points = [(self.position(group), metric) for group in groups if (metric := group.metric(name))]
         points.sort(key=lambda point: point[0])
-        means = np.array([figure.mean for _, figure in points]) * 100
-        deviations = np.array([figure.deviation or 0.0 for _, figure in points]) * 100
-        places = [place for place, _ in points]
+        means = np.array([metric.mean for _, metric in points]) * 100
+        deviations = np.array([metric.std or 0.0 for _, metric in points]) * 100
+        positions = [position for position, _ in points]
         if self.names:
-            # Nothing lies between two names.
+            # No line connects categories.
             style["linestyle"] = "none"
-        axes.errorbar(places, means, yerr=deviations, marker="o", capsize=3, **style)  # type: ignore[arg-type]
+        axes.errorbar(positions, means, yerr=deviations, marker="o", capsize=3, **style)  # type: ignore[arg-type]
 
-    def _with_room(self) -> list[float]:
-        """The numbers whose labels on a logarithmic axis do not run into the one before."""
-        share = np.log(np.array(self.numbers) / self.numbers[0]) / np.log(self.numbers[-1] / self.numbers[0])
-        shown: list[int] = []
-        for place in range(len(self.numbers)):
-            if not shown or share[place] - share[shown[-1]] >= _CLOSEST:
-                shown.append(place)
-        return [self.numbers[place] for place in shown]
+    def _spaced_ticks(self) -> list[float]:
+        """Numbers whose tick labels on a logarithmic axis do not overlap the previous one."""
+        positions = np.log(np.array(self.numbers) / self.numbers[0]) / np.log(self.numbers[-1] / self.numbers[0])
+        ticks: list[int] = []
+        for index, position in enumerate(positions):
+            if not ticks or position - positions[ticks[-1]] >= _MIN_TICK_DISTANCE:
+                ticks.append(index)
+        return [self.numbers[index] for index in ticks]
 
     def finish(self, axes: Axes) -> None:
+        """Set ticks, label, legend and grid of the axes."""
         if self.names:
-            names = [_cut(name, 24) for name in self.names]
-            axes.set_xticks(range(len(names)), names, rotation=20 if len(names) <= _MOST_INSIDE else 90)
+            names = [_shorten(name, 24) for name in self.names]
+            axes.set_xticks(range(len(names)), names, rotation=20 if len(names) <= _MAX_INSIDE else 90)
         if self.logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            shown = self._with_room()
-            crowded = len(shown) > _MOST_INSIDE
-            axes.set_xticks(shown, [f"{number:,.6g}" for number in shown], rotation=30 if crowded else 0)
+            ticks = self._spaced_ticks()
+            rotation = 30 if len(ticks) > _MAX_INSIDE else 0
+            axes.set_xticks(ticks, [f"{number:,.6g}" for number in ticks], rotation=rotation)
         axes.set_xlabel(self.label)
         axes.legend(frameon=False, fontsize="small")
         axes.grid(alpha=0.3)
@@ -176,8 +171,10 @@ def _is_number(value: Setting) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0) -> None:
-    """Draw the errors and the law, `reach` times as far as there are images."""
+def plot_learning_curve(curve: LearningCurve, *, reach: float = 10.0) -> Figure:
+    """Draw the errors and the fitted power law, extrapolated to `reach` times the largest training set."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
     percent = 100
     for size, values in zip(curve.sizes, curve.errors, strict=True):
         axes.plot([size] * len(values), values * percent, "o", color="#D55E00", alpha=0.6)
@@ -191,8 +188,9 @@ def plot_learning_curve(curve: LearningCurve, axes: Axes, *, reach: float = 10.0
         )
     axes.axvspan(curve.sizes[-1], grid[-1], color="#BBBBBB", alpha=0.25, label="extrapolated")
     axes.set(xscale="log", yscale="log", xlabel="training images (n)", ylabel="validation error (%)")
-    # Plain numbers: errors span less than two powers of ten.
+    # Plain numbers, since the errors span less than two powers of ten.
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, which="both")
+    return figure

@@ -1,13 +1,13 @@
-"""An index of a large catalogue's vectors, which looks at a part of them, and how much it finds, measured.
+"""Vector index for approximate search in large catalogues, with its measured recall.
 
-Inverted lists of vectors of a byte a number (LanceDB's IVF_SQ, cosine): the index is a quarter of the vectors' size.
-Four times as many products as are asked for are found by these and put in order by their exact cosines, so that the
-scores are those of an exact search. LanceDB's default, product quantisation without that second look, found 4% of the
-nearest 12 among 60,000 vectors of Fashion-MNIST (docs/search.md).
+The index is an inverted file of vectors quantised to one byte per component (LanceDB's IVF_SQ, cosine), a quarter of
+the size of the vectors. It yields four times as many candidates as requested, which are ranked by their exact cosines,
+so that scores equal those of an exact search. LanceDB's default, product quantisation without that refinement, had a
+recall of 4% for the nearest 12 among 60,000 vectors of Fashion-MNIST (docs/search.md).
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import and_
@@ -15,25 +15,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from lancedb.expr import Expr
 from lancedb.index import IvfSq
 from torch import Tensor
 
+from fashion_cnn.retrieval.catalogue import index_names
 from fashion_cnn.retrieval.filters import Condition
 
-_REFINE = 4
-# Of the lists, so many are looked at: the fewest by which enough is found.
+# Candidates per requested product that are ranked by their exact cosine.
+_REFINE_FACTOR = 4
+# Numbers of probed lists to try: the smallest that reaches the target recall is used.
 _PROBES = (8, 16, 32, 64, 128)
-_ENOUGH = 0.99
-_TOP_K, _SAMPLE = 12, 200
-_KEY = "approximate"
+_TARGET_RECALL = 0.99
+# Recall is measured at this k on this many products.
+_TOP_K, _SAMPLE_SIZE = 12, 200
+_METADATA_KEY = "approximate"
 
 
 @dataclass(frozen=True)
-class Approximate:
-    """recall: the share of the exact nearest 12 that was found, over `sample` products of the catalogue's own.
+class VectorIndex:
+    """Recall and settings of a vector index, as stored with the catalogue.
 
-    probes: how many lists are looked at. products: how many there were when it was measured.
+    Attributes:
+        recall: mean share of the exact nearest 12 that the index finds, in [0, 1].
+        probes: number of lists that a search scans.
+        sample: number of products that the recall was measured on.
+        products: number of products in the catalogue at that time.
     """
 
     recall: float
@@ -42,67 +48,69 @@ class Approximate:
     products: int
 
 
-def approximate_of(table: Any) -> Approximate | None:
-    """What was measured of a LanceDB table's index; None where it has none and is searched exactly."""
-    stored = (table.schema.field("vector").metadata or {}).get(_KEY.encode())
-    return Approximate(**json.loads(stored)) if stored and _names(table) else None
+def vector_index_of(table: Any) -> VectorIndex | None:
+    """Return the vector index of a LanceDB table; None if it has none and is searched exactly."""
+    stored = (table.schema.field("vector").metadata or {}).get(_METADATA_KEY.encode())
+    return VectorIndex(**json.loads(stored)) if stored and index_names(table, "vector") else None
 
 
-def bring_up_to_date(table: Any, above: int | None) -> Approximate | None:
-    """Have an index of the vectors where there are more products than `above` (None or 0: never), and measure it.
+def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
+    """Create, measure or drop the vector index of a table, depending on its number of products.
 
-    What was added since an index was built, LanceDB looks through beside it, until `optimize` takes it in.
+    LanceDB scans products that were added after the index was built beside it, until `optimize` merges them.
+
+    Args:
+        table: a LanceDB table of products.
+        above: number of products above which there is an index; None or 0 for never.
     """
     if not above or table.count_rows() <= above:
-        for name in _names(table):
+        for name in index_names(table, "vector"):
             table.drop_index(name)
         return None
-    if not _names(table):
+    if not index_names(table, "vector"):
         table.create_index("vector", config=IvfSq(distance_type="cosine"))
-    measured = _measured(table)
-    table.update_field_metadata({"path": "vector", "metadata": {_KEY: json.dumps(asdict(measured))}})
-    return measured
+    index = _measure(table)
+    table.update_field_metadata({"path": "vector", "metadata": {_METADATA_KEY: json.dumps(asdict(index))}})
+    return index
 
 
 def nearest(
-    table: Any, direction: Tensor, most: int, *, conditions: Sequence[Condition] = (), probes: int, exact: bool = False
+    table: Any, query_vector: Tensor, top_k: int, *, probes: int | None, conditions: Sequence[Condition] = ()
 ) -> list[tuple[str, float]]:
-    """The ids of the products that are likest to a unit vector `(D,)`, with their cosines, the likest first.
+    """Return the ids of the most similar products with their cosines, the most similar first.
 
-    conditions: all of which are to be met. exact: look at all vectors, without the index.
+    Args:
+        table: a LanceDB table of products.
+        query_vector: unit vector `(D,)`.
+        top_k: maximum number of products.
+        probes: number of lists of the index to scan; None compares all vectors exactly.
+        conditions: conditions that products have to meet.
     """
-    query = table.search(direction.numpy(), vector_column_name="vector").distance_type("cosine")
-    query = query.bypass_vector_index() if exact else query.nprobes(probes).refine_factor(_REFINE)
+    query = table.search(query_vector.numpy(), vector_column_name="vector").distance_type("cosine")
+    query = query.nprobes(probes).refine_factor(_REFINE_FACTOR) if probes else query.bypass_vector_index()
     if conditions:
-        query = query.where(_all_of(each.expression() for each in conditions), prefilter=True)
-    hits = query.select(["id", "_distance"]).limit(most).to_arrow()
-    return [
-        (one, 1 - distance) for one, distance in zip(hits["id"].to_pylist(), hits["_distance"].to_pylist(), strict=True)
-    ]
+        query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
+    hits = query.select(["id", "_distance"]).limit(top_k).to_arrow()
+    pairs = zip(hits["id"].to_pylist(), hits["_distance"].to_pylist(), strict=True)
+    return [(product_id, 1 - distance) for product_id, distance in pairs]
 
 
-def _all_of(expressions: Iterable[Expr]) -> Expr:
-    return reduce(and_, expressions)
-
-
-def _names(table: Any) -> list[str]:
-    return [index.name for index in table.list_indices() if list(index.columns) == ["vector"]]
-
-
-def _measured(table: Any) -> Approximate:
+def _measure(table: Any) -> VectorIndex:
+    """Find the smallest number of probes that reaches the target recall."""
     count = table.count_rows()
-    chosen = np.sort(np.random.default_rng(0).choice(count, min(_SAMPLE, count), replace=False))
-    sample = table.take_offsets(chosen.tolist()).select(["vector"]).to_arrow()
-    directions = torch.tensor(np.stack(sample["vector"].to_numpy(zero_copy_only=False)))
-    truth = [_ids(nearest(table, one, _TOP_K, probes=0, exact=True)) for one in directions]
+    offsets = np.sort(np.random.default_rng(0).choice(count, min(_SAMPLE_SIZE, count), replace=False))
+    sample = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()
+    queries = torch.tensor(np.stack(sample["vector"].to_numpy(zero_copy_only=False)))
+
+    def neighbours(probes: int | None) -> list[set[str]]:
+        hits = (nearest(table, query, _TOP_K, probes=probes) for query in queries)
+        return [{product_id for product_id, _ in pairs} for pairs in hits]
+
+    exact = neighbours(None)
     recall, probes = 0.0, _PROBES[0]
     for probes in _PROBES:
-        found = [_ids(nearest(table, one, _TOP_K, probes=probes)) for one in directions]
-        recall = float(np.mean([len(one & exact) / len(exact) for one, exact in zip(found, truth, strict=True)]))
-        if recall >= _ENOUGH:
+        shares = [len(ids & truth) / len(truth) for ids, truth in zip(neighbours(probes), exact, strict=True)]
+        recall = float(np.mean(shares))
+        if recall >= _TARGET_RECALL:
             break
-    return Approximate(recall=recall, probes=probes, sample=len(directions), products=count)
-
-
-def _ids(hits: Iterable[tuple[str, float]]) -> set[str]:
-    return {one for one, _ in hits}
+    return VectorIndex(recall=recall, probes=probes, sample=len(queries), products=count)

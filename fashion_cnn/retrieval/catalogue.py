@@ -1,59 +1,62 @@
-"""The catalogue of a shop's products, on disk: a LanceDB table of vectors, thumbnails and attributes.
+"""Catalogue of products on disk: a LanceDB table of vectors, thumbnails and attributes.
 
-What is new is written to a second table, the staging table, batch by batch, and moved into the first at the end, which
-takes several of LanceDB's versions. The one that an indexing ends with is tagged, and readers open that one: whoever
-searches sees the catalogue of before or of after, and an interrupted indexing goes on with what it has staged.
+Indexing writes new products batch by batch to a staging table and moves them into the products table at the end, which
+takes several LanceDB versions. The last of them gets a tag, and readers open the tagged version. They see the catalogue
+before or after an indexing, never in between, and an interrupted indexing resumes from the staging table.
 
-The schema of the table says whose vectors it holds. Commands name a catalogue by its address or by its run.
+The schema of the table stores the network and the settings of the vectors. Commands name a catalogue by its address or
+by its run.
 """
 
-import fcntl
 import json
 import os
 import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Set before the import of lancedb, which reports each table that it makes.
+# Set before the import of lancedb, which logs every new table otherwise.
 os.environ.setdefault("LANCEDB_LOG", "error")
 
 import lancedb
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from lancedb.expr import col
 from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.preparation import Invert
-from fashion_cnn.runs import Run, as_typed, find_all, find_measured
+from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
+from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
 
-_ABOUT = b"fashion_cnn"
-# Of a table that was made anew: its versions count from the start again.
-_MADE = b"fashion_cnn_made"
+_METADATA_KEY = b"fashion_cnn"
+# Random id of a table: the versions of a rebuilt table start again at 1.
+_TABLE_ID_KEY = b"fashion_cnn_made"
 _TABLE, _STAGING = "products", "staging"
-# The tag of the version that readers open.
-_READY = "ready"
-# Readers may have a version open for so long after the next one.
-_KEPT = timedelta(days=1)
-_FOR_EVER = timedelta(days=36500)
-# What a shop says of every product; its further columns come behind them.
-OWN_COLUMNS = ("id", "title", "category", "price")
-# What indexing and searching add.
-RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
+# Tag of the version that readers open.
+_READY_TAG = "ready"
+# Time for which readers may keep an older version open.
+_VERSION_LIFETIME = timedelta(days=1)
+_FOREVER = timedelta(days=36500)
 
 
 @dataclass(frozen=True)
-class About:
-    """Whose vectors a catalogue holds.
+class CatalogueMetadata:
+    """Network and settings that made the vectors of a catalogue.
 
-    network: `TrainedNetwork.identity`. run: the directory of that run then. dimensions: of a vector.
-    flip_average: whether the mirror images were looked at too. invert: see `Preparation`. note: what people are to know
-    of the products, if anything. class_weight: see `search_vectors`.
+    Attributes:
+        network: `TrainedNetwork.identity`.
+        run: path of the network's run at the time of the first indexing.
+        dimensions: length of a vector.
+        flip_average: whether vectors average a picture and its mirror image.
+        invert: see `Preparation`.
+        note: `Products.note`.
+        class_weight: see `search_vectors`; older catalogues store none.
     """
 
     network: str
@@ -62,365 +65,324 @@ class About:
     flip_average: bool
     invert: Invert
     note: str = ""
-    # Catalogues that were made before there was a choice have none.
     class_weight: float = 0.0
 
 
-class Edition(NamedTuple):
-    """made: of the making of the table. version: of the table, which counts up with each change."""
+class TableVersion(NamedTuple):
+    """Version of a table.
 
-    made: str
+    Attributes:
+        table_id: random id of the table, which a rebuild changes.
+        version: number that increases with every change.
+    """
+
+    table_id: str
     version: int
 
 
-def described(schema: pa.Schema, about: About) -> pa.Schema:
-    """The schema of a table that says `about` of itself."""
-    return schema.with_metadata({_ABOUT: json.dumps(asdict(about)).encode()})
+def metadata_of(table: Any) -> CatalogueMetadata:
+    """Read the metadata of a LanceDB table of products."""
+    return CatalogueMetadata(**json.loads(table.schema.metadata[_METADATA_KEY]))
 
 
-def made_anew(schema: pa.Schema) -> pa.Schema:
-    """That of a further making of it."""
-    return schema.with_metadata(schema.metadata | {_MADE: secrets.token_hex(8).encode()})
+def version_of(table: Any) -> TableVersion:
+    """Return the checked-out version of a LanceDB table of products."""
+    return TableVersion((table.schema.metadata or {}).get(_TABLE_ID_KEY, b"").decode(), int(table.version))
 
 
-def says_of_itself(schema: pa.Schema) -> bool:
-    """Whether a table of this schema is a catalogue's."""
-    return _ABOUT in (schema.metadata or {})
+def check_compatible(stored: CatalogueMetadata, new: CatalogueMetadata, uri: str) -> None:
+    """Check that new products can be added to the catalogue at `uri`.
 
-
-def edition_of(table: Any) -> Edition:
-    """Of a LanceDB table of products, as it is opened."""
-    return Edition((table.schema.metadata or {}).get(_MADE, b"").decode(), int(table.version))
-
-
-def require_same(before: About, now: About, uri: str) -> None:
-    """Raises UserError where products of `now` cannot stand beside those of `before` in the catalogue at `uri`."""
-    if before.network != now.network:
+    Raises:
+        UserError: if their vectors cannot be compared, or if they mix a data set with the products of a shop.
+    """
+    if stored.network != new.network:
         raise UserError(
-            f"{uri} holds what another network saw ({before.run}): index with that run, name another catalogue=DIR, or "
-            "say rebuild=true to replace all of it."
+            f"{uri} was indexed with another network: use run={stored.run}, another catalogue=DIR, or rebuild=true to "
+            "replace it."
         )
-    if before.dimensions != now.dimensions and before.class_weight == now.class_weight:
-        raise UserError(f"{uri} was made by another version of fashion_cnn: say rebuild=true to replace it.")
+    if stored.dimensions != new.dimensions and stored.class_weight == new.class_weight:
+        raise UserError(f"{uri} was indexed by another version of fashion_cnn: use rebuild=true to replace it.")
     for option in ("class_weight", "flip_average", "invert"):
-        if (made_with := getattr(before, option)) != getattr(now, option):
+        if (value := getattr(stored, option)) != getattr(new, option):
             raise UserError(
-                f"{uri} was made with {option}={str(made_with).lower()}: say the same, or rebuild=true to replace all "
-                "of it."
+                f"{uri} was indexed with {option}={str(value).lower()}: use the same value, or rebuild=true to replace "
+                "the catalogue."
             )
-    if before.note != now.note:
+    if stored.note != new.note:
         raise UserError(
-            f"{uri} holds {_whose(before)}, and these are {_whose(now)}: name another catalogue=DIR for them, or say "
-            "rebuild=true to replace all of it."
+            f"{uri} holds {_origin(stored)}, the new products are {_origin(new)}: use another catalogue=DIR, or "
+            "rebuild=true to replace the catalogue."
         )
 
 
-def _whose(about: About) -> str:
-    return "the images of a data set, with made-up prices" if about.note else "a shop's own products"
-
-
-def about_of(table: Any) -> About:
-    """Whose vectors a LanceDB table of products holds."""
-    return About(**json.loads(table.schema.metadata[_ABOUT]))
+def _origin(metadata: CatalogueMetadata) -> str:
+    return "images of a data set with made-up prices" if metadata.note else "products of a shop"
 
 
 class Catalogue:
-    """The products at `uri`: a folder, or an object store's address such as s3://bucket/shop.
+    """Products at an address.
 
-    Raises UserError where it cannot be opened.
+    Args:
+        uri: a folder, or the address of an object store such as s3://bucket/shop.
+
+    Raises:
+        UserError: if the address cannot be opened.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self._names()
-        except Exception as error:  # each store has errors of its own
-            raise UserError(f"catalogue={uri} cannot be opened: {_first_line(error)}") from error
+            self._table_names()
+        except Exception as error:  # each store raises its own errors
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"catalogue={uri} cannot be opened: {reason}") from error
 
     @cached_property
     def _database(self) -> lancedb.DBConnection:
-        # This makes the folder where there is none.
+        # Connecting creates a missing folder.
         return lancedb.connect(self.uri)
 
+    # Reading
+
     def exists(self) -> bool:
-        return _TABLE in self._names()
+        """Return whether a first indexing has stored products."""
+        return _TABLE in self._table_names()
 
-    def begin(self, about: About, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
-        """Make ready to `stage` products with a shop's own columns; the catalogue itself stays as it is.
+    def open(self) -> Any:
+        """Open the LanceDB table for readers: the version that the last complete indexing left.
 
-        rebuild: what is staged will replace the whole catalogue.
-        Raises UserError where the catalogue holds another network's vectors, a column is of another type there, or one
-        has a data set's images and the other a shop's products.
+        Raises:
+            UserError: if there is no catalogue.
         """
-        table = self._opened(_TABLE) if self.exists() else None
-        if table is not None and not rebuild:
-            require_same(about_of(table), about, self.uri)
-            if differing := [field for field in columns if _type_of(table, field.name) not in (None, field.type)]:
-                field = differing[0]
-                raise UserError(
-                    f"Column {field.name} holds {_holding(field.type)} now, and "
-                    f"{_holding(_type_of(table, field.name))} in {self.uri}: give it as before, or say rebuild=true."
-                )
-        schema = _schema(about, columns)
-        if _STAGING in self._names():
-            staging = self._opened(_STAGING)
-            # The same run may be called by another path.
-            if staging.schema.equals(schema) and replace(about_of(staging), run=about.run) == about:
+        table = self.open_latest()
+        # Older catalogues have no tag, and neither has one during its first indexing.
+        if _is_tagged(table):
+            table.checkout(_READY_TAG)
+        return table
+
+    def open_latest(self) -> Any:
+        """Open the latest version of the LanceDB table, to change it inside a `transaction`.
+
+        Raises:
+            UserError: if there is no catalogue.
+        """
+        if not self.exists():
+            stopped = " (an indexing was interrupted: run it again)" if _STAGING in self._table_names() else ""
+            raise UserError(f"There is no catalogue at {self.uri}{stopped}: python -m fashion_cnn.index makes one.")
+        return self._open_table(_TABLE)
+
+    def table_version(self) -> TableVersion:
+        """Return the version that readers open. Raises UserError if there is no catalogue."""
+        return version_of(self.open())
+
+    def content_keys(self, *, staged: bool = False) -> dict[str, str]:
+        """Return the content key of each product by its id, from the products table or the staging table."""
+        name = _STAGING if staged else _TABLE
+        if name not in self._table_names():
+            return {}
+        table = self._open_table(name).search().select(["id", "key"]).limit(None).to_arrow()
+        return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+
+    def column_types(self) -> dict[str, pa.DataType]:
+        """Return the type of each custom column by its name; empty without a catalogue."""
+        fields = custom_columns(self._open_table(_TABLE).schema) if self.exists() else []
+        return {field.name: field.type for field in fields}
+
+    def non_empty_columns(self) -> set[str]:
+        """Return the names of the price and the custom columns that hold any value."""
+        if not self.exists():
+            return set()
+        names = ["price", *self.column_types()]
+        columns = self._open_table(_TABLE).search().select(names).limit(None).to_arrow()
+        return {name for name in names if columns[name].null_count < len(columns)}
+
+    # Changing
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Publish the changes of the block to readers when it ends, or none of them after an error.
+
+        Raises:
+            UserError: if another process on this machine is changing the catalogue, or the folder is not writable.
+        """
+        with self._lock():
+            if self.exists() and not _is_tagged(table := self.open_latest()):
+                _tag(table)
+            yield
+            if self.exists():
+                table = self.open_latest()
+                _tag(table)
+                # LanceDB refuses to remove a tagged version, so the tag has to move first.
+                table.optimize(cleanup_older_than=_VERSION_LIFETIME)
+
+    def begin(self, metadata: CatalogueMetadata, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
+        """Create the staging table, or keep that of an interrupted indexing. The catalogue itself does not change.
+
+        Args:
+            metadata: network and settings of the new vectors.
+            columns: custom columns of the new products.
+            rebuild: replace the whole catalogue on commit.
+
+        Raises:
+            UserError: if the new products do not fit the catalogue (`check_compatible`), or a column changed its type.
+        """
+        if self.exists() and not rebuild:
+            check_compatible(metadata_of(self._open_table(_TABLE)), metadata, self.uri)
+            types = self.column_types()
+            for field in columns:
+                if (stored := types.get(field.name, field.type)) != field.type:
+                    raise UserError(
+                        f"Column {field.name} now holds {describe_type(field.type)}, but {describe_type(stored)} in "
+                        f"{self.uri}: restore its type, or use rebuild=true."
+                    )
+        stored_metadata = {_METADATA_KEY: json.dumps(asdict(metadata)).encode()}
+        schema = catalogue_schema(metadata.dimensions, columns).with_metadata(stored_metadata)
+        if _STAGING in self._table_names():
+            staging = self._open_table(_STAGING)
+            # The path of the run may be spelled in another way.
+            if staging.schema.equals(schema) and replace(metadata_of(staging), run=metadata.run) == metadata:
                 return
             self._database.drop_table(_STAGING)
         self._database.create_table(_STAGING, schema=schema)
 
-    def keys(self, *, staged: bool = False) -> dict[str, str]:
-        """The key of each product's content, by id; of those that are staged, or of the catalogue's own."""
-        name = _STAGING if staged else _TABLE
-        if name not in self._names():
-            return {}
-        table = self._opened(name).search().select(["id", "key"]).limit(None).to_arrow()
-        return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
-
-    def column_types(self) -> dict[str, pa.DataType]:
-        """The types of the shop's own columns, by name; none where there is no catalogue."""
-        return {field.name: field.type for field in shops_own(self._opened(_TABLE).schema)} if self.exists() else {}
-
-    def filled(self) -> set[str]:
-        """The price and those of the shop's own columns that say something of any product."""
-        if not self.exists():
-            return set()
-        table = self._opened(_TABLE)
-        names = ["price", *(field.name for field in shops_own(table.schema))]
-        columns = table.search().select(names).limit(None).to_arrow()
-        return {name for name in names if columns[name].null_count < len(columns)}
-
     def stage(self, products: pa.Table) -> None:
-        """Write finished products down, for `commit`."""
-        _upsert(self._opened(_STAGING), products)
+        """Write indexed products to the staging table."""
+        _upsert(self._open_table(_STAGING), products)
 
     def commit(self, ids: Iterable[str], *, rebuild: bool = False) -> None:
-        """Move the staged products of these ids into the catalogue, all at once."""
-        staging = self._opened(_STAGING)
-        wanted = set(ids)
+        """Move the staged products with these ids into the products table."""
+        staging = self._open_table(_STAGING)
+        selected = set(ids)
         if rebuild or not self.exists():
-            schema = made_anew(staging.schema)
-            staged = _batches(staging, wanted, schema)
-            table = self._database.create_table(_TABLE, staged, schema=schema, mode="overwrite")
+            table_id = {_TABLE_ID_KEY: secrets.token_hex(8).encode()}
+            schema = staging.schema.with_metadata(staging.schema.metadata | table_id)
+            batches = _read_batches(staging, selected, schema)
+            table = self._database.create_table(_TABLE, batches, schema=schema, mode="overwrite")
         else:
-            table = self._opened(_TABLE)
-            if missing := [field for field in staging.schema if _type_of(table, field.name) is None]:
-                table.add_columns(missing)
-            if wanted:
-                _upsert(table, _batches(staging, wanted, table.schema))
-            left = set(table.schema.names) - set(staging.schema.names)
-            if left and (unsaid := left - self.filled()):
-                table.drop_columns(sorted(unsaid))
-        _tidy(table)
+            table = self._open_table(_TABLE)
+            if added := [field for field in staging.schema if field.name not in table.schema.names]:
+                table.add_columns(added)
+            if selected:
+                _upsert(table, _read_batches(staging, selected, table.schema))
+            absent = set(table.schema.names) - set(staging.schema.names)
+            if absent and (empty := absent - self.non_empty_columns()):
+                table.drop_columns(sorted(empty))
+        _optimize(table)
         self._database.drop_table(_STAGING)
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Delete products; the number that were there. Raises UserError where there is no catalogue."""
-        table = self.open_newest()
+        """Delete products and return their number. Raises UserError if there is no catalogue."""
+        table = self.open_latest()
         before = table.count_rows()
         table.delete(col("id").isin(list(ids)))
         removed: int = before - table.count_rows()
         if removed:
-            _tidy(table)
+            _optimize(table)
         return removed
 
-    def edition(self) -> Edition:
-        """The version for readers, told apart from those of a catalogue that stood here before. Raises UserError."""
-        return edition_of(self.open())
-
-    def open(self) -> Any:
-        """LanceDB's table for readers, as the last indexing left it, whatever another one is at. Raises UserError where
-        there is none.
-        """
-        table = self.open_newest()
-        # Catalogues of before there was a tag have none, nor has one that is being made.
-        if _is_tagged(table):
-            table.checkout(_READY)
-        return table
-
-    def open_newest(self) -> Any:
-        """LanceDB's table, to be changed while `indexing`. Raises UserError where there is none."""
-        if not self.exists():
-            begun = (
-                " (an indexing was begun and stopped: the same command goes on)" if _STAGING in self._names() else ""
-            )
-            raise UserError(f"There is no catalogue at {self.uri}{begun}: python -m fashion_cnn.index makes one.")
-        return self._opened(_TABLE)
-
-    @contextmanager
-    def indexing(self) -> Iterator[None]:
-        """Change the catalogue: readers see what is done in the block when it ends, and nothing of it after an error.
-
-        Raises UserError where another process of this machine indexes into it, or the folder cannot be written.
-        """
-        with self._held():
-            if self.exists() and not _is_tagged(table := self.open_newest()):
-                _tag(table)
-            yield
-            if self.exists():
-                table = self.open_newest()
-                _tag(table)
-                # No sooner: LanceDB refuses to clean up where it would remove a tagged version.
-                table.optimize(cleanup_older_than=_KEPT)
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Two processes would take each other's staged products away."""
+    def _lock(self) -> AbstractContextManager[Any]:
+        """Keep a second process from dropping the staging table."""
         if "://" in self.uri:
-            yield
-            return
-        folder = Path(self.uri)
+            return nullcontext()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / ".lock").open("w")
+            return FileLock(Path(self.uri, ".lock")).acquire(blocking=False)  # creates the folder
+        except Timeout:
+            raise UserError(f"Another process is indexing into {self.uri}: try again when it is done.") from None
         except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): name another catalogue=DIR.") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another process indexes into {self.uri} now: start again when it is done.") from None
-            yield
+            raise UserError(f"{self.uri} cannot be written ({error.strerror}): use another catalogue=DIR.") from error
 
-    def _opened(self, name: str) -> Any:
-        """A table of this program's. Raises UserError for another one's of the same name."""
+    def _open_table(self, name: str) -> Any:
+        """Open a table of this program; raise UserError if another program made it."""
         table = self._database.open_table(name)
-        if not says_of_itself(table.schema):
+        if _METADATA_KEY not in (table.schema.metadata or {}):
             raise UserError(
-                f"The table {name} in {self.uri} was not made by python -m fashion_cnn.index: name another "
-                "catalogue=DIR, and it stays as it is."
+                f"The table {name} in {self.uri} was not made by fashion_cnn.index: use another catalogue=DIR."
             )
         return table
 
-    def _names(self) -> list[str]:
+    def _table_names(self) -> list[str]:
         if "://" not in self.uri and not Path(self.uri).exists():
             return []
         return list(self._database.list_tables().tables)
 
 
-def _tidy(table: Any) -> None:
-    """Have an index of the titles' words, and large files in place of many small ones."""
-    if not has_words(table) and table.count_rows():
+def index_names(table: Any, column: str) -> list[str]:
+    """Return the names of LanceDB's indices of a column. Only a table with products can have any."""
+    return [index.name for index in table.list_indices() if list(index.columns) == [column]]
+
+
+def _optimize(table: Any) -> None:
+    """Create the full-text index of the titles if it is missing, and merge small files into large ones."""
+    if not index_names(table, "title") and table.count_rows():
         table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
-    table.optimize(cleanup_older_than=_FOR_EVER)
+    table.optimize(cleanup_older_than=_FOREVER)
 
 
 def _is_tagged(table: Any) -> bool:
-    return _READY in table.tags.list()
+    return _READY_TAG in table.tags.list()
 
 
 def _tag(table: Any) -> None:
-    """Have readers open this version."""
-    put = table.tags.update if _is_tagged(table) else table.tags.create
-    put(_READY, table.version)
-
-
-def has_words(table: Any) -> bool:
-    """Whether the titles' words can be searched; not before the first product."""
-    return any(list(index.columns) == ["title"] for index in table.list_indices())
-
-
-def shops_own(schema: pa.Schema) -> list[pa.Field]:
-    """The further columns of a shop."""
-    return [field for field in schema if field.name not in (*OWN_COLUMNS, *RESERVED_COLUMNS)]
-
-
-def _type_of(table: Any, column: str) -> pa.DataType | None:
-    place = table.schema.get_field_index(column)
-    return None if place < 0 else table.schema.field(place).type
-
-
-def _holding(kind: pa.DataType | None) -> str:
-    """In a person's words."""
-    if pa.types.is_integer(kind):
-        return "whole numbers"
-    if pa.types.is_floating(kind):
-        return "numbers with fractions"
-    return "texts" if pa.types.is_string(kind) else str(kind)
-
-
-def _schema(about: About, columns: Sequence[pa.Field]) -> pa.Schema:
-    fields = [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("key", pa.string()),
-        pa.field("title", pa.string()),
-        pa.field("category", pa.string()),
-        pa.field("price", pa.float64()),
-        pa.field("seen_as", pa.string()),
-        pa.field("confidence", pa.float32()),
-        pa.field("thumbnail", pa.binary()),
-        pa.field("vector", pa.list_(pa.float32(), about.dimensions)),
-        *columns,
-    ]
-    return described(pa.schema(fields), about)
+    """Publish the latest version to readers."""
+    set_tag = table.tags.update if _is_tagged(table) else table.tags.create
+    set_tag(_READY_TAG, table.version)
 
 
 def _upsert(table: Any, products: pa.Table | pa.RecordBatchReader) -> None:
     table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(products)
 
 
-def _batches(staging: Any, ids: set[str], schema: pa.Schema) -> pa.RecordBatchReader:
-    """The staged products of these ids in the columns of `schema`, as they are read."""
+def _read_batches(staging: Any, ids: set[str], schema: pa.Schema) -> pa.RecordBatchReader:
+    """Stream the staged products with these ids, with null for columns of `schema` that the staging table lacks."""
 
     def read() -> Iterator[pa.RecordBatch]:
         for batch in staging.search().limit(None).to_batches(1024):
-            chosen = batch.filter(pa.array([one in ids for one in batch["id"].to_pylist()], pa.bool_()))
-            there = set(batch.schema.names)
+            chosen = batch.filter(pa.array([product_id in ids for product_id in batch["id"].to_pylist()], pa.bool_()))
+            names = set(batch.schema.names)
             yield pa.record_batch(
-                [chosen[f.name] if f.name in there else pa.nulls(chosen.num_rows, f.type) for f in schema],
+                [chosen[f.name] if f.name in names else pa.nulls(chosen.num_rows, f.type) for f in schema],
                 schema=schema,
             )
 
     return pa.RecordBatchReader.from_batches(schema, read())
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def catalogue_at(named: str | None, run: Run) -> str:
-    """The address of the catalogue that a person named, or of the run's own. Raises UserError for an empty one."""
-    return str(run.catalogue) if named is None else _address(named)
-
-
-def _address(named: str) -> str:
-    if not named:
+def catalogue_uri(option: str) -> str:
+    """Return the address in the option `catalogue`. Raises UserError if it is empty."""
+    if not option:
         raise UserError(
-            "catalogue= names nothing: say catalogue=DIR, a folder or an object store's address, or leave it out.",
-            status=2,
+            "catalogue= is empty: use catalogue=DIR, a folder or the address of an object store, or omit it.", status=2
         )
-    return named if "://" in named else str(Path(named).expanduser())
+    return option if "://" in option else str(Path(option).expanduser())
 
 
-def run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
-    """The run that searches, and the catalogue that it searches in.
+def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
+    """Find the run and the catalogue that the options of a search name.
 
-    run: None is the one that made the catalogue, or where none is named the newest one that has a catalogue.
-    Raises UserError where there is no such run, or the catalogue's name is empty.
+    Args:
+        run: None stands for the run that made `catalogue`, or without one for the newest run that has a catalogue.
+        catalogue: None stands for the catalogue of the run.
+        runs_dir: folder of the runs.
+
+    Raises:
+        UserError: if there is no such run, or `catalogue` is empty.
     """
     if catalogue is None:
-        found = find_indexed(runs_dir) if run is None else find_measured(run, runs_dir)
-        return found, Catalogue(str(found.catalogue))
-    there = Catalogue(_address(catalogue))
+        chosen = _find_run_with_catalogue(runs_dir) if run is None else find_finished_run(run, runs_dir)
+        return chosen, Catalogue(str(chosen.catalogue))
+    named = Catalogue(catalogue_uri(catalogue))
     if run is None:
-        run = about_of(there.open()).run if there.exists() else "latest"
-    return find_measured(run, runs_dir), there
+        run = metadata_of(named.open()).run if named.exists() else "latest"
+    return find_finished_run(run, runs_dir), named
 
 
-def listed(ids: object | None) -> tuple[str, ...]:
-    """One value or several, as texts."""
-    if ids is None:
-        return ()
-    return tuple(map(str, ids)) if isinstance(ids, Iterable) and not isinstance(ids, str) else (str(ids),)
-
-
-def find_indexed(runs_dir: Path) -> Run:
-    """The newest finished run with a catalogue of products, or else the newest finished one. Raises UserError."""
-    # An indexing that was stopped leaves a folder without the table.
-    indexed = [run for run in find_all(runs_dir) if (run.catalogue / f"{_TABLE}.lance").is_dir()]
-    runs = [run for run in indexed if run.state == "finished"]
-    if not runs:
-        return find_measured("latest", runs_dir)
-    print(f"The newest run with a catalogue: {as_typed(runs[-1].path)}", file=sys.stderr)
-    return runs[-1]
+def _find_run_with_catalogue(runs_dir: Path) -> Run:
+    """Find the newest finished run with a catalogue, else the newest finished run."""
+    # An interrupted indexing leaves a folder without the products table.
+    indexed = [run for run in list_runs(runs_dir) if (run.catalogue / f"{_TABLE}.lance").is_dir()]
+    newest = next((run for run in reversed(indexed) if run.state == "finished"), None)
+    if newest is None:
+        return find_finished_run("latest", runs_dir)
+    print(f"The newest run with a catalogue: {display_path(newest.path)}", file=sys.stderr)
+    return newest

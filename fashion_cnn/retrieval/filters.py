@@ -1,4 +1,4 @@
-"""Conditions on the columns of a catalogue: values and ranges, never a query language that a value could speak."""
+"""Conditions on catalogue columns: values and ranges. No value is ever parsed as a query language."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,29 @@ from lancedb.expr import Expr, col, lit
 
 from fashion_cnn.errors import UserError
 
-# Values that are listed where another one was asked for.
-_TOLD = 20
+# Maximum number of values that a message lists.
+_LISTED_VALUES = 20
 Value = str | int | float | bool | date
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A column holds one of `values`, or lies between `low` and `high`, both included; None leaves an end open."""
+    """Condition on one column: one of `values`, or between `low` and `high`.
+
+    Attributes:
+        column: name of the column.
+        values: allowed values; empty for a range.
+        low: smallest allowed value, inclusive; None for no limit.
+        high: largest allowed value, inclusive; None for no limit.
+    """
 
     column: str
     values: tuple[Value, ...] = ()
     low: Value | None = None
     high: Value | None = None
 
-    def holds(self, table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """For each row of `table` whether it does; not where the column is null. Shape `(rows,)`, bool."""
+    def mask(self, table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return which rows of `table` meet the condition, `(rows,)` bool; a null never does."""
         column = table[self.column]
         parts = []
         if self.values:
@@ -38,13 +45,13 @@ class Condition:
             parts.append(pc.greater_equal(column, pa.scalar(self.low, column.type)))
         if self.high is not None:
             parts.append(pc.less_equal(column, pa.scalar(self.high, column.type)))
-        holds: np.ndarray[tuple[int], np.dtype[np.bool_]] = reduce(
+        mask: np.ndarray[tuple[int], np.dtype[np.bool_]] = reduce(
             and_, (pc.fill_null(part, False).to_numpy(zero_copy_only=False) for part in parts)
         )
-        return holds
+        return mask
 
     def expression(self) -> Expr:
-        """The same, as LanceDB takes it."""
+        """Return the condition as a LanceDB expression."""
         column = col(self.column)
         parts = [column.isin(list(self.values))] if self.values else []
         parts += [column >= lit(self.low)] if self.low is not None else []
@@ -52,55 +59,58 @@ class Condition:
         return reduce(and_, parts)
 
 
-def conditions(described: Mapping[str, Any], schema: pa.Schema) -> tuple[Condition, ...]:
-    """What a person asks of columns: a value, a list of values, or {min: …, max: …}, by the column's name.
+def parse_conditions(filters: Mapping[str, Any], schema: pa.Schema) -> tuple[Condition, ...]:
+    """Parse filters of a user.
 
-    None and [] ask for nothing. Raises UserError for a column that is not there, or a value that is not of its kind.
+    Args:
+        filters: a value, a list of values, or {min: ..., max: ...} by column name; None and [] are no filter.
+        schema: columns of the catalogue.
+
+    Raises:
+        UserError: if a column does not exist or a value is not of its type.
     """
-    found = []
-    for name, wanted in described.items():
+    conditions = []
+    for name, choice in filters.items():
         if name not in schema.names or pa.types.is_nested(schema.field(name).type):
-            raise UserError(f"There is no column {name} to filter by: there are {', '.join(filterable(schema))}.")
+            raise UserError(f"There is no column {name} to filter by: use one of {', '.join(_filterable(schema))}.")
         kind = schema.field(name).type
-        if isinstance(wanted, Mapping):
-            if unknown := wanted.keys() - {"min", "max"}:
-                raise UserError(f"{name}: {min(map(str, unknown))} is no bound: say min, max or both.")
-            low, high = (
-                None if wanted.get(end) is None else _of_kind(name, wanted[end], kind) for end in ("min", "max")
-            )
+        if isinstance(choice, Mapping):
+            if unknown := choice.keys() - {"min", "max"}:
+                raise UserError(f"{name}: {min(map(str, unknown))} is not a bound: use min, max or both.")
+            low, high = (None if choice.get(end) is None else _cast(name, choice[end], kind) for end in ("min", "max"))
             if low is not None and high is not None and low > high:  # type: ignore[operator]
-                raise UserError(f"{name}: from {low} to {high} there is nothing: say the smaller one first.")
+                raise UserError(f"{name}: min={low} is above max={high}: swap them.")
             if low is not None or high is not None:
-                found.append(Condition(name, low=low, high=high))
+                conditions.append(Condition(name, low=low, high=high))
             continue
-        values = wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
-        if chosen := tuple(_of_kind(name, value, kind) for value in values if value is not None):
-            found.append(Condition(name, values=chosen))
-    return tuple(found)
+        values = choice if isinstance(choice, Sequence) and not isinstance(choice, str) else [choice]
+        if chosen := tuple(_cast(name, value, kind) for value in values if value is not None):
+            conditions.append(Condition(name, values=chosen))
+    return tuple(conditions)
 
 
-def unmet(asked: Sequence[Condition], table: pa.Table) -> list[str]:
-    """A sentence for each value asked for that no row of `table` holds: which ones there are."""
-    found = []
-    for one in asked:
-        there = pc.unique(table[one.column]).drop_null().to_pylist()
-        for value in one.values:
-            if value not in there:
-                known = ", ".join(str(other) for other in sorted(there)[:_TOLD]) + (", …" if len(there) > _TOLD else "")
-                found.append(f"No product has {one.column}={value}: there are {known}.")
-    return found
+def describe_unmatched(conditions: Sequence[Condition], table: pa.Table) -> list[str]:
+    """Write a sentence for each requested value that no row of `table` has, with the values that exist."""
+    sentences = []
+    for condition in conditions:
+        known = pc.unique(table[condition.column]).drop_null().to_pylist()
+        for value in condition.values:
+            if value not in known:
+                listed = [str(other) for other in sorted(known)[:_LISTED_VALUES]]
+                listed += ["…"] if len(known) > _LISTED_VALUES else []
+                sentences.append(f"No product has {condition.column}={value}: the values are {', '.join(listed)}.")
+    return sentences
 
 
-def filterable(schema: pa.Schema) -> list[str]:
-    """The columns that conditions can be on."""
+def _filterable(schema: pa.Schema) -> list[str]:
     hidden = {"id", "key", "thumbnail", "vector"}
     return [field.name for field in schema if field.name not in hidden and not pa.types.is_nested(field.type)]
 
 
-def _of_kind(name: str, value: Any, kind: pa.DataType) -> Value:
+def _cast(name: str, value: Any, kind: pa.DataType) -> Value:
     try:
-        # As text it is read as the column's values are.
-        found: Value = pc.cast(pa.scalar(str(value)), kind).as_py()
+        # Cast from text, as the values of a CSV are.
+        cast: Value = pc.cast(pa.scalar(str(value)), kind).as_py()
     except (pa.ArrowException, TypeError) as error:
         raise UserError(f"{name}={value} is not possible: the column holds {kind}.") from error
-    return found
+    return cast

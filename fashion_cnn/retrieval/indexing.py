@@ -1,4 +1,4 @@
-"""Products into a catalogue: what is new or changed is looked at, the rest left as it is."""
+"""Indexing: embed new and changed products and store them in a catalogue."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -6,40 +6,49 @@ from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.pictures import UnreadablePictureError
-from fashion_cnn.retrieval.approximate import Approximate, bring_up_to_date
-from fashion_cnn.retrieval.catalogue import OWN_COLUMNS, About, Catalogue
-from fashion_cnn.retrieval.products import Picture, Products
-from fashion_cnn.retrieval.vectors import dimensions_of, search_vectors
+from fashion_cnn.retrieval.approximate import VectorIndex, update_vector_index
+from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata
+from fashion_cnn.retrieval.products import Picture, Products, custom_columns
+from fashion_cnn.retrieval.vectors import search_vectors, vector_dimensions
 
-# So many products are written down together: what a stop costs at most.
-_STAGED_TOGETHER = 2000
+# Products per write to the staging table, and the most that an interruption loses.
+_STAGING_BATCH = 2000
 
 
 @dataclass(frozen=True)
-class Indexed:
-    """added, changed, unchanged, removed: numbers of products. gone: ids that are in the catalogue and no longer among
-    the products, and were not removed. unreadable: by id, why a product's picture could not be read. emptied: columns
-    that say nothing of any product any more. version: the catalogue's. approximate: the index that it is searched by;
-    None where it is searched exactly.
+class IndexingResult:
+    """Outcome of an indexing.
+
+    Attributes:
+        added: number of new products.
+        changed: number of changed products.
+        unchanged: number of unchanged products.
+        removed: number of removed products.
+        missing: ids in the catalogue that the indexed products lack and that were not removed.
+        unreadable: reason by id for products whose picture could not be read.
+        emptied: columns that held values before and hold none now.
+        version: version of the catalogue.
+        vector_index: index for approximate search; None for exact search.
     """
 
     added: int
     changed: int
     unchanged: int
     removed: int
-    gone: tuple[str, ...]
+    missing: tuple[str, ...]
     unreadable: dict[str, str]
     emptied: tuple[str, ...]
     version: int
-    approximate: Approximate | None
+    vector_index: VectorIndex | None
 
 
-def index(
+def index_products(
     products: Products,
     catalogue: Catalogue,
     network: TrainedNetwork,
@@ -49,84 +58,91 @@ def index(
     rebuild: bool = False,
     approximate_above: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Indexed:
-    """Bring the catalogue up to the products, in one transaction at the end; a stopped one goes on when called again.
+) -> IndexingResult:
+    """Update a catalogue to the given products, in one transaction. An interrupted call resumes when it is repeated.
 
-    class_weight: see `search_vectors`. prune: remove what the catalogue has and the products have not. rebuild: begin
-    anew, with this network.
-    approximate_above: of more products than that, have an index that looks at a part of them; None and 0: never.
-    Raises UserError where no picture at all can be read, the catalogue holds another network's vectors, or another
-    process indexes into it.
+    Args:
+        products: all products of the shop.
+        catalogue: the catalogue to update.
+        network: embeds the pictures.
+        class_weight: see `search_vectors`.
+        prune: remove products that `products` lacks.
+        rebuild: replace the whole catalogue.
+        approximate_above: number of products above which search is approximate; None or 0 for never.
+        progress: called with the number of pictures that are done and in all.
+
+    Raises:
+        UserError: if no picture can be read, the catalogue holds vectors of another network, or another process is
+            indexing into it.
     """
-    about = About(
+    metadata = CatalogueMetadata(
         network=network.identity,
         run=str(network.run.path.absolute()),
-        dimensions=dimensions_of(network, class_weight),
+        dimensions=vector_dimensions(network, class_weight),
         class_weight=class_weight,
         flip_average=network.flip_average,
         invert=network.preparation.invert,
         note=products.note,
     )
-    own = [field for field in products.table.schema if field.name not in OWN_COLUMNS]
-    with catalogue.indexing():
-        catalogue.begin(about, own, rebuild=rebuild)
+    with catalogue.transaction():
+        catalogue.begin(metadata, custom_columns(products.table.schema), rebuild=rebuild)
         ids = products.ids
-        before = {} if rebuild else catalogue.keys()
-        filled = catalogue.filled()
-        wanted = [row for row, one in enumerate(ids) if before.get(one) != products.keys[row]]
-        staged = catalogue.keys(staged=True)
-        waiting = [row for row in wanted if staged.get(ids[row]) != products.keys[row]]
+        stored_keys = {} if rebuild else catalogue.content_keys()
+        columns_before = catalogue.non_empty_columns()
+        outdated = [row for row, key in enumerate(products.content_keys) if stored_keys.get(ids[row]) != key]
+        staged_keys = catalogue.content_keys(staged=True)
+        pending = [row for row in outdated if staged_keys.get(ids[row]) != products.content_keys[row]]
         unreadable: dict[str, str] = {}
-        done = len(wanted) - len(waiting)
-        with closing(products.pictures.read(waiting, network.preparation)) as read:
-            while batch := list(islice(read, _STAGED_TOGETHER)):
+        done = len(outdated) - len(pending)
+        with closing(products.read_pictures(pending, network.preparation)) as reader:
+            while batch := list(islice(reader, _STAGING_BATCH)):
                 unreadable |= {
                     ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)
                 }
-                seen = [(row, picture) for row, picture in batch if isinstance(picture, Picture)]
-                if seen:
-                    catalogue.stage(_finished(products, network, seen, class_weight))
+                if pictures := [(row, picture) for row, picture in batch if isinstance(picture, Picture)]:
+                    catalogue.stage(_embed(products, network, pictures, class_weight))
                 done += len(batch)
-                progress(done, len(wanted))
-        ready = [ids[row] for row in wanted if ids[row] not in unreadable]
-        if unreadable and not ready and not before:
-            one, reason = next(iter(unreadable.items()))
-            raise UserError(f"None of {len(ids)} pictures could be read, such as {one}: {reason}. Nothing was indexed.")
+                progress(done, len(outdated))
+        ready = [ids[row] for row in outdated if ids[row] not in unreadable]
+        if unreadable and not ready and not stored_keys:
+            product_id, reason = next(iter(unreadable.items()))
+            raise UserError(
+                f"None of {len(ids)} pictures could be read, such as {product_id}: {reason}. Nothing was indexed."
+            )
         catalogue.commit(ready, rebuild=rebuild)
-        gone = sorted(before.keys() - set(ids))
-        removed = catalogue.remove(gone) if prune and gone else 0
-        approximate = bring_up_to_date(catalogue.open_newest(), approximate_above)
-    changed = sum(one in before for one in ready)
-    return Indexed(
+        missing = sorted(stored_keys.keys() - set(ids))
+        removed = catalogue.remove(missing) if prune and missing else 0
+        vector_index = update_vector_index(catalogue.open_latest(), approximate_above)
+    changed = sum(product_id in stored_keys for product_id in ready)
+    return IndexingResult(
         added=len(ready) - changed,
         changed=changed,
-        unchanged=len(ids) - len(wanted),
+        unchanged=len(ids) - len(outdated),
         removed=removed,
-        gone=() if prune else tuple(gone),
+        missing=() if prune else tuple(missing),
         unreadable=unreadable,
-        emptied=tuple(sorted(filled - catalogue.filled())) if filled else (),
-        version=catalogue.edition().version,
-        approximate=approximate,
+        emptied=tuple(sorted(columns_before - catalogue.non_empty_columns())) if columns_before else (),
+        version=catalogue.table_version().version,
+        vector_index=vector_index,
     )
 
 
-def _finished(
-    products: Products, network: TrainedNetwork, seen: Sequence[tuple[int, Picture]], class_weight: float
+def _embed(
+    products: Products, network: TrainedNetwork, pictures: Sequence[tuple[int, Picture]], class_weight: float
 ) -> pa.Table:
-    """The catalogue's rows of these products."""
-    looked = network.look(torch.stack([picture.prepared for _, picture in seen]))
-    shares, labels = looked.logits.softmax(dim=1).max(dim=1)
-    names = [network.class_names[label] for label in labels.tolist()]
-    vectors = search_vectors(looked, class_weight)
-    table = products.table.take([row for row, _ in seen])
+    """Build the catalogue rows of products from their row numbers and pictures."""
+    output = network.outputs(torch.stack([picture.prepared for _, picture in pictures]))
+    probabilities, labels = output.logits.softmax(dim=1).max(dim=1)
+    vectors = search_vectors(output, class_weight)
+    table = products.table.take([row for row, _ in pictures])
     columns = {
-        "key": [products.keys[row] for row, _ in seen],
-        "seen_as": names,
-        "confidence": pa.array(shares.tolist(), pa.float32()),
-        "thumbnail": pa.array([picture.thumbnail for _, picture in seen], pa.binary()),
+        "key": pa.array([products.content_keys[row] for row, _ in pictures]),
+        "seen_as": pa.array([network.class_names[label] for label in labels.tolist()]),
+        "confidence": pa.array(probabilities.tolist(), pa.float32()),
+        "thumbnail": pa.array([picture.thumbnail for _, picture in pictures], pa.binary()),
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1]),
     }
     for name, column in columns.items():
-        table = table.append_column(name, column if isinstance(column, pa.Array) else pa.array(column))
-    categories = [given or seen_as for given, seen_as in zip(table["category"].to_pylist(), names, strict=True)]
-    return table.set_column(table.column_names.index("category"), "category", pa.array(categories, pa.string()))
+        table = table.append_column(name, column)
+    categories = pc.coalesce(table["category"], columns["seen_as"])
+    return table.set_column(table.column_names.index("category"), "category", categories)

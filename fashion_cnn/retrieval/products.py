@@ -1,10 +1,10 @@
-"""Products on their way into a catalogue, and a labelled data set as the products of a shop."""
+"""Products before they enter a catalogue: their columns, their pictures, and a labelled data set as products."""
 
 import hashlib
 import io
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import pyarrow as pa
 from PIL import Image
@@ -13,126 +13,159 @@ from torch import Tensor
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.pictures import Preparation, UnreadablePictureError
 
-# Of the longer side of a thumbnail, in pixels.
+# Columns of every product; the custom columns of a shop follow them.
+PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "price": pa.float64()}
+# Columns that indexing and searching add; no custom column may have such a name.
+RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
+# Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
+
+
+def catalogue_schema(dimensions: int, custom: Sequence[pa.Field]) -> pa.Schema:
+    """Schema of a catalogue's table.
+
+    Args:
+        dimensions: length of a search vector.
+        custom: the custom columns of the shop.
+    """
+    return pa.schema(
+        [
+            pa.field("id", PRODUCT_COLUMNS["id"], nullable=False),
+            pa.field("key", pa.string()),
+            *(pa.field(name, kind) for name, kind in PRODUCT_COLUMNS.items() if name != "id"),
+            pa.field("seen_as", pa.string()),
+            pa.field("confidence", pa.float32()),
+            pa.field("thumbnail", pa.binary()),
+            pa.field("vector", pa.list_(pa.float32(), dimensions)),
+            *custom,
+        ]
+    )
+
+
+def custom_columns(schema: pa.Schema) -> list[pa.Field]:
+    """Return the columns that only this shop has."""
+    return [field for field in schema if field.name not in (*PRODUCT_COLUMNS, *RESERVED_COLUMNS)]
+
+
+def describe_type(kind: pa.DataType) -> str:
+    """Name a column type in plain words for messages."""
+    if pa.types.is_integer(kind):
+        return "integers"
+    if pa.types.is_floating(kind):
+        return "decimal numbers"
+    return "text" if pa.types.is_string(kind) else str(kind)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A product's picture as the network takes it, `(C, H, W)` uint8, and as people see it, an encoded image."""
+    """The picture of a product.
+
+    Attributes:
+        prepared: input of the network, `(C, H, W)` uint8.
+        thumbnail: encoded image for people.
+    """
 
     prepared: Tensor
     thumbnail: bytes
 
 
-class Pictures(Protocol):
-    """The pictures of products, by the numbers of their rows."""
-
-    def read(
-        self, rows: Iterable[int], preparation: Preparation
-    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
-        """Each row with its picture, or with the reason why it has none, in the given order."""
-        ...
+# Picture of each row, or the error that makes it unreadable, in the order of the rows.
+Pictures = Generator[tuple[int, Picture | UnreadablePictureError]]
 
 
 @dataclass(frozen=True)
 class Products:
-    """table: one row a product, with the columns id, title, category (null where the shop says none), price (likewise)
-    and the shop's own. keys: of each row; another one where its picture or anything in the row is another. note: what
-    people are to know of them, a sentence.
+    """Products to index.
+
+    Attributes:
+        table: one row per product with `PRODUCT_COLUMNS` (category and price may be null) and the custom columns.
+        content_keys: one fingerprint per row, which changes when the picture or a column of the row changes.
+        read_pictures: reads the pictures of these rows and prepares them for a network.
+        note: sentence about the products that users of the catalogue should know.
     """
 
     table: pa.Table
-    keys: tuple[str, ...]
-    pictures: Pictures
+    content_keys: tuple[str, ...]
+    read_pictures: Callable[[Iterable[int], Preparation], Pictures]
     note: str = ""
 
     @property
     def ids(self) -> list[str]:
+        """Return the id of each row."""
         ids: list[str] = self.table["id"].to_pylist()
         return ids
 
 
-def png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG file: exact, for pictures of few pixels."""
+def encode_png(picture: Image.Image) -> bytes:
+    """Encode a picture as PNG, which is lossless and small for few pixels."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def thumbnail(picture: Image.Image) -> bytes:
-    """The bytes of a JPEG file, of a picture made small; of a WebP file where some of it is transparent."""
+def encode_thumbnail(picture: Image.Image) -> bytes:
+    """Shrink a picture to `THUMBNAIL_SIDE` and encode it as JPEG, or as WebP if it has transparency."""
     small = picture.copy()
-    # Halved first where that leaves enough: less than half the time.
+    # A first reduction by an integer factor halves the time.
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=1.0)
     buffer = io.BytesIO()
     if small.mode in ("L", "RGB"):
-        # Half as large again as WebP, and packed in a fifteenth of the time.
+        # JPEG files are 1.5 times as large as WebP, but encode 15 times as fast.
         small.save(buffer, "JPEG", quality=85)
     else:
         small.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
 
 
-def products_of_data_set(data: ImageDataModule, *, train: bool = True) -> Products:
-    """All images that a run's data set has for training (validation included), or for testing, one product each.
+def to_pil_image(image: Tensor) -> Image.Image:
+    """Convert an image `(C, H, W)` uint8 to a Pillow image."""
+    return Image.fromarray(image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy())
 
-    The category is the label and the tone is measured. The price, which no such data set knows, is made up.
+
+def products_from_data_set(data: ImageDataModule, *, train: bool = True) -> Products:
+    """Turn the images of a data set into products.
+
+    The category is the label, and the title is made of the label and the measured tone. Prices are made up.
+
+    Args:
+        data: the data set.
+        train: take the training images, including those for validation; otherwise the test images.
     """
     data.prepare_data()
-    images, targets = data.labelled(train=train)
+    images, targets = data.labelled_images(train=train)
     split = "train" if train else "test"
     names = list(data.all_class_names)
-    categories = [names[target] for target in targets.tolist()]
+    labels = targets.tolist()
+    categories = [names[label] for label in labels]
     tones = _tones(images, negative=data.cut_out)
-    ids = [f"{split}-{number:05}" for number in range(len(images))]
     titles = [f"{tone} {category}".capitalize() for tone, category in zip(tones, categories, strict=True)]
-    # The same each time, and dearer the later the class comes.
-    prices = [5 + 8.0 * (target % 10) + number * 7919 % 2300 / 100 for number, target in enumerate(targets.tolist())]
-    table = pa.table(
-        {
-            "id": ids,
-            "title": titles,
-            "category": categories,
-            "price": [round(price, 2) for price in prices],
-            "tone": tones,
-        }
-    )
-    keys = (hashlib.sha1(image.tobytes()).hexdigest() for image in images.numpy())
+    # Reproducible prices that rise with the label.
+    prices = [round(5 + 8.0 * (label % 10) + number * 7919 % 2300 / 100, 2) for number, label in enumerate(labels)]
+    ids = [f"{split}-{number:05}" for number in range(len(images))]
+    table = pa.table({"id": ids, "title": titles, "category": categories, "price": prices, "tone": tones})
+    digests = (hashlib.sha1(image.tobytes()).hexdigest() for image in images.numpy())
     return Products(
         table,
-        tuple(f"{key} {title}" for key, title in zip(keys, titles, strict=True)),
-        _ImagesInMemory(images, negative=data.cut_out),
+        tuple(f"{digest} {title}" for digest, title in zip(digests, titles, strict=True)),
+        partial(_pictures_from_tensor, images, data.cut_out),
         note="Its prices are made up.",
     )
 
 
-def as_picture(image: Tensor) -> Image.Image:
-    """An image `(C, H, W)` uint8 as Pillow has it."""
-    return Image.fromarray(image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy())
-
-
-class _ImagesInMemory:
-    def __init__(self, images: Tensor, *, negative: bool) -> None:
-        self._images = images
-        self._negative = negative
-
-    def read(
-        self, rows: Iterable[int], preparation: Preparation
-    ) -> Generator[tuple[int, Picture | UnreadablePictureError]]:
-        for row in rows:
-            # What the network was trained on needs no preparation; people see it as it was photographed.
-            image = self._images[row]
-            yield row, Picture(image, png(as_picture(255 - image if self._negative else image)))
+def _pictures_from_tensor(images: Tensor, negative: bool, rows: Iterable[int], preparation: Preparation) -> Pictures:
+    """Yield pictures of images `(N, C, H, W)` uint8, which need no preparation; thumbnails show negatives inverted."""
+    for row in rows:
+        image = images[row]
+        yield row, Picture(image, encode_png(to_pil_image(255 - image if negative else image)))
 
 
 def _tones(images: Tensor, *, negative: bool) -> list[str]:
-    """How light the item is, in thirds; of a negative, as Fashion-MNIST's images are, how it was photographed."""
+    """Return the brightness class of each item; `negative` images, as in Fashion-MNIST, are inverted photographs."""
     names = ("light", "grey", "dark") if negative else ("dark", "grey", "light")
     tones = []
-    # A part at a time, since a copy of all may not fit into memory.
-    for part in images.split(1000):
-        item = part > 16
-        mean = (part * item).flatten(1).sum(1) / item.flatten(1).sum(1).clamp(min=1)
+    # In chunks, since a copy of all images may exceed the memory.
+    for chunk in images.split(1000):
+        item = chunk > 16
+        mean = (chunk * item).flatten(1).sum(1) / item.flatten(1).sum(1).clamp(min=1)
         tones += [names[int(value > 140) + int(value > 181)] for value in mean.tolist()]
     return tones

@@ -1,4 +1,4 @@
-"""Search in a catalogue by pictures, by words, or by both; and products whose pictures are near duplicates."""
+"""Search in a catalogue by pictures, by text or by both, and detection of near duplicates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,42 +10,59 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import Seen, TrainedNetwork
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.retrieval.filters import Condition
+from fashion_cnn.retrieval.products import PRODUCT_COLUMNS
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, as_search_vector, dimensions_of, search_vectors
+from fashion_cnn.retrieval.vectors import embedding_to_search_vector, search_vectors, to_query, vector_dimensions
 
-# How much "less like that" counts against "more like this".
-_AGAINST = 0.5
-# Of reciprocal rank fusion, and how many of the likest pictures and of the best titles take part in it.
-_RANK_OFFSET, _TAKING_PART = 60, 1000
-# So many rows of the matrix of all similarities at once.
-_ROWS = 2048
+# Weight of negative examples relative to positive ones.
+_NEGATIVE_WEIGHT = 0.5
+# Offset of reciprocal rank fusion, and how many hits of each ranking it fuses.
+_RRF_OFFSET, _FUSION_DEPTH = 60, 1000
+# Rows of the similarity matrix that are computed at once.
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class Query:
-    """like, unlike: ids of products to be like, and not to be like. pictures, other_pictures: the same of pictures
-    `(C, H, W)` uint8 as the network takes them. concepts: directions `(D,)` of what the network was taught. words: any
-    of which a title is to hold. conditions: on columns, all of which are to be met. A query that says nothing of these
-    gives the catalogue from its start. skip: so many hits.
+    """A search. An empty query returns the catalogue in the order of its ids.
+
+    Attributes:
+        pictures: prepared pictures to be similar to, each `(C, H, W)` uint8.
+        unlike_pictures: prepared pictures to be dissimilar to.
+        like: ids of products to be similar to.
+        unlike: ids of products to be dissimilar to.
+        concepts: directions `(E,)` of taught concepts in the embedding space.
+        text: words of which a title has to contain at least one.
+        conditions: conditions on columns, all of which have to be met.
+        top_k: maximum number of hits.
+        offset: number of best hits to skip.
     """
 
     pictures: tuple[Tensor, ...] = ()
-    other_pictures: tuple[Tensor, ...] = ()
+    unlike_pictures: tuple[Tensor, ...] = ()
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
     concepts: tuple[Tensor, ...] = ()
-    words: str = ""
+    text: str = ""
     conditions: tuple[Condition, ...] = ()
     top_k: int = 12
-    skip: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A product found. similarity: the cosine with what was asked for, None where no picture was. thumbnail: an encoded
-    image. attributes: the shop's own columns among them.
+    """A product in the result of a search.
+
+    Attributes:
+        id: id of the product.
+        title: its title.
+        category: its category.
+        price: its price, if known.
+        similarity: cosine with the query vector; None for a query by text or conditions alone.
+        attributes: the other columns, among them the custom ones.
+        thumbnail: encoded image.
     """
 
     id: str
@@ -58,18 +75,24 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
-    """hits: the best first. matching: how many products meet the conditions; with words, how many of these hold them,
-    or take part beside pictures.
+class SearchHits:
+    """Result of a search.
+
+    Attributes:
+        hits: the requested hits, the best first.
+        matching: number of products that meet the conditions; with a text, number of those that were ranked.
     """
 
     hits: tuple[Hit, ...]
     matching: int
 
 
-class Ranked(NamedTuple):
-    """rows: of the snapshot, the best first, each with its similarity, None where no picture was asked for. matching:
-    as in `Found`.
+class Ranking(NamedTuple):
+    """Result of a search before its attributes are read.
+
+    Attributes:
+        rows: rows of the snapshot, the best first, with `Hit.similarity`.
+        matching: `SearchHits.matching`.
     """
 
     rows: tuple[tuple[int, float | None], ...]
@@ -77,124 +100,84 @@ class Ranked(NamedTuple):
 
 
 class Searcher:
-    """Searches a catalogue with the network that made it. Raises UserError where another network made it."""
+    """Searches a snapshot of a catalogue.
+
+    Args:
+        snapshot: the snapshot.
+        network: the network that made its vectors.
+
+    Raises:
+        UserError: if another network or version made the vectors.
+    """
 
     def __init__(self, snapshot: Snapshot, network: TrainedNetwork) -> None:
         self.snapshot = snapshot
         self.network = network
-        made_by = snapshot.about
-        if made_by.network != network.identity:
+        metadata = snapshot.metadata
+        if metadata.network != network.identity:
             raise UserError(
-                f"{snapshot.uri} holds what another network saw ({made_by.run}), whose vectors mean something else "
-                f"than those of {network.run.path}: search with run={made_by.run}, or index anew with this run and "
-                "rebuild=true."
+                f"{snapshot.uri} was indexed with another network than {network.run.path}: search with "
+                f"run={metadata.run}, or index again with this run and rebuild=true."
             )
-        if made_by.dimensions != dimensions_of(network, made_by.class_weight):
-            raise UserError(f"{snapshot.uri} was made by another version of fashion_cnn: index anew with rebuild=true.")
+        if metadata.dimensions != vector_dimensions(network, metadata.class_weight):
+            raise UserError(
+                f"{snapshot.uri} was indexed by another version of fashion_cnn: index again with rebuild=true."
+            )
 
-    def search(self, query: Query) -> Found:
-        """The products that fit best. Raises UserError for an id that the catalogue does not hold."""
-        return self.found(self.rank(query, self.look(query)))
+    def search(self, query: Query) -> SearchHits:
+        """Return the best hits. Raises UserError for an id that the catalogue does not hold."""
+        return self.fetch(self.rank(query, self.embed(query)))
 
-    def look(self, query: Query) -> Seen | None:
-        """What the network makes of the query's pictures, those to be like first; None where there is none."""
-        pictures = (*query.pictures, *query.other_pictures)
-        return self.network.look(torch.stack(pictures)) if pictures else None
+    def embed(self, query: Query) -> NetworkOutput | None:
+        """Return logits and embeddings of the query's pictures, then its unlike pictures; None without pictures."""
+        pictures = (*query.pictures, *query.unlike_pictures)
+        return self.network.outputs(torch.stack(pictures)) if pictures else None
 
-    def rank(self, query: Query, seen: Seen | None) -> Ranked:
-        """Which products fit best; seen: as `look` gave it. Raises UserError as `search` does."""
-        direction = self._direction(query, seen)
-        allowed = self.snapshot.holding(query.conditions)
-        asked_by_id = [self.snapshot.row_of[one] for one in (*query.like, *query.unlike)]
-        if asked_by_id:
-            allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
-            allowed[asked_by_id] = False
-        most = query.skip + query.top_k
-        ranked: Sequence[tuple[int, float | None]]
-        if query.words.strip():
-            ranked = self._by_words(query, direction, allowed, asked_by_id)
-        elif direction is not None:
-            ranked = self.snapshot.nearest(direction, most, query.conditions, asked_by_id)
-        else:
-            everything = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
-            ranked = [(row, None) for row in everything[:most].tolist()]
-        matching = len(self.snapshot) if allowed is None else int(allowed.sum())
-        if query.words.strip():
-            matching = len(ranked)
-        return Ranked(tuple(ranked[query.skip : most]), matching)
+    def rank(self, query: Query, output: NetworkOutput | None) -> Ranking:
+        """Rank the products.
 
-    def found(self, ranked: Ranked) -> Found:
-        """The products of a ranking, with their attributes and thumbnails."""
-        return Found(self._hits(ranked.rows), ranked.matching)
+        Args:
+            query: the query.
+            output: result of `embed`.
 
-    def named(self, ids: Sequence[str]) -> tuple[Hit, ...]:
-        """The products of these ids, which the catalogue must hold."""
-        return self._hits([(self.snapshot.row_of[one], None) for one in ids])
-
-    def _direction(self, query: Query, seen: Seen | None) -> Tensor | None:
-        """Where the pictures point to, and away from those that it is not to be like (Rocchio, 1971)."""
-        dimensions = self.snapshot.about.dimensions
-        shown = torch.empty(0, dimensions) if seen is None else search_vectors(seen, self.snapshot.about.class_weight)
-        taught = [as_search_vector(concept, dimensions) for concept in query.concepts]
-        towards = self._vectors(shown[: len(query.pictures)], query.like, taught)
-        away = self._vectors(shown[len(query.pictures) :], query.unlike)
-        if not len(towards) and not len(away):
-            return None
-        direction = torch.zeros(dimensions)
-        if len(towards):
-            direction += towards.mean(dim=0)
-        if len(away):
-            direction -= (_AGAINST if len(towards) else 1) * away.mean(dim=0)
-        return functional.normalize(as_query(direction, self.snapshot.about.class_weight), dim=0)
-
-    def _vectors(self, shown: Tensor, ids: Sequence[str], taught: Sequence[Tensor] = ()) -> Tensor:
-        if unknown := [one for one in ids if one not in self.snapshot.row_of]:
-            raise UserError(f"The catalogue holds no product {unknown[0]}.")
-        parts = [shown, *(direction[None] for direction in taught)]
-        parts += [self.snapshot.vectors_of([self.snapshot.row_of[one] for one in ids])] if ids else []
-        return torch.cat(parts)
-
-    def _by_words(
-        self, query: Query, direction: Tensor | None, allowed: Tensor | None, without: Sequence[int]
-    ) -> Sequence[tuple[int, float | None]]:
-        """By the titles alone, or by title and picture: the sum of 1 / (60 + rank) over both orders; a product whose
-        title holds none of the words is in one of them (reciprocal rank fusion, Cormack et al., 2009). Titles that are
-        as good share a rank, so that among them the picture decides.
+        Raises:
+            UserError: for an id that the catalogue does not hold.
         """
-        rows, scores = self.snapshot.with_words(query.words)
-        if allowed is not None:
-            rows, scores = rows[allowed[rows]], scores[allowed[rows]]
-        if direction is None:
-            return [(row, None) for row in rows.tolist()]
-        similarity = dict(self.snapshot.nearest(direction, _TAKING_PART, query.conditions, without))
-        if self.snapshot.approximate:
-            likeness = torch.tensor([similarity.get(row, -1.0) for row in rows.tolist()])
+        query_vector = self._query_vector(query, output)
+        allowed = self.snapshot.filter_mask(query.conditions)
+        if exclude := [self.snapshot.row_by_id[product_id] for product_id in (*query.like, *query.unlike)]:
+            allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
+            allowed[exclude] = False
+        end = query.offset + query.top_k
+        matching = len(self.snapshot) if allowed is None else int(allowed.sum())
+        ranked: Sequence[tuple[int, float | None]]
+        if query.text.strip():
+            ranked = self._rank_by_text(query, query_vector, allowed, exclude)
+            matching = len(ranked)
+        elif query_vector is not None:
+            ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude)
         else:
-            likeness = self.snapshot.similarity(direction)[rows]
-        order = torch.from_numpy(np.lexsort((-likeness.numpy(), -scores.numpy())))[:_TAKING_PART]
-        rows, scores = rows[order], scores[order]
-        titled = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
-        alike = list(similarity)
-        # The others with the words come behind them, in their order.
-        if others := sorted(set(titled) - set(alike)):
-            similarity |= dict(zip(others, (self.snapshot.vectors_of(others) @ direction).tolist(), strict=True))
-            others.sort(key=lambda row: -similarity[row])
-        pictured = {row: rank for rank, row in enumerate([*alike, *others], start=1)}
-        fused = {
-            row: sum(1 / (_RANK_OFFSET + ranks[row]) for ranks in (pictured, titled) if row in ranks)
-            for row in pictured
-        }
-        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
+            rows = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
+            ranked = [(row, None) for row in rows[:end].tolist()]
+        return Ranking(tuple(ranked[query.offset : end]), matching)
 
-    def _hits(self, ranked: Sequence[tuple[int, float | None]]) -> tuple[Hit, ...]:
+    def fetch(self, ranking: Ranking) -> SearchHits:
+        """Read attributes and thumbnails of a ranking."""
+        return SearchHits(self._fetch_rows(ranking.rows), ranking.matching)
+
+    def fetch_by_id(self, ids: Sequence[str]) -> tuple[Hit, ...]:
+        """Return the products with these ids, which the catalogue has to hold."""
+        return self._fetch_rows([(self.snapshot.row_by_id[product_id], None) for product_id in ids])
+
+    def _fetch_rows(self, ranked: Sequence[tuple[int, float | None]]) -> tuple[Hit, ...]:
         hits = []
         thumbnails = self.snapshot.thumbnails([row for row, _ in ranked])
         for (row, similarity), thumbnail in zip(ranked, thumbnails, strict=True):
-            attributes = self.snapshot.described(row)
+            attributes = self.snapshot.attributes_of(row)
             del attributes["key"]
             hits.append(
                 Hit(
-                    **{name: attributes.pop(name) for name in ("id", "title", "category", "price")},
+                    **{name: attributes.pop(name) for name in PRODUCT_COLUMNS},
                     similarity=None if similarity is None else round(similarity, 6),
                     attributes=attributes,
                     thumbnail=thumbnail,
@@ -202,28 +185,87 @@ class Searcher:
             )
         return tuple(hits)
 
+    def _query_vector(self, query: Query, output: NetworkOutput | None) -> Tensor | None:
+        """Return the mean of the positive minus the weighted mean of the negative examples (Rocchio 1971)."""
+        dimensions, class_weight = self.snapshot.metadata.dimensions, self.snapshot.metadata.class_weight
+        pictures = torch.empty(0, dimensions) if output is None else search_vectors(output, class_weight)
+        concepts = [embedding_to_search_vector(concept, dimensions) for concept in query.concepts]
+        positive = self._examples(pictures[: len(query.pictures)], query.like, concepts)
+        negative = self._examples(pictures[len(query.pictures) :], query.unlike)
+        if not len(positive) and not len(negative):
+            return None
+        direction = torch.zeros(dimensions)
+        if len(positive):
+            direction += positive.mean(dim=0)
+        if len(negative):
+            direction -= (_NEGATIVE_WEIGHT if len(positive) else 1) * negative.mean(dim=0)
+        return functional.normalize(to_query(direction, class_weight), dim=0)
+
+    def _examples(self, pictures: Tensor, ids: Sequence[str], concepts: Sequence[Tensor] = ()) -> Tensor:
+        if unknown := [product_id for product_id in ids if product_id not in self.snapshot.row_by_id]:
+            raise UserError(f"The catalogue holds no product {unknown[0]}.")
+        parts = [pictures, *(concept[None] for concept in concepts)]
+        parts += [self.snapshot.vectors_of([self.snapshot.row_by_id[product_id] for product_id in ids])] if ids else []
+        return torch.cat(parts)
+
+    def _rank_by_text(
+        self, query: Query, query_vector: Tensor | None, allowed: Tensor | None, exclude: Sequence[int]
+    ) -> Sequence[tuple[int, float | None]]:
+        """Rank by title alone, or by title and picture with reciprocal rank fusion (Cormack et al. 2009).
+
+        The score is the sum of 1 / (60 + rank) over both rankings; a title without any of the words counts in one of
+        them only. Titles with equal scores share a rank, so that the picture decides their order.
+        """
+        rows, scores = self.snapshot.match_titles(query.text)
+        if allowed is not None:
+            rows, scores = rows[allowed[rows]], scores[allowed[rows]]
+        if query_vector is None:
+            return [(row, None) for row in rows.tolist()]
+        similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude))
+        if self.snapshot.vector_index:
+            cosines = torch.tensor([similarity.get(row, -1.0) for row in rows.tolist()])
+        else:
+            cosines = self.snapshot.similarity(query_vector)[rows]
+        order = torch.from_numpy(np.lexsort((-cosines.numpy(), -scores.numpy())))[:_FUSION_DEPTH]
+        rows, scores = rows[order], scores[order]
+        text_rank = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
+        nearest = list(similarity)
+        # Matching titles beyond the nearest products follow in the order of their own similarity.
+        if others := sorted(set(text_rank) - set(nearest)):
+            similarity |= dict(zip(others, (self.snapshot.vectors_of(others) @ query_vector).tolist(), strict=True))
+            others.sort(key=lambda row: -similarity[row])
+        picture_rank = {row: rank for rank, row in enumerate([*nearest, *others], start=1)}
+        fused = {
+            row: sum(1 / (_RRF_OFFSET + ranks[row]) for ranks in (picture_rank, text_rank) if row in ranks)
+            for row in picture_rank
+        }
+        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
+
 
 def near_duplicates(
-    vectors: Tensor, at_least: float, progress: Callable[[int, int], None] = lambda done, total: None
+    vectors: Tensor, threshold: float, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[list[int]]:
-    """Groups of rows of unit vectors `(N, D)` that are linked by cosines of `at_least`, the largest group first.
+    """Group rows that are linked by a cosine of at least `threshold` (single linkage), the largest group first.
 
-    Rows that a chain of such links joins are one group, however far apart its ends are.
+    Args:
+        vectors: unit vectors `(N, D)`.
+        threshold: minimum cosine of a link; rows that a chain of links joins form one group.
+        progress: called with the number of compared rows and of all rows.
     """
-    # Of each row the first of its group.
-    leader = np.arange(len(vectors))
-    for start in range(0, len(vectors), _ROWS):
-        block = vectors[start : start + _ROWS]
-        # Each pair is seen once, from its first row.
-        alike = (block @ vectors[start:].T >= at_least).triu(diagonal=1)
-        for row in alike.any(dim=1).nonzero()[:, 0].tolist():
-            group = int(leader[start + row])
-            for other in np.unique(leader[start:][alike[row].numpy()]).tolist():
+    # Union-find parent of each row: the first row of its group.
+    parent = np.arange(len(vectors))
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        # The upper triangle holds each pair once.
+        linked = (block @ vectors[start:].T >= threshold).triu(diagonal=1)
+        for row in linked.any(dim=1).nonzero()[:, 0].tolist():
+            group = int(parent[start + row])
+            for other in np.unique(parent[start:][linked[row].numpy()]).tolist():
                 if other != group:
-                    group, joined = min(group, other), max(group, other)
-                    leader[leader == joined] = group
-        progress(min(start + _ROWS, len(vectors)), len(vectors))
+                    group, merged = min(group, other), max(group, other)
+                    parent[parent == merged] = group
+        progress(min(start + _BLOCK_ROWS, len(vectors)), len(vectors))
     groups: dict[int, list[int]] = {}
-    for row, first in enumerate(leader.tolist()):
+    for row, first in enumerate(parent.tolist()):
         groups.setdefault(first, []).append(row)
     return sorted((group for group in groups.values() if len(group) > 1), key=lambda group: (-len(group), group))

@@ -1,6 +1,6 @@
-"""One version of a catalogue, its vectors and attributes in memory: exact search is a matrix product.
+"""One version of a catalogue with its attributes and vectors in memory: exact search is a matrix product.
 
-Of a catalogue with an index (approximate.py) the vectors stay on disk.
+The vectors of a catalogue with a vector index (approximate.py) stay on disk.
 """
 
 from collections.abc import Sequence
@@ -14,156 +14,178 @@ from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval import approximate
-from fashion_cnn.retrieval.catalogue import Catalogue, about_of, edition_of, has_words
+from fashion_cnn.retrieval.catalogue import Catalogue, index_names, metadata_of, version_of
 from fashion_cnn.retrieval.filters import Condition
 
 
-class WithWords(NamedTuple):
-    """Products whose titles hold some words: rows `(K,)`, the best title first, and how good each one is, `(K,)`."""
+class TitleMatches(NamedTuple):
+    """Products whose titles match a text.
+
+    Attributes:
+        rows: rows of the snapshot `(K,)`, the best title first.
+        scores: BM25 score of each title `(K,)`.
+    """
 
     rows: Tensor
     scores: Tensor
 
 
-class Snapshot:
-    """A catalogue as the last indexing left it when it was taken, which later changes of the catalogue leave alone.
+class _RowIds:
+    """LanceDB's row ids of the rows of a snapshot."""
 
-    attributes: all columns but vector and thumbnail, in the order of the ids. approximate: the index that it is
-    searched by, None where it is searched exactly.
-    Raises UserError where there is no catalogue.
+    def __init__(self, ids: np.ndarray[Any, Any]) -> None:
+        self.ids = ids
+        self._order = np.argsort(ids)
+
+    def rows(self, ids: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+        """Return the row of each row id."""
+        return self._order[np.searchsorted(self.ids, ids.to_numpy(), sorter=self._order)]
+
+
+class Snapshot:
+    """The version of a catalogue that the last complete indexing left. Later changes do not affect it.
+
+    Args:
+        catalogue: the catalogue.
+
+    Attributes:
+        attributes: all columns except vector and thumbnail, in the order of the ids.
+        metadata: network and settings of the vectors.
+        table_version: version of the table.
+        vector_index: index for approximate search; None for exact search.
+
+    Raises:
+        UserError: if there is no catalogue.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.uri = catalogue.uri
         self._table = catalogue.open()
-        self.edition = edition_of(self._table)
-        self.version = self.edition.version
-        # Whatever else happens to the catalogue, this handle reads this version.
+        self.table_version = version_of(self._table)
+        self.version = self.table_version.version
+        # Pin the version for this handle.
         self._table.checkout(self.version)
-        self.about = about_of(self._table)
-        self.approximate = approximate.approximate_of(self._table)
-        left_on_disk = {"thumbnail"} | ({"vector"} if self.approximate else set())
-        columns = [name for name in self._table.schema.names if name not in left_on_disk]
+        self.metadata = metadata_of(self._table)
+        self.vector_index = approximate.vector_index_of(self._table)
+        on_disk = {"thumbnail"} | ({"vector"} if self.vector_index else set())
+        columns = [name for name in self._table.schema.names if name not in on_disk]
         table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
-        self._row_ids = table["_rowid"].to_numpy()
-        self._by_row_id = np.argsort(self._row_ids)
-        self._held: pa.BinaryArray | None = None
-        # Words that half of the titles hold take as long as ten searches by picture; pages and filters ask again.
-        # Of what it needs alone: a snapshot that its own cache held would stay in memory when nobody has it any more.
-        find_words = partial(_find_words, self.uri, self._table, self._row_ids, self._by_row_id)
-        self._with_words = lru_cache(maxsize=32)(find_words)
-        if not self.approximate:
-            self.vectors = self._as_tensor(table["vector"])
+        self._row_ids = _RowIds(table["_rowid"].to_numpy())
+        self._thumbnails: pa.BinaryArray | None = None
+        # A word that half of the titles contain takes as long as ten vector searches, and each page repeats it.
+        # The cached function must not refer to the snapshot, which would then never be freed.
+        self._match_titles = lru_cache(maxsize=32)(partial(_match_titles, self.uri, self._table, self._row_ids))
+        if not self.vector_index:
+            self.vectors = self._to_tensor(table["vector"])
             table = table.drop_columns(["vector"])
         self.attributes: pa.Table = table.drop_columns(["_rowid"])
 
     def __len__(self) -> int:
-        return len(self._row_ids)
+        return len(self._row_ids.ids)
 
     @cached_property
-    def row_of(self) -> dict[str, int]:
-        """The row of each id."""
-        return {one: row for row, one in enumerate(self.attributes["id"].to_pylist())}
+    def row_by_id(self) -> dict[str, int]:
+        """Row of each product id."""
+        return {product_id: row for row, product_id in enumerate(self.attributes["id"].to_pylist())}
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Those of all products, `(N, D)` float32, of length 1."""
+        """Unit vectors of all products, `(N, D)` float32."""
         return self.vectors_of(range(len(self)))
 
     def vectors_of(self, rows: Sequence[int]) -> Tensor:
-        """Those of some products, `(len(rows), D)`."""
-        if not self.approximate:
-            return self.vectors[list(rows)]
-        found = self._table.take_row_ids(self._row_ids[list(rows)].tolist()).select(["id", "vector"]).to_arrow()
-        place = {one: number for number, one in enumerate(found["id"].to_pylist())}
-        ids = self.attributes["id"].take(list(rows)).to_pylist()
-        return self._as_tensor(found["vector"].take([place[one] for one in ids]))
+        """Return the unit vectors of these rows, `(len(rows), D)`."""
+        return self._to_tensor(self._read("vector", rows)) if self.vector_index else self.vectors[list(rows)]
 
-    def _as_tensor(self, column: pa.ChunkedArray) -> Tensor:
-        flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
-        # Column by column in memory, which halves the time of a product with one vector.
-        return torch.from_numpy(flat.reshape(-1, self.about.dimensions).T.copy()).T
-
-    def similarity(self, direction: Tensor) -> Tensor:
-        """The cosine of each product `(N,)` with a unit vector `(D,)`."""
-        return torch.mv(self.vectors, direction)
-
-    def nearest(
-        self, direction: Tensor, most: int, conditions: Sequence[Condition] = (), without: Sequence[int] = ()
-    ) -> list[tuple[int, float]]:
-        """The products that are likest to a unit vector `(D,)`, as (row, cosine), the likest first.
-
-        conditions: all of which are to be met. without: rows that are not wanted.
-        """
-        if self.approximate:
-            found = approximate.nearest(
-                self._table, direction, most + len(without), conditions=conditions, probes=self.approximate.probes
-            )
-            rows = [(self.row_of[one], score) for one, score in found]
-            return [(row, score) for row, score in rows if row not in without][:most]
-        scores = self.similarity(direction)
-        allowed = self.holding(conditions)
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, -torch.inf)
-        scores[list(without)] = -torch.inf
-        best = scores.topk(min(most, len(scores)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(row, score) for row, score in pairs if score > -torch.inf]
-
-    def holding(self, conditions: Sequence[Condition]) -> Tensor | None:
-        """Which products meet all of the conditions, `(N,)` bool; None without conditions."""
-        if not conditions:
-            return None
-        return torch.from_numpy(np.logical_and.reduce([each.holds(self.attributes) for each in conditions]))
-
-    def with_words(self, words: str) -> WithWords:
-        """The products whose titles hold any of the words, by BM25; of equal ones the first.
-
-        Raises UserError where the titles have no index, which a first indexing makes at its end.
-        """
-        return self._with_words(words)
-
-    def hold_thumbnails(self, most_bytes: int) -> None:
-        """Keep all thumbnails in memory, if they take no more than about `most_bytes`: for whoever searches often."""
-        sample = range(0, len(self), max(1, len(self) // 256))
-        if sum(map(len, self.thumbnails(sample))) * len(self) > most_bytes * len(sample):
-            return
-        table = self._table.search().select(["thumbnail"]).with_row_id(True).limit(None).to_arrow()
-        rows = self._by_row_id[np.searchsorted(self._row_ids, table["_rowid"].to_numpy(), sorter=self._by_row_id)]
-        self._held = table["thumbnail"].take(np.argsort(rows)).combine_chunks()
-
-    def thumbnails(self, rows: Sequence[int]) -> list[bytes]:
-        """The encoded pictures of these rows."""
-        if self._held is not None:
-            return [self._held[row].as_py() for row in rows]
-        if not rows:
-            return []
-        wanted = self._row_ids[list(rows)].tolist()
-        found = self._table.take_row_ids(wanted).select(["thumbnail"]).with_row_id().to_arrow()
-        by_id = dict(zip(found["_rowid"].to_pylist(), found["thumbnail"].to_pylist(), strict=True))
-        return [by_id[one] for one in wanted]
-
-    def described(self, row: int) -> dict[str, Any]:
-        """All attributes of a row."""
+    def attributes_of(self, row: int) -> dict[str, Any]:
+        """Return the attributes of a row by column name."""
         attributes: dict[str, Any] = self.attributes.slice(row, 1).to_pylist()[0]
         return attributes
 
+    def thumbnails(self, rows: Sequence[int]) -> list[bytes]:
+        """Return the encoded thumbnails of these rows."""
+        if self._thumbnails is not None:
+            return [self._thumbnails[row].as_py() for row in rows]
+        return self._read("thumbnail", rows).to_pylist() if rows else []
 
-def _find_words(
-    uri: str, table: Any, row_ids: np.ndarray[Any, Any], by_row_id: np.ndarray[Any, Any], words: str
-) -> WithWords:
-    """row_ids: of the snapshot's rows, and by_row_id: their order by these."""
-    if not has_words(table):
-        if len(row_ids):
-            raise UserError(
-                f"The titles of {uri} cannot be searched yet: its first indexing is not at its end. Where it was "
-                "stopped, it goes on when it is started again."
+    def cache_thumbnails(self, max_bytes: int) -> None:
+        """Keep all thumbnails in memory if a sample suggests that they take at most `max_bytes`."""
+        sample = range(0, len(self), max(1, len(self) // 256))
+        if sum(map(len, self.thumbnails(sample))) * len(self) > max_bytes * len(sample):
+            return
+        table = self._table.search().select(["thumbnail"]).with_row_id(True).limit(None).to_arrow()
+        order = np.argsort(self._row_ids.rows(table["_rowid"]))
+        self._thumbnails = table["thumbnail"].take(order).combine_chunks()
+
+    def _read(self, column: str, rows: Sequence[int]) -> pa.ChunkedArray:
+        """Read a column of these rows from disk, in their order."""
+        row_ids = self._row_ids.ids[list(rows)].tolist()
+        table = self._table.take_row_ids(row_ids).select([column]).with_row_id().to_arrow()
+        place = {row_id: number for number, row_id in enumerate(table["_rowid"].to_pylist())}
+        return table[column].take([place[row_id] for row_id in row_ids])
+
+    def _to_tensor(self, column: pa.ChunkedArray) -> Tensor:
+        flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
+        # Column-major memory order halves the time of a matrix-vector product.
+        return torch.from_numpy(flat.reshape(-1, self.metadata.dimensions).T.copy()).T
+
+    def similarity(self, query_vector: Tensor) -> Tensor:
+        """Return the cosine of each product `(N,)` with a unit vector `(D,)`."""
+        return torch.mv(self.vectors, query_vector)
+
+    def nearest(
+        self, query_vector: Tensor, top_k: int, conditions: Sequence[Condition] = (), exclude: Sequence[int] = ()
+    ) -> list[tuple[int, float]]:
+        """Return the most similar products as (row, cosine), the most similar first.
+
+        Args:
+            query_vector: unit vector `(D,)`.
+            top_k: maximum number of products.
+            conditions: conditions that products have to meet.
+            exclude: rows to leave out.
+        """
+        if self.vector_index:
+            neighbours = approximate.nearest(
+                self._table, query_vector, top_k + len(exclude), conditions=conditions, probes=self.vector_index.probes
             )
-        return WithWords(torch.empty(0, dtype=torch.int64), torch.empty(0))
-    query = table.search(words, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids))
+            rows = [(self.row_by_id[product_id], cosine) for product_id, cosine in neighbours]
+            return [(row, cosine) for row, cosine in rows if row not in exclude][:top_k]
+        scores = self.similarity(query_vector)
+        allowed = self.filter_mask(conditions)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        scores[list(exclude)] = -torch.inf
+        best = scores.topk(min(top_k, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(row, score) for row, score in pairs if score > -torch.inf]
+
+    def filter_mask(self, conditions: Sequence[Condition]) -> Tensor | None:
+        """Return which products meet all conditions, `(N,)` bool; None without conditions."""
+        if not conditions:
+            return None
+        return torch.from_numpy(np.logical_and.reduce([each.mask(self.attributes) for each in conditions]))
+
+    def match_titles(self, text: str) -> TitleMatches:
+        """Return the products whose titles contain any word of `text`, by BM25; ties keep the order of the rows.
+
+        Raises:
+            UserError: if the titles have no index, which the first indexing makes at its end.
+        """
+        return self._match_titles(text)
+
+
+def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
+    if not index_names(table, "title"):
+        if len(row_ids.ids):
+            raise UserError(
+                f"The titles of {uri} cannot be searched yet: its first indexing is not finished. If it was "
+                "interrupted, run it again."
+            )
+        return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0))
+    query = table.search(text, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
     hits = query.to_arrow()
-    rows = by_row_id[np.searchsorted(row_ids, hits["_rowid"].to_numpy(), sorter=by_row_id)]
-    # Equal titles have equal scores, but for the last digits.
+    rows = row_ids.rows(hits["_rowid"])
+    # The scores of equal titles differ in their last digits.
     scores = hits["_score"].to_numpy().astype(np.float32).round(4)
     order = np.lexsort((rows, -scores))
-    return WithWords(torch.from_numpy(rows[order]), torch.from_numpy(scores[order]))
+    return TitleMatches(torch.from_numpy(rows[order]), torch.from_numpy(scores[order]))

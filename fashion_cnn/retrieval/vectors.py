@@ -1,47 +1,50 @@
-"""The vectors that products are found by: what a picture looks like, and what the network takes it for."""
+"""Search vectors: the embedding of a picture, joined with the class probabilities of the network."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.inference.network import Seen, TrainedNetwork
-from fashion_cnn.retrieval.catalogue import About
+from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
+from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
 
-def search_vectors(seen: Seen, class_weight: float) -> Tensor:
-    """Unit vectors `(N, D)` of products.
+def search_vectors(output: NetworkOutput, class_weight: float) -> Tensor:
+    """Return the unit vectors `(N, D)` of products.
 
-    Their cosine with a query (`as_query`) is, but for a factor of the query's own, `1 - class_weight` times that of the
-    embeddings and `class_weight` (0 to 1) times the probability that both are of the same class. The last number fills
-    up the length of 1: it is the network's doubt, which no query looks for.
+    Up to a constant factor per query, their cosine with a query vector (`to_query`) is `1 - class_weight` times the
+    cosine of the embeddings plus `class_weight` times the probability that both are of the same class. The last
+    component, the uncertainty of the network, fills the length up to 1; query vectors have 0 there.
+
+    Args:
+        output: logits `(N, num_classes)` and unit embeddings `(N, E)`.
+        class_weight: weight of the classes in [0, 1]; 0 returns the embeddings.
     """
     if not class_weight:
-        return seen.embeddings
-    probabilities = seen.logits.softmax(dim=1)
-    doubt = (1 - probabilities.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
-    classes = torch.cat([probabilities, doubt], dim=1)
-    return torch.cat([(1 - class_weight) ** 0.5 * seen.embeddings, class_weight**0.5 * classes], dim=1)
+        return output.embeddings
+    probabilities = output.logits.softmax(dim=1)
+    uncertainty = (1 - probabilities.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
+    classes = torch.cat([probabilities, uncertainty], dim=1)
+    return torch.cat([(1 - class_weight) ** 0.5 * output.embeddings, class_weight**0.5 * classes], dim=1)
 
 
-def as_query(vectors: Tensor, class_weight: float) -> Tensor:
-    """Vectors of products `(…, D)`, or a sum of such, to search by."""
+def to_query(vectors: Tensor, class_weight: float) -> Tensor:
+    """Turn search vectors `(…, D)`, or weighted sums of them, into query vectors of the same shape."""
     if not class_weight:
         return vectors
-    doubt = torch.zeros_like(vectors[..., -1:])
-    return torch.cat([vectors[..., :-1], doubt], dim=-1)
+    return torch.cat([vectors[..., :-1], torch.zeros_like(vectors[..., -1:])], dim=-1)
 
 
-def network_of(run: Run, about: About) -> TrainedNetwork:
-    """The run's network, looking at pictures as it did for a catalogue."""
-    return TrainedNetwork(run, flip_average=about.flip_average, invert=about.invert)
-
-
-def dimensions_of(network: TrainedNetwork, class_weight: float) -> int:
-    """D of the network's search vectors."""
+def vector_dimensions(network: TrainedNetwork, class_weight: float) -> int:
+    """Return the length D of the network's search vectors."""
     return network.dimensions + (len(network.class_names) + 1 if class_weight else 0)
 
 
-def as_search_vector(direction: Tensor, dimensions: int) -> Tensor:
-    """A direction of embeddings, which says nothing of classes, among search vectors of so many dimensions."""
+def embedding_to_search_vector(direction: Tensor, dimensions: int) -> Tensor:
+    """Pad a direction of embeddings `(E,)` to a search vector `(dimensions,)` without class probabilities."""
     return functional.pad(direction, (0, dimensions - len(direction)))
+
+
+def load_network(run: Run, metadata: CatalogueMetadata) -> TrainedNetwork:
+    """Load the run's network with the settings that made the vectors of a catalogue."""
+    return TrainedNetwork(run, flip_average=metadata.flip_average, invert=metadata.invert)

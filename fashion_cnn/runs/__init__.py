@@ -1,14 +1,22 @@
-"""Run directories: what they hold, where they lie and how each one stands. `python -m fashion_cnn.runs` lists them."""
+"""Run directories: their files, states and listing. `python -m fashion_cnn.runs` prints a table of them."""
 
-from fashion_cnn.runs.files import as_typed, remove_abandoned, write_whole
+from fashion_cnn.runs.files import (
+    create_folder,
+    display_path,
+    format_csv,
+    remove_stale_files,
+    write_atomically,
+    write_json,
+)
 from fashion_cnn.runs.finding import (
     STUDY_FILE,
-    choose_directory,
-    find_all,
-    find_finished,
-    find_measured,
-    find_several,
-    find_unfinished,
+    find_finished_run,
+    find_finished_runs,
+    find_run,
+    find_runs,
+    find_unfinished_run,
+    list_runs,
+    new_run,
     newest_weights,
 )
 from fashion_cnn.runs.run import Run, State
@@ -17,14 +25,18 @@ __all__ = [
     "STUDY_FILE",
     "Run",
     "State",
-    "as_typed",
-    "choose_directory",
-    "find_all",
-    "find_finished",
-    "find_measured",
-    "find_several",
-    "find_unfinished",
+    "create_folder",
+    "display_path",
+    "find_finished_run",
+    "find_finished_runs",
+    "find_run",
+    "find_runs",
+    "find_unfinished_run",
+    "format_csv",
+    "list_runs",
+    "new_run",
     "newest_weights",
-    "remove_abandoned",
-    "write_whole",
+    "remove_stale_files",
+    "write_atomically",
+    "write_json",
 ]

@@ -1,10 +1,10 @@
-"""List all runs: `python -m fashion_cnn.runs`."""
+"""Print a table of all runs: `python -m fashion_cnn.runs`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.errors import UserError
@@ -12,40 +12,37 @@ from fashion_cnn.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from fashion_cnn.runs.run import Run
+
 
 def _list(config: DictConfig) -> None:
-    from rich.table import Table
+    from fashion_cnn.runs.finding import list_runs
+    from fashion_cnn.terminal import print_table
 
-    from fashion_cnn.runs.finding import find_all
-    from fashion_cnn.terminal import wide_console
-
-    runs = find_all(Path(config.runs_dir))
+    runs = list_runs(Path(config.runs_dir))
     if not runs:
-        raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: say runs_dir=DIR.")
-    table = Table()
-    for heading in ("name", "run", "state", "seed", "test", "val", "gap", "time"):
-        justify: Literal["left", "right"] = "right" if heading in ("test", "val", "gap", "time", "seed") else "left"
-        # A path that is cut cannot be copied.
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading not in ("name", "run"))
-    for run in runs:
-        if run.state == "damaged":
-            table.add_row("", os.path.relpath(run.path, config.runs_dir), "damaged")
-            continue
-        results = run.results()
-        settings = run.config()
-        table.add_row(
-            str(settings.get("name")),
-            os.path.relpath(run.path, config.runs_dir),
-            run.state,
-            str(settings.get("seed")),
-            *(f"{results[name]:.2%}" if name in results else "" for name in ("test/accuracy", "val/accuracy")),
-            f"{results['gap/accuracy'] * 100:+.2f}" if "gap/accuracy" in results else "",
-            f"{results['seconds'] / 60:.1f} min" if "seconds" in results else "",
-        )
-    wide_console().print(table)
+        raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: give another runs_dir=DIR.")
+    headings = ("name", "run", "state", "seed", "test", "val", "gap", "time")
+    print_table(headings, (_row(run, os.path.relpath(run.path, config.runs_dir)) for run in runs), right=headings[3:])
+
+
+def _row(run: Run, path: str) -> list[str]:
+    if run.state == "damaged":
+        return ["", path, "damaged"]
+    config, results = run.config(), run.results()
+    return [
+        str(config.get("name")),
+        path,
+        run.state,
+        str(config.get("seed")),
+        *(f"{results[name]:.2%}" if name in results else "" for name in ("test/accuracy", "val/accuracy")),
+        f"{results['gap/accuracy'] * 100:+.2f}" if "gap/accuracy" in results else "",
+        f"{results['seconds'] / 60:.1f} min" if "seconds" in results else "",
+    ]
 
 
 def main() -> None:
+    """Run the command."""
     run_command("runs", _list)
 
 

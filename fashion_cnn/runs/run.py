@@ -1,120 +1,95 @@
-"""The run directory: the one place that knows its file names, and how a run stands."""
+"""The run directory: file names, state, lock, config and results."""
 
 import fcntl
-import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs.files import DamagedRunError, as_typed, check_settings, read_figures, read_settings, write_whole
+from fashion_cnn.runs.files import (
+    DamagedRunError,
+    check_config,
+    create_folder,
+    display_path,
+    read_config,
+    read_results,
+    write_atomically,
+    write_json,
+)
 
 State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
 
 
+class _Inside:
+    """A path below a run directory, as an attribute of `Run`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "Run", owner: type) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run's directory. It is a run as soon as it holds `config.yaml`."""
+    """A run directory. It counts as a run once it holds `config.yaml`.
+
+    Attributes:
+        path: the directory.
+        config_file: the config of the training.
+        checkpoints: the folder of the checkpoints.
+        best_checkpoint: the weights that were best on validation.
+        last_checkpoint: the state after the last completed epoch, to resume from.
+        metrics_file: the metrics of each epoch.
+        results_file: the final results, written last.
+        error_file: the reason why the run failed or was pruned, absent otherwise.
+        report_file: the report on the training.
+        plots: the folder of the report's plots.
+        model_card_file: purpose, limits and training of the network.
+        predictions_file: the predictions for each image of train probe, validation and test.
+        examples_file: the training dynamics of each training image.
+        ambiguous_file: the validation and test images, those with the least certain predictions first.
+        evaluation: the output folder of `python -m fashion_cnn.evaluate`, with a sub-folder per split.
+        search_evaluation: the output folder of `python -m fashion_cnn.evaluate_search`, with a sub-folder per split.
+        export: the output folder of `python -m fashion_cnn.export`.
+        catalogue: the product catalogue that `python -m fashion_cnn.index` makes by default.
+        concepts: the folder of the concepts from `python -m fashion_cnn.teach`.
+    """
 
     path: Path
 
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The weights that were best on validation."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The state after the last finished epoch, to resume from."""
-        return self.checkpoints / "last.ckpt"
+    config_file = _Inside("config.yaml")
+    checkpoints = _Inside("checkpoints")
+    best_checkpoint = _Inside("checkpoints/best.ckpt")
+    last_checkpoint = _Inside("checkpoints/last.ckpt")
+    metrics_file = _Inside("metrics.csv")
+    results_file = _Inside("results.json")
+    error_file = _Inside("error.txt")
+    report_file = _Inside("report.md")
+    plots = _Inside("figures")
+    model_card_file = _Inside("model_card.md")
+    predictions_file = _Inside("predictions.npz")
+    examples_file = _Inside("examples.csv")
+    ambiguous_file = _Inside("ambiguous.csv")
+    evaluation = _Inside("evaluation")
+    search_evaluation = _Inside("search_evaluation")
+    export = _Inside("export")
+    catalogue = _Inside("catalogue")
+    concepts = _Inside("concepts")
+    _lock_file = _Inside(".lock")
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that stands for the run: the best on validation, or the last where there is none."""
+        """The checkpoint that every command loads: the best on validation, or the last if there is no best."""
         return self.best_checkpoint if self.best_checkpoint.exists() else self.last_checkpoint
 
     @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def results_file(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def report_file(self) -> Path:
-        return self.path / "report.md"
-
-    @property
-    def model_card_file(self) -> Path:
-        """What the network is for, what it cannot do, and how it was made."""
-        return self.path / "model_card.md"
-
-    @property
-    def export(self) -> Path:
-        """The folder of what `python -m fashion_cnn.export` made."""
-        return self.path / "export"
-
-    @property
-    def catalogue(self) -> Path:
-        """The products that `python -m fashion_cnn.index` looked at with this network."""
-        return self.path / "catalogue"
-
-    @property
-    def concepts(self) -> Path:
-        """What `python -m fashion_cnn.teach` taught this network."""
-        return self.path / "concepts"
-
-    @property
-    def figures(self) -> Path:
-        """The folder of the report's figures."""
-        return self.path / "figures"
-
-    @property
-    def predictions_file(self) -> Path:
-        """What the network said of each image of train probe, validation and test."""
-        return self.path / "predictions.npz"
-
-    @property
-    def examples_file(self) -> Path:
-        """How each training image was learned."""
-        return self.path / "examples.csv"
-
-    @property
-    def ambiguous_file(self) -> Path:
-        """The validation and test images, the one that the network is least decided on first."""
-        return self.path / "ambiguous.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        """The folder of what `python -m fashion_cnn.evaluate` found, a sub-folder a split."""
-        return self.path / "evaluation"
-
-    @property
-    def search_evaluation(self) -> Path:
-        """The folder of what `python -m fashion_cnn.evaluate_search` found, a sub-folder a split."""
-        return self.path / "search_evaluation"
-
-    @property
-    def error_file(self) -> Path:
-        """Why the run failed, or that a search pruned it; absent where neither is so."""
-        return self.path / "error.txt"
-
-    @property
     def state(self) -> State:
+        """The state, read from the files and the lock."""
         if self.damage is not None:
             return "damaged"
         if self.results_file.exists():
@@ -125,35 +100,30 @@ class Run:
             return "stopped"
         return "pruned" if self.error_file.read_text().startswith("pruned") else "failed"
 
-    def how_it_stands(self) -> str:
-        """The state, with the reason where it failed or what of it is damaged."""
+    def describe_state(self) -> str:
+        """Return the state, with the reason of a failure, or with the damaged file."""
         state = self.state
         if damage := self.damage:
-            return f"{state} ({as_typed(damage.file)}: {damage.reason})"
+            return f"{state} ({display_path(damage.file)}: {damage.reason})"
         reason = self.error_file.read_text().strip().splitlines() if state in ("failed", "pruned") else []
         return f"{state} ({reason[0]})" if reason else state
 
     @property
     def started(self) -> float:
-        """Seconds since 1970 when the run began, which no later command changes."""
+        """The time when the run started, in seconds since 1970."""
         return self.config_file.stat().st_mtime
 
     def create(self) -> None:
-        """Make the directory. Raises UserError where it cannot be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock_file.touch()
-        except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): choose another directory with runs_dir=DIR."
-            ) from error
+        """Create the directory. Raises UserError if it cannot be written."""
+        create_folder(self.path, "runs_dir")
+        self._lock_file.touch()
 
     @property
     def damage(self) -> DamagedRunError | None:
-        """What cannot be read of it."""
+        """The error of a file that cannot be read."""
         try:
-            check_settings(self.config_file)
-            read_figures(self.results_file)
+            check_config(self.config_file)
+            read_results(self.results_file)
         except FileNotFoundError:
             return None
         except DamagedRunError as error:
@@ -161,56 +131,45 @@ class Run:
         return None
 
     def config(self) -> DictConfig:
-        """The settings. Raises UserError where they are damaged."""
-        return read_settings(self.config_file)
+        """Read the config. Raises UserError if it is damaged."""
+        return read_config(self.config_file)
 
     def results(self) -> dict[str, Any]:
-        """The figures of a finished run; an unfinished one has none, `{}`. Raises UserError where they are damaged."""
-        return read_figures(self.results_file)
+        """Read the results, `{}` of an unfinished run. Raises UserError if they are damaged."""
+        return read_results(self.results_file)
 
     def write_config(self, config: DictConfig) -> None:
-        write_whole(self.config_file, OmegaConf.to_yaml(config))
+        """Write the config, which makes the directory a run."""
+        write_atomically(self.config_file, OmegaConf.to_yaml(config))
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Write last of all: its presence says that the run ended well."""
+        """Write the results, which marks the run as finished: call it last."""
         self.error_file.unlink(missing_ok=True)
-        write_whole(self.results_file, json.dumps(results, indent=2) + "\n")
+        write_json(self.results_file, results)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process, so that it shows as running and nobody else resumes it.
+        """Lock the run for this process, so that its state is `running` and no other process trains it.
 
-        Raises UserError where another process holds it, and still does a second later.
+        Raises:
+            UserError: if another process holds the lock for longer than a second.
         """
-        with self._lock_file.open("w") as file:
-            # A process that asks how the run stands has it for a moment, too.
-            for _ in range(10):
-                if _has_locked(file):
-                    break
-                time.sleep(0.1)
-            else:
-                raise UserError(f"{self.path} is being trained by another process.")
+        from filelock import FileLock, Timeout
+
+        # A process that reads the state holds the lock for a moment, too.
+        try:
+            lock = FileLock(self._lock_file, timeout=1).acquire()
+        except Timeout:
+            raise UserError(f"{self.path} is being trained by another process.") from None
+        with lock:
             yield
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
-
     def _is_locked(self) -> bool:
+        # filelock uses flock, too, but only exclusively and on files that the process may write: here readers share the
+        # lock, so that none takes another for a training, and need no write permission.
         try:
             with self._lock_file.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
         return False
-
-
-def _has_locked(file: IO[str]) -> bool:
-    """Lock it for this process alone, where no other holds it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: listed from its command line and the file of conf/sweep, named, and run one by one."""
+"""Jobs of a sweep: their list from the command line and conf/sweep, their names, and the execution of one job."""
 
 import contextlib
 import gc
@@ -22,96 +22,111 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import key_of, quoted
+from fashion_cnn.runs.files import dotted_items
+from fashion_cnn.runs.overrides import override_key, quote_value
 
 # Maximum length of a job directory name.
-_LONGEST_NAME = 200
-# What a job that shares the terminal with others prints, in its directory.
+_MAX_NAME_LENGTH = 200
+# Output of a job that runs in parallel with others, in its directory.
 LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a sweep. name: of its directory. overrides: as Hydra's sweeper gives them to it."""
+    """One training of a sweep.
+
+    Attributes:
+        name: name of its directory.
+        overrides: its overrides, as Hydra's sweeper lists them.
+    """
 
     name: str
     overrides: tuple[str, ...]
 
 
-def jobs_of(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[Job], set[str]]:
-    """The jobs of a sweep in the order of Hydra's basic sweeper, and the keys that all of them share.
+def list_jobs(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[Job], set[str]]:
+    """List the jobs of a sweep, in the order of Hydra's basic sweeper.
 
-    overrides: as typed. params: `hydra.sweeper.params`, which these come on top of.
-    Raises ValueError for a sweep that cannot be listed, such as an interval.
+    Args:
+        overrides: those on the command line, which replace `params`.
+        params: `hydra.sweeper.params`.
+
+    Returns:
+        The jobs, and the keys that have the same value in all of them.
+
+    Raises:
+        ValueError: a sweep without a list of values, such as an interval.
     """
-    choices = choices_of(overrides, params)
+    choices = list_choices(overrides, params)
     shared = {key for key, values in choices.items() if len(values) == 1}
     combined = itertools.product(*([f"{key}={value}" for value in values] for key, values in choices.items()))
     return [Job(job_name(each, shared), each) for each in combined], shared
 
 
-def choices_of(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The values that each key takes, in the order of Hydra's basic sweeper; see `jobs_of`."""
+def list_choices(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[str, list[str]]:
+    """List the values of each key, in the order of Hydra's basic sweeper; see `list_jobs`."""
     choices: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides]):
         if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ValueError(f"{override.input_line} is no list of values")
+            raise ValueError(f"{override.input_line} is not a list of values")
         values = override.sweep_string_iterator() if override.is_sweep_override() else None
         choices[override.get_key_element()] = [*values] if values else [str(override.get_value_element_as_str())]
     return choices
 
 
 def key_element(override: str) -> str:
-    """The key as Hydra's sweeper has it, with the signs before it."""
+    """Return the key of an override with its prefix `+`, `++` or `~`, as Hydra's sweeper has it."""
     (parsed,) = OverridesParser.create().parse_overrides([override])
     return parsed.get_key_element()
 
 
 def job_name(overrides: Iterable[str], shared: Iterable[str] = ()) -> str:
-    """A sweep job's directory: `lr-0.1_seed-1` for `optimizer.lr=0.1 seed=1`, with no sign that a shell minds.
+    """Name a job's directory: `lr-0.1_seed-1` for `optimizer.lr=0.1 seed=1`, without special characters of shells.
 
-    shared: keys that tell no job from another, and are left out.
+    Args:
+        overrides: those of the job.
+        shared: keys with the same value in all jobs, which are left out.
     """
     pairs = [override.lstrip("+").partition("=") for override in overrides]
     shared = {key.lstrip("+") for key in shared}
-    names = (f"{key.lstrip('~').rpartition('.')[2]}-{_typable(value)}" for key, _, value in pairs if key not in shared)
+    names = (f"{key.lstrip('~').rpartition('.')[2]}-{_sanitize(value)}" for key, _, value in pairs if key not in shared)
     name = "_".join(name.rstrip("-") for name in names) or "job"
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= _MAX_NAME_LENGTH:
         return name
-    # The end says most, since what a sweep varies tends to stand there; the digest keeps jobs apart.
+    # Keep the end, where the swept values tend to be; the digest keeps the names of different jobs different.
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{digest}-{name[9 - _LONGEST_NAME :]}"
+    return f"{digest}-{name[9 - _MAX_NAME_LENGTH :]}"
 
 
-def _typable(value: str) -> str:
-    plain = re.sub(r"[^\w.+-]+", "-", value)
-    return plain if value.startswith("-") else plain.lstrip("-")
+def _sanitize(value: str) -> str:
+    name = re.sub(r"[^\w.+-]+", "-", value)
+    return name if value.startswith("-") else name.lstrip("-")
 
 
 def repeated_names(jobs: Iterable[Job]) -> list[str]:
-    """The names that more than one job bears."""
+    """Return the names that more than one job has."""
     return [name for name, times in Counter(job.name for job in jobs).items() if times > 1]
 
 
-def spelled_out(overrides: Iterable[str]) -> list[str]:
-    """The overrides, `sweep=NAME` replaced by what that file sets: `data.train_fraction=0.2 test=false`.
+def expand_sweep(overrides: Iterable[str]) -> list[str]:
+    """Replace `sweep=NAME` by the settings in that file, such as `data.train_fraction=0.2 test=false`.
 
-    They make the same training without it. What is typed beside it takes the place of what the file says.
+    The returned overrides make the same training. Other overrides replace the settings in the file.
     """
     overrides = [*overrides]
-    typed = {key_of(override) for override in overrides}
-    spelled = []
+    keys = {override_key(override) for override in overrides}
+    expanded = []
     for override in overrides:
-        if key_of(override) == "sweep":
-            settings = _settings_of(override.partition("=")[2].strip("'\""), overrides)
-            spelled += [setting for setting in settings if key_of(setting) not in typed]
+        if override_key(override) == "sweep":
+            settings = _sweep_settings(override.partition("=")[2].strip("'\""), overrides)
+            expanded += [setting for setting in settings if override_key(setting) not in keys]
         else:
-            spelled.append(override)
-    return spelled
+            expanded.append(override)
+    return expanded
 
 
-def _settings_of(name: str, overrides: Sequence[str]) -> list[str]:
-    """What the file of this name sets, but for Hydra; nothing where there is none, as for `null`."""
+def _sweep_settings(name: str, overrides: Sequence[str]) -> list[str]:
+    """Return the settings in `conf/sweep/NAME.yaml` as overrides, without Hydra's; none if there is no such file."""
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.is_config(f"sweep/{name}"):
             file: Any = OmegaConf.to_container(source.load_config(f"sweep/{name}").config)
@@ -122,18 +137,23 @@ def _settings_of(name: str, overrides: Sequence[str]) -> list[str]:
                 if isinstance(default, dict)
                 for key, choice in default.items()
             }
-            groups = [f"{group}={_typed(choice)}" for group, choice in chosen.items()]
-            there = _groups_of([*groups, *overrides])
-            values = _flat(file) if file else ()
-            return [*groups, *(f"{'' if _has(there, key) else '+'}{key}={_typed(value)}" for key, value in values)]
+            groups = [f"{group}={_format_value(choice)}" for group, choice in chosen.items()]
+            config = _compose_groups([*groups, *overrides])
+            values = [
+                (key, value) for key, value in dotted_items(file or {}) if not isinstance(value, dict) or not value
+            ]
+            return [
+                *groups,
+                *(f"{'' if _has(config, key) else '+'}{key}={_format_value(value)}" for key, value in values),
+            ]
     return []
 
 
-def _groups_of(overrides: Iterable[str]) -> DictConfig:
-    """The config of a training with the chosen groups alone."""
+def _compose_groups(overrides: Iterable[str]) -> DictConfig:
+    """Compose the config of a training with the overrides of groups only."""
     loader = GlobalHydra.instance().config_loader()
     groups = {*loader.list_groups("")} - {"sweep"}
-    chosen = [override for override in overrides if key_of(override) in groups]
+    chosen = [override for override in overrides if override_key(override) in groups]
     return loader.load_configuration("train", chosen, RunMode.RUN, from_shell=False)
 
 
@@ -142,63 +162,61 @@ def _has(config: DictConfig, key: str) -> bool:
     return OmegaConf.select(config, key, default=absent) is not absent
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _typed(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
+        return f"[{','.join(map(_format_value, value))}]"
     text = str(value)
-    return text if re.fullmatch(r"[\w./+-]+|\$\{.*\}|\{\}", text) else quoted(text)
+    return text if re.fullmatch(r"[\w./+-]+|\$\{.*\}|\{\}", text) else quote_value(text)
 
 
 def run_job(
-    task: Callable[[DictConfig], Any], config: DictConfig, explain: Callable[[Exception], UserError | None]
+    task: Callable[[DictConfig], Any], config: DictConfig, describe_error: Callable[[Exception], UserError | None]
 ) -> Any:
-    """Call `task`; a failure is written to the job's directory and told, and None returned, so that the others go on.
+    """Run one job of a sweep; a failure does not stop the other jobs.
 
-    explain: words for an error that a person can mend, None for any other.
+    Args:
+        task: called with `config`.
+        config: the job's config.
+        describe_error: returns the message for an error of the user, None for a bug.
+
+    Returns:
+        The result of `task`, or None after a failure, which is printed and written to `error.txt` of the run.
     """
-    composed = HydraConfig.get()
-    run = Run(Path(composed.runtime.output_dir))
-    _enter(Path(composed.runtime.cwd))
-    alone = composed.launcher._target_.endswith(".BasicLauncher")
-    finished = run.state == "finished"
-    if finished:
-        print(f"{run.path.name}: was finished already", flush=True)
-    with contextlib.nullcontext() if alone or finished else _told_apart(run):
+    hydra_config = HydraConfig.get()
+    run = Run(Path(hydra_config.runtime.output_dir))
+    _change_directory(Path(hydra_config.runtime.cwd))
+    is_sequential = hydra_config.launcher._target_.endswith(".BasicLauncher")
+    is_finished = run.state == "finished"
+    if is_finished:
+        print(f"{run.path.name}: already finished", flush=True)
+    with contextlib.nullcontext() if is_sequential or is_finished else _output_to_log(run):
         try:
             return task(config)
         except (Exception, SystemExit) as error:
-            mistake = explain(error) if isinstance(error, Exception) else None
-            if mistake is None:
+            user_error = describe_error(error) if isinstance(error, Exception) else None
+            if user_error is None:
                 traceback.print_exc()
-            _record(run, config, f"{type(error).__name__}: {error}" if mistake is None else str(mistake))
+            _record_error(run, config, f"{type(error).__name__}: {error}" if user_error is None else str(user_error))
             return None
         finally:
-            # Trainer, loggers and callbacks refer to each other; their tensors are not to wait for the next job.
+            # Trainer, loggers and callbacks refer to each other: free their tensors before the next job.
             gc.collect()
 
 
-def _enter(folder: Path) -> None:
-    """Go where the sweep was started, so that relative paths lead to the same files on another node of a cluster."""
+def _change_directory(folder: Path) -> None:
+    """Change to the directory of the sweep's command, so that relative paths are valid on other nodes of a cluster."""
     if folder.is_dir() and Path.cwd() != folder:
         os.chdir(folder)
 
 
-def _record(run: Run, config: DictConfig, reason: str) -> None:
+def _record_error(run: Run, config: DictConfig, reason: str) -> None:
     print(f"error: {run.path.name}: {reason}", file=sys.stderr, flush=True)
     if run.state in ("finished", "running"):
-        return  # It is another's to say how those stand.
+        return  # Another process writes their state.
     if not run.config_file.exists():
         run.create()
         run.write_config(config)
@@ -206,20 +224,20 @@ def _record(run: Run, config: DictConfig, reason: str) -> None:
 
 
 @contextlib.contextmanager
-def _told_apart(run: Run) -> Iterator[None]:
-    """Print a line at the start and at the end; what the job prints goes to its own log."""
+def _output_to_log(run: Run) -> Iterator[None]:
+    """Write the output of a job to its log file, and print a line at its start and its end."""
     terminal = sys.stdout
     print(f"{run.path.name}: started", file=terminal, flush=True)
     run.create()
     log = (run.path / LOG_FILE).open("a", buffering=1)
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
-    print(f"{run.path.name}: {_outcome(run)}", file=terminal, flush=True)
+    print(f"{run.path.name}: {_describe_outcome(run)}", file=terminal, flush=True)
 
 
-def _outcome(run: Run) -> str:
+def _describe_outcome(run: Run) -> str:
     results = run.results()
-    figures = [
+    accuracies = [
         f"{split} {results[f'{split}/accuracy']:.2%}" for split in ("val", "test") if f"{split}/accuracy" in results
     ]
-    return ", ".join([run.how_it_stands(), *figures])
+    return ", ".join([run.describe_state(), *accuracies])

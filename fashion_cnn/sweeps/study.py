@@ -1,18 +1,15 @@
-"""The study of a search: trials that outlive its processes, each an ordinary run, and the table and plots of them."""
+"""The Optuna study of a search: persistent trials, each of them an ordinary run, with a table and plots."""
 
-import csv
-import fcntl
 import gc
-import io
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution
@@ -20,16 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import Run, write_whole
+from fashion_cnn.runs import Run, format_csv, write_atomically
 
-# Names of a trial's attributes.
-RUN, GOES_ON_WITH, ERROR = "run", "goes on with", "error"
-# As many in a row end a search.
-_FAILURES_ALIKE = 3
-# A worker needs less from drawing a trial to holding its run, and from the run's end to telling the study.
-_SECONDS_BETWEEN = 60
-# Fewest finished trials for a plot of the importance of the settings.
-_FEWEST_TRIALS = 4
+# Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial.
+RUN, CONTINUES, ERROR = "run", "goes on with", "error"
+# Number of consecutive trials with the same error that ends a search.
+_MAX_EQUAL_FAILURES = 3
+# Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study.
+_HANDOVER_SECONDS = 60
+# Number of finished trials needed for a plot of parameter importances.
+_MIN_TRIALS_FOR_IMPORTANCE = 4
 
 
 def open_study(
@@ -39,31 +36,31 @@ def open_study(
     pruner: optuna.pruners.BasePruner,
     folder: Path,
 ) -> optuna.Study:
-    """The study of this name, made where there is none.
+    """Open the study of this name, or create it.
 
-    settings: what is fixed and what is searched. folder: the study's own, which is there. Raises UserError where the
-    study is there with others, or where the storage cannot be reached.
+    Args:
+        storage: storage URL of Optuna.
+        name: name of the study.
+        settings: `fixed`, a list of overrides, and `searched`, the distribution of each key.
+        pruner: decides when to stop a trial.
+        folder: existing directory of the study.
+
+    Raises:
+        UserError: the study exists with other settings, or the storage is unavailable.
     """
-    with _one_at_a_time(folder):
+    # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
+    with FileLock(folder / ".lock"):
         study = _create_or_load(storage, name, pruner)
-        before = study.user_attrs.get("settings")
-        if before is None:
+        stored = study.user_attrs.get("settings")
+        if stored is None:
             study.set_user_attr("settings", dict(settings))
-    if before not in (None, dict(settings)):
+    if stored not in (None, dict(settings)):
         raise UserError(
-            f"The study {name} searches with other settings ({_difference(before, settings)}): "
-            "repeat its command to go on with it, or begin another with tune.study=NAME.",
+            f"the study {name} has other settings ({_describe_difference(stored, settings)}): "
+            "repeat its command to continue it, or start a new one with tune.study=NAME.",
             status=2,
         )
     return study
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Other processes of this machine wait: Optuna makes the tables of a new database with no thought of them."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, attempts: int = 3) -> optuna.Study:
@@ -71,28 +68,28 @@ def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, 
         return optuna.create_study(
             storage=storage, study_name=name, pruner=pruner, direction="maximize", load_if_exists=True
         )
-    except Exception as error:  # Each database has errors of its own.
+    except Exception as error:  # Each database has its own error classes.
         if attempts == 1:
-            raise UserError(f"The study cannot be kept in {storage}: {error}".splitlines()[0]) from error
-    # Another machine may be making the same one, which no lock here keeps it from.
+            raise UserError(f"the study cannot be stored in {storage}: {error}".splitlines()[0]) from error
+    # The lock does not cover other machines, which may be creating the same study.
     time.sleep(random.uniform(0.2, 0.8))
     return _create_or_load(storage, name, pruner, attempts - 1)
 
 
-def _difference(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    there, here = _by_key(before), _by_key(settings)
+def _describe_difference(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    old, new = _by_key(stored), _by_key(settings)
     return "; ".join(
-        f"{key}: {there.get(key, 'as it stands')} there, {here.get(key, 'as it stands')} here"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
+        f"{key}: {old.get(key, 'default')} there, {new.get(key, 'default')} here"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
     )
 
 
 def _by_key(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What is said of each key: its value, or that it is searched, and how."""
+    """Describe the setting of each key: its value, or the distribution in which it is searched."""
     pairs = (override.partition("=") for override in settings.get("fixed", ()))
     searched = settings.get("searched", {}).items()
-    return {key: value or "typed" for key, _, value in pairs} | {key: f"searched in {how}" for key, how in searched}
+    return {key: value or "given" for key, _, value in pairs} | {key: f"searched in {how}" for key, how in searched}
 
 
 def run_trials(
@@ -101,19 +98,29 @@ def run_trials(
     trials: int,
     folder: Path,
     train: Callable[[optuna.Trial, Path], float],
-    told: Callable[[FrozenTrial], None],
+    report: Callable[[FrozenTrial], None],
 ) -> None:
-    """Run trials until the study has so many, whoever ran them; other processes may do the same at once.
+    """Run trials until the study has a number of them; other processes may work on the same study.
 
-    train: trains a trial in a directory and returns its validation accuracy. told: called with each ended trial.
-    A trial that fails is kept with its error, and counts until the next start, for which its cause may have been
-    mended. One whose process was killed goes on where it was. Raises UserError where trials in a row fail alike.
+    A failed trial is stored with its error. It counts until the next start of the search, before which the user may
+    have corrected the cause. A trial whose process was killed is continued from its last epoch.
+
+    Args:
+        study: the study.
+        space: the distribution of each key.
+        trials: total number of trials, whichever process ran them.
+        folder: directory for the runs of the trials.
+        train: trains a trial in a directory and returns its validation accuracy.
+        report: called with each trial that has ended.
+
+    Raises:
+        UserError: three trials in a row failed with the same error.
     """
-    failed_before = {trial.number for trial in counted(study) if trial.state == TrialState.FAIL}
+    failed_before = {trial.number for trial in current_trials(study) if trial.state == TrialState.FAIL}
     errors: list[str] = []
     while True:
-        revive(study)
-        known = [trial for trial in counted(study) if trial.number not in failed_before]
+        requeue_killed_trials(study)
+        known = [trial for trial in current_trials(study) if trial.number not in failed_before]
         waiting = any(trial.state == TrialState.WAITING for trial in known)
         if len(known) >= trials and not waiting:
             return
@@ -131,45 +138,45 @@ def run_trials(
             trial.set_user_attr(ERROR, errors[-1])
             study.tell(trial, state=TrialState.FAIL)
         finally:
-            # Trainer, loggers and callbacks refer to each other; their tensors are not to wait for the next trial.
+            # Trainer, loggers and callbacks refer to each other: free their tensors before the next trial.
             gc.collect()
-        told(study.trials[trial.number])
-        if len(errors) >= _FAILURES_ALIKE and len({*errors[-_FAILURES_ALIKE:]}) == 1:
+        report(study.trials[trial.number])
+        if len(errors) >= _MAX_EQUAL_FAILURES and len({*errors[-_MAX_EQUAL_FAILURES:]}) == 1:
             raise UserError(
-                f"{_FAILURES_ALIKE} trials in a row failed with the same error ({errors[-1]}): the search ends here. "
-                "Mend its cause, and type the same command again."
+                f"{_MAX_EQUAL_FAILURES} trials in a row failed with the same error ({errors[-1]}). "
+                "Correct its cause, and run the same command again."
             )
 
 
-def counted(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials, each once: without those that another goes on with."""
+def current_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials without those that a later trial continues."""
     trials = study.get_trials(deepcopy=False)
-    superseded = {trial.user_attrs.get(GOES_ON_WITH) for trial in trials}
+    superseded = {trial.user_attrs.get(CONTINUES) for trial in trials}
     return [trial for trial in trials if trial.number not in superseded]
 
 
-def revive(study: optuna.Study) -> None:
-    """Put trials whose process is gone back in the queue, to go on from their last epoch."""
+def requeue_killed_trials(study: optuna.Study) -> None:
+    """Put trials whose process was killed back in the queue, to continue from their last epoch."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         if _is_alive(trial):
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)
-        except ValueError:  # Another process was quicker.
+        except ValueError:  # Another process has requeued it.
             continue
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={**trial.user_attrs, GOES_ON_WITH: trial.number},
+                user_attrs={**trial.user_attrs, CONTINUES: trial.number},
                 intermediate_values=trial.intermediate_values,
             )
         )
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
-    """Whether a process holds its run, or has had no time yet to begin it, or to tell the study of its end."""
+    """Return whether a process runs the trial, or may be about to start its run or to report its end."""
     run = Run(Path(trial.user_attrs[RUN])) if RUN in trial.user_attrs else None
     if run is not None and run.state == "running":
         return True
@@ -178,17 +185,17 @@ def _is_alive(trial: FrozenTrial) -> bool:
         started = run.results_file.stat().st_mtime
     elif run is not None and run.config_file.exists():
         return False
-    return time.time() - started < _SECONDS_BETWEEN
+    return time.time() - started < _HANDOVER_SECONDS
 
 
-def best_of(study: optuna.Study) -> FrozenTrial | None:
-    """The trained trial of the highest validation accuracy; None where none was trained to its end."""
-    done = [trial for trial in counted(study) if trial.state == TrialState.COMPLETE and trial.value is not None]
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
+    """Return the finished trial with the highest validation accuracy; None if no trial has finished."""
+    done = [trial for trial in current_trials(study) if trial.state == TrialState.COMPLETE and trial.value is not None]
     return max(done, key=lambda trial: trial.value or 0.0, default=None)
 
 
-def describe(trial: FrozenTrial) -> str:
-    """How it ended, in words."""
+def describe_trial(trial: FrozenTrial) -> str:
+    """Describe how a trial ended."""
     if trial.state == TrialState.COMPLETE:
         return f"validation {trial.value:.2%}"
     if trial.state == TrialState.PRUNED and trial.last_step is not None:
@@ -196,9 +203,9 @@ def describe(trial: FrozenTrial) -> str:
     return f"{trial.state.name.lower()} {trial.user_attrs.get(ERROR, '')}".strip()
 
 
-def write_outcome(study: optuna.Study, folder: Path) -> None:
-    """Write trials.csv and, as far as there are trials enough, history.png, curves.png and importance.png."""
-    write_whole(folder / "trials.csv", as_csv(study))
+def write_results(study: optuna.Study, folder: Path) -> None:
+    """Write trials.csv and, if there are enough trials, history.png, curves.png and importance.png."""
+    write_atomically(folder / "trials.csv", as_csv(study))
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -206,12 +213,12 @@ def write_outcome(study: optuna.Study, folder: Path) -> None:
     from optuna.visualization import matplotlib as plots
 
     done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    drawn = {"history": plots.plot_optimization_history, "curves": plots.plot_intermediate_values}
-    if len(done) >= _FEWEST_TRIALS and len({trial.value for trial in done}) > 1:
-        drawn["importance"] = plots.plot_param_importances
-    for name, draw in drawn.items() if done else ():
+    plotters = {"history": plots.plot_optimization_history, "curves": plots.plot_intermediate_values}
+    if len(done) >= _MIN_TRIALS_FOR_IMPORTANCE and len({trial.value for trial in done}) > 1:
+        plotters["importance"] = plots.plot_param_importances
+    for name, draw in plotters.items() if done else ():
         axes = draw(study)
-        _name_axes(axes, name)
+        _label_axes(axes, name)
         figure = axes.get_figure(root=True)
         assert figure
         figure.set_size_inches(8, 5)
@@ -220,47 +227,43 @@ def write_outcome(study: optuna.Study, folder: Path) -> None:
         plt.close(figure)
 
 
-def _name_axes(axes: Axes, name: str) -> None:
-    """In this project's words, and with no half trials and epochs."""
+def _label_axes(axes: Axes, name: str) -> None:
+    """Use the terms of this project, and whole numbers of trials and epochs."""
     legend = axes.get_legend()
     axes.set_title("", loc="left")
     if name == "importance":
-        axes.set(
-            title="What each setting explains", xlabel="share of the differences in validation accuracy", ylabel=""
-        )
+        axes.set(title="Importance of the settings", xlabel="importance for the validation accuracy", ylabel="")
     else:
         title, xlabel = (
-            ("A line for each trial", "epoch") if name == "curves" else ("The trials of the search", "trial")
+            ("Validation accuracy of each trial", "epoch") if name == "curves" else ("Trials of the search", "trial")
         )
         axes.set(title=title, xlabel=xlabel, ylabel="validation accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend and name != "history":
         legend.remove()
     elif legend:
-        for text, said in zip(legend.get_texts(), ("a trial", "the best so far"), strict=False):
-            text.set_text(said)
+        for text, label in zip(legend.get_texts(), ("trial", "best so far"), strict=False):
+            text.set_text(label)
 
 
 def as_csv(study: optuna.Study) -> str:
-    """A row a trial, each once: number, how it ended, validation accuracy, epochs told, settings, error, run."""
-    trials = counted(study)
+    """Format the trials as CSV: number, state, validation accuracy, epochs, settings, error and run of each."""
+    trials = current_trials(study)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "val/accuracy", "epochs", *keys, "goes on with", "error", "run"])
+    rows: list[list[Any]] = [["trial", "state", "val/accuracy", "epochs", *keys, "goes on with", "error", "run"]]
     for trial in trials:
         last = trial.intermediate_values.get(trial.last_step or 0)
         attributes = trial.user_attrs
-        writer.writerow(
+        rows.append(
             [
                 trial.number,
                 trial.state.name.lower(),
                 trial.value if trial.state == TrialState.COMPLETE else last,
                 trial.last_step,
                 *(trial.params.get(key) for key in keys),
-                attributes.get(GOES_ON_WITH),
+                attributes.get(CONTINUES),
                 attributes.get(ERROR),
                 attributes.get("run"),
             ]
         )
-    return text.getvalue()
+    return format_csv(rows)

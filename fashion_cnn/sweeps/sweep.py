@@ -1,4 +1,4 @@
-"""A sweep's directory: a sub-directory a job, and `multirun.yaml`, in which Hydra keeps what was typed."""
+"""A sweep's directory: one sub-directory per job, and `multirun.yaml`, in which Hydra stores the command line."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,127 +10,150 @@ from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, newest_weights
-from fashion_cnn.runs.overrides import LATEST_WEIGHTS, key_of, makes_the_training, quoted, unquote_text
-from fashion_cnn.sweeps.jobs import Job, choices_of, key_element, spelled_out
+from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_value, unquote_override
+from fashion_cnn.sweeps.jobs import Job, expand_sweep, key_element, list_choices
 
 COMMAND_FILE = "multirun.yaml"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep and its jobs, of which some have no directory yet."""
+    """A sweep.
+
+    Attributes:
+        path: its directory.
+        jobs: all of its jobs; those that have not started have no directory yet.
+    """
 
     path: Path
     jobs: tuple[Job, ...]
 
     @property
     def runs(self) -> list[Run]:
-        """The jobs' directories, in the order of the jobs."""
+        """The run directories of the jobs, in the order of the jobs."""
         return [Run(self.path / job.name) for job in self.jobs]
 
     @property
-    def begun(self) -> bool:
-        """Whether any job has come so far as to have a directory."""
+    def has_started(self) -> bool:
+        """True if any job has a directory."""
         return any(run.path.exists() for run in self.runs)
 
     def discard(self) -> None:
-        """Remove what a sweep that came to no job leaves behind."""
+        """Remove the files of a sweep that started no job."""
         (self.path / COMMAND_FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
     def check_same_settings(self) -> None:
-        """Raise UserError where a job's directory holds a run of other settings."""
+        """Raise UserError if the directory of a job holds a run with other settings."""
         for job, run in zip(self.jobs, self.runs, strict=True):
             if not run.config_file.exists():
                 continue
-            has = _own(run.config().get("overrides") or [])
-            # What a file of conf/sweep sets is missing from the overrides of older runs.
-            if differing := sorted((has - _own(spelled_out(job.overrides))) | (_own(job.overrides) - has)):
+            stored = _training_overrides(run.config().get("overrides") or [])
+            # Runs of older versions do not store the overrides of a file in conf/sweep.
+            surplus = stored - _training_overrides(expand_sweep(job.overrides))
+            if differing := sorted(surplus | (_training_overrides(job.overrides) - stored)):
                 raise UserError(
                     f"{run.path} was trained with other settings ({', '.join(differing)} differ): "
-                    "a resumed sweep repeats its own command. Leave resume=… out to start a new one.",
+                    "a resumed sweep repeats its own command. Leave out resume= to start a new sweep.",
                     status=2,
                 )
 
 
-def _own(overrides: Iterable[str]) -> set[str]:
-    return {unquote_text(one).rstrip("=") for one in overrides if makes_the_training(one)}
+def _training_overrides(overrides: Iterable[str]) -> set[str]:
+    return {unquote_override(override).rstrip("=") for override in overrides if affects_training(override)}
 
 
-def with_weights_named(path: Path, task: Sequence[str], runs_dir: Path) -> list[str]:
-    """The overrides of the sweep in `path`, `init_from=latest` replaced by the run that was the newest at its start.
+def resolve_latest_weights(path: Path, task: Sequence[str], runs_dir: Path) -> list[str]:
+    """Replace `init_from=latest` by the run that was the newest at the start of the sweep.
 
-    Else each job would start from the one before it. Raises UserError where there is no finished run.
+    Otherwise each job would start from the weights of the job before it.
+
+    Args:
+        path: the sweep's directory.
+        task: the overrides on its command line.
+        runs_dir: the folder of the runs.
+
+    Raises:
+        UserError: there is no finished run.
     """
-    if all(unquote_text(override) != LATEST_WEIGHTS for override in task):
+    if all(unquote_override(override) != LATEST_WEIGHTS for override in task):
         return [*task]
-    begun: Any = OmegaConf.load(path / COMMAND_FILE) if (path / COMMAND_FILE).is_file() else None
-    before = [override for override in begun.hydra.overrides.task if key_of(override) == "init_from"] if begun else []
-    named = before[0] if before else f"init_from={quoted(newest_weights(runs_dir))}"
-    return [named if unquote_text(override) == LATEST_WEIGHTS else override for override in task]
+    stored: Any = OmegaConf.load(path / COMMAND_FILE).hydra.overrides.task if (path / COMMAND_FILE).is_file() else ()
+    at_start = [override for override in stored if override_key(override) == "init_from"]
+    resolved = at_start[0] if at_start else f"init_from={quote_value(newest_weights(runs_dir))}"
+    return [resolved if unquote_override(override) == LATEST_WEIGHTS else override for override in task]
 
 
-def task_with_jobs_of_before(path: Path, task: Sequence[str], params: Mapping[str, Any]) -> list[str]:
-    """The overrides of a sweep that goes on in `path`: none of its jobs is lost where further values are typed.
+def add_earlier_values(path: Path, task: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """Add the values of a resumed sweep to its new command line, so that it keeps its jobs.
 
-    task, params: of the command line that resumes it, see `jobs_of`; a new sweep has these alone.
-    Raises UserError where they would make other trainings of the jobs that are there.
+    Args:
+        path: the sweep's directory; a new sweep has no command file in it yet.
+        task: the overrides on the command line, see `list_jobs`.
+        params: `hydra.sweeper.params`.
+
+    Returns:
+        The overrides that make the jobs that exist and those for further values.
+
+    Raises:
+        UserError: the command line would change the settings of jobs that exist.
     """
     if not (path / COMMAND_FILE).is_file():
         return [*task]
-    begun: Any = OmegaConf.load(path / COMMAND_FILE).hydra
-    before, now = choices_of(begun.overrides.task, begun.sweeper.get("params") or {}), choices_of(task, params)
-    _check_only_more_values(path, before, now)
-    typed = {key_element(override): override for override in task}
-    for key in (key for key, values in before.items() if len(values) > 1):
-        values = [*dict.fromkeys([*before[key], *now[key]])]
-        if values != now[key]:
-            typed[key] = f"{key}={','.join(values)}"
-    # A job's name lists its settings in the order in which they were typed first.
-    order = {key: place for place, key in enumerate(before)}
-    return [typed[key] for key in sorted(typed, key=lambda key: order.get(key, len(order)))]
+    stored: Any = OmegaConf.load(path / COMMAND_FILE).hydra
+    earlier = list_choices(stored.overrides.task, stored.sweeper.get("params") or {})
+    current = list_choices(task, params)
+    _check_only_added_values(path, earlier, current)
+    merged = {key_element(override): override for override in task}
+    for key in (key for key, values in earlier.items() if len(values) > 1):
+        values = [*dict.fromkeys([*earlier[key], *current[key]])]
+        if values != current[key]:
+            merged[key] = f"{key}={','.join(values)}"
+    # A job's name lists its settings in the order of the first command line.
+    order = {key: position for position, key in enumerate(earlier)}
+    return [merged[key] for key in sorted(merged, key=lambda key: order.get(key, len(order)))]
 
 
-def _check_only_more_values(path: Path, before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> None:
+def _check_only_added_values(path: Path, earlier: Mapping[str, list[str]], current: Mapping[str, list[str]]) -> None:
     differing = []
-    for key in filter(makes_the_training, dict.fromkeys([*before, *now])):
-        was, said = before.get(key, []), now.get(key, [])
-        if said != was and (len(was) < 2 or not said):
-            there, here = (",".join(values) or "as it stands" for values in (was, said))
-            differing.append(f"{key}: {there} there, {here} here")
+    for key in filter(affects_training, dict.fromkeys([*earlier, *current])):
+        before, now = earlier.get(key, []), current.get(key, [])
+        if now != before and (len(before) < 2 or not now):
+            differing.append(f"{key}: {','.join(before) or 'default'} there, {','.join(now) or 'default'} here")
     if differing:
         raise UserError(
-            f"{path} was begun with other settings ({'; '.join(differing)}): going on with it may add values to those "
-            "that vary in it, and changes nothing else. Leave resume=… out to start a new one.",
+            f"{path} was started with other settings ({'; '.join(differing)}): a resumed sweep may only add values "
+            "to those that it varies. Leave out resume= to start a new sweep.",
             status=2,
         )
 
 
 def resumed_sweep(arguments: Sequence[str]) -> list[str]:
-    """The command line with which a sweep goes on: `resume=DIR` names it, beside its own `-m` command or alone.
+    """Return the command line that continues the sweep named by `resume=DIR`, alone or with its own `-m` command.
 
-    A command line that resumes no sweep stays as it is.
+    A command line that resumes no sweep is returned unchanged.
     """
-    named = next((argument for argument in arguments if argument.startswith("resume=")), None)
-    if named is None:
+    resume = next((argument for argument in arguments if argument.startswith("resume=")), None)
+    if resume is None:
         return [*arguments]
-    others = [argument for argument in arguments if argument != named]
-    is_sweep = any(word in ("-m", "--multirun") or key_of(word) == "sweep" for word in others)
-    runs_dir = next((word.partition("=")[2].strip("'\"") for word in others if word.startswith("runs_dir=")), "runs")
-    reference = named.partition("=")[2].strip("'\"")
+    others = [argument for argument in arguments if argument != resume]
+    is_sweep = any(argument in ("-m", "--multirun") or override_key(argument) == "sweep" for argument in others)
+    runs_dirs = [argument.partition("=")[2].strip("'\"") for argument in others if argument.startswith("runs_dir=")]
+    runs_dir = runs_dirs[0] if runs_dirs else "runs"
+    reference = resume.partition("=")[2].strip("'\"")
     sweep = _find_sweep(reference, Path(runs_dir).expanduser()) if is_sweep or reference != "latest" else None
     if sweep is None and is_sweep:
         raise UserError(
-            f"{named}: there is no sweep there: name the directory of one, with its {COMMAND_FILE}.", status=2
+            f"{resume} is no sweep: give the directory of a sweep, which contains {COMMAND_FILE}.", status=2
         )
     if sweep is None:
         return [*arguments]
-    return [*([] if is_sweep else _typed_before(sweep)), *others, f"hydra.sweep.dir={quoted(str(sweep))}"]
+    return [*([] if is_sweep else _stored_arguments(sweep)), *others, f"hydra.sweep.dir={quote_value(str(sweep))}"]
 
 
 def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
-    """The sweep that `reference` names, a directory or `latest`; None where it names something else."""
+    """Find the sweep that `reference` names, a directory or `latest`; None if it names no sweep."""
     if reference == "latest":
         sweeps = sorted(runs_dir.rglob(COMMAND_FILE), key=lambda file: file.stat().st_mtime)
         return sweeps[-1].parent if sweeps else None
@@ -138,20 +161,22 @@ def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
     return path if (path / COMMAND_FILE).is_file() else None
 
 
-def _typed_before(path: Path) -> list[str]:
-    """The arguments that began the sweep in `path`."""
+def _stored_arguments(path: Path) -> list[str]:
+    """Return the arguments that started the sweep in `path`."""
     overrides: Any = OmegaConf.load(path / COMMAND_FILE).hydra.overrides
     return ["-m", *(o for o in overrides.hydra if not _is_pinned(o)), *overrides.task]
 
 
-def pins(path: Path, shared: Sequence[str]) -> list[str]:
-    """Overrides that tell each job, in whichever process it runs, where the sweep lies and what names it.
+def pinned_overrides(path: Path, shared: Sequence[str]) -> list[str]:
+    """Return the overrides of Hydra that fix the sweep's directory and the names of its jobs in every process.
 
-    shared: the keys that no job's name needs.
+    Args:
+        path: the sweep's directory.
+        shared: the keys that are left out of the jobs' names.
     """
     return [
-        f"hydra.sweep.dir={quoted(str(path))}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, shared))}]",
+        f"hydra.sweep.dir={quote_value(str(path))}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote_value, shared))}]",
     ]
 
 

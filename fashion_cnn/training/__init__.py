@@ -1,1 +1,1 @@
-"""What stands round Lightning's Trainer: exact repetition and resuming, records, hardware, the screen."""
+"""Training with Lightning: building from the config, callbacks, checkpoints, resuming, results."""

@@ -1,25 +1,23 @@
-"""What is worked out, stored and drawn of a run once it is trained and measured."""
+"""Analysis files of a finished training: predictions, tables, plots and their TensorBoard copies."""
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
-from torch import Tensor
 
-from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguity_table, examples_table
+from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
-from fashion_cnn.analysis.report import summary
-from fashion_cnn.analysis.tensorboard import Board, write_projector
+from fashion_cnn.analysis.report import results_summary
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.inference.network import read_checkpoint
+from fashion_cnn.inference.network import NetworkRunner, read_checkpoint
 from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.plots.training import figures_of_training, figures_of_weights
-from fashion_cnn.runs import Run, write_whole
-from fashion_cnn.training.results import measure
+from fashion_cnn.plots.training import plot_predictions, plot_training
+from fashion_cnn.runs import Run, write_atomically
+from fashion_cnn.training.results import evaluate_splits
 
 
 def write_artifacts(
@@ -31,50 +29,60 @@ def write_artifacts(
     results: dict[str, Any],
     best: dict[str, Predictions],
 ) -> None:
-    """Store what the run's figures are drawn from, draw them, and show them in TensorBoard too.
+    """Store predictions and tables of a run, draw its plots, and add these to TensorBoard.
 
-    module: with the best weights. best: what these say of each split.
+    Args:
+        config: the settings of the run.
+        trainer: the Trainer that has trained it.
+        module: its module with the best weights; it may have the last weights afterwards.
+        data: its data.
+        run: its directory.
+        results: contents of results.json.
+        best: predictions of the best weights by split.
     """
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
-        write_whole(run.examples_file, examples_table(dynamics, data.class_names))
+        write_atomically(run.examples_file, examples_csv(dynamics, data.class_names))
     held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
-    write_whole(run.ambiguous_file, ambiguity_table(held_out, data.class_names))
-    has_board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    if has_board and "val" in best:
+    write_atomically(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
+    has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    if has_tensorboard and "val" in best:
         _write_embeddings(trainer, module, data, run, best["val"])
 
-    moments = {"best": (best, read_checkpoint(run.weights)["global_step"])}
+    # By checkpoint: its predictions by split, and its step.
+    evaluations = {"best": (best, read_checkpoint(run.weights)["global_step"])}
     if results["best_epoch"] != results["epochs"]:
         module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
-        moments["last"] = (measure(config, module, data, test=False, flip_average=False)[1], trainer.global_step)
-    stored = {f"{moment}.{split}": p for moment, (splits, _) in moments.items() for split, p in splits.items()}
+        _, last = evaluate_splits(config, module, data, test=False, flip_average=False)
+        evaluations["last"] = (last, trainer.global_step)
+    stored = {f"{name}.{split}": p for name, (splits, _) in evaluations.items() for split, p in splits.items()}
     write_predictions(run.predictions_file, stored)
 
     history = read_history(run)
-    board = Board(run.path) if has_board else None
-    run.figures.mkdir(exist_ok=True)
-    for moment, (splits, step) in moments.items():
-        is_best = moment == "best"
-        figures = figures_of_training(history, dynamics, data, results["best_epoch"]) if is_best else {}
+    writer = TensorBoardWriter(run.path) if has_tensorboard else None
+    run.plots.mkdir(exist_ok=True)
+    for checkpoint, (splits, step) in evaluations.items():
+        is_best = checkpoint == "best"
+        plots = plot_training(history, dynamics, data, results["best_epoch"]) if is_best else {}
         if {"train", "val"} <= splits.keys():
-            figures |= figures_of_weights(splits["train"], splits["val"], data)
-        for name, figure in figures.items():
-            path = run.figures / f"{name}{'_last' if moment == 'last' else ''}.png"
-            save_figure(figure, path)
-            if board:
-                board.add_picture(name, path, step)
-        if board and "val" in splits:
-            board.add_precision_recall(splits["val"], data.class_names, step)
-    if board:
-        board.add_text("verdict", summary(history, results), trainer.global_step)
-        board.add_settings(config, results)
-        board.close()
+            plots |= plot_predictions(splits["train"], splits["val"], data)
+        for name, plot in plots.items():
+            path = run.plots / f"{name}{'' if is_best else '_last'}.png"
+            save_figure(plot, path)
+            if writer:
+                writer.add_image(name, path, step)
+        if writer and "val" in splits:
+            writer.add_pr_curves(splits["val"], data.class_names, step)
+    if writer:
+        writer.add_text("verdict", results_summary(history, results), trainer.global_step)
+        writer.add_hparams(config, results)
+        writer.close()
 
 
 def _write_embeddings(
     trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run, predictions: Predictions
 ) -> None:
+    """Write the validation images' embeddings for TensorBoard's projector."""
     images = data.val_split.images_at(predictions.indices)
     names = data.class_names
     columns = {
@@ -83,17 +91,6 @@ def _write_embeddings(
         "loss": [round(loss, 4) for loss in predictions.losses.tolist()],
         "right": ["right" if right else "wrong" for right in predictions.correct.tolist()],
     }
-    write_projector(run.path, _embed(trainer, module, data, images), images, columns)
-
-
-# Not in inference mode: buffers that are moved in it could not be loaded into afterwards.
-@torch.no_grad()
-def _embed(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, images: Tensor) -> Tensor:
-    """The feature vectors `(N, D)` of images `(N, C, H, W)` uint8, as float32 on the CPU."""
-    device = trainer.strategy.root_device
-    module.eval().to(device)
-    with trainer.precision_plugin.forward_context():
-        batches = images.split(data.eval_batch_size)
-        parts = [module.embed(data.normalise(batch.to(device))).float().cpu() for batch in batches]
+    runner = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
+    write_projector(run.path, runner.features(images), images, columns)
     module.cpu()
-    return torch.cat(parts)

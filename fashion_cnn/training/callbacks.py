@@ -1,13 +1,9 @@
-"""Callbacks of a training.
-
-Time and throughput, one record for each epoch, printed lines and a progress bar, seeds that make an epoch repeatable,
-averaged weights, early stopping, and a stop when the loss diverges.
-"""
+"""Training callbacks: timing, logging, progress, seeding, weight averaging, early stopping, divergence."""
 
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,191 +14,217 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError
-from fashion_cnn.models.classifier import Ruler
+from fashion_cnn.models.classifier import SplitMetrics
 
+CallbackType = TypeVar("CallbackType", bound=Callback)
 HEADER = "epoch      train acc   val acc      gap   train loss  val loss  running loss   images/s"
 
 
+def find_callback(trainer: Trainer, kind: type[CallbackType]) -> CallbackType:
+    """Return the trainer's callback of the class `kind`."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+
+
 class Stopwatch(Callback):
-    """Counts the seconds of all finished epochs, and the images and seconds of their training part alone."""
+    """Measures time and throughput, with validation kept apart from training.
+
+    Attributes:
+        seconds: duration of all finished epochs, including validation.
+        training_seconds: duration of their training steps.
+        training_images: images in those steps, over all processes.
+        epoch_images_per_second: throughput of the latest epoch's training steps.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.training_images = 0
         self.epoch_images_per_second = 0.0
-        self._epoch_started = self._validation_started = self._epoch_validating = 0.0
+        self._epoch_start = self._validation_start = self._epoch_validation_seconds = 0.0
         self._epoch_images = 0
-
-    @classmethod
-    def of(cls, trainer: Trainer) -> "Stopwatch":
-        """The one that runs in this training."""
-        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))  # type: ignore[attr-defined]
 
     @property
     def images_per_second(self) -> float:
-        """Of the training steps, validation left out."""
+        """Throughput of all training steps, without validation."""
         return self.training_images / self.training_seconds if self.training_seconds else 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_started = time.perf_counter()
-        self._epoch_validating = 0.0
+        """Start the clock of the epoch."""
+        self._epoch_start = time.perf_counter()
+        self._epoch_validation_seconds = 0.0
         self._epoch_images = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Count the images of the step."""
         self._epoch_images += len(batch.targets) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_started = time.perf_counter()
+        """Start the clock of the validation."""
+        self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_validating += time.perf_counter() - self._validation_started
+        """Add the duration of the validation."""
+        self._epoch_validation_seconds += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch to the totals."""
         now = time.perf_counter()
-        trained = now - self._epoch_started - self._epoch_validating
-        self.epoch_images_per_second = self._epoch_images / trained
-        self.seconds += now - self._epoch_started
-        self.training_seconds += trained
+        training_seconds = now - self._epoch_start - self._epoch_validation_seconds
+        self.epoch_images_per_second = self._epoch_images / training_seconds
+        self.seconds += now - self._epoch_start
+        self.training_seconds += training_seconds
         self.training_images += self._epoch_images
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the totals."""
         return {name: getattr(self, name) for name in ("seconds", "training_seconds", "training_images")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the totals."""
         vars(self).update(state_dict)
 
 
 class EpochLog(Callback):
-    """Writes all figures of an epoch to the loggers, at one step, when the epoch ends.
+    """Writes all metrics of an epoch to the loggers at its end, under one step.
 
-    Lightning would write them at two steps, some after the checkpoint: a run killed in between
-    would lose them for good. `figures` holds those of the latest epoch, for the callbacks behind it.
+    Lightning would write some of them after the checkpoint: a run killed in between would lose them.
+
+    Attributes:
+        metrics: metrics of the latest epoch by name, for callbacks that come later.
     """
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self._measured: dict[str, float] = {}
-
-    @classmethod
-    def of(cls, trainer: Trainer) -> "EpochLog":
-        """The one that runs in this training."""
-        return next(callback for callback in trainer.callbacks if isinstance(callback, cls))  # type: ignore[attr-defined]
+        self.metrics: dict[str, float] = {}
+        self._evaluation: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the metrics of the validation pass."""
         if not trainer.sanity_checking:
-            figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._measured = {name: value for name, value in figures.items() if not name.startswith("running/")}
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._evaluation = {name: value for name, value in metrics.items() if not name.startswith("running/")}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module.running, Ruler)
-        running = {f"running/{name}": value for name, value in pl_module.running.read_and_reset().items()}
-        # For callbacks that watch them.
+        """Add the running metrics, the learning rate and the epoch, and log them all."""
+        assert isinstance(pl_module.running, SplitMetrics)
+        running = {f"running/{name}": value for name, value in pl_module.running.compute_and_reset().items()}
+        # Callbacks may monitor them.
         pl_module.log_dict(running, logger=False)
-        # With validation every n-th epoch only, its figures must not be repeated in between.
-        self.figures = self._measured | {name: float(value) for name, value in running.items()}
-        self._measured = {}
-        record = self.figures | {
+        self.metrics = self._evaluation | {name: float(value) for name, value in running.items()}
+        # Epochs without a validation pass (trainer.check_val_every_n_epoch) must not repeat its metrics.
+        self._evaluation = {}
+        record = self.metrics | {
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "epoch": trainer.current_epoch,
         }
         for logger in trainer.loggers:
             logger.log_metrics(record, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                # Not in metrics.csv, which two runs of one seed share to the last digit.
-                speed = {"throughput/images_per_second": Stopwatch.of(trainer).epoch_images_per_second}
-                logger.log_metrics(speed, step=trainer.global_step)
+                # Kept out of metrics.csv, which is identical for two runs of one seed.
+                throughput = find_callback(trainer, Stopwatch).epoch_images_per_second
+                logger.log_metrics({"throughput/images_per_second": throughput}, step=trainer.global_step)
             logger.save()
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, in a terminal only: elsewhere it would fill the log."""
+    """Lightning's rich progress bar, shown in a terminal only: it would fill a log file."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 0)
 
 
 class EpochLines(Callback):
-    """Prints a line of figures at the end of each epoch, below a heading."""
+    """Prints a header, then one line of metrics at the end of each epoch."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the header."""
         pl_module.print(HEADER)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = EpochLog.of(trainer).figures
+        """Print the line of the epoch."""
+        metrics = find_callback(trainer, EpochLog).metrics
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
         columns = [
             f"{epoch:<9}",
-            _figure(figures, "train/accuracy", ">11.4f"),
-            _figure(figures, "val/accuracy", ">10.4f"),
-            _figure(figures, "gap/accuracy", ">+9.4f"),
-            _figure(figures, "train/loss", ">13.4f"),
-            _figure(figures, "val/loss", ">10.4f"),
-            _figure(figures, "running/loss", ">14.4f"),
-            f"{Stopwatch.of(trainer).epoch_images_per_second:>11,.0f}",
+            _cell(metrics, "train/accuracy", ">11.4f"),
+            _cell(metrics, "val/accuracy", ">10.4f"),
+            _cell(metrics, "gap/accuracy", ">+9.4f"),
+            _cell(metrics, "train/loss", ">13.4f"),
+            _cell(metrics, "val/loss", ">10.4f"),
+            _cell(metrics, "running/loss", ">14.4f"),
+            f"{find_callback(trainer, Stopwatch).epoch_images_per_second:>11,.0f}",
         ]
         pl_module.print("".join(columns), flush=True)
 
 
-def _figure(figures: dict[str, float], name: str, form: str) -> str:
-    """The figure in the format `form`; where it was not measured, a dash as wide as a figure."""
-    return format(figures[name], form) if name in figures else f"{'-':>{len(format(0.0, form))}}"
+def _cell(metrics: dict[str, float], name: str, spec: str) -> str:
+    """The metric in the format `spec`, or a dash of the same width if it is missing."""
+    return format(metrics[name], spec) if name in metrics else f"{'-':>{len(format(0.0, spec))}}"
 
 
 class SeedEachEpoch(Callback):
-    """Seeds torch's generators (augmentation, dropout) at the start of each training epoch.
+    """Seeds torch's random generators, which augmentation and dropout use, at the start of each training epoch.
 
-    Lightning's checkpoints hold no random state; with this they need none. Each process of a
-    distributed training draws its own stream.
+    A run that is resumed at an epoch boundary then repeats the draws, though Lightning's checkpoints hold no random
+    state. Each process of a distributed training has its own stream.
+
+    Args:
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed from the run's seed, the epoch and the process."""
         torch.manual_seed(derive_seed("epoch", self.seed, trainer.current_epoch, trainer.global_rank))
 
 
 class WarmedEMAWeightAveraging(WeightAveraging):
-    """Lightning's weight averaging with `decay` approached as min(decay, (1 + n) / (10 + n)) at update n.
+    """Exponential moving average of the weights with a warm-up of the decay.
 
-    A fixed decay of 0.999 would carry the random first weights through the first few thousand steps.
-    The ramp is that of TensorFlow's ExponentialMovingAverage. Buffers (the statistics of batch
-    normalisation) are averaged with the weights.
+    The decay at update n is min(`decay`, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage: a constant
+    0.999 would keep the random initial weights in the average for thousands of steps. Buffers, such as the statistics
+    of batch normalisation, are averaged too.
+
+    Args:
+        decay: limit of the decay, in [0, 1).
     """
 
     def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay={decay} is not possible: give a number from 0 to below 1.")
+
         def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> Any:
             count = float(updates)
-            # The average is made before Lightning turns the weights into trainer.precision=bf16-true or its like.
+            # The average is created before Lightning converts the weights, for example to trainer.precision=bf16-true.
             current = [weights.to(mean.dtype) for mean, weights in zip(averaged, current, strict=True)]
             return get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)
 
-        if not 0 <= decay < 1:
-            raise UserError(f"callbacks.ema.decay={decay} is not possible: give 0 up to, but not, 1.")
         super().__init__(use_buffers=True, multi_avg_fn=average)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Where the weights will be: Lightning calls this before it moves them there.
+        """Create the average on the training device, before Lightning moves the module there."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Lightning's EarlyStopping; a run that it had ended does not train on when it is resumed to be measured."""
+    """Lightning's EarlyStopping, for which a run that it stopped stays stopped when resumed for its evaluation."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once if the run was stopped before."""
         if self.stopped_epoch:
             trainer.should_stop = True
 
 
 class StopOnDivergence(Callback):
-    """Ends the run when the loss or a weight turns NaN or infinite, before a checkpoint is written.
+    """Raises UserError when the loss or a weight becomes NaN or infinite, before a checkpoint is written.
 
-    every_n_steps: how often to look on an accelerator, where each look waits for the device; on a CPU it looks at
-    every step, before the loss reaches the weights. Raises UserError, for a value below 1 too.
+    Args:
+        every_n_steps: interval of the checks of the loss on an accelerator, where each check waits for the device. On a
+            CPU every loss is checked.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -211,28 +233,30 @@ class StopOnDivergence(Callback):
         self.every_n_steps = every_n_steps
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Check the loss of the step."""
         step = trainer.global_step
         if (loss.is_cpu or step % self.every_n_steps == 0) and not torch.isfinite(loss):
-            self._stop(trainer, loss.item(), f"at step {step}")
+            self._stop(trainer, "loss", loss.item(), f"at step {step}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # No loss tells what the last step did, and weights are measured and kept next.
+        """Check the weights after an epoch's last step, which no later loss of the epoch covers."""
         if trainer.is_last_batch:
             largest = torch.stack([weights.detach().abs().max() for weights in pl_module.parameters()]).max()
             if not torch.isfinite(largest):
-                self._stop(trainer, largest.item(), f"with step {trainer.global_step}", what="largest weight")
+                self._stop(trainer, "largest weight", largest.item(), f"with step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = EpochLog.of(trainer).figures["running/loss"]
+        """Check the mean loss of the epoch, which covers the steps between two checks."""
+        mean = find_callback(trainer, EpochLog).metrics["running/loss"]
         if not math.isfinite(mean):
-            self._stop(trainer, mean, f"at step {trainer.global_step} or up to {self.every_n_steps} before")
+            self._stop(trainer, "loss", mean, f"at step {trainer.global_step} or up to {self.every_n_steps} before")
 
-    def _stop(self, trainer: Trainer, value: float, when: str, what: str = "loss") -> None:
+    def _stop(self, trainer: Trainer, quantity: str, value: float, when: str) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise UserError(
-            f"The {what} became {value} {when} (epoch {trainer.current_epoch}), "
-            f"at a learning rate of {rate:.3g}. Try a smaller optimizer.lr (a third of it), "
-            "trainer.gradient_clip_val=1, a longer schedule.warmup, or trainer.precision=32-true."
+            f"The {quantity} became {value} {when} (epoch {trainer.current_epoch}, learning rate {rate:.3g}). "
+            "Try a third of optimizer.lr, trainer.gradient_clip_val=1, a longer schedule.warmup or "
+            "trainer.precision=32-true."
         )

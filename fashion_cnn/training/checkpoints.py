@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed while they are written, and runs that are moved."""
+"""Checkpoints that are written atomically, and that stay valid when the run directory is moved."""
 
 import os
 from pathlib import Path
@@ -11,26 +11,28 @@ from torch import Tensor
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so a kill leaves the old checkpoint or the new one.
+    """Writes a checkpoint to a file beside the target and renames it: a killed process leaves the old or the new one.
 
-    Lightning's own writer moves the file out of the temporary folder, which is a copy where that
-    folder lies on another disk.
+    Lightning's own writer moves the file from the system's temporary folder, which is not atomic across disks.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the checkpoint atomically."""
         partial = Path(f"{path}.partial")
         super().save_checkpoint(checkpoint, partial, storage_options)
         with partial.open("rb") as file:
-            # Else a power cut may leave the new name with an empty file.
+            # Without it, a power cut could leave an empty file under the new name.
             os.fsync(file.fileno())
         partial.replace(path)
 
 
 class MovableModelCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that still knows its best score after the run directory was moved.
+    """A ModelCheckpoint that keeps its best score when the run directory is moved.
 
-    tie: the metric that decides, by being lower, between epochs of the same score: few validation images are soon
-    recognised one and all.
+    Args:
+        tie: metric that decides between epochs of the same score; the lower one is kept. On few validation images,
+            several epochs reach the same accuracy.
+        **settings: arguments of Lightning's ModelCheckpoint.
     """
 
     def __init__(self, *, tie: str | None = None, **settings: Any) -> None:
@@ -39,20 +41,23 @@ class MovableModelCheckpoint(ModelCheckpoint):
         self._lowest: float | None = None
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        other = trainer.callback_metrics.get(self.tie or "")
+        """Return whether the current score is better, or equal with a lower value of `tie`."""
+        tie_value = trainer.callback_metrics.get(self.tie or "")
         best = self.best_model_score
-        # As numbers: a resumed run's best score lies on the CPU, wherever it trains.
-        level = current is not None and best is not None and current.item() == best.item()
-        lower = other is not None and self._lowest is not None and other.item() < self._lowest
-        better = super().check_monitor_top_k(trainer, current) or (level and lower)
-        if better and other is not None:
-            self._lowest = other.item()
-        return better
+        # Compared as numbers: the best score of a resumed run is on the CPU, the current one on the training device.
+        is_tie = current is not None and best is not None and current.item() == best.item()
+        is_lower = tie_value is not None and self._lowest is not None and tie_value.item() < self._lowest
+        is_better = super().check_monitor_top_k(trainer, current) or (is_tie and is_lower)
+        if is_better and tie_value is not None:
+            self._lowest = tie_value.item()
+        return is_better
 
     def state_dict(self) -> dict[str, Any]:
+        """Return Lightning's state and the lowest value of `tie`."""
         return {**super().state_dict(), "lowest": self._lowest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, with all paths moved into the present run directory."""
         assert self.dirpath is not None
         moved = {**state_dict, "dirpath": self.dirpath}
         for name in ("best_model_path", "last_model_path", "kth_best_model_path"):

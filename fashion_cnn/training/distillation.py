@@ -1,4 +1,4 @@
-"""Learning from what trained networks answer, beside the labels."""
+"""Knowledge distillation: train on the soft predictions of finished runs beside the labels."""
 
 import sys
 from collections.abc import Sequence
@@ -9,25 +9,33 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import load_classifier
-from fashion_cnn.models.ensemble import MeanOfNetworks
-from fashion_cnn.runs import Run, as_typed, find_all, find_measured
-from fashion_cnn.training.leakage import learned_from_kept
+from fashion_cnn.inference.network import load
+from fashion_cnn.models.ensemble import LogitAverage
+from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
+from fashion_cnn.training.leakage import find_leakage
 
-# What two networks must share, for the answers of one to be a lesson for the other.
-_SEEN = ("_target_", "dataset", "mean", "std", "left_out")
-_SEEN_IN_A_FOLDER = tuple(f"found.{name}" for name in ("class_names", "channels", "image_size", "mean", "std"))
+# Options of `data` that teacher and student must share: the classes, and how images are prepared.
+_SHARED_OPTIONS = (
+    *("_target_", "dataset", "mean", "std", "left_out"),
+    *(f"detected.{name}" for name in ("class_names", "channels", "image_size", "mean", "std")),
+)
 
 
 class Distillation:
-    """Probabilities to be learned, blended of the labels' and of the teachers', who look at the same images.
+    """Target probabilities, interpolated between the labels and the teachers' predictions on the same images.
 
-    teachers: directories of runs, which `find_teachers` gives; the mean of their logits answers. share: of the target
-    that is theirs, above 0 and up to 1. Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
-    (arXiv 1503.02531), at temperature 1; that teachers see the student's own augmented and mixed images is from Beyer
-    et al., 2022 (arXiv 2106.05237).
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531), at temperature
+    1. Teachers see the student's augmented and mixed images, as in Beyer et al., "Knowledge distillation: A good
+    teacher is patient and consistent", 2022 (arXiv 2106.05237).
 
-    The teachers are loaded when they are first asked: a student answers without them.
+    The teachers are loaded at the first call: loading a trained student does not need them.
+
+    Args:
+        teachers: run directories, as `find_teachers` returns them; their logits are averaged.
+        share: weight of the teachers' probabilities in the target, in (0, 1].
+
+    Raises:
+        UserError: if `share` is out of range.
     """
 
     def __init__(self, teachers: Sequence[str] | None, share: float) -> None:
@@ -35,61 +43,65 @@ class Distillation:
             raise UserError(f"distillation.share={share} is not possible: give a number above 0, up to 1.")
         self.teachers = list(teachers or ())
         self.share = share
-        self._network: MeanOfNetworks | None = None
+        self._network: LogitAverage | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, probabilities: Tensor) -> Tensor:
-        """The blend `(B, num_classes)` for normalised images `(B, C, H, W)` with the labels' `probabilities`."""
+        """Interpolate between labels and teachers.
+
+        Args:
+            images: normalised training images `(B, C, H, W)`.
+            probabilities: target probabilities `(B, num_classes)` of the labels.
+
+        Returns:
+            Target probabilities `(B, num_classes)`.
+        """
         if self._network is None:
-            # Networks draw their first weights when they are built: training draws the same whenever this happens.
+            # Building a network draws initial weights, which must not advance the random state of the training.
             with torch.random.fork_rng(devices=[]):
-                loaded = MeanOfNetworks([load_classifier(Run(Path(path))).network for path in self.teachers])
-            self._network = loaded.eval().to(images.device).to(memory_format=torch.channels_last)
-        answers = self._network(images).float().softmax(dim=1)
-        return probabilities.lerp(answers, self.share)
+                network = LogitAverage([load(Run(Path(path))).network for path in self.teachers])
+            self._network = network.eval().to(images.device).to(memory_format=torch.channels_last)
+        predictions = self._network(images).float().softmax(dim=1)
+        return probabilities.lerp(predictions, self.share)
 
 
 def find_teachers(config: DictConfig) -> list[str]:
-    """The absolute paths of the runs that `config.distillation` names.
+    """Return the absolute paths of the runs that `config.distillation.teachers` names.
 
-    Raises UserError where there is none, one is not finished or cannot be read, or learned from other images.
+    Raises:
+        UserError: if it names no finished run, or one that cannot be read, has other classes or image preparation,
+            or was trained on held-out images of this run.
     """
-    named = config.distillation.teachers
-    if not named:
-        raise UserError(
-            "distillation.teachers names no run: give a finished run's directory, a folder of them, or a list."
-        )
-    references = [named] if isinstance(named, str) else list(named)
-    paths = [Path(reference).expanduser() for reference in references]
-    teachers = [teacher for path in paths for teacher in _named(path, Path(config.runs_dir))]
+    references = config.distillation.teachers
+    if not references:
+        raise UserError("distillation.teachers is empty: give a finished run, a folder of runs, or a list of them.")
+    paths = [Path(path).expanduser() for path in ([references] if isinstance(references, str) else references)]
+    teachers = [teacher for path in paths for teacher in _finished_runs(path, Path(config.runs_dir))]
     for teacher in teachers:
-        _check(teacher, config.data)
+        _check_teacher(teacher, config.data)
     return [str(teacher.path.resolve()) for teacher in teachers]
 
 
-def _named(path: Path, runs_dir: Path) -> list[Run]:
-    """A run, or the finished ones of a folder."""
+def _finished_runs(path: Path, runs_dir: Path) -> list[Run]:
+    """The run at `path`, or all finished runs in the folder `path`."""
     if Run(path).config_file.exists():
-        return [find_measured(path, runs_dir)]
-    finished = [run for run in find_all(path) if run.state == "finished"]
+        return [find_finished_run(path, runs_dir)]
+    finished = list_runs(path, "finished")
     if not finished:
-        raise UserError(
-            f"distillation.teachers={path} holds no finished run: give the directory of one, or a folder of such."
-        )
-    print(f"Taught by {', '.join(str(as_typed(run.path)) for run in finished)}", file=sys.stderr)
+        raise UserError(f"distillation.teachers={path} holds no finished run: give a run, or a folder of runs.")
+    print(f"Teachers: {', '.join(str(display_path(run.path)) for run in finished)}", file=sys.stderr)
     return finished
 
 
-def _check(teacher: Run, ours: DictConfig) -> None:
-    theirs = teacher.config().data
-    for key in (*_SEEN, *_SEEN_IN_A_FOLDER):
-        if (asked := OmegaConf.select(ours, key)) != (has := OmegaConf.select(theirs, key)):
+def _check_teacher(teacher: Run, student_data: DictConfig) -> None:
+    teacher_data = teacher.config().data
+    for key in _SHARED_OPTIONS:
+        value, teacher_value = OmegaConf.select(student_data, key), OmegaConf.select(teacher_data, key)
+        if value != teacher_value:
             raise UserError(
-                f"distillation.teachers={teacher.path} learned from other images (data.{key} is {has} there, and "
-                f"{asked} here): a teacher knows the student's classes, and sees images as the student does."
+                f"distillation.teachers={teacher.path} was trained on other data "
+                f"(data.{key} is {teacher_value} there, {value} here): choose a teacher of the same data."
             )
-    if difference := learned_from_kept(theirs, ours):
-        raise UserError(
-            f"distillation.teachers={teacher.path} learned from {difference}: say the same, so that they stay unseen."
-        )
-    load_classifier(teacher)
+    if leakage := find_leakage(teacher_data, student_data):
+        raise UserError(f"distillation.teachers={teacher.path} {leakage}. Use the same value.")
+    load(teacher)

@@ -1,48 +1,67 @@
-"""Whether images that are kept for validation or test here are ones that another run learned from."""
+"""Detection of held-out images that another run was trained on."""
 
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-_KEPT_FOR_VALIDATION = ("split_seed", "val_size", "val_share", "test_share")
-_KEPT_FOR_TEST = ("test_share", "split_seed")
-# What says that two runs cut the same images into splits; a folder may have grown.
-_SAME_IMAGES = ("_target_", "dataset", "found.class_names")
+# By held-out split: the options that select its images, and the options any of which is non-zero where it has images.
+_SPLIT_OPTIONS = {
+    "validation": (
+        ("split_seed", "val_size", "val_share", "test_share"),
+        ("val_size", "val_share", "detected.val_size"),
+    ),
+    "test": (("test_share", "split_seed"), ("test_share",)),
+}
+# Options that are equal for runs on one data set; an image folder may have grown in between.
+_DATA_SET_OPTIONS = ("_target_", "dataset", "detected.class_names")
 
 
-class Difference(NamedTuple):
-    """An option of the data by which two runs keep other images unseen: what it is there, and here."""
+class Leakage(NamedTuple):
+    """An option of `data` by which another run was trained on images that this run holds out.
 
+    Attributes:
+        split: the held-out split, "validation" or "test".
+        key: name of the option, without `data.`.
+        source_value: its value in the other run.
+        value: its value in this run.
+    """
+
+    split: str
     key: str
-    theirs: object
-    ours: object
-    kept_for: str
+    source_value: object
+    value: object
 
     def __str__(self) -> str:
-        differing = f"data.{self.key} is {self.theirs} there, and {self.ours} here"
-        return f"images that are kept for {self.kept_for} here ({differing})"
+        return (
+            f"was trained on images of this run's {self.split} set "
+            f"(data.{self.key} is {self.source_value} there, {self.value} here)"
+        )
 
 
-def learned_from_kept(theirs: DictConfig, ours: DictConfig) -> Difference | None:
-    """By which option a run with the data `theirs` learned from what `ours` keeps unseen of them; None by none."""
-    pictures = OmegaConf.select(ours, "found.pictures")
-    if pictures is not None and pictures == OmegaConf.select(theirs, "found.pictures"):
-        return None  # The same files, cut in the same way.
-    keeps = {
-        "validation": (_KEPT_FOR_VALIDATION, ("val_size", "val_share", "found.val_size")),
-        "test": (_KEPT_FOR_TEST, ("test_share",)),
-    }
-    for kept_for, (keys, sizes) in keeps.items():
-        if any(OmegaConf.select(ours, size) for size in sizes):
-            for key in keys:
-                has, asked = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
-                # The first so many of one order are kept: who kept more kept these too.
-                kept_more = key == "val_size" and has is not None and has > asked
-                if has != asked and not kept_more:
-                    return Difference(key, has, asked, kept_for)
+def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
+    """Compare the splits of two runs on one data set.
+
+    Args:
+        source: `data` config of a finished run, whose weights or answers are used.
+        target: `data` config of the run to be trained.
+
+    Returns:
+        The first option by which `source` was trained on held-out images of `target`; None without leakage.
+    """
+    files = OmegaConf.select(target, "detected.pictures")
+    if files is not None and files == OmegaConf.select(source, "detected.pictures"):
+        return None  # The same files in the same splits.
+    for split, (options, sizes) in _SPLIT_OPTIONS.items():
+        if any(OmegaConf.select(target, size) for size in sizes):
+            for key in options:
+                source_value, value = OmegaConf.select(source, key), OmegaConf.select(target, key)
+                # Validation images are the first of one stratified order: a larger set contains a smaller one.
+                contains = key == "val_size" and source_value is not None and source_value > value
+                if source_value != value and not contains:
+                    return Leakage(split, key, source_value, value)
     return None
 
 
-def of_same_images(theirs: DictConfig, ours: DictConfig) -> bool:
-    """Whether two runs' `data` are of one data set, or of folders with the same classes."""
-    return all(OmegaConf.select(theirs, key) == OmegaConf.select(ours, key) for key in _SAME_IMAGES)
+def is_same_data_set(source: DictConfig, target: DictConfig) -> bool:
+    """Return whether two `data` configs name one data set, or image folders with the same classes."""
+    return all(OmegaConf.select(source, key) == OmegaConf.select(target, key) for key in _DATA_SET_OPTIONS)

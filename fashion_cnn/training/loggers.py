@@ -1,4 +1,4 @@
-"""Loggers that go on where a stopped run was."""
+"""Loggers that a resumed run continues."""
 
 import csv
 import io
@@ -9,38 +9,48 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fashion_cnn.runs import Run, write_whole
+from fashion_cnn.runs import Run, write_atomically
 
 
 @runtime_checkable
 class ResumableLogger(Protocol):
-    """A logger that can drop what a killed run wrote after its last checkpoint."""
+    """A logger that can discard what a killed run wrote after its last checkpoint."""
 
-    def resume_after(self, step: int) -> None: ...
+    def resume_after(self, step: int) -> None:
+        """Discard the records of all steps after `step`."""
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's TensorBoardLogger, writing into the run directory itself."""
+    """Lightning's TensorBoardLogger, writing directly into the run directory.
+
+    Args:
+        save_dir: the run directory.
+        **settings: arguments of Lightning's TensorBoardLogger.
+    """
 
     def __init__(self, save_dir: str | Path, **settings: Any) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False, **settings)
 
     def resume_after(self, step: int) -> None:
-        """Have TensorBoard ignore what was written for later steps."""
+        """Make TensorBoard ignore the events of all steps after `step`."""
         self._kwargs["purge_step"] = step + 1
 
     @rank_zero_only
     def save(self) -> None:
-        """Put what was logged on disk. No hparams.yaml: the run has its config.yaml."""
+        """Flush the events to disk, without Lightning's hparams.yaml: the run has a config.yaml."""
         self.experiment.flush()
 
 
 class MetricsCSV(Logger):
-    """`metrics.csv`: a row an epoch, a column a figure, those that callbacks log too. Lightning's CSVLogger starts anew
-    on resume.
+    """Writes `metrics.csv`: one row an epoch, one column a metric, including metrics that callbacks log.
+
+    Lightning's CSVLogger deletes the file when a run is resumed.
+
+    Args:
+        save_dir: the run directory.
     """
 
-    # As `TensorBoard` names itself: checkpoints lie in the run directory whichever logger comes first.
+    # Empty as in `TensorBoard`: checkpoints are in the run directory whichever logger is first.
     name = ""
     version = ""
 
@@ -51,33 +61,35 @@ class MetricsCSV(Logger):
 
     @property
     def save_dir(self) -> str:
+        """The run directory."""
         return str(self._file.parent)
 
     def resume_after(self, step: int) -> None:
-        """Keep the rows up to `step`."""
+        """Discard the rows of all steps after `step`."""
         if self._file.exists():
             with self._file.open(newline="") as file:
                 self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run has its config.yaml."""
+        """Do nothing: the run has a config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Merge the metrics into the row of their epoch; metrics without an epoch are ignored."""
         if "epoch" not in metrics:
             return
         if not self._rows or int(self._rows[-1]["epoch"]) != metrics["epoch"]:
             self._rows.append({"epoch": metrics["epoch"], "step": 0})
         row = self._rows[-1]
-        # Lightning tells a callback's figures under the number of the step, EpochLog under how many there were.
+        # Lightning logs callbacks' metrics at the index of the last step, EpochLog at the number of steps.
         row |= metrics | {"step": max(int(row["step"]), step or 0)}
 
     @rank_zero_only
     def save(self) -> None:
+        """Write the file atomically; columns are in the order of their first appearance."""
         text = io.StringIO()
-        # In the order of appearance: a figure may come first in a later epoch.
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_whole(self._file, text.getvalue())
+        write_atomically(self._file, text.getvalue())

@@ -1,4 +1,4 @@
-"""The figures of a finished training, every one by the same ruler and with the same weights."""
+"""Results of a finished training: all splits evaluated in the same way, with the same weights."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,105 +11,137 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from fashion_cnn.analysis.history import History, read_history
-from fashion_cnn.analysis.monitor import PredictionCollector, measure_gap
-from fashion_cnn.analysis.verdict import advise, command, judge
+from fashion_cnn.analysis.monitor import PredictionCollector, overfitting_metrics
+from fashion_cnn.analysis.verdict import advise, judge, training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import read_checkpoint, weights_sha256
-from fashion_cnn.metrics.gap import gap_carriers, gap_figures
+from fashion_cnn.metrics.gap import gap_metrics, largest_gap_classes
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.hardware import describe
+from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
-from fashion_cnn.training.callbacks import Stopwatch
+from fashion_cnn.training.callbacks import Stopwatch, find_callback
 
 
 def collect_results(
     config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
 ) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """Measure the run's best weights on train probe, val and test, and say what they cost and what they come to.
+    """Evaluate the best weights of a run on the train probe, the validation set and the test set.
 
-    Returns the results, flat, for results.json, and the predictions by split. Leaves the best weights in `module`.
+    Args:
+        config: the settings of the run.
+        trainer: the Trainer that has trained it.
+        module: its module, which has the best weights afterwards.
+        data: its data.
+        run: its directory.
+
+    Returns:
+        The contents of results.json, a flat dict of metrics, costs and verdict; and the predictions by split.
     """
     history = read_history(run)
-    stopwatch = Stopwatch.of(trainer)
+    stopwatch = find_callback(trainer, Stopwatch)
     best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
-    flip_average = config.get("flip_average", False)  # A run of an older version has none.
-    figures, predictions = measure(config, module, data, test=config.test, flip_average=flip_average)
+    flip_average = config.get("flip_average", False)  # Missing in runs of older versions.
+    metrics, predictions = evaluate_splits(config, module, data, test=config.test, flip_average=flip_average)
     results = {
         "name": config.name,
         "seed": config.seed,
-        **figures,
+        **metrics,
         **{name: float(history[name][-1]) for name in ("running/loss", "running/accuracy")},
         "train_images": len(data.train_split),
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,
         "chosen_on_validation": run.weights == run.best_checkpoint,
         "seconds": round(stopwatch.seconds, 3),
-        **_of_teachers(config),
+        **_teachers_seconds(config),
         "images_per_second": round(stopwatch.images_per_second, 1),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
-        "multiply_adds": multiply_adds(module),
+        "multiply_adds": count_multiply_adds(module),
         "weights_sha256": weights_sha256(best["state_dict"]),
         "precision": trainer.precision,
-        "hardware": describe(trainer.strategy.root_device),
+        "hardware": describe_device(trainer.strategy.root_device),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return results | judgement(config, history, results, predictions, data), predictions
+    return results | verdict_results(config, history, results, predictions, data), predictions
 
 
-def _of_teachers(config: DictConfig) -> dict[str, float]:
-    """How long the networks that it learned from were trained, and theirs."""
+def _teachers_seconds(config: DictConfig) -> dict[str, float]:
+    """Training time of the distillation teachers, including that of their own teachers."""
     if not config.get("distillation"):
         return {}
-    theirs = [Run(Path(path)).results() for path in config.distillation.teachers]
-    return {"teachers_seconds": round(sum(each["seconds"] + each.get("teachers_seconds", 0) for each in theirs), 3)}
+    teachers = [Run(Path(path)).results() for path in config.distillation.teachers]
+    seconds = sum(teacher["seconds"] + teacher.get("teachers_seconds", 0) for teacher in teachers)
+    return {"teachers_seconds": round(seconds, 3)}
 
 
-def measure(
+def evaluate_splits(
     config: DictConfig, module: ImageClassifier, data: ImageDataModule, *, test: bool, flip_average: bool
 ) -> tuple[dict[str, float], dict[str, Predictions]]:
-    """Measure `module` as it is on train probe, val and, where `test` says so, test: figures, gaps and predictions.
+    """Evaluate the module's present weights on the train probe, the validation set and, on request, the test set.
 
-    flip_average: by the mean over an image and its mirror image too, whose predictions of val are `val_flip`.
+    Args:
+        config: the settings of the run.
+        module: the module to evaluate.
+        data: its data.
+        test: whether to evaluate the test set.
+        flip_average: whether to evaluate each split a second time with the logits averaged over each image and its
+            mirror image.
+
+    Returns:
+        Metrics by name, such as `val/accuracy`, `val_flip/accuracy` and `gap/loss`; and predictions by split, of the
+        flip-averaged ones `val_flip` alone.
     """
     collector = PredictionCollector()
     module.flip_average = flip_average
-    tester = build.measuring_trainer(config, collector)
-    figures: dict[str, Any] = {}
-    # The test images are read once, by the run's best weights, after every choice has been made.
-    passes = [(tester.validate, data.val_size + data.probe_size > 0), (tester.test, test and data.has_test)]
-    for measure_pass, wanted in passes:
-        if wanted:
-            measure_pass(module, datamodule=data, verbose=False)
-            figures |= tester.callback_metrics
+    evaluator = build.evaluation_trainer(config, collector)
+    metrics: dict[str, Any] = {}
+    if data.val_size + data.probe_size > 0:
+        evaluator.validate(module, datamodule=data, verbose=False)
+        metrics |= evaluator.callback_metrics
+    # The test set is read once, with the best weights, after every choice has been made.
+    if test and data.has_test:
+        evaluator.test(module, datamodule=data, verbose=False)
+        metrics |= evaluator.callback_metrics
     module.flip_average = False
-    # Lightning leaves it in the number format of trainer.precision=bf16-true and its like.
+    # With a precision such as bf16-true, Lightning leaves the weights in that format.
     module.float()
-    # Answers that are averaged so are calibrated by these.
-    averaged = {split: seen for split, seen in collector.predictions.items() if split == "val_flip"}
-    predictions = {split: seen for split, seen in collector.predictions.items() if not split.endswith("_flip")}
-    figures |= {f"{split}/balanced_accuracy": seen.balanced_accuracy for split, seen in predictions.items()}
+    predictions = {split: p for split, p in collector.predictions.items() if not split.endswith("_flip")}
+    metrics |= {f"{split}/balanced_accuracy": p.balanced_accuracy for split, p in predictions.items()}
     if {"train", "val"} <= predictions.keys():
-        figures |= measure_gap(predictions, data)
+        metrics |= overfitting_metrics(predictions, data)
     if {"train", "test"} <= predictions.keys():
-        figures["gap_test/loss"] = figures["test/loss"] - figures["train/loss"]
-        figures["gap_test/accuracy"] = figures["train/accuracy"] - figures["test/accuracy"]
-        figures |= gap_figures(predictions["train"], predictions["test"], prefix="gap_test")
-    return {name: float(value) for name, value in figures.items()}, predictions | averaged
+        metrics["gap_test/loss"] = metrics["test/loss"] - metrics["train/loss"]
+        metrics["gap_test/accuracy"] = metrics["train/accuracy"] - metrics["test/accuracy"]
+        metrics |= gap_metrics(predictions["train"], predictions["test"], prefix="gap_test")
+    # Flip-averaged validation predictions calibrate flip-averaged answers.
+    if "val_flip" in collector.predictions:
+        predictions["val_flip"] = collector.predictions["val_flip"]
+    return {name: float(value) for name, value in metrics.items()}, predictions
 
 
-def judgement(
+def verdict_results(
     config: DictConfig,
     history: History,
     results: dict[str, Any],
     predictions: dict[str, Predictions],
     data: ImageDataModule,
 ) -> dict[str, Any]:
-    """The verdict on the training, what carries its gap, and the commands to try; nothing where no gap was measured."""
+    """Return the verdict on the training: its rule, the gap at the end, the classes behind it and commands to try.
+
+    Args:
+        config: the settings of the run.
+        history: metrics of each epoch.
+        results: the results so far, of which `epochs` is read.
+        predictions: predictions of the best weights by split.
+        data: the run's data, for the class names.
+
+    Returns:
+        Entries of results.json; none if there was no train probe, no validation set or no validation pass.
+    """
     if not {"train", "val"} <= predictions.keys():
         return {}
     verdict = judge(history, len(predictions["train"]), len(predictions["val"]))
@@ -125,14 +157,16 @@ def judgement(
         "gap_last/accuracy_high": verdict.gap.high,
         "gap_last/loss": verdict.loss_gap,
         "gap_last/epoch": verdict.last_epoch,
-        "gap_carriers": [data.class_names[label] for label in gap_carriers(predictions["train"], predictions["val"])],
-        "advice": [command(config.overrides or [], piece.overrides) for piece in advice],
-        "advice_reasons": [piece.reason for piece in advice],
+        "gap_carriers": [
+            data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
+        ],
+        "advice": [training_command(config.overrides or [], suggestion.overrides) for suggestion in advice],
+        "advice_reasons": [suggestion.reason for suggestion in advice],
     }
 
 
-def multiply_adds(module: ImageClassifier) -> int:
-    """Multiplications of one image's way through the network."""
+def count_multiply_adds(module: ImageClassifier) -> int:
+    """Count the multiply-adds of the network's forward pass on one image."""
     network = module.network
     training = network.training
     image = torch.zeros(1, *module.image_shape, device=module.device)

@@ -1,4 +1,4 @@
-"""Going on with a stopped run, so that the outcome is that of a run which never stopped."""
+"""Resuming a stopped run, so that its results equal those of an uninterrupted run."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,60 +9,67 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import PLACES, key_of
+from fashion_cnn.runs.overrides import LOCATION_KEYS, override_key
 from fashion_cnn.training.loggers import ResumableLogger
 
 
-def resumed_config(
-    config: DictConfig, run: Run, *, checked: bool, check_values: Callable[[DictConfig], None]
+def restore_config(
+    config: DictConfig, run: Run, *, by_user: bool, check_values: Callable[[DictConfig], None]
 ) -> DictConfig:
-    """The run's own config; where the data lie may be said anew in `config`.
+    """Return the run's own config; only `data.root` may be overridden.
 
-    checked: whether a person named the run to go on with. Raises UserError then for an override that would make it
-    another run, and `check_values` is called with the run's own config.
+    Args:
+        config: the settings that the command line gives.
+        run: the run to resume.
+        by_user: whether a person named the run, whose overrides and stored values are then checked. A job of a sweep
+            and a further process of a distributed training are not checked.
+        check_values: called with the run's own config; raises UserError for impossible values.
+
+    Raises:
+        UserError: if an override would change the run.
     """
-    own = run.config()
+    stored = run.config()
     overrides = config.get("overrides") or []
-    if checked:
-        _check_same(config, own, overrides, run)
-    if any(key_of(override) == "data.root" for override in overrides):
-        own.data.root = config.data.root
-    if checked:
-        # A job of a sweep is a run, whatever it failed by: as good a message as when it is typed.
-        check_values(own)
-    return own
+    if by_user:
+        _check_overrides(config, stored, overrides, run)
+    if any(override_key(override) == "data.root" for override in overrides):
+        stored.data.root = config.data.root
+    if by_user:
+        check_values(stored)
+    return stored
 
 
-def _check_same(config: DictConfig, own: DictConfig, overrides: Iterable[str], run: Run) -> None:
+def _check_overrides(config: DictConfig, stored: DictConfig, overrides: Iterable[str], run: Run) -> None:
     for override in overrides:
-        key = key_of(override)
-        if key in PLACES or override in (own.get("overrides") or []):
+        key = override_key(override)
+        if key in LOCATION_KEYS or override in (stored.get("overrides") or []):
             continue
-        asked, has = OmegaConf.select(config, key), OmegaConf.select(own, key)
-        if asked != has or asked is None:
+        value, stored_value = OmegaConf.select(config, key), OmegaConf.select(stored, key)
+        if value != stored_value or value is None:
             raise UserError(
-                f"resume={run.path} goes on with that run as it was started, so {key} cannot change here "
-                f"(it is {has}). Leave it out, or start a new run from its weights with init_from={run.path}.",
+                f"resume={run.path} keeps the run's settings: {key} cannot change (it is {stored_value}). "
+                f"Leave it out, or start a new run from its weights with init_from={run.path}.",
                 status=2,
             )
 
 
 def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run) -> None:
-    """Have the loggers drop what was written after the checkpoint that the run goes on from.
+    """Drop from the loggers what was written after the last checkpoint.
 
-    Raises UserError where that checkpoint cannot be read or is another network's.
+    Raises:
+        UserError: if that checkpoint cannot be read or belongs to another network.
     """
     step = -1
     if run.last_checkpoint.exists():
-        start_again = "Delete it, and the run starts again from its first epoch."
+        remedy = "Delete it to restart the run from its first epoch."
         try:
             checkpoint = read_checkpoint(run.last_checkpoint)
         except UserError as error:
-            raise UserError(f"{error} {start_again}") from error
+            raise UserError(f"{error} {remedy}") from error
         if differing := differing_weights(module.state_dict(), checkpoint["state_dict"]):
             raise UserError(
-                f"{run.last_checkpoint} is a checkpoint of another network than {run.config_file} describes: "
-                f"{differing[0]} does not fit. {start_again}"
+                f"{run.last_checkpoint} belongs to another network than {run.config_file} describes: "
+                f"{differing[0]} does not fit. {remedy}"
             )
         step = checkpoint["global_step"]
     for logger in trainer.loggers:

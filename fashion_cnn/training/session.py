@@ -1,4 +1,4 @@
-"""One training, from its settings to its report."""
+"""One training from its settings to its report: prepare, fit, publish."""
 
 import logging
 import os
@@ -24,17 +24,17 @@ from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import keep_freed_memory
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.files import update_targets
+from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
-from fashion_cnn.training.leakage import learned_from_kept, of_same_images
+from fashion_cnn.training.leakage import find_leakage, is_same_data_set
 from fashion_cnn.training.results import collect_results
-from fashion_cnn.training.resume import prepare_to_resume, resumed_config
+from fashion_cnn.training.resume import prepare_to_resume, restore_config
 
-# In the environment of the further processes of a distributed training.
-_RUN_OF_FIRST_PROCESS = "FASHION_CNN_RUN"
+# Environment variable that gives the run directory to the other processes of a distributed training.
+_RUN_VARIABLE = "FASHION_CNN_RUN"
 
 
 def run_training(
@@ -47,172 +47,208 @@ def run_training(
     print_start: Callable[..., None],
     print_end: Callable[..., None],
 ) -> dict[str, Any]:
-    """Train, measure and report as `config` says; see `fashion_cnn.train.train`.
+    """Train, evaluate and report as `config` describes; see `fashion_cnn.train.train`.
 
     Args:
         config: the settings, as `conf/train.yaml` lists them.
-        directory: the run's own; one that is finished is left as it is, one that was stopped goes on.
-        callbacks: beside those of the config.
+        directory: run directory, in place of a new one. A finished run there is returned, an unfinished one resumed.
+        callbacks: added to those of the config.
         in_sweep: whether this is a job of a sweep, which trains on one device.
-        check_resumed: called with the config of a run that goes on; raises UserError for values that are not possible.
+        check_resumed: called with the config of a resumed run; raises UserError for impossible values.
         print_start: called before the training, see `fashion_cnn.cli.console.print_start`.
         print_end: called with the results, see `fashion_cnn.cli.console.print_end`.
 
     Returns:
-        The results, with the run's directory as `"run"`.
+        The contents of results.json, and the run directory as `"run"`.
+
+    Raises:
+        UserError: if the settings cannot work.
+        Interrupted: if the training was stopped.
     """
     quieten_lightning()
     keep_freed_memory()
-    config = update_targets(config)
-    run = _begun_before(config, directory)
-    if run is not None and directory is not None and run.state == "finished":
-        return {**run.results(), "run": str(run.path)}
-    if run is not None:
-        asked = config.resume is not None and _RUN_OF_FIRST_PROCESS not in os.environ
-        config = resumed_config(config, run, checked=asked, check_values=check_resumed)
-    # What can be wrong with the settings comes out here, before there is a run directory.
-    seed_everything(build.checked_seed(config), verbose=False)
+    existing = _existing_run(config, directory)
+    if existing and directory and existing.state == "finished":
+        return {**existing.results(), "run": str(existing.path)}
+
+    config, data, module = prepare(config, existing, check_resumed)
+    if config.trainer.fast_dev_run:
+        return _fast_dev_run(config, data, module)
+    run = existing or (Run(directory) if directory else runs.new_run(Path(config.runs_dir), config.name))
+    trainer = build.trainer(config, data, run.path, callbacks)
+    if in_sweep:
+        check_one_device(trainer, "job of a sweep", ", or train without -m")
+    if not trainer.is_global_zero:
+        # The first process of a distributed training writes and evaluates for all.
+        fit(trainer, module, data, run)
+        return {}
+
+    run.create()
+    with run.locked(), _record_failure(run):
+        if existing:
+            prepare_to_resume(trainer, module, run)
+        else:
+            run.write_config(config)
+        print_start(config, run, module, data, brief=directory is not None)
+        with _export_run(run):
+            fit(trainer, module, data, run)
+        results = publish(config, trainer, module, data, run)
+        print_end(results, run, config, brief=directory is not None)
+    return {**results, "run": str(run.path)}
+
+
+def prepare(
+    config: DictConfig, existing: Run | None, check_resumed: Callable[[DictConfig], None]
+) -> tuple[DictConfig, ImageDataModule, ImageClassifier]:
+    """Seed, load the data and build the network; wrong settings fail here, before there is a run directory.
+
+    Args:
+        config: settings as composed; `init_from` and `distillation.teachers` become absolute paths in it.
+        existing: the run to resume, whose own config replaces `config`; None for a new run.
+        check_resumed: see `run_training`.
+
+    Returns:
+        The settings of the training, the data module with its training images loaded, and the module to train.
+    """
+    config = update_config(config)
+    if existing:
+        by_user = config.resume is not None and _RUN_VARIABLE not in os.environ
+        config = restore_config(config, existing, by_user=by_user, check_values=check_resumed)
+    seed_everything(build.check_seed(config), verbose=False)
     data = build.data(config)
     data.check_classes()
     if config.get("distillation"):
         config.distillation.teachers = find_teachers(config)
     module = build.module(config, data)
-    if config.init_from is not None and not (run and run.last_checkpoint.exists()):
-        source = runs.find_finished(config.init_from, Path(config.runs_dir))
-        _check_unseen(source, config)
+    if config.init_from is not None and not (existing and existing.last_checkpoint.exists()):
+        source = runs.find_run(config.init_from, Path(config.runs_dir))
+        _check_leakage(source, config)
         initialise_from(module, source)
         config.init_from = str(source.path.resolve())
-        # So that the commands told afterwards start from the same run, too.
-        named = {LATEST_WEIGHTS: f"init_from={config.init_from}"}
-        config.overrides = [named.get(override, override) for override in config.overrides or ()]
-    if config.trainer.fast_dev_run:
-        return _try_out(config, data, module)
-    started_before = run is not None
-    run = run or (Run(directory) if directory else runs.choose_directory(Path(config.runs_dir), config.name))
-    trainer = build.trainer(config, data, run.path, callbacks)
-    if in_sweep:
-        check_one_device(trainer, "job of a sweep", ", or start the trainings one by one, without -m")
-    if not trainer.is_global_zero:
-        # A further process of a distributed training takes part in the fit and leaves the rest to the first.
-        _fit(trainer, module, data, run)
-        return {}
-    run.create()
-    with run.locked(), _ending_told(run):
-        if started_before:
-            prepare_to_resume(trainer, module, run)
-        else:
-            run.write_config(config)
-        print_start(config, run, module, data, brief=directory is not None)
-        with _shared_with_processes(run):
-            _fit(trainer, module, data, run)
-        results, predictions = collect_results(config, trainer, module, data, run)
-        if any(isinstance(callback, GapMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            write_artifacts(config, trainer, module, data, run, results, predictions)
-        write_report(run, results)
-        write_model_card(run, config, data, results)
-        run.write_results(results)
-        print_end(results, run, config, brief=directory is not None)
-    return {**results, "run": str(run.path)}
+        # Commands suggested at the end repeat these overrides: they must start from the same run.
+        resolved = {LATEST_WEIGHTS: f"init_from={config.init_from}"}
+        config.overrides = [resolved.get(override, override) for override in config.overrides or ()]
+    return config, data, module
 
 
-def _check_unseen(source: Run, config: DictConfig) -> None:
-    """Raise UserError where the weights to start from were learned from images that are to stay unseen here."""
-    theirs = source.config().data
-    if of_same_images(theirs, config.data) and (difference := learned_from_kept(theirs, config.data)):
-        raise UserError(f"init_from={source.path} learned from {difference}: say the same, so that they stay unseen.")
-
-
-def _begun_before(config: DictConfig, directory: Path | None) -> Run | None:
-    """The run to go on with, or to take part in; None for a new one."""
-    if _RUN_OF_FIRST_PROCESS in os.environ:
-        return Run(Path(os.environ[_RUN_OF_FIRST_PROCESS]))
-    if directory is not None:
-        run = Run(directory)
-        return run if run.results_file.exists() or run.last_checkpoint.exists() else None
-    if config.resume is not None:
-        return runs.find_unfinished(config.resume, Path(config.runs_dir))
-    return None
-
-
-def check_one_device(trainer: Trainer, part: str, or_else: str = "") -> None:
-    """Raise UserError where `trainer` takes several: their processes repeat the command, and with it all its trainings.
-
-    part: what trains, in words. or_else: what else can be done than to take one.
-    """
-    if (devices := trainer.num_devices * trainer.num_nodes) > 1:
-        raise UserError(f"One {part} trains on one device, not on {devices}: say trainer.devices=1{or_else}.", status=2)
-
-
-@contextmanager
-def _shared_with_processes(run: Run) -> Iterator[None]:
-    """Tell the processes that Lightning starts for a distributed training which run they are part of."""
-    os.environ[_RUN_OF_FIRST_PROCESS] = str(run.path)
-    try:
-        yield
-    finally:
-        del os.environ[_RUN_OF_FIRST_PROCESS]
-        if torch.distributed.is_initialized():
-            # The others are done: what follows is measured by this process alone.
-            torch.distributed.destroy_process_group()
-
-
-def _fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run) -> None:
+def fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run) -> None:
+    """Train the module, from the run's last checkpoint if it has one."""
     checkpoint = run.last_checkpoint if run.last_checkpoint.exists() else None
     module.resumes = checkpoint is not None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
-def _try_out(config: DictConfig, data: ImageDataModule, module: ImageClassifier) -> dict[str, Any]:
-    """Lightning's `fast_dev_run`: every loop for a few batches, nothing kept."""
+def publish(
+    config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
+) -> dict[str, Any]:
+    """Evaluate the best weights and write figures, tables, report and model card into the run directory.
+
+    Returns:
+        The results. `results.json` is written last and atomically: its presence means that the run is finished.
+    """
+    results, predictions = collect_results(config, trainer, module, data, run)
+    if any(isinstance(callback, GapMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        write_artifacts(config, trainer, module, data, run, results, predictions)
+    write_report(run, results)
+    write_model_card(run, config, data, results)
+    run.write_results(results)
+    return results
+
+
+def _check_leakage(source: Run, config: DictConfig) -> None:
+    """Raise UserError if the initial weights were trained on images that this run holds out."""
+    source_data = source.config().data
+    if is_same_data_set(source_data, config.data) and (leakage := find_leakage(source_data, config.data)):
+        raise UserError(f"init_from={source.path} {leakage}. Use the same value.")
+
+
+def _existing_run(config: DictConfig, directory: Path | None) -> Run | None:
+    """The run to resume or, in a process of a distributed training, to take part in; None for a new run."""
+    if _RUN_VARIABLE in os.environ:
+        return Run(Path(os.environ[_RUN_VARIABLE]))
+    if directory is not None:
+        run = Run(directory)
+        return run if run.results_file.exists() or run.last_checkpoint.exists() else None
+    if config.resume is not None:
+        return runs.find_unfinished_run(config.resume, Path(config.runs_dir))
+    return None
+
+
+def check_one_device(trainer: Trainer, part: str, alternative: str = "") -> None:
+    """Raise UserError if `trainer` uses several devices, whose processes would each repeat the whole command.
+
+    Args:
+        trainer: the trainer of one part of a command that trains several times.
+        part: name of that part in the message, such as "job of a sweep".
+        alternative: further remedy, appended to the message.
+    """
+    if (devices := trainer.num_devices * trainer.num_nodes) > 1:
+        raise UserError(
+            f"A {part} trains on one device, not on {devices}: set trainer.devices=1{alternative}.", status=2
+        )
+
+
+@contextmanager
+def _export_run(run: Run) -> Iterator[None]:
+    """Give the run directory to the processes that Lightning starts for a distributed training."""
+    os.environ[_RUN_VARIABLE] = str(run.path)
+    try:
+        yield
+    finally:
+        del os.environ[_RUN_VARIABLE]
+        if torch.distributed.is_initialized():
+            # The other processes have ended: this one evaluates alone.
+            torch.distributed.destroy_process_group()
+
+
+def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassifier) -> dict[str, Any]:
+    """Run every loop for the few batches of Lightning's `fast_dev_run`, and keep nothing."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build.trainer(config, data, Path(folder))
-        with _stop_told("Stopped; nothing was kept."):
+        with _raise_interrupted("Stopped; nothing was kept."):
             trainer.fit(module, datamodule=data)
             if config.test:
                 trainer.test(module, datamodule=data, verbose=False)
-    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     print("fast_dev_run: every loop ran; nothing was kept.")
-    return figures
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @contextmanager
-def _ending_told(run: Run) -> Iterator[None]:
-    """Say how to go on after a stop, and leave the reason of a failure in the run directory."""
+def _record_failure(run: Run) -> Iterator[None]:
+    """Add the command that resumes the run to an interruption; write the reason of a failure into error.txt."""
     run.error_file.unlink(missing_ok=True)
     command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={run.path}"])
     try:
-        with _stop_told(f"Stopped. Go on where it was with:\n  {command}"):
+        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"):
             yield
-    except Pruned as error:
-        run.error_file.write_text(f"{error}\n")
-        raise
     except Exception as error:
-        run.error_file.write_text(f"{type(error).__name__}: {error}\n")
+        reason = str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}"
+        run.error_file.write_text(f"{reason}\n")
         raise
 
 
 @contextmanager
-def _stop_told(message: str) -> Iterator[None]:
+def _raise_interrupted(message: str) -> Iterator[None]:
+    """Turn SIGTERM, and Ctrl-C, which Lightning makes a SystemExit in `fit`, into Interrupted with `message`."""
     try:
         yield
     except SIGTERMException:
         raise Interrupted(message, status=143) from None
-    # Lightning turns Ctrl-C during fit into an exit of its own.
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted(message) from None
 
 
 def quieten_lightning() -> None:
-    """Leave out what Lightning says about every run; its warnings stay."""
+    """Silence Lightning's information messages and the warnings that do not apply here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
-    # The data lie in memory: workers would only copy them to and fro.
+    # The images are in memory: workers would only copy them.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # All figures are logged at the end of an epoch.
+    # Metrics are logged at the end of each epoch.
     warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
-    # Lightning's own use of torch.
+    # Raised by Lightning's own use of torch.
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
-    # Resuming writes on into the run's own directory, on purpose.
+    # A resumed run writes into its existing directory.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-    # They are of all processes before they are logged.
+    # Metrics are reduced over all processes before they are logged.
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")

@@ -1,1 +1,1 @@
-"""What scripts/benchmark measures."""
+"""Measurements of scripts/benchmark, benchmark_folder and benchmark_search."""

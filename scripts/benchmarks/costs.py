@@ -1,4 +1,4 @@
-"""What a training costs beside its epochs: start, memory, validation, checkpoints."""
+"""Costs of a training in addition to its epochs: start-up, memory, validation, checkpoints."""
 
 import os
 import subprocess
@@ -18,25 +18,25 @@ SCRIPTS = Path(__file__).parent.parent
 
 
 class EndAfterFirstStep(Callback):
-    """Ends the process as soon as one step is done."""
+    """Ends the process after the first training step."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         os._exit(0)
 
 
 def start_to_first_step(overrides: list[str]) -> float:
-    """Seconds from the start of `python -m fashion_cnn.train` until its first step is done."""
+    """Measure seconds from the start of `python -m fashion_cnn.train` to the end of its first step."""
     seconds, _ = _time_command([*overrides, "+callbacks.first._target_=benchmarks.costs.EndAfterFirstStep"])
     return seconds
 
 
 def peak_memory(overrides: list[str]) -> float:
-    """Bytes of resident memory that one epoch, its validation, test and report take at most."""
+    """Measure the peak resident memory, in bytes, of one epoch with validation, test and report."""
     return _time_command([*overrides, "trainer.max_epochs=1"])[1]
 
 
 def _time_command(overrides: list[str]) -> tuple[float, float]:
-    """Seconds and most bytes of resident memory of one training, whose output is thrown away."""
+    """Measure seconds and peak resident memory, in bytes, of one training."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "fashion_cnn.train", *overrides, f"runs_dir={folder}"]
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
@@ -45,12 +45,12 @@ def _time_command(overrides: list[str]) -> tuple[float, float]:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
     if status:
-        raise SystemExit("error: the training failed; see what it said above.")
+        raise SystemExit("error: the training failed; see its output above.")
     return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def validation_and_checkpoint(config: DictConfig, data: ImageDataModule) -> tuple[float, float]:
-    """Seconds of one validation pass over train probe and validation split, and of one checkpoint."""
+    """Measure seconds of one evaluation of train probe and validation set, and of one checkpoint."""
     config = OmegaConf.merge(config, {"trainer": {"limit_train_batches": 10}})
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
-"""How the search's page bears a crowd: clients that send pictures to a running server without a pause.
+"""Load test of a running search server: clients that send pictures without a pause.
 
 python scripts/benchmarks/crowd.py http://127.0.0.1:8000 PICTURES [--clients 16] [--seconds 60]
 
-PICTURES is a folder, glob or file. Each client sends one after another; the server says how long each stage took.
+PICTURES is a file, a folder or a glob pattern. Each client sends one picture after another. Prints requests per second,
+the latency that the clients measure, and the time of each stage that the server reports, in milliseconds.
 """
 
 import argparse
@@ -17,56 +18,59 @@ import httpx
 
 from fashion_cnn.pictures import find_pictures
 
-# Of each client, before what counts.
+# Requests of each client before the measured ones.
 WARM_UP = 3
 
 
-def ask(address: str, files: list[Path], number: int, seconds: float) -> list[tuple[int, float, dict[str, float]]]:
-    """One client: of each search the status, the milliseconds that it took here, and those of the server's stages."""
-    chance = random.Random(number)
-    asked = []
+def run_client(
+    address: str, files: list[Path], number: int, seconds: float
+) -> list[tuple[int, float, dict[str, float]]]:
+    """Run one client; returns status, latency and the server's stages of each request, in milliseconds."""
+    rng = random.Random(number)
+    responses = []
     with httpx.Client(base_url=address, timeout=60) as client:
         for turn in range(-WARM_UP, 1_000_000):
             if turn == 0:
                 end = time.perf_counter() + seconds
             elif turn > 0 and time.perf_counter() > end:
                 break
-            content = chance.choice(files).read_bytes()
-            begun = time.perf_counter()
-            answer = client.post("/api/search", files={"picture": ("picture", content)})
-            taken = (time.perf_counter() - begun) * 1000
+            content = rng.choice(files).read_bytes()
+            started = time.perf_counter()
+            response = client.post("/api/search", files={"picture": ("picture", content)})
+            latency = (time.perf_counter() - started) * 1000
             if turn >= 0:
-                stages = answer.json()["milliseconds"] if answer.status_code == 200 else {}
-                asked.append((answer.status_code, taken, stages))
-    return asked
+                stages = response.json()["milliseconds"] if response.status_code == 200 else {}
+                responses.append((response.status_code, latency, stages))
+    return responses
 
 
-def told(name: str, milliseconds: list[float]) -> None:
+def print_percentiles(name: str, milliseconds: list[float]) -> None:
     cuts = statistics.quantiles(milliseconds, n=20)
     print(f"  {name:<28} p50 {cuts[9]:7.1f} ms, p95 {cuts[18]:7.1f} ms")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("address")
-    parser.add_argument("pictures")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("address", help="address of the server, such as http://127.0.0.1:8000")
+    parser.add_argument("pictures", help="pictures to send: a file, a folder or a glob pattern")
+    parser.add_argument("--clients", type=int, default=16, help="number of parallel clients")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of load")
     options = parser.parse_args()
     files = list(find_pictures(options.pictures).paths)
     with ThreadPoolExecutor(options.clients) as pool:
-        asked = pool.map(lambda number: ask(options.address, files, number, options.seconds), range(options.clients))
-        answers = [answer for those in asked for answer in those]
-    statuses = Counter(status for status, _, _ in answers)
+        numbers = range(options.clients)
+        results = pool.map(lambda number: run_client(options.address, files, number, options.seconds), numbers)
+        responses = [response for of_client in results for response in of_client]
+    statuses = Counter(status for status, _, _ in responses)
     print(
-        f"{options.clients} clients, {options.seconds:.0f} s: {len(answers) / options.seconds:.0f} searches/s, "
-        f"answers by status {dict(statuses)}"
+        f"{options.clients} clients, {options.seconds:.0f} s: {len(responses) / options.seconds:.0f} searches/s, "
+        f"responses by status {dict(statuses)}"
     )
-    told("as the clients see it", [taken for _, taken, _ in answers])
-    stages = [stages for _, _, stages in answers if stages]
+    print_percentiles("latency of the clients", [latency for _, latency, _ in responses])
+    stages = [stages for _, _, stages in responses if stages]
     for stage in stages[0]:
-        told(stage, [one[stage] for one in stages])
-    told("the stages together", [sum(one.values()) for one in stages])
+        print_percentiles(stage, [milliseconds[stage] for milliseconds in stages])
+    print_percentiles("sum of the stages", [sum(milliseconds.values()) for milliseconds in stages])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast trained networks answer: many images at once, and one alone."""
+"""Inference speed of networks: throughput in batches, and latency of one image."""
 
 import statistics
 import time
@@ -12,13 +12,13 @@ from fashion_cnn.models.hardware import fast_precision
 
 
 def images_per_second(module: ImageClassifier, batch: int, batches: int = 20) -> float:
-    """Images classified a second, in batches of normalised images, in the precision that training takes here."""
+    """Measure images per second in batches of normalised images, in the training precision of this machine."""
     images = torch.randn(batch, *module.image_shape)
     return batch / statistics.median(_seconds(module, images, batches))
 
 
 def latency(module: ImageClassifier, times: int = 200) -> float:
-    """Seconds from one normalised image to its logits: the median."""
+    """Measure the median seconds from one normalised image to its logits."""
     return statistics.median(_seconds(module, torch.randn(1, *module.image_shape), times))
 
 

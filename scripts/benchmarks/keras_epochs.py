@@ -1,7 +1,7 @@
-"""Short epochs of the Keras notebook's network, for scripts/benchmark: run by the Python of an environment of its own.
+"""Short epochs of the Keras notebook's network, for scripts/benchmark; runs in an environment with TensorFlow.
 
-    python scripts/benchmarks/keras_epochs.py DATA.npz     answers each line on standard input with an epoch's seconds
-    python scripts/benchmarks/keras_epochs.py DATA.npz --until 0.9261     trains until that test accuracy is reached
+    python scripts/benchmarks/keras_epochs.py DATA.npz    prints the seconds of an epoch for each line on standard input
+    python scripts/benchmarks/keras_epochs.py DATA.npz --until 0.9261    trains until it reaches this test accuracy
 
 DATA.npz holds `train.images` (N, 28, 28, 1) uint8 and `train.targets` (N,), and likewise `probe.…` and `val.…`, or
 `test.…`.
@@ -44,7 +44,7 @@ def read(data, split):
 
 def answer_with_epochs(model, data):
     train = read(data, "train")
-    # What the pipeline measures in an epoch: the train probe and the validation split.
+    # The pipeline evaluates the train probe and the validation set in each epoch.
     measured = [np.concatenate(parts) for parts in zip(read(data, "probe"), read(data, "val"), strict=True)]
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -53,20 +53,20 @@ def answer_with_epochs(model, data):
         print(time.perf_counter() - started, flush=True)
 
 
-def train_until(model, data, wanted, patience=100):
-    """Print epoch, seconds since this process began, without those of the evaluation, and test accuracy."""
+def train_until(model, data, target, max_epochs=100):
+    """Print epoch, seconds since the start of this process without those of evaluations, and test accuracy."""
     train, test = read(data, "train"), read(data, "test")
     evaluating = 0.0
-    for epoch in range(1, patience + 1):
+    for epoch in range(1, max_epochs + 1):
         model.fit(*train, batch_size=128, epochs=1, verbose=0)
         started = time.time()
         seconds = started - evaluating - float(os.environ["PROCESS_STARTED"])
         accuracy = model.evaluate(*test, batch_size=250, verbose=0)[1]
         evaluating += time.time() - started
         print(f"epoch {epoch}, {seconds:.1f} s, test accuracy {accuracy:.4f}", flush=True)
-        if accuracy >= wanted:
+        if accuracy >= target:
             return
-    sys.exit(f"error: {wanted} was not reached in {patience} epochs")
+    sys.exit(f"error: test accuracy {target} was not reached in {max_epochs} epochs")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""What a process holds of memory, as the system tells."""
+"""Memory of this process, from /proc."""
 
 from pathlib import Path
 
 
 def resident_memory() -> int:
-    """Bytes of resident memory of this process; 0 where the system does not tell."""
-    return _told("VmRSS")
+    """Return the resident memory in bytes; 0 if the system does not report it."""
+    return _status_bytes("VmRSS")
 
 
 def own_memory() -> int:
-    """Those of them that are no files mapped into memory; 0 where the system does not tell."""
-    return _told("RssAnon")
+    """Return the resident memory without memory-mapped files, in bytes; 0 if the system does not report it."""
+    return _status_bytes("RssAnon")
 
 
-def _told(name: str) -> int:
+def _status_bytes(name: str) -> int:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Product photographs made out of a data set's images: large, on white ground, with a camera's noise."""
+"""Synthetic product photographs from the images of a data set: large, on white ground, with camera noise."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def make_photographs(images: Tensor, folder: Path, *, size: tuple[int, int] = (400, 500)) -> list[Path]:
-    """A JPEG file of `size` (width, height) for each of negatives `(N, 1, H, W)` uint8."""
+    """Write a JPEG file of `size` (width, height) for each of the inverted images `(N, 1, H, W)` uint8."""
     random = np.random.default_rng(0)
     width, height = size
     noise = random.normal(0, 3, (height, width, 3))

@@ -1,4 +1,4 @@
-"""One query from file to hits, stage by stage, and many clients at once."""
+"""Stages of one query from file to hits, and a load of many clients."""
 
 import threading
 import time
@@ -12,17 +12,17 @@ from fashion_cnn.pictures.decoding import decode
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import as_query, network_of, search_vectors
+from fashion_cnn.retrieval.vectors import load_network, search_vectors, to_query
 from fashion_cnn.runs import Run
 
 
 def searcher_of(run: Run, catalogue: str) -> Searcher:
     snapshot = Snapshot(Catalogue(catalogue))
-    return Searcher(snapshot, network_of(run, snapshot.about))
+    return Searcher(snapshot, load_network(run, snapshot.metadata))
 
 
 def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
-    """Seconds of each stage of a query by one picture file, and of all of it."""
+    """Measure seconds of each stage of a query with one picture file, and of the whole query."""
     seconds: dict[str, float] = {}
     network, snapshot = searcher.network, searcher.snapshot
 
@@ -32,25 +32,32 @@ def time_query(searcher: Searcher, file: Path, top_k: int) -> dict[str, float]:
         seconds[stage] = time.perf_counter() - started
         return result
 
-    picture = timed("decode", lambda: decode(file, enough=network.preparation.enough))
+    picture = timed("decode", lambda: decode(file, min_pixels=network.preparation.min_pixels))
     prepared = timed("prepare", lambda: network.preparation(picture))
-    weight = snapshot.about.class_weight
-    direction = timed("embed", lambda: as_query(search_vectors(network.look(prepared[None]), weight)[0], weight))
+    weight = snapshot.metadata.class_weight
+    direction = timed("embed", lambda: to_query(search_vectors(network.outputs(prepared[None]), weight)[0], weight))
     rows = timed("search", lambda: [row for row, _ in snapshot.nearest(direction, top_k)])
-    timed("attributes", lambda: [snapshot.described(row) for row in rows])
+    timed("attributes", lambda: [snapshot.attributes_of(row) for row in rows])
     timed("thumbnails", lambda: snapshot.thumbnails(rows))
 
     def whole() -> None:
-        prepared = network.preparation(decode(file, enough=network.preparation.enough))
+        prepared = network.preparation(decode(file, min_pixels=network.preparation.min_pixels))
         searcher.search(Query(pictures=(prepared,), top_k=top_k))
 
-    timed("all of it", whole)
+    timed("whole query", whole)
     return seconds
 
 
 @dataclass(frozen=True)
 class Load:
-    """latencies: of each answered query, in seconds. resident: most bytes of memory that were seen in use."""
+    """Result of a load test.
+
+    Attributes:
+        seconds: duration.
+        latencies: of each query, in seconds.
+        errors: messages of failed queries.
+        resident: peak resident memory in bytes.
+    """
 
     seconds: float
     latencies: list[float]
@@ -59,26 +66,26 @@ class Load:
 
 
 def put_under_load(run: Path, catalogue: str, files: Sequence[Path], clients: int, seconds: float) -> Load:
-    """Have so many threads ask without a pause; in a process of its own, the memory is that of a search alone."""
+    """Send queries from many threads without a pause; run in a new process, to measure the memory of a search alone."""
     searcher = searcher_of(Run(run), catalogue)
     latencies: list[float] = []
     errors: list[str] = []
     started = time.perf_counter()
 
-    def ask(client: int) -> None:
+    def send_queries(client: int) -> None:
         number = client
         while time.perf_counter() - started < seconds:
-            begun = time.perf_counter()
+            query_started = time.perf_counter()
             try:
                 preparation = searcher.network.preparation
-                prepared = preparation(decode(files[number % len(files)], enough=preparation.enough))
+                prepared = preparation(decode(files[number % len(files)], min_pixels=preparation.min_pixels))
                 searcher.search(Query(pictures=(prepared,)))
-                latencies.append(time.perf_counter() - begun)
-            except Exception as error:  # whatever it is, it is counted
+                latencies.append(time.perf_counter() - query_started)
+            except Exception as error:  # any error counts
                 errors.append(f"{type(error).__name__}: {error}")
             number += clients
 
-    threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
+    threads = [threading.Thread(target=send_queries, args=(client,)) for client in range(clients)]
     for thread in threads:
         thread.start()
     resident = 0

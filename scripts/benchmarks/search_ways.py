@@ -1,4 +1,4 @@
-"""Ways to find the nearest of a catalogue's vectors: this project's, and what others offer."""
+"""Nearest-neighbour searches in the vectors of a catalogue: this project and other libraries."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fashion_cnn.retrieval.snapshot import Snapshot
 
-# From a unit vector (D,) to the rows of the nearest, the nearest first.
+# Maps a unit vector (D,) to the rows of the nearest vectors, nearest first.
 Way = Callable[[Tensor], list[int]]
 
 
 def ways(snapshot: Snapshot, top_k: int, folder: Path) -> dict[str, Way]:
-    """Each way, ready to search the snapshot's vectors `(N, D)`; LanceDB keeps its tables in `folder`."""
+    """Prepare each variant on the snapshot's vectors `(N, D)`; LanceDB writes its tables to `folder`."""
     vectors = snapshot.vectors
-    # Row by row, as anybody has them.
+    # In row-major order, as the other libraries expect.
     array = np.ascontiguousarray(vectors.numpy())
     flat = faiss.IndexFlatIP(array.shape[1])
     flat.add(array)
@@ -53,7 +53,7 @@ def ways(snapshot: Snapshot, top_k: int, folder: Path) -> dict[str, Way]:
 
 
 def lance_table(array: np.ndarray[Any, Any], folder: Path) -> Any:
-    """A LanceDB table of vectors and the numbers of their rows."""
+    """Create a LanceDB table of vectors and their row numbers."""
     column = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
     table = pa.table({"row": pa.array(range(len(array))), "vector": column})
     return lancedb.connect(folder).create_table("vectors", table)
@@ -63,7 +63,7 @@ def _rows(query: Any, top_k: int) -> list[int]:
     return query.select(["row", "_distance"]).limit(top_k).to_arrow()["row"].to_pylist()
 
 
-def recall(found: list[list[int]], exact: list[list[int]]) -> float:
-    """The share of the exact answers that were found."""
-    shares = [len(set(one) & set(truth)) / len(truth) for one, truth in zip(found, exact, strict=True)]
+def recall(nearest: list[list[int]], exact: list[list[int]]) -> float:
+    """Return the mean share of the exact nearest rows among `nearest`."""
+    shares = [len(set(rows) & set(truth)) / len(truth) for rows, truth in zip(nearest, exact, strict=True)]
     return sum(shares) / len(shares)

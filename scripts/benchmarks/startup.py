@@ -32,7 +32,7 @@ def parse_commands(text: str | None) -> list[str]:
     for name in names:
         if name not in COMMANDS:
             hint = did_you_mean(name, COMMANDS)
-            raise UserError(f"--commands: '{name}' is no command.{hint} Commands: {', '.join(COMMANDS)}.", status=2)
+            raise UserError(f"--commands: '{name}' is not a command.{hint} Commands: {', '.join(COMMANDS)}.", status=2)
     return names
 
 
@@ -57,14 +57,14 @@ def time_requests(commands: Sequence[str], rounds: int) -> dict[tuple[str, str],
 
 
 def _time_request(name: str, arguments: Sequence[str], expected_status: int) -> float:
-    typed = [sys.executable, "-m", f"fashion_cnn.{name}", *arguments]
-    # A traceback would replace the message for a mistake.
+    command = [sys.executable, "-m", f"fashion_cnn.{name}", *arguments]
+    # With this variable set, a traceback would replace the error message.
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     started = time.perf_counter()
-    ended = subprocess.run(typed, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if ended.returncode != expected_status:
         last_line = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        shown = " ".join(["python", *typed[1:]])
-        raise UserError(f"{shown} ended with status {ended.returncode}, not {expected_status}: {last_line}")
+        command_line = " ".join(["python", *command[1:]])
+        raise UserError(f"{command_line} ended with status {ended.returncode}, not {expected_status}: {last_line}")
     return seconds

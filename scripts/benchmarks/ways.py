@@ -1,4 +1,4 @@
-"""The ways to train that scripts/benchmark times against each other: each gives the seconds of one short epoch."""
+"""Variants of training for scripts/benchmark: each returns the seconds of one short epoch."""
 
 import copy
 import os
@@ -29,7 +29,7 @@ ANALYSIS = ("gap", "dynamics", "histograms")
 
 
 class EpochTimer(Callback):
-    """Seconds of one epoch, its validation and its checkpoints included."""
+    """Measures the seconds of one epoch with its validation and checkpoints."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.started = time.perf_counter()
@@ -44,7 +44,7 @@ def pipeline(config: DictConfig, data: ImageDataModule) -> float:
 
 
 def unmeasured(config: DictConfig, data: ImageDataModule) -> float:
-    # As without validation images, which leaves out the choice of the best weights too.
+    # Without validation images there is also no checkpoint of the best epoch.
     without = copy.copy(data)
     without.val_size = 0
     return pipeline(config, without)
@@ -58,7 +58,7 @@ def analysed(config: DictConfig, data: ImageDataModule) -> float:
 
 
 def fit(config: DictConfig, data: ImageDataModule, timer: Callback, folder: Path) -> Trainer:
-    """Train as the training command does, with `timer` behind all of its callbacks."""
+    """Train as `python -m fashion_cnn.train` does, with `timer` as the last callback."""
     module = build.module(config, data)
     trainer = build.trainer(config, data, folder)
     trainer.callbacks.append(timer)
@@ -78,7 +78,7 @@ def bare(config: DictConfig, data: ImageDataModule) -> float:
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
 
-    # The data set gives a copy each time.
+    # The properties copy the tensors at each access.
     train_images, train_targets = data.train_split.images, data.train_split.targets
     started = time.perf_counter()
     order = torch.randperm(len(data.train_split))
@@ -113,7 +113,7 @@ def bare(config: DictConfig, data: ImageDataModule) -> float:
 
 
 class UsualDataModule(LightningDataModule):
-    """What a tutorial would write: torchvision's data set, transforms one image at a time."""
+    """Data loading as in tutorials: torchvision's data set, with transforms per image."""
 
     def __init__(self, config: DictConfig, data: ImageDataModule) -> None:
         super().__init__()
@@ -172,32 +172,32 @@ def usual(config: DictConfig, data: ImageDataModule) -> float:
 
 
 class Keras:
-    """The network of `model=baseline` in Keras on TensorFlow, in a process of its own that lives through all rounds."""
+    """The network of `model=baseline` in Keras on TensorFlow, in one process for all rounds."""
 
     def __init__(self, python: str, data: ImageDataModule) -> None:
         self.folder = tempfile.TemporaryDirectory()
         splits = {"train": data.train_split, "probe": data.train_probe, "val": data.val_split}
         self.process = start_keras(python, Path(self.folder.name), splits)
-        self._answer()
+        self._read_line()
 
     def __call__(self, config: DictConfig, data: ImageDataModule) -> float:
         assert self.process.stdin
         self.process.stdin.write("epoch\n")
         self.process.stdin.flush()
-        return float(self._answer())
+        return float(self._read_line())
 
-    def _answer(self) -> str:
+    def _read_line(self) -> str:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("error: Keras ended; see what it said above. Its environment needs tensorflow-cpu.")
+            raise SystemExit("error: Keras failed, see its output above. Its environment needs tensorflow-cpu.")
         return line
 
 
 def start_keras(
     python: str, folder: Path, splits: dict[str, InMemoryDataset], *arguments: str
 ) -> subprocess.Popen[str]:
-    """Start keras_epochs.py on `splits`, which it reads from a file in `folder`."""
+    """Start keras_epochs.py with the `splits`, which it reads from a file in `folder`."""
     arrays = folder / "images.npz"
     # Keras takes (N, H, W, C).
     images = {f"{name}.images": split.images.permute(0, 2, 3, 1).numpy() for name, split in splits.items()}

@@ -1,1 +1,1 @@
-"""Pictures of logos and drawings, rendered with variation: what make_logos and make_drawings rest on."""
+"""Rendering of logos and drawings with random variation, for make_logos and make_drawings."""

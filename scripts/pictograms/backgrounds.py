@@ -1,4 +1,4 @@
-"""What is behind a symbol: plain, a gradient, noise, patterns, scenes, shapes; (size, size, 3), from 0 to 255."""
+"""Backgrounds of symbols: plain, gradient, noise, pattern, scene, shapes; arrays (size, size, 3) from 0 to 255."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ GREY: Colour = (110, 110, 105)
 
 
 def background(kind: str, ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
-    """One of its kind; `ground` is the colour that most of it is near, but for a scene, which has its own."""
+    """Draw a background of a kind in colours near `ground`; a scene has its own colours."""
     return KINDS[kind](ground, size, rng)
 
 
 def plain(ground: Colour, size: int, _rng: np.random.Generator) -> Pixels:
-    """The ground alone."""
+    """Fill with one colour."""
     return np.full((size, size, 3), ground, dtype=np.float32)
 
 
 def gradient(ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
-    """From the ground to another colour, along a line or outwards from a point."""
+    """Blend to another colour, along a line or outwards from a point."""
     other = mixed(ground, random_colour(rng), rng.uniform(0.35, 0.8))
     y, x = _grid(size)
     if rng.random() < 0.5:
@@ -36,14 +36,14 @@ def gradient(ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
 
 
 def grain(ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
-    """Noise, from as fine as sand to as coarse as pebbles, of one colour or of many."""
+    """Add noise, from fine to coarse, grey or coloured."""
     cells = max(2, round(size / rng.uniform(2, 14)))
     noise = rng.normal(0, rng.uniform(10, 32), (cells, cells, int(rng.choice([1, 3]))))
     return np.clip(plain(ground, size, rng) + _enlarged(noise, size), 0, 255)
 
 
 def pattern(ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
-    """Stripes, checks, dots or waves of two colours, turned."""
+    """Draw rotated stripes, checks, dots or waves of two colours."""
     other = mixed(ground, random_colour(rng), rng.uniform(0.15, 0.5))
     y, x = _grid(size)
     angle, waves = rng.uniform(0, np.pi), rng.uniform(3, 14)
@@ -55,12 +55,12 @@ def pattern(ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
         "dots": a + b - 0.8,
         "waves": np.sin(2 * np.pi * waves * along + 2.5 * np.sin(2 * np.pi * across * rng.uniform(0.5, 2))),
     }[str(rng.choice(["stripes", "checks", "dots", "waves"]))]
-    # Hard edges or soft ones.
+    # A random steepness gives hard or soft edges.
     return _blend(ground, other, 1 / (1 + np.exp(-share * rng.uniform(2, 30))))
 
 
 def scene(_ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
-    """Like a photograph out of focus: surfaces of a few colours that meet along curves, with texture and lights."""
+    """Imitate an out-of-focus photograph: curved surfaces of a few colours, with texture and lights."""
     muted = rng.uniform(0.2, 0.7)
     palette = np.array([mixed(random_colour(rng), GREY, muted) for _ in range(3)], dtype=np.float32)
     heights = np.stack([_fractal(size, rng) for _ in palette]) * rng.uniform(3, 12)
@@ -73,7 +73,7 @@ def scene(_ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
 
 
 def clutter(ground: Colour, size: int, rng: np.random.Generator) -> Pixels:
-    """Shapes of strong colours, one over the other."""
+    """Draw overlapping shapes of random colours."""
     picture = Image.new("RGB", (size, size), ground)
     drawing = ImageDraw.Draw(picture)
     for _ in range(rng.integers(14, 30)):
@@ -104,18 +104,18 @@ KINDS = {
 
 
 def _grid(size: int) -> tuple[Pixels, Pixels]:
-    """y and x of each pixel, 0 to 1."""
+    """Return y and x of each pixel, 0 to 1."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     return y, x
 
 
-def _blend(one: Colour, other: Colour, share: NDArray[Any]) -> Pixels:
-    start, end = np.array(one, dtype=np.float32), np.array(other, dtype=np.float32)
+def _blend(colour: Colour, other: Colour, share: NDArray[Any]) -> Pixels:
+    start, end = np.array(colour, dtype=np.float32), np.array(other, dtype=np.float32)
     return start + (end - start) * share[..., None].astype(np.float32)
 
 
 def _fractal(size: int, rng: np.random.Generator, roughness: float = 0.45) -> Pixels:
-    """Noise of all scales, (size, size), of about -1 to 1; the rougher, the more of the fine ones."""
+    """Return fractal noise `(size, size)` of about -1 to 1; `roughness` is the weight of each finer scale."""
     total = np.zeros((size, size), dtype=np.float32)
     weight, cells = 1.0, 3
     while cells < size / 2:
@@ -125,14 +125,14 @@ def _fractal(size: int, rng: np.random.Generator, roughness: float = 0.45) -> Pi
 
 
 def _enlarged(noise: NDArray[Any], size: int) -> Pixels:
-    """(cells, cells) or (cells, cells, channels), smoothly to the size of the picture."""
+    """Resize `(cells, cells)` or `(cells, cells, channels)` to the size of the picture, with bicubic interpolation."""
     if noise.ndim == 3:
         return np.stack([_enlarged(channel, size) for channel in np.moveaxis(noise, -1, 0)], axis=-1)
     return np.asarray(Image.fromarray(noise.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _with_lights(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Round lights out of focus, as behind what a lens is set on."""
+    """Add round out-of-focus lights."""
     size = len(pixels)
     lights = Image.new("RGB", (size, size))
     drawing = ImageDraw.Draw(lights)

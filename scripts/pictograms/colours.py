@@ -1,4 +1,4 @@
-"""Ink and ground: the colours of a symbol and of what it is on, always so far apart that a person sees the symbol."""
+"""Colours of a symbol (ink) and of its background (ground), with enough contrast between them."""
 
 import colorsys
 
@@ -11,7 +11,7 @@ BLACK: Colour = (0, 0, 0)
 
 
 def pair(scheme: str, known_by: Colour | None, rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """(ink, ground) of a scheme: `own` colour on a pale or dark ground, `inverse` on its own colour, or `random`."""
+    """Draw (ink, ground) for a scheme: `own` colour as ink, `inverse` own colour as ground, or `random`."""
     own = known_by or random_colour(rng)
     if scheme == "own":
         return own, mixed(random_colour(rng), WHITE if luminance(own) < 0.4 else BLACK, rng.uniform(0.7, 1))
@@ -21,37 +21,37 @@ def pair(scheme: str, known_by: Colour | None, rng: np.random.Generator) -> tupl
 
 
 def random_colour(rng: np.random.Generator) -> Colour:
-    """Of any hue; from grey to full, from dark to light."""
+    """Draw a colour of any hue, saturation and brightness."""
     red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.random() ** 0.7, rng.uniform(0.1, 1))
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def readable(ink: Colour, ground: Colour, contrast: float) -> Colour:
-    """The ink, as much lighter or darker as it must be to stand out from the ground with that contrast, if any can."""
+    """Lighten or darken the ink until it has this contrast to the ground, or as much as possible."""
     towards = WHITE if contrast_of(WHITE, ground) > contrast_of(BLACK, ground) else BLACK
     shades = [mixed(ink, towards, share) for share in (0, 0.25, 0.5, 0.75, 1)]
     return next((shade for shade in shades if contrast_of(shade, ground) >= contrast), towards)
 
 
 def negative(colour: Colour) -> Colour:
-    """Light for dark, and the opposite hue."""
+    """Invert a colour."""
     red, green, blue = (255 - part for part in colour)
     return red, green, blue
 
 
-def mixed(one: Colour, other: Colour, share: float) -> Colour:
-    """`share` of the other colour, the rest of the one."""
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+def mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """Mix two colours, with `share` of the other one."""
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
     return red, green, blue
 
 
-def contrast_of(one: Colour, other: Colour) -> float:
-    """Contrast ratio, 1 to 21 (WCAG 2.2)."""
-    dark, light = sorted((luminance(one), luminance(other)))
+def contrast_of(colour: Colour, other: Colour) -> float:
+    """Return the contrast ratio, 1 to 21 (WCAG 2.2)."""
+    dark, light = sorted((luminance(colour), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def luminance(colour: Colour) -> float:
-    """Relative luminance, 0 to 1 (WCAG 2.2)."""
+    """Return the relative luminance, 0 to 1 (WCAG 2.2)."""
     linear = [((part / 255 + 0.055) / 1.055) ** 2.4 if part > 10 else part / 255 / 12.92 for part in colour]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""A symbol on its background, as a variation says: the picture."""
+"""Composition of a picture from a symbol and a background, with the settings of a variation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,26 +10,25 @@ from pictograms.covering import cover
 from pictograms.symbols import Colour, Symbol
 from pictograms.variation import Variation
 
-# Drawn so much larger, then reduced: smooth edges.
+# Pictures are drawn larger by this factor, then reduced, for smooth edges.
 OVERSAMPLING = 2
-# Large text is legible from 3 on (WCAG 2.2, 1.4.3): a logo on one colour is seen at less, on a restless background at
-# more.
-LEAST_CONTRAST = 2.4
-LEAST_CONTRAST_ON_RESTLESS = 3.5
-RESTLESS = ("scene", "clutter")
-# Of a symbol, in shares of the picture.
-LONGEST = 0.95
+# Large text needs a contrast ratio of 3 (WCAG 2.2, 1.4.3); a logo needs less on a plain background, more on a busy one.
+MIN_CONTRAST = 2.4
+MIN_CONTRAST_ON_BUSY = 3.5
+BUSY = ("scene", "clutter")
+# Maximum length of a symbol, as a share of the picture's side.
+MAX_LENGTH = 0.95
 
 
 def compose(symbol: Symbol, variation: Variation, size: int, rng: np.random.Generator) -> Image.Image:
-    """The RGB picture, (size, size); what the variation leaves open is drawn from `rng`."""
+    """Compose an RGB picture `(size, size)`; `rng` draws whatever the variation does not fix."""
     side = size * OVERSAMPLING
     if symbol.one_colour or symbol.colour is None:
         ink, ground = pair(variation.scheme, symbol.colour, rng)
     else:
-        # Its colours stay, so the ground is what is chosen, and gives way.
+        # A symbol with several colours keeps them: adapt the ground to them.
         ink, ground = pair(variation.scheme, negative(symbol.colour), rng)
-        ground = readable(ground, symbol.colour, LEAST_CONTRAST)
+        ground = readable(ground, symbol.colour, MIN_CONTRAST)
     corners = _corners(variation, symbol.elongation, rng)
     placed = _placed(symbol.picture, corners, side)
     mask = placed.getchannel("A")
@@ -41,10 +40,10 @@ def compose(symbol: Symbol, variation: Variation, size: int, rng: np.random.Gene
         plate = _placed(_plate(symbol.picture.width, rng), larger, side).getchannel("A")
         _paste_shadow(picture, plate, rng)
         picture.paste(ground, mask=plate)
-    # By what is really behind it, the background being what it is.
+    # Adapt the ink to the pixels that are actually behind the symbol.
     if symbol.one_colour:
-        restless = variation.background in RESTLESS and not variation.badge
-        contrast = LEAST_CONTRAST_ON_RESTLESS if restless else LEAST_CONTRAST
+        is_busy = variation.background in BUSY and not variation.badge
+        contrast = MIN_CONTRAST_ON_BUSY if is_busy else MIN_CONTRAST
         inked = Image.new("RGB", picture.size, readable(ink, _mean_under(picture, mask), contrast))
     else:
         inked = placed.convert("RGB")
@@ -57,13 +56,13 @@ def compose(symbol: Symbol, variation: Variation, size: int, rng: np.random.Gene
 
 
 def _corners(variation: Variation, elongation: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Where the corners of the symbol's square come to lie, (4, 2), from the upper left on, in shares of the side."""
-    length = min(variation.scale * elongation**0.5, LONGEST)
+    """Return the corners `(4, 2)` of the symbol's square, from the upper left clockwise, as shares of the side."""
+    length = min(variation.scale * elongation**0.5, MAX_LENGTH)
     angle = np.deg2rad(variation.angle)
     turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * length / 2 @ turned
     corners += rng.uniform(-1, 1, (4, 2)) * variation.tilt * length
-    # A corner may leave the picture by a little: few symbols fill theirs.
+    # A corner may lie slightly outside of the picture: few symbols fill the corners of their square.
     reach = np.abs(corners).max(axis=0)
     return corners + 0.5 + np.array([variation.x, variation.y]) * np.maximum(0.5 + 0.03 - reach, 0)
 
@@ -74,8 +73,8 @@ def _grown(corners: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
 
 
 def _placed(drawing: Image.Image, corners: NDArray[np.float64], side: int) -> Image.Image:
-    """The square RGBA drawing with its corners there, on a transparent (side, side)."""
-    # Reduced first, as a transformation looks at single pixels.
+    """Draw the square RGBA drawing with these corners on a transparent `(side, side)`."""
+    # Reduce it first: the transformation samples single pixels.
     length = max(8, round(np.linalg.norm(np.diff(corners, axis=0), axis=1).max() * side))
     if length < drawing.width:
         drawing = drawing.resize((length, length), Image.Resampling.LANCZOS)
@@ -85,7 +84,7 @@ def _placed(drawing: Image.Image, corners: NDArray[np.float64], side: int) -> Im
 
 
 def _perspective(sources: NDArray[np.float64], targets: NDArray[np.float64]) -> list[float]:
-    """The eight coefficients, as Pillow takes them, that map four points onto four."""
+    """Return Pillow's eight coefficients of the perspective transform that maps four points to four others."""
     rows, values = [], []
     for (x, y), (u, v) in zip(sources, targets, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -94,7 +93,7 @@ def _perspective(sources: NDArray[np.float64], targets: NDArray[np.float64]) -> 
 
 
 def _plate(length: int, rng: np.random.Generator) -> Image.Image:
-    """A disc, or a square with more or less round corners."""
+    """Draw a disc, or a square with rounded corners."""
     plate = Image.new("RGBA", (length, length))
     radius = length / 2 if rng.random() < 0.35 else rng.uniform(0, 0.3) * length
     ImageDraw.Draw(plate).rounded_rectangle((0, 0, length - 1, length - 1), radius, fill=(0, 0, 0, 255))
@@ -115,7 +114,7 @@ def _mean_under(picture: Image.Image, mask: Image.Image) -> Colour:
 
 
 def _photographed(picture: Image.Image, variation: Variation, size: int, rng: np.random.Generator) -> Image.Image:
-    """In its light, out of focus, reduced to its size and with the noise of a sensor."""
+    """Apply light, blur and noise, and reduce the picture to its size."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
     light = 1 + variation.light * (np.cos(angle) * x + np.sin(angle) * y - rng.uniform(0, 0.5))

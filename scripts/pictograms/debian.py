@@ -1,4 +1,4 @@
-"""Files of Debian's archive, got without root."""
+"""Download of Debian packages without root."""
 
 import shutil
 import subprocess
@@ -8,17 +8,26 @@ from pathlib import Path
 from fashion_cnn.errors import UserError
 
 
-def fetch(package: str, into: Path, instead: str) -> Path:
-    """The folder below `into` with the package's files, got through apt-get unless it is there.
+def fetch(package: str, into: Path, alternative: str) -> Path:
+    """Download and unpack a package with apt-get, unless its folder exists.
 
-    instead: what to say when it cannot be had. Raises UserError then.
+    Args:
+        package: name of the package.
+        into: folder of the downloads.
+        alternative: advice for the error message, beginning with a verb.
+
+    Returns:
+        The folder with the package's files.
+
+    Raises:
+        UserError: apt-get is missing or fails.
     """
     folder = into / package
     if folder.exists():
         return folder
     missing = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
     if missing:
-        raise UserError(f"{package} is a package of Debian, and {missing[0]} is not on this machine: {instead}")
+        raise UserError(f"{package} is a Debian package, and {missing[0]} is not installed: {alternative}")
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into, prefix=".") as name:
         unfinished = Path(name)
@@ -27,8 +36,10 @@ def fetch(package: str, into: Path, instead: str) -> Path:
             (archive,) = unfinished.glob("*.deb")
             _call(unfinished, "dpkg-deb", "-x", archive.name, "unpacked")
         except (subprocess.CalledProcessError, ValueError) as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            raise UserError(f"apt-get could not get {package} ({said[-1]}). Check the network, or {instead}") from error
+            output = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            raise UserError(
+                f"apt-get cannot download {package} ({output[-1]}): check the network, or {alternative}"
+            ) from error
         (unfinished / "unpacked").replace(folder)
     return folder
 
@@ -37,7 +48,7 @@ def _download(package: str, into: Path) -> None:
     try:
         _call(into, "apt-get", "download", package)
     except subprocess.CalledProcessError:
-        # The lists of packages may be missing, and updating the system's needs root: keep lists of our own.
+        # The package lists may be missing, and updating those of the system needs root: use separate lists.
         for name in ("lists/partial", "cache/archives/partial"):
             (into / name).mkdir(parents=True)
         own = ["-o", f"Dir::State::Lists={into.resolve()}/lists", "-o", f"Dir::Cache={into.resolve()}/cache"]

@@ -1,4 +1,4 @@
-"""Which drawings there are, and of what: Unicode's list of emoji, emoji-test.txt (UTS #51)."""
+"""Unicode's list of emoji and their categories, emoji-test.txt (UTS #51)."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fashion_cnn.errors import UserError
 
-# By class, the subgroups of the list that are of it.
+# Subgroups of the list in each class; a name that ends in `-` is a prefix.
 CATEGORIES = {
     "faces": ("face-",),
     "animals": ("animal-",),
@@ -22,8 +22,8 @@ CATEGORIES = {
     "tools": ("tool",),
     "hands": ("hand-", "hands"),
 }
-# Found among the above by Unicode, which a person would not look for there.
-ELSEWHERE = {
+# Emoji in these subgroups that do not fit the class.
+MISFITS = {
     *("motorway", "railway track", "fuel pump", "bus stop", "stop sign", "construction", "police car light"),
     *("horizontal traffic light", "vertical traffic light", "oil drum", "anchor", "ring buoy", "wheel", "station"),
     *("gem stone", "ring", "lipstick", "prayer beads", "droplet", "water wave", "fire", "brick", "rock", "wood"),
@@ -35,7 +35,13 @@ VARIATION_SELECTOR = "FE0F"
 
 @dataclass(frozen=True, order=True)
 class Emoji:
-    """One character, its name as a class's (`grinning_face`), and its category."""
+    """An emoji of one character.
+
+    Attributes:
+        slug: its name as a class name, such as `grinning_face`.
+        character: the character.
+        category: its class with kind=categories.
+    """
 
     slug: str
     character: str
@@ -43,8 +49,8 @@ class Emoji:
 
 
 def read(file: Path) -> list[Emoji]:
-    """Those of the categories that are one character, by name. Raises UserError for a file of another kind."""
-    found, category = [], None
+    """Read the emoji of one character in the categories, sorted by name; UserError for a file of another kind."""
+    emoji, category = [], None
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -52,18 +58,18 @@ def read(file: Path) -> list[Emoji]:
     for line in lines:
         if line.startswith("# subgroup:"):
             category = _category(line.partition(":")[2].strip())
-        elif (entry := LINE.match(line)) and category and entry["name"] not in ELSEWHERE:
+        elif (entry := LINE.match(line)) and category and entry["name"] not in MISFITS:
             points = [point for point in entry["points"].split() if point != VARIATION_SELECTOR]
-            # Those of several characters are variants in skin, hair or gender.
+            # Sequences of several characters are variants of skin, hair or gender.
             if len(points) == 1:
-                found.append(Emoji(_slug(entry["name"]), chr(int(points[0], 16)), category))
-    if not found:
-        raise UserError(f"{file} lists no emoji as Unicode's emoji-test.txt does.")
-    return sorted(found)
+                emoji.append(Emoji(_slug(entry["name"]), chr(int(points[0], 16)), category))
+    if not emoji:
+        raise UserError(f"{file} lists no emoji in the format of Unicode's emoji-test.txt.")
+    return sorted(emoji)
 
 
 def _category(subgroup: str) -> str | None:
-    """An entry that ends in `-` is the beginning of names."""
+    """Return the category of a subgroup; None if it has none."""
     for name, parts in CATEGORIES.items():
         if any(subgroup == part or (part.endswith("-") and subgroup.startswith(part)) for part in parts):
             return name

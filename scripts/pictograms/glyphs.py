@@ -1,4 +1,4 @@
-"""Characters of a font, in colour or in one, each drawn large."""
+"""Characters of a font as symbols, in one or several colours."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,9 +11,9 @@ from fashion_cnn.errors import UserError
 from pictograms.symbols import Symbol, cut_out
 
 DRAWN_SIZE = 320
-# The one size that fonts of coloured pictures of 136 x 128 pixels have.
+# The only size of bitmap fonts with coloured pictures of 136 x 128 pixels.
 BITMAP_SIZE = 109
-# Not a character and never one: what a font draws for those that it lacks.
+# Not a character: shows what the font draws for missing characters.
 NO_CHARACTER = "\U0010ffff"
 
 
@@ -25,16 +25,16 @@ class Glyph:
     character: str
 
     def symbol(self) -> Symbol:
-        """Raises UserError where the font cannot be read or lacks it."""
+        """Draw the symbol. Raises UserError if the font is unreadable or lacks the character."""
         drawn = _drawn(self.font, self.character)
         symbol = cut_out(drawn, one_colour=_is_of_one_colour(drawn))
         if symbol is None:
-            raise UserError(f"{self.font} has nothing to show for U+{ord(self.character):04X}.")
+            raise UserError(f"{self.font} has no drawing for U+{ord(self.character):04X}.")
         return symbol
 
 
 def has(font: Path, character: str) -> bool:
-    """Whether the font draws that character. Raises UserError where it cannot be read."""
+    """Return whether the font has the character. Raises UserError if the font is unreadable."""
     drawn = _drawn(font, character)
     return drawn.getbbox() is not None and drawn.tobytes() != _drawn(font, NO_CHARACTER).tobytes()
 
@@ -54,7 +54,7 @@ def _font(file: Path) -> ImageFont.FreeTypeFont:
             return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
         except OSError as error:
             reason = error
-    raise UserError(f"{file} is no font that can be drawn: {reason}")
+    raise UserError(f"{file} is not a readable font: {reason}")
 
 
 def _is_of_one_colour(drawn: Image.Image) -> bool:

@@ -1,4 +1,4 @@
-"""Brands and their icons, of the npm package simple-icons (CC0): which there are, and each drawn large."""
+"""Icons of brands as symbols, from the npm package simple-icons (CC0)."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ DRAWN_SIZE = 320
 
 @dataclass(frozen=True)
 class Icon:
-    """A brand's icon: an SVG file of one colour, and the brand's own colour where it is known."""
+    """A brand's icon: an SVG file of one colour, and the brand's colour if it is known."""
 
     file: Path
     colour: Colour | None
@@ -33,7 +33,7 @@ class Icon:
         return self.file.stem
 
     def symbol(self) -> Symbol:
-        """Raises UserError for a file that is no SVG, or shows nothing."""
+        """Draw the symbol. Raises UserError for an invalid or empty SVG file."""
         import resvg_py
 
         try:
@@ -41,48 +41,50 @@ class Icon:
                 svg_path=str(self.file), width=DRAWN_SIZE, height=DRAWN_SIZE, skip_system_fonts=True
             )
         except ValueError as error:
-            raise UserError(f"{self.file} is no SVG that can be drawn: {error}") from error
+            raise UserError(f"{self.file} is not a valid SVG file: {error}") from error
         picture = Image.open(io.BytesIO(drawn)).convert("RGBA")
         symbol = cut_out(picture, colour=self.colour, one_colour=True)
         if symbol is None:
-            raise UserError(f"{self.file} shows nothing.")
+            raise UserError(f"{self.file} is an empty drawing.")
         return symbol
 
 
 def choose(folder: Path, brands: int, skip: int, seed: int) -> list[Icon]:
-    """`brands` of them in an order that the seed alone gives, the first `skip` left out.
+    """Choose icons in the order of the seed, without the first `skip`.
 
-    Raises UserError where there are not so many.
+    Raises:
+        UserError: there are fewer icons.
     """
     icons = find(folder)
     random.Random(seed).shuffle(icons)
     chosen = icons[skip : skip + brands]
     if len(chosen) < brands:
-        raise UserError(f"brands={brands} skip={skip}: {folder} has {len(icons)} different icons in all.", status=2)
+        raise UserError(f"brands={brands} skip={skip}: {folder} has only {len(icons)} different icons.", status=2)
     return chosen
 
 
 def find(folder: Path) -> list[Icon]:
-    """All icons of an unpacked package, by name; of those drawn alike one, and none whose name is a number.
+    """List the icons of an unpacked package by name, without duplicate drawings and names that are numbers.
 
-    Raises UserError where the folder is no such package.
+    Raises:
+        UserError: the folder is not such a package.
     """
     files = sorted((folder / "icons").glob("*.svg"))
     if not files:
-        raise UserError(f"{folder} holds no icons/*.svg: give the folder of an unpacked simple-icons package.")
+        raise UserError(f"{folder} contains no icons/*.svg: give the folder of an unpacked simple-icons package.")
     colours = _colours(folder / "data" / "simple-icons.json")
-    # Two names of one drawing cannot be told apart; a number would not be taken for a class's name everywhere.
+    # Equal drawings are indistinguishable, and data.left_out reads numbers as class numbers.
     drawings = {_drawing(file): file for file in reversed(files) if not file.stem.isdigit()}
     return [Icon(file, colours.get(file.stem)) for file in sorted(drawings.values())]
 
 
 def _drawing(file: Path) -> str:
-    """The file without its title."""
+    """Return the file's content without its title."""
     return file.read_text(encoding="utf-8").rpartition("</title>")[2]
 
 
 def _colours(file: Path) -> dict[str, Colour]:
-    """By slug; none where the package says nothing of colours."""
+    """Return the colours by slug; empty if the package has none."""
     if not file.exists():
         return {}
     colours = {}
@@ -93,20 +95,20 @@ def _colours(file: Path) -> dict[str, Colour]:
 
 
 def fingerprint(icons: list[Icon]) -> str:
-    """Of their names, colours and drawings."""
+    """Hash the names, colours and drawings."""
     parts = (f"{icon.slug} {icon.colour} {_drawing(icon.file)}" for icon in icons)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def fetch(into: Path) -> Path:
-    """The package's folder below `into`, got through npm unless it is there. Raises UserError if it cannot be."""
+    """Download and unpack the package with npm, unless its folder exists. Raises UserError if that fails."""
     folder = into / f"simple-icons-{VERSION}"
     if folder.exists():
         return folder
     if shutil.which("npm") is None:
         raise UserError(
-            f"npm, which gets the icons, is not installed. Install it, or unpack the package simple-icons {VERSION} "
-            "yourself and say where: simple_icons=DIR"
+            f"npm, which downloads the icons, is not installed. Install it, or unpack the package simple-icons "
+            f"{VERSION} yourself and give its folder with simple_icons=DIR."
         )
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into, prefix=".") as unfinished:
@@ -123,9 +125,9 @@ def _pack(into: Path) -> Path:
     archives = list(into.glob("*.tgz"))
     if ended.returncode or not archives:
         raise UserError(
-            f"npm could not get simple-icons {VERSION}: check the network and npm's registry (`{' '.join(command[:3])}`"
-            f" says more), or say where the package is unpacked: simple_icons=DIR"
+            f"npm cannot download simple-icons {VERSION}: check the network and npm's registry with "
+            f"`{' '.join(command[:3])}`, or give the folder of the unpacked package with simple_icons=DIR."
         )
     if hashlib.sha256(archives[0].read_bytes()).hexdigest() != SHA256:
-        raise UserError(f"What npm got as simple-icons {VERSION} is not the package that was tested: its sum differs.")
+        raise UserError(f"The downloaded package simple-icons {VERSION} has another SHA-256 than the tested one.")
     return archives[0]

@@ -1,4 +1,4 @@
-"""Writes a folder of pictures by class: out/train/<class>/*.jpg and out/test/<class>/*.jpg."""
+"""Output of an image folder: out/train/<class>/*.jpg and out/test/<class>/*.jpg."""
 
 import hashlib
 import json
@@ -25,16 +25,16 @@ SETTINGS_FILE = "made_with.json"
 
 
 class Source(Protocol):
-    """What a symbol is made from; small, since it is sent to other processes."""
+    """Source of a symbol; small, since it is sent to other processes."""
 
     def symbol(self) -> Symbol:
-        """The symbol drawn large."""
+        """Draw the symbol in high resolution."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageClass:
-    """A class and what is on its pictures: on the first one the first source, and so on, in turn."""
+    """A class, and the sources of its training and test pictures, which take turns."""
 
     name: str
     train: Sequence[Source]
@@ -43,9 +43,14 @@ class ImageClass:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Pictures a class in training and test, the share of test pictures beyond the training's ranges, and their side.
+    """Numbers of pictures and their size.
 
-    Raises UserError for values that make no sense.
+    Attributes:
+        train: training pictures per class.
+        test: test pictures per class.
+        beyond: share of the test pictures that vary beyond the ranges of the training pictures.
+        size: side in pixels.
+        seed: seed of the variations.
     """
 
     train: int
@@ -57,16 +62,18 @@ class Amounts:
     def __post_init__(self) -> None:
         for name in ("train", "test", "seed"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} is below 0.", status=2)
+                raise UserError(f"{name}={getattr(self, name)} is not possible: give 0 or more.", status=2)
         if not 0 <= self.beyond <= 1:
-            raise UserError(f"beyond={self.beyond} is no share of the test pictures: say 0 to 1.", status=2)
+            raise UserError(
+                f"beyond={self.beyond} is not possible: give a share of the test pictures, 0 to 1.", status=2
+            )
         if not 16 <= self.size <= 1024:
-            raise UserError(f"size={self.size} is no size for these pictures: say 16 to 1024.", status=2)
+            raise UserError(f"size={self.size} is not possible: give 16 to 1024 pixels.", status=2)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One to be made: its file below the class folder's split, and which held-back thing it has."""
+    """A picture to create: its split, its number, and the property in which it varies beyond the training pictures."""
 
     split: str
     number: int
@@ -77,70 +84,85 @@ class Picture:
         return out / self.split / class_name / f"{name}.jpg"
 
 
-def write(classes: Sequence[ImageClass], out: Path, amounts: Amounts, made_of: dict[str, Any]) -> int:
-    """Make the pictures that are missing, on all cores; the number made.
+def write(classes: Sequence[ImageClass], out: Path, amounts: Amounts, sources: dict[str, Any]) -> int:
+    """Create the missing pictures, on all cores.
 
-    made_of: what they are made of, kept in the folder, so that other pictures are never mixed in. Every picture depends
-    on the seed, its class and its number alone. Raises UserError where the folder holds others.
+    Each picture depends only on the seed, its class and its number.
+
+    Args:
+        classes: the classes.
+        out: output folder.
+        amounts: numbers of pictures and their size.
+        sources: settings that identify the drawings, stored in the folder.
+
+    Returns:
+        The number of pictures created.
+
+    Raises:
+        UserError: the folder contains other pictures.
     """
-    _claim(out, {**made_of, **vars(amounts)})
+    _check_settings(out, {**sources, **vars(amounts)})
     return sum(_on_all_cores(classes, out, amounts))
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Leave in the folder what is made there. Raises UserError where something else was."""
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Store the settings in the folder; raise UserError if it contains pictures with others."""
     file = out / SETTINGS_FILE
     if file.exists():
         before = json.loads(file.read_text())
         other = [name for name in {**settings, **before} if settings.get(name) != before.get(name)]
         if other:
-            said = ", ".join(f"{name}={before.get(name)} (now {settings.get(name)})" for name in other)
-            raise UserError(f"{out} holds pictures made with {said}. Give another out=, or delete it.")
+            difference = ", ".join(f"{name}={before.get(name)} (now {settings.get(name)})" for name in other)
+            raise UserError(f"{out} contains pictures with {difference}: give another out=DIR, or delete it.")
         return
-    # A hidden file is the settings of one that was killed before they were whole.
+    # A hidden file contains incomplete settings of a process that was killed.
     if out.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
-        raise UserError(f"{out} is there and was not made by this script: give another out=.")
+        raise UserError(f"{out} exists and was not created by this script: give another out=DIR.")
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(file, (json.dumps(settings, indent=2) + "\n").encode())
+    _write_atomically(file, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def _on_all_cores(classes: Sequence[ImageClass], out: Path, amounts: Amounts) -> Iterator[int]:
-    """The number of pictures made of each class, as they are ready."""
+    """Create the pictures of each class; yields their number for each class that is complete."""
     workers = min(len(os.sched_getaffinity(0)), len(classes))
     console = Console(stderr=True)
-    # Started anew: a fork of a process with threads, such as the progress bar's, may hang.
+    # A forked process with threads, such as that of the progress bar, may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
     with pool, Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("classes", total=len(classes))
-        running: list[Future[int]] = [pool.submit(make_class, one, out, amounts) for one in classes]
+        running: list[Future[int]] = [pool.submit(make_class, image_class, out, amounts) for image_class in classes]
         try:
             for ready in as_completed(running):
                 yield ready.result()
                 progress.advance(task)
         except BrokenProcessPool as error:
-            raise UserError("A process was killed, maybe for want of memory. The same command goes on.") from error
+            raise UserError(
+                "a process was killed, possibly because of too little memory. Run the same command again to continue."
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_class(image_class: ImageClass, out: Path, amounts: Amounts) -> int:
-    """Make a class's missing pictures; their number."""
-    missing = [one for one in planned(amounts, image_class.name) if not one.file(out, image_class.name).exists()]
+    """Create the missing pictures of a class; returns their number."""
+    missing = [
+        picture for picture in planned(amounts, image_class.name) if not picture.file(out, image_class.name).exists()
+    ]
     symbols: dict[Source, Symbol] = {}
-    for one in missing:
-        sources = image_class.train if one.split == "train" else image_class.test
-        source = sources[one.number % len(sources)]
+    for item in missing:
+        sources = image_class.train if item.split == "train" else image_class.test
+        source = sources[item.number % len(sources)]
         if source not in symbols:
             symbols[source] = source.symbol()
-        rng = _generator(amounts.seed, f"{one.split}/{image_class.name}/{one.number}")
-        variation = draw(rng, one.beyond)
+        rng = _generator(amounts.seed, f"{item.split}/{image_class.name}/{item.number}")
+        variation = draw(rng, item.beyond)
         picture = compose(symbols[source], variation, amounts.size, rng)
-        file = one.file(out, image_class.name)
+        file = item.file(out, image_class.name)
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f".{file.name}")
         picture.save(unfinished, "JPEG", quality=variation.quality)
@@ -149,7 +171,7 @@ def make_class(image_class: ImageClass, out: Path, amounts: Amounts) -> int:
 
 
 def planned(amounts: Amounts, class_name: str) -> list[Picture]:
-    """All pictures of a class; of those for testing, evenly spread, the share beyond the training's ranges."""
+    """List all pictures of a class; those beyond the training ranges are spread evenly over the test pictures."""
     kinds = list(_generator(amounts.seed, class_name).permutation(BEYOND))
     pictures = [Picture("train", number, None) for number in range(amounts.train)]
     for number in range(amounts.test):
@@ -162,7 +184,7 @@ def _generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])])
 
 
-def _write_whole(file: Path, content: bytes) -> None:
+def _write_atomically(file: Path, content: bytes) -> None:
     unfinished = file.with_name(f".{file.name}")
     unfinished.write_bytes(content)
     unfinished.replace(file)

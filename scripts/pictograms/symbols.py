@@ -1,4 +1,4 @@
-"""What is drawn on a picture: a logo or a drawing, cut to its edges."""
+"""Symbols, that is logos and drawings, cropped to their edges."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,12 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Symbol:
-    """picture: RGBA, square, the drawing reaching two of its edges at least. colour: the one it is known by, if any.
+    """A symbol.
 
-    one_colour: only its shape counts, so that it may be painted in any colour.
+    Attributes:
+        picture: square RGBA picture, whose longer side the drawing fills.
+        colour: characteristic colour, if there is one.
+        one_colour: whether the drawing may be painted in any colour.
     """
 
     picture: Image.Image
@@ -21,21 +24,21 @@ class Symbol:
 
     @property
     def elongation(self) -> float:
-        """The longer side by the shorter one."""
+        """Ratio of the longer to the shorter side."""
         left, top, right, bottom = self.mask.getbbox() or (0, 0, 1, 1)
         short, long = sorted((right - left, bottom - top))
         return long / short
 
     @property
     def mask(self) -> Image.Image:
-        """Where it is, 0 to 255."""
+        """Alpha channel, 0 to 255."""
         return self.picture.getchannel("A")
 
 
 def cut_out(drawn: Image.Image, *, colour: Colour | None = None, one_colour: bool) -> Symbol | None:
-    """The symbol on an RGBA picture; None where nothing is drawn.
+    """Crop a symbol from an RGBA picture; returns None for an empty picture.
 
-    Without a `colour`, one of many colours is known by its mean.
+    The characteristic colour of a symbol with several colours is their mean.
     """
     box = drawn.getchannel("A").getbbox()
     if box is None:

@@ -1,4 +1,4 @@
-"""What differs from picture to picture, and in which ranges: those of training, and beyond them."""
+"""Random variation of the pictures, within the training ranges or beyond them."""
 
 from dataclasses import dataclass, replace
 
@@ -6,19 +6,29 @@ import numpy as np
 
 SCHEMES = ("own", "inverse", "random")
 BACKGROUNDS = ("plain", "gradient", "grain", "pattern", "scene")
-# What only test pictures have, one each: its name is in the name of their files.
+# Properties beyond the training ranges; a test picture has at most one, which is part of its file name.
 BEYOND = ("turned", "small", "tilted", "covered", "coarse", "blurred", "cluttered")
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How one picture is made of a symbol; lengths are shares of the picture's side.
+    """Settings of one picture; lengths are shares of the picture's side.
 
-    scale: the geometric mean of the symbol's two sides. angle: degrees. tilt: how far its corners may lie from a
-    square's, a share of the symbol. x, y: -1 to 1, how far it is moved within the room that it leaves. scheme,
-    background, badge: what it is painted in, what is behind, and whether a plate is between the two. shadow: whether it
-    throws one. covered: the share of it that something hides. light: how much brighter one side is than the other.
-    blur: radius. noise: standard deviation, of 255. quality: of the JPEG file.
+    Attributes:
+        scale: geometric mean of the symbol's two sides.
+        angle: rotation in degrees.
+        tilt: maximum displacement of the corners, as a share of the symbol.
+        x: horizontal position, -1 to 1.
+        y: vertical position, -1 to 1.
+        scheme: colour scheme.
+        background: kind of background.
+        badge: whether the symbol is on a plate.
+        shadow: whether it has a shadow.
+        covered: hidden share of the symbol.
+        light: difference in brightness between two sides.
+        blur: radius.
+        noise: standard deviation, on a scale of 0 to 255.
+        quality: JPEG quality.
     """
 
     scale: float
@@ -38,8 +48,8 @@ class Variation:
 
 
 def draw(rng: np.random.Generator, beyond: str | None = None) -> Variation:
-    """One of the training's ranges; one thing out of them where `beyond` names it."""
-    drawn = Variation(
+    """Draw a variation within the training ranges; the property `beyond` lies outside of them."""
+    variation = Variation(
         scale=rng.uniform(0.4, 0.9),
         angle=rng.uniform(-20, 20),
         tilt=rng.uniform(0, 0.08),
@@ -55,23 +65,23 @@ def draw(rng: np.random.Generator, beyond: str | None = None) -> Variation:
         noise=rng.uniform(0, 10) if rng.random() < 0.5 else 0.0,
         quality=int(rng.integers(35, 96)),
     )
-    return _taken_beyond(drawn, beyond, rng) if beyond else drawn
+    return _beyond_training(variation, beyond, rng) if beyond else variation
 
 
-def _taken_beyond(drawn: Variation, beyond: str, rng: np.random.Generator) -> Variation:
+def _beyond_training(variation: Variation, beyond: str, rng: np.random.Generator) -> Variation:
     match beyond:
         case "turned":
-            return replace(drawn, angle=rng.choice([-1, 1]) * rng.uniform(25, 45))
+            return replace(variation, angle=rng.choice([-1, 1]) * rng.uniform(25, 45))
         case "small":
-            return replace(drawn, scale=rng.uniform(0.27, 0.37))
+            return replace(variation, scale=rng.uniform(0.27, 0.37))
         case "tilted":
-            return replace(drawn, tilt=rng.uniform(0.16, 0.26))
+            return replace(variation, tilt=rng.uniform(0.16, 0.26))
         case "covered":
-            return replace(drawn, covered=rng.uniform(0.2, 0.35))
+            return replace(variation, covered=rng.uniform(0.2, 0.35))
         case "coarse":
-            return replace(drawn, quality=int(rng.integers(8, 21)), noise=rng.uniform(10, 20))
+            return replace(variation, quality=int(rng.integers(8, 21)), noise=rng.uniform(10, 20))
         case "blurred":
-            return replace(drawn, blur=rng.uniform(0.018, 0.025), scale=rng.uniform(0.55, 0.9))
+            return replace(variation, blur=rng.uniform(0.018, 0.025), scale=rng.uniform(0.55, 0.9))
         case "cluttered":
-            return replace(drawn, background="clutter")
-    raise ValueError(f"{beyond} is none of {', '.join(BEYOND)}")
+            return replace(variation, background="clutter")
+    raise ValueError(f"{beyond} is not one of {', '.join(BEYOND)}")

@@ -1,1 +1,15 @@
-"""The page and the JSON API of the product search."""
+"""Web page and JSON API of the product search.
+
+A search request passes through these modules:
+
+1. `app.py`: `SecurityMiddleware` checks the Host header and adds security headers to the response.
+2. `pages.py` (`GET /`) or `api.py` (`GET /api/search`): the route.
+3. `query.py`: FastAPI validates the parameters as a `SearchQuery`, which also writes links.
+4. `uploads.py` (`POST` only): reads the form with picture files, within limits of size, time and memory.
+5. `state.py`: `CatalogueState` holds the `CatalogueView` to search in: one version of the catalogue and its model.
+6. `service.py`: `SearchService.search` decodes, embeds and ranks in a worker thread and returns a `SearchResult`.
+7. `templates/` with `views.py` (HTML) or `api.py` (JSON): the response.
+
+An `HTTPError` (`errors.py`) from any step becomes an error page or JSON. `developer.py` and `openapi.py` prepare the
+contents of the pages `/developer` and `/api`.
+"""

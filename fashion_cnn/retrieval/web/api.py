@@ -1,4 +1,4 @@
-"""The JSON API: what the pages do, for programs."""
+"""The JSON API: the same searches as on the pages, for programs."""
 
 import json
 import math
@@ -15,104 +15,100 @@ from pydantic import TypeAdapter
 from fashion_cnn.errors import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
-from fashion_cnn.retrieval.web.errors import Refused, no_product
-from fashion_cnn.retrieval.web.query import MOST_LINK, MOST_PICTURES, Asked, carried
-from fashion_cnn.retrieval.web.service import Answered, Desk, asked_of, validated
-from fashion_cnn.retrieval.web.state import Storefront
-from fashion_cnn.retrieval.web.views import kind
+from fashion_cnn.retrieval.web.errors import HTTPError
+from fashion_cnn.retrieval.web.openapi import error_responses, upload_form
+from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH, MAX_PICTURES, SearchQuery, encode_picture, validate
+from fashion_cnn.retrieval.web.service import SearchResult, SearchService
+from fashion_cnn.retrieval.web.state import CatalogueView
+from fashion_cnn.retrieval.web.views import media_type
 
-Id = Annotated[str, Query(max_length=1000, description="The id of a product")]
-TopK = Annotated[int, Query(ge=1, le=100, description="How many products a page")]
+Id = Annotated[str, Query(max_length=1000, description="Id of the product")]
+TopK = Annotated[int, Query(ge=1, le=100, description="Number of products per page")]
 _TOP_K = TypeAdapter(TopK)
+_PARAMETERS = (*SearchQuery.model_fields, "top_k")
 _FILES = ("picture", "unlike_picture")
-_ERROR = {"content": {"application/json": {"example": {"error": "What was wrong.", "status": 422}}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    422: {"description": "A value that cannot be", **_ERROR},
-    503: {"description": "No catalogue yet, or too much at once: see Retry-After", **_ERROR},
-}
-_NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"description": "No such product", **_ERROR}}
 
 
-class Json(JSONResponse):
-    """A shop's columns hold dates, too, and numbers that JSON has not."""
+class LenientJSONResponse(JSONResponse):
+    """JSON of a catalogue's values: dates become text, NaN and infinity null, and invalid Unicode is replaced."""
 
     def render(self, content: Any) -> bytes:
-        # What a client sent may be repeated to it, and may be no text.
+        """Encode the content."""
         return json.dumps(_finite(content), ensure_ascii=False, default=str).encode(errors="replace")
 
 
-def api(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix="/api", default_response_class=Json)
+def create_router(service: SearchService) -> APIRouter:
+    """Create the routes below `/api`. Their docstrings are part of the API description."""
+    router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
+    in_thread = service.workers.run
 
-    @router.get("/search", summary="Search by products, words and filters", responses=_NOT_THERE | _ERRORS)
-    async def search(request: Request, asked: Annotated[Asked, Query()], top_k: TopK = desk.top_k) -> Response:
-        """Without anything asked for, the catalogue from its start."""
-        _refuse_unknown(request.query_params, known=[*Asked.model_fields, "top_k"])
-        front = desk.shop.open()
-        return _results(front, asked, await desk.answer(front, asked, top_k=top_k), asked.link())
+    @router.get("/search", summary="Search by products, words and filters", responses=error_responses(404, 422, 503))
+    async def search(request: Request, query: Annotated[SearchQuery, Query()], top_k: TopK = service.top_k) -> Response:
+        """Without parameters it lists all products."""
+        _check_names(request.query_params, known=_PARAMETERS)
+        view = service.state.require_view()
+        return _response(view, query, await service.search(view, query, top_k=top_k), query.link())
 
     @router.post(
         "/search",
         summary="Search by picture files",
-        responses={
-            400: {"description": "The form cannot be read", **_ERROR},
-            413: {"description": "Too many bytes or pixels", **_ERROR},
-            415: {"description": "No form, or no picture", **_ERROR},
-            **_NOT_THERE,
-            **_ERRORS,
-        },
-        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _form()}}}},
+        responses=error_responses(400, 404, 413, 415, 422, 503),
+        openapi_extra={"requestBody": upload_form(_TOP_K.json_schema())},
     )
     async def search_pictures(request: Request) -> Response:
-        """A form: picture files beside the fields of the search above. The answer's link shows it as a page."""
-        front = desk.shop.open()
+        """A multipart form with picture files and the parameters of GET. The link opens the results as a page."""
+        view = service.state.require_view()
         if request.query_params:
-            raise Refused(422, "Send all of the search as fields of the form: the address has none beside it.")
-        async with desk.uploads.read(request) as form:
-            _refuse_unknown(form.fields, known=[*Asked.model_fields, "top_k"])
-            _refuse_unknown(form.files, known=_FILES)
+            raise HTTPError(422, "Send all parameters as fields of the form, none in the address.")
+        async with service.uploads.read(request) as form:
+            _check_names(form.fields, known=_PARAMETERS)
+            _check_names(form.files, known=_FILES)
             top_k = form.fields.pop("top_k", None)
-            asked = asked_of(form)
+            query = SearchQuery.from_form(form.fields)
             for name in _FILES:
-                if len(getattr(asked, name)) + len(form.files.get(name, ())) > MOST_PICTURES:
-                    raise Refused(422, f"Too many pictures: {MOST_PICTURES} are the most at once.")
-            most = validated(_TOP_K, top_k[-1]) if top_k else None
-            answered = await desk.answer(front, asked, form, top_k=most)
-            link = await desk.workers.run(partial(_link, asked, answered))
-            return _results(front, asked, answered, link)
+                if len(getattr(query, name)) + len(form.files.get(name, ())) > MAX_PICTURES:
+                    raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
+            size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
+            result = await service.search(view, query, form.files, top_k=size)
+            return _response(view, query, result, await in_thread(partial(_link, query, result)))
 
-    @router.get("/product", summary="All that is known of a product", responses=_NOT_THERE | _ERRORS)
+    @router.get("/product", summary="Get a product with all its columns", responses=error_responses(404, 422, 503))
     async def product(id: Id) -> Response:
-        front = desk.shop.open()
-        return Json(_record(await desk.workers.run(lambda: _named(front, id))))
+        view = service.state.require_view()
+        (hit,) = await in_thread(lambda: view.products([id]))
+        return LenientJSONResponse(_record(hit))
 
     @router.get(
         "/thumbnail",
-        summary="The picture of a product",
+        summary="Get the picture of a product",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}, "image/png": {}, "image/webp": {}}}, **_NOT_THERE, **_ERRORS},
+        responses={
+            200: {"content": {"image/jpeg": {}, "image/png": {}, "image/webp": {}}},
+            **error_responses(404, 422, 503),
+        },
     )
     async def thumbnail(id: Id) -> Response:
-        front = desk.shop.open()
-        content = (await desk.workers.run(lambda: _named(front, id))).thumbnail
-        return Response(content, media_type=kind(content))
+        view = service.state.require_view()
+        (hit,) = await in_thread(lambda: view.products([id]))
+        return Response(hit.thumbnail, media_type=media_type(hit.thumbnail))
 
-    @router.get("/status", summary="What is searched, and how long it takes")
+    @router.get("/status", summary="Get the catalogue's version and size, and search latencies")
     async def status() -> Response:
-        shop, front = desk.shop, desk.shop.storefront
-        return Json(
+        state = service.state
+        snapshot = state.view and state.view.snapshot
+        return LenientJSONResponse(
             {
-                "run": str(shop.run.path),
-                "catalogue": shop.catalogue.uri,
-                "version": front and front.snapshot.version,
-                "products": front and len(front.snapshot),
-                "class_weight": front and front.snapshot.about.class_weight,
-                "approximate": front and front.snapshot.approximate and asdict(front.snapshot.approximate),
-                "problem": shop.problem,
-                "probabilities_calibrated": shop.calibrated,
+                "run": str(state.run.path),
+                "catalogue": state.catalogue.uri,
+                "version": snapshot and snapshot.version,
+                "products": snapshot and len(snapshot),
+                "class_weight": snapshot and snapshot.metadata.class_weight,
+                "approximate": snapshot and snapshot.vector_index and asdict(snapshot.vector_index),
+                "problem": state.problem,
+                "probabilities_calibrated": state.calibrated,
                 "milliseconds": {
-                    one.stage: {"searches": one.count, "p50": round(one.p50, 2), "p95": round(one.p95, 2)}
-                    for one in shop.latencies.percentiles()
+                    each.stage: {"searches": each.count, "p50": round(each.p50, 2), "p95": round(each.p95, 2)}
+                    for each in service.latencies.percentiles()
                 },
             }
         )
@@ -120,63 +116,50 @@ def api(desk: Desk) -> APIRouter:
     return router
 
 
-def _refuse_unknown(names: Iterable[str], *, known: Sequence[str]) -> None:
-    """A misspelt filter would give the whole catalogue. Raises Refused."""
+def _check_names(names: Iterable[str], *, known: Sequence[str]) -> None:
+    """Refuse unknown parameters: with a misspelt filter, all products would match."""
     for name in names:
         if name not in known:
-            raise Refused(422, f"No parameter is called {name}.{did_you_mean(name, known)}")
+            raise HTTPError(422, f"Unknown parameter {name}.{did_you_mean(name, known)}")
 
 
-def _named(front: Storefront, one: str) -> Hit:
-    if one not in front.snapshot.row_of:
-        raise no_product(one)
-    return front.searcher.named([one])[0]
-
-
-def _results(front: Storefront, asked: Asked, answered: Answered, link: str | None) -> Response:
-    return Json(
+def _response(view: CatalogueView, query: SearchQuery, result: SearchResult, link: str | None) -> Response:
+    return LenientJSONResponse(
         {
-            "version": front.snapshot.version,
-            "matching": answered.found.matching,
-            "page": asked.page,
+            "version": view.snapshot.version,
+            "matching": result.matching,
+            "page": query.page,
             "link": link,
             "pictures": [
                 {
-                    "said": said.said,
-                    "classes": [{"class": name, "probability": round(share, 6)} for name, share in said.classes],
-                    "taught": [{"concept": name, "score": round(score, 3)} for name, score in said.taught],
+                    "said": prediction.label,
+                    "classes": [
+                        {"class": name, "probability": round(probability, 6)}
+                        for name, probability in prediction.classes
+                    ],
+                    "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.concepts],
                 }
-                for said in answered.said
+                for prediction in result.predictions
             ],
-            "hits": [_record(hit) for hit in answered.found.hits],
-            "milliseconds": {stage: round(value, 2) for stage, value in answered.watch.milliseconds.items()},
+            "hits": [_record(hit) for hit in result.hits],
+            "milliseconds": {stage: round(value, 2) for stage, value in result.milliseconds.items()},
         }
     )
 
 
-def _link(asked: Asked, answered: Answered) -> str | None:
-    """The page that shows the same; None where its pictures are too large for an address."""
+def _link(query: SearchQuery, result: SearchResult) -> str | None:
+    """The page with the same results; None if the pictures are too large for an address."""
     try:
-        pictures, others = ([carried(one) for one in those] for those in (answered.pictures, answered.other_pictures))
-    except Refused:
+        pictures = [encode_picture(picture) for picture in result.pictures]
+        unlike_pictures = [encode_picture(picture) for picture in result.unlike_pictures]
+    except HTTPError:
         return None
-    link = asked.model_copy(update={"picture": pictures, "unlike_picture": others}).link()
-    return link if len(link) <= MOST_LINK else None
+    link = query.model_copy(update={"picture": pictures, "unlike_picture": unlike_pictures}).link()
+    return link if len(link) <= MAX_LINK_LENGTH else None
 
 
 def _record(hit: Hit) -> dict[str, Any]:
     return as_record(hit) | {"thumbnail": f"/api/thumbnail?{urlencode({'id': hit.id})}"}
-
-
-def _form() -> dict[str, Any]:
-    """The schema of the form: the fields of a search, where pictures are files."""
-    schema = Asked.model_json_schema()
-    file = {"type": "array", "maxItems": MOST_PICTURES, "items": {"type": "string", "format": "binary"}}
-    files = {
-        "picture": file | {"description": "Pictures to be like"},
-        "unlike_picture": file | {"description": "Pictures not to be like"},
-    }
-    return {"type": "object", "properties": schema["properties"] | {"top_k": _TOP_K.json_schema()} | files}
 
 
 def _finite(value: Any) -> Any:

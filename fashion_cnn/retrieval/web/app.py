@@ -1,8 +1,8 @@
-"""The application: pages and API of a shop, errors as answers, and what holds for every response."""
+"""The ASGI application: routes, error responses, security headers, and the refresh of the catalogue."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -10,156 +10,162 @@ from ipaddress import ip_address
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fashion_cnn.retrieval.web.api import Json, api
-from fashion_cnn.retrieval.web.errors import NoCatalogue, Refused
-from fashion_cnn.retrieval.web.pages import Rendering, pages
-from fashion_cnn.retrieval.web.service import Desk
-from fashion_cnn.retrieval.web.state import Shop
+from fashion_cnn.retrieval.web import api, pages
+from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError
+from fashion_cnn.retrieval.web.service import SearchService
+from fashion_cnn.retrieval.web.state import CatalogueState
 
 _SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
     "x-content-type-options": "nosniff",
-    # The address holds the whole query.
+    # The address contains the whole query.
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-# In a visitor's words, where the standard's are a program's.
+# Headings of error pages that are clearer than the standard phrases.
 _HEADINGS = {
-    413: "Too large",
-    415: "This is no picture that can be searched by",
-    422: "This cannot be searched",
-    503: "Not now",
+    413: "Upload too large",
+    415: "Unsupported picture file",
+    422: "Invalid search",
+    503: "Temporarily unavailable",
 }
+_STATIC_MAX_AGE = 300
 
 
-class Guard:
-    """Wraps an application. names: the hosts that a request may name, such as localhost; None for any.
+class SecurityMiddleware:
+    """Checks the Host header, answers HEAD as GET without a body, and adds security and cache headers.
 
-    A server of this machine alone takes only its own names: else another site, whose name was made to point here, could
-    have a visitor's browser ask and read the answer (DNS rebinding).
+    A server that only this machine can reach must refuse other host names: otherwise a website whose name resolves to
+    this machine could read responses through a visitor's browser (DNS rebinding).
+
+    Args:
+        app: the application.
+        hosts: the host names that are accepted; None accepts any.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
         self._app = app
-        self._names = names
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         is_head = scope["method"] == "HEAD"
 
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ())]
-                given = {name.lower() for name, _ in headers}
-                headers += [
-                    (name.encode(), value.encode())
-                    for name, value in _SECURITY_HEADERS.items()
-                    if name.encode() not in given
-                ]
-                if b"cache-control" not in given:
-                    headers.append((b"cache-control", b"no-cache"))
-                message = {**message, "headers": headers}
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                is_file = scope["path"].startswith("/static/") and message["status"] < 400
+                headers.setdefault("cache-control", f"max-age={_STATIC_MAX_AGE}" if is_file else "no-cache")
             elif message["type"] == "http.response.body" and is_head:
                 message = {**message, "body": b""}
             await send(message)
 
-        if self._names is not None and _name(scope) not in self._names:
-            said = f"This server answers to {', '.join(sorted(self._names))} alone: host=ADDRESS starts it for others."
-            as_json = scope["path"].startswith("/api/")
-            answer = (
-                JSONResponse({"error": said, "status": 400}, 400) if as_json else PlainTextResponse(said + "\n", 400)
-            )
-            await answer(scope, receive, guarded)
+        if self._hosts is None or _host_name(scope) in self._hosts:
+            await self._app({**scope, "method": "GET"} if is_head else scope, receive, send_with_headers)
             return
-        await self._app({**scope, "method": "GET"} if is_head else scope, receive, guarded)
+        text = f"Invalid Host header: use {', '.join(sorted(self._hosts))}, or start the server with host=ADDRESS."
+        response = (
+            JSONResponse({"error": text, "status": 400}, 400)
+            if scope["path"].startswith("/api/")
+            else PlainTextResponse(text + "\n", 400)
+        )
+        await response(scope, receive, send_with_headers)
 
 
-def own_names(address: str) -> set[str] | None:
-    """The names that a server at this IP address answers to; None for one that others can reach."""
+def allowed_hosts(address: str) -> set[str] | None:
+    """The host names of a server at an IP address; None (any) if other machines can reach it."""
     if not ip_address(address).is_loopback:
         return None
     return {"localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address}
 
 
-def _name(scope: Scope) -> str | None:
-    """The host that a request names, without its port."""
-    named = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
-    parts = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", named[0]) if len(named) == 1 else None
-    return parts[1] if parts else None
+def _host_name(scope: Scope) -> str | None:
+    """The name in the Host header, without the port."""
+    values = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", values[0]) if len(values) == 1 else None
+    return match[1] if match else None
 
 
-def application(desk: Desk, *, address: str, refresh_seconds: float) -> ASGIApp:
-    """address: where it is served, which says whose requests are taken. refresh_seconds: how often it looks whether the
-    catalogue has a newer version.
+def create_app(service: SearchService, *, address: str, refresh_seconds: float) -> ASGIApp:
+    """Create the application.
+
+    Args:
+        service: the search service.
+        address: IP address that it is served at.
+        refresh_seconds: time between checks for a newer version of the catalogue.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keeping_up = asyncio.create_task(_keep_up(desk.shop, refresh_seconds))
+        refreshing = asyncio.create_task(_refresh(service.state, refresh_seconds))
         yield
-        keeping_up.cancel()
+        refreshing.cancel()
         with suppress(asyncio.CancelledError):
-            await keeping_up
+            await refreshing
 
-    # The pages of Swagger and ReDoc load from another host: /api is one of our own.
     app = FastAPI(
         title="Visual product search",
         version="1",
-        summary="What in a catalogue looks like pictures, sounds like words, or both.",
+        summary="Search a product catalogue by picture, by title words, or by both.",
+        # Swagger and ReDoc would load scripts from another host; /api is a page of this package.
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
     )
-    rendering = Rendering(desk.shop)
-    app.include_router(pages(desk, rendering))
-    app.include_router(api(desk))
+    templates = pages.create_templates(service.state)
+    app.include_router(pages.create_router(service, templates))
+    app.include_router(api.create_router(service))
+    app.mount("/static", StaticFiles(packages=[("fashion_cnn.retrieval.web", "static")]))
 
-    def answered(request: Request, refused: Refused) -> Response:
+    def respond(
+        request: Request,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        template: str = "error.html",
+    ) -> Response:
         if request.url.path.startswith("/api/"):
-            response: Response = Json({"error": refused.message, "status": refused.status}, refused.status)
-        elif isinstance(refused, NoCatalogue):
-            response = rendering.page("no_catalogue.html", refused.status)
-        else:
-            heading = _HEADINGS.get(refused.status) or HTTPStatus(refused.status).phrase
-            response = rendering.page("error.html", refused.status, heading=heading, message=refused.message)
-        response.headers.update(refused.headers)
-        return response
-
-    @app.exception_handler(Refused)
-    async def refusal(request: Request, error: Refused) -> Response:
-        return answered(request, error)
+            return api.LenientJSONResponse({"error": message, "status": status}, status, headers)
+        heading = _HEADINGS.get(status) or HTTPStatus(status).phrase
+        return templates.TemplateResponse(request, template, {"heading": heading, "message": message}, status, headers)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        said = {404: "There is no such page.", 405: f"{request.method} is not possible here."}
-        message = said.get(error.status_code, str(error.detail))
-        return answered(request, Refused(error.status_code, message, error.headers))
+        message = error.detail
+        if not isinstance(error, HTTPError):  # raised by the framework
+            details = {404: "This page does not exist.", 405: f"Method {request.method} is not allowed here."}
+            message = details.get(error.status_code, message)
+        template = "no_catalogue.html" if isinstance(error, NoCatalogueError) else "error.html"
+        return respond(request, error.status_code, message, error.headers, template)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def invalid_value(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = next((str(part) for part in first["loc"] if part not in ("query", "body")), "query")
-        return answered(request, Refused(422, f"{name} cannot be taken: {first['msg']}."))
+        return respond(request, 422, f"Invalid value of {name}: {first['msg']}.")
 
     @app.exception_handler(Exception)
-    async def failure(request: Request, error: Exception) -> Response:
-        # The server's own log has the traceback.
-        return answered(request, Refused(500, "Something went wrong on this side; the server's log says what."))
+    async def internal_error(request: Request, error: Exception) -> Response:
+        return respond(request, 500, "Internal error. The server's log has the details.")
 
-    return Guard(app, own_names(address))
+    return SecurityMiddleware(app, allowed_hosts(address))
 
 
-async def _keep_up(shop: Shop, seconds: float) -> None:
+async def _refresh(state: CatalogueState, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
-        await run_sync(shop.refresh)
+        await run_sync(state.refresh)

@@ -1,23 +1,87 @@
-"""Content of the developer's page: the latency chart, and tables of `python -m fashion_cnn.evaluate_search`."""
+"""Content of the developer page: latency of recent searches, a map of the products, and search evaluation results."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fashion_cnn.retrieval.evaluation import FIGURES, FIGURES_FILE, INSTANCE_FIGURES, figure
+import torch
+
+from fashion_cnn.retrieval.evaluation import INSTANCE_METRICS, METRICS, METRICS_FILE, stored_metric
+from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.runs import Run
 
-_EDGES = (0, 2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 100, float("inf"))
-_FIGURES = {name: FIGURES[name] for name in ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")}
-_FOUND_AGAIN = INSTANCE_FIGURES["recall@10"]
+STAGES = ("decode", "embed", "search", "attributes and thumbnails")
+TOTAL = "total"
+_HISTOGRAM_EDGES = (0, 2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 100, float("inf"))
+_MAX_POINTS = 2000
+# Maximum number of categories on the map: more colours would be hard to distinguish.
+_MAX_COLOURS = 10
+OTHERS = "all others"
+_METRICS = {name: METRICS[name] for name in ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")}
+_INSTANCE_RECALL = INSTANCE_METRICS["recall@10"]
+
+
+@contextmanager
+def timed(milliseconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Store the duration of the block in `milliseconds[stage]`."""
+    start = time.perf_counter()
+    yield
+    milliseconds[stage] = (time.perf_counter() - start) * 1000
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Median and 95th percentile of a stage's latency in milliseconds, over `count` searches."""
+
+    stage: str
+    count: int
+    p50: float
+    p95: float
+
+
+class Latencies:
+    """Latencies in milliseconds of the most recent searches, by stage.
+
+    Args:
+        size: number of searches that are kept.
+    """
+
+    def __init__(self, size: int = 2000) -> None:
+        self._by_stage: dict[str, deque[float]] = {stage: deque(maxlen=size) for stage in (*STAGES, TOTAL)}
+
+    def add(self, milliseconds: Mapping[str, float]) -> None:
+        """Add a search, given the duration of each of its stages."""
+        for stage, value in milliseconds.items():
+            self._by_stage[stage].append(value)
+        self._by_stage[TOTAL].append(sum(milliseconds.values()))
+
+    def totals(self) -> list[float]:
+        """The total latency of each search."""
+        return list(self._by_stage[TOTAL])
+
+    def percentiles(self) -> list[Percentiles]:
+        """Percentiles of each stage that took place in any search, the total last."""
+        return [
+            Percentiles(stage, len(values), *(values[int(share * len(values))] for share in (0.5, 0.95)))
+            for stage, values in ((stage, sorted(ring)) for stage, ring in self._by_stage.items())
+            if values
+        ]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """low: where its range begins, in milliseconds; high: where it ends, None where it does not. height: 0 to 1, of the
-    highest bar.
+    """A bar of the latency histogram.
+
+    Attributes:
+        low: start of its range in milliseconds.
+        high: end of its range; None for the last bar, which has none.
+        count: number of searches.
+        height: as a fraction of the highest bar.
     """
 
     low: float
@@ -27,16 +91,65 @@ class Bar:
 
 
 def histogram(milliseconds: Sequence[float]) -> list[Bar]:
-    """How many took how long."""
-    counts = [sum(low <= value < high for value in milliseconds) for low, high in pairwise(_EDGES)]
+    """Count latencies in fixed ranges."""
+    counts = [sum(low <= value < high for value in milliseconds) for low, high in pairwise(_HISTOGRAM_EDGES)]
     highest = max(counts, default=0) or 1
-    ends = (*_EDGES[1:-1], None)
-    return [Bar(low, high, count, count / highest) for low, high, count in zip(_EDGES[:-1], ends, counts, strict=True)]
+    ends = (*_HISTOGRAM_EDGES[1:-1], None)
+    bars = zip(_HISTOGRAM_EDGES[:-1], ends, counts, strict=True)
+    return [Bar(low, high, count, count / highest) for low, high, count in bars]
 
 
 @dataclass(frozen=True)
-class Measures:
-    """heading: of the rows' names. rows: a name, and each column's figure in percent; nothing where there is none."""
+class Projection:
+    """Products on a plane.
+
+    Attributes:
+        points: coordinates `(x, y)` in [0, 1] of some products by category, the largest category first.
+        explained: fraction of the variance that the plane explains.
+        sampled: number of products on it.
+    """
+
+    points: dict[str, tuple[tuple[float, float], ...]]
+    explained: float
+    sampled: int
+
+
+def project(snapshot: Snapshot) -> Projection:
+    """Project a random sample of at most 2,000 products on their first two principal components.
+
+    The sample is the same in each call.
+    """
+    if not len(snapshot):
+        return Projection({}, 0.0, 0)
+    sample = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))[:_MAX_POINTS].tolist()
+    categories = snapshot.attributes["category"].to_pylist()
+    vectors = snapshot.vectors_of(sample)
+    centred = vectors - vectors.mean(dim=0)
+    _, singular_values, axes = torch.linalg.svd(centred, full_matrices=False)
+    coordinates = centred @ axes[:2].T
+    if coordinates.shape[1] < 2:  # a single product, or vectors with one dimension
+        coordinates = torch.nn.functional.pad(coordinates, (0, 2 - coordinates.shape[1]))
+    low, high = coordinates.amin(dim=0), coordinates.amax(dim=0)
+    coordinates = (coordinates - low) / (high - low).clamp(min=1e-12)
+    largest = [name for name, _ in Counter(categories).most_common(_MAX_COLOURS)]
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in (*largest, OTHERS)}
+    for row, (x, y) in zip(sample, coordinates.tolist(), strict=True):
+        points[categories[row] if categories[row] in points else OTHERS].append((x, y))
+    variances = singular_values.square()
+    explained = (variances[:2].sum() / variances.sum().clamp(min=1e-12)).item()
+    return Projection({name: tuple(group) for name, group in points.items() if group}, explained, len(sample))
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """A table of search metrics.
+
+    Attributes:
+        caption: what was evaluated.
+        heading: heading of the first column.
+        columns: headings of the other columns.
+        rows: name and formatted percentages of each row; an empty string where a metric is missing.
+    """
 
     caption: str
     heading: str
@@ -44,10 +157,10 @@ class Measures:
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def measured(run: Run) -> list[Measures]:
-    """All that was measured; what cannot be read is left out."""
+def evaluation_tables(run: Run) -> list[MetricTable]:
+    """Tables of all results of `python -m fashion_cnn.evaluate_search`; damaged files are skipped."""
     tables = []
-    for file in sorted(run.search_evaluation.glob(f"*/{FIGURES_FILE}")):
+    for file in sorted(run.search_evaluation.glob(f"*/{METRICS_FILE}")):
         try:
             tables += _tables(json.loads(file.read_text()), file.parent.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -55,28 +168,27 @@ def measured(run: Run) -> list[Measures]:
     return tables
 
 
-def _tables(stored: Mapping[str, Any], split: str) -> list[Measures]:
-    weighed = f", {stored['class_weight']:.0%} of a similarity by class" if stored.get("class_weight") else ""
-    among = f"{stored['queries']:,} images of {split} among {stored['catalogue']:,} of its data set{weighed}"
+def _tables(stored: Mapping[str, Any], split: str) -> list[MetricTable]:
+    weight = f", class weight {stored['class_weight']:.0%}" if stored.get("class_weight") else ""
+    size = f"{stored['queries']:,} {split} images as queries, {stored['catalogue']:,} images in the catalogue{weight}"
     tables = []
-    for name, by_vectors in stored["searches"].items():
+    for name, by_embedding in stored["searches"].items():
         rows = tuple(
-            (whose, tuple(_percent(found["overall"], path) for path in _FIGURES.values()))
-            for whose, found in by_vectors.items()
+            (embedding, tuple(_percent(metrics["overall"], path) for path in _METRICS.values()))
+            for embedding, metrics in by_embedding.items()
         )
-        tables.append(Measures(f"Of the same class ({name}): {among}", "Vectors of", tuple(_FIGURES), rows))
-    if altered := stored["instances"]:
-        whose = tuple(next(iter(altered.values())))
+        tables.append(MetricTable(f"Same-class retrieval ({name}): {size}", "Embedding", tuple(_METRICS), rows))
+    if instances := stored["instances"]:
+        embeddings = tuple(next(iter(instances.values())))
         rows = tuple(
-            (how.replace("_", " "), tuple(_percent(by_vectors[one], _FOUND_AGAIN) for one in whose))
-            for how, by_vectors in altered.items()
+            (corruption.replace("_", " "), tuple(_percent(metrics[name], _INSTANCE_RECALL) for name in embeddings))
+            for corruption, metrics in instances.items()
         )
-        tables.append(
-            Measures("The product itself, of an altered picture, among the first 10", "Altered by", whose, rows)
-        )
+        caption = "Instance retrieval: recall@10 of the same product from a corrupted picture"
+        tables.append(MetricTable(caption, "Corruption", embeddings, rows))
     return tables
 
 
-def _percent(found: Any, path: Sequence[str]) -> str:
-    measured = figure(found, path)
-    return f"{measured['value']:.1%}" if measured else ""
+def _percent(metrics: dict[str, Any], path: Sequence[str]) -> str:
+    metric = stored_metric(metrics, path)
+    return f"{metric['value']:.1%}" if metric else ""

@@ -1,33 +1,30 @@
-"""What is not done for a client, and why: an HTTP status and words that help."""
+"""HTTP errors of the search: a status code and a message for people."""
 
-from collections.abc import Mapping
-
-
-class Refused(Exception):  # noqa: N818 # it is an answer, as much as it is an error
-    """status: of HTTP. message: for people, a whole sentence. headers: such as Retry-After."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.headers = dict(headers or {})
+from starlette.exceptions import HTTPException
 
 
-class Busy(Refused):
-    """More is asked for at once than this machine does: come back in a second."""
+class HTTPError(HTTPException):
+    """A request that is refused; `detail` is a whole sentence, shown on an error page or as JSON."""
+
+
+class BusyError(HTTPError):
+    """More requests at once than the server accepts."""
 
     def __init__(self) -> None:
         super().__init__(503, "Too many searches at once: try again in a second.", {"Retry-After": "1"})
 
 
-def no_product(one: str) -> Refused:
-    return Refused(404, f"The catalogue holds no product “{one}”. It may have been taken out.")
-
-
-class NoCatalogue(Refused):
-    """Nothing has been indexed yet; once it has, the server finds it."""
+class NoCatalogueError(HTTPError):
+    """Nothing is indexed yet; the server looks again every few seconds."""
 
     def __init__(self) -> None:
         super().__init__(
-            503, "There is no catalogue yet: python -m fashion_cnn.index makes one.", {"Retry-After": "10"}
+            503, "There is no catalogue yet: create it with python -m fashion_cnn.index.", {"Retry-After": "10"}
         )
+
+
+class UnknownProductError(HTTPError):
+    """The catalogue has no product with this id."""
+
+    def __init__(self, product_id: str) -> None:
+        super().__init__(404, f"The catalogue has no product “{product_id}”. It may have been removed.")

@@ -1,62 +1,69 @@
-"""The API's own description, OpenAPI, as a page lists it."""
+"""OpenAPI descriptions: error responses, the upload form, and the list of operations on the page /api."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from fashion_cnn.retrieval.web.query import MAX_PICTURES, SearchQuery
 
-@dataclass(frozen=True)
-class Parameter:
-    name: str
-    kind: str
-    about: str
-    needed: bool
-
-
-@dataclass(frozen=True)
-class Operation:
-    """answers: what each status means."""
-
-    name: str
-    method: str
-    path: str
-    summary: str
-    about: str
-    parameters: tuple[Parameter, ...]
-    answers: tuple[tuple[str, str], ...]
+_ERROR_DESCRIPTIONS = {
+    400: "The form cannot be read",
+    404: "Product not found",
+    413: "Too many bytes or pixels",
+    415: "Not a form, or not a picture",
+    422: "Invalid value of a parameter",
+    503: "No catalogue yet, or too many requests: see Retry-After",
+}
 
 
-def operations(openapi: Mapping[str, Any]) -> list[Operation]:
-    """What a description offers."""
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Descriptions of a route's error responses."""
+    example = {"application/json": {"example": {"error": "Description of the error.", "status": 422}}}
+    return {status: {"description": _ERROR_DESCRIPTIONS[status], "content": example} for status in statuses}
+
+
+def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:
+    """The request body of a search by picture files: the fields of a `SearchQuery`, where pictures are files.
+
+    Args:
+        top_k: JSON schema of the page size.
+    """
+    files = {"type": "array", "maxItems": MAX_PICTURES, "items": {"type": "string", "format": "binary"}}
+    properties = SearchQuery.model_json_schema()["properties"] | {
+        "top_k": top_k,
+        "picture": files | {"description": "Similar to these picture files"},
+        "unlike_picture": files | {"description": "Not similar to these picture files"},
+    }
+    schema = {"type": "object", "properties": properties}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def operations(openapi: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The operations of an OpenAPI document, each with its path, method, and parameters and form fields in one list."""
     return [
-        Operation(
-            name=one["operationId"],
-            method=method.upper(),
-            path=path,
-            summary=one["summary"],
-            about=one.get("description", ""),
-            parameters=(*map(_parameter, one.get("parameters", ())), *_fields(one)),
-            answers=tuple((status, answer["description"]) for status, answer in sorted(one["responses"].items())),
-        )
+        {
+            "description": "",
+            **operation,
+            "path": path,
+            "method": method.upper(),
+            "parameters": [*_parameters(operation)],
+        }
         for path, methods in openapi["paths"].items()
-        for method, one in methods.items()
+        for method, operation in methods.items()
     ]
 
 
-def _parameter(one: Mapping[str, Any]) -> Parameter:
-    return Parameter(one["name"], _kind(one["schema"]), one.get("description", ""), one["required"])
-
-
-def _fields(operation: Mapping[str, Any]) -> Iterator[Parameter]:
+def _parameters(operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for parameter in operation.get("parameters", ()):
+        yield {"description": "", **parameter, "type": _type_name(parameter["schema"])}
     for content in operation.get("requestBody", {}).get("content", {}).values():
         for name, schema in content["schema"]["properties"].items():
-            yield Parameter(name, _kind(schema), schema.get("description", ""), needed=False)
+            yield {"description": "", "required": False, **schema, "name": name, "type": _type_name(schema)}
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def _type_name(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
-        return _kind(schema["anyOf"][0])
+        return _type_name(schema["anyOf"][0])
     if schema["type"] == "array":
-        inner = "file" if schema["items"].get("format") == "binary" else schema["items"]["type"]
-        return f"{inner}, up to {schema['maxItems']} times"
+        items = "file" if schema["items"].get("format") == "binary" else schema["items"]["type"]
+        return f"{items}, up to {schema['maxItems']} times"
     return str(schema["type"])

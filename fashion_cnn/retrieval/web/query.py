@@ -1,49 +1,55 @@
-"""A search as a link or a form carries it, its pictures included: the whole of it stands in the address."""
+"""The parameters of a search as a link or a form sends them; pictures are part of the link."""
 
 import base64
 import io
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
 import torch
+from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.retrieval.filters import Condition, conditions
-from fashion_cnn.retrieval.products import as_picture, png
-from fashion_cnn.retrieval.web.errors import Refused
+from fashion_cnn.retrieval.filters import Condition, parse_conditions
+from fashion_cnn.retrieval.products import encode_png, to_pil_image
+from fashion_cnn.retrieval.web.errors import HTTPError
 
-# Of base64; four such pictures still fit into what servers and browsers take as an address.
-MOST_CHARACTERS = 12_000
-_QUALITIES = (95, 85, 70)
-MOST_PICTURES, MOST_MARKS, MOST_VALUES, MOST_PAGES = 4, 20, 50, 100
-# In characters: what a proxy lets through as an address.
-MOST_LINK = 64_000
-Carried = Annotated[str, Field(max_length=MOST_CHARACTERS)]
-Id = Annotated[str, Field(max_length=1000)]
+# Maximum length of a picture as base64 text; servers and browsers accept addresses with four of them.
+MAX_PICTURE_LENGTH = 12_000
+_WEBP_QUALITIES = (95, 85, 70)
+MAX_PICTURES, MAX_MARKS, MAX_VALUES, MAX_PAGES = 4, 20, 50, 100
+# Maximum length of a link, in characters; proxies usually accept 64 KB.
+MAX_LINK_LENGTH = 64_000
+EncodedPicture = Annotated[str, Field(max_length=MAX_PICTURE_LENGTH)]
+ProductId = Annotated[str, Field(max_length=1000)]
 Value = Annotated[str, Field(max_length=500)]
 Price = Annotated[float, Field(allow_inf_nan=False)]
+Validated = TypeVar("Validated")
 
 
-def carried(picture: Tensor) -> str:
-    """A prepared picture `(C, H, W)` uint8 as text for a link: exact, but for colourful ones of 64 pixels and more.
+def encode_picture(picture: Tensor) -> str:
+    """Encode a prepared picture as URL-safe base64 text for a link.
 
-    Raises Refused where it would be too long for one.
+    The text holds a PNG file, which is exact, or where that is too long (most colour pictures of 64 x 64 pixels and
+    more) a WebP file.
+
+    Args:
+        picture: `(C, H, W)` uint8.
+
+    Raises:
+        HTTPError: if even a WebP file of low quality is too long.
     """
-    image = as_picture(picture)
-    for content in (png(image), *(_webp(image, quality) for quality in _QUALITIES)):
+    image = to_pil_image(picture)
+    for content in (encode_png(image), *(_webp(image, quality) for quality in _WEBP_QUALITIES)):
         text = base64.urlsafe_b64encode(content).rstrip(b"=").decode()
-        if len(text) <= MOST_CHARACTERS:
+        if len(text) <= MAX_PICTURE_LENGTH:
             return text
-    raise Refused(
-        413,
-        "This network looks at pictures that are too large for a link: send the picture to the API, /api/search.",
-    )
+    raise HTTPError(413, "The model's input pictures are too large for a link: send the picture to /api/search.")
 
 
 def _webp(image: Image.Image, quality: int) -> bytes:
@@ -52,126 +58,172 @@ def _webp(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def uncarried(text: str, image_shape: tuple[int, int, int]) -> Tensor:
-    """The picture `(C, H, W)` uint8 that a link carries. Raises Refused."""
+def decode_picture(text: str, image_shape: tuple[int, int, int]) -> Tensor:
+    """Decode a picture of a link.
+
+    Args:
+        text: as `encode_picture` returns it.
+        image_shape: the network's input shape `(C, H, W)`.
+
+    Returns:
+        The picture `(C, H, W)` uint8.
+
+    Raises:
+        HTTPError: if the text is damaged or the picture has another size.
+    """
     channels, height, width = image_shape
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         with Image.open(io.BytesIO(content), formats=["PNG", "WEBP"]) as image:
-            # Its size is known before a pixel is unpacked.
+            # The size is checked before pixels are decompressed.
             if image.size == (width, height) and image.mode in ("L", "RGB"):
                 pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
                 return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
-    except Exception:  # damaged files lead Pillow into errors of all kinds
+    except Exception:  # damaged files raise errors of all kinds in Pillow
         pass
-    raise Refused(422, "The picture in this link is damaged, or for another network: choose the picture again.")
+    raise HTTPError(422, "The picture in this link is damaged or belongs to another model: choose the picture again.")
 
 
-class Asked(BaseModel):
-    """A search. Fields left empty, as forms send them, ask for nothing."""
+class SearchQuery(BaseModel):
+    """The parameters of a search. Empty fields, which HTML forms send, count as absent."""
 
     model_config = ConfigDict(frozen=True)
 
-    picture: list[Carried] = Field(
-        default=[], max_length=MOST_PICTURES, description="Pictures to be like, as links carry them"
+    picture: list[EncodedPicture] = Field(
+        default=[], max_length=MAX_PICTURES, description="Similar to these pictures, encoded as in the links of pages"
     )
-    unlike_picture: list[Carried] = Field(default=[], max_length=MOST_PICTURES, description="Pictures not to be like")
-    like: list[Id] = Field(default=[], max_length=MOST_MARKS, description="Ids of products to be like")
-    unlike: list[Id] = Field(default=[], max_length=MOST_MARKS, description="Ids of products not to be like")
-    text: str = Field(default="", max_length=200, description="Words of the title, any of which is to be there")
-    category: list[Value] = Field(default=[], max_length=MOST_VALUES, description="Only of these categories")
-    price_min: Price | None = Field(default=None, description="The least price")
-    price_max: Price | None = Field(default=None, description="The highest price")
+    unlike_picture: list[EncodedPicture] = Field(
+        default=[], max_length=MAX_PICTURES, description="Not similar to these pictures"
+    )
+    like: list[ProductId] = Field(
+        default=[], max_length=MAX_MARKS, description="Similar to the products with these ids"
+    )
+    unlike: list[ProductId] = Field(
+        default=[], max_length=MAX_MARKS, description="Not similar to the products with these ids"
+    )
+    text: str = Field(default="", max_length=200, description="Words, at least one of which is in the title")
+    category: list[Value] = Field(default=[], max_length=MAX_VALUES, description="Only products of these categories")
+    price_min: Price | None = Field(default=None, description="Minimum price")
+    price_max: Price | None = Field(default=None, description="Maximum price")
     where: list[Value] = Field(
         default=[],
-        max_length=MOST_VALUES,
-        description="COLUMN:VALUE, only where a column of the shop's own holds it; COLUMN:LOW..HIGH, either left out, "
-        "of numbers and dates",
+        max_length=MAX_VALUES,
+        description="Filter on another column of the catalogue: COLUMN:VALUE, or COLUMN:LOW..HIGH for numbers and "
+        "dates, where either end may be left out",
     )
-    page: int = Field(default=1, ge=1, le=MOST_PAGES, description="Which page of the results")
+    page: int = Field(default=1, ge=1, le=MAX_PAGES, description="Page of the results, starting at 1")
 
     @model_validator(mode="before")
     @classmethod
-    def _without_blanks(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
+    def _without_blanks(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
         lists = {
-            name: [one for one in value if one != ""] if isinstance(value, list) else value
-            for name, value in given.items()
+            name: [item for item in value if item != ""] if isinstance(value, list) else value
+            for name, value in values.items()
         }
         return {name: value for name, value in lists.items() if value not in ("", [])}
 
+    @classmethod
+    def from_form(cls, fields: Mapping[str, list[str]]) -> Self:
+        """Parse the text fields of a form.
+
+        Raises:
+            RequestValidationError: as FastAPI raises it for the parameters of a link.
+        """
+        lists = {name for name, field in cls.model_fields.items() if field.get_default() == []}
+        values = {name: texts if name in lists else texts[-1] for name, texts in fields.items()}
+        return validate(TypeAdapter(cls), values)
+
     @property
-    def looks(self) -> bool:
-        """Whether pictures or products say what the results are to be like."""
+    def is_visual(self) -> bool:
+        """True if results are ranked by similarity to pictures or products."""
         return bool(self.picture or self.unlike_picture or self.like or self.unlike)
 
     @property
-    def filters(self) -> bool:
+    def has_filters(self) -> bool:
+        """True if products are filtered by category, price or another column."""
         return bool(self.category or self.where or self.price_min is not None or self.price_max is not None)
 
     @property
-    def anything(self) -> bool:
-        return self.looks or self.filters or bool(self.text.strip())
+    def is_empty(self) -> bool:
+        """True if the query matches all products."""
+        return not (self.is_visual or self.has_filters or self.text.strip())
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The names and values of a link or a form, without what is not asked for."""
-        found = []
-        for name, value in self.model_dump(exclude_defaults=True).items():
-            values = value if isinstance(value, list) else [value]
-            found += [(name, number(one) if isinstance(one, float) else str(one)) for one in values]
-        return found
+        """The names and values of a link or a form, without defaults."""
+        return [
+            (name, format_number(item) if isinstance(item, float) else str(item))
+            for name, value in self.model_dump(exclude_defaults=True).items()
+            for item in (value if isinstance(value, list) else [value])
+        ]
 
-    def link(self, path: str = "/", **more: str) -> str:
-        """The address of this search; more: further parameters, which come first."""
-        query = urlencode([*more.items(), *self.pairs()])
+    def link(self, path: str = "/", **parameters: str) -> str:
+        """The address of this search below `path`; further parameters come first."""
+        query = urlencode([*parameters.items(), *self.pairs()])
         return f"{path}?{query}" if query else path
 
-    def marked(self, *, like: str | None = None, unlike: str | None = None) -> Self:
-        """The same with one more product to be like, or not to be like; the newest mark on a product counts."""
-        new = like if like is not None else unlike
-        kept = {name: [one for one in getattr(self, name) if one != new] for name in ("like", "unlike")}
-        kept["like"] += [] if like is None else [like]
-        kept["unlike"] += [] if unlike is None else [unlike]
-        return self.but(**{name: ids[-MOST_MARKS:] for name, ids in kept.items()})
-
-    def without(self, name: str, value: str | None = None) -> Self:
-        """The same without one value of a field, or without the field."""
-        left = [one for one in getattr(self, name) if one != value] if value is not None else None
-        return self.but(**{name: left or type(self).model_fields[name].get_default()})
-
-    def but(self, **changes: Any) -> Self:
-        """Another search begins at its first page."""
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, from its first page on."""
         return self.model_copy(update={"page": 1, **changes})
 
+    def mark(self, field: str, product_id: str) -> Self:
+        """A copy with one more product in `like` or `unlike`; an earlier mark on the product is dropped."""
+        marks = {name: [other for other in getattr(self, name) if other != product_id] for name in ("like", "unlike")}
+        marks[field] = [*marks[field], product_id][-MAX_MARKS:]
+        return self.replace(**marks)
+
+    def without(self, field: str, value: str | None = None) -> Self:
+        """A copy without one value of a field, or without the whole field."""
+        values = [] if value is None else [item for item in getattr(self, field) if item != value]
+        return self.replace(**{field: values or type(self).model_fields[field].get_default()})
+
     def conditions(self, schema: pa.Schema) -> tuple[Condition, ...]:
-        """Of a catalogue with these columns. Raises Refused for a column that is not there."""
-        described: dict[str, Any] = {}
+        """The filters as conditions on the columns of a catalogue.
+
+        Raises:
+            HTTPError: if a column does not exist or a value does not have its type.
+        """
+        values: dict[str, Any] = {}
         ranges: list[dict[str, Any]] = []
-        for one in self.where:
-            column, colon, value = one.partition(":")
+        for text in self.where:
+            column, colon, value = text.partition(":")
             if not colon:
-                raise Refused(422, f"where={one} names no value: say COLUMN:VALUE.")
+                raise HTTPError(422, f"where={text} has no value: write COLUMN:VALUE.")
             low, dots, high = value.partition("..")
             if dots and column in schema.names and _is_ordered(schema.field(column).type):
                 ranges.append({column: {"min": low or None, "max": high or None}})
             else:
-                described.setdefault(column, []).append(value)
+                values.setdefault(column, []).append(value)
+        price = {"price": {"min": self.price_min, "max": self.price_max}}
         try:
-            return (
-                *conditions({"category": self.category}, schema),
-                *conditions({"price": {"min": self.price_min, "max": self.price_max}}, schema),
-                *conditions(described, schema),
-                *(condition for one in ranges for condition in conditions(one, schema)),
-            )
+            described: tuple[dict[str, Any], ...] = ({"category": self.category}, price, values, *ranges)
+            return tuple(condition for columns in described for condition in parse_conditions(columns, schema))
         except UserError as error:
-            raise Refused(422, str(error)) from error
+            raise HTTPError(422, str(error)) from error
 
 
-def _is_ordered(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
+def _is_ordered(column_type: pa.DataType) -> bool:
+    return pa.types.is_integer(column_type) or pa.types.is_floating(column_type) or pa.types.is_temporal(column_type)
 
 
-def number(value: float | None) -> str:
-    """As a person would type it, `10` and `9.5`; nothing where there is none."""
+def validate(adapter: TypeAdapter[Validated], value: Any, *location: str) -> Validated:
+    """Validate a form's value.
+
+    Args:
+        adapter: the type.
+        value: what the form sent.
+        location: name of the field, for the error message; models add the names of their fields.
+
+    Raises:
+        RequestValidationError: as FastAPI raises it for the parameters of a link.
+    """
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise RequestValidationError([{**each, "loc": (*location, *each["loc"])} for each in error.errors()]) from error
+
+
+def format_number(value: float | None) -> str:
+    """A number as a person would type it, such as `10` and `9.5`; None becomes an empty string."""
     return "" if value is None else str(int(value) if value.is_integer() else value)

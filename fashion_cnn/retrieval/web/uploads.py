@@ -1,101 +1,112 @@
-"""Pictures that come with a request: held in memory, no more than they may be, and never written to disk."""
+"""Multipart forms with picture files: read into memory within limits, never written to disk."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from fashion_cnn.retrieval.web.errors import Busy, Refused
-from fashion_cnn.retrieval.web.query import MOST_CHARACTERS, MOST_MARKS, MOST_PICTURES, MOST_VALUES
+from fashion_cnn.retrieval.web.errors import BusyError, HTTPError
+from fashion_cnn.retrieval.web.query import MAX_MARKS, MAX_PICTURE_LENGTH, MAX_PICTURES, MAX_VALUES
 
-_FIELDS = 2 * (MOST_MARKS + MOST_PICTURES + MOST_VALUES)
+_MAX_FIELDS = 2 * (MAX_MARKS + MAX_PICTURES + MAX_VALUES)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Form:
-    """fields: the texts of each name. files: the bytes of each name; one that a browser sent empty is left out."""
+    """A parsed form.
 
-    fields: dict[str, list[str]]
-    files: dict[str, list[bytes]]
+    Attributes:
+        fields: the texts of each field.
+        files: the contents of each field's files, without the empty file that a browser sends if none is chosen.
+    """
+
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(default_factory=dict)
 
 
 class Uploads:
     """Reads multipart forms.
 
-    most_bytes: of one request. in_memory: of all that are read or worked on at once, in bytes; beyond it is Busy.
-    seconds: so long a client may take.
+    Args:
+        max_bytes: maximum size of a request.
+        memory: maximum size in bytes of all requests that are read or searched at once; further ones get a `BusyError`.
+        timeout: maximum time in seconds to read a request.
     """
 
-    def __init__(self, *, most_bytes: int, in_memory: int, seconds: float) -> None:
-        self.most_bytes = most_bytes
-        self._free = in_memory
-        self._seconds = seconds
+    def __init__(self, *, max_bytes: int, memory: int, timeout: float) -> None:
+        self._max_bytes = max_bytes
+        self._free_memory = memory
+        self._timeout = timeout
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[Form]:
-        """The form of a request, whose memory counts until the block ends. Raises Refused."""
-        taken = 0
+        """Read the form of a request, whose memory counts as used until the block ends.
 
-        async def counted() -> AsyncGenerator[bytes, None]:
-            nonlocal taken
+        Raises:
+            HTTPError: if the form is damaged, too large or too slow, or the server too busy.
+        """
+        received = 0
+
+        async def stream() -> AsyncGenerator[bytes, None]:
+            nonlocal received
             async for chunk in request.stream():
-                if taken + len(chunk) > self.most_bytes:
+                if received + len(chunk) > self._max_bytes:
                     raise self._too_large()
-                if len(chunk) > self._free:
-                    raise Busy
-                self._free -= len(chunk)
-                taken += len(chunk)
+                if len(chunk) > self._free_memory:
+                    raise BusyError
+                self._free_memory -= len(chunk)
+                received += len(chunk)
                 yield chunk
 
         try:
-            yield await self._form(request, counted())
+            yield await self._form(request, stream())
         finally:
-            self._free += taken
+            self._free_memory += received
 
     async def _form(self, request: Request, stream: AsyncGenerator[bytes, None]) -> Form:
-        kind = request.headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-            raise Refused(415, "Send pictures as a form does, as multipart/form-data.")
-        claimed = request.headers.get("content-length", "")
+        media_type = request.headers.get("content-type", "")
+        if media_type.partition(";")[0].strip().lower() != "multipart/form-data":
+            raise HTTPError(415, "Send pictures as an HTML form does, as multipart/form-data.")
+        length = request.headers.get("content-length", "")
         try:
-            with anyio.fail_after(self._seconds):
-                if claimed.isdecimal() and int(claimed) > self.most_bytes:
-                    await self._read_away(request)
+            with anyio.fail_after(self._timeout):
+                if length.isdecimal() and int(length) > self._max_bytes:
+                    await self._discard_body(request)
                     raise self._too_large()
-                parser = MultiPartParser(request.headers, stream, max_files=2 * MOST_PICTURES, max_fields=_FIELDS)
-                # Else it writes files of more than 1 MB to disk.
-                parser.spool_max_size = self.most_bytes + 1
-                parser.max_part_size = MOST_CHARACTERS + 1
-                return await _sorted(parser)
+                parser = MultiPartParser(request.headers, stream, max_files=2 * MAX_PICTURES, max_fields=_MAX_FIELDS)
+                # By default the parser writes files of more than 1 MB to disk.
+                parser.spool_max_size = self._max_bytes + 1
+                parser.max_part_size = MAX_PICTURE_LENGTH + 1
+                return await _parse(parser)
         except TimeoutError:
-            raise Refused(408, "The picture took too long to arrive: try again.") from None
+            raise HTTPError(408, "The upload took too long: try again.") from None
         except MultiPartException as error:
-            raise Refused(400, f"The form cannot be read: {error.message}") from error
-        except (ValueError, LookupError) as error:  # of character sets and boundaries that are none
-            raise Refused(400, "The form cannot be read.") from error
+            raise HTTPError(400, f"The form cannot be read: {error.message}") from error
+        except (ValueError, LookupError) as error:  # unknown character sets and invalid boundaries
+            raise HTTPError(400, "The form cannot be read.") from error
         except ClientDisconnect:
-            raise Refused(400, "The form ended early.") from None
+            raise HTTPError(400, "The form ended early.") from None
 
-    async def _read_away(self, request: Request) -> None:
-        """A browser shows an answer only after it has sent all that it wanted to; what comes is not kept."""
+    async def _discard_body(self, request: Request) -> None:
+        """Read the body without keeping it: a browser shows a response only after it has sent the whole request."""
         if "expect" in request.headers:
             return
-        left = 8 * self.most_bytes
+        remaining = 8 * self._max_bytes
         async for chunk in request.stream():
-            left -= len(chunk)
-            if left < 0:
+            remaining -= len(chunk)
+            if remaining < 0:
                 return
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"That is too large: {self.most_bytes / 1e6:g} MB are the most in one go.")
+    def _too_large(self) -> HTTPError:
+        return HTTPError(413, f"The upload is too large: the maximum is {self._max_bytes / 1e6:g} MB.")
 
 
-async def _sorted(parser: MultiPartParser) -> Form:
-    form = Form({}, {})
+async def _parse(parser: MultiPartParser) -> Form:
+    form = Form()
     parsed = await parser.parse()
     for name, value in parsed.multi_items():
         if not isinstance(value, UploadFile):

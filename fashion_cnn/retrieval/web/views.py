@@ -1,4 +1,4 @@
-"""Products and samples as a page shows them."""
+"""Products, pictures and numbers as pages show them, and sample pictures to search with."""
 
 import base64
 import io
@@ -7,120 +7,112 @@ from typing import Any
 
 from hydra.utils import get_class
 from PIL import Image
-from torch import Tensor
 
 from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import data_set_of
-from fashion_cnn.retrieval.products import as_picture, png
-from fashion_cnn.retrieval.searcher import Hit
-from fashion_cnn.retrieval.web.errors import Refused
-from fashion_cnn.retrieval.web.query import Asked, carried
+from fashion_cnn.inference.network import instantiate_data
+from fashion_cnn.retrieval.products import encode_png, to_pil_image
+from fashion_cnn.retrieval.web.errors import HTTPError
+from fashion_cnn.retrieval.web.query import SearchQuery, encode_picture
 from fashion_cnn.runs import Run
 
-# Enlarged smoothly, a picture of so few pixels is a blur.
-_FEW_PIXELS = 64
-_MOST_SAMPLES = 10
+# Pictures with no side longer than this are enlarged without smoothing, which would blur them.
+_PIXELATED_SIDE = 64
+MAX_SAMPLES = 10
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture in the page itself: the page and its pictures are of one version, and need one request."""
+class InlineImage:
+    """A picture inside the page, which therefore needs one request and shows one version of the catalogue.
+
+    Attributes:
+        source: a `data:` URL.
+        pixelated: whether to enlarge it without smoothing.
+    """
 
     source: str
     pixelated: bool
 
 
-@dataclass(frozen=True)
-class Card:
-    """A product of a grid, with the links that go on from it."""
-
-    hit: Hit
-    picture: Shown
-    product: str
-    like: str
-    unlike: str
-
-
-def shown(encoded: bytes) -> Shown:
-    """An encoded image."""
+def inline_image(encoded: bytes) -> InlineImage:
+    """Turn an encoded image into a `data:` URL."""
     size = Image.open(io.BytesIO(encoded)).size
-    return Shown(f"data:{kind(encoded)};base64,{base64.b64encode(encoded).decode()}", max(size) <= _FEW_PIXELS)
+    source = f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
+    return InlineImage(source, pixelated=max(size) <= _PIXELATED_SIDE)
 
 
-def shown_tensor(picture: Tensor) -> Shown:
-    """A picture `(C, H, W)` uint8."""
-    return shown(png(as_picture(picture)))
+def media_type(encoded: bytes) -> str:
+    """The media type of a thumbnail: PNG, JPEG or WebP."""
+    signatures = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+    return next((kind for signature, kind in signatures.items() if encoded.startswith(signature)), "image/webp")
 
 
-def kind(encoded: bytes) -> str:
-    """The media type of a thumbnail."""
-    kinds = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-    return next((kind for head, kind in kinds.items() if encoded.startswith(head)), "image/webp")
-
-
-def card(hit: Hit, asked: Asked) -> Card:
-    """asked: the search that the product's links go on with."""
-    return Card(
-        hit=hit,
-        picture=shown(hit.thumbnail),
-        product=asked.link("/product", id=hit.id),
-        like=asked.marked(like=hit.id).link(),
-        unlike=asked.marked(unlike=hit.id).link(),
-    )
-
-
-def price(value: float | None) -> str:
+def format_price(value: float | None) -> str:
+    """A price with two decimals; None becomes an empty string."""
     return "" if value is None else f"{value:,.2f}"
 
 
-def plainly(value: Any) -> str:
-    """An attribute as people read it."""
+def format_attribute(value: Any) -> str:
+    """The value of a product's column as people read it."""
     if value is None:
-        return "not said"
+        return "not specified"
     if not isinstance(value, float):
         return str(value)
-    # Whole ones are numbers such as barcodes as often as amounts.
+    # Large whole numbers are often codes such as barcodes: no separators.
     return str(int(value)) if value.is_integer() else f"{value:,.10g}"
 
 
 @dataclass(frozen=True)
 class Sample:
+    """An example search on the start page.
+
+    Attributes:
+        name: the class or category.
+        picture: an encoded image.
+        link: address of the search.
+    """
+
     name: str
-    picture: Shown
+    picture: bytes
     link: str
 
 
 def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
-    """The first test image of each class, which no catalogue of training images holds; none where the data is not here.
+    """The first test image of each class; a catalogue of the training images does not contain them.
 
-    root: where it lies, if not where the run had it.
+    Args:
+        run: the training run.
+        root: folder of its data set, if it is not where the run had it.
+
+    Returns:
+        At most 10 samples; none if the data set is not on this machine or its images are too large for a link.
     """
-    data = data_set_of(run, root)
-    if isinstance(data, TorchvisionDataModule) and not _is_here(data, run):
+    data = instantiate_data(run, root)
+    if isinstance(data, TorchvisionDataModule) and not _is_downloaded(data, run):
         return ()
     try:
         images, targets = data.load(train=False)
-        members = data.test_order(targets)
+        members = data.test_positions(targets)
     except (UserError, RuntimeError, OSError, ValueError):
         return ()
-    found = []
-    for label, name in enumerate(data.all_class_names[:_MOST_SAMPLES]):
+    samples = []
+    for label, name in enumerate(data.all_class_names[:MAX_SAMPLES]):
         rows = members[targets[members] == label]
         if len(rows):
             picture = images[rows[0]]
             try:
-                found.append(Sample(name, shown_tensor(picture), Asked(picture=[carried(picture)]).link()))
-            except Refused:
+                link = SearchQuery(picture=[encode_picture(picture)]).link()
+            except HTTPError:
                 return ()
-    return tuple(found)
+            samples.append(Sample(name, encode_png(to_pil_image(picture)), link))
+    return tuple(samples)
 
 
-def _is_here(data: TorchvisionDataModule, run: Run) -> bool:
-    """Whether its test set would be read without a download, which nobody asked for who starts a server."""
+def _is_downloaded(data: TorchvisionDataModule, run: Run) -> bool:
+    """Check that the test set can be read without a download, which a server must not start."""
     settings = run.config().data
     try:
         get_class(settings.dataset)(data.root, download=False, **(settings.test or {"train": False}))
-    except Exception:  # whatever keeps it from being read
+    except Exception:  # torchvision's data sets raise errors of all kinds
         return False
     return True

@@ -1,11 +1,11 @@
-// The page works without this: it saves a click where a picture is chosen, and takes one that is dropped or pasted.
+// Optional: submits the form when a picture is chosen, and accepts dropped and pasted pictures.
 const form = document.querySelector("form.search");
 if (form) {
   document.documentElement.classList.add("js");
   const input = form.querySelector("input[type=file]");
   const noPicture = form.querySelector("#no-picture");
   const take = (files) => {
-    // Of a type that the browser does not know, the server says what it is.
+    // If the browser does not know the type of a file, the server checks it.
     const pictures = [...files].filter((file) => !file.type || file.type.startsWith("image/")).slice(0, 4);
     noPicture.hidden = pictures.length > 0;
     if (!pictures.length) return;
@@ -15,7 +15,7 @@ if (form) {
     form.requestSubmit();
   };
   input.addEventListener("change", () => input.files.length && form.requestSubmit());
-  // Words are dropped and pasted into a field as ever; those of a spreadsheet bring a picture of themselves along.
+  // Text is dropped and pasted into fields as usual; spreadsheets add a picture of the copied cells.
   const hasFiles = (event) => event.dataTransfer.types.includes("Files");
   const isText = (event) =>
     event.clipboardData.types.includes("text/plain") && event.target.matches("input[type=search], input[type=number]");

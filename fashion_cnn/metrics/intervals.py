@@ -1,0 +1,122 @@
+"""Estimates with 95% confidence intervals, and mean with standard deviation over repeated runs."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+_Z = 1.959964  # 97.5% quantile of the standard normal distribution
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% confidence interval.
+
+    Attributes:
+        estimate: the point estimate.
+        low: the lower bound.
+        high: the upper bound.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def contains_zero(self) -> bool:
+        """True if zero lies within the bounds."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class MeanStd:
+    """Mean and standard deviation of a metric over repeated runs.
+
+    Attributes:
+        mean: the arithmetic mean.
+        std: the sample standard deviation (n - 1); None of a single value.
+        count: the number of values.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "MeanStd":
+        """Compute both from one value or more."""
+        values = list(values)
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), std, len(values))
+
+    def format(self, scale: float, digits: int) -> str:
+        """Format as `mean ± standard deviation`, both multiplied by `scale`."""
+        deviation = "" if self.std is None else f" ± {self.std * scale:.{digits}f}"
+        return f"{self.mean * scale:.{digits}f}{deviation}"
+
+
+def wilson_interval(proportion: float, count: int) -> Interval:
+    """Wilson score interval of a proportion (Wilson 1927).
+
+    Args:
+        proportion: the observed proportion, in [0, 1].
+        count: the number of trials, at least 1.
+    """
+    centre = (proportion + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * math.sqrt(proportion * (1 - proportion) / count + _Z**2 / (4 * count**2))
+    # The min and max correct rounding at 0 and 1, where one bound is the proportion itself.
+    low, high = max(0.0, min(centre - half, proportion)), min(1.0, max(centre + half, proportion))
+    return Interval(proportion, low, high)
+
+
+def newcombe_interval(first: Interval, second: Interval) -> Interval:
+    """Hybrid score interval of the difference `first - second` of two independent proportions.
+
+    Newcombe, "Interval estimation for the difference between independent proportions", 1998, method 10. It stays valid
+    for proportions near 1.
+
+    Args:
+        first: a proportion with its Wilson interval.
+        second: the proportion to subtract, with its Wilson interval.
+    """
+    estimate = first.estimate - second.estimate
+    return Interval(
+        estimate,
+        low=estimate - math.hypot(first.estimate - first.low, second.high - second.estimate),
+        high=estimate + math.hypot(first.high - first.estimate, second.estimate - second.low),
+    )
+
+
+def mean_interval(values: Tensor) -> Interval:
+    """Interval of the mean of values `(N,)` in [0, 1]: Wilson's if all are 0 or 1, else the normal one."""
+    values = values.double()
+    mean = values.mean().item()
+    if ((values == 0) | (values == 1)).all():
+        return wilson_interval(mean, len(values))
+    half = _Z * (values.var() / len(values)).sqrt().item() if len(values) > 1 else math.inf
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def welch_interval(first: Tensor, second: Tensor) -> Interval:
+    """Interval of the difference of two means, `first.mean() - second.mean()`, of unequal variances (Welch 1947).
+
+    Uses normal instead of t quantiles. The interval is unbounded if either tensor holds a single value.
+    """
+    first, second = first.double(), second.double()
+    estimate = (first.mean() - second.mean()).item()
+    half = _Z * math.sqrt(sum(_variance_of_mean(values) for values in (first, second)))
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def _variance_of_mean(values: Tensor) -> float:
+    return values.var().item() / len(values) if len(values) > 1 else math.inf
+
+
+def to_json_dict(instance: Any) -> dict[str, Any]:
+    """Convert a dataclass to a dictionary for JSON files, which name the estimate of an `Interval` `value`."""
+    return asdict(
+        instance, dict_factory=lambda pairs: {"value" if key == "estimate" else key: item for key, item in pairs}
+    )

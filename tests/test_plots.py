@@ -1,0 +1,148 @@
+"""Plots of all kinds: literal labels, atomic files, and a size that is bounded for many classes."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.cbook import is_math_text
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from fashion_cnn.inference.explain import Explanation, draw
+from fashion_cnn.metrics.classification import confusion_matrix, metrics_by_class
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_precision_by_class
+from fashion_cnn.plots.style import plot_thumbnails, save_figure
+from fashion_cnn.plots.training import plot_confusion_matrices, plot_gap_by_class
+from fashion_cnn.retrieval.output import contact_sheet
+from fashion_cnn.retrieval.products import encode_png
+from fashion_cnn.retrieval.report import plot_outcome
+
+# Parsed as math, the first is invalid; the second is a file name in another encoding.
+NAMES = ["$5_$10", os.fsdecode(b"caf\xe9"), "$x$"]
+PREDICTIONS = Predictions(torch.eye(3).repeat(2, 1), torch.tensor([0, 1, 2, 0, 1, 1]), torch.arange(6))
+
+
+def on_axes(plot, *arguments):
+    figure = Figure()
+    plot(*arguments, figure.subplots(), title="title")
+    return figure
+
+
+def explanation():
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    return draw(
+        Explanation(NAMES[0], image, image[0] / 1.0, image[0] / 1.0, [(image, name) for name in NAMES]),
+        torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(),
+    )
+
+
+def results_sheet():
+    from PIL import Image
+
+    thumbnail = encode_png(Image.new("L", (8, 8)))
+    return contact_sheet(
+        [SimpleNamespace(title=n, id=n, category=n, price=1, similarity=1, thumbnail=thumbnail) for n in NAMES]
+    )
+
+
+def search_plot():
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    by_name = {"by_class": {name: {"precision": {"1": interval}} for name in NAMES}}
+    return on_axes(plot_precision_by_class, {"network": by_name})
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda: plot_confusion_matrices(PREDICTIONS, PREDICTIONS, NAMES),
+        lambda: plot_gap_by_class(PREDICTIONS, PREDICTIONS, NAMES),
+        lambda: plot_thumbnails(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), NAMES, title="title"),
+        lambda: on_axes(plot_by_class, metrics_by_class(PREDICTIONS, NAMES)),
+        search_plot,
+        explanation,
+        results_sheet,
+    ],
+    ids=["confusion", "gap by class", "thumbnails", "by class", "search", "explanation", "contact sheet"],
+)
+def test_names_are_drawn_literally(tmp_path, plot):
+    figure = plot()
+    save_figure(figure, tmp_path / "figure.png")
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert sum("5_" in text for text in texts) >= 1
+    assert not any(map(is_math_text, texts))
+
+
+def test_interrupted_write_keeps_the_previous_file(tmp_path, monkeypatch):
+    path = tmp_path / f"{'long ' * 50}.png"
+    save_figure(Figure(), path)
+    before = path.read_bytes()
+
+    def interrupt(figure, file, **_):
+        (file.open("wb") if hasattr(file, "open") else file).write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_figure(Figure(), path)
+    assert path.read_bytes() == before
+
+
+def half_correct_predictions(classes):
+    """Two images per class: correct in the first half of the classes, else predicted as the class before."""
+    targets = torch.arange(classes).repeat_interleave(2)
+    predicted = torch.where(targets < classes // 2, targets, targets - 1)
+    return Predictions(
+        10 * torch.nn.functional.one_hot(predicted, classes).float(), targets, torch.arange(len(targets))
+    )
+
+
+def class_names(classes):
+    return [f"class {number}" for number in range(classes)]
+
+
+@pytest.mark.parametrize(("classes", "numbered"), [(4, 4), (100, 100), (1000, 0)])
+def test_confusion_matrix_has_numbers_for_at_most_a_hundred_classes(classes, numbered):
+    axes = Figure().subplots()
+    plot_confusion(confusion_matrix(half_correct_predictions(classes)), class_names(classes), axes, title="t")
+    assert len(axes.texts) == numbered
+    assert ("class 1" in [label.get_text() for label in axes.get_yticklabels()]) == bool(numbered)
+    assert axes.images[0].get_array().shape == (classes, classes)
+
+
+def test_plots_stop_growing_at_a_hundred_classes():
+    def sizes(classes):
+        names, predictions = class_names(classes), half_correct_predictions(classes)
+        precision = {"1": {"value": 0.5, "low": 0.4, "high": 0.6}}
+        metrics = {"by_class": {name: {"precision": precision} for name in names}, "overall": {"curve": [0.5]}}
+        search = plot_outcome({"searches": {"all": {"network": {**metrics, "chance": 0.1}}}})["precision_by_class"]
+        figures = (
+            plot_confusion_matrices(predictions, predictions, names),
+            plot_gap_by_class(predictions, predictions, names),
+            search,
+        )
+        return [tuple(figure.get_size_inches()) for figure in figures]
+
+    small, hundred, thousand = map(sizes, (4, 100, 1000))
+    assert hundred == thousand
+    assert all(few[1] < many[1] for few, many in zip(small, hundred, strict=True))
+
+
+def test_only_the_hundred_classes_of_lowest_f1_are_shown():
+    names, predictions = class_names(1000), half_correct_predictions(1000)
+    rows = metrics_by_class(predictions, names)
+    axes = Figure().subplots()
+    plot_by_class(rows, axes, title="t")
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == 100
+    assert set(labels) <= {row.name for row in rows if row.f1 == 0}
+    assert axes.get_ylabel() == "100 of 1,000 classes"
+
+
+def test_classes_that_are_never_predicted_have_no_precision():
+    names = class_names(120)
+    predictions = Predictions(torch.eye(120)[:1].repeat(120, 1), torch.arange(120), torch.arange(120))
+    axes = Figure().subplots()
+    plot_by_class(metrics_by_class(predictions, names), axes, title="t")
+    assert axes.get_legend_handles_labels()[1] == ["recall"]
