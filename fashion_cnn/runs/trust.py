@@ -35,14 +35,13 @@ _LIBRARY_MODULES = {
 }
 # Classes and schedules of this package, by name: what conf/ offers and what a user can put in its place.
 _OWN_NAMES = frozenset(
-    """
-    FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule
-    RandomAffine RandomBlur RandomColour RandomCrop RandomErasing RandomFlip
-    ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone WideResNet Dropout
-    CutMix MixUp SupervisedContrastive Distillation Muon constant cosine linear one_cycle
-    GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV TensorBoard
-    EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging
-    """.split()
+    (
+        "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule RandomAffine RandomBlur RandomColour "
+        "RandomCrop RandomErasing RandomFlip ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone "
+        "WideResNet Dropout CutMix MixUp SupervisedContrastive Distillation Muon constant cosine linear one_cycle "
+        "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV TensorBoard "
+        "EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
+    ).split()  # noqa: SIM905
 )
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
