@@ -14,7 +14,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs.trust import check_classes, trust_classes
 
-FOREIGN = (
+_FOREIGN_PATHS = (
     "os.system os.popen os.remove posix.system subprocess.run subprocess.Popen subprocess.check_output shutil.rmtree "
     "builtins.eval builtins.exec builtins.open builtins.__import__ runpy.run_path runpy.run_module "
     "code.InteractiveConsole pickle.load pathlib.Path.write_text webbrowser.open ctypes.CDLL importlib.import_module "
@@ -31,10 +31,10 @@ FOREIGN = (
     "hydra.utils.instantiate hydra.utils.get_method omegaconf.OmegaConf.register_new_resolver "
     "matplotlib.pyplot.savefig numpy.load numpy.save yaml.unsafe_load PIL.Image.open tiny_images.torch.load "
     "my_package.Network"
-).split()  # noqa: SIM905
+)
 
 
-@pytest.mark.parametrize("path", FOREIGN)
+@pytest.mark.parametrize("path", _FOREIGN_PATHS.split())
 @pytest.mark.parametrize(
     "place",
     [

@@ -34,14 +34,12 @@ _LIBRARY_MODULES = {
     "lightning.pytorch.loggers": "lightning.pytorch.loggers.Logger",
 }
 # Classes and schedules of this package, by name: what conf/ offers and what a user can put in its place.
-_OWN_NAMES = frozenset(
-    (
-        "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule RandomAffine RandomBlur RandomColour "
-        "RandomCrop RandomErasing RandomFlip ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone "
-        "WideResNet Dropout CutMix MixUp SupervisedContrastive Distillation Muon constant cosine linear one_cycle "
-        "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV TensorBoard "
-        "EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
-    ).split()  # noqa: SIM905
+_OWN_NAMES = (
+    "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule RandomAffine RandomBlur RandomColour "
+    "RandomCrop RandomErasing RandomFlip ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone "
+    "WideResNet Dropout CutMix MixUp SupervisedContrastive Distillation Muon constant cosine linear one_cycle "
+    "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV TensorBoard "
+    "EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
 )
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
@@ -102,7 +100,7 @@ def _is_accepted(path: str) -> bool:
     module_name, _, name = path.rpartition(".")
     if module_name in _LIBRARY_MODULES:
         return _is_library_class(module_name, name)
-    if module_name.startswith("fashion_cnn.") and name in _OWN_NAMES:
+    if module_name.startswith("fashion_cnn.") and name in _OWN_NAMES.split():
         return _is_own(module_name, name)
     return path in _typed_classes or _is_trusted(path)
 
