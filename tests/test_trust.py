@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
+from fashion_cnn import search
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs.trust import check_classes, trust_classes
@@ -172,3 +173,14 @@ def test_a_checkpoint_executes_nothing_that_it_names(shop_run, tmp_path):
     with pytest.raises(UserError, match=r"best\.ckpt names torch\.utils\.collect_env\.run"):
         ImageClassifier.load_from_checkpoint(tmp_path / "best.ckpt")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_catalogue_opens_no_run_elsewhere_unless_the_user_names_it(shop_run, command, tmp_path):
+    copy = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    arguments = (f"catalogue={copy}", "text=red", "format=json")
+    status, _, err = command(search.main, *arguments, f"runs_dir={tmp_path / 'mine'}")
+    assert status == 1
+    assert f"names the run {shop_run.path.resolve()}, which is outside runs_dir={tmp_path / 'mine'}: add run=" in err
+    assert command(search.main, *arguments, f"runs_dir={shop_run.path.parent}")[0] == 0
+    assert command(search.main, *arguments, f"runs_dir={tmp_path / 'mine'}", f"run={shop_run.path}")[0] == 0
+    assert command(search.main, f"catalogue={shop_run.catalogue}", "text=red", f"runs_dir={tmp_path / 'mine'}")[0] == 0
