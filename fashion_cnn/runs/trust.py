@@ -110,8 +110,8 @@ def _is_library_class(module_name: str, name: str) -> bool:
         return False
     base_module, _, base_name = _LIBRARY_MODULES[module_name].rpartition(".")
     base = getattr(importlib.import_module(base_module), base_name)
-    found = vars(importlib.import_module(module_name)).get(name)
-    return inspect.isclass(found) and issubclass(found, base)
+    candidate = vars(importlib.import_module(module_name)).get(name)
+    return inspect.isclass(candidate) and issubclass(candidate, base)
 
 
 def _is_own(module_name: str, name: str) -> bool:
@@ -132,10 +132,12 @@ def _is_trusted(path: str) -> bool:
         return False
     module_name, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name or root), name, None)
+        candidate = getattr(importlib.import_module(module_name or root), name, None)
     except ImportError:
         return False
-    return (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__.partition(".")[0] == root
+    return (inspect.isclass(candidate) or inspect.isfunction(candidate)) and candidate.__module__.partition(".")[
+        0
+    ] == root
 
 
 def _remedy(path: str) -> str:
@@ -143,4 +145,4 @@ def _remedy(path: str) -> str:
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES)}
     if root in libraries or root in sys.stdlib_module_names or not root.isidentifier():
         return "which is not a class that a run may name. The file was damaged or made to run a program."
-    return f"a class from outside the libraries. If you trust its package: export {TRUST_VARIABLE}={root}"
+    return f"which is a class of another package. If you trust it: export {TRUST_VARIABLE}={root}"
