@@ -49,7 +49,9 @@ def main() -> None:
         )
     swept, others = split_swept(sys.argv[1:])
     # A file of conf/sweep may set the mode MULTIRUN; here its values are the search space.
-    sys.argv[1:] = [*others, "hydra.mode=RUN"]
+    # Next to the other overrides: argparse does not accept them on both sides of an option such as --cfg job.
+    place = next((number for number, argument in enumerate(others) if "=" in argument), len(others))
+    sys.argv[1:] = [*others[:place], "hydra.mode=RUN", *others[place:]]
     run_command("tune", partial(tune, swept=swept))
 
 

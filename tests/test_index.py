@@ -283,7 +283,8 @@ def test_a_catalogue_finds_its_run_from_any_working_directory(command, run, shop
     monkeypatch.chdir(run.path.parent)
     assert command(main, f"run={run.path.name}", f"catalogue={tmp_path}/c", f"images={shop / 'loose.png'}")[0] == 0
     monkeypatch.chdir(tmp_path)
-    assert command(search_main, "catalogue=c", "text=loose")[::2] == (0, "")
+    trusted = f"runs_dir={run.path.parent}"
+    assert command(search_main, "catalogue=c", trusted, "text=loose")[::2] == (0, "")
 
 
 def test_a_single_picture_becomes_a_product_named_like_the_file(run_index, shop):

@@ -343,3 +343,10 @@ def test_resume_is_rejected_by_tune(command, tmp_path, monkeypatch, arguments):
     assert status == 2
     assert "run the command of the search again" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_cfg_prints_the_config_wherever_it_is_typed(command):
+    for arguments in (("--cfg", "job", "sweep=optimizer"), ("sweep=optimizer", "--cfg", "job")):
+        status, out, err = command(main, *arguments)
+        assert (status, err) == (0, "")
+        assert "\ntune:\n" in out

@@ -18,6 +18,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.trust import check_classes
 
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
 LogitsFunction = Callable[[Tensor], Tensor]
@@ -175,6 +176,7 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
         root: the directory of the data set, if it is no longer where the run found it.
     """
     settings = run.config().data
+    check_classes(settings, run.config_file)
     if root is not None:
         settings.root = root
     data = instantiate(settings, _convert_="all")

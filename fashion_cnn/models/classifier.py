@@ -1,6 +1,7 @@
 """The LightningModule that trains a network and evaluates loss and accuracy on every split."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -18,6 +19,7 @@ from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.optim import constant
 from fashion_cnn.runs.files import update_class_paths
+from fashion_cnn.runs.trust import check_classes
 
 # A config from which Hydra's `instantiate` builds an object: {"_target_": "package.Class", ...}.
 TargetConfig = Mapping[str, Any]
@@ -205,6 +207,22 @@ class ImageClassifier(LightningModule):
                 f"{name} gives logits of shape {tuple(logits.shape[1:])}, but there are {self.num_classes} classes."
             )
         self.network.train(training)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ImageClassifier":
+        """Rebuild a module from a checkpoint; the classes that it names are checked before any is instantiated.
+
+        Args:
+            checkpoint_path: the file.
+            *args: see `LightningModule.load_from_checkpoint`.
+            **kwargs: see `LightningModule.load_from_checkpoint`.
+
+        Raises:
+            UserError: if the checkpoint names a class that is not accepted, see `fashion_cnn.runs.trust`.
+        """
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        check_classes(update_class_paths(dict(checkpoint.get("hyper_parameters", {}))), Path(checkpoint_path))
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)` of normalised images `(B, C, H, W)`."""

@@ -10,6 +10,7 @@ from fashion_cnn.inference.network import differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import LOCATION_KEYS, override_key
+from fashion_cnn.runs.trust import check_classes
 from fashion_cnn.training.loggers import ResumableLogger
 
 
@@ -29,6 +30,7 @@ def restore_config(
         UserError: if an override would change the run.
     """
     stored = run.config()
+    check_classes(stored, run.config_file)
     overrides = config.get("overrides") or []
     if by_user:
         _check_overrides(config, stored, overrides, run)

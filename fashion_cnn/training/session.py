@@ -26,6 +26,7 @@ from fashion_cnn.models.hardware import keep_freed_memory
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
+from fashion_cnn.runs.trust import trust_classes
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
@@ -111,6 +112,7 @@ def prepare(
         The settings of the training, the data module with its training images loaded, and the module to train.
     """
     config = update_config(config)
+    trust_classes(config)
     if existing:
         by_user = config.resume is not None and _RUN_VARIABLE not in os.environ
         config = restore_config(config, existing, by_user=by_user, check_values=check_resumed)

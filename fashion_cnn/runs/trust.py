@@ -1,0 +1,148 @@
+"""Allow-list of the classes that a run, a checkpoint or a catalogue of someone else may name.
+
+A run's config and its checkpoints name the classes that they are rebuilt with, as `_target_`. Such a name could also be
+that of a function which runs a program. Everything that is read from a run is therefore checked before anything is
+instantiated: only the public classes listed here, and those of packages that the user trusts, are accepted.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fashion_cnn.errors import UserError
+
+# Environment variable with the names of further trusted packages, separated by commas.
+TRUST_VARIABLE = "FASHION_CNN_TRUST"
+# Public modules of the libraries, and the base class that an accepted class of each one has.
+_LIBRARY_MODULES = {
+    "torch.nn": "torch.nn.Module",
+    "torch.optim": "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler": "torch.optim.lr_scheduler.LRScheduler",
+    "torchvision.transforms.v2": "torch.nn.Module",
+    "torchvision.datasets": "torchvision.datasets.VisionDataset",
+    "timm.layers": "torch.nn.Module",
+    "lightning.pytorch": "lightning.pytorch.Trainer",
+    "lightning.pytorch.callbacks": "lightning.pytorch.Callback",
+    "lightning.pytorch.loggers": "lightning.pytorch.loggers.Logger",
+}
+# Classes and schedules of this package, by name: what conf/ offers and what a user can put in its place.
+_OWN_NAMES = (
+    "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule RandomAffine RandomBlur RandomColour "
+    "RandomCrop RandomErasing RandomFlip ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone "
+    "WideResNet Dropout CutMix MixUp SupervisedContrastive Distillation Muon constant cosine linear one_cycle "
+    "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV TensorBoard "
+    "EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
+)
+# References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
+_KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+_typed_classes: set[str] = set()
+
+
+def trust_classes(config: Any) -> None:
+    """Accept the classes that a config names, in this process: the user typed them.
+
+    Args:
+        config: plain containers or an OmegaConf config.
+    """
+    _typed_classes.update(path for key, path in _texts(_plain(config)) if key == "_target_")
+
+
+def check_classes(config: Any, source: Path) -> None:
+    """Check each class that a config or a checkpoint names, before any of them is instantiated.
+
+    Args:
+        config: plain containers or an OmegaConf config.
+        source: the file that it was read from, for the message.
+
+    Raises:
+        UserError: if it names anything but an accepted class, or calls a resolver of OmegaConf.
+    """
+    for key, text in _texts(_plain(config)):
+        names_class = key == "_target_"
+        if "${" in _KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
+            raise UserError(f"{source}: {key}={text} is not accepted in the settings of a run: write its value.")
+        if names_class and not _is_accepted(text):
+            raise UserError(f"{source} names {text}, {_remedy(text)}")
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
+
+
+def _texts(part: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in nested containers, each with its key in the innermost mapping.
+
+    The data set of `TorchvisionDataModule` is named by its class path too, and comes with the key `_target_`.
+    """
+    if isinstance(part, Mapping):
+        of_torchvision = str(part.get("_target_")).endswith(".TorchvisionDataModule")
+        for name, value in part.items():
+            yield "key", str(name)
+            yield from _texts(value, "_target_" if of_torchvision and name == "dataset" else str(name))
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _texts(value, key)
+    elif isinstance(part, str):
+        yield key, part
+    elif key == "_target_" and part is not None:
+        yield key, repr(part)
+
+
+def _is_accepted(path: str) -> bool:
+    module_name, _, name = path.rpartition(".")
+    if module_name in _LIBRARY_MODULES:
+        return _is_library_class(module_name, name)
+    if module_name.startswith("fashion_cnn.") and name in _OWN_NAMES.split():
+        return _is_own(module_name, name)
+    return path in _typed_classes or _is_trusted(path)
+
+
+def _is_library_class(module_name: str, name: str) -> bool:
+    if importlib.util.find_spec(module_name.partition(".")[0]) is None or name.startswith("_"):
+        return False
+    base_module, _, base_name = _LIBRARY_MODULES[module_name].rpartition(".")
+    base = getattr(importlib.import_module(base_module), base_name)
+    candidate = vars(importlib.import_module(module_name)).get(name)
+    return inspect.isclass(candidate) and issubclass(candidate, base)
+
+
+def _is_own(module_name: str, name: str) -> bool:
+    try:
+        importable = importlib.util.find_spec(module_name) is not None
+    except ModuleNotFoundError:  # a module inside something that is no package
+        return False
+    return importable and getattr(vars(importlib.import_module(module_name)).get(name), "__module__", "").startswith(
+        "fashion_cnn."
+    )
+
+
+def _is_trusted(path: str) -> bool:
+    """Whether `path` is a class or function that a trusted package itself defines."""
+    packages = {name.strip() for name in os.environ.get(TRUST_VARIABLE, "").split(",")} - {""}
+    root = path.partition(".")[0]
+    if root not in packages:
+        return False
+    module_name, _, name = path.rpartition(".")
+    try:
+        candidate = getattr(importlib.import_module(module_name or root), name, None)
+    except ImportError:
+        return False
+    return (inspect.isclass(candidate) or inspect.isfunction(candidate)) and candidate.__module__.partition(".")[
+        0
+    ] == root
+
+
+def _remedy(path: str) -> str:
+    root = path.partition(".")[0]
+    libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES)}
+    if root in libraries or root in sys.stdlib_module_names or not root.isidentifier():
+        return "which is not a class that a run may name. The file was damaged or made to run a program."
+    return f"which is a class of another package. If you trust it: export {TRUST_VARIABLE}={root}"

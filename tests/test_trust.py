@@ -1,0 +1,186 @@
+"""Runs, checkpoints and catalogues that name other things than classes of the libraries."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+
+from fashion_cnn import search
+from fashion_cnn.errors import UserError
+from fashion_cnn.models import ImageClassifier
+from fashion_cnn.runs.trust import check_classes, trust_classes
+
+_FOREIGN_PATHS = (
+    "os.system os.popen os.remove posix.system subprocess.run subprocess.Popen subprocess.check_output shutil.rmtree "
+    "builtins.eval builtins.exec builtins.open builtins.__import__ runpy.run_path runpy.run_module "
+    "code.InteractiveConsole pickle.load pathlib.Path.write_text webbrowser.open ctypes.CDLL importlib.import_module "
+    "antigravity.webbrowser.open torch.load torch.save torch.hub.load torch.utils.collect_env.run "
+    "torch.utils.cpp_extension.load_inline torch.jit.load torch.nn.modules.module.torch.load torch.nn.Module.__init__ "
+    "torch.nn.functional.relu torch.optim.Optimizer.step torch.nn.parallel.torch.load torch.distributed.run.main "
+    "torch.package.PackageImporter torch.fx.GraphModule torch.optim.lr_scheduler.warnings.warn "
+    "torch.serialization.load torch.multiprocessing.spawn lightning.fabric.utilities.cloud_io._load "
+    "lightning.pytorch.cli.LightningCLI lightning.pytorch.callbacks.os.system torchvision.datasets.utils.os.mkdir "
+    "torchvision.datasets.utils.download_url torchvision.io.write_file torchvision.datasets.folder.os.remove "
+    "torchvision.datasets.DatasetFolder.find_classes torchvision.models.resnet18 "
+    "fashion_cnn.runs.files.write_atomically fashion_cnn.runs.files.shutil.rmtree fashion_cnn.train.main "
+    "fashion_cnn.errors.did_you_mean fashion_cnn.runs.trust.trust_classes fashion_cnn.models.resnet.nn.Module "
+    "hydra.utils.instantiate hydra.utils.get_method omegaconf.OmegaConf.register_new_resolver "
+    "matplotlib.pyplot.savefig numpy.load numpy.save yaml.unsafe_load PIL.Image.open tiny_images.torch.load "
+    "my_package.Network"
+)
+
+
+@pytest.mark.parametrize("path", _FOREIGN_PATHS.split())
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda path: {"_target_": path},
+        lambda path: {
+            "model": {"network": {"_target_": "fashion_cnn.models.ResNet", "activation": {"_target_": path}}}
+        },
+        lambda path: {"callbacks": [{"_target_": path, "_partial_": True}]},
+        lambda path: {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": path}]},
+        lambda path: {"_target_": "fashion_cnn.data.TorchvisionDataModule", "dataset": path},
+    ],
+    ids=["alone", "nested", "partial", "argument", "data set"],
+)
+def test_a_config_that_names_anything_but_an_accepted_class_is_refused(path, place):
+    with pytest.raises(UserError, match="names " + path.replace(".", r"\.")):
+        check_classes(place(path), Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_target_": "${other}", "other": "os.system"},
+        {"lr": "${oc.env:HOME}"},
+        {"lr": "${oc.decode:'1'}"},
+        {"lr": "${${a}:b}"},
+        {"_target_": ["os.system"]},
+        {"_target_": {"_target_": "os.system"}},
+        {"_target_": 3},
+    ],
+)
+def test_resolvers_and_names_that_are_no_text_are_refused(config):
+    with pytest.raises(UserError):
+        check_classes(config, Path("config.yaml"))
+
+
+def test_references_to_keys_are_accepted():
+    check_classes({"data": {"root": "data", "copy": "${data.root}/x"}}, Path("config.yaml"))
+
+
+def targets(part):
+    if isinstance(part, dict):
+        return [part[key] for key in part if key == "_target_"] + [t for value in part.values() for t in targets(value)]
+    return [t for value in part for t in targets(value)] if isinstance(part, list) else []
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        {
+            target
+            for file in (REPOSITORY / "conf").rglob("*.yaml")
+            for target in targets(yaml.safe_load(file.read_text()))
+            if not target.startswith(("optuna.", "fashion_cnn.cli.", "?"))
+        }
+    ),
+)
+def test_each_class_of_conf_is_accepted(path):
+    check_classes({"_target_": path}, Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch.nn.GELU",
+        "torch.optim.RMSprop",
+        "torch.optim.lr_scheduler.StepLR",
+        "lightning.pytorch.callbacks.LearningRateMonitor",
+        "torchvision.transforms.v2.RandomRotation",
+        "torchvision.datasets.CIFAR10",
+        "fashion_cnn.models.resnet.ResNet",
+    ],
+)
+def test_public_classes_of_the_libraries_are_accepted(path):
+    check_classes({"_target_": path}, Path("config.yaml"))
+
+
+def test_a_trusted_package_is_accepted_with_what_it_defines_itself(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text("import os\nclass Net:\n    pass\ndef make():\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {"_target_": "my_networks.Net"}
+    with pytest.raises(UserError, match="export FASHION_CNN_TRUST=my_networks"):
+        check_classes(config, Path("config.yaml"))
+    monkeypatch.setenv("FASHION_CNN_TRUST", "other, my_networks")
+    check_classes(config, Path("config.yaml"))
+    check_classes({"_target_": "my_networks.make"}, Path("config.yaml"))
+    for path in ("my_networks.os.system", "my_networks.missing", "my_networks"):
+        with pytest.raises(UserError):
+            check_classes({"_target_": path}, Path("config.yaml"))
+
+
+def test_classes_that_the_user_typed_are_accepted_in_this_process(monkeypatch):
+    monkeypatch.setattr("fashion_cnn.runs.trust._typed_classes", set())
+    config = {"callbacks": {"mine": {"_target_": "typed_package.Mine"}}}
+    with pytest.raises(UserError):
+        check_classes(config, Path("config.yaml"))
+    trust_classes(config)
+    check_classes(config, Path("config.yaml"))
+
+
+def poisoned(tmp_path):
+    return {"_target_": "torch.utils.collect_env.run", "command": f"touch {tmp_path / 'executed'}"}
+
+
+def test_no_command_executes_what_the_config_of_a_run_names(shop_run, tmp_path):
+    run = Path(shutil.copytree(shop_run.path, tmp_path / "run"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["extra"] = poisoned(tmp_path)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    picture = next(iter((REPOSITORY / "docs").rglob("*.png")))
+    for command, *arguments in (
+        ("predict", f"images={picture}"),
+        ("evaluate",),
+        ("explain", f"images={picture}"),
+        ("search", f"image={picture}"),
+        ("index", f"images={picture}"),
+        ("train", f"resume={run}"),
+    ):
+        named = [] if command == "train" else [f"run={run}"]
+        ended = subprocess.run(
+            [sys.executable, "-m", f"fashion_cnn.{command}", *named, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode in (1, 2), command
+        assert "Traceback" not in ended.stderr
+        assert not (tmp_path / "executed").exists(), command
+
+
+def test_a_checkpoint_executes_nothing_that_it_names(shop_run, tmp_path):
+    checkpoint = torch.load(shop_run.weights, weights_only=True)
+    checkpoint["hyper_parameters"]["network"]["activation"] = poisoned(tmp_path)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt names torch\.utils\.collect_env\.run"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "best.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_catalogue_opens_no_run_elsewhere_unless_the_user_names_it(shop_run, command, tmp_path):
+    copy = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    arguments = (f"catalogue={copy}", "text=red", "format=json")
+    status, _, err = command(search.main, *arguments, f"runs_dir={tmp_path / 'mine'}")
+    assert status == 1
+    assert f"names the run {shop_run.path.resolve()}, which is outside runs_dir={tmp_path / 'mine'}: add run=" in err
+    assert command(search.main, *arguments, f"runs_dir={shop_run.path.parent}")[0] == 0
+    assert command(search.main, *arguments, f"runs_dir={tmp_path / 'mine'}", f"run={shop_run.path}")[0] == 0
+    assert command(search.main, f"catalogue={shop_run.catalogue}", "text=red", f"runs_dir={tmp_path / 'mine'}")[0] == 0
