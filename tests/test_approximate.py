@@ -155,6 +155,7 @@ def test_products_added_after_the_index_are_retrieved_and_a_small_catalogue_drop
     assert len(Snapshot(catalogue).vectors) == 20
 
 
+@pytest.mark.slow
 def test_the_command_reports_the_recall_of_the_index(tmp_path, command):
     config = compose(overrides=[*TINY_DATA, f"runs_dir='{tmp_path}'", "callbacks=essential", "trainer.max_epochs=1"])
     run = Run(tmp_path / train(config)["run"])

@@ -82,6 +82,7 @@ def test_moved_classes_exist_at_their_new_path_only(old, new):
         getattr(importlib.import_module(module), name)
 
 
+@pytest.mark.training
 def test_an_old_run_is_evaluated(old_run, command):
     status, _, err = command(evaluate, f"run={old_run.path}", "split=test", "format=json")
     assert status == 0, err
@@ -89,6 +90,7 @@ def test_an_old_run_is_evaluated(old_run, command):
     assert stored["accuracy"] == old_run.results()["test/accuracy"]
 
 
+@pytest.mark.training
 def test_an_old_run_is_resumed(old_run, command):
     settings = OmegaConf.load(old_run.config_file)
     settings.trainer.max_epochs = 3

@@ -75,6 +75,7 @@ def printed_table():
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_the_table_shows_each_recorded_row_with_its_mean():
     assert len(RECORDS) > 10
     for row in {line["row"] for line in RECORDS if "ablates" not in line}:
@@ -107,6 +108,7 @@ def test_comments_in_configs_state_only_recorded_results(file):
     assert duration in (None, recorded["minutes of training" if unit == "minutes" else "seconds in all"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["0", "x", ",", ""])
 def test_invalid_seeds_are_rejected(typed):
     command = [sys.executable, "scripts/reproduce", "small", f"seeds={typed}"]

@@ -139,6 +139,7 @@ def poisoned(tmp_path):
     return {"_target_": "torch.utils.collect_env.run", "command": f"touch {tmp_path / 'executed'}"}
 
 
+@pytest.mark.slow
 def test_no_command_executes_what_the_config_of_a_run_names(shop_run, tmp_path):
     run = Path(shutil.copytree(shop_run.path, tmp_path / "run"))
     config = yaml.safe_load((run / "config.yaml").read_text())
