@@ -125,7 +125,7 @@ def _is_own(module_name: str, name: str) -> bool:
 
 
 def _is_trusted(path: str) -> bool:
-    """Whether `path` is a class or function that a trusted package itself defines."""
+    """Return whether `path` is a class or function that a trusted package itself defines."""
     packages = {name.strip() for name in os.environ.get(TRUST_VARIABLE, "").split(",")} - {""}
     root = path.partition(".")[0]
     if root not in packages:
