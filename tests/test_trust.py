@@ -167,9 +167,11 @@ def test_no_command_executes_what_the_config_of_a_run_names(shop_run, tmp_path):
         assert not (tmp_path / "executed").exists(), command
 
 
-def test_a_checkpoint_executes_nothing_that_it_names(shop_run, tmp_path):
+@pytest.mark.parametrize("key", ["hyper_parameters", "hparams", "module_arguments"])
+def test_a_checkpoint_executes_nothing_that_it_names(shop_run, tmp_path, key):
     checkpoint = torch.load(shop_run.weights, weights_only=True)
-    checkpoint["hyper_parameters"]["network"]["activation"] = poisoned(tmp_path)
+    network = checkpoint["hyper_parameters"]["network"] | {"activation": poisoned(tmp_path)}
+    checkpoint[key] = checkpoint["hyper_parameters"] | {"network": network}
     torch.save(checkpoint, tmp_path / "best.ckpt")
     with pytest.raises(UserError, match=r"best\.ckpt names torch\.utils\.collect_env\.run"):
         ImageClassifier.load_from_checkpoint(tmp_path / "best.ckpt")

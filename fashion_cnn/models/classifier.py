@@ -221,7 +221,9 @@ class ImageClassifier(LightningModule):
             UserError: if the checkpoint names a class that is not accepted, see `fashion_cnn.runs.trust`.
         """
         checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-        check_classes(update_class_paths(dict(checkpoint.get("hyper_parameters", {}))), Path(checkpoint_path))
+        # Lightning passes the hyper-parameters under each of these keys to the constructor.
+        for key in ("hyper_parameters", "hparams", "module_arguments"):
+            check_classes(update_class_paths(checkpoint.get(key)), Path(checkpoint_path))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
 
     def forward(self, images: Tensor) -> Tensor:
