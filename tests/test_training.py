@@ -317,6 +317,16 @@ def test_overrides_that_change_a_resumed_run_are_refused(tiny, stop, disarm, tmp
     assert train(compose(overrides=[*resume, "experiment=baseline"]))["epochs"] == 3, "the stored config must stand"
 
 
+def test_a_given_directory_resumes_with_the_stored_settings(tiny, stop, disarm):
+    config = tiny("trainer.max_epochs=3")
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    directory = only_run(config).path
+    assert train(tiny("trainer.max_epochs=2"), directory=directory)["epochs"] == 3, "a job of a sweep is not checked"
+
+
 @pytest.mark.parametrize("process", ["first", "further"])
 def test_data_root_of_a_resumed_run_reaches_every_process(tiny, stop, monkeypatch, process):
     config = tiny()
