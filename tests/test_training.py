@@ -344,6 +344,23 @@ def test_data_root_of_a_resumed_run_reaches_every_process(tiny, stop, monkeypatc
         train(tiny("resume=latest", "data.root=moved"))
 
 
+def test_a_data_root_given_on_resuming_is_written_into_the_run(tiny, stop, disarm):
+    config = tiny("data.root=before")
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    run = only_run(config)
+    started, stored = run.started, run.config()
+    train(tiny("resume=latest", "data.root=moved"))
+    assert run.config().data.root == "moved"
+    assert "data.root=moved" in run.config().overrides
+    assert "data.root=before" not in run.config().overrides
+    assert run.started == started, "the newest run stays the newest"
+    stored.data.root, stored.overrides = run.config().data.root, run.config().overrides
+    assert stored == run.config(), "nothing else changes"
+
+
 def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
     config = tiny()
     stop(1, KeyboardInterrupt())

@@ -1,6 +1,7 @@
 """The run directory: file names, state, lock, config and results."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,6 +142,12 @@ class Run:
     def write_config(self, config: DictConfig) -> None:
         """Write the config, which makes the directory a run."""
         write_atomically(self.config_file, OmegaConf.to_yaml(config))
+
+    def replace_config(self, config: DictConfig) -> None:
+        """Write another config of a run that has one; the time when it started stays."""
+        started = self.config_file.stat().st_mtime_ns
+        self.write_config(config)
+        os.utime(self.config_file, ns=(started, started))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the results, which marks the run as finished: call it last."""

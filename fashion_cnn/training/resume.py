@@ -17,7 +17,7 @@ from fashion_cnn.training.loggers import ResumableLogger
 def restore_config(
     config: DictConfig, run: Run, *, by_user: bool, check_values: Callable[[DictConfig], None]
 ) -> DictConfig:
-    """Return the run's own config; only `data.root` may be overridden.
+    """Return the run's own config; only `data.root` may be overridden, which the returned overrides then contain.
 
     Args:
         config: the settings that the command line gives.
@@ -34,8 +34,11 @@ def restore_config(
     overrides = config.get("overrides") or []
     if by_user:
         _check_overrides(config, stored, overrides, run)
-    if any(override_key(override) == "data.root" for override in overrides):
+    if moved := [override for override in overrides if override_key(override) == "data.root"]:
         stored.data.root = config.data.root
+        # Commands suggested at the end repeat these overrides.
+        others = [override for override in stored.get("overrides") or [] if override_key(override) != "data.root"]
+        stored.overrides = [*others, *moved]
     if by_user:
         check_values(stored)
     return stored
@@ -55,8 +58,8 @@ def _check_overrides(config: DictConfig, stored: DictConfig, overrides: Iterable
             )
 
 
-def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run) -> None:
-    """Drop from the loggers what was written after the last checkpoint.
+def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, config: DictConfig) -> None:
+    """Drop from the loggers what was written after the last checkpoint, and store a `data.root` given on resuming.
 
     Raises:
         UserError: if that checkpoint cannot be read or belongs to another network.
@@ -77,3 +80,5 @@ def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run) -> No
     for logger in trainer.loggers:
         if isinstance(logger, ResumableLogger):
             logger.resume_after(step)
+    if OmegaConf.select(config, "data.root") != OmegaConf.select(run.config(), "data.root"):
+        run.replace_config(config)

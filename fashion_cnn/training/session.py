@@ -87,7 +87,7 @@ def run_training(
     run.create()
     with run.locked(), _record_failure(run):
         if existing:
-            prepare_to_resume(trainer, module, run)
+            prepare_to_resume(trainer, module, run, config)
         else:
             run.write_config(config)
         print_start(config, run, module, data, brief=directory is not None)
