@@ -32,7 +32,7 @@ from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_json
+from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_atomically, write_json
 
 Array = NDArray[Any]
 FLOAT_FILE, INT8_FILE, METRICS_FILE = "network.onnx", "network_int8.onnx", "export.json"
@@ -149,9 +149,7 @@ class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    partial_file = path.with_name(f".{path.name}-partial")
-    onnx.save(model, partial_file)
-    partial_file.replace(path)
+    write_atomically(path, model.SerializeToString())
 
 
 def open_onnx(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
