@@ -18,7 +18,7 @@ from fashion_cnn.evaluation.robustness import (
     evaluate_robustness,
     read_robustness,
 )
-from fashion_cnn.evaluation.robustness_report import plot_robustness
+from fashion_cnn.evaluation.robustness_report import plot_corruptions, plot_robustness
 from fashion_cnn.inference.network import NetworkRunner
 from fashion_cnn.models import ImageClassifier
 
@@ -185,3 +185,16 @@ def test_the_heat_map_shows_accuracies_means_and_errors():
         3: [*["31.2"] * 6, "87"],
     }
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Clean", "Rotation", "Shot noise", "Mean"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_picture_of_the_corruptions_shows_each_at_each_severity(images, channels):
+    image = images[0].repeat(channels, 1, 1)
+    (axes,) = plot_corruptions(image).axes
+    drawn = [torch.from_numpy(picture.get_array().data.copy()) for picture in axes.images]
+    expected = [corrupt(image[None], name, severity)[0] for name in CORRUPTIONS for severity in range(1, 6)]
+    assert len(drawn) == len(expected) == 60
+    for pixels, corrupted in zip(drawn, expected, strict=True):
+        assert torch.equal(pixels.reshape(10, 10, channels), corrupted.permute(1, 2, 0))
+    labels = {text.get_text() for text in axes.texts}
+    assert {"Shot noise", "Erasing", "severity 1", "severity 5"} <= labels

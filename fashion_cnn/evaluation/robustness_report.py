@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.evaluation.corruptions import SEVERITIES
+from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fashion_cnn.evaluation.evaluate import Evaluation, Split
 from fashion_cnn.evaluation.outliers import SCORES, Outliers, Separation, evaluate_outliers
 from fashion_cnn.evaluation.robustness import (
@@ -100,6 +101,7 @@ def write_robustness_report(
     plot_robustness(result, heat_map.subplots(), title=title, errors=errors)
     save_figure(heat_map, folder / "robustness.png")
     save_figure(plot_outliers(outliers), folder / "outliers.png")
+    save_figure(plot_corruptions(images[0]), folder / "corruptions.png")
     write_json(folder / METRICS_FILE, record)
     return record
 
@@ -142,6 +144,28 @@ def plot_robustness(result: Robustness, axes: Axes, *, title: str, errors: Corru
     axes.spines[:].set_visible(False)
     axes.set_xlabel("severity", x=len(SEVERITIES) / 2 / len(headings))
     axes.set_title(title)
+
+
+def plot_corruptions(image: Tensor) -> Figure:
+    """Draw an image `(C, H, W)` uint8 under each corruption, in two blocks of rows with severities in columns."""
+    rows, columns = -(-len(CORRUPTIONS) // 2), len(SEVERITIES)
+    figure = Figure(figsize=(11, 0.9 * rows + 0.3), layout="constrained")
+    # All images share one Axes: the layout of one Axes per image takes ten times as long.
+    axes = figure.subplots()
+    for number, name in enumerate(CORRUPTIONS):
+        block, row = divmod(number, rows)
+        start = block * (columns + 1.7)
+        axes.text(start - 0.1, -row, _title(name), ha="right", va="center")
+        for severity in SEVERITIES:
+            left = start + severity - 1
+            pixels = corrupt(image[None], name, severity)[0].permute(1, 2, 0).squeeze(-1).numpy()
+            extent = (left + 0.05, left + 0.95, -row - 0.45, -row + 0.45)
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=extent)
+            if row == 0:
+                axes.text(left + 0.5, 0.5, f"severity {severity}", fontsize=8, ha="center", va="bottom")
+    axes.set(xlim=(-1.6, 2 * columns + 1.7), ylim=(0.5 - rows, 0.8))
+    axes.set_axis_off()
+    return figure
 
 
 def _title(name: str) -> str:
