@@ -29,15 +29,21 @@ ABLATION_COLUMNS = {
 }
 
 
-def print_table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, tuple[str, float, int]]) -> None:
+def print_table(
+    rows: dict[str, list[dict[str, Any]]],
+    columns: dict[str, tuple[str, float, int]],
+    notes: dict[str, dict[str, str]],
+) -> None:
     """Print mean ± standard deviation over the records of each row.
 
     Args:
         rows: the records of each row.
         columns: key in results.json, factor and number of digits by heading.
+        notes: further cells of each row by heading, the same headings for all.
     """
-    print(f"| {' | '.join(['', 'seeds', *columns])} |")
-    print(f"| {' | '.join(['---', *['---:'] * (len(columns) + 1)])} |")
+    headings = [*next(iter(notes.values()), {})]
+    print(f"| {' | '.join(['', 'seeds', *columns, *headings])} |")
+    print(f"| {' | '.join(['---', *['---:'] * (len(columns) + 1), *['---'] * len(headings)])} |")
     for row, records in rows.items():
         all_runs, timed = (
             Group({}, tuple(record["results"] for record in part)) for part in (records, without_other_load(records))
@@ -47,7 +53,7 @@ def print_table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, tuple[
             metric.format(scale, digits) if metric else "not measured"
             for metric, (_, scale, digits) in zip(metrics, columns.values(), strict=True)
         ]
-        print(f"| {' | '.join([row, str(len(records)), *cells])} |")
+        print(f"| {' | '.join([row, str(len(records)), *cells, *notes[row].values()])} |")
 
 
 def without_other_load(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -63,9 +63,102 @@ def test_every_record_has_command_commit_machine_and_results():
     for line in RECORDS:
         assert {"row", "command", "commit", "machine", "results"} <= line.keys()
         assert {"seed", "seconds", "torch"} <= line["results"].keys()
-        assert not line["commit"].endswith("+"), "made from a commit, not from changed files"
+        assert not line["commit"].endswith("-dirty"), "made from a commit, not from changed files"
         if line["row"].startswith("speedrun") and "ablates" not in line:
             assert {"wall_seconds", "test_flip/accuracy"} <= line["results"].keys()
+
+
+@pytest.fixture
+def provenance(script):
+    """The module that compares records with the present code."""
+    script("reproduce")
+    return importlib.import_module("provenance")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A git repository with a module that trainings depend on and one that they do not; a function that commits it."""
+    for name in ("models/layers.py", "retrieval/catalogue.py"):
+        (tmp_path / "fashion_cnn" / name).parent.mkdir(parents=True)
+        (tmp_path / "fashion_cnn" / name).write_text("VALUE = 1\n")
+
+    def git(*words):
+        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", *identity, *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit():
+        git("add", "-A")
+        git("commit", "-m", "Change")
+        return git("rev-parse", "--short", "HEAD")
+
+    git("init")
+    return tmp_path, commit
+
+
+def test_the_code_hash_of_files_is_that_of_their_commit_and_ignores_other_modules(provenance, clone):
+    folder, commit = clone
+    hashes = {}
+    for name in ("first", "models/layers.py", "retrieval/catalogue.py"):
+        if (folder / "fashion_cnn" / name).exists():
+            (folder / "fashion_cnn" / name).write_text("VALUE = 2\n")
+        before = provenance.hash_code(folder)
+        assert provenance.hash_committed_code(folder, commit()) == before
+        hashes[name] = before
+    assert hashes["first"] != hashes["models/layers.py"] == hashes["retrieval/catalogue.py"]
+    assert provenance.hash_committed_code(folder, "0123456") is None
+
+
+def test_the_code_hash_covers_the_classes_that_configs_name(provenance):
+    others = ("hydra", "sweep", "tune")
+    for file in (REPOSITORY / "conf").rglob("*/*.yaml"):
+        if file.relative_to(REPOSITORY / "conf").parts[0] in others:
+            continue
+        for path in re.findall(r"_target_: fashion_cnn\.(\S+)\.\w+$", file.read_text(), re.MULTILINE):
+            assert f"{path.replace('.', '/')}/".startswith(provenance.TRAINING_CODE), (file, path)
+
+
+def test_reproduce_table_tells_records_of_other_settings_and_other_code(reproduce, clone, monkeypatch, capsys):
+    folder, commit = clone
+    older = commit()
+    (folder / "fashion_cnn" / "models" / "layers.py").write_text("VALUE = 2\n")
+    newer = commit()
+    monkeypatch.setattr(reproduce, "REPOSITORY", folder)
+    now, settings = reproduce.hash_code(folder), reproduce.Training("tiny", ["model=tiny"], 0).recipe
+
+    def line(row, seed, commit, **origin):
+        command = f"python -m fashion_cnn.train model=tiny seed={seed}"
+        results = {"seed": seed, "test/accuracy": 0.5}
+        return {"row": row, "command": command, "commit": commit, "machine": "M", "results": results, **origin}
+
+    lines = [
+        line("no hashes", 0, older),
+        line("no hashes", 1, newer),
+        line("both hashes", 0, newer, recipe=settings, code=now),
+        line("changed", 0, f"{newer}-dirty", recipe="other", code="other"),
+        line("changed", 1, older, recipe="first"),
+        line("changed", 1, older, recipe="other"),
+        line("lost commit", 0, "0123456", recipe=settings),
+    ]
+    reproduce.RECORDS.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    reproduce.print_recorded([])
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()]
+    assert rows[0][-3:] == ["settings", "code", "not counted"]
+    assert {row[0]: (row[1], *row[-3:]) for row in rows[2:6]} == {
+        "no hashes": ("2", "unknown", f"other: seeds 0; same: seeds 1 ({older})", "none"),
+        "both hashes": ("1", "same", "same", "none"),
+        "changed": ("2", "other", f"other ({newer}-dirty, {older})", f"seed 1 of {older}"),
+        "lost commit": ("1", "same", "unknown (0123456)", "none"),
+    }
+
+
+def test_a_record_names_a_commit_with_changed_files_and_the_hash_of_the_code(reproduce, clone, monkeypatch):
+    folder, commit = clone
+    name = commit()
+    monkeypatch.setattr(reproduce, "REPOSITORY", folder)
+    assert reproduce.code_state() == {"commit": name, "code": reproduce.hash_code(folder)}
+    (folder / "fashion_cnn" / "models" / "layers.py").write_text("VALUE = 2\n")
+    assert reproduce.code_state() == {"commit": f"{name}-dirty", "code": reproduce.hash_code(folder)}
 
 
 @functools.cache
@@ -87,6 +180,42 @@ def test_the_table_shows_each_recorded_row_with_its_mean():
         assert f"| {row} | {len(newest)} | {statistics.fmean(newest.values()):.2%}"[:-1] in shown
 
 
+def recorded_row(name):
+    """The cells of a row of scripts/reproduce table by heading."""
+    heading, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed_table().splitlines() if line
+    )
+    return dict(zip(heading, next(row for row in rows if row[0] == name), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_the_accuracies_and_gaps_in_the_documents_are_the_recorded_ones(document):
+    """Rows such as | `experiment=tiny` | 98,426 | 7.3 | **94.34 ± 0.16** (5) | 94.52 ± 0.11 | 2.90 ± 0.29 |"""
+    value = r"\**([\d.]+(?: ± [\d.]+)?)\**"
+    pattern = (
+        rf"^\| `(experiment|model)=(\w+)`.*\| {value} \((\d+)\) \|\s*(?:{value}|[a-z ]*)\s*\|\s*(?:{value})?\s*\|$"
+    )
+    rows = re.findall(pattern, (REPOSITORY / document).read_text(), re.MULTILINE)
+    assert len(rows) >= 6
+    for group, name, *cells in rows:
+        recorded = recorded_row(f"model={name}" if group == "model" else name)
+        columns = ("test %", "seeds", "flip-averaged %", "gap to test, points")
+        assert cells == [recorded[column].replace("not measured", "") for column in columns], name
+
+
+def test_the_sizes_of_the_networks_in_the_documents_are_the_recorded_ones():
+    """Rows such as | `tiny` | 16; 32, 64, 96 | 98,426 | 6.0 M | …"""
+    text = (REPOSITORY / "docs" / "results.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([\d,]+) \| ([\d,.]+) M \|", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == {"tiny", "small", "medium", "large", "baseline"}
+    for name, parameters, multiply_adds in rows:
+        results = next(line["results"] for line in reversed(RECORDS) if line["row"] == name)
+        assert int(parameters.replace(",", "")) == results["parameters"]
+        digits = len(multiply_adds.partition(".")[2])
+        assert multiply_adds == f"{results['multiply_adds'] / 1e6:,.{digits}f}"
+
+
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda file: file.stem)
 def test_comments_in_configs_state_only_recorded_results(file):
     comments = " ".join(line.strip(" #") for line in file.read_text().splitlines() if line.strip().startswith("#"))
@@ -98,10 +227,7 @@ def test_comments_in_configs_state_only_recorded_results(file):
         assert file.parent.name != "experiment" or not stated
         return
     assert f"scripts/reproduce table {file.stem}" in comments
-    heading, _, *rows = (
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed_table().splitlines() if line
-    )
-    recorded = dict(zip(heading, next(row for row in rows if row[0] == file.stem), strict=True))
+    recorded = recorded_row(file.stem)
     test, flip, seeds, duration, unit = header.groups()
     assert (test, seeds) == (recorded["test %"], recorded["seeds"])
     assert flip in (None, recorded["flip-averaged %"])
@@ -135,6 +261,8 @@ def reproduce(tmp_path, monkeypatch, script):
             "command": shlex.join(training.command),
             "results": {"seed": training.seed, "val/accuracy": 0.5},
             "machine": "M",
+            "commit": "unknown",
+            "code": script.hash_code(REPOSITORY),
         }
 
     script.really_train = script.train
@@ -248,7 +376,7 @@ def test_a_stopped_recording_is_resumed_and_not_timed(reproduce, tmp_path, monke
 
     monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
     commits = ["first", "first", "second"]
-    monkeypatch.setattr(reproduce, "git", lambda *words: commits[len(typed)] if words[0] == "rev-parse" else "")
+    monkeypatch.setattr(reproduce, "git", lambda _, *words: commits[len(typed)] if words[0] == "rev-parse" else "")
     monkeypatch.setattr(reproduce.subprocess, "run", run)
     with pytest.raises(subprocess.CalledProcessError):
         reproduce.really_train(training)
@@ -297,11 +425,13 @@ def test_a_recording_names_both_commits_if_they_differ(reproduce, tmp_path, monk
     run.checkpoints.mkdir(parents=True)
     run.last_checkpoint.touch()
     run.config_file.write_text("seed: 3\n")
-    (training.folder / "commit").write_text("older")
-    monkeypatch.setattr(reproduce, "git", lambda *words: "newer" if words[0] == "rev-parse" else "")
+    (training.folder / "code.json").write_text('{"commit": "older", "code": "before"}')
+    monkeypatch.setattr(reproduce, "git", lambda _, *words: "newer" if words[0] == "rev-parse" else "")
+    monkeypatch.setattr(reproduce, "hash_code", lambda _: "after")
     results = '{"seed": 3, "hardware": "CPU"}'
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: run.results_file.write_text(results))
-    assert reproduce.really_train(training)["commit"] == "older, ended at newer"
+    record = reproduce.really_train(training)
+    assert (record["commit"], record["code"]) == ("older, ended at newer", "before, ended at after")
     assert "(resumed, started at older)" in capsys.readouterr().out
 
 
