@@ -80,6 +80,7 @@ def describe_origin(
     left_out: Sequence[dict[str, Any]],
     *,
     present_settings: Callable[[str], str | None],
+    present_code: str,
     repository: Path,
 ) -> dict[str, str]:
     """Describe the origin of a row's records.
@@ -88,15 +89,15 @@ def describe_origin(
         counted: the records in the row's means.
         left_out: all other records of the row.
         present_settings: returns the hash of the settings that a recorded command composes now, or None.
+        present_code: hash of the present code.
         repository: the clone.
 
     Returns:
         The cells of the columns `settings`, `code` and `not counted`; see LEGEND.
     """
-    present = hash_code(repository)
     seeds = [record["results"]["seed"] for record in counted]
     settings = [compare_settings(record, present_settings(record["command"])) for record in counted]
-    code = [compare_code(record, present, repository) for record in counted]
+    code = [compare_code(record, present_code, repository) for record in counted]
     commits = [record["commit"] for record, status in zip(counted, code, strict=True) if status != "same"]
     names = f" ({', '.join(dict.fromkeys(commits))})" if commits else ""
     others = [f"seed {record['results']['seed']} of {record['commit']}" for record in left_out]
