@@ -290,7 +290,8 @@ def test_robustness_is_compared_with_another_run(command, trained):
     assert record["corruption_errors"] is None, "no baseline is recorded for these images"
     assert set(record["outliers"]) >= {"uniform_noise", "inverted"}
     folder = first.evaluation / "test"
-    assert {"robustness.json", "robustness.png", "outliers.png", "corruptions.png"} <= {file.name for file in folder.iterdir()}
+    plots = {"robustness.png", "outliers.png", "corruptions.png"}
+    assert {"robustness.json", *plots} <= {file.name for file in folder.iterdir()}
     compared = evaluation_json(command, second, "robustness=true", f"baseline={first.path}")["robustness"]
     assert compared["corruption_errors"]["mean"] > 0
     assert compared["corruption_errors"]["baseline"] == str(first.path)
