@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from starlette.types import ASGIApp
 
-# Maximum number of connections; uvicorn answers further ones with 503 and no message.
-_MAX_CONNECTIONS = 512
-
 
 def serve(config: DictConfig) -> None:
     """Serve until Ctrl-C.
@@ -41,10 +38,10 @@ def serve(config: DictConfig) -> None:
         address, port = listener.getsockname()[:2]
         server = create_server(
             build_app(config, address),
+            config,
             log_level="error",
             access_log=False,
             server_header=False,
-            limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=3,
         )
         host = f"[{address}]" if ":" in address else address
@@ -56,19 +53,27 @@ def serve(config: DictConfig) -> None:
             raise Interrupted("Stopped.") from None
 
 
-def create_server(app: ASGIApp, **settings: Any) -> uvicorn.Server:
-    """Create a server that accepts addresses as long as those of a search with pictures.
+def create_server(app: ASGIApp, config: DictConfig, **settings: Any) -> uvicorn.Server:
+    """Create a server that closes idle connections and accepts addresses as long as those of a search with pictures.
 
     Args:
         app: the application.
+        config: the composed `conf/serve.yaml`.
         settings: further settings of uvicorn.
     """
-    import uvicorn
-
+    from fashion_cnn.retrieval.web.connections import LimitedServer
     from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH
 
-    # Limits the size of the address and headers together.
-    return uvicorn.Server(uvicorn.Config(app, h11_max_incomplete_event_size=2 * MAX_LINK_LENGTH, **settings))
+    limits = config.limits
+    return LimitedServer(
+        app,
+        limit=limits.connections,
+        limit_per_address=limits.connections_per_address,
+        idle_seconds=limits.idle_seconds,
+        # Limits the size of the address and headers together.
+        h11_max_incomplete_event_size=2 * MAX_LINK_LENGTH,
+        **settings,
+    )
 
 
 def build_app(config: DictConfig, address: str) -> ASGIApp:

@@ -3,17 +3,29 @@
 import io
 import os
 import struct
+import subprocess
+import sys
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile, ImageOps
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import Preparation, TooManyPixelsError, UnreadablePictureError, decode, find_pictures
-from fashion_cnn.pictures.preparation import _tensor as to_tensor
+from fashion_cnn.pictures import (
+    Preparation,
+    TooManyPixelsError,
+    UnreadablePictureError,
+    decode,
+    decoding,
+    find_pictures,
+)
+from fashion_cnn.pictures.isolation import PictureProcess
 
 FRAME = (1, 28, 28)
 
@@ -169,6 +181,247 @@ def test_large_pictures_are_reduced_to_at_least_min_pixels():
     assert decode(encoded(garment((60, 80))), min_pixels=100 * 100).size == (60, 80)
 
 
+@pytest.fixture
+def not_loaded(monkeypatch):
+    """Fails if pixels are decoded."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels are decoded"))
+
+
+def scans(count, size=(64, 48)):
+    """A progressive JPEG whose last scan is repeated up to this number of scans, and whose header claims a size."""
+    jpeg = encoded(garment((64, 48)), "JPEG", progressive=True)
+    last = jpeg.rindex(b"\xff\xda")
+    content = jpeg[:last] + (count - jpeg.count(b"\xff\xda") + 1) * jpeg[last:-2] + jpeg[-2:]
+    frame = content.index(b"\xff\xc2") + 5
+    return content[:frame] + struct.pack(">HH", size[1], size[0]) + content[frame + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (scans(101), "takes too long to decode .101 scans; 100 are the most"),
+        (scans(1009), "1,009 scans"),
+        (scans(100, size=(4000, 4000)), "takes too long to decode: save it as"),
+    ],
+)
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(not_loaded, content, reason):
+    assert len(content) < 200_000
+    with pytest.raises(UnreadablePictureError, match=reason):
+        decode(content)
+
+
+def test_ordinary_scans_are_decoded():
+    for content in (scans(100), encoded(garment((640, 480)), "JPEG", progressive=True)):
+        assert decode(content).mode == "RGB"
+
+
+def test_a_jpeg_of_many_exif_parts_is_refused_before_it_is_opened():
+    jpeg = encoded(garment((64, 48)), "JPEG")
+    part = b"\xff\xe1\x00\x09Exif\0\0."
+    assert decode(jpeg[:2] + 3 * part + jpeg[2:]).size == (64, 48)
+    with pytest.raises(UnreadablePictureError, match="EXIF data has too many parts"):
+        decode(jpeg[:2] + 100_000 * part + jpeg[2:])
+
+
+def tiff(tags, data=b"", kind=4):
+    """A little-endian TIFF with whole numbers as tags; `data` begins at byte 1000."""
+    entries, values, position = b"", b"", 10 + 12 * len(tags) + 4
+    for tag, value in sorted(tags.items()):
+        numbers = value if isinstance(value, list) else [value]
+        packed = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            entries += struct.pack("<HHII", tag, kind, len(numbers), position + len(values))
+            values += packed
+        else:
+            entries += struct.pack("<HHI", tag, kind, 1) + packed
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values
+    return content.ljust(1000, b"\0") + data
+
+
+DEFLATE = 8
+GREY = {258: 8, 262: 1, 277: 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        # 100 rows of a deflated strip that all name the same bytes; then without the sizes of the strips.
+        (
+            tiff({256: 9, 257: 100, 259: DEFLATE, 278: 1, 273: [1000] * 50, 279: [500] * 50, **GREY}, bytes(500)),
+            "strips overlap",
+        ),
+        (tiff({256: 9, 257: 9, 259: DEFLATE, 278: 1, 273: [1000] * 9, **GREY}, bytes(500)), "strips overlap"),
+        # 100 times the whole picture, not compressed.
+        (tiff({256: 10, 257: 10, 259: 1, 278: 9, 273: [1000] * 100, **GREY}, bytes(100)), "tiles overlap"),
+        # A tile of 30,000 x 30,000 pixels.
+        (
+            tiff(
+                {256: 9, 257: 9, 259: DEFLATE, 322: 30_000, 323: 30_000, 324: 1000, 325: 50, **GREY},
+                zlib.compress(bytes(100)),
+            ),
+            "pixels of this kind take 3,600 MB",
+        ),
+        (b"P3 10 10 255 " + b"#\n" * 2000 + b"1 " * 300, "takes too long"),
+        (b"P6 2000 2000 100 ", "takes too long"),
+        (b"P2 2000 2000 255 ", "takes too long"),
+    ],
+)
+def test_a_few_bytes_cannot_claim_much_work(not_loaded, content, reason):
+    with pytest.raises(UnreadablePictureError, match=reason):
+        decode(content)
+
+
+def test_plain_and_uncommon_pictures_of_ordinary_size_are_decoded():
+    assert decode(b"P3 2 1 100 # red, then green\n 100 0 0 0 100 0").getpixel((1, 0)) == (0, 255, 0)
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        content = encoded(garment(), "TIFF", compression=compression)
+        assert decode(content, min_pixels=784).size[0] < 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options", "megabytes"),
+    [
+        ("PNG", "L", {}, 0.12),
+        ("PNG", "I;16", {}, 0.24),
+        ("PNG", "RGBA", {}, 0.48),
+        ("GIF", "L", {}, 0.12),
+        ("JPEG", "RGB", {}, 0.48),
+        ("JPEG", "RGB", {"progressive": True}, 0.84),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}, 1.2),
+        ("TIFF", "RGB", {}, 0.48),
+        ("WEBP", "RGB", {}, 2.4),
+        ("JPEG2000", "RGB", {}, 2.28),
+    ],
+)
+def test_the_memory_of_a_picture_is_limited_by_its_format_and_mode(monkeypatch, kind, mode, options, megabytes):
+    content = encoded(Image.new(mode, (400, 300)), kind, **options)
+    monkeypatch.setattr(decoding, "MAX_BYTES", int(megabytes * 1e6))
+    decode(content)
+    monkeypatch.setattr(decoding, "MAX_BYTES", int(megabytes * 1e6) - 1)
+    with pytest.raises(TooManyPixelsError, match="400 x 300 pixels of this kind take"):
+        decode(content)
+
+
+@pytest.mark.parametrize("size", [(1200, 800), (1201, 803), (1999, 33)])
+def test_a_jpeg_2000_is_decoded_in_reduced_resolution(monkeypatch, size):
+    content = encoded(garment(size), "JPEG2000")
+    decoded, expected = (decode(each, min_pixels=3000) for each in (content, encoded(garment(size))))
+    assert abs(decoded.width - expected.width) <= 1
+    assert abs(decoded.height - expected.height) <= 1
+    difference = np.asarray(decoded.resize(expected.size), np.float32) - np.asarray(expected, np.float32)
+    assert np.abs(difference).mean() < 6
+    monkeypatch.setattr(decoding, "MAX_BYTES", 19 * size[0] * size[1] // 2)
+    assert decode(content, min_pixels=3000, max_pixels=size[0] * size[1] // 2).size == decoded.size
+    with pytest.raises(TooManyPixelsError):
+        decode(content)
+    single = encoded(garment(size), "JPEG2000", num_resolutions=1)
+    with pytest.raises(TooManyPixelsError):
+        decode(single, min_pixels=3000)
+
+
+def test_a_jpeg_2000_that_names_two_sizes_is_damaged(not_loaded):
+    content = encoded(garment((64, 48)), "JPEG2000")
+    header = content.index(b"ihdr") + 4
+    with pytest.raises(UnreadablePictureError, match="names two sizes"):
+        decode(content[:header] + struct.pack(">II", 4, 4) + content[header + 8 :])
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (75, 101, 4), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("min_pixels", [None, 500, 4000])
+def test_bands_give_the_same_pixels_as_the_whole_picture(monkeypatch, orientation, mode, min_pixels):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(NOISE)
+    picture = (
+        Image.fromarray(NOISE[..., :2].copy().view(np.uint16)[..., 0]) if mode == "I;16" else picture.convert(mode)
+    )
+    content = encoded(picture, exif=exif)
+    whole = decode(content, min_pixels=min_pixels)
+    if mode in ("L", "RGB") and not min_pixels:
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        assert np.array_equal(np.asarray(whole), np.asarray(upright))
+    assert (whole.width > whole.height) == (orientation < 5)
+    monkeypatch.setattr(decoding, "_BAND_PIXELS", 300)
+    in_bands = decode(content, min_pixels=min_pixels)
+    assert in_bands.mode == whole.mode
+    assert np.array_equal(np.asarray(in_bands), np.asarray(whole))
+
+
+def test_large_pictures_wait_for_each_others_memory(monkeypatch):
+    monkeypatch.setattr(decoding, "_memory", decoding._Memory(800_000))
+    monkeypatch.setattr(decoding, "_SMALL", 400_000)
+    load, lock, sizes, peaks = ImageFile.ImageFile.load, threading.Lock(), [], []
+
+    def recorded(image):
+        with lock:
+            sizes.append(image.width)
+            peaks.append(sum(size > 100 for size in sizes))
+        time.sleep(0.01)
+        result = load(image)
+        with lock:
+            sizes.remove(image.width)
+        return result
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", recorded)
+    pictures = [encoded(garment((400, 300))), encoded(garment((50, 40)))] * 4
+    with ThreadPoolExecutor(8) as threads:
+        assert [each.width for each in threads.map(decode, pictures)] == [400, 50] * 4
+    assert max(peaks) == 1
+
+
+# In a process of their own
+
+
+@pytest.fixture(scope="module")
+def picture_process():
+    process = PictureProcess(max_pixels=16_000_000, seconds=60)
+    yield process
+    process.close()
+
+
+@pytest.mark.processes
+def test_another_process_prepares_pictures_as_this_one_does(picture_process):
+    for preparation in (Preparation(FRAME), Preparation((3, 20, 30), cut_out=False, background=0)):
+        contents = [encoded(garment()), encoded(garment((300, 200)), "JPEG"), encoded(cut_out((250, 250, 250)))]
+        for content, array in zip(contents, picture_process.prepare(contents, preparation), strict=True):
+            assert torch.from_numpy(array).equal(preparation(decode(content, min_pixels=preparation.min_pixels)))
+
+
+@pytest.mark.processes
+def test_the_first_unreadable_picture_ends_the_answer_of_the_process(picture_process):
+    array, error = picture_process.prepare([encoded(garment()), b"text", encoded(garment())], Preparation(FRAME))
+    assert array.shape == FRAME
+    assert str(error) == "is not a picture: it holds text"
+    (error,) = picture_process.prepare([png_with_header_size(6000, 6000)], Preparation(FRAME))
+    assert isinstance(error, TooManyPixelsError)
+    assert "16 million pixels are the most" in str(error)
+    (error,) = picture_process.prepare([b""], Preparation(FRAME))
+    assert str(error) == "is empty"
+
+
+@pytest.mark.processes
+def test_a_picture_that_takes_too_long_ends_the_process_and_the_next_one_starts_another():
+    process = PictureProcess(max_pixels=16_000_000, seconds=0.02)
+    slow = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 4000), dtype=np.uint8)))
+    (error,) = process.prepare([slow] * 4, Preparation(FRAME))[-1:]
+    assert "takes too long to decode" in str(error)
+    process.seconds = 60
+    assert process.prepare([encoded(garment())], Preparation(FRAME))[0].shape == FRAME
+    process.close()
+    assert process.prepare([encoded(garment())], Preparation(FRAME))[0].shape == FRAME
+    process.close()
+
+
+@pytest.mark.processes
+def test_the_process_imports_neither_torch_nor_what_needs_it():
+    code = "import sys, fashion_cnn.pictures.isolation; print({'torch', 'hydra', 'lightning'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 # Preparation
 
 
@@ -279,7 +532,7 @@ def test_without_cut_out_colours_and_background_are_kept():
     assert image.shape == (3, 20, 30)
     assert image[:, 0, 0].tolist() == [250, 200, 150]
     assert image[:, 12, 15].tolist() == [40, 60, 120]
-    assert to_tensor(garment((30, 20))).equal(preparation(garment((30, 20))))
+    assert (preparation(garment((30, 20))).permute(1, 2, 0).numpy() == np.asarray(garment((30, 20)))).all()
 
 
 def test_outlines_are_as_sharp_as_in_the_training_images():

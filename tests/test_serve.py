@@ -17,7 +17,8 @@ import tempfile
 import threading
 import time
 import zlib
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
@@ -41,6 +42,7 @@ from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
+from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.indexing import index_products
 from fashion_cnn.retrieval.products import products_from_data_set
@@ -581,7 +583,7 @@ def test_concepts_use_mirror_images_even_if_the_catalogue_does_not(run_copy):
     single = TrainedNetwork(run_copy).outputs(picture[None])
     averaged = network.outputs(picture[None])
     assert not torch.allclose(single.embeddings, averaged.embeddings, atol=1e-3)
-    result = search_catalogue(view, SearchQuery(), top_k=3, files={"picture": [photograph(1)]}, max_pixels=10**6)
+    result = search_catalogue(view, SearchQuery(), top_k=3, uploads={"picture": [picture]})
     assert result.predictions[0].concepts == tuple(concepts.recognise(averaged.embeddings)[0])
     assert result.hits == view.searcher.search(Query(pictures=(picture,), top_k=3)).hits
 
@@ -786,7 +788,7 @@ def test_an_upload_without_content_length_ends_at_the_limit(shop_run):
 
 SAFE = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
 
@@ -848,6 +850,44 @@ def test_a_local_server_refuses_other_host_names(client, host):
     assert CLASSES[0] not in response.text
     for name in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"):
         assert client.get("/api/status", headers={"host": name}).status_code == 200
+
+
+ORIGIN_HOST = {"host": "localhost:8000"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_cross_site"),
+    [
+        ({}, False),  # curl and scripts
+        ({"sec-fetch-site": "same-origin", "origin": "http://localhost:8000"}, False),
+        ({"sec-fetch-site": "none"}, False),
+        # Behind a proxy with TLS, which changes the Host header.
+        ({"sec-fetch-site": "same-origin", "origin": "https://shop.example"}, False),
+        ({"origin": "https://shop.example", "x-forwarded-host": "shop.example"}, False),
+        # Browsers do not send Sec-Fetch-Site over HTTP to other machines.
+        ({"origin": "http://localhost:8000"}, False),
+        ({"origin": "http://LOCALHOST:8000"}, False),
+        ({"sec-fetch-site": "same-site", "origin": "http://localhost:8000"}, False),
+        ({"sec-fetch-site": "cross-site"}, True),
+        ({"sec-fetch-site": "cross-site", "origin": "http://localhost:8000"}, True),
+        ({"sec-fetch-site": "same-site", "origin": "http://localhost:3000"}, True),
+        ({"origin": "https://evil.example"}, True),
+        ({"origin": "http://localhost"}, True),
+        ({"origin": "http://localhost:8000.evil.example"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": ""}, True),
+    ],
+)
+def test_forms_of_other_websites_are_refused(client, headers, is_cross_site):
+    for path, status in (("/", 303), ("/api/search", 200)):
+        files = {"picture": ("a.png", photograph(0))}
+        response = client.post(path, files=files, headers=ORIGIN_HOST | headers)
+        assert response.status_code == (403 if is_cross_site else status)
+        if is_cross_site:
+            message = response.json()["error"] if path.startswith("/api/") else response.text
+            assert message.strip().startswith("This form was sent by another website")
+        link = client.get("/api/search?text=red", headers=ORIGIN_HOST | headers)
+        assert link.status_code == 200, "links from other websites work"
 
 
 def test_a_public_server_accepts_any_host_name(serving, shop_run):
@@ -1010,6 +1050,173 @@ def test_malformed_forms_cause_no_server_error(client, empty_temporary_folder):
     assert statuses >= {200, 303, 400, 415, 422}
 
 
+def incomplete_forms():
+    part = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nred\r\n'
+    picture = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + photograph(0) + b"\r\n"
+    return [
+        (b"", "is empty"),
+        (b"--b--\r\n", "is empty"),
+        (b"--b", "is empty"),
+        (part[:-5], "is empty"),
+        (part, "ended early"),
+        (part + b"--b", "ended early"),
+        (part + b"--b\r\n", "ended early"),
+        (part + picture[:-40], "ended early"),
+        (part + picture, "ended early"),
+    ]
+
+
+@pytest.mark.parametrize(("body", "message"), incomplete_forms())
+def test_empty_and_truncated_forms_are_refused(client, body, message):
+    for path in ("/", "/api/search"):
+        response = client.post(path, content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+        assert response.status_code == 400
+        assert message in response.text
+    whole = client.post(
+        "/api/search",
+        content=incomplete_forms()[-1][0] + b"--b--\r\n",
+        headers={"content-type": "multipart/form-data; boundary=b"},
+    )
+    assert whole.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/", "GET, HEAD, OPTIONS, POST"),
+        ("/api/search", "GET, HEAD, OPTIONS, POST"),
+        ("/product", "GET, HEAD, OPTIONS"),
+        ("/api/status", "GET, HEAD, OPTIONS"),
+        ("/static/style.css", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_options_names_all_methods(client, path, methods):
+    response = client.options(path)
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["allow"] == methods
+    assert "access-control-allow-origin" not in response.headers
+    refused = client.put(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, methods)
+
+
+def test_words_do_not_wait_for_pictures(serving, shop_run, monkeypatch):
+    is_decoding, may_end = threading.Event(), threading.Event()
+
+    def wait(self, contents, preparation):
+        is_decoding.set()
+        may_end.wait(PATIENCE)
+        return [np.zeros(preparation.image_shape, np.uint8) for _ in contents]
+
+    monkeypatch.setattr(PictureProcess, "prepare", wait)
+    client = serving(shop_run, "limits.threads=1")
+    with ThreadPoolExecutor(3) as threads:
+        uploads = [threads.submit(upload, client, photograph(0), path="/api/search") for _ in range(3)]
+        try:
+            assert is_decoding.wait(PATIENCE)
+            assert client.get("/api/search?text=red").status_code == 200
+            assert client.get("/?like=p20").status_code == 200
+            assert not any(each.done() for each in uploads)
+        finally:
+            may_end.set()
+        assert {each.result().status_code for each in uploads} == {200}
+
+
+def connect(client):
+    return socket.create_connection((client.base_url.host, client.base_url.port), timeout=PATIENCE)
+
+
+def is_closed(connection):
+    """Whether the server closes the connection before it sends anything."""
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+def raises_when_closed(send):
+    try:
+        send()
+    except TimeoutError:
+        return False
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n",
+        # The response does not wait for the body.
+        b"GET /none HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nx",
+        b"GET /none HTTP/1.1\r\nhost: localhost\r\n\r\nGET /",
+    ],
+)
+def test_a_connection_without_a_whole_request_is_closed(serving, shop_run, sent):
+    client = serving(shop_run, "limits.idle_seconds=0.3")
+    with connect(client) as connection:
+        connection.sendall(sent)
+        responses = b""
+        with suppress(ConnectionResetError):
+            while received := connection.recv(65536):
+                responses += received
+        assert responses.count(b"HTTP/1.1 404 ") == ("none" in sent.decode())
+
+
+def test_header_bytes_do_not_keep_a_connection_open(serving, shop_run):
+    client = serving(shop_run, "limits.idle_seconds=0.3")
+    with connect(client) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+
+        def one_more():
+            connection.sendall(b"x: y\r\n")
+
+        wait_until(lambda: raises_when_closed(one_more))
+
+
+def test_a_client_that_does_not_read_its_responses_is_disconnected(serving, shop_run):
+    client = serving(shop_run, "limits.idle_seconds=0.3")
+    with connect(client) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(0.1)
+        requests = 1000 * b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        wait_until(lambda: raises_when_closed(lambda: connection.sendall(requests)))
+
+
+@pytest.mark.parametrize("limit", ["connections=6", "connections_per_address=6"])
+def test_idle_connections_make_room_for_new_ones(serving, shop_run, limit):
+    client = serving(shop_run, f"limits.{limit}")
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(client)) for _ in range(30)]
+        for _ in range(3):
+            assert client.get("/api/status", headers={"connection": "close"}).status_code == 200
+        assert all(map(is_closed, idle[:24])), "the oldest are closed first"
+
+
+def test_requests_beyond_the_connections_of_an_address_get_503(serving, shop_run, monkeypatch):
+    may_end = threading.Event()
+
+    def wait(self, contents, preparation):
+        may_end.wait(PATIENCE)
+        return [np.zeros(preparation.image_shape, np.uint8) for _ in contents]
+
+    monkeypatch.setattr(PictureProcess, "prepare", wait)
+    client = serving(shop_run, "limits.connections_per_address=3")
+    with ThreadPoolExecutor(3) as threads, ExitStack() as stack:
+        stack.callback(may_end.set)
+        responses = [
+            threads.submit(
+                httpx.post, f"{client.base_url}/api/search", files={"picture": photograph(0)}, timeout=PATIENCE
+            )
+            for _ in range(3)
+        ]
+        wait_until(lambda: httpx.get(f"{client.base_url}/api/status").status_code == 503)
+        may_end.set()
+        assert {each.result().status_code for each in responses} == {200}
+    wait_until(lambda: client.get("/api/status").status_code == 200)
+
+
 def test_requests_beyond_the_queue_get_503_with_retry_after(shop_run, monkeypatch):
     others_refused = threading.Event()
 
@@ -1108,6 +1315,33 @@ def test_a_port_in_use_is_refused_with_one_message(command, shop_run):
     assert status == 1
     assert "in use" in err
     assert "choose another port" in err
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("sent", [20, 50_000])
+def test_sigterm_during_an_upload_answers_it_and_logs_no_traceback(shop_run, tmp_path, sent):
+    command = [sys.executable, "-m", "fashion_cnn.serve", f"run={shop_run.path}", "port=0"]
+    with (
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server,
+        ExitStack() as cleanup,
+    ):
+        cleanup.callback(server.kill)
+        port = int(re.search(r":(\d+) ", server.stdout.readline())[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            head = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n"
+            connection.sendall(head + b"content-type: multipart/form-data; boundary=b\r\n\r\n")
+            body = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + bytes(sent)
+            connection.sendall(body[:sent])
+            # The server has taken the request once it answers the next one.
+            assert httpx.get(f"http://127.0.0.1:{port}/api/status", timeout=PATIENCE).status_code == 200
+            server.send_signal(signal.SIGTERM)
+            response = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert response.startswith(b"HTTP/1.1 503 ")
+        assert b"The server is stopping." in response
+        _, err = server.communicate(timeout=PATIENCE)
+        assert server.returncode == -signal.SIGTERM
+        assert "Traceback" not in err
+        assert "Exception" not in err
 
 
 @pytest.mark.processes

@@ -75,10 +75,10 @@ def photograph(number: int, side: int = 120) -> bytes:
 @contextmanager
 def served(run: Run, *overrides: str) -> Iterator[str]:
     """Serve the catalogue of a run in a thread, and yield the address."""
-    config = compose("serve", [f"run='{run.path}'", *overrides])
+    config = compose("serve", [f"run='{run.path}'", "limits.idle_seconds=60", *overrides])
     with open_socket(config.host, 0) as listener:
-        settings = {"log_level": "critical", "timeout_graceful_shutdown": 1, "timeout_keep_alive": 60}
-        server = create_server(build_app(config, listener.getsockname()[0]), **settings)
+        settings = {"log_level": "critical", "timeout_graceful_shutdown": 1}
+        server = create_server(build_app(config, listener.getsockname()[0]), config, **settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():

@@ -1,7 +1,6 @@
 """Decode pictures once into a file of all pixels, named by the content of the pictures and mapped into memory."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -11,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures import FORMATS, PREPARATION_VERSION, Preparation, UnreadablePictureError, read_pictures
+from fashion_cnn.pictures import (
+    PREPARATION_VERSION,
+    Preparation,
+    UnreadablePictureError,
+    open_picture,
+    read_pictures,
+)
 from fashion_cnn.pictures.files import read_ahead
 from fashion_cnn.runs import remove_stale_files, write_atomically
 from fashion_cnn.runs.files import open_atomically
@@ -102,7 +106,7 @@ def scan_files(root: Path, paths: Sequence[str], folder: Path, progress: Progres
         except OSError:  # Not stored as unchanged, since it may be readable the next time.
             content, changed = b"", 0
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with open_picture(content) as image:
                 header = (*image.size, image.mode.startswith(("1", "L", "I", "F")))
         except Exception:  # Decoding the file reports the reason.
             header = (0, 0, True)

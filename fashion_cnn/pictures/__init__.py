@@ -1,6 +1,13 @@
 """Picture files of any kind, converted to the tensors that a network takes."""
 
-from fashion_cnn.pictures.decoding import FORMATS, MAX_PIXELS, TooManyPixelsError, UnreadablePictureError, decode
+from fashion_cnn.pictures.decoding import (
+    FORMATS,
+    MAX_PIXELS,
+    TooManyPixelsError,
+    UnreadablePictureError,
+    decode,
+    open_picture,
+)
 from fashion_cnn.pictures.files import PictureFiles, find_pictures, read_pictures
 from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Preparation
 
@@ -14,5 +21,6 @@ __all__ = [
     "UnreadablePictureError",
     "decode",
     "find_pictures",
+    "open_picture",
     "read_pictures",
 ]

@@ -1,26 +1,60 @@
-"""Decode a picture file by its content: upright, with eight bits per channel."""
+"""Decode a picture file by its content: upright, with eight bits per channel, within limits of memory and work."""
 
 import io
 import logging
 import math
+import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import (
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 # Formats that Pillow decodes itself. It would start an external program for EPS, and decode an ICO before its size is
 # known.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 # The largest cameras have a little more than 100 million; the header of a small file can claim any number.
 MAX_PIXELS = 120_000_000
-# At most two larger pictures are decoded at a time, to bound the memory.
-_LARGE = 16_000_000
-_TIFF_BITS_PER_SAMPLE = 258
-_large_slots = threading.BoundedSemaphore(2)
+# Memory of the pictures that are decoded at the same time, in bytes, and so the most that one may take.
+MAX_BYTES = 600_000_000
+# Scans of a JPEG, each of which visits all pixels: an ordinary progressive one has about ten.
+MAX_SCANS = 100
+_MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
+# Limits of the rare kinds that Pillow decodes in Python.
+_MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_000, 1000
+# Files split the EXIF data into a few parts at most; Pillow copies all earlier ones for each further one.
+_MAX_EXIF_PARTS = 100
+# Pictures are converted in bands of about this many pixels: for large ones there is no memory for whole copies.
+_BAND_PIXELS = 4_000_000
+# Smaller pictures do not wait for memory.
+_SMALL = 16_000_000
+_JPEG = b"\xff\xd8\xff"
+_JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+# Marker of a JPEG's scan.
+_SCAN = b"\xff\xda"
+TOO_LONG = "takes too long to decode: save it as an ordinary JPEG or PNG file"
+_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadablePictureError(ValueError):
@@ -31,6 +65,32 @@ class TooManyPixelsError(UnreadablePictureError):
     """A picture would take too much memory."""
 
 
+class _Memory:
+    """Memory for pictures, shared by all threads: what does not fit waits until others are done."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        if size <= _SMALL:
+            yield
+            return
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += size
+                self._freed.notify_all()
+
+
+_memory = _Memory(MAX_BYTES)
+
+
 def decode(source: Path | bytes, *, min_pixels: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture and rotate it as its EXIF orientation says.
 
@@ -38,37 +98,38 @@ def decode(source: Path | bytes, *, min_pixels: int | None = None, max_pixels: i
 
     Args:
         source: a file, or its content.
-        min_pixels: reduce a larger picture by an integer factor that leaves at least as many pixels; a JPEG is reduced
-            while it is decoded, which saves time and memory.
+        min_pixels: reduce a larger picture by an integer factor that leaves at least as many pixels; a JPEG or
+            JPEG 2000 is reduced while it is decoded, which saves time and memory.
         max_pixels: most pixels that may be held in memory, at most MAX_PIXELS.
 
     Returns:
         A picture of mode L, LA, RGB or RGBA.
 
     Raises:
-        TooManyPixelsError: if the picture is larger than `max_pixels` allows.
+        TooManyPixelsError: if the picture is larger than `max_pixels` or MAX_BYTES allows.
         UnreadablePictureError: if it cannot be decoded for another reason.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        source = _with_content(source)
+        with open_picture(source) as image:
             width, height = image.size
-            if min_pixels:
-                factor = _reduction(image, min_pixels)
-                image.draft(None, (width // factor, height // factor))
-            # A progressive JPEG is held in memory in full size, however small the draft.
-            in_memory = width * height if image.info.get("progressive") else image.width * image.height
-            if in_memory > max_pixels or width * height > MAX_PIXELS:
+            pixels, memory = _configure(image, source, _reduction(image.size, min_pixels))
+            if pixels > max_pixels or width * height > MAX_PIXELS:
                 raise TooManyPixelsError(_too_large(f"{width:,} x {height:,} pixels; ", min(max_pixels, MAX_PIXELS)))
-            with _large_slots if image.width * image.height > _LARGE else nullcontext():
+            if memory > MAX_BYTES:
+                needed = f"{width:,} x {height:,} pixels of this kind take {memory / 1e6:,.0f} MB"
+                raise TooManyPixelsError(f"is too large ({needed}; {MAX_BYTES / 1e6:g} MB are the most)")
+            with _memory.reserve(memory):
                 image.load()
-                decoded = _to_eight_bits(_upright(image))
-                return decoded.reduce(_reduction(decoded, min_pixels)) if min_pixels else decoded.copy()
+                return _finish(image, min_pixels)
     except UnreadablePictureError:
         raise
     except UnidentifiedImageError:
         raise UnreadablePictureError(_why_not_a_picture(source)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooManyPixelsError(_too_large("", max_pixels)) from None
+    except MemoryError:
+        raise TooManyPixelsError("is too large (there is not enough memory to decode it)") from None
     except OSError as error:
         reason = f"cannot be read ({error.strerror})" if error.errno else f"is damaged ({error})"
         raise UnreadablePictureError(reason) from error
@@ -76,16 +137,24 @@ def decode(source: Path | bytes, *, min_pixels: int | None = None, max_pixels: i
         raise UnreadablePictureError(f"is damaged ({str(error) or type(error).__name__})") from error
 
 
-def _too_large(size: str, limit: int) -> str:
-    return f"is too large ({size}{limit / 1e6:g} million pixels are the most)"
+def open_picture(source: Path | bytes) -> ImageFile.ImageFile:
+    """Open a picture, which reads its header, not its pixels. Pillow's errors pass through."""
+    source = _with_content(source)
+    if isinstance(source, bytes) and source.startswith(_JPEG):
+        # An upper bound, since thumbnails count; compressed pixels never contain the marker.
+        if (scans := source.count(_SCAN)) > MAX_SCANS:
+            raise UnreadablePictureError(f"takes too long to decode ({scans:,} scans; {MAX_SCANS} are the most)")
+        if source.count(b"Exif\0\0") > _MAX_EXIF_PARTS:
+            raise UnreadablePictureError("is damaged (its EXIF data has too many parts)")
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def is_picture(path: Path) -> bool:
     """Return whether the file has the header of a picture."""
     try:
-        with Image.open(path, formats=FORMATS):
+        with open_picture(path):
             return True
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except (UnreadablePictureError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return True
     except Exception:
         return False
@@ -105,43 +174,238 @@ def silence_pillow() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _reduction(image: Image.Image, min_pixels: int) -> int:
+def _too_large(size: str, limit: int) -> str:
+    return f"is too large ({size}{limit / 1e6:g} million pixels are the most)"
+
+
+def _with_content(source: Path | bytes) -> Path | bytes:
+    """Return the content of a JPEG or JPEG 2000 file, whose structure is looked through; other files as they are."""
+    if isinstance(source, bytes):
+        return source
+    with source.open("rb") as file:
+        head = file.read(12)
+        return head + file.read() if head.startswith((_JPEG, *_JPEG2000)) else source
+
+
+def _content(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _size(source: Path | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+
+def _reduction(size: tuple[int, int], min_pixels: int | None) -> int:
     """Return the largest integer factor by which both sides can shrink with at least `min_pixels` pixels left."""
-    return max(1, math.isqrt(image.width * image.height // min_pixels))
+    return max(1, math.isqrt(size[0] * size[1] // min_pixels)) if min_pixels else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Damaged EXIF does not make the pixels unreadable.
+# Work and memory, known before pixels are decoded
+
+
+def _configure(image: ImageFile.ImageFile, source: Path | bytes, factor: int) -> tuple[int, int]:
+    """Let the decoder reduce the picture if it can, and refuse files that take far more work than their pixels.
+
+    Returns:
+        The pixels that are held in memory, and an estimate of the bytes that decoding takes.
+    """
+    pixels = image.width * image.height
+    areas = [(right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile]  # type: ignore[misc]
+    # A TIFF may name the same bytes for any number of strips.
+    if sum(areas) > 8 * pixels:
+        raise UnreadablePictureError("is damaged (its tiles overlap)")
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        return _configure_jpeg(image, _content(source), factor)
+    if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+        return _configure_jpeg2000(image, _content(source), factor)
+    memory = pixels * _bytes_per_pixel(image.mode)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return pixels, memory + _check_tiff(image, source, memory)
+    if image.format in ("WEBP", "AVIF"):
+        # Two canvases, or planes of 16 bits, and the pixels as bytes.
+        return pixels, memory + 16 * pixels
+    if image.tile and image.tile[0][0] in ("ppm", "ppm_plain", "bmp_rle"):
+        if _size(source) > _MAX_BYTES_IN_PYTHON or pixels > _MAX_PIXELS_IN_PYTHON:
+            raise UnreadablePictureError(TOO_LONG)
+        # Pillow copies a block of a megabyte for each comment.
+        if image.tile[0][0] == "ppm_plain" and _content(source).count(b"#") > _MAX_COMMENTS:
+            raise UnreadablePictureError(TOO_LONG)
+    return pixels, memory
+
+
+def _bytes_per_pixel(mode: str) -> int:
+    return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+
+
+def _configure_jpeg(image: JpegImagePlugin.JpegImageFile, content: bytes, factor: int) -> tuple[int, int]:
+    full = image.width * image.height
+    several_scans = _has_several_scans(content, image.layers)
+    if several_scans and content.count(_SCAN) * full > _MAX_SCANNED_PIXELS:
+        raise UnreadablePictureError(TOO_LONG)
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    pixels = image.width * image.height
+    memory = pixels * _bytes_per_pixel(image.mode)
+    if not several_scans:
+        return pixels, memory
+    # Coefficients of 16 bits are held in full size, however small the draft; channels of colour usually have fewer.
+    samples = [max(1, across) * max(1, down) for _, across, down, _ in image.layer]
+    return full, memory + 2 * full * sum(samples) // max(samples)
+
+
+def _has_several_scans(jpeg: bytes, layers: int) -> bool:
+    """Return whether a JPEG is progressive or has a scan for each channel: its first scan is not a whole picture."""
+    position, progressive = 2, False
+    while (position := jpeg.find(b"\xff", position)) >= 0 and position + 5 <= len(jpeg):
+        marker = jpeg[position + 1]
+        if marker == 0xDA:
+            return progressive or jpeg[position + 4] < layers
+        progressive |= marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        has_length = marker > 0x01 and marker != 0xFF and not 0xD0 <= marker <= 0xD9
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4]) if has_length else 1
+    return progressive
+
+
+def _configure_jpeg2000(image: Jpeg2KImagePlugin.Jpeg2KImageFile, content: bytes, factor: int) -> tuple[int, int]:
+    # Leave out the finest resolutions, as far as the file has coarser ones.
+    power = min(_jpeg2000_levels(image, content), factor.bit_length() - 1)
+    width, height = (-(-side >> power) for side in image.size)
+    if power:
+        image.reduce = power
+        # Pillow rounds the reduced size; the decoder rounds it up.
+        image._size = (width << power, height << power)
+    # Coefficients of 32 bits, and samples of 8 or 16.
+    channel = 6 if image.mode == "I;16" else 5
+    return width * height, width * height * (_bytes_per_pixel(image.mode) + channel * len(image.getbands()))
+
+
+def _jpeg2000_levels(image: Image.Image, content: bytes) -> int:
+    """Return how many times the resolution can be halved."""
+    levels = 0
+    for match in re.finditer(rb"\xff\x4f\xff\x51", content):
+        start = match.end()
+        try:
+            length, _, right, bottom, left, top, *_, channels = struct.unpack_from(">HHIIIIIIIIH", content, start)
+            if length != 38 + 3 * channels:  # not the begin of pixels
+                continue
+            if (right - left, bottom - top) != image.size or channels > 4:
+                raise UnreadablePictureError("is damaged (it names two sizes)")
+            levels = 0 if left or top else _jpeg2000_main_header_levels(content, start + length)
+        except struct.error:
+            continue
+    return levels
+
+
+def _jpeg2000_main_header_levels(content: bytes, position: int) -> int:
+    while True:
+        marker, length = struct.unpack_from(">HH", content, position)
+        if marker == 0xFF52:  # COD: coding style
+            return min(content[position + 9], 32)
+        if marker == 0xFF90 or length < 2:  # the first tile
+            return 0
+        position += 2 + length
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, source: Path | bytes, memory: int) -> int:
+    """Refuse a TIFF whose strips or tiles share bytes, and return the memory beside its pixels."""
+    tags = image.tag_v2
+    # Pillow turns it while loading.
+    further = memory if tags.get(_ORIENTATION, 1) != 1 else 0
+    if not image.use_load_libtiff:
+        return further
+    width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    if TiffImagePlugin.TILEOFFSETS in tags:
+        columns, rows = tags[TiffImagePlugin.TILEWIDTH], tags[TiffImagePlugin.TILELENGTH]
+        counts = tags.get(TiffImagePlugin.TILEBYTECOUNTS, ())
+    else:
+        columns, rows = width, min(tags.get(TiffImagePlugin.ROWSPERSTRIP, height), height)
+        counts = tags.get(TiffImagePlugin.STRIPBYTECOUNTS, ())
+    strips = -(-height // max(1, rows)) * -(-width // max(1, columns))
+    if (strips > 1 and not counts) or sum(counts if isinstance(counts, tuple) else (counts,)) > 2 * _size(source):
+        raise UnreadablePictureError("is damaged (its strips overlap)")
+    if image.info["compression"] in ("jpeg", "tiff_jpeg"):
+        scans = _content(source).count(_SCAN)
+        if scans * width * height > strips * _MAX_SCANNED_PIXELS:
+            raise UnreadablePictureError(TOO_LONG)
+    bits = int(np.sum(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))))
+    return further + columns * rows * max(4, -(-bits // 8))
+
+
+# Decoded pixels
+
+
+def _finish(image: Image.Image, min_pixels: int | None) -> Image.Image:
+    """Return a loaded picture upright, with eight bits per channel, and reduced; in bands if it is large."""
+    factor, orientation = _reduction(image.size, min_pixels), _orientation(image)
+    limits = _value_limits(image) if image.mode == "F" or image.mode.startswith("I") else None
+
+    def finish(part: Image.Image) -> Image.Image:
+        part = _scale_to_eight_bits(part, *limits) if limits else _to_eight_bits(part)
+        if orientation in _TRANSPOSITIONS:
+            part = part.transpose(_TRANSPOSITIONS[orientation])
+        # Not `part.reduce`, which is a setting of JPEG 2000 files.
+        return Image.Image.reduce(part, factor)
+
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    rows = max(1, _BAND_PIXELS // (width * factor)) * factor
+    if rows >= height:
+        return finish(image)
+    finished = None
+    for top in range(0, height, rows):
+        start, end = top, min(top + rows, height)
+        if orientation in (3, 4, 7, 8):  # the picture begins at the bottom or at the right
+            start, end = height - end, height - start
+        part = finish(image.crop((0, start, width, end) if orientation < 5 else (start, 0, end, width)))
+        if finished is None:
+            finished = Image.new(part.mode, (part.width, -(-height // factor)))
+        finished.paste(part, (0, top // factor))
+    assert finished is not None
+    return finished
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how the camera was held, 1 to 8; damaged EXIF does not make the pixels unreadable."""
     with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return orientation if orientation in _TRANSPOSITIONS else 1
+    return 1
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scale_to_eight_bits(image)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         mode += "A"
-    # `convert` copies even if the mode is the same, which large pictures have no memory for.
+    # `convert` copies even if the mode is the same.
     return image if image.mode == mode else image.convert(mode)
 
 
-def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale integers of 16 or 32 bits, or floats, to 0 to 255."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    low, high = float(values.min()), float(values.max())
+def _value_limits(image: Image.Image) -> tuple[float, float]:
+    """Return the values of black and white of a picture with integers of 16 or 32 bits, or floats."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    bands = [
+        (values.min(), values.max())
+        for top in range(0, image.height, rows)
+        for values in (_floats(image.crop((0, top, image.width, min(top + rows, image.height)))),)
+    ]
+    low, high = float(min(low for low, _ in bands)), float(max(high for _, high in bands))
     # First standard range that contains all values, else min-max.
     maxima = (1, 255, 65535) if image.mode == "F" else (*_tiff_maximum(image), 255, 65535)
     maximum = next((value for value in maxima if low >= 0 and high <= value), None)
-    low, high = (0, maximum) if maximum else (low, high)
+    return (0, maximum) if maximum else (low, high)
+
+
+def _scale_to_eight_bits(image: Image.Image, low: float, high: float) -> Image.Image:
     # A picture of one value outside all ranges becomes black.
-    return Image.fromarray(((values - low) * (255 / ((high - low) or 1))).round().astype(np.uint8))
+    return Image.fromarray(((_floats(image) - low) * (255 / ((high - low) or 1))).round().astype(np.uint8))
+
+
+def _floats(image: Image.Image) -> NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(image).astype(np.float32))
 
 
 def _tiff_maximum(image: Image.Image) -> list[int]:
     """Return the maximum of a TIFF's integers if its tag names fewer bits than the 16 or 32 of the memory."""
-    bits = int(np.max(getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, 16)))
+    bits = int(np.max(getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, 16)))
     return [2**bits - 1] if bits < 16 else []
 
 

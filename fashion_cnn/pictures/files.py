@@ -1,21 +1,26 @@
 """Find the picture files that a path, a glob or a list names, and read them with threads."""
 
+from __future__ import annotations
+
 import glob
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures.decoding import UnreadablePictureError, decode, is_picture
-from fashion_cnn.pictures.preparation import Preparation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from fashion_cnn.pictures.preparation import Preparation
 
 # A file with one of these names in a folder is read, whatever it holds; an error then reports that it is not a picture.
 SUFFIXES = {

@@ -6,17 +6,21 @@ The item touches the frame, its background is 0, a pixel is brighter the more it
 brightest is 255. Photographs are converted in the same way here.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 Invert = Literal["auto", "never", "always"]
 # Increased when decoding or preparation changes, which invalidates caches and catalogues.
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,17 @@ class Preparation:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the picture as `(C, H, W)` uint8; one that has this size already keeps its frame and its pixels."""
+        # Only here: the process that decodes the pictures of strangers does without torch.
+        import torch
+
+        return torch.from_numpy(self.array(picture))
+
+    def array(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """Return what `__call__` does, as a NumPy array."""
         picture = self.flatten(picture)
         if picture.size == self._size:
             picture = self._in_channels(picture)
-            return _tensor(ImageOps.invert(picture) if self._is_negative(picture) else picture)
+            return _array(ImageOps.invert(picture) if self._is_negative(picture) else picture)
         return self._item(picture) if self.cut_out else self._whole(picture)
 
     def flatten(self, picture: Image.Image) -> Image.Image:
@@ -83,12 +94,12 @@ class Preparation:
         # In none of the 70,000 images of Fashion-MNIST is as much of the border brighter than 16.
         return bool((_border(picture.convert("L")) > 127).mean() >= 0.75)
 
-    def _whole(self, picture: Image.Image) -> Tensor:
+    def _whole(self, picture: Image.Image) -> NDArray[np.uint8]:
         background = _background(picture)
         framed = self._framed(self._in_channels(picture), self._in_channels(background))
-        return _tensor(ImageOps.invert(framed) if self.invert == "always" else framed)
+        return _array(ImageOps.invert(framed) if self.invert == "always" else framed)
 
-    def _item(self, picture: Image.Image) -> Tensor:
+    def _item(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return the item as its difference to the background; a scene without a plain background is kept whole."""
         picture, background = self._trimmed(picture)
         if self.invert == "auto" and background:
@@ -100,9 +111,12 @@ class Preparation:
         framed = self._framed(picture, black if self.invert == "auto" else background or black)
         if max(picture.size) > max(framed.size):
             framed = framed.filter(ImageFilter.UnsharpMask(radius=1, percent=self.sharpening, threshold=0))
-        pixels = _tensor(framed)
+        pixels = _array(framed)
+        brightest = np.float32(pixels.max())
         # Without an item, the noise of the background is not amplified.
-        return (pixels * (255 / pixels.max())).round().byte() if pixels.max() > self._limit else pixels
+        if brightest <= self._limit:
+            return pixels
+        return (pixels.astype(np.float32) * (np.float32(255) / brightest)).round().astype(np.uint8)
 
     def _trimmed(self, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         """Return the item on a plain background and one pixel of that background, or the whole picture and None."""
@@ -169,6 +183,6 @@ def _largest_channel(picture: Image.Image) -> Image.Image:
     return largest
 
 
-def _tensor(picture: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+def _array(picture: Image.Image) -> NDArray[np.uint8]:
+    pixels = np.array(picture)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

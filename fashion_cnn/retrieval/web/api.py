@@ -52,7 +52,7 @@ def create_router(service: SearchService) -> APIRouter:
     @router.post(
         "/search",
         summary="Search by picture files",
-        responses=error_responses(400, 404, 413, 415, 422, 503),
+        responses=error_responses(400, 403, 404, 413, 415, 422, 503),
         openapi_extra={"requestBody": upload_form(_TOP_K.json_schema())},
     )
     async def search_pictures(request: Request) -> Response:

@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fashion_cnn.retrieval.web import api, pages
@@ -25,8 +26,8 @@ _SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
     "x-content-type-options": "nosniff",
-    # The address contains the whole query.
-    "referrer-policy": "no-referrer",
+    # The address contains the whole query. Not no-referrer: browsers would hide the origin of the page's own form.
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
@@ -39,13 +40,15 @@ _HEADINGS = {
     503: "Temporarily unavailable",
 }
 _STATIC_MAX_AGE = 300
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class SecurityMiddleware:
-    """Checks the Host header, answers HEAD as GET without a body, and adds security and cache headers.
+    """Checks where a request comes from, answers HEAD as GET without a body, and adds security and cache headers.
 
     A server that only this machine can reach must refuse other host names: otherwise a website whose name resolves to
-    this machine could read responses through a visitor's browser (DNS rebinding).
+    this machine could read responses through a visitor's browser (DNS rebinding). No website may let its visitors'
+    browsers send forms here.
 
     Args:
         app: the application.
@@ -62,9 +65,12 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
             return
         is_head = scope["method"] == "HEAD"
+        is_started = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal is_started
             if message["type"] == "http.response.start":
+                is_started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
@@ -74,16 +80,28 @@ class SecurityMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        if self._hosts is None or _host_name(scope) in self._hosts:
-            await self._app({**scope, "method": "GET"} if is_head else scope, receive, send_with_headers)
-            return
-        text = f"Invalid Host header: use {', '.join(sorted(self._hosts))}, or start the server with host=ADDRESS."
-        response = (
-            JSONResponse({"error": text, "status": 400}, 400)
-            if scope["path"].startswith("/api/")
-            else PlainTextResponse(text + "\n", 400)
-        )
-        await response(scope, receive, send_with_headers)
+        headers = Headers(scope=scope)
+        if self._hosts is not None and _host_name(headers) not in self._hosts:
+            names = ", ".join(sorted(self._hosts))
+            text = f"Invalid Host header: use {names}, or start the server with host=ADDRESS."
+            await _plain_response(scope, 400, text)(scope, receive, send_with_headers)
+        elif scope["method"] not in _SAFE_METHODS and _is_cross_site(headers):
+            text = "This form was sent by another website: send it from the page of the search itself."
+            await _plain_response(scope, 403, text)(scope, receive, send_with_headers)
+        else:
+            try:
+                await self._app({**scope, "method": "GET"} if is_head else scope, receive, send_with_headers)
+            except asyncio.CancelledError:  # the server stops, and does not wait any longer
+                if is_started:
+                    raise
+                await _plain_response(scope, 503, "The server is stopping.")(scope, receive, send_with_headers)
+
+
+def _plain_response(scope: Scope, status: int, text: str) -> Response:
+    """A response without a page."""
+    if scope["path"].startswith("/api/"):
+        return JSONResponse({"error": text, "status": status}, status)
+    return PlainTextResponse(text + "\n", status)
 
 
 def allowed_hosts(address: str) -> set[str] | None:
@@ -93,11 +111,24 @@ def allowed_hosts(address: str) -> set[str] | None:
     return {"localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address}
 
 
-def _host_name(scope: Scope) -> str | None:
+def _host_name(headers: Headers) -> str | None:
     """The name in the Host header, without the port."""
-    values = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
-    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", values[0]) if len(values) == 1 else None
+    values = headers.getlist("host")
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", values[0].lower()) if len(values) == 1 else None
     return match[1] if match else None
+
+
+def _is_cross_site(headers: Headers) -> bool:
+    """Whether a browser sends a request for a page of another website; scripts and curl send neither header."""
+    site = headers.get("sec-fetch-site")
+    if site in ("same-origin", "none", "cross-site"):
+        return site == "cross-site"
+    # Browsers do not name the site over plain HTTP, except on this machine. A proxy may replace the Host header.
+    hosts = {
+        value.strip().lower() for name in ("host", "x-forwarded-host") for value in headers.get(name, "").split(",")
+    }
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2].lower() not in hosts - {""}
 
 
 def create_app(service: SearchService, *, address: str, refresh_seconds: float) -> ASGIApp:
@@ -116,6 +147,7 @@ def create_app(service: SearchService, *, address: str, refresh_seconds: float) 
         refreshing.cancel()
         with suppress(asyncio.CancelledError):
             await refreshing
+        service.close()
 
     app = FastAPI(
         title="Visual product search",
@@ -127,8 +159,12 @@ def create_app(service: SearchService, *, address: str, refresh_seconds: float) 
         lifespan=lifespan,
     )
     templates = pages.create_templates(service.state)
-    app.include_router(pages.create_router(service, templates))
-    app.include_router(api.create_router(service))
+    methods: dict[str, set[str]] = {}
+    for router in (pages.create_router(service, templates), api.create_router(service)):
+        app.include_router(router)
+        for route in router.routes:
+            if isinstance(route, Route):
+                methods.setdefault(route.path, {"HEAD", "OPTIONS"}).update(route.methods or ())
     app.mount("/static", StaticFiles(packages=[("fashion_cnn.retrieval.web", "static")]))
 
     def respond(
@@ -145,12 +181,17 @@ def create_app(service: SearchService, *, address: str, refresh_seconds: float) 
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        message = error.detail
+        message, headers = error.detail, error.headers
+        if error.status_code == 405:
+            # The framework knows the methods of one route; a path may have several.
+            headers = {"Allow": ", ".join(sorted(methods.get(request.url.path, ("GET", "HEAD", "OPTIONS"))))}
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         if not isinstance(error, HTTPError):  # raised by the framework
             details = {404: "This page does not exist.", 405: f"Method {request.method} is not allowed here."}
             message = details.get(error.status_code, message)
         template = "no_catalogue.html" if isinstance(error, NoCatalogueError) else "error.html"
-        return respond(request, error.status_code, message, error.headers, template)
+        return respond(request, error.status_code, message, headers, template)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_value(request: Request, error: RequestValidationError) -> Response:

@@ -15,7 +15,8 @@ from fashion_cnn.retrieval.evaluation import INSTANCE_METRICS, METRICS, METRICS_
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.runs import Run
 
-STAGES = ("decode", "embed", "search", "attributes and thumbnails")
+DECODING = "decode"
+STAGES = (DECODING, "embed", "search", "attributes and thumbnails")
 TOTAL = "total"
 _HISTOGRAM_EDGES = (0, 2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 100, float("inf"))
 _MAX_POINTS = 2000

@@ -7,9 +7,10 @@ from fashion_cnn.retrieval.web.query import MAX_PICTURES, SearchQuery
 
 _ERROR_DESCRIPTIONS = {
     400: "The form cannot be read",
+    403: "Sent by a page of another website",
     404: "Product not found",
     413: "Too many bytes or pixels",
-    415: "Not a form, or not a picture",
+    415: "Not a form, or not a picture that can be decoded in time",
     422: "Invalid value of a parameter",
     503: "No catalogue yet, or too many requests: see Retry-After",
 }

@@ -16,7 +16,7 @@ from fashion_cnn.retrieval.web.developer import evaluation_tables, histogram
 from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.retrieval.web.openapi import operations
 from fashion_cnn.retrieval.web.query import MAX_PAGES, MAX_PICTURES, SearchQuery, encode_picture, format_number
-from fashion_cnn.retrieval.web.service import SearchResult, SearchService, prepare_files
+from fashion_cnn.retrieval.web.service import SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueState, Filter
 from fashion_cnn.retrieval.web.views import format_attribute, format_price, inline_image
 
@@ -110,20 +110,18 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
 
     @router.post("/")
     async def submit(request: Request) -> Response:
-        preparation = service.state.require_view().searcher.network.preparation
+        view = service.state.require_view()
         async with service.uploads.read(request) as form:
             query = SearchQuery.from_form(form.fields)
             files = form.files.get("picture", [])
             if len(files) > MAX_PICTURES:
                 raise HTTPError(422, f"Too many pictures ({len(files)}): the maximum is {MAX_PICTURES}.")
-
-            def encode_files() -> list[str]:
-                return [encode_picture(each) for each in prepare_files(files, preparation, service.limits.pixels)]
-
             changes: dict[str, Any] = {}
             if files:
+                _, pictures = await service.prepare(view, {"picture": files})
+                links = await in_thread(lambda: [encode_picture(each) for each in pictures["picture"]])
                 # A new picture starts a new search with the same filters.
-                changes = {"picture": await in_thread(encode_files), "like": [], "unlike": [], "unlike_picture": []}
+                changes = {"picture": links, "like": [], "unlike": [], "unlike_picture": []}
         return RedirectResponse(query.replace(**changes).link(), status_code=303)
 
     @router.get("/product")

@@ -1,21 +1,24 @@
 """The search service behind pages and API: from a query to its results, in worker threads with a short queue."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import numpy as np
 import torch
 from anyio.to_thread import run_sync
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.predictor import Prediction
-from fashion_cnn.pictures import Preparation, TooManyPixelsError, UnreadablePictureError, decode
+from fashion_cnn.pictures import TooManyPixelsError, UnreadablePictureError
+from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval.searcher import Hit, Query
-from fashion_cnn.retrieval.web.developer import STAGES, Latencies, timed
+from fashion_cnn.retrieval.web.developer import DECODING, STAGES, Latencies, timed
 from fashion_cnn.retrieval.web.errors import BusyError, HTTPError
 from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture
 from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
@@ -78,7 +81,7 @@ class SearchResult:
 
 
 def search_catalogue(
-    view: CatalogueView, query: SearchQuery, *, top_k: int, files: Files | None = None, max_pixels: int = 0
+    view: CatalogueView, query: SearchQuery, *, top_k: int, uploads: Mapping[str, Sequence[Tensor]] | None = None
 ) -> SearchResult:
     """Search a version of the catalogue.
 
@@ -86,20 +89,18 @@ def search_catalogue(
         view: the version.
         query: the parameters.
         top_k: number of products per page.
-        files: contents of picture files in the fields `picture` and `unlike_picture`, beside the query's pictures.
-        max_pixels: maximum size of a decoded file.
+        uploads: prepared pictures `(C, H, W)` uint8 in the fields `picture` and `unlike_picture`, beside the query's.
 
     Raises:
         HTTPError: if a product does not exist, a picture cannot be read, or a filter is invalid.
     """
     milliseconds: dict[str, float] = {}
-    decoding, embedding, searching, describing = STAGES
+    _, embedding, searching, describing = STAGES
     view.require([*query.like, *query.unlike])
-    preparation = view.searcher.network.preparation
-    with timed(milliseconds, decoding):
+    image_shape = view.searcher.network.preparation.image_shape
+    with timed(milliseconds, DECODING):
         pictures, unlike_pictures = (
-            tuple(decode_picture(text, preparation.image_shape) for text in getattr(query, name))
-            + prepare_files((files or {}).get(name, ()), preparation, max_pixels)
+            (*(decode_picture(text, image_shape) for text in getattr(query, name)), *(uploads or {}).get(name, ()))
             for name in ("picture", "unlike_picture")
         )
     searcher_query = Query(
@@ -129,33 +130,8 @@ def search_catalogue(
     with timed(milliseconds, describing):
         hits = view.searcher.fetch(ranking).hits
     if outputs is None:  # without pictures these stages did not take place
-        del milliseconds[decoding], milliseconds[embedding]
+        del milliseconds[DECODING], milliseconds[embedding]
     return SearchResult(hits, ranking.matching, pictures, unlike_pictures, predictions, milliseconds)
-
-
-def prepare_files(files: Sequence[bytes], preparation: Preparation, max_pixels: int) -> tuple[Tensor, ...]:
-    """Decode picture files and prepare them for the network.
-
-    Returns:
-        Pictures `(C, H, W)` uint8.
-
-    Raises:
-        HTTPError: if a file cannot be used; the message names which one.
-    """
-    count = len(files)
-    names = ["The picture"] if count == 1 else [f"Picture {number} of {count}" for number in range(1, count + 1)]
-    return tuple(_prepare(*each, preparation, max_pixels) for each in zip(names, files, strict=True))
-
-
-def _prepare(name: str, content: bytes, preparation: Preparation, max_pixels: int) -> Tensor:
-    try:
-        return preparation(decode(content, min_pixels=preparation.min_pixels, max_pixels=max_pixels))
-    except TooManyPixelsError as error:
-        raise HTTPError(413, f"{name} {error}.") from error
-    except UnreadablePictureError as error:
-        raise HTTPError(415, f"{name} {error}.") from error
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
-        raise HTTPError(415, f"{name} cannot be read: save it as a JPEG or PNG file.") from error
 
 
 @dataclass(frozen=True)
@@ -165,18 +141,26 @@ class Limits:
     Attributes:
         upload_mb: maximum size of the pictures of one request, in MB.
         pixels_million: maximum size of a decoded picture, in millions of pixels.
+        decode_seconds: maximum processor time to decode the pictures of one request.
         seconds: maximum time for a request to arrive.
         threads: number of searches at once.
         waiting: number of further searches that may wait.
         memory_mb: maximum size of all uploads at once, in MB.
+        connections: maximum number of connections.
+        connections_per_address: maximum number of connections of one IP address.
+        idle_seconds: maximum time to wait for a request, or for a client to read a response.
     """
 
     upload_mb: float = 10
     pixels_million: float = 16
+    decode_seconds: float = 2
     seconds: float = 20
     threads: int = 2
     waiting: int = 64
     memory_mb: float = 64
+    connections: int = 512
+    connections_per_address: int = 128
+    idle_seconds: float = 10
 
     @property
     def pixels(self) -> int:
@@ -193,7 +177,7 @@ class SearchService:
         limits: limits of the server.
         test_samples: sample searches with images of the run's test set; empty if it is not on this machine.
         top_k: number of products per page.
-        workers: threads for everything that takes time.
+        workers: threads for everything that takes time, except picture files.
         uploads: reads picture files.
         latencies: durations of recent searches.
     """
@@ -209,9 +193,16 @@ class SearchService:
     def __post_init__(self) -> None:
         limits = self.limits
         self.workers = Workers(threads=limits.threads, waiting=limits.waiting)
+        # A queue of its own, so that searches do not wait for picture files; one large picture in memory at a time.
+        self._decoder = Workers(threads=1, waiting=limits.waiting)
+        self._process = PictureProcess(max_pixels=limits.pixels, seconds=limits.decode_seconds)
         self.uploads = Uploads(
             max_bytes=int(limits.upload_mb * 1e6), memory=int(limits.memory_mb * 1e6), timeout=limits.seconds
         )
+
+    def close(self) -> None:
+        """End the process that decodes pictures."""
+        self._process.close()
 
     async def search(
         self, view: CatalogueView, query: SearchQuery, files: Files | None = None, top_k: int | None = None
@@ -219,15 +210,52 @@ class SearchService:
         """Run `search_catalogue` in a worker thread and record its latency.
 
         Raises:
-            HTTPError: as `search_catalogue` does, or a `BusyError`.
+            HTTPError: as `search_catalogue` and `prepare` do, or a `BusyError`.
         """
+        view.require([*query.like, *query.unlike])
+        seconds, uploads = await self.prepare(view, files or {})
         result = await self.workers.run(
-            lambda: search_catalogue(view, query, top_k=top_k or self.top_k, files=files, max_pixels=self.limits.pixels)
+            lambda: search_catalogue(view, query, top_k=top_k or self.top_k, uploads=uploads)
         )
+        if uploads:
+            result.milliseconds[DECODING] += 1000 * seconds
         # Listing the whole catalogue is not a search.
         if files or not query.is_empty:
             self.latencies.add(result.milliseconds)
         return result
+
+    async def prepare(self, view: CatalogueView, files: Files) -> tuple[float, dict[str, list[Tensor]]]:
+        """Decode picture files and prepare them for the network, in a process of limited time and memory.
+
+        Returns:
+            The seconds that it took without waiting for others, and by field the pictures `(C, H, W)` uint8.
+
+        Raises:
+            HTTPError: if a file cannot be used; the message names which one. A `BusyError` if the queue is full.
+        """
+        prepared: dict[str, list[Tensor]] = {}
+        labels = [
+            (name, "The picture" if len(contents) == 1 else f"Picture {number} of {len(contents)}")
+            for name, contents in files.items()
+            for number in range(1, len(contents) + 1)
+        ]
+        if not labels:
+            return 0, prepared
+        contents = [content for each in files.values() for content in each]
+        preparation = view.searcher.network.preparation
+
+        def decode() -> tuple[float, Sequence[NDArray[np.uint8] | UnreadablePictureError]]:
+            start = time.perf_counter()
+            results = self._process.prepare(contents, preparation)
+            return time.perf_counter() - start, results
+
+        seconds, results = await self._decoder.run(decode)
+        # After an error there are no further results.
+        for (name, label), result in zip(labels, results, strict=False):
+            if isinstance(result, UnreadablePictureError):
+                raise HTTPError(413 if isinstance(result, TooManyPixelsError) else 415, f"{label} {result}.")
+            prepared.setdefault(name, []).append(torch.from_numpy(result))
+        return seconds, prepared
 
     async def samples(self, view: CatalogueView) -> tuple[Sample, ...]:
         """Sample searches: images of the test set, otherwise products.

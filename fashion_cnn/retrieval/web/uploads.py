@@ -28,6 +28,15 @@ class Form:
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
 
+class _Parser(MultiPartParser):
+    """A parser that knows whether the form was complete: its last boundary differs from the others."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
 class Uploads:
     """Reads multipart forms.
 
@@ -77,7 +86,7 @@ class Uploads:
                 if length.isdecimal() and int(length) > self._max_bytes:
                     await self._discard_body(request)
                     raise self._too_large()
-                parser = MultiPartParser(request.headers, stream, max_files=2 * MAX_PICTURES, max_fields=_MAX_FIELDS)
+                parser = _Parser(request.headers, stream, max_files=2 * MAX_PICTURES, max_fields=_MAX_FIELDS)
                 # By default the parser writes files of more than 1 MB to disk.
                 parser.spool_max_size = self._max_bytes + 1
                 parser.max_part_size = MAX_PICTURE_LENGTH + 1
@@ -105,9 +114,12 @@ class Uploads:
         return HTTPError(413, f"The upload is too large: the maximum is {self._max_bytes / 1e6:g} MB.")
 
 
-async def _parse(parser: MultiPartParser) -> Form:
+async def _parse(parser: _Parser) -> Form:
     form = Form()
     parsed = await parser.parse()
+    if not parser.is_complete or not parsed:
+        await parsed.close()
+        raise HTTPError(400, "The form is empty." if not parsed else "The form ended early.")
     for name, value in parsed.multi_items():
         if not isinstance(value, UploadFile):
             form.fields.setdefault(name, []).append(value)

@@ -1,0 +1,165 @@
+"""Prepare the pictures of strangers in a process of its own, whose processor time and memory are limited.
+
+A few bytes can claim any amount of work. `decode` refuses the known ways; this process bounds all others, and keeps
+them away from the threads that answer searches.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import AvifImagePlugin, Image
+
+from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, UnreadablePictureError, decode, silence_pillow
+from fashion_cnn.pictures.preparation import Preparation
+
+# Memory per pixel of the most expensive formats, and of anything else, in bytes.
+_BYTES_PER_PIXEL, _OTHER_BYTES = 24, 256_000_000
+
+
+class PictureProcess:
+    """Decodes and prepares pictures in another process, which is started when it is needed and replaced when it ends.
+
+    Attributes:
+        max_pixels: most pixels of a decoded picture.
+        seconds: most processor time for the pictures of one call.
+    """
+
+    def __init__(self, *, max_pixels: int, seconds: float) -> None:
+        self.max_pixels = max_pixels
+        self.seconds = seconds
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._end: weakref.finalize | None = None
+
+    def prepare(
+        self, contents: Sequence[bytes], preparation: Preparation
+    ) -> list[NDArray[np.uint8] | UnreadablePictureError]:
+        """Decode picture files and prepare them for the network.
+
+        Calls from several threads wait for each other.
+
+        Returns:
+            Pictures `(C, H, W)`; the first that cannot be read is an error and the last element.
+        """
+        results: list[NDArray[np.uint8] | UnreadablePictureError] = []
+        with self._lock:
+            connection = self._started()
+            try:
+                request = {"count": len(contents), "max_pixels": self.max_pixels, "seconds": self.seconds}
+                connection.send_bytes(json.dumps(request | {"preparation": asdict(preparation)}).encode())
+                for content in contents:
+                    connection.send_bytes(content)
+                while len(results) < len(contents):
+                    answer = json.loads(connection.recv_bytes())
+                    if "error" in answer:
+                        kind = TooManyPixelsError if answer["too_large"] else UnreadablePictureError
+                        results.append(kind(answer["error"]))
+                        break
+                    pixels = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8)
+                    results.append(pixels.reshape(preparation.image_shape))
+            except (OSError, EOFError):  # the process ended
+                results.append(UnreadablePictureError(self._reason_of_end()))
+        return results
+
+    def close(self) -> None:
+        """End the process."""
+        if self._end:
+            self._end()
+
+    def _started(self) -> Connection:
+        """Return the connection to the process, which is started unless it runs."""
+        if self._process and self._connection and self._process.poll() is None:
+            return self._connection
+        self.close()
+        self._connection, theirs = Pipe()
+        # The same modules as here; a session of its own, which a Ctrl-C in the terminal does not reach.
+        program = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as it; it.run({theirs.fileno()})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        theirs.close()
+        self._end = weakref.finalize(self, _end, self._process, self._connection)
+        return self._connection
+
+    def _reason_of_end(self) -> str:
+        assert self._process
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        status = self._process.returncode
+        self.close()
+        if status == -signal.SIGPROF:
+            return TOO_LONG
+        return f"cannot be decoded (the decoder ended with status {status}): save it as an ordinary JPEG or PNG file"
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+
+
+def run(descriptor: int) -> None:
+    """Answer the requests of a `PictureProcess` until it closes the connection.
+
+    Args:
+        descriptor: file descriptor of this end of the connection.
+    """
+    # The decoder for AVIF would start a thread for each core, with memory of its own.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    Image.init()
+    # Ends this process, also in the middle of a decoder.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    memory = _used_memory()
+    with suppress(EOFError, OSError), silence_pillow(), Connection(descriptor) as connection:
+        while True:
+            request = json.loads(connection.recv_bytes())
+            contents = [connection.recv_bytes() for _ in range(request["count"])]
+            max_pixels, preparation = request["max_pixels"], request["preparation"]
+            prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
+            _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
+            signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+            for content in contents:
+                try:
+                    pixels = prepare.array(decode(content, min_pixels=prepare.min_pixels, max_pixels=max_pixels))
+                except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
+                    reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
+                    too_large = not isinstance(error, UnreadablePictureError) or isinstance(error, TooManyPixelsError)
+                    connection.send_bytes(json.dumps({"error": reason, "too_large": too_large}).encode())
+                    break
+                connection.send_bytes(b"{}")
+                connection.send_bytes(pixels.tobytes())
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _used_memory() -> int | None:
+    """Return the size of this process's address space in bytes; None where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return None
+
+
+def _limit_memory(used: int | None, further: int) -> None:
+    if used is not None:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        with suppress(OSError, ValueError):  # a lower limit is set already
+            resource.setrlimit(resource.RLIMIT_AS, (used + further, hard))
