@@ -1053,28 +1053,19 @@ def test_malformed_forms_cause_no_server_error(client, empty_temporary_folder):
 def incomplete_forms():
     part = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nred\r\n'
     picture = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + photograph(0) + b"\r\n"
-    return [
-        (b"", "is empty"),
-        (b"--b--\r\n", "is empty"),
-        (b"--b", "is empty"),
-        (part[:-5], "is empty"),
-        (part, "ended early"),
-        (part + b"--b", "ended early"),
-        (part + b"--b\r\n", "ended early"),
-        (part + picture[:-40], "ended early"),
-        (part + picture, "ended early"),
-    ]
+    bodies = [b"", b"--b--\r\n", b"--b", part[:-5], part, part + b"--b", part + b"--b\r\n"]
+    return [*bodies, part + picture[:-40], part + picture]
 
 
-@pytest.mark.parametrize(("body", "message"), incomplete_forms())
-def test_empty_and_truncated_forms_are_refused(client, body, message):
+@pytest.mark.parametrize("body", incomplete_forms())
+def test_empty_and_truncated_forms_are_refused(client, body):
     for path in ("/", "/api/search"):
         response = client.post(path, content=body, headers={"content-type": "multipart/form-data; boundary=b"})
         assert response.status_code == 400
-        assert message in response.text
+        assert "it is empty or ended early." in response.text
     whole = client.post(
         "/api/search",
-        content=incomplete_forms()[-1][0] + b"--b--\r\n",
+        content=incomplete_forms()[-1] + b"--b--\r\n",
         headers={"content-type": "multipart/form-data; boundary=b"},
     )
     assert whole.status_code == 200

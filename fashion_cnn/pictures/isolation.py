@@ -43,7 +43,7 @@ class PictureProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._end: weakref.finalize | None = None
+        self._end: weakref.finalize[..., PictureProcess] | None = None
 
     def prepare(
         self, contents: Sequence[bytes], preparation: Preparation

@@ -33,7 +33,11 @@ class LimitedConnection(H11Protocol):
         """Make room for a new connection: the one that has been idle for the longest is closed, if need be."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self.waiting_since = self.loop.time()
-        others = [each for each in self.connections if isinstance(each, LimitedConnection) and each is not self]
+        others = [
+            each
+            for each in self.connections
+            if isinstance(each, LimitedConnection) and each is not self and not each.transport.is_closing()
+        ]
         same_address = [each for each in others if each._address == self._address]
         if len(same_address) >= self.limit_per_address and not _close_oldest(same_address):
             self.transport.write(_BUSY)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -29,12 +29,22 @@ class Form:
 
 
 class _Parser(MultiPartParser):
-    """A parser that knows whether the form was complete: its last boundary differs from the others."""
+    """A parser that refuses a form without its last boundary, which differs from the others, and one without parts."""
 
-    is_complete = False
+    _has_ended = False
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int) -> None:
+        async def complete() -> AsyncGenerator[bytes, None]:
+            async for chunk in stream:
+                yield chunk
+            # Raised inside of `parse`, which then closes the files.
+            if not (self._has_ended and self.items):
+                raise MultiPartException("it is empty or ended early.")
+
+        super().__init__(headers, complete(), **limits)
 
     def on_end(self) -> None:
-        self.is_complete = True
+        self._has_ended = True
 
 
 class Uploads:
@@ -114,12 +124,9 @@ class Uploads:
         return HTTPError(413, f"The upload is too large: the maximum is {self._max_bytes / 1e6:g} MB.")
 
 
-async def _parse(parser: _Parser) -> Form:
+async def _parse(parser: MultiPartParser) -> Form:
     form = Form()
     parsed = await parser.parse()
-    if not parser.is_complete or not parsed:
-        await parsed.close()
-        raise HTTPError(400, "The form is empty." if not parsed else "The form ended early.")
     for name, value in parsed.multi_items():
         if not isinstance(value, UploadFile):
             form.fields.setdefault(name, []).append(value)
