@@ -1,5 +1,6 @@
 """Networks and the LightningModule around them."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
 from fashion_cnn.models.fast_cnn import Whitening
+from fashion_cnn.models.torchvision_backbone import TorchvisionBackbone
 
 MAX_PARAMETERS = {
     "baseline": 241_546,
@@ -257,3 +259,102 @@ def test_weight_decay_excludes_biases_and_normalisation():
 def test_settings_that_do_not_fit_the_network_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         classifier(**settings)
+
+
+class ScaledHead(nn.Module):
+    """A network of a user, with a lazy classifier whose logits are scaled."""
+
+    def __init__(self, *, in_channels, num_classes):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU())
+        self.classifier = nn.LazyLinear(num_classes)
+
+    def features(self, images):
+        return self.trunk(images).mean(dim=(2, 3))
+
+    def forward(self, images):
+        return self.classifier(self.features(images)) / 9
+
+
+FAMILIES = NETWORKS | {
+    "torchvision": lambda **data: TorchvisionBackbone(name="mobilenet_v3_small", **data),
+    "scaled_head": ScaledHead,
+}
+LOWER_PRECISIONS = [torch.bfloat16, torch.float16]
+
+
+def family_module(name):
+    network = FAMILIES[name](in_channels=1, num_classes=10)
+    return ImageClassifier(network=network, image_shape=(1, 28, 28), num_classes=10)
+
+
+@pytest.mark.parametrize("precision", LOWER_PRECISIONS, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_computed_in_float32_under_autocast(name, precision):
+    torch.manual_seed(0)
+    module = family_module(name)
+    images = torch.rand(6, 1, 28, 28)
+    with torch.autocast("cpu", precision):
+        trained = module(images)
+        logits, features = module.eval()(images), module.embed(images)
+    assert trained.dtype == logits.dtype == torch.float32
+    assert features.dtype == precision, "the other layers keep the precision"
+    layer = module.network.classifier
+    expected = nn.functional.linear(features.double(), layer.weight.double(), layer.bias.double())
+    torch.testing.assert_close(logits.double(), expected / (9 if name == "scaled_head" else 1), rtol=1e-5, atol=1e-6)
+    trained.square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_logits_closer_than_bfloat16_resolves_keep_their_order():
+    module = family_module("resnet").eval()
+    images = torch.rand(4, 1, 28, 28)
+    with torch.no_grad():
+        module.network.classifier.weight.zero_()
+        module.network.classifier.bias.copy_(torch.tensor([*[0.0] * 5, 8.0, 8.001, 0.0, 0.0, 0.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(images).argmax(dim=1).tolist() == [6] * 4
+
+
+def test_the_classifier_of_a_network_in_bfloat16_gives_float32():
+    module = family_module("fast_cnn").bfloat16().eval()
+    assert module(torch.rand(2, 1, 28, 28).bfloat16()).dtype == torch.float32
+
+
+def test_a_classifier_in_float64_stays_in_float64():
+    module = family_module("fast_cnn").double().eval()
+    assert module(torch.rand(2, 1, 28, 28).double()).dtype == torch.float64
+
+
+def test_a_classifier_of_another_class_is_left_alone():
+    class Cosine(nn.Linear):
+        pass
+
+    network = NETWORKS["fast_cnn"](in_channels=1, num_classes=10)
+    network.classifier = Cosine(32, 10)
+    assert type(ImageClassifier(network=network, image_shape=(1, 28, 28), num_classes=10).network.classifier) is Cosine
+
+
+def test_hooks_and_parameters_of_the_classifier_stay():
+    network = NETWORKS["fast_cnn"](in_channels=1, num_classes=10)
+    weight, inputs = network.classifier.weight, []
+    network.classifier.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    module = ImageClassifier(network=network, image_shape=(1, 28, 28), num_classes=10)
+    inputs.clear()
+    copy.deepcopy(module)(torch.rand(2, 1, 28, 28))
+    assert module.network.classifier.weight is weight
+    assert len(inputs) == 1
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_float32_classifier_can_be_compiled_and_exported(autocast):
+    module = family_module("fast_cnn").eval()
+    images = torch.rand(3, 1, 28, 28)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = module(images)
+        compiled = torch.compile(module.network, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), expected)
+    if not autocast:
+        program = torch.export.export(module.network, (images,))
+        torch.testing.assert_close(program.module()(images), expected)
+        assert "autocast" not in str(program.graph)

@@ -93,7 +93,7 @@ class Predictor:
             paths: the N files.
             top_k: number of classes to return.
         """
-        # Stable: of equally probable classes, which bfloat16 makes common, the first comes first, as in the accuracy.
+        # Stable: of equally probable classes the first comes first, as in the accuracy.
         ranking = self.calibration.probabilities(outputs.logits).sort(dim=1, descending=True, stable=True)
         rows = zip(
             paths,

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.layers import use_float32_classifier
 from fashion_cnn.models.optim import constant
 from fashion_cnn.runs.files import update_class_paths
 from fashion_cnn.runs.trust import check_classes
@@ -111,8 +112,9 @@ class ImageClassifier(LightningModule):
 
     Args:
         network: maps normalised images `(B, C, H, W)` to logits `(B, num_classes)`, has `features(images)` `(B, D)` and
-            ends in a linear layer named `classifier`. If it has `initialise(images)`, this is called with training
-            images before the first step. A config is instantiated with `in_channels` and `num_classes`.
+            ends in a linear layer named `classifier`, which is made to compute in float32 (models/layers.py). If it has
+            `initialise(images)`, this is called with training images before the first step. A config is instantiated
+            with `in_channels` and `num_classes`.
         image_shape: `(C, H, W)`.
         num_classes: number of classes.
         optimizer: factory of the optimizer from parameter groups; not needed for evaluation.
@@ -187,6 +189,8 @@ class ImageClassifier(LightningModule):
         if self._mixing and self._embedding_loss:
             raise UserError("embedding_loss and mixing exclude each other: a mixed image has two classes. Drop one.")
         self._check_forward()
+        # Only now: a lazy classifier has become a linear layer.
+        use_float32_classifier(self.network)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.running = SplitMetrics(num_classes)

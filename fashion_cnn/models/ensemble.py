@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.layers import float32_linear
 
 
 class Ensemble(nn.Module):
@@ -66,7 +66,7 @@ class Ensemble(nn.Module):
         )
         return torch.cat(
             [
-                functional.linear(network(part), weight, self.classifier.bias)
+                float32_linear(network(part), weight, self.classifier.bias)
                 for network, part, weight in parts
                 if len(part)
             ]

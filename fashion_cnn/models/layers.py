@@ -1,4 +1,6 @@
-"""Dropout that is fast on a CPU, and predicates on layer types."""
+"""A linear layer that computes in float32, dropout that is fast on a CPU, and predicates on layer types."""
+
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,37 @@ def is_nonlinearity(layer: nn.Module) -> bool:
     """Return whether a layer is one of torch's activation functions."""
     is_activation = type(layer).__module__ == "torch.nn.modules.activation"
     return is_activation and not isinstance(layer, nn.MultiheadAttention)
+
+
+class Float32Linear(nn.Linear):
+    """`nn.Linear` that computes in float32 whatever the precision of the layers before it.
+
+    With the eight significant bits of bfloat16, the two largest logits of one image in a thousand are equal, and the
+    lower class is predicted.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map features `(B, in_features)` of any precision to `(B, out_features)`, float32 or float64."""
+        return float32_linear(input, self.weight, self.bias)
+
+
+def float32_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`functional.linear` in float32 or, for float64 features, in float64; autocast does not apply."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    device = features.device.type
+    # Without autocast no context: an exporter would have to translate it.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        return functional.linear(features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def use_float32_classifier(network: nn.Module) -> None:
+    """Make the linear layer `classifier` of a network a `Float32Linear` in place; its parameters and hooks stay.
+
+    A `classifier` of another class is left alone.
+    """
+    classifier = getattr(network, "classifier", None)
+    if type(classifier) is nn.Linear:
+        classifier.__class__ = Float32Linear
 
 
 class Dropout(nn.Dropout):
