@@ -15,12 +15,20 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
-from fashion_cnn.inference.network import load
+from fashion_cnn.inference.network import TrainedNetwork, load
+from fashion_cnn.models import ResNet
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 from fashion_cnn.training import build
 
 pytest.importorskip("onnxruntime")
+
+
+class ReversedResNet(ResNet):
+    """A network whose forward pass does more than its classifier on its features."""
+
+    def forward(self, images):
+        return super().forward(images).flip(-1)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +115,47 @@ def test_a_differing_file_is_not_kept_and_an_older_one_stays(run, tmp_path, monk
         exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
     assert (tmp_path / "network.onnx").read_text() == "older"
+
+
+@pytest.fixture(scope="module")
+def reversed_run(tmp_path_factory):
+    settings = [*TINY_DATA, f"runs_dir='{tmp_path_factory.mktemp('reversed')}'", "trainer.max_epochs=6"]
+    network = "model.network._target_=test_export.ReversedResNet"
+    return Run(Path(train(compose(overrides=[*settings, network]))["run"]))
+
+
+@pytest.mark.training
+def test_a_network_whose_forward_does_more_is_exported_as_it_is_evaluated(reversed_run, tmp_path, images):
+    record = exporting.export_run(
+        reversed_run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0"
+    )
+    module, data = load(reversed_run), build.data(reversed_run.config())
+    with torch.inference_mode():
+        expected = module(data.normalise(images))
+    logits, _, _ = exporting.open_onnx(tmp_path / "network.onnx").run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+    recorded = reversed_run.results()["test/accuracy"]
+    assert recorded > 0.6, "reversed classes would have the accuracy of other classes"
+    assert record["ways"][1]["test_accuracy"] == pytest.approx(recorded, abs=3 / 40)
+    answered = TrainedNetwork(reversed_run).logits(images)
+    np.testing.assert_allclose(answered.numpy(), expected.numpy(), atol=0.2)
+
+
+@pytest.mark.training
+def test_the_export_is_checked_against_the_forward_pass(reversed_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "has_plain_head", lambda module: True)
+    with pytest.raises(UserError, match=r"differs from PyTorch on \d+ of 40 test images"):
+        exporting.export_run(reversed_run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_with_another_accuracy_than_recorded_is_refused(run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    results = copy.results()
+    copy.write_results(results | {"test/accuracy": results["test/accuracy"] - 0.1})
+    with pytest.raises(UserError, match=r"test accuracy of .*%, but the run recorded .*%: no file is written"):
+        exporting.export_run(copy, tmp_path / "out", data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_stale_files_of_a_killed_export_are_removed_and_recent_ones_stay(run, tmp_path):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import NetworkRunner, load, load_data
+from fashion_cnn.inference.network import NetworkRunner, has_plain_head, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
@@ -39,6 +39,9 @@ FLOAT_FILE, INT8_FILE, METRICS_FILE = "network.onnx", "network_int8.onnx", "expo
 OUTPUTS = ("logits", "probabilities", "embedding")
 _TORCH, _FLOAT, _INT8 = "PyTorch, float32", "ONNX, float32", "ONNX, int8"
 _TOLERANCE = 1e-3
+# Allowed difference from the run's recorded accuracy, which may have been measured in bfloat16.
+_ACCURACY_TOLERANCE = 0.005
+_TOLERATED_IMAGES = 3
 _UNCHECKED = ".unchecked-"
 _CALIBRATION_IMAGES = 1000
 # Maximum number of training images that are checked where there are no test and validation images.
@@ -54,7 +57,7 @@ class ExportedNetwork(nn.Module):
     embeddings `(B, D)`, the inputs of the last layer.
 
     Args:
-        module: the network.
+        module: the network, in eval mode.
         data: its data module, for the normalisation.
         temperature: divides the logits before the softmax.
     """
@@ -65,6 +68,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, module: ImageClassifier, data: ImageDataModule, temperature: float) -> None:
         super().__init__()
         self.network = module.network
+        self.one_pass = has_plain_head(module)
         self.temperature = temperature
         self.register_buffer("mean", data.pixel_mean.clone())
         self.register_buffer("scale", data.pixel_scale.clone())
@@ -73,7 +77,7 @@ class ExportedNetwork(nn.Module):
         """Compute the OUTPUTS."""
         normalised = (images.float() - self.mean) * self.scale
         embedding = self.network.features(normalised)  # type: ignore[operator]
-        logits = self.network.classifier(embedding)  # type: ignore[operator]
+        logits = self.network.classifier(embedding) if self.one_pass else self.network(normalised)  # type: ignore[operator]
         return logits, (logits / self.temperature).softmax(dim=1), embedding
 
 
@@ -247,7 +251,8 @@ def export_run(
         The record in `export.json`.
 
     Raises:
-        UserError: if the outputs differ from PyTorch's, or the directory cannot be written.
+        UserError: if the outputs differ from PyTorch's or the accuracy from the recorded one, or the directory cannot
+            be written.
     """
     data = load_data(run, data_root)
     data.setup("test")
@@ -261,7 +266,8 @@ def export_run(
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write_files(exported, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
         variants = _evaluate_variants(network, files, check_images)
-        _check_parity(exported, files[_FLOAT], check_images, data.eval_batch_size)
+        _check_parity(network, temperature, files[_FLOAT], check_images)
+        _check_accuracy(run, data, variants[1])
         remarks = [] if data.has_test else [f"There are no test images: checked on {check_images.split} images."]
         if int8 and (problem := _int8_problem(variants[-1], variants[0], int8_tolerance)):
             variants.pop()
@@ -359,13 +365,13 @@ def _accuracy(logits: Array, split: InMemoryDataset) -> float:
     return float((logits.argmax(1) == split.targets.numpy()).mean())
 
 
-def _check_parity(exported: ExportedNetwork, file: Path, check_images: CheckImages, batch_size: int) -> None:
-    """Raise UserError unless all outputs equal PyTorch's but for rounding."""
+def _check_parity(network: NetworkRunner, temperature: float, file: Path, check_images: CheckImages) -> None:
+    """Raise UserError unless all outputs equal, but for rounding, those of the forward pass that evaluation uses."""
     session = open_onnx(file)
     differing = 0
-    for images in torch.from_numpy(check_images.images).split(batch_size):
-        with torch.inference_mode():
-            expected = [output.numpy() for output in exported(images)]
+    for images in torch.from_numpy(check_images.images).split(network.data.eval_batch_size):
+        logits = network.logits(images)
+        expected = [array.numpy() for array in (logits, (logits / temperature).softmax(dim=1), network.features(images))]
         outputs = session.run(list(OUTPUTS), {"images": images.numpy()})
         equal = np.ones(len(images), dtype=bool)
         for output, reference in zip(outputs, expected, strict=True):
@@ -377,6 +383,25 @@ def _check_parity(exported: ExportedNetwork, file: Path, check_images: CheckImag
             f"{check_images.split} images: no file is written. Please report the model and the versions of torch and "
             "onnxruntime."
         )
+
+
+def _check_accuracy(run: Run, data: ImageDataModule, variant: Variant) -> None:
+    """Raise UserError if the accuracy of the float32 file is not the one that the run recorded."""
+    trainer, results = run.config().trainer, run.results()
+    if trainer.get("overfit_batches"):
+        return  # The run was evaluated on training images.
+    for split, accuracy in (("test", variant.test_accuracy), ("val", variant.val_accuracy)):
+        recorded = results.get(f"{split}/accuracy")
+        # An integer limits the number of batches, even 1.
+        is_whole = repr(trainer.get(f"limit_{split}_batches", 1.0)) == "1.0"
+        if recorded is None or accuracy is None or not is_whole:
+            continue
+        images = len(data.test_split if split == "test" else data.val_split)
+        if abs(accuracy - recorded) > max(_ACCURACY_TOLERANCE, _TOLERATED_IMAGES / images) + 1e-6:
+            raise UserError(
+                f"The exported network has a {split} accuracy of {accuracy:.2%}, but the run recorded {recorded:.2%}: "
+                f"no file is written. Compare with python -m fashion_cnn.evaluate run={display_path(run.path)}"
+            )
 
 
 def _int8_problem(variant: Variant, reference: Variant, tolerance: float) -> str | None:

@@ -109,6 +109,7 @@ class TrainedNetwork(NetworkRunner):
         self.batch_size = data.eval_batch_size
         self.flip_average = flip_average
         self.flip_embeddings = flip_average or flip_embeddings
+        self._one_pass = has_plain_head(self.module)
 
     @property
     def dimensions(self) -> int:
@@ -164,8 +165,23 @@ class TrainedNetwork(NetworkRunner):
 
     def _view(self, normalised: Tensor) -> NetworkOutput:
         features = self.module.embed(normalised)
-        logits = self.module.network.get_submodule("classifier")(features)
+        classify = self.module.network.get_submodule("classifier")
+        logits = classify(features) if self._one_pass else self.module(normalised)
         return NetworkOutput(logits.float(), functional.normalize(features.float(), dim=1))
+
+
+@torch.inference_mode()
+def has_plain_head(module: ImageClassifier) -> bool:
+    """Return whether the logits are the classifier's output for the features, so that one pass gives both.
+
+    This holds for the networks of this package. One of the user may do more, such as scaling its logits.
+
+    Args:
+        module: the network in eval mode, with the weights to check.
+    """
+    images = torch.randn(2, *module.image_shape, generator=torch.Generator().manual_seed(0)).to(module.device)
+    logits, classify = module(images), module.network.get_submodule("classifier")
+    return torch.allclose(classify(module.embed(images)), logits, rtol=1e-3, atol=1e-4)
 
 
 def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
