@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.comparison import compare
-from fashion_cnn.analysis.learning_curve import fit_learning_curve, fit_power_law
+from fashion_cnn.analysis.learning_curve import describe_learning_curve, fit_learning_curve, fit_power_law
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
 from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against
@@ -211,6 +211,14 @@ def test_learning_curve_extrapolates_with_an_interval_over_seeds():
     assert low[0] < beyond[0] ** -0.5 < high[0]
     assert curve.law(beyond)[0] == pytest.approx(0.0025, rel=0.01)
     assert fit_learning_curve(sizes, [[0.1], [0.05], [0.025]]).interval(beyond) is None
+
+
+def test_learning_curve_has_a_finite_interval_if_one_size_has_no_errors():
+    curve = fit_learning_curve([100, 200, 400], [[0.10, 0.12], [0.05, 0.06], [0.0, 0.0]])
+    text = describe_learning_curve(curve)
+    assert "nan" not in text
+    assert np.isfinite(curve.interval(np.array([800.0]))).all()
+    assert fit_learning_curve([100, 200], [[0.0, 0.0], [0.0, 0.0]]).interval(np.array([800.0])) is None
 
 
 def test_learning_curve_interval_covers_the_truth_with_few_seeds():

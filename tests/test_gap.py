@@ -71,6 +71,32 @@ def test_loss_gap_interval_agrees_with_bootstrap():
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=0.02)
 
 
+def test_a_gap_to_the_whole_training_split_has_the_sampling_error_of_the_held_out_images_alone():
+    train, val = predictions(95, 5), predictions(80, 20)
+    gap, alone = accuracy_gap(train, val, 1.0), wilson_interval(0.8, 100)
+    assert (gap.low, gap.high) == pytest.approx((0.95 - alone.high, 0.95 - alone.low))
+    (by_class, *_) = accuracy_gap_by_class(train, val, 1.0)
+    assert by_class == gap
+    mean, deviation = val.losses.double().mean().item(), val.losses.double().std().item()
+    loss = loss_gap(train, val, 1.0)
+    half = 1.959964 * deviation / 10
+    difference = mean - train.losses.double().mean().item()
+    assert (loss.low, loss.high) == pytest.approx((difference - half, difference + half))
+
+
+def test_a_probe_of_half_of_the_training_split_has_the_interval_of_samples_without_replacement():
+    generator = torch.Generator().manual_seed(0)
+    split = (torch.rand(400, generator=generator) < 0.9).double()
+    samples = [split[torch.randperm(400, generator=generator)[:200]].mean().item() for _ in range(4000)]
+    val = predictions(80_000, 20_000)
+    probe = predictions(round(split.mean().item() * 200), 200 - round(split.mean().item() * 200))
+    gap = accuracy_gap(probe, val, 0.5)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    assert gap.high - gap.low == pytest.approx(high - low, rel=0.1)
+    half, full = loss_gap(probe, val, 0.5), loss_gap(probe, val)
+    assert half.high - half.low == pytest.approx(0.5**0.5 * (full.high - full.low), rel=0.01)
+
+
 def test_gap_by_class_uses_only_the_images_of_the_class():
     train = concatenate(predictions(9, 1, label=0), predictions(10, 0, label=1))
     val = concatenate(predictions(5, 5, label=0), predictions(10, 0, label=1))

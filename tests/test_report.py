@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fashion_cnn.analysis import report
 from fashion_cnn.analysis.history import History, read_history
 from fashion_cnn.analysis.report import describe_curves, describe_gap, results_summary, write_report
 from fashion_cnn.plots.training import plot_curves
@@ -71,6 +72,12 @@ def test_report_says_that_validation_loss_was_lowest_at_the_end():
     assert "lowest, 0.4000, after the last epoch (2)" in text
 
 
+def test_report_names_the_last_measured_epoch_if_the_last_one_was_not_measured():
+    nan = float("nan")
+    text = describe_curves(history([nan, 0.4, nan, 0.3, nan], [nan, 0.5, nan, 0.4, nan]), RESULTS)
+    assert "lowest, 0.4000, after the last measured epoch (4)" in text
+
+
 def test_gap_is_described_in_images_with_its_interval_and_significance():
     text = describe_gap(RESULTS)
     assert "+2.00 points, 20 of 1,000 images (95% interval +1.10 to +2.90, which excludes zero)" in text
@@ -99,6 +106,21 @@ def test_curves_plot_shows_loss_above_accuracy_for_both_splits():
     assert lines["train probe"] == [0.4, 0.3]
     assert lines["validation"] == [0.5, 0.4]
     assert "best epoch (2)" in lines
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_curves_mark_the_best_epoch_only_if_validation_chose_it(tmp_path, monkeypatch, chosen):
+    run = Run(tmp_path)
+    run.metrics_file.write_text("epoch,step,running/loss\n0,8,0.4\n1,16,0.3\n")
+    labels = []
+
+    def keep_labels(figure, path):
+        labels.extend(line.get_label() for axes in figure.axes for line in axes.lines)
+
+    monkeypatch.setattr(report, "save_figure", keep_labels)
+    write_report(run, RESULTS | {"chosen_on_validation": chosen})
+    assert ("best epoch (2)" in labels) == chosen
+    assert "running training average" in labels
 
 
 @pytest.mark.parametrize("missing", ["", "test"])

@@ -80,6 +80,35 @@ def test_verdict_on_few_images_has_a_caveat():
     assert "; with only 50 validation images, the 95% interval of the gap is" in judge(history, 5000, 50).rule
 
 
+def measured_every(step, epochs, train_loss, val_loss, train_accuracy, val_accuracy):
+    """History of which every `step`-th epoch was measured."""
+    rows = curves(train_loss, val_loss, train_accuracy, val_accuracy)
+    sparse = {name: np.full(epochs, np.nan) for name in rows.metrics}
+    for name, values in rows.metrics.items():
+        sparse[name][step - 1 :: step] = values
+    return History(epochs=np.arange(1, epochs + 1), metrics=sparse)
+
+
+def test_a_fall_between_measurements_is_named_with_its_epochs_and_judged_per_epoch():
+    losses = [0.4, 0.3, 0.25], [0.4, 0.31, 0.27]
+    verdict = judge(measured_every(5, 16, *losses, 0.93, 0.925), 5000, 5000)
+    assert (verdict.kind, verdict.last_epoch) == ("underfitting", 15)
+    assert verdict.rule.endswith("validation loss fell by 13% in the last 5 epochs")
+    advice = advise(verdict, compose(overrides=["trainer.max_epochs=16"]), epochs=16)[0]
+    assert advice.reason.endswith("validation loss was lowest after the last measured epoch")
+    slower = [0.4, 0.3, 0.28], [0.4, 0.31, 0.295]
+    assert judge(measured_every(1, 3, *slower, 0.93, 0.925), 5000, 5000).kind == "underfitting"
+    assert judge(measured_every(5, 15, *slower, 0.93, 0.925), 5000, 5000).kind == "fits well", "1% per epoch"
+
+
+def test_a_probe_that_is_the_whole_training_split_narrows_the_interval_of_the_gap():
+    history = CURVES["a good fit"][1]
+    part, whole = judge(history, 500, 5000).gap, judge(history, 500, 5000, train_share=1.0).gap
+    assert whole.estimate == part.estimate
+    assert part.contains_zero
+    assert not whole.contains_zero
+
+
 def test_history_without_validation_has_no_verdict():
     without_validation = History(epochs=np.array([1]), metrics={"running/loss": np.array([1.0])})
     assert judge(without_validation, 0, 0) is None

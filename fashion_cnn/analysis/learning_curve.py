@@ -76,11 +76,14 @@ def _resample_means(errors: Sequence[Floats]) -> list[Floats]:
     sampled too, from its scaled inverse chi distribution, since a few seeds determine it poorly.
     """
     counts = np.array([len(values) for values in errors])
-    degrees_of_freedom = int((counts - 1).sum())
+    means = np.array([values.mean() for values in errors])
+    # A size without any error tells nothing about relative deviations.
+    has_errors = means > 0
+    degrees_of_freedom = int((counts[has_errors] - 1).sum())
     if not degrees_of_freedom:
         return []
-    means = np.array([values.mean() for values in errors])
-    squares = sum(float(np.square(values / mean - 1).sum()) for values, mean in zip(errors, means, strict=True))
+    pairs = zip(errors, means, strict=True)
+    squares = sum(float(np.square(values / mean - 1).sum()) for values, mean in pairs if mean > 0)
     random = np.random.default_rng(0)
     deviations = np.sqrt(squares / random.chisquare(degrees_of_freedom, _RESAMPLES))
     relative = deviations[:, None] / np.sqrt(counts) * random.standard_normal((_RESAMPLES, len(means)))

@@ -93,4 +93,5 @@ def overfitting_metrics(predictions: dict[str, Predictions], data: ImageDataModu
         f"{name}/calibration_error": reliability_diagram(split).expected_calibration_error
         for name, split in (("train", train), ("val", val))
     }
-    return metrics | gap_metrics(train, val, prefix="gap") | gap_by_class_metrics(train, val, data.class_names)
+    train_share = len(train) / len(data.train_split)
+    return metrics | gap_metrics(train, val, train_share, prefix="gap") | gap_by_class_metrics(train, val, data.class_names)

@@ -41,7 +41,8 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
     history = read_history(run)
     title = f"{results['name']}, seed {results['seed']}"
     run.plots.mkdir(exist_ok=True)
-    curves = plot_curves(history, title=title, best_epoch=results["best_epoch"])
+    best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
+    curves = plot_curves(history, title=title, best_epoch=best_epoch)
     save_figure(curves, run.plots / "curves.png")
     run.report_file.write_text(_report(run, results, history))
 
@@ -118,7 +119,8 @@ def describe_curves(history: History, results: dict[str, Any]) -> str:
     epochs, val, train = history.epochs[measured], val[measured], train[measured]
     lowest = int(val.argmin())
     if lowest == len(val) - 1:
-        text = f"Validation loss was lowest, {val[lowest]:.4f}, after the last epoch ({epochs[-1]})"
+        last = "last epoch" if epochs[-1] == history.epochs[-1] else "last measured epoch"
+        text = f"Validation loss was lowest, {val[lowest]:.4f}, after the {last} ({epochs[-1]})"
         return text + ("." if len(val) == 1 else ": it had not started to rise.")
     text = (
         f"Validation loss was lowest, {val[lowest]:.4f}, after epoch {epochs[lowest]} of {epochs[-1]}, and ended at "

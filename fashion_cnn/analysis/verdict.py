@@ -9,7 +9,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.history import History
-from fashion_cnn.metrics.intervals import Interval, newcombe_interval, wilson_interval
+from fashion_cnn.metrics.gap import accuracy_gap_of
+from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.runs.overrides import override_key
 
 Kind = Literal["underfitting", "fits well", "overfitting", "memorising"]
@@ -18,7 +19,7 @@ FITTED_ACCURACY = 0.99  # training accuracy from which nothing is left to learn
 LOW_ACCURACY = 0.90  # training accuracy below which more can be learned
 LARGE_GAP = 0.10  # accuracy gap
 LOSS_RISE = 0.05  # rise of the validation loss above its minimum, relative to the minimum
-LOSS_FALL = 0.02  # fall of the validation loss in the last epoch, relative to the epoch before
+LOSS_FALL = 0.02  # fall of the validation loss per epoch at the end, relative to the measured epoch before
 LARGE_GAP_SHARE = 2 / 3  # accuracy gap relative to the validation error
 SMALL_GAP_SHARE = 1 / 4  # accuracy gap relative to the validation error
 WIDE_INTERVAL = 0.05  # width of the interval of the accuracy gap that too few images cause
@@ -36,7 +37,7 @@ class Verdict:
         gap: the accuracy gap between train probe and validation after that epoch.
         loss_gap: the loss gap after that epoch.
         rising_since: the first epoch of a rise of the validation loss under falling training loss; None without one.
-        lowest_at_end: True if the validation loss was lowest after the last epoch.
+        lowest_at_end: True if the validation loss was lowest after the last measured epoch.
     """
 
     kind: Kind
@@ -48,23 +49,24 @@ class Verdict:
     lowest_at_end: bool
 
 
-def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
+def judge(history: History, train_count: int, val_count: int, train_share: float = 0.0) -> Verdict | None:
     """Judge a training run by its curves.
 
-    The first rule that applies gives the verdict:
+    Only epochs with a validation pass count. The first rule that applies gives the verdict:
 
     1. memorising: after the last epoch, training accuracy is at least 99% and the accuracy gap at least 10 points.
     2. overfitting: the validation loss ended at least 5% above its minimum while the training loss fell; or the gap is
        at least two thirds of the validation error, and its interval excludes zero.
     3. underfitting: the gap is less than a quarter of the validation error, or its interval contains zero, and there
        is more to learn: training accuracy is below 90%; or it is below 99%, and the validation loss still fell by at
-       least 2% in the last epoch, or only one epoch was measured.
+       least 2% per epoch since the last but one, or only one epoch was measured.
     4. fits well: otherwise.
 
     Args:
         history: the metrics of the epochs.
         train_count: the number of images of the train probe.
         val_count: the number of images of the validation split.
+        train_share: share of the training split that the train probe is, see `fashion_cnn.metrics.gap`.
 
     Returns:
         The verdict; None if no epoch has both a training and a validation loss.
@@ -75,12 +77,13 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         return None
     epochs, train, val = history.epochs[measured], train[measured], val[measured]
     train_accuracy, val_accuracy = (float(history[f"{name}/accuracy"][measured][-1]) for name in ("train", "val"))
-    gap = newcombe_interval(wilson_interval(train_accuracy, train_count), wilson_interval(val_accuracy, val_count))
+    gap = accuracy_gap_of(train_accuracy, val_accuracy, train_count, val_count, train_share)
     gap_share = gap.estimate / max(1 - val_accuracy, 1 / val_count)
     lowest = int(val.argmin())
     rise = val[-1] / val[lowest] - 1
     rising = rise >= LOSS_RISE and train[-1] < train[lowest]
-    fall = 1 - val[-1] / val[-2] if len(val) > 1 else np.inf
+    step = int(epochs[-1] - epochs[-2]) if len(val) > 1 else 1
+    fall_per_epoch = 1 - (val[-1] / val[-2]) ** (1 / step) if len(val) > 1 else np.inf
     small_gap = gap_share < SMALL_GAP_SHARE or gap.contains_zero
 
     points = f"{gap.estimate * 100:.1f} points"
@@ -99,11 +102,12 @@ def judge(history: History, train_count: int, val_count: int) -> Verdict | None:
         kind, rule = "overfitting", f"{gap_text} (two thirds or more)"
     elif small_gap and train_accuracy < LOW_ACCURACY:
         kind, rule = "underfitting", f"{gap_text}, and training accuracy is only {train_accuracy:.1%}"
-    elif small_gap and fall >= LOSS_FALL and train_accuracy < FITTED_ACCURACY:
-        one_epoch = len(val) == 1
-        falling = (
-            "only one epoch was measured" if one_epoch else f"validation loss fell by {fall:.0%} in the last epoch"
-        )
+    elif small_gap and fall_per_epoch >= LOSS_FALL and train_accuracy < FITTED_ACCURACY:
+        if len(val) == 1:
+            falling = "only one epoch was measured"
+        else:
+            last = "the last epoch" if step == 1 else f"the last {step} epochs"
+            falling = f"validation loss fell by {1 - val[-1] / val[-2]:.0%} in {last}"
         kind, rule = "underfitting", f"{gap_text}, and {falling}"
     else:
         both_rose = "training loss did not fall while validation loss rose"
@@ -147,7 +151,8 @@ def advise(verdict: Verdict, config: DictConfig, epochs: int) -> list[Advice]:
     overfits = verdict.kind in ("overfitting", "memorising")
     advice = _reduce_overfitting(verdict, config) if overfits else _improve_fit(verdict, config)
     if not overfits and verdict.lowest_at_end and epochs == OmegaConf.select(config, "trainer.max_epochs"):
-        reason = "train longer, since validation loss was lowest after the last epoch"
+        last = "last epoch" if verdict.last_epoch == epochs else "last measured epoch"
+        reason = f"train longer, since validation loss was lowest after the {last}"
         advice.insert(0, Advice(reason, (f"trainer.max_epochs={2 * epochs}",)))
     return advice[:3]
 

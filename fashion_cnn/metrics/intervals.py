@@ -58,12 +58,12 @@ class MeanStd:
         return f"{self.mean * scale:.{digits}f}{deviation}"
 
 
-def wilson_interval(proportion: float, count: int) -> Interval:
+def wilson_interval(proportion: float, count: float) -> Interval:
     """Wilson score interval of a proportion (Wilson 1927).
 
     Args:
         proportion: the observed proportion, in [0, 1].
-        count: the number of trials, at least 1.
+        count: the number of trials, at least 1; infinite for a proportion that is known exactly.
     """
     centre = (proportion + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(proportion * (1 - proportion) / count + _Z**2 / (4 * count**2))
@@ -100,19 +100,27 @@ def mean_interval(values: Tensor) -> Interval:
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
-def welch_interval(first: Tensor, second: Tensor) -> Interval:
+def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) -> Interval:
     """Interval of the difference of two means, `first.mean() - second.mean()`, of unequal variances (Welch 1947).
 
     Uses normal instead of t quantiles. The interval is unbounded if either tensor holds a single value.
+
+    Args:
+        first: values `(N,)`.
+        second: values `(M,)`.
+        second_share: share of the finite population that `second` is; its variance is corrected for it (Cochran,
+            "Sampling Techniques", 1977, section 2.6).
     """
     first, second = first.double(), second.double()
     estimate = (first.mean() - second.mean()).item()
-    half = _Z * math.sqrt(sum(_variance_of_mean(values) for values in (first, second)))
+    half = _Z * math.sqrt(_variance_of_mean(first) + _variance_of_mean(second, second_share))
     return Interval(estimate, estimate - half, estimate + half)
 
 
-def _variance_of_mean(values: Tensor) -> float:
-    return values.var().item() / len(values) if len(values) > 1 else math.inf
+def _variance_of_mean(values: Tensor, share: float = 0.0) -> float:
+    if share == 1:
+        return 0.0
+    return (1 - share) * values.var().item() / len(values) if len(values) > 1 else math.inf
 
 
 def to_json_dict(instance: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule
     """Draw all plots of the predictions of one checkpoint, by file name without suffix."""
     names = data.class_names
     return {
-        "gap_by_class": plot_gap_by_class(train, val, names),
+        "gap_by_class": plot_gap_by_class(train, val, names, len(train) / len(data.train_split)),
         "confusion": plot_confusion_matrices(train, val, names),
         "reliability": plot_reliability_diagrams(train, val),
         "mistakes": plot_confident_errors(val, data.val_split, names),
@@ -45,7 +45,7 @@ def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule
 
 
 def plot_training(
-    history: History, dynamics: Dynamics | None, data: ImageDataModule, best_epoch: int
+    history: History, dynamics: Dynamics | None, data: ImageDataModule, best_epoch: int | None
 ) -> dict[str, Figure]:
     """Draw all plots of the course of the training that have data, by file name without suffix."""
     plots = {}
@@ -58,7 +58,13 @@ def plot_training(
 
 
 def plot_curves(history: History, *, title: str, best_epoch: int | None = None) -> Figure:
-    """Draw loss and accuracy of train probe, validation and running average over the epochs, counted from 1."""
+    """Draw loss and accuracy of train probe, validation and running average over the epochs, counted from 1.
+
+    Args:
+        history: the metrics of the epochs.
+        title: of the figure.
+        best_epoch: the epoch that was chosen on validation, which is marked; None if none was.
+    """
 
     def plot(quantity: str, axes: Axes) -> None:
         for prefix, style in STYLES.items():
@@ -70,7 +76,7 @@ def plot_curves(history: History, *, title: str, best_epoch: int | None = None) 
     return _plot_over_epochs(plot, title=title, best_epoch=best_epoch)
 
 
-def plot_gap(history: History, best_epoch: int) -> Figure:
+def plot_gap(history: History, best_epoch: int | None) -> Figure:
     """Draw the gap in loss and accuracy with its interval over the epochs; positive if training is better."""
 
     def plot(quantity: str, axes: Axes) -> None:
@@ -99,12 +105,14 @@ def _plot_over_epochs(plot: Callable[[str, Axes], None], *, title: str, best_epo
     return figure
 
 
-def plot_gap_by_class(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
+def plot_gap_by_class(
+    train: Predictions, val: Predictions, class_names: Sequence[str], train_share: float = 0.0
+) -> Figure:
     """Draw the accuracy gap of each class with its interval, the widest on top, and the gap over all classes."""
     size = (7, figure_inches(len(class_names), margin=1.2, per_class=0.35))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    gaps = zip(accuracy_gap_by_class(train, val), class_names, strict=True)
+    gaps = zip(accuracy_gap_by_class(train, val, train_share), class_names, strict=True)
     rows = last_rows(sorted(((gap, name) for gap, name in gaps if gap), key=lambda row: row[0].estimate), axes)
     estimates = np.array([gap.estimate for gap, _ in rows]) * 100
     errors = np.array([(gap.estimate - gap.low, gap.high - gap.estimate) for gap, _ in rows]).T * 100

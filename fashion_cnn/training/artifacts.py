@@ -61,9 +61,10 @@ def write_artifacts(
     history = read_history(run)
     writer = TensorBoardWriter(run.path) if has_tensorboard else None
     run.plots.mkdir(exist_ok=True)
+    best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
     for checkpoint, (splits, step) in evaluations.items():
         is_best = checkpoint == "best"
-        plots = plot_training(history, dynamics, data, results["best_epoch"]) if is_best else {}
+        plots = plot_training(history, dynamics, data, best_epoch) if is_best else {}
         if {"train", "val"} <= splits.keys():
             plots |= plot_predictions(splits["train"], splits["val"], data)
         for name, plot in plots.items():

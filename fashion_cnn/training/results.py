@@ -114,9 +114,10 @@ def evaluate_splits(
     if {"train", "val"} <= predictions.keys():
         metrics |= overfitting_metrics(predictions, data)
     if {"train", "test"} <= predictions.keys():
+        train_share = len(predictions["train"]) / len(data.train_split)
         metrics["gap_test/loss"] = metrics["test/loss"] - metrics["train/loss"]
         metrics["gap_test/accuracy"] = metrics["train/accuracy"] - metrics["test/accuracy"]
-        metrics |= gap_metrics(predictions["train"], predictions["test"], prefix="gap_test")
+        metrics |= gap_metrics(predictions["train"], predictions["test"], train_share, prefix="gap_test")
     # Flip-averaged validation predictions calibrate flip-averaged answers.
     if "val_flip" in collector.predictions:
         predictions["val_flip"] = collector.predictions["val_flip"]
@@ -137,14 +138,15 @@ def verdict_results(
         history: metrics of each epoch.
         results: the results so far, of which `epochs` is read.
         predictions: predictions of the best weights by split.
-        data: the run's data, for the class names.
+        data: the run's data, for the class names and the size of the training split.
 
     Returns:
         Entries of results.json; none if there was no train probe, no validation set or no validation pass.
     """
     if not {"train", "val"} <= predictions.keys():
         return {}
-    verdict = judge(history, len(predictions["train"]), len(predictions["val"]))
+    train_count = len(predictions["train"])
+    verdict = judge(history, train_count, len(predictions["val"]), train_count / len(data.train_split))
     if verdict is None:
         return {}
     advice = advise(verdict, config, results["epochs"])
