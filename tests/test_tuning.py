@@ -19,10 +19,11 @@ from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
-from fashion_cnn.sweeps.search import search_space
+from fashion_cnn.sweeps.search import PruneTrial, search_space
 from fashion_cnn.sweeps.study import current_trials, open_study, run_trials, write_results
 from fashion_cnn.train import main as train_main
 from fashion_cnn.training import build, session
+from fashion_cnn.training.callbacks import EpochLog
 from fashion_cnn.tune import main
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
@@ -97,13 +98,106 @@ def test_plots_of_a_search_are_labelled_with_trials_and_accuracy(tmp_path, monke
         write_results(study, tmp_path)
     assert {name: axes.get_xlabel() for name, axes in drawn.items()} == {
         "history": "trial",
-        "curves": "epoch",
+        "curves": "percent of the schedule",
         "importance": "importance for the validation accuracy",
     }
     for name in ("history", "curves"):
         assert drawn[name].get_ylabel() == "validation accuracy"
         assert all(tick == round(tick) for tick in drawn[name].get_xticks())
     assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["trial", "best so far"]
+
+
+class Epochs:
+    """A trainer that has finished the epochs of a trial up to `current_epoch`, of 10 steps each."""
+
+    def __init__(self, max_epochs):
+        self.max_epochs = max_epochs
+        self.estimated_stepping_batches = 10 * max_epochs
+        self.callbacks = [EpochLog()]
+
+    def run(self, trial, accuracies, start=0):
+        """Report the accuracies of the epochs from `start`; return the number of the epoch that was pruned."""
+        callback = PruneTrial(trial)
+        for self.current_epoch, accuracy in enumerate(accuracies, start):
+            self.global_step = 10 * (self.current_epoch + 1)
+            self.callbacks[0].metrics = {} if accuracy is None else {"val/accuracy": accuracy}
+            try:
+                callback.on_train_epoch_end(self, None)
+            except Pruned:
+                return self.current_epoch + 1
+        return None
+
+
+def a_study_with(pruner):
+    return optuna.create_study(direction="maximize", pruner=pruner)
+
+
+def test_accuracy_is_reported_by_percent_of_the_schedule_and_interpolated():
+    study = a_study_with(optuna.pruners.NopPruner())
+    trial = study.ask()
+    Epochs(4).run(trial, [0.5, None, 0.7, 0.8])
+    values = study.trials[0].intermediate_values
+    assert list(values) == list(range(25, 101))
+    assert [values[percent] for percent in (25, 50, 75, 100)] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert study.trials[0].user_attrs["epochs"] == 4
+
+
+def test_accuracies_of_long_trainings_are_reported_once_for_each_percent():
+    study = a_study_with(optuna.pruners.NopPruner())
+    Epochs(400).run(study.ask(), [epoch / 400 for epoch in range(1, 401)])
+    assert list(study.trials[0].intermediate_values) == list(range(101))
+
+
+def test_a_continued_trial_goes_on_with_the_reported_accuracies():
+    study = a_study_with(optuna.pruners.NopPruner())
+    Epochs(4).run(study.ask(), [0.5, 0.6])
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, intermediate_values=study.trials[0].intermediate_values))
+    # The killed process had reported its second epoch, but not yet written it to the checkpoint.
+    Epochs(4).run(study.ask(), [0.6, 0.7, 0.8], start=1)
+    values = study.trials[1].intermediate_values
+    assert [values[percent] for percent in (25, 50, 75, 100)] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+
+
+def finished_trials(study, lengths):
+    """Add trials whose accuracy is the fraction of the schedule, whatever their length."""
+    for length in lengths:
+        trial = study.ask()
+        assert Epochs(length).run(trial, [0.9 * epoch / length for epoch in range(1, length + 1)]) is None
+        study.tell(trial, 0.9)
+
+
+def test_trials_of_different_length_are_pruned_by_fraction_of_their_schedule():
+    study = a_study_with(optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=10))
+    finished_trials(study, [3, 4, 5])
+    # After two epochs of ten it is better than the others at 20%, though worse than each of them after two epochs.
+    assert Epochs(10).run(study.ask(), [0.11 * epoch for epoch in range(1, 8)]) is None
+    assert Epochs(10).run(study.ask(), [0.07 * epoch for epoch in range(1, 8)]) == 4, "a third of the schedule is shared"
+
+
+def test_no_trial_is_pruned_in_the_percents_of_the_warmup():
+    study = a_study_with(optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=35))
+    finished_trials(study, [10, 10])
+    assert Epochs(10).run(study.ask(), [0.01] * 10) == 4
+    assert Epochs(5).run(study.ask(), [0.01] * 5) == 2
+
+
+def test_hyperband_stops_trials_at_the_percents_of_its_resources():
+    study = a_study_with(optuna.pruners.SuccessiveHalvingPruner(min_resource=30, reduction_factor=3))
+    finished_trials(study, [10, 4, 20])
+    assert Epochs(10).run(study.ask(), [0.01] * 10) == 3
+
+
+def test_a_study_that_counted_epochs_is_refused(tmp_path):
+    old = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="test", direction="maximize")
+    old.ask().report(0.5, 1)
+    with pytest.raises(UserError, match=r"the study test is of an older version.*tune.study=NAME"):
+        a_study(tmp_path)
+
+
+def test_a_study_without_reports_is_continued(tmp_path):
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="test", direction="maximize").ask()
+    a_study(tmp_path).ask().report(0.5, 1)
+    assert len(a_study(tmp_path).trials) == 2
 
 
 @pytest.mark.training
@@ -246,6 +340,7 @@ def test_a_search_through_the_command_line(command, tmp_path):
         ("data.val_size=0", "leaves no validation set"),
         ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
         ("tune.trails=3", "Did you mean tune.trials?"),
+        ("tune.pruner.n_warmup_steps=200", "tune.pruner.n_warmup_steps=200 is not a percent of the schedule"),
         ("trainer.devices=2", "A trial of a search trains on one device, not on 2: set trainer.devices=1."),
     ],
 )
@@ -321,6 +416,16 @@ def test_a_stopped_trial_accepts_a_new_data_root(command, tmp_path, monkeypatch)
     monkeypatch.setattr(build, "data", lambda config: roots.append(config.data.root) or data(config))
     assert command(main, *search, "data.root=moved")[0] == 0
     assert roots == ["moved"]
+
+
+@pytest.mark.training
+def test_a_searched_length_is_pruned_by_hyperband(command, tmp_path):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune/pruner=hyperband"]
+    status, out, err = command(main, *arguments, "trainer.max_epochs=2,4", "tune.trials=4")
+    assert (status, err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "tune" / "tiny" / "trials.csv").read_text())))
+    assert all(row["epochs"] == row["trainer.max_epochs"] for row in rows if row["state"] == "complete")
+    assert "complete" in {row["state"] for row in rows} <= {"complete", "pruned"}
 
 
 @pytest.mark.training

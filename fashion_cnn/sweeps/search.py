@@ -22,12 +22,22 @@ from optuna.trial import FrozenTrial, TrialState
 from fashion_cnn.errors import Interrupted, Pruned, UserError
 from fashion_cnn.runs import STUDY_FILE, display_path, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
-from fashion_cnn.sweeps.study import best_trial, current_trials, describe_trial, open_study, run_trials, write_results
+from fashion_cnn.sweeps.study import (
+    EPOCHS,
+    best_trial,
+    current_trials,
+    describe_trial,
+    open_study,
+    run_trials,
+    write_results,
+)
 from fashion_cnn.training.callbacks import EpochLog, find_callback
 from fashion_cnn.training.session import check_one_device, quieten_lightning
 
 # Study attribute: the run whose weights its trials start from.
 _WEIGHTS = "init_from"
+# Options of Optuna's pruners that are numbers of steps.
+_STEP_OPTIONS = ("n_warmup_steps", "min_resource", "max_resource")
 
 
 def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[str, Any]]) -> optuna.Study:
@@ -55,6 +65,9 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
             raise UserError(
                 f"data.{key}=0 leaves no validation set: a search needs one to compare its trials.", status=2
             )
+    for key in _STEP_OPTIONS:
+        if isinstance(steps := config.tune.pruner.get(key), int) and not 0 <= steps <= 100:
+            raise UserError(f"tune.pruner.{key}={steps} is not a percent of the schedule: give 0 to 100.", status=2)
     name = config.tune.study or config.name
     # Each trial needs the location of the data, although it does not identify the study. No trial reads the test set.
     fixed = [
@@ -225,18 +238,39 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 class PruneTrial(Callback):
-    """Report the validation accuracy of each epoch to the study, and raise Pruned when its pruner stops the trial."""
+    """Report the validation accuracy to the study, and raise Pruned when its pruner stops the trial.
+
+    The learning rate falls over each trial's own length. Steps of the study are therefore percents of the schedule, not
+    epochs, and trials of any length are compared at equal percents: between two validation passes the accuracy is
+    interpolated.
+    """
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
+        # A trial that continues a killed one has the latter's values.
+        self._reported = dict(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the epoch's validation accuracy; raise Pruned if the pruner stops the trial."""
+        """Report the accuracy up to this epoch; raise Pruned if the pruner stops the trial."""
         accuracy = find_callback(trainer, EpochLog).metrics.get("val/accuracy")
-        epoch = trainer.current_epoch + 1
         if accuracy is None:
             return
-        self.trial.report(accuracy, epoch)
-        # After the last epoch pruning would save no time.
-        if epoch != trainer.max_epochs and self.trial.should_prune():
-            raise Pruned(f"pruned after epoch {epoch}: validation {accuracy:.2%}")
+        epoch = trainer.current_epoch + 1
+        self.trial.set_user_attr(EPOCHS, epoch)
+        percent = 100 * trainer.global_step // int(trainer.estimated_stepping_batches)
+        prune = False
+        for step, value in self._interpolate(percent, accuracy):
+            self.trial.report(value, step)
+            prune = prune or self.trial.should_prune()
+            self._reported[step] = value
+        # At the end of the schedule pruning would save no time.
+        if prune and percent < 100 and epoch != trainer.max_epochs:
+            raise Pruned(f"pruned after epoch {epoch}, {percent}% of its schedule: validation {accuracy:.2%}")
+
+    def _interpolate(self, percent: int, accuracy: float) -> list[tuple[int, float]]:
+        """List the percents since the last report with their accuracies, ending with those given."""
+        if not self._reported:
+            return [(percent, accuracy)]
+        last = max(self._reported)
+        slope = (accuracy - self._reported[last]) / max(percent - last, 1)
+        return [(step, accuracy - slope * (percent - step)) for step in range(last + 1, percent + 1)]

@@ -19,8 +19,12 @@ from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically
 
-# Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial.
-RUN, CONTINUES, ERROR = "run", "goes on with", "error"
+# Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial, and the
+# number of epochs that it was trained for.
+RUN, CONTINUES, ERROR, EPOCHS = "run", "goes on with", "error", "epochs"
+# Study attribute: the unit of the steps at which its trials report. Studies of older versions lack it: theirs are epochs.
+_STEP_UNIT = "step unit"
+_PERCENT = "percent of the schedule"
 # Number of consecutive trials with the same error that ends a search.
 _MAX_EQUAL_FAILURES = 3
 # Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study.
@@ -46,11 +50,12 @@ def open_study(
         folder: existing directory of the study.
 
     Raises:
-        UserError: the study exists with other settings, or the storage is unavailable.
+        UserError: the study exists with other settings or reports epochs, or the storage is unavailable.
     """
     # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
     with FileLock(folder / ".lock"):
         study = _create_or_load(storage, name, pruner)
+        _check_step_unit(study, name)
         stored = study.user_attrs.get("settings")
         if stored is None:
             study.set_user_attr("settings", dict(settings))
@@ -74,6 +79,18 @@ def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, 
     # The lock does not cover other machines, which may be creating the same study.
     time.sleep(random.uniform(0.2, 0.8))
     return _create_or_load(storage, name, pruner, attempts - 1)
+
+
+def _check_step_unit(study: optuna.Study, name: str) -> None:
+    if _STEP_UNIT in study.user_attrs:
+        return
+    if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
+        raise UserError(
+            f"the study {name} is of an older version, which compared its trials by epoch, not by percent of their "
+            "schedule: start a new one with tune.study=NAME.",
+            status=2,
+        )
+    study.set_user_attr(_STEP_UNIT, _PERCENT)
 
 
 def _describe_difference(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -199,7 +216,8 @@ def describe_trial(trial: FrozenTrial) -> str:
     if trial.state == TrialState.COMPLETE:
         return f"validation {trial.value:.2%}"
     if trial.state == TrialState.PRUNED and trial.last_step is not None:
-        return f"pruned after epoch {trial.last_step}, validation {trial.intermediate_values[trial.last_step]:.2%}"
+        when = f"after epoch {trial.user_attrs.get(EPOCHS)}, {trial.last_step}% of its schedule"
+        return f"pruned {when}, validation {trial.intermediate_values[trial.last_step]:.2%}"
     return f"{trial.state.name.lower()} {trial.user_attrs.get(ERROR, '')}".strip()
 
 
@@ -228,14 +246,14 @@ def write_results(study: optuna.Study, folder: Path) -> None:
 
 
 def _label_axes(axes: Axes, name: str) -> None:
-    """Use the terms of this project, and whole numbers of trials and epochs."""
+    """Use the terms of this project, and whole numbers of trials and percents."""
     legend = axes.get_legend()
     axes.set_title("", loc="left")
     if name == "importance":
         axes.set(title="Importance of the settings", xlabel="importance for the validation accuracy", ylabel="")
     else:
         title, xlabel = (
-            ("Validation accuracy of each trial", "epoch") if name == "curves" else ("Trials of the search", "trial")
+            ("Validation accuracy of each trial", _PERCENT) if name == "curves" else ("Trials of the search", "trial")
         )
         axes.set(title=title, xlabel=xlabel, ylabel="validation accuracy")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -259,7 +277,7 @@ def as_csv(study: optuna.Study) -> str:
                 trial.number,
                 trial.state.name.lower(),
                 trial.value if trial.state == TrialState.COMPLETE else last,
-                trial.last_step,
+                attributes.get(EPOCHS),
                 *(trial.params.get(key) for key in keys),
                 attributes.get(CONTINUES),
                 attributes.get(ERROR),
