@@ -158,32 +158,32 @@ def test_a_continued_trial_goes_on_with_the_reported_accuracies():
     assert [values[percent] for percent in (25, 50, 75, 100)] == pytest.approx([0.5, 0.6, 0.7, 0.8])
 
 
-def finished_trials(study, lengths):
-    """Add trials whose accuracy is the fraction of the schedule, whatever their length."""
-    for length in lengths:
+def finished_trials(study, *accuracies_by_length):
+    """Add trials whose accuracy rises evenly to the given one, whatever their length."""
+    for length, accuracy in accuracies_by_length:
         trial = study.ask()
-        assert Epochs(length).run(trial, [0.9 * epoch / length for epoch in range(1, length + 1)]) is None
-        study.tell(trial, 0.9)
+        assert Epochs(length).run(trial, [accuracy * epoch / length for epoch in range(1, length + 1)]) is None
+        study.tell(trial, accuracy)
 
 
 def test_trials_of_different_length_are_pruned_by_fraction_of_their_schedule():
     study = a_study_with(optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=10))
-    finished_trials(study, [3, 4, 5])
-    # After two epochs of ten it is better than the others at 20%, though worse than each of them after two epochs.
+    finished_trials(study, (3, 0.9), (4, 0.9), (5, 0.9))
+    # Better than the others at 20%, though worse than each of them after two epochs.
     assert Epochs(10).run(study.ask(), [0.11 * epoch for epoch in range(1, 8)]) is None
-    assert Epochs(10).run(study.ask(), [0.07 * epoch for epoch in range(1, 8)]) == 4, "a third of the schedule is shared"
+    assert Epochs(10).run(study.ask(), [0.07 * epoch for epoch in range(1, 8)]) == 2
 
 
 def test_no_trial_is_pruned_in_the_percents_of_the_warmup():
     study = a_study_with(optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=35))
-    finished_trials(study, [10, 10])
+    finished_trials(study, (10, 0.9), (10, 0.9))
     assert Epochs(10).run(study.ask(), [0.01] * 10) == 4
     assert Epochs(5).run(study.ask(), [0.01] * 5) == 2
 
 
 def test_hyperband_stops_trials_at_the_percents_of_its_resources():
     study = a_study_with(optuna.pruners.SuccessiveHalvingPruner(min_resource=30, reduction_factor=3))
-    finished_trials(study, [10, 4, 20])
+    finished_trials(study, (10, 0.7), (4, 0.8), (20, 0.9))
     assert Epochs(10).run(study.ask(), [0.01] * 10) == 3
 
 
