@@ -26,7 +26,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.train import main, train
-from fashion_cnn.training import build
+from fashion_cnn.training import build, leakage, session
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
 FILES = {
@@ -37,6 +37,7 @@ FILES = {
     "config.yaml",
     "metrics.csv",
     "predictions.npz",
+    "training_images.npy",
     "model_card.md",
     "report.md",
     "results.json",
@@ -384,6 +385,127 @@ def test_a_checkpoint_of_another_network_is_refused_on_resume(tiny, stop, disarm
         train(tiny("resume=latest"))
 
 
+class SameImages(TinyDataModule):
+    """The images of TinyDataModule, from another data module."""
+
+
+class TestImages(TinyDataModule):
+    """The test images of TinyDataModule for training."""
+
+    __test__ = False
+    train_size = 40
+
+    def load(self, *, train):
+        return super().load(train=not train)
+
+
+class OtherImages(TinyDataModule):
+    """Images of other classes."""
+
+    class_names = ("red", "green", "blue", "yellow")
+
+    def load(self, *, train):
+        images, targets = super().load(train=train)
+        return 255 - images, targets
+
+
+class RepeatedImages(TinyDataModule):
+    """Each image occurs twice, so that validation images occur in the training split."""
+
+    def load(self, *, train):
+        images, targets = super().load(train=train)
+        half = len(images) // 2
+        return torch.cat([images[:half]] * 2), torch.cat([targets[:half]] * 2)
+
+
+def from_data(name):
+    return f"data._target_=test_training.{name}"
+
+
+BRIEF = ("trainer.max_epochs=1", "test=false")
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["recorded", "computed for an older run"])
+def test_init_from_finds_validation_images_that_another_data_module_read(tiny, old):
+    source = train(tiny(*BRIEF, from_data("SameImages"), "data.val_size=0"))["run"]
+    if old:
+        Run(Path(source)).training_images_file.unlink()
+    with pytest.raises(UserError, match=r"was trained on 32 of the 32 images of this run's validation set"):
+        train(tiny(*BRIEF, f"init_from='{source}'"))
+    assert "val/loss" not in train(tiny(*BRIEF, "data.val_size=0", f"init_from='{source}'"))
+
+
+def test_init_from_the_same_split_of_another_data_module_is_accepted(tiny):
+    source = train(tiny(*BRIEF, from_data("SameImages")))["run"]
+    assert "val/loss" in train(tiny(*BRIEF, f"init_from='{source}'"))
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["first run present", "first run deleted"])
+def test_init_from_finds_validation_images_over_two_runs(tiny, gone):
+    first = train(tiny(*BRIEF, from_data("SameImages"), "data.val_size=0"))["run"]
+    second = train(tiny(*BRIEF, from_data("OtherImages"), f"init_from='{first}'"))["run"]
+    if gone:
+        shutil.rmtree(first)
+    with pytest.raises(UserError, match=r"32 of the 32 images .* validation set, itself or in a run that it started"):
+        train(tiny(*BRIEF, f"init_from='{second}'"))
+
+
+def test_init_from_finds_test_images(tiny):
+    source = train(tiny(*BRIEF, from_data("TestImages"), "data.val_size=8"))["run"]
+    with pytest.raises(UserError, match=r"was trained on 32 of the 40 images of this run's test set"):
+        train(tiny(*BRIEF, f"init_from='{source}'"))
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_images_that_the_data_set_holds_twice_are_no_leakage(tiny, fraction):
+    settings = [*BRIEF, from_data("RepeatedImages")]
+    source = train(tiny(*settings))["run"]
+    assert "val/loss" in train(tiny(*settings, f"data.train_fraction={fraction}", f"init_from='{source}'"))
+
+
+def test_settings_are_compared_where_the_images_of_an_older_run_are_gone(tiny, monkeypatch):
+    def gone(run):
+        raise UserError("the data set is missing")
+
+    first = train(tiny(*BRIEF, "data.val_size=0"))["run"]
+    second = train(tiny(*BRIEF, from_data("OtherImages"), f"init_from='{first}'"))["run"]
+    for run in (first, second):
+        Run(Path(run)).training_images_file.unlink()
+    monkeypatch.setattr(leakage, "load_data", gone)
+    with pytest.raises(UserError, match=r"started from .*, which was trained .* \(data.val_size is 0 there, 32 here\)"):
+        train(tiny(*BRIEF, f"init_from='{second}'"))
+    third = train(tiny(*BRIEF, "data.val_size=0", f"init_from='{second}'"))["run"]
+    assert not Run(Path(third)).training_images_file.exists(), "an incomplete list would be taken for a complete one"
+
+
+def test_a_damaged_list_of_training_images_is_reported(tiny):
+    source = train(tiny(*BRIEF))["run"]
+    Run(Path(source)).training_images_file.write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"training_images.npy is damaged: delete it"):
+        train(tiny(*BRIEF, f"init_from='{source}'"))
+
+
+def test_teachers_may_not_have_been_trained_on_validation_images_in_an_earlier_run(tiny):
+    first = train(tiny(*BRIEF, from_data("SameImages"), "data.val_size=0"))["run"]
+    teacher = Run(Path(train(tiny(*BRIEF))["run"]))
+    teacher.training_images_file.write_bytes(Run(Path(first)).training_images_file.read_bytes())
+    with pytest.raises(UserError, match=r"distillation.teachers=.* was trained on 32 of the 32 images"):
+        train(tiny(*BRIEF, "distillation=soft_labels", f"distillation.teachers='{teacher.path}'"))
+
+
+def test_init_from_keeps_the_new_classifier_for_as_many_other_classes(tiny, capsys):
+    source = train(tiny(*BRIEF, from_data("OtherImages")))["run"]
+    trained, config = fashion_cnn.load(source), tiny(*BRIEF, f"init_from='{source}'")
+    capsys.readouterr()
+    _, _, module = session.prepare(config, None, lambda config: None)
+    assert "has other classes (red, green, blue …): its last layer is not used" in capsys.readouterr().err
+    assert torch.equal(module.network.trunk[0][0].weight, trained.network.trunk[0][0].weight)
+    assert not torch.equal(module.network.classifier.weight, trained.network.classifier.weight)
+    _, _, module = session.prepare(tiny(*BRIEF, from_data("OtherImages"), f"init_from='{source}'"), None, print)
+    assert capsys.readouterr().err == ""
+    assert torch.equal(module.network.classifier.weight, trained.network.classifier.weight)
+
+
 @pytest.mark.training
 def test_init_from_starts_with_the_weights_of_another_run(tiny):
     first = train(tiny("trainer.max_epochs=8"))
@@ -404,7 +526,7 @@ def test_init_from_keeps_the_new_classifier_for_other_classes(tiny):
     module = build.module(config, build.data(config))
     module = ImageClassifier(network=config_network(config, 7), image_shape=(1, 20, 20), num_classes=7)
     head = module.network.classifier.weight.clone()
-    initialise_from(module, Run(Path(results["run"])))
+    initialise_from(module, Run(Path(results["run"])), [f"class {label}" for label in range(7)])
     trained = fashion_cnn.load(results["run"])
     assert torch.equal(module.network.classifier.weight, head)
     assert torch.equal(module.network.trunk[0][0].weight, trained.network.trunk[0][0].weight)

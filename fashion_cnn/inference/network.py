@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.trust import check_classes
 
+_CLASSIFIER = "network.classifier."
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
 LogitsFunction = Callable[[Tensor], Tensor]
 
@@ -272,21 +274,42 @@ def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def initialise_from(module: ImageClassifier, run: Run) -> None:
-    """Copy a run's weights into `module`; a classifier of other classes keeps its new last layer.
+def initialise_from(module: ImageClassifier, run: Run, class_names: Sequence[str]) -> None:
+    """Copy a run's weights into `module`; a classifier of other classes keeps its new last layer, with a message.
+
+    Args:
+        module: the network to initialise.
+        run: the run.
+        class_names: the classes of `module`.
 
     Raises:
         UserError: if the run trained another network.
     """
     source = read_weights(run)
     differing = differing_weights(module.state_dict(), source)
-    body = [name for name in differing if not name.startswith("network.classifier.")]
+    body = [name for name in differing if not name.startswith(_CLASSIFIER)]
     if body:
         raise UserError(
             f"init_from={run.path} has another network: {len(body)} weights do not fit, such as {body[0]}. "
             f"Choose the model that it trained (see {run.config_file})."
         )
+    source_names = _class_names(run)
+    if source_names is not None and [*map(str.casefold, source_names)] != [*map(str.casefold, class_names)]:
+        differing = [name for name in source if name.startswith(_CLASSIFIER)]
+        print(
+            f"init_from={run.path} has other classes ({', '.join(source_names[:3])} …): "
+            "its last layer is not used, all others are.",
+            file=sys.stderr,
+        )
     module.load_state_dict({name: source[name] for name in source if name not in differing}, strict=False)
+
+
+def _class_names(run: Run) -> list[str] | None:
+    """The classes of a run, from its settings; None if its data module cannot be built."""
+    try:
+        return list(instantiate_data(run).class_names)
+    except UserError:
+        return None
 
 
 def differing_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:

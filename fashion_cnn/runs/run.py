@@ -52,6 +52,7 @@ class Run:
         plots: the folder of the report's plots.
         model_card_file: purpose, limits and training of the network.
         predictions_file: the predictions for each image of train probe, validation and test.
+        training_images_file: hashes of the images that the weights were trained on, see `training/leakage.py`.
         examples_file: the training dynamics of each training image.
         ambiguous_file: the validation and test images, those with the least certain predictions first.
         evaluation: the output folder of `python -m fashion_cnn.evaluate`, with a sub-folder per split.
@@ -74,6 +75,7 @@ class Run:
     plots = _Inside("figures")
     model_card_file = _Inside("model_card.md")
     predictions_file = _Inside("predictions.npz")
+    training_images_file = _Inside("training_images.npy")
     examples_file = _Inside("examples.csv")
     ambiguous_file = _Inside("ambiguous.csv")
     evaluation = _Inside("evaluation")

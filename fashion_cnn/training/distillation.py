@@ -12,7 +12,6 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import load
 from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
-from fashion_cnn.training.leakage import find_leakage
 
 # Options of `data` that teacher and student must share: the classes, and how images are prepared.
 _SHARED_OPTIONS = (
@@ -69,8 +68,7 @@ def find_teachers(config: DictConfig) -> list[str]:
     """Return the absolute paths of the runs that `config.distillation.teachers` names.
 
     Raises:
-        UserError: if it names no finished run, or one that cannot be read, has other classes or image preparation,
-            or was trained on held-out images of this run.
+        UserError: if it names no finished run, or one that cannot be read or has other classes or image preparation.
     """
     references = config.distillation.teachers
     if not references:
@@ -102,6 +100,4 @@ def _check_teacher(teacher: Run, student_data: DictConfig) -> None:
                 f"distillation.teachers={teacher.path} was trained on other data "
                 f"(data.{key} is {teacher_value} there, {value} here): choose a teacher of the same data."
             )
-    if leakage := find_leakage(teacher_data, student_data):
-        raise UserError(f"distillation.teachers={teacher.path} {leakage}. Use the same value.")
     load(teacher)

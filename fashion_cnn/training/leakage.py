@@ -1,8 +1,28 @@
-"""Detection of held-out images that another run was trained on."""
+"""Detection of held-out images that another run was trained on, by the settings and by hashes of the images.
 
+Each run stores hashes of the images that its weights were trained on: of its own training images, and of those of the
+runs that it started from or whose answers it learned. They are equal for equal images, whichever data module reads them.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+
+from fashion_cnn.data import ImageDataModule, InMemoryDataset
+from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import load_data
+from fashion_cnn.runs import Run, write_atomically
+
+# 64-bit hashes of images.
+Hashes = NDArray[np.uint64]
+_IMAGES_PER_CHUNK = 10_000
 
 # By held-out split: the options that select its images, and the options any of which is non-zero where it has images.
 _SPLIT_OPTIONS = {
@@ -65,3 +85,137 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
 def is_same_data_set(source: DictConfig, target: DictConfig) -> bool:
     """Return whether two `data` configs name one data set, or image folders with the same classes."""
     return all(OmegaConf.select(source, key) == OmegaConf.select(target, key) for key in _DATA_SET_OPTIONS)
+
+
+def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: ImageDataModule) -> None:
+    """Check that no run, nor one that it started from, was trained on images that this run holds out.
+
+    Args:
+        sources: runs whose weights or answers are used, each with the option that names it.
+        config: settings of the run to be trained.
+        data: its data, with the training images loaded.
+
+    Raises:
+        UserError: if one was.
+    """
+    for option, source in sources:
+        for run in _lineage(source):
+            settings = run.config().data
+            if is_same_data_set(settings, config.data) and (leakage := find_leakage(settings, config.data)):
+                origin = "" if run is source else f" started from {run.path}, which"
+                raise UserError(f"{option}={source.path}{origin} {leakage}. Use the same value.")
+    known = [(option, source, hashes) for option, source in sources if (hashes := training_images(source)) is not None]
+    for split, dataset in _held_out_splits(data) if known else ():
+        held_out = _hash_images(dataset)
+        for option, source, trained_on in known:
+            seen = held_out[np.isin(held_out, trained_on)]
+            # Some data sets hold an image twice. To learn from the other copy is no leakage.
+            if len(seen) and (leaked := int((~np.isin(seen, _hashes_in_training(data))).sum())):
+                raise UserError(
+                    f"{option}={source.path} was trained on {leaked:,} of the {len(held_out):,} images of this run's "
+                    f"{split} set, itself or in a run that it started from: hold out the same images in all of them, "
+                    "or start from another run."
+                )
+
+
+def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
+    """Return the hashes of the images that a run's weights were trained on, ascending.
+
+    For a run of an older version they are computed from its data set.
+
+    Args:
+        run: the run.
+        below: paths of the runs that started from it.
+
+    Returns:
+        The hashes `(N,)`; None if a data set, or a run that it started from, is no longer there.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    if run.training_images_file.exists():
+        try:
+            return _read_hashes(run.training_images_file)
+        except (ValueError, EOFError, MemoryError) as error:
+            raise UserError(
+                f"{run.training_images_file} is damaged: delete it, and its content is computed anew."
+            ) from error
+    if run.path in below or not run.config_file.exists():
+        return None
+    try:
+        own = _hash_images(load_data(run).train_split)
+    except (UserError, OSError):
+        return None
+    return _join(own, [training_images(parent, (*below, run.path)) for parent in _parents(run.config())])
+
+
+def _read_hashes(file: Path) -> Hashes:
+    hashes: Hashes = np.load(file, allow_pickle=False)
+    if hashes.dtype != np.uint64 or hashes.ndim != 1:
+        raise ValueError(f"{hashes.dtype} of {hashes.ndim} dimensions")
+    return hashes
+
+
+def write_training_images(run: Run, config: DictConfig, data: ImageDataModule) -> None:
+    """Store the hashes of the images that a new run is trained on; nothing if those of a parent are not known.
+
+    Args:
+        run: the run, whose directory exists.
+        config: its settings.
+        data: its data, with the training images loaded.
+    """
+    hashes = _join(_hash_images(data.train_split), [training_images(parent) for parent in _parents(config)])
+    if hashes is not None:
+        content = io.BytesIO()
+        np.save(content, hashes, allow_pickle=False)
+        write_atomically(run.training_images_file, content.getvalue())
+
+
+def _join(own: Hashes, inherited: Sequence[Hashes | None]) -> Hashes | None:
+    known = [hashes for hashes in inherited if hashes is not None]
+    return np.unique(np.concatenate([own, *known])) if len(known) == len(inherited) else None
+
+
+def _parents(config: DictConfig) -> list[Run]:
+    """The runs whose weights or answers a run uses; their directories may be gone."""
+    teachers = OmegaConf.select(config, "distillation.teachers") or ()
+    paths = [config.get("init_from"), *([teachers] if isinstance(teachers, str) else teachers)]
+    return [Run(Path(path)) for path in paths if path is not None]
+
+
+def _lineage(source: Run) -> list[Run]:
+    """The run, and the runs before it whose settings can be read."""
+    lineage = {source.path: source}
+    waiting = [source]
+    while waiting:
+        for parent in _parents(waiting.pop().config()):
+            if parent.path not in lineage and parent.config_file.exists() and parent.damage is None:
+                lineage[parent.path] = parent
+                waiting.append(parent)
+    return list(lineage.values())
+
+
+def _held_out_splits(data: ImageDataModule) -> Iterator[tuple[str, InMemoryDataset]]:
+    if data.val_size:
+        yield "validation", data.val_split
+    if data.has_test:
+        data.setup("test")
+        yield "test", data.test_split
+
+
+def _hashes_in_training(data: ImageDataModule) -> Hashes:
+    """Hashes of all images that are neither validation nor test images, whatever `train_fraction` is."""
+    images, targets = data.load(train=True)
+    members = InMemoryDataset(images, targets, data.train_positions(targets))
+    training = Counter(_hash_images(members).tolist()) - Counter(_hash_images(data.val_split).tolist())
+    return np.array([*training], dtype=np.uint64)
+
+
+def _hash_images(dataset: InMemoryDataset) -> Hashes:
+    """Hash the bytes of each image; `(N,)`, in the order of the data set."""
+    digests = [
+        hashlib.blake2b(image, digest_size=8).digest()
+        for indices in dataset.indices.split(_IMAGES_PER_CHUNK)
+        for image in dataset.images_at(indices).flatten(1).numpy()
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

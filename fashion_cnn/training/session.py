@@ -30,7 +30,7 @@ from fashion_cnn.runs.trust import trust_classes
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
-from fashion_cnn.training.leakage import find_leakage, is_same_data_set
+from fashion_cnn.training.leakage import check_leakage, write_training_images
 from fashion_cnn.training.results import collect_results
 from fashion_cnn.training.resume import prepare_to_resume, restore_config
 
@@ -89,6 +89,7 @@ def run_training(
         if existing:
             prepare_to_resume(trainer, module, run, config)
         else:
+            write_training_images(run, config, data)
             run.write_config(config)
         print_start(config, run, module, data, brief=directory is not None)
         with _export_run(run):
@@ -121,11 +122,13 @@ def prepare(
     data.check_classes()
     if config.get("distillation"):
         config.distillation.teachers = find_teachers(config)
+        teachers = [("distillation.teachers", Run(Path(path))) for path in config.distillation.teachers]
+        check_leakage(teachers, config, data)
     module = build.module(config, data)
     if config.init_from is not None and not (existing and existing.last_checkpoint.exists()):
         source = runs.find_run(config.init_from, Path(config.runs_dir))
-        _check_leakage(source, config)
-        initialise_from(module, source)
+        check_leakage([("init_from", source)], config, data)
+        initialise_from(module, source, data.class_names)
         config.init_from = str(source.path.resolve())
         # Commands suggested at the end repeat these overrides: they must start from the same run.
         resolved = {LATEST_WEIGHTS: f"init_from={config.init_from}"}
@@ -155,13 +158,6 @@ def publish(
     write_model_card(run, config, data, results)
     run.write_results(results)
     return results
-
-
-def _check_leakage(source: Run, config: DictConfig) -> None:
-    """Raise UserError if the initial weights were trained on images that this run holds out."""
-    source_data = source.config().data
-    if is_same_data_set(source_data, config.data) and (leakage := find_leakage(source_data, config.data)):
-        raise UserError(f"init_from={source.path} {leakage}. Use the same value.")
 
 
 def _existing_run(config: DictConfig, directory: Path | None) -> Run | None:
