@@ -16,6 +16,7 @@ from conftest import TINY_DATA
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_images import TinyDataModule
 from torch.nn import functional
 
 import fashion_cnn
@@ -389,10 +390,9 @@ class SameImages(TinyDataModule):
     """The images of TinyDataModule, from another data module."""
 
 
-class TestImages(TinyDataModule):
+class HeldOutImages(TinyDataModule):
     """The test images of TinyDataModule for training."""
 
-    __test__ = False
     train_size = 40
 
     def load(self, *, train):
@@ -451,7 +451,7 @@ def test_init_from_finds_validation_images_over_two_runs(tiny, gone):
 
 
 def test_init_from_finds_test_images(tiny):
-    source = train(tiny(*BRIEF, from_data("TestImages"), "data.val_size=8"))["run"]
+    source = train(tiny(*BRIEF, from_data("HeldOutImages"), "data.val_size=8"))["run"]
     with pytest.raises(UserError, match=r"was trained on 32 of the 40 images of this run's test set"):
         train(tiny(*BRIEF, f"init_from='{source}'"))
 
