@@ -1,7 +1,5 @@
 """A linear layer that computes in float32, dropout that is fast on a CPU, and predicates on layer types."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,10 +28,12 @@ class Float32Linear(nn.Linear):
 def float32_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`functional.linear` in float32 or, for float64 features, in float64; autocast does not apply."""
     dtype = torch.promote_types(features.dtype, torch.float32)
+    operands = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     device = features.device.type
-    # Without autocast no context: an exporter would have to translate it.
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-        return functional.linear(features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    if not torch.is_autocast_enabled(device):
+        return functional.linear(*operands)  # An exporter would have to translate a context.
+    with torch.autocast(device, enabled=False):
+        return functional.linear(*operands)
 
 
 def use_float32_classifier(network: nn.Module) -> None:
