@@ -111,7 +111,7 @@ def test_curves_plot_shows_loss_above_accuracy_for_both_splits():
 @pytest.mark.parametrize("chosen", [True, False])
 def test_curves_mark_the_best_epoch_only_if_validation_chose_it(tmp_path, monkeypatch, chosen):
     run = Run(tmp_path)
-    run.metrics_file.write_text("epoch,step,running/loss\n0,8,0.4\n1,16,0.3\n")
+    run.metrics_file.write_text("epoch,step,running/loss,train/loss,val/loss\n0,8,0.4,0.4,0.5\n1,16,0.3,0.3,0.4\n")
     labels = []
 
     def keep_labels(figure, path):

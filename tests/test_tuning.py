@@ -151,7 +151,9 @@ def test_accuracies_of_long_trainings_are_reported_once_for_each_percent():
 def test_a_continued_trial_goes_on_with_the_reported_accuracies():
     study = a_study_with(optuna.pruners.NopPruner())
     Epochs(4).run(study.ask(), [0.5, 0.6])
-    study.add_trial(optuna.create_trial(state=TrialState.WAITING, intermediate_values=study.trials[0].intermediate_values))
+    study.add_trial(
+        optuna.create_trial(state=TrialState.WAITING, intermediate_values=study.trials[0].intermediate_values)
+    )
     # The killed process had reported its second epoch, but not yet written it to the checkpoint.
     Epochs(4).run(study.ask(), [0.6, 0.7, 0.8], start=1)
     values = study.trials[1].intermediate_values
@@ -421,7 +423,7 @@ def test_a_stopped_trial_accepts_a_new_data_root(command, tmp_path, monkeypatch)
 @pytest.mark.training
 def test_a_searched_length_is_pruned_by_hyperband(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune/pruner=hyperband"]
-    status, out, err = command(main, *arguments, "trainer.max_epochs=2,4", "tune.trials=4")
+    status, _, err = command(main, *arguments, "trainer.max_epochs=2,4", "tune.trials=4")
     assert (status, err) == (0, "")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "tune" / "tiny" / "trials.csv").read_text())))
     assert all(row["epochs"] == row["trainer.max_epochs"] for row in rows if row["state"] == "complete")

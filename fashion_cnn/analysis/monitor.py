@@ -94,4 +94,8 @@ def overfitting_metrics(predictions: dict[str, Predictions], data: ImageDataModu
         for name, split in (("train", train), ("val", val))
     }
     train_share = len(train) / len(data.train_split)
-    return metrics | gap_metrics(train, val, train_share, prefix="gap") | gap_by_class_metrics(train, val, data.class_names)
+    return (
+        metrics
+        | gap_metrics(train, val, train_share, prefix="gap")
+        | gap_by_class_metrics(train, val, data.class_names)
+    )

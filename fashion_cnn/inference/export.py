@@ -371,7 +371,9 @@ def _check_parity(network: NetworkRunner, temperature: float, file: Path, check_
     differing = 0
     for images in torch.from_numpy(check_images.images).split(network.data.eval_batch_size):
         logits = network.logits(images)
-        expected = [array.numpy() for array in (logits, (logits / temperature).softmax(dim=1), network.features(images))]
+        expected = [
+            array.numpy() for array in (logits, (logits / temperature).softmax(dim=1), network.features(images))
+        ]
         outputs = session.run(list(OUTPUTS), {"images": images.numpy()})
         equal = np.ones(len(images), dtype=bool)
         for output, reference in zip(outputs, expected, strict=True):

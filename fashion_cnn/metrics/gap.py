@@ -37,9 +37,7 @@ def loss_gap(train: Predictions, held_out: Predictions, train_share: float = 0.0
     return welch_interval(held_out.losses, train.losses, second_share=train_share)
 
 
-def accuracy_gap_by_class(
-    train: Predictions, held_out: Predictions, train_share: float = 0.0
-) -> list[Interval | None]:
+def accuracy_gap_by_class(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> list[Interval | None]:
     """Accuracy gap of each class, in class order; None for a class that either split has no image of."""
     pairs = ((train.of_class(label), held_out.of_class(label)) for label in range(train.num_classes))
     return [

@@ -22,7 +22,7 @@ from fashion_cnn.runs import Run, format_csv, write_atomically
 # Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial, and the
 # number of epochs that it was trained for.
 RUN, CONTINUES, ERROR, EPOCHS = "run", "goes on with", "error", "epochs"
-# Study attribute: the unit of the steps at which its trials report. Studies of older versions lack it: theirs are epochs.
+# Study attribute: the unit of the steps at which its trials report. Studies of older versions lack it and use epochs.
 _STEP_UNIT = "step unit"
 _PERCENT = "percent of the schedule"
 # Number of consecutive trials with the same error that ends a search.

@@ -1,7 +1,7 @@
 """Detection of held-out images that another run was trained on, by the settings and by hashes of the images.
 
 Each run stores hashes of the images that its weights were trained on: of its own training images, and of those of the
-runs that it started from or whose answers it learned. They are equal for equal images, whichever data module reads them.
+runs that it started from or whose answers it learned. Equal images have equal hashes, whichever data module reads them.
 """
 
 import hashlib
