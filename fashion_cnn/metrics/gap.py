@@ -17,8 +17,8 @@ def accuracy_gap(train: Predictions, held_out: Predictions, train_share: float =
 
     The interval is Newcombe's. It covers the sampling of the images, not the choice of the seed.
     """
-    accuracies = (predictions.correct.double().mean().item() for predictions in (train, held_out))
-    return accuracy_gap_of(*accuracies, len(train), len(held_out), train_share)
+    train_accuracy, held_out_accuracy = (split.correct.double().mean().item() for split in (train, held_out))
+    return accuracy_gap_of(train_accuracy, held_out_accuracy, len(train), len(held_out), train_share)
 
 
 def accuracy_gap_of(
