@@ -38,39 +38,59 @@ check_disk() {
       "Free some space, or install the CPU version: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
 }
 
+# pip_install: run pip install without output; after a failure print the end of its output and a message.
 pip_install() {
   local log=$venv/install.log
-  "$python" -m pip install --disable-pip-version-check --progress-bar off -c scripts/constraints.txt "$@" 2>&1 |
-    tee -a "$log" | grep -v '^Requirement already satisfied' >&2 || {
-    if grep -q 'No space left' "$log"; then
-      fail "The disk is full. Free some space and run the same command again to continue."
-    elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError|from versions: none' "$log"; then
-      fail "The package index is unreachable. Check the network and PIP_INDEX_URL, and run the same command again."
-    fi
-    fail "pip failed, see its output above and in $log."
-  }
+  "$python" -m pip install --disable-pip-version-check --progress-bar off -c scripts/constraints.txt "$@" \
+    >>"$log" 2>&1 && return
+  tail -n 15 "$log" >&2
+  if grep -q 'No space left' "$log"; then
+    fail "The disk is full. Free some space and run the same command again to continue."
+  elif [ "$1" = --index-url ]; then
+    fail "torch and torchvision cannot be installed from TORCH_INDEX_URL=$2 (see pip's output above): the address is" \
+      "unreachable or holds no version of them for this Python. Correct it, or leave it out."
+  elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError|from versions: none' "$log"; then
+    fail "The package index is unreachable. Check the network and PIP_INDEX_URL, and run the same command again."
+  fi
+  fail "pip failed, see the end of its output above and all of it in $log."
 }
 
-# install [EXTRA]: install fashion_cnn, editable, with its dependencies.
+# check_extras [EXTRA …]: fail unless pyproject.toml defines each extra.
+check_extras() {
+  local extra known
+  known=$(awk '/^\[/ { inside = /^\[project.optional-dependencies\]/ } inside && /^[a-z]+ = / { print $1 }' pyproject.toml)
+  for extra in "$@"; do
+    grep -qx "$extra" <<<"$known" || fail "There is no extra '$extra'. Choose from: $(tr '\n' ' ' <<<"$known")"
+  done
+}
+
+# install [EXTRA …]: install fashion_cnn, editable, with the dependencies of these extras and those installed before.
 install() {
-  local extra=${1:-} wanted stamp=$venv/.installed
+  local extra extras= folder= hash= missing= stamp=$venv/.installed wanted
+  check_extras "$@"
   wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c 1-16)
-  # An installation of the developers' tools contains every other one.
-  if [ -x "$python" ] && grep -qsE "^$wanted (${extra:-.*}|dev)$" "$stamp" && [ "$(tail -n 1 "$stamp")" = "$PWD" ]; then
+  [ ! -f "$stamp" ] || { read -r hash extras && read -r folder; } <"$stamp" || true
+  for extra in "$@"; do
+    # The developers' extra contains every other one.
+    grep -qwE "dev|$extra" <<<"$extras" || missing="$missing $extra"
+  done
+  if [ -x "$python" ] && [ -z "$missing" ] && [ "$hash" = "$wanted" ] && [ "$folder" = "$PWD" ]; then
     return
   fi
   local base
   base=$(find_python)
   check_disk
-  echo "Setting up .venv, which takes some minutes the first time …" >&2
   if ! "$python" -c '' 2>/dev/null; then
     "$base" -m venv --clear "$venv" >&2 ||
       fail "$base cannot create a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv"
+    extras=
   fi
+  extras=$(xargs <<<"$extras$missing")
+  echo "Installing the packages into .venv, which takes some minutes the first time (log: .venv/install.log) …" >&2
   rm -f "$stamp" "$venv/install.log"
   [ -z "${TORCH_INDEX_URL:-}" ] || pip_install --index-url "$TORCH_INDEX_URL" torch torchvision
-  pip_install -e ".${extra:+[$extra]}"
-  printf '%s %s\n%s\n' "$wanted" "$extra" "$PWD" >"$stamp"
+  pip_install -e ".${extras:+[${extras// /,}]}"
+  printf '%s %s\n%s\n' "$wanted" "$extras" "$PWD" >"$stamp"
 }
 
 # get_data ROOT: download Fashion-MNIST, from Debian's archive if no other source is available, without root.

@@ -17,6 +17,7 @@ from fashion_cnn import train as train_command
 from fashion_cnn.cli.console import print_end
 from fashion_cnn.cli.errors import describe_error
 from fashion_cnn.cli.main import CONFIG_DIR
+from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.terminal import progress_bar, wide_console
@@ -141,7 +142,7 @@ def test_error_messages_do_not_wait_for_torch():
         (["runs_dir=null"], "runs_dir=null is no directory"),
         (["seed=0,1", "--cfg", "job", "-m"], "leave out -m"),
         (["hydra/launcher=jolib"], "Did you mean joblib?"),
-        (["seed=0,1", "hydra/launcher=ray", "hydra.launcher._target_=hydra_plugins.no.Ray", "-m"], "'.[cluster]'"),
+        (["seed=0,1", "hydra/launcher=ray", "hydra.launcher._target_=hydra_plugins.no.Ray", "-m"], "the extra cluster"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -153,6 +154,13 @@ def test_user_errors_are_reported_in_one_message(command, tmp_path, monkeypatch,
     assert err.startswith("error: ")
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("config.yaml")), "no run is left behind"
+
+
+def test_extras_are_installed_into_the_environment_of_this_python(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", str(REPOSITORY / ".venv"))
+    assert install_command("search") == "scripts/install search"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert install_command("search") == f"{sys.executable} -m pip install -c scripts/constraints.txt -e '.[search]'"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -20,6 +20,7 @@ from conftest import REPOSITORY, TINY_DATA
 from PIL import Image
 
 from fashion_cnn.cli.main import compose
+from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.index import main
 from fashion_cnn.inference.network import TrainedNetwork
@@ -633,4 +634,4 @@ def test_missing_lancedb_is_reported_with_the_install_command(command, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     status, _, err = command(main)
     assert status == 1
-    assert "This needs lancedb: pip install -c scripts/constraints.txt -e '.[search]'" in err
+    assert f"This needs lancedb: {install_command('search')}" in err

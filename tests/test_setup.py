@@ -1,4 +1,4 @@
-"""scripts/train on a simulated machine: set-up, downloads and error messages."""
+"""scripts/train and scripts/install on a simulated machine: set-up, downloads and error messages."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ PYTHON = """#!/bin/sh
 echo "$*" >>"$(dirname "$0")/calls"
 case "$*" in
   *find_spec*torch*) [ -e "$(dirname "$0")/torch" ] ;;
-  "-m pip install"*) echo "Obtaining fashion_cnn" ;;
+  "-m pip install"*) echo "Obtaining fashion_cnn"; [ ! -e "$(dirname "$0")/pip_fails" ] ;;
   "-m fashion_cnn.data"*) echo "error: torchvision: no network" >&2; exit 1 ;;
 esac
 """
@@ -23,11 +23,11 @@ DF = "#!/bin/sh\necho 'Filesystem blocks Used Available'\necho 'disk 9 4 5242880
 
 @pytest.fixture
 def machine(tmp_path):
-    """Return a function that runs scripts/train and returns the process and the calls of the interpreter.
+    """Return a function that runs a script, scripts/train by default, and returns the process and the calls of python.
 
     Its attribute `write` adds a program to the machine.
     """
-    for name in ("scripts/setup.sh", "scripts/train", "scripts/constraints.txt", "pyproject.toml"):
+    for name in ("scripts/setup.sh", "scripts/train", "scripts/install", "scripts/constraints.txt", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     shutil.copytree(REPOSITORY / "conf" / "experiment", tmp_path / "conf" / "experiment")
@@ -37,12 +37,13 @@ def machine(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def start(*words):
+    def start(*words, script="train", **variables):
         calls = tmp_path / ".venv" / "bin" / "calls"
         calls.write_text("")
         environment = {**os.environ, "PATH": f"{tmp_path / 'programs'}:{os.environ['PATH']}", "PYTHON": sys.executable}
         environment.pop("TORCH_INDEX_URL", None)
-        command = [str(tmp_path / "scripts" / "train"), *words]
+        environment |= variables
+        command = [str(tmp_path / "scripts" / script), *words]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         return ended, calls.read_text().splitlines()
 
@@ -101,3 +102,40 @@ def test_a_failed_download_of_the_debian_package_is_explained(machine):
     assert "no network (W: Failed to fetch http://mirror.example/x  Could not resolve mirror.example)" in error
     machine.write("programs/apt-get", "#!/bin/sh\ntouch dataset-fashion-mnist_1_all.deb\n")
     assert "(dpkg-deb: error: failed to read archive 'dataset-fashion-mnist_1_all.deb')" in machine()[0].stderr
+
+
+def test_the_output_of_pip_is_printed_only_after_a_failure(machine):
+    machine.write(".venv/bin/torch", "")
+    ended, _ = machine("data=kmnist")
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines() == [
+        "Installing the packages into .venv, which takes some minutes the first time (log: .venv/install.log) …"
+    ]
+    machine.write(".venv/bin/pip_fails", "")
+    ended, _ = machine("search", script="install")
+    assert ended.returncode == 1
+    assert "Obtaining fashion_cnn\nerror: pip failed" in ended.stderr
+
+
+def test_an_unreachable_package_index_of_torch_is_named(machine):
+    machine.write(".venv/bin/torch", "")
+    machine.write(".venv/bin/pip_fails", "")
+    ended, _ = machine(TORCH_INDEX_URL="https://index.example/cpu")
+    assert ended.returncode == 1
+    assert "error: torch and torchvision cannot be installed from TORCH_INDEX_URL=https://index.example/cpu" in ended.stderr
+
+
+def test_extras_are_installed_into_the_environment_beside_earlier_ones(machine):
+    def installed(calls):
+        return [call.rpartition(" ")[2] for call in calls if call.startswith("-m pip install")]
+
+    machine.write(".venv/bin/torch", "")
+    assert installed(machine("search", script="install")[1]) == [".[search]"]
+    assert installed(machine("explain", "export", script="install")[1]) == [".[search,explain,export]"]
+    ended, calls = machine("search", script="install")
+    assert (ended.returncode, installed(calls)) == (0, [])
+    assert "source .venv/bin/activate" in ended.stdout
+    assert installed(machine("data=kmnist")[1]) == [], "a training needs none of them"
+    ended, calls = machine("serch", script="install")
+    assert (ended.returncode, installed(calls)) == (1, [])
+    assert "There is no extra 'serch'. Choose from: sweeps cluster" in ended.stderr

@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from fashion_cnn import tune as tune_command
+from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import split_swept
@@ -354,14 +355,14 @@ def test_user_errors_are_reported_before_the_study_exists(command, tmp_path, arg
     assert not (tmp_path / "runs").exists()
 
 
-def test_missing_optuna_is_reported_with_the_pip_command(command, monkeypatch):
+def test_missing_optuna_is_reported_with_the_install_command(command, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "optuna" else find_spec(name, *rest)
     )
     status, _, err = command(tune_command.main)
     assert status == 1
-    assert "This needs optuna: pip install -c scripts/constraints.txt -e '.[sweeps]'" in err
+    assert f"This needs optuna: {install_command('sweeps')}" in err
 
 
 @pytest.mark.training

@@ -20,14 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.runs.files import dotted_items
 
 # Config groups that every training needs.
 _REQUIRED_GROUPS = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
-_LAUNCHER_HINT = (
-    "Install joblib with pip install -c scripts/constraints.txt -e '.[sweeps]', ray and submitit with '.[cluster]'."
-)
+_LAUNCHER_HINT = f"joblib is installed with: {install_command('sweeps')}; ray and submitit with the extra cluster."
 
 
 def check_overrides(config_name: str, config: DictConfig) -> None:

@@ -1,7 +1,9 @@
 """Checks of options and optional packages, made before large packages are imported."""
 
 import importlib.util
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -42,12 +44,19 @@ def check_class_weight(config: DictConfig) -> None:
 
 
 def require(extra: str, *packages: str) -> None:
-    """Raise UserError with the pip command if a package of the optional extra `extra` is not installed."""
+    """Raise UserError with the command that installs the optional extra `extra` if one of its packages is missing."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise UserError(
-            f"This needs {', '.join(missing)}: pip install -c scripts/constraints.txt -e '.[{extra}]'",
-            status=1,
-        )
+        raise UserError(f"This needs {', '.join(missing)}: {install_command(extra)}", status=1)
+
+
+def install_command(extra: str) -> str:
+    """Return the shell command that installs an optional extra into the environment of this Python."""
+    checkout = Path(__file__).parents[2]
+    if (checkout / ".venv").resolve() == Path(sys.prefix).resolve():
+        return f"scripts/install {extra}"
+    if (checkout / "pyproject.toml").is_file():
+        return f"{sys.executable} -m pip install -c scripts/constraints.txt -e '.[{extra}]'"
+    return f"{sys.executable} -m pip install 'fashion_cnn[{extra}]'"
 
 
 def as_strings(option: object | None) -> tuple[str, ...]:
