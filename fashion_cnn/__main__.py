@@ -1,11 +1,13 @@
 """List the commands: `python -m fashion_cnn`."""
 
 import sys
+import textwrap
 
 from omegaconf import OmegaConf
 
 from fashion_cnn.cli.errors import exit_with
 from fashion_cnn.cli.main import CONFIG_DIR, closed_output_ends_quietly
+from fashion_cnn.terminal import table_console
 
 
 def main() -> None:
@@ -14,7 +16,9 @@ def main() -> None:
         exit_with(f"unknown argument '{arguments[0]}': to run a command, type python -m fashion_cnn.COMMAND.", 2)
     for file in sorted(CONFIG_DIR.glob("*.yaml")):
         summary = OmegaConf.load(file).hydra.help.template.partition("\n")[0]
-        print(f"python -m fashion_cnn.{file.stem:16} {summary}")
+        command = f"python -m fashion_cnn.{file.stem}"
+        width = min(table_console().width, 120)
+        print(textwrap.fill(summary, width, initial_indent=f"{command:35} ", subsequent_indent=" " * 36))
     print("Each command explains its options with --help.")
 
 

@@ -1,9 +1,13 @@
-"""Terminal output: a console without line wrapping in files, and a progress bar."""
+"""Terminal output: consoles of the terminal's width, tables that fit into it, and a progress bar."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -11,6 +15,8 @@ from rich.text import Text
 
 # Wider than any row of a table.
 _UNLIMITED_WIDTH = 1_000_000
+# Width to which a column of text is folded before other columns are left out.
+_NARROWEST_TEXT = 18
 
 
 class _PlainConsole(Console):
@@ -25,39 +31,109 @@ class _PlainConsole(Console):
 
 
 def wide_console() -> Console:
-    """Return a console of the terminal's width; output to a file or pipe is neither cut nor wrapped."""
+    """Return a console of the terminal's width; output to a file or pipe is neither cut nor wrapped.
+
+    The environment variable COLUMNS sets the width everywhere.
+    """
     console = _PlainConsole()
-    return console if console.is_terminal else _PlainConsole(width=_UNLIMITED_WIDTH)
+    return console if console.is_terminal or "COLUMNS" in os.environ else _PlainConsole(width=_UNLIMITED_WIDTH)
+
+
+def table_console() -> Console:
+    """Return a console for tables: of the terminal's width or COLUMNS, and of 80 columns in a file or pipe."""
+    return _PlainConsole()
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str, *, transient: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on standard error if it is a terminal.
+
+    Args:
+        label: text before the bar.
+        transient: whether the bar disappears at its end.
 
     Yields:
         A function that sets the number of completed steps and of all steps.
     """
     console = Console(stderr=True)
     # Output to the same terminal is printed above the bar; output to a file or pipe is not redirected.
-    with Progress(console=console, redirect_stdout=sys.stdout.isatty(), disable=not console.is_terminal) as bar:
+    is_hidden = not console.is_terminal
+    with Progress(console=console, transient=transient, redirect_stdout=sys.stdout.isatty(), disable=is_hidden) as bar:
         task = bar.add_task(label)
         yield lambda completed, total: bar.update(task, completed=completed, total=total)
 
 
 def print_table(
-    headings: Iterable[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str | None = None
+    headings: Iterable[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    title: str | None = None,
+    optional: Sequence[str] = (),
+    hint: str = "",
+    wide: bool = False,
 ) -> None:
-    """Print a table of text cells.
+    """Print a table of text cells, not wider than the terminal.
 
     Args:
         headings: names of the columns.
         rows: cells of each row.
         right: headings of the columns that are aligned to the right.
         title: text above the table.
+        optional: headings of columns that are left out, the first one first, until the table fits. A line below it
+            names them.
+        hint: where else they are shown, for that line.
+        wide: whether the rows are neither wrapped nor cut in a file or pipe.
     """
+    console = wide_console() if wide else table_console()
+    rows = list(rows)
+    columns = [
+        _Column(heading, tuple(row[number] for row in rows), is_number=heading in right)
+        for number, heading in enumerate(headings)
+    ]
+    left_out = _columns_to_leave_out(columns, optional, console.width)
+    shown = [column for column in columns if column not in left_out]
+    # In a terminal that is too narrow for the other columns, too, rich folds them everywhere.
+    fits = _least_width(shown) <= console.width
     table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
-    for row in rows:
+    for column in shown:
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        least = column.least_width if fits else None
+        table.add_column(column.heading, justify=justify, overflow="fold", min_width=least)
+    for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*map(Text, row))
-    wide_console().print(table)
+    console.print(table)
+    if left_out:
+        names = ", ".join(column.heading for column in left_out)
+        print(f"Left out to fit {console.width} columns: {names}. {hint}".rstrip())
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    cells: tuple[str, ...]
+    is_number: bool
+
+    @property
+    def least_width(self) -> int:
+        """Width to which the column may be folded: numbers stay whole, with an interval in brackets below."""
+        lines = [line for cell in self.cells for line in cell.splitlines()]
+        if not self.is_number:
+            return min(max(map(cell_len, [self.heading, *lines])), _NARROWEST_TEXT)
+        parts = [part for line in lines for part in line.replace(" (", "\n(").splitlines()]
+        return max(map(cell_len, [*self.heading.split(), *parts]), default=0)
+
+
+def _least_width(columns: Iterable[_Column]) -> int:
+    """Return the least width of a table: each column has a border and a blank on both sides."""
+    return 1 + sum(3 + column.least_width for column in columns)
+
+
+def _columns_to_leave_out(columns: Sequence[_Column], optional: Iterable[str], width: int) -> list[_Column]:
+    """Return the columns to leave out, of those with the headings `optional`, so that the others fit into the width."""
+    left_out: list[_Column] = []
+    for name in optional:
+        if _least_width(column for column in columns if column not in left_out) <= width:
+            break
+        left_out += [column for column in columns if column.heading == name]
+    return left_out

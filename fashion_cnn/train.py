@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def train(config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def train(
+    config: DictConfig, *, directory: Path | None = None, callbacks: Sequence[Callback] = (), quiet: bool = False
+) -> dict[str, Any]:
     """Train a network with the settings of `config`.
 
     Args:
@@ -22,6 +24,7 @@ def train(config: DictConfig, *, directory: Path | None = None, callbacks: Seque
         directory: directory of the run; None for a new one below `runs_dir`. A finished run is left unchanged, a
             stopped one is continued.
         callbacks: Lightning callbacks in addition to those of the config.
+        quiet: print neither the settings at the start nor the results at the end.
 
     Returns:
         The contents of the run's `results.json`, with the run's directory as `"run"`.
@@ -41,8 +44,8 @@ def train(config: DictConfig, *, directory: Path | None = None, callbacks: Seque
         callbacks=callbacks,
         in_sweep=job is not None,
         check_resumed=check_resumed,
-        print_start=print_start,
-        print_end=print_end,
+        print_start=None if quiet else print_start,
+        print_end=None if quiet else print_end,
     )
 
 

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from conftest import REPOSITORY, TINY_DATA
 from omegaconf import OmegaConf
 from rich.table import Table
 
+from fashion_cnn import __main__ as list_commands
 from fashion_cnn import index
 from fashion_cnn import train as train_command
 from fashion_cnn.cli.console import print_end
@@ -20,8 +23,10 @@ from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
-from fashion_cnn.terminal import progress_bar, wide_console
+from fashion_cnn.terminal import print_table, progress_bar, wide_console
 from fashion_cnn.train import main
+from fashion_cnn.training import build
+from fashion_cnn.training.callbacks import HEADER
 
 COMMANDS = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
 
@@ -42,6 +47,20 @@ for arguments in (["--help"], ["--cfg", "job"], ["no_such_option=1"]):
         print("exit status", stop.code)
     print("--- imported", [name for name in ("torch", "lightning", "matplotlib", "pandas") if name in sys.modules])
 """
+
+
+class OwnNetwork(torch.nn.Module):
+    """A network of a user with an option of its own, instead of those of the package's networks."""
+
+    def __init__(self, *, in_channels, num_classes, width, activation="relu"):
+        super().__init__()
+        self.classifier = torch.nn.LazyLinear(num_classes)
+
+    def features(self, images):
+        return images.flatten(1)
+
+    def forward(self, images):
+        return self.classifier(self.features(images))
 
 
 @pytest.mark.slow
@@ -142,6 +161,32 @@ def test_error_messages_do_not_wait_for_torch():
         (["runs_dir=null"], "runs_dir=null is no directory"),
         (["seed=0,1", "--cfg", "job", "-m"], "leave out -m"),
         (["hydra/launcher=jolib"], "Did you mean joblib?"),
+        (
+            ["model=tiny", "model.network._target_=test_command_line.OwnNetwork"],
+            "test_command_line.OwnNetwork takes no argument 'stem', which model.network sets: add "
+            "'~model.network.stem' '~model.network.widths' '~model.network.depths'",
+        ),
+        (
+            ["model=baseline", "model.network._target_=test_command_line.OwnNetwork"],
+            "test_command_line.OwnNetwork needs 'width': add +model.network.NAME=VALUE",
+        ),
+        (
+            ["model=baseline", "model.network._target_=torch.nn.Flatten"],
+            "torch.nn.Flatten takes no argument 'in_channels', which every model.network is given",
+        ),
+        (
+            ["+logger.own={_target_:no.Logger}"],
+            "logger.own._target_=no.Logger cannot be imported: No module named 'no'",
+        ),
+        (["+callbacks.own={_target_:test_command_line.No}"], "callbacks.own._target_=test_command_line.No cannot be"),
+        (
+            ["+logger.ml={_target_:lightning.pytorch.loggers.MLFlowLogger}"],
+            "+logger.ml.tracking_uri=sqlite:///mlflow.db",
+        ),
+        (
+            ["+callbacks.finder={_target_:lightning.pytorch.callbacks.LearningRateFinder}"],
+            "LearningRateFinder cannot set optimizer.lr",
+        ),
         (["seed=0,1", "hydra/launcher=ray", "hydra.launcher._target_=hydra_plugins.no.Ray", "-m"], "the extra cluster"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
@@ -227,8 +272,15 @@ def test_a_run_through_the_command_line(command, tmp_path):
     folder = tmp_path / "it's (1), a=b"
     status, out, err = command(main, *TINY_DATA, f"runs_dir={folder}", "trainer.max_epochs=1")
     assert (status, err) == (0, "")
-    assert out.count("weight_decay") == 1, "the config is printed once"
-    assert "1/1 " in out
+    start, _, rest = out.partition(HEADER)
+    assert len(start.splitlines()) <= 12
+    typed, *lines = start.splitlines()
+    assert typed.startswith("python -m fashion_cnn.train data._target_=tiny_images.TinyDataModule ")
+    text = " ".join(" ".join(lines).split())
+    for part in ("trainer.max_epochs=1", "ResNet, ", "128 training images, 32 validation images, 4 classes"):
+        assert part in text
+    assert "all settings in config.yaml" in text
+    assert "1/1 " in rest
     for part in ("train probe", "validation", "test", "gap train-test", "report.md", "scripts/dashboard"):
         assert part in out
     assert len(list(folder.rglob("results.json"))) == 1
@@ -254,6 +306,74 @@ def test_overrides_that_change_a_resumed_run_are_rejected(command, tmp_path, mon
         assert "cannot change" in err
     status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
     assert (status, err.count("\n")) == (0, 1), "which run it is, and nothing beside it"
+
+
+@pytest.fixture
+def own_configs(tmp_path):
+    """A folder with a group file of a user's own, beside the folder of the runs."""
+    file = tmp_path / "my conf" / "model" / "own.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("network:\n  _target_: fashion_cnn.models.KerasCNN\n")
+    return file.parent.parent
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A function that makes the trainings in its context stop before their evaluation."""
+    from fashion_cnn.training import session
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def stopping():
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "collect_results", interrupt)
+            yield
+
+    return stopping
+
+
+OWN = [*(part for part in TINY_DATA if not part.startswith("model")), "model=own", "trainer.max_epochs=1"]
+
+
+def test_a_run_with_configs_of_the_user_resumes_anywhere(command, tmp_path, monkeypatch, own_configs, interrupted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    with interrupted():
+        status, _, err = command(
+            main, "-cd", own_configs.name, *OWN, f"runs_dir={tmp_path / 'runs'}", "data.root=images"
+        )
+    assert status == 130
+    (typed,) = (line for line in err.splitlines() if "resume=" in line)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    own_configs.rename(tmp_path / "gone")
+    roots = []
+    data = build.data
+    monkeypatch.setattr(build, "data", lambda config: roots.append(config.data.root) or data(config))
+    status, out, err = command(main, *shlex.split(typed)[3:])
+    assert (status, err) == (0, "")
+    assert roots == [str(tmp_path / "images")]
+    (line,) = (line for line in out.splitlines() if "go further" in line)
+    words = shlex.split(line)
+    assert words[words.index("--config-dir") + 1] == str(own_configs), "as an absolute path"
+    run = Run(Path(shlex.split(typed)[-1].removeprefix("resume=")))
+    assert f"--config-dir '{own_configs}'" in run.model_card_file.read_text()
+
+
+@pytest.mark.training
+def test_a_sweep_with_configs_of_the_user_resumes_without_naming_them(command, tmp_path, own_configs, interrupted):
+    with interrupted():
+        status, out, _ = command(
+            main, "-m", "--config-dir", str(own_configs), *OWN, f"runs_dir={tmp_path / 'runs'}", "seed=0,1"
+        )
+    assert status == 130
+    typed = shlex.split(out.splitlines()[-1])[3:]
+    status, out, _ = command(main, *typed)
+    assert status == 0
+    assert "2 of 2 jobs finished" in out
+    assert "3 of 3 jobs finished" in command(main, *typed, "--config-dir", str(own_configs), "seed=2")[1]
 
 
 @pytest.mark.parametrize(
@@ -287,12 +407,17 @@ def test_closed_standard_output_ends_a_command_without_a_message(tmp_path, argum
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
-def test_the_package_lists_its_commands():
-    answer = subprocess.run(
-        [sys.executable, "-m", "fashion_cnn"], capture_output=True, text=True, cwd=REPOSITORY, check=True
-    )
-    assert [line.split()[2] for line in answer.stdout.splitlines()[:-1]] == sorted(f"fashion_cnn.{c}" for c in COMMANDS)
-    assert "fashion_cnn.train            Train a CNN on fashion images" in answer.stdout
+def test_the_package_lists_its_commands_within_the_width_of_the_terminal(command, monkeypatch):
+    texts = []
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        status, out, _ = command(list_commands.main)
+        assert status == 0
+        assert re.findall(r"^python -m fashion_cnn\.(\w+)", out, re.MULTILINE) == sorted(COMMANDS)
+        assert max(map(len, out.splitlines())) <= width
+        texts.append(" ".join(out.split()))
+    assert texts[0] == texts[1], "nothing is cut off"
+    assert "fashion_cnn.train Train a CNN on fashion images, monitor its train/val gap, test it once" in texts[0]
 
 
 @pytest.mark.parametrize("module", ["compare", "evaluate", "predict", "explain", "export", "tune"])
@@ -335,6 +460,20 @@ def test_table_rows_are_not_wrapped_in_files_and_pipes(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sum(path in line and following in line for line in lines) == 1
     assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"), [(40, "minutes, test. All are in a.csv."), (60, "minutes. All are in a.csv."), (90, "")]
+)
+def test_tables_leave_out_columns_instead_of_exceeding_the_terminal(monkeypatch, capsys, width, left_out):
+    monkeypatch.setenv("COLUMNS", str(width))
+    numbers = ("val", "test", "minutes")
+    rows = [("runs/small/2026-11-29_08-29-28-9ea728", "94.66 (93.9 to 95.3)", "94.59", "9.1")]
+    print_table(("run", *numbers), rows, right=numbers, optional=("minutes", "test"), hint="All are in a.csv.")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[:-1])) <= width
+    assert "94.66" in out, "numbers are not folded"
+    assert out.partition("Left out to fit")[2].partition(": ")[2].strip() == left_out
 
 
 def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):

@@ -1,7 +1,10 @@
 """The run directory and the list of runs."""
 
+import csv
 import fcntl
+import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -145,7 +148,7 @@ def test_a_damaged_run_is_reported_in_one_line_and_hides_no_other(three_runs, tm
     status, out, err = command(main, f"runs_dir={tmp_path}")
     assert (status, err) == (0, "")
     assert out.count("damaged") == 1
-    assert "90.00%" in out
+    assert "90.00" in out
     status, out, err = command(compare_main, f"runs={tmp_path}")
     assert (status, err) == (0, "")
     assert f"lr-0.1: damaged ({three_runs[1].path / file}" in out
@@ -185,12 +188,42 @@ def test_an_unwritable_directory_raises(tmp_path):
         Run(tmp_path / "file" / "run").create()
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_list_shows_what_differs_the_verdict_and_the_reason_of_a_failure(tmp_path, command, monkeypatch, width):
+    common = {"seed": 3, "trainer": {"max_epochs": 2}}
+    for number, (overrides, rate) in enumerate([("seed=1", 0.1), ("seed=2", 0.1), ("seed=2", 0.2)]):
+        run = make_run(tmp_path / "small" / f"2026-11-29_08-29-28-9ea72{number}", 100 * number)
+        config = {**common, "overrides": ["model=small", overrides], "optimizer": {"lr": rate}}
+        run.write_config(OmegaConf.create(config))
+        os.utime(run.config_file, (number, number))
+        if number == 0:
+            metrics = {"val/accuracy": 0.9, "test/accuracy": 0.89, "gap/accuracy": 0.021, "seconds": 90}
+            run.write_results({"verdict": "underfitting", **metrics})
+        if number == 1:
+            run.error_file.write_text("UserError: The loss became nan at step 7, and so on\nmore")
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, err = command(main, f"runs_dir={tmp_path}")
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= width
+    text = " ".join(re.sub("[│┃]", " ", out).split())
+    for part in ("underfitting", "90.00", "+2.10", "seed=1", "failed", "The loss became nan", "optimizer.lr=0.2"):
+        assert part in text
+    assert "model=small" not in text, "which all have in common"
+    assert "trainer.max_epochs" not in text
+    status, out, _ = command(main, f"runs_dir={tmp_path}", "format=csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["state"] for row in rows] == ["finished", "failed", "stopped"]
+    assert [row["optimizer.lr"] for row in rows] == ["0.1", "0.1", "0.2"]
+    assert rows[0]["val/accuracy"] == "0.9"
+    assert rows[1]["reason"] == "UserError: The loss became nan at step 7, and so on"
+
+
 def test_the_command_lists_runs(three_runs, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = command(main, f"runs_dir={tmp_path}")
     assert status == 0
     lines = [line for line in out.splitlines() if "small" in line or "sweep" in line]
-    assert [("90.00%" in line, "finished" in line, "stopped" in line) for line in lines] == [
+    assert [("90.00" in line, "finished" in line, "stopped" in line) for line in lines] == [
         (True, True, False),
         (False, True, False),
         (False, False, True),

@@ -28,8 +28,11 @@ from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.train import main, train
 from fashion_cnn.training import build, leakage, session
+from fashion_cnn.training.callbacks import HEADER, ProgressBar
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
+# Splits of an epoch line whose accuracies are printed, with the sign of the format.
+CELLS = (("train", ""), ("val", ""), ("gap", "+"))
 FILES = {
     ".lock",
     "ambiguous.csv",
@@ -577,7 +580,7 @@ def test_infinite_weights_after_the_last_step_are_not_saved(tiny):
 
 def test_divergence_stops_the_run_and_names_step_and_learning_rate(tiny):
     config = tiny("optimizer=sgd", "optimizer.lr=1e12", "schedule=constant")
-    with pytest.raises(UserError, match=r"at step \d+ .*learning rate 1e\+12.*Try"):
+    with pytest.raises(UserError, match=r"at step \d+ \(epoch 1, learning rate 1e\+12.*Try"):
         train(config)
     run = only_run(config)
     assert run.state == "failed"
@@ -651,6 +654,23 @@ def test_validation_every_other_epoch_repeats_no_metric(tiny, capsys):
     tags = EventAccumulator(str(run.path)).Reload().Tags()
     assert tags["histograms"]
     assert "custom_scalars__config__" in tags["tensors"]
+
+
+def test_epoch_lines_are_in_percent_and_points_and_count_from_one(tiny, capsys):
+    results = train(tiny("trainer.max_epochs=2"))
+    rows = read_metrics_csv(Run(Path(results["run"])))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("1/2", "2/2"))]
+    for row, line in zip(rows, lines, strict=True):
+        accuracies = [f"{float(row[f'{name}/accuracy']) * 100:{sign}.2f}" for name, sign in CELLS]
+        assert line[1:4] == accuracies
+        assert line[4:7] == [f"{float(row[f'{name}/loss']):.4f}" for name in ("train", "val", "running")]
+    assert all(max(map(len, line.splitlines())) < 80 for line in (HEADER, *map(" ".join, lines)))
+
+
+def test_the_progress_bar_counts_epochs_from_one():
+    bar = ProgressBar()
+    bar._trainer = SimpleNamespace(max_epochs=3)
+    assert [bar._get_train_description(epoch).strip() for epoch in range(3)] == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
 
 
 def test_metrics_logged_by_a_callback_are_a_column_of_metrics_csv(tiny):

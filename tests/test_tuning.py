@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import shlex
 import subprocess
 import sys
 import time
@@ -21,10 +22,17 @@ from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import PruneTrial, search_space
-from fashion_cnn.sweeps.study import current_trials, open_study, run_trials, write_results
+from fashion_cnn.sweeps.study import (
+    TRIAL_HEADER,
+    current_trials,
+    format_trial,
+    open_study,
+    run_trials,
+    write_results,
+)
 from fashion_cnn.train import main as train_main
 from fashion_cnn.training import build, session
-from fashion_cnn.training.callbacks import EpochLog
+from fashion_cnn.training.callbacks import HEADER, EpochLog
 from fashion_cnn.tune import main
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
@@ -81,6 +89,21 @@ def test_complete_pruned_and_failed_trials_count(tmp_path):
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
     assert study.trials[2].user_attrs["error"] == "MemoryError: no room"
     assert len(reported) == 5
+
+
+def test_each_trial_is_a_line_with_its_outcome_and_the_best_so_far():
+    space = {"optimizer.lr": FloatDistribution(0, 1), "model.lr": IntDistribution(0, 9)}
+    params = {"optimizer.lr": 0.123456, "model.lr": 3}
+    settings = {"params": params, "distributions": space}
+    best = optuna.create_trial(value=0.9125, **settings)
+    reported = {"intermediate_values": {33: 0.5, 66: 0.805}, "user_attrs": {"epochs": 2}}
+    pruned = optuna.create_trial(state=TrialState.PRUNED, **reported, **settings)
+    failed = optuna.create_trial(state=TrialState.FAIL, user_attrs={"error": "MemoryError: no room"}, **settings)
+    values = "optimizer.lr=0.1235 model.lr=3"
+    assert format_trial(best, best).split() == ["0", "91.25", "91.25", "(0)", *values.split()]
+    assert format_trial(pruned, best).endswith(f"{values}  pruned after epoch 2, 66% of its schedule")
+    assert format_trial(failed, None).split()[1:3] == ["-", "-"]
+    assert format_trial(failed, None).endswith(f"{values}  failed: MemoryError: no room")
 
 
 def test_plots_of_a_search_are_labelled_with_trials_and_accuracy(tmp_path, monkeypatch):
@@ -320,6 +343,11 @@ def test_a_search_through_the_command_line(command, tmp_path):
     assert all(row["epochs"] == "3" for row in rows if row["state"] == "complete")
     complete = [row for row in rows if row["state"] == "complete"]
     best = max(complete, key=lambda row: float(row["val/accuracy"]))
+    lines = out[out.index(TRIAL_HEADER) :].splitlines()[1:5]
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3"], "one line a trial"
+    assert all(" lr=" in line and " weight_decay=" in line for line in lines)
+    assert f"{float(best['val/accuracy']) * 100:.2f} ({best['trial']})" in lines[-1]
+    assert HEADER not in out
     assert f"Best: trial {best['trial']}, validation {float(best['val/accuracy']):.2%}" in out
     assert Run(folder / f"trial-{int(best['trial']):04}").results()["val/accuracy"] == float(best["val/accuracy"])
     assert not any("test/accuracy" in Run(file.parent).results() for file in folder.glob("*/results.json"))
@@ -373,7 +401,7 @@ def test_search_on_an_image_folder(command, tmp_path, picture_folder, monkeypatc
     search = ["tune.study=own", "tune.trials=1", f"runs_dir={tmp_path}", "optimizer.lr=interval(0.01,0.1)"]
     status, out, _ = command(main, *pictures, *network, *search)
     assert status == 0
-    assert "1 trials: 1 complete" in out
+    assert "1 trial: 1 complete" in out
     assert f"data.root={picture_folder}" in out, "the command that trains with its settings"
     status, _, err = command(main, *pictures, *network, *search, "data.val_share=0")
     assert (status, "data.val_share=0 leaves no validation set" in err) == (2, True)
@@ -442,6 +470,35 @@ def test_random_search_from_the_help_text(command, tmp_path):
     status, _, err = command(train_main, f"resume={tmp_path / 'tune' / 'tiny'}")
     assert status == 1
     assert "repeat its command, python -m fashion_cnn.tune … tune.study=tiny" in err
+
+
+@pytest.mark.training
+def test_printed_commands_of_a_search_repeat_what_was_typed(command, tmp_path, monkeypatch):
+    folder = tmp_path / "conf" / "model"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text("network:\n  _target_: fashion_cnn.models.KerasCNN\n")
+    data = [part for part in TINY_DATA if not part.startswith("model")]
+    search = [
+        "--config-dir",
+        str(folder.parent),
+        *data,
+        "model=own",
+        "trainer.max_epochs=1",
+        f"runs_dir={tmp_path / 'r'}",
+    ]
+    search += ["optimizer.lr=interval(0.01,0.1)", "tune.trials=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "collect_results", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        status, _, err = command(main, *search)
+    assert status == 130
+    typed = shlex.split(err.splitlines()[-1])
+    assert sorted(typed[3:]) == sorted(search)
+    status, out, _ = command(main, *typed[3:])
+    assert status == 0
+    best = shlex.split(out.splitlines()[-1])[3:]
+    assert best[:2] == search[:2]
+    assert f"runs_dir={tmp_path / 'r'}" in best
+    assert command(train_main, *best)[0] == 0
 
 
 @pytest.mark.parametrize("arguments", [["resume=latest"], ["sweep=optimizer", "resume=runs/tune/tiny"]])

@@ -124,7 +124,7 @@ def test_advice_is_a_command_that_composes(name, overrides):
     suggestions = advise(verdict, config, epochs=config.trainer.max_epochs)
     assert 1 <= len(suggestions) <= 3
     for advice in suggestions:
-        python, _, module, *arguments = shlex.split(training_command(config.overrides, advice.overrides))
+        python, _, module, *arguments = shlex.split(training_command(config, advice.overrides))
         assert (python, module) == ("python", "fashion_cnn.train")
         changes = [part for part in arguments if part != "-m"]
         OverridesParser.create().parse_overrides(changes)
@@ -134,12 +134,17 @@ def test_advice_is_a_command_that_composes(name, overrides):
 
 
 def test_later_override_replaces_one_of_the_same_key():
-    assert training_command(["seed=1", "optimizer.lr=0.1"], ["optimizer.lr=0.2"]).endswith(
-        "train seed=1 optimizer.lr=0.2"
-    )
-    assert training_command(["seed=1"], ["-m", "seed=0,1"]).endswith("train -m seed=0,1")
+    typed = {"overrides": ["seed=1", "optimizer.lr=0.1"]}
+    assert training_command(typed, ["optimizer.lr=0.2"]).endswith("train seed=1 optimizer.lr=0.2")
+    assert training_command({"overrides": ["seed=1"]}, ["-m", "seed=0,1"]).endswith("train -m seed=0,1")
+
+
+def test_commands_repeat_the_folder_of_a_users_configs():
+    typed = {"overrides": ["seed=1"], "flags": ["--config-dir", "/my conf"]}
+    assert training_command(typed, ["-m", "seed=0,1"]).endswith("train --config-dir '/my conf' -m seed=0,1")
 
 
 def test_change_of_model_drops_overrides_of_the_network():
     overrides = ["model=medium", "model.network.widths=[64,64,64]", "model.label_smoothing=0.2", "init_from=run"]
-    assert training_command(overrides, ["model=small"]).endswith("train model=small model.label_smoothing=0.2")
+    changed = training_command({"overrides": overrides}, ["model=small"])
+    assert changed.endswith("train model=small model.label_smoothing=0.2")

@@ -1,6 +1,5 @@
 """Texts of a finished run: `report.md`, and `model_card.md` after Mitchell et al., 2019 (arXiv 1810.03993)."""
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fashion_cnn.analysis.history import History, read_history
+from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.plots.training import plot_curves
@@ -179,7 +179,7 @@ def write_model_card(
 def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str]) -> str:
     channels, height, width = data.image_shape
     color = "grayscale" if channels == 1 else f"{channels} channels"
-    command = shlex.join(["python", "-m", "fashion_cnn.train", *(config.overrides or [])])
+    command = training_command(config)
     rows = [
         f"| {label} | {results[f'{split}/accuracy']:.2%} | {results[f'{split}/loss']:.4f} |"
         for split, label in _CARD_ROWS.items()

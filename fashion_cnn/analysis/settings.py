@@ -7,7 +7,18 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.runs.files import dotted_items
 
 # Options of paths, logging and display, which do not affect training.
-_IGNORED = {"name", "overrides", "runs_dir", "resume", "test", "flip_average", "logger", "data.root"}
+_IGNORED = {
+    "name",
+    "overrides",
+    "flags",
+    "working_dir",
+    "runs_dir",
+    "resume",
+    "test",
+    "flip_average",
+    "logger",
+    "data.root",
+}
 _IGNORED |= {"data.eval_batch_size"}
 _IGNORED |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "divergence")}
 _IGNORED |= {f"callbacks.{part}" for part in ("gap", "dynamics", "histograms")}
@@ -35,6 +46,27 @@ def checkpoint_settings(config: DictConfig) -> dict[str, Setting]:
     They affect the reported metrics, but not training.
     """
     return dict(_flatten(config, is_checkpoint_setting))
+
+
+def changed_settings(config: DictConfig, default: DictConfig) -> list[str]:
+    """List the settings that differ from the default, as `key=value`; of removed ones the outermost group, as null.
+
+    Args:
+        config: the config of a training.
+        default: the default config.
+    """
+    new, old = (run_settings(each) | checkpoint_settings(each) for each in (config, default))
+    changed = dict.fromkeys(f"{name}={value}" for name, value in new.items() if old.get(name) != value)
+    for name in old.keys() - new.keys():
+        section = name.rpartition(".")[0]
+        # Another class has other options.
+        if section in new and new[section] != old.get(section):
+            continue
+        parts = name.split(".")
+        prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+        removed = next(prefix for prefix in prefixes if not any(f"{key}.".startswith(f"{prefix}.") for key in new))
+        changed[f"{removed}=null"] = None
+    return sorted(changed)
 
 
 def is_setting(name: str) -> bool:

@@ -1,9 +1,9 @@
 """Verdict on a training run: underfitting, good fit, overfitting or memorising, with the rule and what to try next."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -195,14 +195,15 @@ def _improve_fit(verdict: Verdict, config: DictConfig) -> list[Advice]:
     return advice
 
 
-def training_command(overrides: Sequence[str], changes: Sequence[str]) -> str:
+def training_command(config: Mapping[str, Any] | DictConfig, changes: Sequence[str] = ()) -> str:
     """Command that repeats a training run with changes.
 
     Args:
-        overrides: the overrides that the run was started with.
+        config: the settings of the run, of which `overrides` and `flags` are read.
         changes: overrides and flags to add; an override replaces one of the same key.
     """
-    flags = [change for change in changes if change.startswith("-")]
+    overrides, flags = config.get("overrides") or [], config.get("flags") or []
+    flags = [*flags, *(change for change in changes if change.startswith("-"))]
     values = {override_key(override): override for override in [*overrides, *changes] if override not in flags}
     if any(override_key(change) == "model" for change in changes):
         # Overrides of the network and the initial weights do not fit another model.

@@ -1,45 +1,96 @@
 """Console output of the commands: settings at the start, metrics at the end, tables of evaluations and comparisons."""
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 
 from fashion_cnn.analysis.comparison import Comparison, comparison_table
+from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.analysis.verdict import training_command
+from fashion_cnn.cli.errors import default_config
+from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run, display_path
-from fashion_cnn.terminal import wide_console
+from fashion_cnn.terminal import print_table, table_console, wide_console
+
+# Number of changed settings that are printed at the start of a training.
+_MAX_CHANGES = 16
+_WHOLE_WORDS: dict[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
 
 
-def print_start(config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, *, brief: bool) -> None:
-    """Print the config of a training and the sizes of its network and data.
+def print_start(
+    config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, trainer: Trainer, *, brief: bool
+) -> None:
+    """Print what a training is: its command, the settings that differ from the default, sizes, device and directory.
 
     Args:
         config: the training's config.
         run: the run directory.
         module: the network to train.
         data: the data to train on.
-        brief: leave out the config.
+        trainer: its trainer.
+        brief: print the sizes and the directory in one line.
     """
     console = wide_console()
-    if not brief:
-        console.print(Syntax(OmegaConf.to_yaml(config).rstrip(), "yaml", background_color="default"))
-    parameters = sum(parameter.numel() for parameter in module.network.parameters())
-    limits = (f"trainer.{name}={value}" for name, value in config.trainer.items() if name.startswith("limit_"))
-    limited = "".join(f" {limit}." for limit in limits if not limit.endswith("=1.0"))
-    console.print(
-        f"\n{config.name}: {parameters:,} parameters; {len(data.train_split):,} training images, "
-        f"{len(data.val_split):,} validation images.{limited} Writing to {run.path}",
-        soft_wrap=True,
-        highlight=False,
+    parameters = f"{sum(parameter.numel() for parameter in module.network.parameters()):,} parameters"
+    images = f"{len(data.train_split):,} training images, {len(data.val_split):,} validation images"
+    if brief:
+        line = f"\n{config.name}: {parameters}; {images}. Writing to {display_path(run.path)}"
+        console.print(line, soft_wrap=True, highlight=False)
+        return
+    console.print(training_command(config), soft_wrap=True, highlight=False)
+    devices = trainer.num_devices * trainer.num_nodes
+    rows = {
+        "differs": _shorten(changed_settings(config, default_config("train", str(CONFIG_DIR))[0])),
+        "network": f"{type(module.network).__name__}, {parameters}",
+        "data": f"{images}, {data.num_classes} classes",
+        "training": _describe_training(config),
+        "device": f"{f'{devices} x ' if devices > 1 else ''}{describe_device(trainer.strategy.root_device)}, "
+        f"{trainer.precision}",
+        "directory": f"{display_path(run.path)}, all settings in {run.config_file.name}",
+    }
+    for label, text in rows.items():
+        indent = " " * (len("directory") + 4)
+        lines = textwrap.wrap(
+            text, min(console.width, 120), initial_indent=indent, subsequent_indent=indent, **_WHOLE_WORDS
+        )
+        first, *others = lines or [indent + "nothing from the default"]
+        print("\n".join([f"  {label}".ljust(len(indent)) + first.lstrip(), *others]))
+    print(flush=True)
+
+
+def _shorten(changes: Sequence[str]) -> str:
+    """Join the changed settings, at most as many as fit into a few lines."""
+    more = len(changes) - _MAX_CHANGES
+    return " ".join([*changes[:_MAX_CHANGES], *([f"… and {more} more"] if more > 0 else [])])
+
+
+def _describe_training(config: DictConfig) -> str:
+    """Describe epochs, batches, optimizer, schedule and regularisation in a line."""
+
+    def class_name(part: DictConfig) -> str:
+        return str(part._target_).rpartition(".")[2]
+
+    optimizer = " ".join(
+        f"{name}={config.optimizer[name]}" for name in ("lr", "weight_decay") if config.optimizer.get(name) is not None
     )
+    parts = [
+        f"{config.trainer.max_epochs} epochs in batches of {config.data.batch_size} images",
+        f"{class_name(config.optimizer)} {optimizer}, {class_name(config.schedule)} schedule",
+        *(class_name(config[group]) for group in ("mixing", "distillation", "embedding_loss") if config.get(group)),
+    ]
+    if augmentation := [name for name, part in (config.data.get("augmentation") or {}).items() if part]:
+        parts.append(f"augmentation {', '.join(augmentation)}")
+    return "; ".join(parts)
 
 
 def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: bool) -> None:
@@ -62,10 +113,9 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
         f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds per image.",
         highlight=False,
-        soft_wrap=True,
     )
     if "verdict" in results:
-        console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False, soft_wrap=True)
+        console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False)
         for reason, advice in zip(results["advice_reasons"], results["advice"], strict=True):
             console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
     folder = shlex.quote(config.runs_dir)
@@ -75,7 +125,7 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         f"  report      {run.report_file}\n"
         f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
         f"  all runs    python -m fashion_cnn.runs{list_option}\n"
-        f"  go further  {training_command(config.overrides or [], [f'init_from={run.path}'])}",
+        f"  go further  {training_command(config, [f'init_from={run.path}'])}",
         highlight=False,
         soft_wrap=True,
     )
@@ -110,14 +160,13 @@ def print_evaluation(outcome: dict[str, Any]) -> None:
     runs, split = outcome["runs"], outcome["split"]
     name = runs[0] if len(runs) == 1 else f"Ensemble of {len(runs)} networks"
     console.print(f"{name}, {outcome['images']:,} {split} images", highlight=False, soft_wrap=True)
-    console.print(_evaluation_table(outcome))
-    grid = Table()
-    for heading in ("class", "precision", "95%", "recall", "95%", "F1", "images"):
-        grid.add_column(heading, justify="left" if heading == "class" else "right")
+    table_console().print(_evaluation_table(outcome))
+    headings = ("class", "precision", "95% of precision", "recall", "95% of recall", "F1", "images")
+    rows = []
     for row in outcome["classes"]:
         shares = [cell for part in ("precision", "recall") for cell in _share_cells(row[part])]
-        grid.add_row(row["name"], *shares, f"{row['f1']:.4f}", f"{row['images']:,}")
-    console.print(grid)
+        rows.append((row["name"], *shares, f"{row['f1']:.4f}", f"{row['images']:,}"))
+    print_table(headings, rows, right=headings[1:], optional=("images", "F1", "95% of precision", "95% of recall"))
     if "robustness" in outcome:
         _print_robustness(console, outcome["robustness"])
     console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
@@ -128,16 +177,18 @@ def _print_robustness(console: Console, robustness: dict[str, Any]) -> None:
     relative = f", mean corruption error {errors['mean']:.1f}% relative to {errors['baseline']}" if errors else ""
     summary = f"Accuracy under corruptions: {robustness['mean']:.2%} on average{relative}"
     console.print(summary, highlight=False, soft_wrap=True)
-    grid = Table("corruption", *(f"severity {number}" for number in range(1, 6)))
-    for name, row in robustness["accuracy"].items():
-        grid.add_row(name.replace("_", " "), *(f"{accuracy:.2%}" for accuracy in row))
-    console.print(grid)
-    outside = Table("outside the classes", "AUROC of confidence", "AUROC of energy")
-    for name, scores in robustness["outliers"].items():
-        outside.add_row(
-            name.replace("_", " "), *(f"{scores[score]['auroc']:.3f}" for score in ("confidence", "energy"))
-        )
-    console.print(outside)
+    severities = ("severity 1", "2", "3", "4", "5")
+    accuracies = (
+        (name.replace("_", " "), *(f"{accuracy:.2%}" for accuracy in row))
+        for name, row in robustness["accuracy"].items()
+    )
+    print_table(("corruption", *severities), accuracies, right=severities)
+    scores = ("confidence", "energy")
+    outliers = (
+        (name.replace("_", " "), *(f"{row[score]['auroc']:.3f}" for score in scores))
+        for name, row in robustness["outliers"].items()
+    )
+    print_table(("outside the classes", *(f"AUROC of {score}" for score in scores)), outliers)
 
 
 def _evaluation_table(outcome: dict[str, Any]) -> Table:
@@ -174,14 +225,12 @@ def _share_cells(share: dict[str, float] | None) -> tuple[str, str]:
 def print_export(outcome: dict[str, Any]) -> None:
     """Print the files that `fashion_cnn.export` wrote, with accuracy and latency relative to PyTorch."""
     console = wide_console()
-    grid = Table()
     headings = ("", "file", "MB", "test", "val", "different predictions", "largest difference", "latency, ms", "speed")
-    for heading in headings:
-        grid.add_column(heading, justify="left" if heading in ("", "file") else "right")
     reference = outcome["ways"][0]["latency"]
+    rows = []
     for way in outcome["ways"]:
         accuracies = (way[f"{split}_accuracy"] for split in ("test", "val"))
-        grid.add_row(
+        cells = [
             way["name"],
             way["file"] or "",
             f"{way['bytes'] / 1e6:.2f}" if way["bytes"] else "",
@@ -190,8 +239,9 @@ def print_export(outcome: dict[str, Any]) -> None:
             f"{way['max_difference']:.1e}",
             f"{way['latency'] * 1000:.3f}",
             f"{reference / way['latency']:.1f} x",
-        )
-    console.print(grid)
+        ]
+        rows.append(cells)
+    print_table(headings, rows, right=headings[2:], optional=("largest difference", "different predictions", "val"))
     for remark in outcome["remarks"]:
         console.print(remark, highlight=False, soft_wrap=True)
     console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
@@ -207,14 +257,10 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
     """
     console = wide_console()
     headings, *rows = comparison_table(comparison)
-    grid = Table()
-    for column, heading in enumerate(headings):
-        # Settings on the left, then numbers.
-        justify: Literal["left", "right"] = "left" if column < max(len(comparison.factors), 1) else "right"
-        grid.add_column(heading, justify=justify, overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    console.print(grid)
+    # Settings on the left, then numbers.
+    numbers = headings[max(len(comparison.factors), 1) :]
+    optional = ("minutes", "best epoch", "train loss", "val loss", "gap in loss", "train acc. %", "seeds")
+    print_table(headings, rows, right=numbers, optional=optional, hint=f"All are in {written.name}.")
     for run in comparison.unfinished:
         message = f"Left out: {display_path(run.path)}: {run.describe_state()}"
         console.print(message, highlight=False, soft_wrap=True)

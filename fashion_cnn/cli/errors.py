@@ -1,8 +1,10 @@
 """Checks of overrides and messages for errors of the user: the value seen and the nearest choices."""
 
+import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -64,10 +66,13 @@ def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydr
 def check_resumed(config: DictConfig) -> None:
     """Check the values of a resumed run's config as if they were typed, while a command runs.
 
-    A run that failed because of an invalid value then fails with the same message when it is resumed.
+    A run that failed because of an invalid value then fails with the same message when it is resumed. The values are
+    not checked where a config file of the user that it chose, as with --config-dir, is out of reach: its config is
+    complete without it.
     """
     if HydraConfig.initialized():
-        check_values("train", config, config.get("overrides") or [], HydraConfig.get().overrides.hydra)
+        with suppress(MissingConfigException):
+            check_values("train", config, config.get("overrides") or [], HydraConfig.get().overrides.hydra)
 
 
 def _check_types(
@@ -128,21 +133,24 @@ def _format_value(value: Any) -> str:
     return str(value)
 
 
-def exit_with_error(error: Exception, config_name: str, config_dir: str) -> NoReturn:
+def exit_with_error(error: Exception, config_name: str, config_dir: str, config: DictConfig | None = None) -> NoReturn:
     """Print the message for an error of the user and exit; any other error is raised, with its traceback."""
-    described = describe_error(error, config_name, config_dir)
+    described = describe_error(error, config_name, config_dir, config)
     if described is None:
         raise error
     exit_with(str(described), described.status)
 
 
-def describe_error(error: Exception, config_name: str, config_dir: str) -> UserError | None:
+def describe_error(
+    error: Exception, config_name: str, config_dir: str, config: DictConfig | None = None
+) -> UserError | None:
     """Describe an error that the user can correct, with an exit status.
 
     Args:
         error: what a command raised.
         config_name: the command's file in conf/, without the suffix.
         config_dir: the folder conf/.
+        config: the config of the command, if it was composed.
 
     Returns:
         The message to print; None for a bug, whose traceback is needed.
@@ -179,11 +187,13 @@ def describe_error(error: Exception, config_name: str, config_dir: str) -> UserE
         # For `model={a: 1}` the cause names the unknown part.
         inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(causes[-1]))
         return _unknown_option(inner[1] if inner else key, config_name, config_dir)
-    argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
-    if isinstance(error, InstantiationException) and argument and (part := re.search(r"full_key: (\S+)", str(error))):
+    if isinstance(error, InstantiationException) and (part := re.search(r"full_key: (\S+)", str(error))):
+        argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
         typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
-        key = next((key for key in typed if key.endswith(f".{argument[1]}")), f"{part[1]}.{argument[1]}")
-        return _unknown_option(key, config_name, config_dir)
+        if argument and (key := next((key for key in typed if key.endswith(f".{argument[1]}")), None)):
+            return _unknown_option(key, config_name, config_dir)
+        if described := _describe_target(causes, part[1], config):
+            return described
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         return UserError(f"{error}: the launcher is not installed. {_LAUNCHER_HINT}", status=2)
     if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
@@ -194,7 +204,7 @@ def describe_error(error: Exception, config_name: str, config_dir: str) -> UserE
         )
     # Errors of Lightning and torch, by name: importing their classes takes seconds.
     for cause in causes:
-        if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError"):
+        if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError", "MlflowException"):
             hint = " trainer=default uses the hardware of this machine." if "gpu backend" in str(cause) else ""
             return UserError(f"{cause}{hint}")
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
@@ -204,6 +214,61 @@ def describe_error(error: Exception, config_name: str, config_dir: str) -> UserE
     if system is not None:
         return UserError(f"{system.strerror}: {system.filename}" if system.filename else str(system.strerror))
     return None
+
+
+def _describe_target(causes: Sequence[BaseException], key: str, config: DictConfig | None) -> UserError | None:
+    """Describe why the class or function that a section of the config names could not be found or called.
+
+    Args:
+        causes: the error of `instantiate` and its chain of causes.
+        key: the outermost section that was instantiated.
+        config: the config of the command.
+
+    Returns:
+        The message; None if it was called, and failed.
+    """
+    inner = [cause for cause in causes if isinstance(cause, InstantiationException)][-1]
+    match = re.match(r"Error (?:locating|in call to) target '(.+?)'", str(inner))
+    root = str(causes[-1]).strip()
+    if match is None or not isinstance(causes[-1], ImportError | AttributeError | TypeError):
+        return None
+    target, name = match[1], match[1].rpartition(".")[2]
+    options: Mapping[Any, Any] = {}
+    if config is not None:
+        sections = dotted_items({key: OmegaConf.to_container(OmegaConf.select(config, key))})
+        # The section itself, or the part of it that its class instantiates.
+        for section, value in sections:
+            if isinstance(value, Mapping) and value.get("_target_") == target:
+                key, options = section, value
+    if str(inner).startswith("Error locating"):
+        return UserError(f"{key}._target_={target} cannot be imported: {' '.join(root.split())}", status=2)
+    if isinstance(causes[-1], ImportError):
+        return UserError(f"{key} ({target}): {root}")
+    # A message about a function that the class itself calls has another name in front.
+    if not root.startswith((f"{name}(", f"{name}.__init__(")):
+        return None
+    if argument := re.search(r"unexpected keyword argument '(\w+)'", root):
+        if argument[1] not in options:
+            return UserError(
+                f"{target} takes no argument '{argument[1]}', which every {key} is given: add it.", status=2
+            )
+        removed = " ".join(f"'~{key}.{option}'" for option in _surplus_options(target, options, argument[1]))
+        return UserError(
+            f"{target} takes no argument '{argument[1]}', which {key} sets: add {removed} to the command, or write a "
+            "config file for it (docs/extending.md).",
+            status=2,
+        )
+    if missing := re.search(r"missing \d+ required [\w-]+ arguments?: (.+)", root):
+        return UserError(f"{target} needs {missing[1]}: add +{key}.NAME=VALUE for each.", status=2)
+    return None
+
+
+def _surplus_options(target: str, options: Mapping[Any, Any], known: str) -> list[str]:
+    """List the options that a class or function does not take; at least the one that is known."""
+    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    return [
+        str(name) for name in options if name == known or (name not in parameters and not str(name).startswith("_"))
+    ]
 
 
 def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
@@ -258,14 +323,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _all_keys(config_name: str, config_dir: str) -> list[str]:
     """Return each dotted key of the command's default config, and each config group that it chooses from."""
+    config, groups = default_config(config_name, config_dir)
+    chosen = groups if config_name in ("train", "tune") else []
+    return [*chosen, *(key for key, _ in dotted_items(cast("dict[str, Any]", OmegaConf.to_container(config))))]
+
+
+def default_config(config_name: str, config_dir: str) -> tuple[DictConfig, list[str]]:
+    """Compose the default config of a command, while another command may be running.
+
+    Args:
+        config_name: the command's file in conf/, without the suffix.
+        config_dir: the folder conf/.
+
+    Returns:
+        The config, and the names of all config groups.
+    """
     command = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir, version_base="1.3"):
-            config = hydra.compose(config_name)
-            has_groups = config_name in ("train", "tune")
-            groups = GlobalHydra.instance().config_loader().list_groups("") if has_groups else []
+            return hydra.compose(config_name), GlobalHydra.instance().config_loader().list_groups("")
     finally:
         # Further jobs of a sweep need the loader of the command.
         GlobalHydra.instance().hydra = command
-    return [*groups, *(key for key, _ in dotted_items(cast("dict[str, Any]", OmegaConf.to_container(config))))]

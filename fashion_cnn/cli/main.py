@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.runs.overrides import QUOTED_KEYS, quote_override, unquote_override
+from fashion_cnn.runs.overrides import QUOTED_KEYS, config_flags, quote_override, unquote_override
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
@@ -143,7 +143,7 @@ class _Task:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             from fashion_cnn.sweeps.jobs import run_job
 
-            return run_job(self._run_checked, config, self._describe)
+            return run_job(self._run_checked, config, lambda error: self._describe(error, config))
         try:
             # Outside of this call, Hydra would print the error.
             with closed_output_ends_quietly():
@@ -152,15 +152,15 @@ class _Task:
             if self.wants_traceback:
                 raise
             # Raised further, it would be printed by Hydra as well.
-            exit_with_error(error, self.config_name, str(CONFIG_DIR))
+            exit_with_error(error, self.config_name, str(CONFIG_DIR), config)
 
     def _run_checked(self, config: DictConfig) -> Any:
         check_overrides(self.config_name, config)
-        _complete_config(config, HydraConfig.get())
+        _complete_config(config, HydraConfig.get(), self.config_name)
         return self.task(config)
 
-    def _describe(self, error: Exception) -> UserError | None:
-        return describe_error(error, self.config_name, str(CONFIG_DIR))
+    def _describe(self, error: Exception, config: DictConfig) -> UserError | None:
+        return describe_error(error, self.config_name, str(CONFIG_DIR), config)
 
 
 def _reject_dashes(arguments: Iterable[str]) -> None:
@@ -250,12 +250,12 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         OmegaConf.set_struct(config, True)
-        _complete_config(config, hydra_config)
+        _complete_config(config, hydra_config, config_name)
     return config
 
 
-def _complete_config(config: DictConfig, hydra_config: Any) -> None:
-    """Expand `~` in `runs_dir`, and fill in the `name` and the `overrides` of a training.
+def _complete_config(config: DictConfig, hydra_config: Any, config_name: str) -> None:
+    """Expand `~` in `runs_dir`, and fill in the `name` of a training and how it was started.
 
     The name is that of the experiment, else that of the model. The overrides are those on the command line; a sweep
     file is replaced by the overrides that it stands for, since each of its jobs is a training by itself.
@@ -272,6 +272,8 @@ def _complete_config(config: DictConfig, hydra_config: Any) -> None:
         from fashion_cnn.sweeps.jobs import expand_sweep
 
         config.overrides = [*map(unquote_override, expand_sweep(hydra_config.overrides.task))]
+        config.flags = config_flags(hydra_config, config_name)
+        config.working_dir = hydra_config.runtime.cwd
 
 
 @contextmanager

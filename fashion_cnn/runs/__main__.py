@@ -4,41 +4,137 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fashion_cnn.cli.main import run_command
+from fashion_cnn.cli.options import check_choice
 from fashion_cnn.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from omegaconf import DictConfig
 
     from fashion_cnn.runs.run import Run
 
+# Metrics of the CSV, by their names in results.json.
+_METRICS = ("test/accuracy", "val/accuracy", "train/accuracy", "gap/accuracy", "val/loss", "best_epoch", "seconds")
+# Least width of the terminal for a column of the settings; in a narrower one they are a line below the run.
+_WIDE = 110
+# Longest reason of a failure in the table.
+_MAX_REASON = 300
+
+
+class _Row(NamedTuple):
+    """What is listed of a run.
+
+    Attributes:
+        path: its directory, relative to the folder of the runs.
+        state: its state.
+        reason: the reason of a failure, or the damaged file; empty otherwise.
+        typed: the overrides that it was started with.
+        settings: all settings that affect its results.
+        results: its `results.json`.
+    """
+
+    path: str
+    state: str
+    reason: str
+    typed: dict[str, str]
+    settings: Mapping[str, object]
+    results: dict[str, Any]
+
+    @property
+    def outcome(self) -> str:
+        """The verdict of a finished run, else its state."""
+        return str(self.results.get("verdict", self.state)) if self.state == "finished" else self.state
+
 
 def _list(config: DictConfig) -> None:
     from fashion_cnn.runs.finding import list_runs
-    from fashion_cnn.terminal import print_table
 
+    check_choice(config, "format", ("table", "csv"))
     runs = list_runs(Path(config.runs_dir))
     if not runs:
         raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: give another runs_dir=DIR.")
-    headings = ("name", "run", "state", "seed", "test", "val", "gap", "time")
-    print_table(headings, (_row(run, os.path.relpath(run.path, config.runs_dir)) for run in runs), right=headings[3:])
+    rows = [_read(run, os.path.relpath(run.path, config.runs_dir)) for run in runs]
+    (_print_csv if config.format == "csv" else _print_table)(rows, _differing_names(rows))
 
 
-def _row(run: Run, path: str) -> list[str]:
-    if run.state == "damaged":
-        return ["", path, "damaged"]
-    config, results = run.config(), run.results()
-    return [
-        str(config.get("name")),
-        path,
-        run.state,
-        str(config.get("seed")),
-        *(f"{results[name]:.2%}" if name in results else "" for name in ("test/accuracy", "val/accuracy")),
-        f"{results['gap/accuracy'] * 100:+.2f}" if "gap/accuracy" in results else "",
-        f"{results['seconds'] / 60:.1f} min" if "seconds" in results else "",
-    ]
+def _read(run: Run, path: str) -> _Row:
+    from fashion_cnn.analysis.settings import checkpoint_settings, is_setting, run_settings
+    from fashion_cnn.runs.overrides import affects_training, override_key
+
+    state, _, reason = run.describe_state().partition(" (")
+    if state == "damaged":
+        return _Row(path, state, reason.removesuffix(")"), {}, {}, {})
+    config = run.config()
+    typed = {
+        key: override.partition("=")[2] or "removed"
+        for override in config.get("overrides") or []
+        if is_setting(key := override_key(override)) and affects_training(override)
+    }
+    settings = run_settings(config) | checkpoint_settings(config)
+    return _Row(path, state, reason.removesuffix(")"), typed, settings, run.results())
+
+
+def _differing_names(rows: Sequence[_Row]) -> list[str]:
+    """List the overrides that differ between the runs, and the settings of runs that these do not tell apart."""
+    readable = [row for row in rows if row.state != "damaged"]
+    names = _differing([row.typed for row in readable])
+    groups: dict[tuple[str | None, ...], list[Mapping[str, object]]] = {}
+    for row in readable:
+        groups.setdefault(tuple(row.typed.get(name) for name in names), []).append(row.settings)
+    return [*dict.fromkeys([*names, *(name for group in groups.values() for name in _differing(group))])]
+
+
+def _differing(choices: Sequence[Mapping[str, object]]) -> list[str]:
+    names = dict.fromkeys(name for choice in choices for name in choice)
+    return [name for name in names if len({choice.get(name) for choice in choices}) > 1]
+
+
+def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
+    from fashion_cnn.terminal import print_table, table_console
+
+    is_wide = table_console().width >= _WIDE
+    headings = ["run", "settings that differ"] if is_wide else ["run, and the settings that differ"]
+    # Where no override tells runs apart, the settings do.
+    untyped = [name for name in differing if not any(name in row.typed for row in rows)]
+    cells = []
+    for row in rows:
+        shown = row.typed | {name: row.settings[name] for name in untyped if name in row.settings}
+        parts = [f"{name}={value}" for name, value in shown.items() if name in differing]
+        lines = [" ".join(parts)] if parts else []
+        if row.reason:
+            lines.append(row.reason[:_MAX_REASON])
+        text = [row.path, "\n".join(lines)] if is_wide else ["\n".join([row.path, *(f"  {line}" for line in lines)])]
+        cells.append([*text, row.outcome, *_format_metrics(row.results)])
+    numbers = ("val %", "test %", "gap", "minutes")
+    print_table(
+        [*headings, "outcome", *numbers],
+        cells,
+        right=numbers,
+        optional=("minutes", "test %"),
+        hint="format=csv has all.",
+    )
+    print("gap: train probe minus validation accuracy, in points")
+
+
+def _format_metrics(results: Mapping[str, Any]) -> list[str]:
+    accuracies = [f"{results[name] * 100:.2f}" if name in results else "" for name in ("val/accuracy", "test/accuracy")]
+    gap = f"{results['gap/accuracy'] * 100:+.2f}" if "gap/accuracy" in results else ""
+    return [*accuracies, gap, f"{results['seconds'] / 60:.1f}" if "seconds" in results else ""]
+
+
+def _print_csv(rows: Sequence[_Row], differing: Sequence[str]) -> None:
+    from fashion_cnn.runs.files import format_csv
+
+    lines: list[list[Any]] = [["run", "state", "reason", "verdict", *_METRICS, *differing]]
+    for row in rows:
+        results = [row.results.get(name) for name in ("verdict", *_METRICS)]
+        settings = [row.typed.get(name, row.settings.get(name)) for name in differing]
+        lines.append([row.path, row.state, row.reason, *results, *settings])
+    print(format_csv(lines), end="")
 
 
 def main() -> None:

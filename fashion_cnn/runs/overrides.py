@@ -1,8 +1,9 @@
-"""Command-line overrides `key=value`: their keys, quoting for Hydra's grammar, and swept values."""
+"""The command line: overrides `key=value`, their quoting for Hydra's grammar, swept values, and flags of configs."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -16,6 +17,19 @@ QUOTED_KEYS = {
 }
 # Keys that hold paths on this machine, which have no effect on a training.
 LOCATION_KEYS = {"data.root", "runs_dir", "resume"}
+# Flags of Hydra that take a value.
+_FLAGS_WITH_VALUE = {
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+}
 # Replaced by the path of the newest finished run when a training starts.
 LATEST_WEIGHTS = "init_from=latest"
 
@@ -90,3 +104,29 @@ def _is_swept(argument: str) -> bool:
     except OverrideParseException:
         return False  # Hydra reports the error later.
     return override.is_sweep_override()
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate flags, with their values, from overrides: argparse does not accept overrides on both sides of a flag."""
+    flags, overrides = [], []
+    is_value = False
+    for argument in arguments:
+        (flags if is_value or argument.startswith("-") else overrides).append(argument)
+        is_value = not is_value and argument in _FLAGS_WITH_VALUE
+    return flags, overrides
+
+
+def config_flags(hydra_config: Any, config_name: str) -> list[str]:
+    """List the flags with which a command finds the same config files from any directory.
+
+    Args:
+        hydra_config: section `hydra` of the config of a command.
+        config_name: the command's file in conf/, without the suffix.
+    """
+    flags = []
+    for source in hydra_config.runtime.config_sources:
+        if source.provider == "command-line":
+            flags += ["--config-dir", source.path]
+    if hydra_config.job.config_name != config_name:
+        flags += ["--config-name", hydra_config.job.config_name]
+    return flags + [override for override in hydra_config.overrides.hydra if override.startswith("hydra.searchpath=")]

@@ -19,18 +19,22 @@ from omegaconf import DictConfig, open_dict
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.errors import Interrupted, Pruned, UserError
-from fashion_cnn.runs import STUDY_FILE, display_path, newest_weights
+from fashion_cnn.runs import STUDY_FILE, create_folder, display_path, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
 from fashion_cnn.sweeps.study import (
     EPOCHS,
+    TRIAL_HEADER,
     best_trial,
     current_trials,
-    describe_trial,
+    format_params,
+    format_trial,
     open_study,
     run_trials,
     write_results,
 )
+from fashion_cnn.terminal import progress_bar
 from fashion_cnn.training.callbacks import EpochLog, find_callback
 from fashion_cnn.training.session import check_one_device, quieten_lightning
 
@@ -75,6 +79,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
         for override in config.overrides
         if (affects_training(override) and override_key(override) != "test") or override_key(override) == "data.root"
     ]
+    started = {"flags": config.flags, "working_dir": config.working_dir}
     # Seeds are repetitions in a sweep, not a setting to search.
     fixed_keys = {"seed", *map(override_key, fixed)}
     task = HydraConfig.get().overrides.task
@@ -82,10 +87,10 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     is_default = all(override_key(override) != "sweep" for override in task)
     params = {} if swept and is_default else HydraConfig.get().sweeper.params or {}
     space = search_space({key: values for key, values in params.items() if key not in fixed_keys}, swept)
-    example = _trial_config(name, fixed, {key: _example_value(distribution) for key, distribution in space.items()})
-    _check_hardware(example)
+    example = {key: _example_value(distribution) for key, distribution in space.items()}
+    _check_hardware(_trial_config(name, fixed, example, started))
     folder = (Path(config.runs_dir) / "tune" / name).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder, "runs_dir")
     storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
     settings = {
         "fixed": sorted(filter(affects_training, fixed)),
@@ -103,47 +108,52 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     )
 
     def train_trial(trial: optuna.Trial, directory: Path) -> float:
-        print(f"\ntrial {trial.number}: {_format_params(trial.params)}", flush=True)
-        trial_config = _trial_config(name, fixed, trial.params)
-        return float(train(trial_config, directory=directory, callbacks=[PruneTrial(trial)])["val/accuracy"])
+        trial_config = _trial_config(name, fixed, trial.params, started)
+        with progress_bar(f"trial {trial.number}", transient=True) as progress:
+            callback = PruneTrial(trial, progress)
+            return float(train(trial_config, directory=directory, callbacks=[callback], quiet=True)["val/accuracy"])
 
     def print_trial(trial: FrozenTrial) -> None:
-        best = best_trial(study)
-        best_text = f"; best so far: {best.value:.2%}, trial {best.number}" if best else ""
-        print(f"trial {trial.number}: {describe_trial(trial)}{best_text}", flush=True)
+        print(format_trial(trial, best_trial(study)), flush=True)
 
+    print(TRIAL_HEADER, flush=True)
     try:
         run_trials(study, space, config.tune.trials, folder, train_trial, print_trial)
     except KeyboardInterrupt as stop:
-        command = shlex.join(["python", "-m", "fashion_cnn.tune", *map(unquote_override, task), *swept])
+        typed = [*config.flags, *map(unquote_override, task), *swept]
+        command = shlex.join(["python", "-m", "fashion_cnn.tune", *typed])
         status = stop.status if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"Stopped. To continue, run the same command again:\n  {command}", status) from None
     except UserError:
         write_results(study, folder)
         raise
     write_results(study, folder)
-    _print_results(study, folder, fixed)
+    # The name in the trials' configs is that of the study.
+    typed_folder = [override for override in config.overrides if override_key(override) == "runs_dir"]
+    _print_results(study, folder, [*fixed, *typed_folder], config.flags)
     return study
 
 
-def _print_results(study: optuna.Study, folder: Path, fixed: Sequence[str]) -> None:
+def _print_results(study: optuna.Study, folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
+    """Print the best trial, and the command that trains with its settings in addition to the overrides."""
     trials = current_trials(study)
-    states = Counter(trial.state.name.lower() for trial in trials)
+    states = Counter("failed" if trial.state == TrialState.FAIL else trial.state.name.lower() for trial in trials)
     best = best_trial(study)
     if best is None:
         raise UserError(f"none of the {len(trials)} trials finished: see {display_path(folder / 'trials.csv')}.")
-    overrides = [*fixed, *(f"{key}={value}" for key, value in best.params.items())]
-    command = shlex.join(["python", "-m", "fashion_cnn.train", *overrides])
+    best_overrides = [f"{key}={value}" for key, value in best.params.items()]
+    command = training_command({"overrides": [*overrides, *best_overrides], "flags": flags})
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
     print(
-        f"\n{len(trials)} trials: {', '.join(f'{number} {state}' for state, number in states.items())}\n"
-        f"Best: trial {best.number}, validation {best.value:.2%}: {_format_params(best.params)}\n"
+        f"\n{len(trials)} {'trial' if len(trials) == 1 else 'trials'}: {counts}\n"
+        f"Best: trial {best.number}, validation {best.value:.2%}: {format_params(best.params)}\n"
         f"Trials and plots: {display_path(folder)}\n"
         f"To train with these settings and evaluate on the test set:\n  {command}"
     )
 
 
-def _trial_config(name: str, fixed: Sequence[str], params: dict[str, Any]) -> DictConfig:
-    """Compose the config of one trial."""
+def _trial_config(name: str, fixed: Sequence[str], params: Mapping[str, Any], started: Mapping[str, Any]) -> DictConfig:
+    """Compose the config of one trial, with the keys `started` on how the search was started."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [*fixed, *(f"{key}={value}" for key, value in params.items())]
     task = [*map(quote_override, overrides), "test=false"]
@@ -152,6 +162,9 @@ def _trial_config(name: str, fixed: Sequence[str], params: dict[str, Any]) -> Di
         del config["hydra"]
         config.name = name
         config.overrides = overrides
+        config.update(started)
+        # A trial prints one line at its end.
+        config.callbacks.lines = config.callbacks.bar = None
     return config
 
 
@@ -179,12 +192,6 @@ def _resolve_latest_weights(fixed: Sequence[str], study: optuna.Study, runs_dir:
 def _example_value(distribution: Any) -> Any:
     choices = getattr(distribution, "choices", None)
     return choices[0] if choices else distribution.low
-
-
-def _format_params(params: dict[str, Any]) -> str:
-    return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
-    )
 
 
 def search_space(params: Mapping[str, Any], swept: Iterable[str]) -> dict[str, BaseDistribution]:
@@ -243,19 +250,27 @@ class PruneTrial(Callback):
     The learning rate falls over each trial's own length. Steps of the study are therefore percents of the schedule, not
     epochs, and trials of any length are compared at equal percents: between two validation passes the accuracy is
     interpolated.
+
+    Args:
+        trial: the trial.
+        progress: called with the number of finished epochs and of all epochs.
     """
 
-    def __init__(self, trial: optuna.Trial) -> None:
+    def __init__(
+        self, trial: optuna.Trial, progress: Callable[[int, int], None] = lambda finished, total: None
+    ) -> None:
         self.trial = trial
+        self.progress = progress
         # A trial that continues a killed one has the latter's values.
         self._reported = dict(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the accuracy up to this epoch; raise Pruned if the pruner stops the trial."""
         accuracy = find_callback(trainer, EpochLog).metrics.get("val/accuracy")
+        epoch = trainer.current_epoch + 1
+        self.progress(epoch, trainer.max_epochs or epoch)
         if accuracy is None:
             return
-        epoch = trainer.current_epoch + 1
         self.trial.set_user_attr(EPOCHS, epoch)
         percent = 100 * trainer.global_step // int(trainer.estimated_stepping_batches)
         prune = False

@@ -3,6 +3,7 @@
 import gc
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ RUN, CONTINUES, ERROR, EPOCHS = "run", "goes on with", "error", "epochs"
 # Study attribute: the unit of the steps at which its trials report. Studies of older versions lack it and use epochs.
 _STEP_UNIT = "step unit"
 _PERCENT = "percent of the schedule"
+# Heading of the lines of `format_trial`.
+TRIAL_HEADER = "trial  val %  best (trial)  settings"
 # Number of consecutive trials with the same error that ends a search.
 _MAX_EQUAL_FAILURES = 3
 # Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study.
@@ -211,14 +214,41 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     return max(done, key=lambda trial: trial.value or 0.0, default=None)
 
 
-def describe_trial(trial: FrozenTrial) -> str:
-    """Describe how a trial ended."""
-    if trial.state == TrialState.COMPLETE:
-        return f"validation {trial.value:.2%}"
-    if trial.state == TrialState.PRUNED and trial.last_step is not None:
-        when = f"after epoch {trial.user_attrs.get(EPOCHS)}, {trial.last_step}% of its schedule"
-        return f"pruned {when}, validation {trial.intermediate_values[trial.last_step]:.2%}"
-    return f"{trial.state.name.lower()} {trial.user_attrs.get(ERROR, '')}".strip()
+def format_trial(trial: FrozenTrial, best: FrozenTrial | None) -> str:
+    """Format a trial that has ended as a line below TRIAL_HEADER.
+
+    Args:
+        trial: the trial.
+        best: the best trial so far; None if no trial has finished.
+    """
+    last = trial.intermediate_values.get(trial.last_step or 0)
+    accuracy = trial.value if trial.state == TrialState.COMPLETE else last
+    cells = [
+        f"{trial.number:>5}",
+        "    -" if accuracy is None else f"{accuracy * 100:5.2f}",
+        f"{f'{best.value * 100:5.2f} ({best.number})' if best and best.value is not None else '-':<12}",
+        format_params(trial.params, shorten=True),
+    ]
+    if trial.state == TrialState.PRUNED:
+        cells.append(f"pruned after epoch {trial.user_attrs.get(EPOCHS)}, {trial.last_step}% of its schedule")
+    elif trial.state == TrialState.FAIL:
+        cells.append(f"failed: {trial.user_attrs.get(ERROR, '')}")
+    return "  ".join(cells)
+
+
+def format_params(params: Mapping[str, Any], *, shorten: bool = False) -> str:
+    """Format the values of a trial.
+
+    Args:
+        params: the values by key.
+        shorten: give only the last part of a key, `lr` for `optimizer.lr`, where it is unique.
+    """
+    last = {key: key.rpartition(".")[2] for key in params}
+    counts = Counter(last.values())
+    names = {key: name if shorten and counts[name] == 1 else key for key, name in last.items()}
+    return " ".join(
+        f"{names[key]}={f'{value:.4g}' if isinstance(value, float) else value}" for key, value in params.items()
+    )
 
 
 def write_results(study: optuna.Study, folder: Path) -> None:

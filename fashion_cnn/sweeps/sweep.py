@@ -10,7 +10,15 @@ from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, newest_weights
-from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_value, unquote_override
+from fashion_cnn.runs.overrides import (
+    LATEST_WEIGHTS,
+    affects_training,
+    config_flags,
+    override_key,
+    quote_value,
+    split_flags,
+    unquote_override,
+)
 from fashion_cnn.sweeps.jobs import Job, expand_sweep, key_element, list_choices
 
 COMMAND_FILE = "multirun.yaml"
@@ -137,8 +145,8 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
     resume = next((argument for argument in arguments if argument.startswith("resume=")), None)
     if resume is None:
         return [*arguments]
-    others = [argument for argument in arguments if argument != resume]
-    is_sweep = any(argument in ("-m", "--multirun") or override_key(argument) == "sweep" for argument in others)
+    flags, others = split_flags([argument for argument in arguments if argument != resume])
+    is_sweep = bool({"-m", "--multirun"} & set(flags)) or any(override_key(argument) == "sweep" for argument in others)
     runs_dirs = [argument.partition("=")[2].strip("'\"") for argument in others if argument.startswith("runs_dir=")]
     runs_dir = runs_dirs[0] if runs_dirs else "runs"
     reference = resume.partition("=")[2].strip("'\"")
@@ -149,7 +157,13 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         )
     if sweep is None:
         return [*arguments]
-    return [*([] if is_sweep else _stored_arguments(sweep)), *others, f"hydra.sweep.dir={quote_value(str(sweep))}"]
+    stored: Any = OmegaConf.load(sweep / COMMAND_FILE).hydra
+    if not is_sweep:
+        flags = ["-m", *flags]
+        others = [*(o for o in stored.overrides.hydra if not _is_pinned(o)), *stored.overrides.task, *others]
+    if not {"--config-dir", "-cd"} & set(flags):
+        flags += [flag for flag in config_flags(stored, "train") if "=" not in flag]
+    return [*flags, *others, f"hydra.sweep.dir={quote_value(str(sweep))}"]
 
 
 def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
@@ -159,12 +173,6 @@ def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
         return sweeps[-1].parent if sweeps else None
     path = Path(reference).expanduser()
     return path if (path / COMMAND_FILE).is_file() else None
-
-
-def _stored_arguments(path: Path) -> list[str]:
-    """Return the arguments that started the sweep in `path`."""
-    overrides: Any = OmegaConf.load(path / COMMAND_FILE).hydra.overrides
-    return ["-m", *(o for o in overrides.hydra if not _is_pinned(o)), *overrides.task]
 
 
 def pinned_overrides(path: Path, shared: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Builders of the data module, the module and the Trainer from the config."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.monitor import GAP_METRICS, GapMonitor, PredictionCollector
@@ -87,6 +88,7 @@ def trainer(
         raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
     if config.trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches=0 leaves no training batch: give 1 or more, or a fraction.")
+    _check_loggers(config.logger)
     callbacks, loggers = _callbacks(config, datamodule), _instantiate_parts(config.logger, save_dir=str(directory))
     if not any(isinstance(logger, MetricsCSV) for logger in loggers):
         raise UserError("logger.csv cannot be dropped: the report and a resumed run read metrics.csv.")
@@ -164,8 +166,26 @@ def _make_trainer(config: DictConfig, *, callbacks: list[Callback], **settings: 
     return built
 
 
+def _check_loggers(group: DictConfig | None) -> None:
+    """Raise UserError if MLflow's logger has no address: MLflow refuses the run directory, Lightning's default."""
+    for name, part in (group or {}).items():
+        is_mlflow = OmegaConf.is_dict(part) and str(part.get("_target_")).endswith(".MLFlowLogger")
+        if is_mlflow and not part.get("tracking_uri") and "MLFLOW_TRACKING_URI" not in os.environ:
+            raise UserError(
+                f"logger.{name} has no tracking_uri: give the address of the MLflow server, or a file, with "
+                f"+logger.{name}.tracking_uri=sqlite:///mlflow.db"
+            )
+
+
 def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback]:
     callbacks = _instantiate_parts(config.callbacks)
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} cannot set optimizer.lr, which the schedule scales. Compare "
+                "learning rates with python -m fashion_cnn.train sweep=learning_rate, or search with "
+                "python -m fashion_cnn.tune 'optimizer.lr=tag(log,interval(1e-3,1e-1))'."
+            )
     if datamodule.val_size:
         return callbacks
     for callback in callbacks:

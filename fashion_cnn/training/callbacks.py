@@ -17,7 +17,10 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models.classifier import SplitMetrics
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
-HEADER = "epoch      train acc   val acc      gap   train loss  val loss  running loss   images/s"
+# Accuracies in percent, the gap in points; `running` is the loss of the training batches.
+HEADER = """\
+                 accuracy, %       gap                          loss
+epoch    train probe     val    points   train probe     val  running  images/s"""
 
 
 def find_callback(trainer: Trainer, kind: type[CallbackType]) -> CallbackType:
@@ -128,10 +131,15 @@ class EpochLog(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, shown in a terminal only: it would fill a log file."""
+    """Lightning's rich progress bar with epochs from 1, shown in a terminal only: it would fill a log file."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 0)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        number = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        # Descriptions of one length do not flicker.
+        return f"{number:{len(self.validation_description)}}"
 
 
 class EpochLines(Callback):
@@ -145,17 +153,18 @@ class EpochLines(Callback):
         """Print the line of the epoch."""
         metrics = find_callback(trainer, EpochLog).metrics
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+        percent = {name: 100 * value for name, value in metrics.items() if name.endswith("/accuracy")}
         columns = [
-            f"{epoch:<9}",
-            _cell(metrics, "train/accuracy", ">11.4f"),
-            _cell(metrics, "val/accuracy", ">10.4f"),
-            _cell(metrics, "gap/accuracy", ">+9.4f"),
+            f"{epoch:<8}",
+            _cell(percent, "train/accuracy", ">11.2f"),
+            _cell(percent, "val/accuracy", ">7.2f"),
+            _cell(percent, "gap/accuracy", ">+9.2f"),
             _cell(metrics, "train/loss", ">13.4f"),
-            _cell(metrics, "val/loss", ">10.4f"),
-            _cell(metrics, "running/loss", ">14.4f"),
-            f"{find_callback(trainer, Stopwatch).epoch_images_per_second:>11,.0f}",
+            _cell(metrics, "val/loss", ">7.4f"),
+            _cell(metrics, "running/loss", ">8.4f"),
+            f"{find_callback(trainer, Stopwatch).epoch_images_per_second:>9,.0f}",
         ]
-        pl_module.print("".join(columns), flush=True)
+        pl_module.print(" ".join(columns), flush=True)
 
 
 def _cell(metrics: dict[str, float], name: str, spec: str) -> str:
@@ -256,7 +265,7 @@ class StopOnDivergence(Callback):
     def _stop(self, trainer: Trainer, quantity: str, value: float, when: str) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise UserError(
-            f"The {quantity} became {value} {when} (epoch {trainer.current_epoch}, learning rate {rate:.3g}). "
+            f"The {quantity} became {value} {when} (epoch {trainer.current_epoch + 1}, learning rate {rate:.3g}). "
             "Try a third of optimizer.lr, trainer.gradient_clip_val=1, a longer schedule.warmup or "
             "trainer.precision=32-true."
         )

@@ -162,7 +162,7 @@ def verdict_results(
         "gap_carriers": [
             data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
         ],
-        "advice": [training_command(config.overrides or [], suggestion.overrides) for suggestion in advice],
+        "advice": [training_command(config, suggestion.overrides) for suggestion in advice],
         "advice_reasons": [suggestion.reason for suggestion in advice],
     }
 

@@ -1,6 +1,7 @@
 """Resuming a stopped run, so that its results equal those of an uninterrupted run."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,8 @@ def restore_config(
     config: DictConfig, run: Run, *, by_user: bool, check_values: Callable[[DictConfig], None]
 ) -> DictConfig:
     """Return the run's own config; only `data.root` may be overridden, which the returned overrides then contain.
+
+    A relative `data.root` that does not exist is looked for in the folder in which the run was started.
 
     Args:
         config: the settings that the command line gives.
@@ -39,6 +42,9 @@ def restore_config(
         # Commands suggested at the end repeat these overrides.
         others = [override for override in stored.get("overrides") or [] if override_key(override) != "data.root"]
         stored.overrides = [*others, *moved]
+    elif (root := stored.data.get("root")) and (folder := stored.get("working_dir")) and not Path(root).exists():
+        started = Path(folder) / root
+        stored.data.root = str(started) if started.exists() else root
     if by_user:
         check_values(stored)
     return stored

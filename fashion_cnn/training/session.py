@@ -45,8 +45,8 @@ def run_training(
     callbacks: Sequence[Callback],
     in_sweep: bool,
     check_resumed: Callable[[DictConfig], None],
-    print_start: Callable[..., None],
-    print_end: Callable[..., None],
+    print_start: Callable[..., None] | None,
+    print_end: Callable[..., None] | None,
 ) -> dict[str, Any]:
     """Train, evaluate and report as `config` describes; see `fashion_cnn.train.train`.
 
@@ -56,8 +56,8 @@ def run_training(
         callbacks: added to those of the config.
         in_sweep: whether this is a job of a sweep, which trains on one device.
         check_resumed: called with the config of a resumed run; raises UserError for impossible values.
-        print_start: called before the training, see `fashion_cnn.cli.console.print_start`.
-        print_end: called with the results, see `fashion_cnn.cli.console.print_end`.
+        print_start: called before the training, see `fashion_cnn.cli.console.print_start`; None prints nothing.
+        print_end: called with the results, see `fashion_cnn.cli.console.print_end`; None prints nothing.
 
     Returns:
         The contents of results.json, and the run directory as `"run"`.
@@ -91,11 +91,13 @@ def run_training(
         else:
             write_training_images(run, config, data)
             run.write_config(config)
-        print_start(config, run, module, data, brief=directory is not None)
+        if print_start:
+            print_start(config, run, module, data, trainer, brief=directory is not None)
         with _export_run(run):
             fit(trainer, module, data, run)
         results = publish(config, trainer, module, data, run)
-        print_end(results, run, config, brief=directory is not None)
+        if print_end:
+            print_end(results, run, config, brief=directory is not None)
     return {**results, "run": str(run.path)}
 
 
