@@ -135,5 +135,6 @@ def test_report_is_written_from_the_files_of_the_run(tmp_path, missing):
     assert "figures/curves.png" in run.report_file.read_text()
     assert "figures/confusion.png" not in run.report_file.read_text(), "the run has no such plot"
     text = run.report_file.read_text()
-    assert "| train probe | 0.1000 | 0.9600 |" in text
+    assert "| train probe | 0.1000 | 96.00 % |" in text
+    assert "| gap, train to validation | +0.2000 (+0.1000 to +0.3000) | +2.00 points (+1.10 to +2.90) |" in text
     assert ("| test | not measured |" in text) == bool(missing)

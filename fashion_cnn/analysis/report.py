@@ -87,12 +87,13 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
         return "" if prefix in _OPTIONAL_ROWS else f"| {label} | not measured | not measured |\n"
     sign = "+" if prefix.startswith("gap") else ""
     cells = []
-    for quantity in ("loss", "accuracy"):
+    for quantity, scale, digits, unit in (("loss", 1, 4, ""), ("accuracy", 100, 2, " points" if sign else " %")):
         name = f"{prefix}/{quantity}"
-        bounds = (
-            f" ({results[f'{name}_low']:+.4f} to {results[f'{name}_high']:+.4f})" if f"{name}_low" in results else ""
-        )
-        cells.append(f"{results[name]:{sign}.4f}{bounds}")
+        ends = [
+            f"{results[f'{name}_{end}'] * scale:+.{digits}f}" for end in ("low", "high") if f"{name}_{end}" in results
+        ]
+        bounds = f" ({' to '.join(ends)})" if ends else ""
+        cells.append(f"{results[name] * scale:{sign}.{digits}f}{unit}{bounds}")
     return f"| {label} | {' | '.join(cells)} |\n"
 
 
