@@ -24,7 +24,6 @@ from fashion_cnn.terminal import print_table, table_console, wide_console
 
 # Number of changed settings that are printed at the start of a training.
 _MAX_CHANGES = 16
-_WHOLE_WORDS: dict[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def print_start(
@@ -48,9 +47,10 @@ def print_start(
         console.print(line, soft_wrap=True, highlight=False)
         return
     console.print(training_command(config), soft_wrap=True, highlight=False)
+    default, _ = default_config("train", str(CONFIG_DIR))
     devices = trainer.num_devices * trainer.num_nodes
     rows = {
-        "differs": _shorten(changed_settings(config, default_config("train", str(CONFIG_DIR))[0])),
+        "differs": _shorten(changed_settings(config, default)) or "nothing from the default",
         "network": f"{type(module.network).__name__}, {parameters}",
         "data": f"{images}, {data.num_classes} classes",
         "training": _describe_training(config),
@@ -59,12 +59,16 @@ def print_start(
         "directory": f"{display_path(run.path)}, all settings in {run.config_file.name}",
     }
     for label, text in rows.items():
-        indent = " " * (len("directory") + 4)
-        lines = textwrap.wrap(
-            text, min(console.width, 120), initial_indent=indent, subsequent_indent=indent, **_WHOLE_WORDS
+        # Paths and settings stay whole, even where they are wider than the terminal.
+        wrapped = textwrap.fill(
+            text,
+            min(table_console().width, 120),
+            initial_indent=f"  {label:11}",
+            subsequent_indent=" " * 13,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
-        first, *others = lines or [indent + "nothing from the default"]
-        print("\n".join([f"  {label}".ljust(len(indent)) + first.lstrip(), *others]))
+        print(wrapped)
     print(flush=True)
 
 
@@ -84,13 +88,17 @@ def _describe_training(config: DictConfig) -> str:
         f"{name}={config.optimizer[name]}" for name in ("lr", "weight_decay") if config.optimizer.get(name) is not None
     )
     parts = [
-        f"{config.trainer.max_epochs} epochs in batches of {config.data.batch_size} images",
+        f"{_count_epochs(config.trainer.max_epochs)} in batches of {config.data.batch_size} images",
         f"{class_name(config.optimizer)} {optimizer}, {class_name(config.schedule)} schedule",
         *(class_name(config[group]) for group in ("mixing", "distillation", "embedding_loss") if config.get(group)),
     ]
     if augmentation := [name for name, part in (config.data.get("augmentation") or {}).items() if part]:
         parts.append(f"augmentation {', '.join(augmentation)}")
     return "; ".join(parts)
+
+
+def _count_epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: bool) -> None:
@@ -107,9 +115,8 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
     if brief:
         return
     minutes, seconds = divmod(round(results["seconds"]), 60)
-    epochs = "1 epoch" if results["epochs"] == 1 else f"{results['epochs']} epochs"
     console.print(
-        f"{epochs} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
+        f"{_count_epochs(results['epochs'])} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
         f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
         f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds per image.",
         highlight=False,

@@ -236,10 +236,10 @@ def _describe_target(causes: Sequence[BaseException], key: str, config: DictConf
     options: Mapping[Any, Any] = {}
     if config is not None:
         sections = dotted_items({key: OmegaConf.to_container(OmegaConf.select(config, key))})
-        # The section itself, or the part of it that its class instantiates.
+        # The section itself, or the part of it that its class instantiates. Hydra reports the module of the definition.
         for section, value in sections:
-            if isinstance(value, Mapping) and value.get("_target_") == target:
-                key, options = section, value
+            if isinstance(value, Mapping) and str(value.get("_target_")).rpartition(".")[2] == name:
+                key, options, target = section, value, str(value["_target_"])
     if str(inner).startswith("Error locating"):
         return UserError(f"{key}._target_={target} cannot be imported: {' '.join(root.split())}", status=2)
     if isinstance(causes[-1], ImportError):

@@ -65,9 +65,9 @@ def _read(run: Run, path: str) -> _Row:
     from fashion_cnn.analysis.settings import checkpoint_settings, is_setting, run_settings
     from fashion_cnn.runs.overrides import affects_training, override_key
 
+    if damage := run.damage:
+        return _Row(path, run.state, f"{damage.file.name}: {damage.reason}", {}, {}, {})
     state, _, reason = run.describe_state().partition(" (")
-    if state == "damaged":
-        return _Row(path, state, reason.removesuffix(")"), {}, {}, {})
     config = run.config()
     typed = {
         key: override.partition("=")[2] or "removed"

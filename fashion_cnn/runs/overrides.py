@@ -108,7 +108,8 @@ def _is_swept(argument: str) -> bool:
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate flags, with their values, from overrides: argparse does not accept overrides on both sides of a flag."""
-    flags, overrides = [], []
+    flags: list[str] = []
+    overrides: list[str] = []
     is_value = False
     for argument in arguments:
         (flags if is_value or argument.startswith("-") else overrides).append(argument)

@@ -168,7 +168,7 @@ def _make_trainer(config: DictConfig, *, callbacks: list[Callback], **settings: 
 
 def _check_loggers(group: DictConfig | None) -> None:
     """Raise UserError if MLflow's logger has no address: MLflow refuses the run directory, Lightning's default."""
-    for name, part in (group or {}).items():
+    for name, part in group.items() if group else ():
         is_mlflow = OmegaConf.is_dict(part) and str(part.get("_target_")).endswith(".MLFlowLogger")
         if is_mlflow and not part.get("tracking_uri") and "MLFLOW_TRACKING_URI" not in os.environ:
             raise UserError(
