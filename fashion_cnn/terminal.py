@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ from rich.text import Text
 # Wider than any row of a table.
 _UNLIMITED_WIDTH = 1_000_000
 # Width to which a column of text is folded before other columns are left out.
-_NARROWEST_TEXT = 18
+_TEXT_WIDTH = 18
 
 
 class _PlainConsole(Console):
@@ -71,6 +71,7 @@ def print_table(
     title: str | None = None,
     optional: Sequence[str] = (),
     hint: str = "",
+    least_widths: Mapping[str, int] | None = None,
     wide: bool = False,
 ) -> None:
     """Print a table of text cells, not wider than the terminal.
@@ -83,12 +84,18 @@ def print_table(
         optional: headings of columns that are left out, the first one first, until the table fits. A line below it
             names them.
         hint: where else they are shown, for that line.
+        least_widths: widths of columns of text, by heading, to which these are folded before others are left out.
         wide: whether the rows are neither wrapped nor cut in a file or pipe.
     """
     console = wide_console() if wide else table_console()
     rows = list(rows)
     columns = [
-        _Column(heading, tuple(row[number] for row in rows), is_number=heading in right)
+        _Column(
+            heading,
+            tuple(row[number] for row in rows),
+            heading in right,
+            (least_widths or {}).get(heading, _TEXT_WIDTH),
+        )
         for number, heading in enumerate(headings)
     ]
     left_out = _columns_to_leave_out(columns, optional, console.width)
@@ -113,13 +120,14 @@ class _Column:
     heading: str
     cells: tuple[str, ...]
     is_number: bool
+    text_width: int
 
     @property
     def least_width(self) -> int:
         """Width to which the column may be folded: numbers stay whole, with an interval in brackets below."""
         lines = [line for cell in self.cells for line in cell.splitlines()]
         if not self.is_number:
-            return min(max(map(cell_len, [self.heading, *lines])), _NARROWEST_TEXT)
+            return min(max(map(cell_len, [self.heading, *lines])), self.text_width)
         parts = [part for line in lines for part in line.replace(" (", "\n(").splitlines()]
         return max(map(cell_len, [*self.heading.split(), *parts]), default=0)
 

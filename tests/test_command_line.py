@@ -413,11 +413,11 @@ def test_the_package_lists_its_commands_within_the_width_of_the_terminal(command
         monkeypatch.setenv("COLUMNS", str(width))
         status, out, _ = command(list_commands.main)
         assert status == 0
-        assert re.findall(r"^python -m fashion_cnn\.(\w+)", out, re.MULTILINE) == sorted(COMMANDS)
+        assert re.findall(r"^  (\w+) ", out, re.MULTILINE) == sorted(COMMANDS)
         assert max(map(len, out.splitlines())) <= width
         texts.append(" ".join(out.split()))
     assert texts[0] == texts[1], "nothing is cut off"
-    assert "fashion_cnn.train Train a CNN on fashion images, monitor its train/val gap, test it once" in texts[0]
+    assert "train Train a CNN on fashion images, monitor its train/val gap, test it once" in texts[0]
 
 
 @pytest.mark.parametrize("module", ["compare", "evaluate", "predict", "explain", "export", "tune"])

@@ -114,9 +114,10 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
     console.print(results_table(results))
     if brief:
         return
+    epochs = _count_epochs(results["epochs"])
     minutes, seconds = divmod(round(results["seconds"]), 60)
     console.print(
-        f"{_count_epochs(results['epochs'])} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
+        f"{epochs} in {minutes} min {seconds} s, {results['images_per_second']:,.0f} images/s "
         f"({results['precision']}, {results['hardware']}); {results['parameters']:,} parameters, "
         f"{results['multiply_adds'] / 1e6:.1f} M multiply-adds per image.",
         highlight=False,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _METRICS = ("test/accuracy", "val/accuracy", "train/accuracy", "gap/accuracy", "val/loss", "best_epoch", "seconds")
 # Least width of the terminal for a column of the settings; in a narrower one they are a line below the run.
 _WIDE = 110
-# Longest reason of a failure in the table.
+# Longest path that is not folded, and longest reason of a failure in the table.
+_MAX_PATH = 48
 _MAX_REASON = 300
 
 
@@ -110,11 +111,14 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         text = [row.path, "\n".join(lines)] if is_wide else ["\n".join([row.path, *(f"  {line}" for line in lines)])]
         cells.append([*text, row.outcome, *_format_metrics(row.results)])
     numbers = ("val %", "test %", "gap", "minutes")
+    # The paths stay whole, for copying.
+    longest = max(len(row.path) for row in rows)
     print_table(
         [*headings, "outcome", *numbers],
         cells,
         right=numbers,
         optional=("minutes", "test %"),
+        least_widths={headings[0]: min(longest, _MAX_PATH)},
         hint="format=csv has all.",
     )
     print("gap: train probe minus validation accuracy, in points")

@@ -172,8 +172,8 @@ def _check_loggers(group: DictConfig | None) -> None:
         is_mlflow = OmegaConf.is_dict(part) and str(part.get("_target_")).endswith(".MLFlowLogger")
         if is_mlflow and not part.get("tracking_uri") and "MLFLOW_TRACKING_URI" not in os.environ:
             raise UserError(
-                f"logger.{name} has no tracking_uri: give the address of the MLflow server, or a file, with "
-                f"+logger.{name}.tracking_uri=sqlite:///mlflow.db"
+                f"logger.{name!s} has no tracking_uri: give the address of the MLflow server, or a file, with "
+                f"+logger.{name!s}.tracking_uri=sqlite:///mlflow.db"
             )
 
 
