@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.cli.main import run_command, sweep_job_directory
+from fashion_cnn.cli.main import CONFIG_DIR, run_command, sweep_job_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ def train(
         callbacks=callbacks,
         in_sweep=job is not None,
         check_resumed=check_resumed,
-        print_start=None if quiet else print_start,
+        print_start=None if quiet else partial(print_start, config_dir=str(CONFIG_DIR)),
         print_end=None if quiet else print_end,
     )
 

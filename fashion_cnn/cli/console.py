@@ -15,7 +15,6 @@ from fashion_cnn.analysis.comparison import Comparison, comparison_table
 from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.cli.errors import default_config
-from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
@@ -27,7 +26,14 @@ _MAX_CHANGES = 16
 
 
 def print_start(
-    config: DictConfig, run: Run, module: ImageClassifier, data: ImageDataModule, trainer: Trainer, *, brief: bool
+    config: DictConfig,
+    run: Run,
+    module: ImageClassifier,
+    data: ImageDataModule,
+    trainer: Trainer,
+    *,
+    brief: bool,
+    config_dir: str,
 ) -> None:
     """Print what a training is: its command, the settings that differ from the default, sizes, device and directory.
 
@@ -38,6 +44,7 @@ def print_start(
         data: the data to train on.
         trainer: its trainer.
         brief: print the sizes and the directory in one line.
+        config_dir: the folder conf/ with the default config.
     """
     console = wide_console()
     parameters = f"{sum(parameter.numel() for parameter in module.network.parameters()):,} parameters"
@@ -47,7 +54,7 @@ def print_start(
         console.print(line, soft_wrap=True, highlight=False)
         return
     console.print(training_command(config), soft_wrap=True, highlight=False)
-    default, _ = default_config("train", str(CONFIG_DIR))
+    default, _ = default_config("train", config_dir)
     devices = trainer.num_devices * trainer.num_nodes
     rows = {
         "differs": _shorten(changed_settings(config, default)) or "nothing from the default",
