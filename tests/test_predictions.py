@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +43,21 @@ def test_predictions_are_stored_and_read_back(tmp_path):
     assert list(stored) == ["best.val"]
     assert torch.equal(stored["best.val"].logits, predictions.logits)
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_predictions_are_on_disk_before_they_replace_older_ones(tmp_path, monkeypatch):
+    file = tmp_path / "p.npz"
+    older = make_predictions([[0.7, 0.3]], [0])
+    write_predictions(file, {"val": older})
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+        assert torch.equal(read_predictions(file)["val"].logits, older.logits)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_predictions(file, {"val": make_predictions([[0.2, 0.8]], [0])})
+    assert synced[0] == file.stat().st_size
 
 
 def test_losses_and_confusion_matrix_follow_from_the_logits():
