@@ -10,10 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import compare
+from fashion_cnn.analysis.comparison import compare, conclude
 from fashion_cnn.analysis.learning_curve import describe_learning_curve, fit_learning_curve, fit_power_law
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
+from fashion_cnn.metrics.intervals import paired_interval
 from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against
 from fashion_cnn.runs import Run, find_runs
 
@@ -156,7 +157,59 @@ def test_mixed_numbers_and_names_are_categories(tmp_path):
     comparison = compare(find_runs(str(tmp_path)))
     axes = Figure().subplots()
     plot_gap_against(comparison, "trainer.gradient_clip_val", axes)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "default"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "none"]
+
+
+def test_values_are_those_that_held_and_not_those_typed(tmp_path):
+    flip = {"flip": {"_target_": "F"}, "crop": None, "erasing": {"_target_": "E"}}
+    for number, (typed, augmentation) in enumerate(
+        [(["data.augmentation=null"], None), ([], flip), (["data.augmentation.erasing=null"], {"flip": flip["flip"]})]
+    ):
+        make_run(tmp_path / str(number), typed, 0, 0.9, data={"augmentation": augmentation}, model={"n": number})
+    values = [group.factors["data.augmentation"] for group in compare(find_runs(str(tmp_path))).groups]
+    assert sorted(values) == ["flip", "flip+erasing", "none"]
+
+
+def test_the_conclusion_has_the_interval_of_the_paired_difference(tmp_path, command):
+    for mixing, accuracies in ((None, (0.90, 0.91, 0.92)), ("CutMix", (0.912, 0.921, 0.933))):
+        for seed, accuracy in enumerate(accuracies):
+            section = mixing and {"_target_": f"fashion_cnn.models.{mixing}"}
+            run = make_run(tmp_path / f"{mixing}{seed}", [f"mixing={mixing or 'null'}"], seed, accuracy, mixing=section)
+            verdict = "overfitting" if mixing is None or not seed else "fits well"
+            results = json.loads(run.results_file.read_text()) | {"verdict": verdict}
+            results["gap/accuracy"] = 0.05 if mixing is None else 0.03 + 0.03 * (seed - 1)
+            run.results_file.write_text(json.dumps(results))
+    comparison = compare(find_runs(str(tmp_path)))
+    assert [group.verdict for group in comparison.groups] == ["fits well 2, overfitting 1", "overfitting"]
+    # Differences 1.2, 1.1 and 1.3 points: mean 1.2, standard deviation 0.1, t quantile 4.303.
+    text = conclude(comparison)
+    assert text == (
+        "With mixing=none instead of mixing=CutMix, the gap is not seen to differ (+2.00 points, -5.45 to +9.45), and "
+        "validation accuracy is 1.20 points lower (0.95 to 1.45); 3 pairs of equal seed, 95% intervals."
+    )
+    status, out, _ = command(main, f"runs={tmp_path}", f"out={tmp_path / 'out'}")
+    assert status == 0
+    assert text in out
+    assert "fits well 2" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_one_seed_is_no_evidence(tmp_path):
+    for rate, accuracy in ((0.1, 0.9), (0.2, 0.93), (0.3, 0.91)):
+        make_run(tmp_path / str(rate), [f"optimizer.lr={rate}"], 0, accuracy, optimizer={"lr": rate})
+    comparison = compare(find_runs(str(tmp_path)))
+    text = conclude(comparison)
+    assert text.startswith("optimizer.lr=0.2 has the highest validation accuracy. With optimizer.lr=0.2 instead of ")
+    assert "accuracy is 2.00 points higher. This is one seed" in text
+    axes = Figure().subplots()
+    plot_gap_against(comparison, "optimizer.lr", axes)
+    assert not axes.collections, "no error bars"
+
+
+def test_paired_interval_is_that_of_students_t():
+    interval = paired_interval([0.012, 0.011, 0.013])
+    assert (interval.low, interval.high) == pytest.approx((0.012 - 0.0024842, 0.012 + 0.0024842), abs=1e-6)
+    many = paired_interval([0.0, 1.0] * 50)
+    assert (many.low, many.high) == pytest.approx((0.40029, 0.59971), abs=1e-4)
 
 
 def test_newest_run_of_a_seed_counts_and_init_from_makes_another_group(tmp_path):

@@ -57,6 +57,7 @@ def test_dynamics_of_each_image_over_the_epochs():
     assert result.confidence.tolist() == pytest.approx([0.9, 0.45, 0.2])
     std = torch.tensor([0.2, 0.8, 0.1, 0.7]).std(correction=0).item()
     assert result.variability.tolist() == pytest.approx([0, std, 0.0707], abs=1e-3)
+    assert result.other.tolist() == [1, 0, 1], "of two classes the other one"
     assert result.margin[0].item() == pytest.approx(torch.tensor(0.9 / 0.1).log().item(), abs=1e-4)
 
 
@@ -68,6 +69,13 @@ def test_resuming_from_a_checkpoint_gives_the_same_dynamics():
     resumed = run_epochs(second, EPOCHS[2:], first=2).result()
     for name in vars(whole):
         assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
+
+
+def test_a_checkpoint_of_an_older_version_has_no_other_classes():
+    first = run_epochs(TrainingDynamics(), EPOCHS[:2])
+    second = TrainingDynamics()
+    second.load_state_dict({name: values for name, values in first.state_dict().items() if name != "other"})
+    assert run_epochs(second, EPOCHS[2:], first=2).result().other.tolist() == [1, 0, 1]
 
 
 def test_images_that_were_never_presented_are_left_out():
@@ -113,6 +121,7 @@ def make_dynamics(confidence, variability, recognised=None):
         confidence=torch.tensor(confidence),
         variability=torch.tensor(variability),
         margin=torch.tensor(confidence) - 0.5,
+        other=torch.zeros(count, dtype=torch.int64),
     )
 
 

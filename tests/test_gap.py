@@ -118,6 +118,8 @@ def test_largest_gap_classes_are_the_fewest_that_account_for_half():
     assert largest_gap_classes(train, train) == []
     better = concatenate(*(predictions(100 - errors, errors, label=label) for label, errors in enumerate((50, 0, 0))))
     assert largest_gap_classes(better, val) == [], "no overall gap, so no classes"
+    noise = concatenate(*(predictions(100 - errors, errors, label=label) for label, errors in enumerate((1, 0, 2))))
+    assert largest_gap_classes(train, noise) == [], "the interval of the gap contains zero"
 
 
 @pytest.mark.parametrize("count", [10, 1000, 9999])

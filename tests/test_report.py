@@ -100,12 +100,13 @@ def test_summary_without_validation_has_no_verdict():
 
 def test_curves_plot_shows_loss_above_accuracy_for_both_splits():
     curves = history([0.4, 0.3], [0.5, 0.4])
-    loss, accuracy = plot_curves(curves, title="t", best_epoch=2).axes
-    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
+    loss, accuracy = plot_curves(curves, title="t", best_epoch=2, rising_since=2).axes
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss (cross-entropy, nats)", "accuracy (%)")
     lines = {line.get_label(): list(line.get_ydata()) for line in loss.lines}
     assert lines["train probe"] == [0.4, 0.3]
     assert lines["validation"] == [0.5, 0.4]
     assert "best epoch (2)" in lines
+    assert "validation loss rises from epoch 2 on" in [text.get_text() for text in loss.get_legend().get_texts()]
 
 
 @pytest.mark.parametrize("chosen", [True, False])

@@ -109,6 +109,17 @@ def test_a_probe_that_is_the_whole_training_split_narrows_the_interval_of_the_ga
     assert not whole.contains_zero
 
 
+def test_early_stopping_is_advised_on_the_loss_that_rises():
+    verdict = judge(CURVES["rising"][1], 5000, 5000)
+    (overrides,) = (
+        advice.overrides
+        for advice in advise(verdict, compose(), epochs=20)
+        if "callbacks=early_stopping" in advice.overrides
+    )
+    config = compose(overrides=overrides)
+    assert (config.callbacks.early_stopping.monitor, config.callbacks.early_stopping.mode) == ("val/loss", "min")
+
+
 def test_history_without_validation_has_no_verdict():
     without_validation = History(epochs=np.array([1]), metrics={"running/loss": np.array([1.0])})
     assert judge(without_validation, 0, 0) is None

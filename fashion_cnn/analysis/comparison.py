@@ -1,8 +1,13 @@
 """Comparison of runs: groups that differ in their settings, with mean and standard deviation over the seeds."""
 
+import math
+import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.settings import (
     Setting,
@@ -12,11 +17,11 @@ from fashion_cnn.analysis.settings import (
     run_settings,
 )
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import MeanStd
+from fashion_cnn.metrics.intervals import Interval, MeanStd, paired_interval
 from fashion_cnn.runs import Run, format_csv
 
 # By heading: the metric in results.json, its scale and its number of digits.
-COLUMNS = {
+COLUMNS: dict[str, tuple[str, float, int]] = {
     "train acc. %": ("train/accuracy", 100, 2),
     "val acc. %": ("val/accuracy", 100, 2),
     "test acc. %": ("test/accuracy", 100, 2),
@@ -27,6 +32,7 @@ COLUMNS = {
     "best epoch": ("best_epoch", 1, 1),
     "minutes": ("seconds", 1 / 60, 1),
 }
+_VERDICT = "verdict"
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
@@ -48,6 +54,19 @@ class Group:
         if not all(isinstance(result.get(name), int | float) for result in self.results):
             return ()
         return tuple(float(result[name]) for result in self.results)
+
+    @property
+    def verdict(self) -> str:
+        """The verdicts of the runs, the most frequent first, with their numbers if they differ."""
+        counts = Counter(str(result["verdict"]) for result in self.results if "verdict" in result)
+        if len(counts) < 2:
+            return "".join(counts)
+        return ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
+
+    @property
+    def label(self) -> str:
+        """The settings as `key=value`."""
+        return ", ".join(f"{name}={value}" for name, value in self.factors.items())
 
     def metric(self, name: str) -> MeanStd | None:
         """Mean and standard deviation of a metric over the runs; None if a run lacks it."""
@@ -98,7 +117,7 @@ def compare(runs: Iterable[Run]) -> Comparison:
     factors = _factor_names(compared)
     groups = [
         Group(
-            {name: variant.settings.get(name, variant.overrides.get(name, "default")) for name in factors},
+            {name: _held_value(variant, name) for name in factors},
             _results_by_seed(variant.runs),
         )
         for variant in variants
@@ -125,6 +144,25 @@ def _settings_without_seed(run: Run) -> dict[str, Setting]:
     if "distillation.teachers" in settings:
         settings["distillation.teachers"] = len(config.distillation.teachers)
     return {name: value for name, value in settings.items() if name != "seed"}
+
+
+def _held_value(variant: _Variant, name: str) -> Setting:
+    """The value that a setting had, typed or not; parts of a section are joined, as in `flip+crop`."""
+    if name in variant.settings:
+        return variant.settings[name]
+    config = variant.runs[0].config()
+    if name == "model":
+        # A run is named after its experiment or its model, unless the name was typed.
+        return variant.overrides.get(name) or ("default" if "name" in variant.overrides else str(config.get("name")))
+    value = OmegaConf.select(config, name)
+    if OmegaConf.is_dict(value):
+        if "_target_" in value:
+            return str(value["_target_"]).rpartition(".")[2]
+        value = "+".join(str(key) for key, part in value.items() if part is not None)
+    if value is None or value == "" or value == []:
+        typed = variant.overrides.get(name)
+        return "none" if typed in (None, "null") else typed
+    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _results_by_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
@@ -168,15 +206,67 @@ def _sort_key(value: Setting) -> tuple[bool, float, str]:
     return (isinstance(value, str), 0.0 if isinstance(value, str) else float(value), str(value))
 
 
+def conclude(comparison: Comparison) -> str:
+    """Conclude in one or two sentences which setting is better, with the 95% interval of the paired difference."""
+    groups = [group for group in comparison.groups if group.values("val/accuracy") and group.values("gap/accuracy")]
+    if len(groups) < 2:
+        return "There is a single group of settings with validation accuracy and gap: nothing is compared."
+    if len(groups) == 2:
+        first, second = groups
+    else:
+        groups.sort(key=lambda group: statistics.fmean(group.values("val/accuracy")), reverse=True)
+        first, second = groups[1], groups[0]
+    pairs = _pairs(first, second)
+    if not pairs:
+        return (
+            f"{second.label} and {first.label} have no seed in common: train both with the same seeds to compare them."
+        )
+    gap = paired_interval([b["gap/accuracy"] - a["gap/accuracy"] for a, b in pairs])
+    accuracy = paired_interval([b["val/accuracy"] - a["val/accuracy"] for a, b in pairs])
+    most = "" if len(comparison.groups) == 2 else f"{second.label} has the highest validation accuracy. "
+    text = (
+        f"{most}With {second.label} instead of {first.label}, the gap is {_describe(gap, 'smaller', 'larger')}, and "
+        f"validation accuracy is {_describe(accuracy, 'lower', 'higher')}"
+    )
+    if len(pairs) == 1:
+        return f"{text}. This is one seed each: the variation over seeds, which is not measured, may be as large."
+    return f"{text}; {len(pairs)} pairs of equal seed, 95% intervals."
+
+
+def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Results of both groups with the same seed."""
+    others = {result["seed"]: result for result in second.results}
+    return [(result, others[result["seed"]]) for result in first.results if result["seed"] in others]
+
+
+def _describe(difference: Interval, less: str, more: str) -> str:
+    """Describe a difference of fractions in points, such as `1.90 points lower (1.00 to 2.80)`."""
+    size, low, high = (value * 100 for value in (difference.estimate, difference.low, difference.high))
+    if math.isinf(low):
+        return f"{abs(size):.2f} points {less if size < 0 else more}"
+    if difference.contains_zero:
+        return f"not seen to differ ({size:+.2f} points, {low:+.2f} to {high:+.2f})"
+    bounds = sorted((abs(low), abs(high)))
+    return f"{abs(size):.2f} points {less if size < 0 else more} ({bounds[0]:.2f} to {bounds[1]:.2f})"
+
+
 def comparison_table(comparison: Comparison) -> list[list[str]]:
-    """Format the headings and one row per group: factors, number of seeds, mean ± std of each of `COLUMNS`."""
-    headings = [*(comparison.factors or ["runs"]), "seeds", *COLUMNS]
-    return [headings, *(_row(group) for group in comparison.groups)]
+    """Format the headings and one row per group: factors, number of seeds, verdict, mean ± std of each metric."""
+    columns = _columns(comparison)
+    headings = [*(comparison.factors or ["runs"]), "seeds", _VERDICT, *columns]
+    return [headings, *(_row(group, columns.values()) for group in comparison.groups)]
 
 
-def _row(group: Group) -> list[str]:
-    row = [*(map(str, group.factors.values()) if group.factors else ["all"]), str(len(group.results))]
-    for name, scale, digits in COLUMNS.values():
+def _columns(comparison: Comparison) -> dict[str, tuple[str, float, int]]:
+    """`COLUMNS`, and the further metrics of the runs on validation."""
+    results = [result for group in comparison.groups for result in group.results]
+    further = dict.fromkeys(name for result in results for name in result.get("metrics", ()))
+    return COLUMNS | {f"val {name}": (f"val/{name}", 1, 4) for name in further}
+
+
+def _row(group: Group, columns: Iterable[tuple[str, float, int]]) -> list[str]:
+    row = [*(map(str, group.factors.values()) if group.factors else ["all"]), str(len(group.results)), group.verdict]
+    for name, scale, digits in columns:
         metric = group.metric(name)
         row.append(metric.format(scale, digits) if metric else "")
     return row
@@ -184,14 +274,14 @@ def _row(group: Group) -> list[str]:
 
 def comparison_csv(comparison: Comparison) -> str:
     """Format one row per group: factors, number of seeds, mean and standard deviation of each metric, unrounded."""
-    names = [name for name, _, _ in COLUMNS.values()]
+    names = [name for name, _, _ in _columns(comparison).values()]
     rows: list[list[Any]] = [
-        [*comparison.factors, "seeds", *(f"{name} {part}" for name in names for part in ("mean", "sd"))]
+        [*comparison.factors, "seeds", _VERDICT, *(f"{name} {part}" for name in names for part in ("mean", "sd"))]
     ]
     for group in comparison.groups:
         metrics = [group.metric(name) for name in names]
         parts = [part for metric in metrics for part in ((metric.mean, metric.std) if metric else (None, None))]
-        rows.append([*group.factors.values(), len(group.results), *parts])
+        rows.append([*group.factors.values(), len(group.results), group.verdict, *parts])
     return format_csv(rows)
 
 
@@ -199,7 +289,8 @@ def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: S
     """Format the table, the unfinished runs, the remarks (one paragraph each) and the plots (file names)."""
     headings, *rows = comparison_table(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
-    parts = ["# Comparison", "\n".join(lines), "Mean ± standard deviation over the seeds of each row."]
+    parts = ["# Comparison", conclude(comparison), "\n".join(lines)]
+    parts.append("Mean ± standard deviation over the seeds of each row.")
     if comparison.unfinished:
         runs = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)
         parts.append(f"Unfinished runs, not included:\n\n{runs}")

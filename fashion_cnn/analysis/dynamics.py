@@ -25,7 +25,7 @@ from fashion_cnn.runs import format_csv
 # Smallest weight of an image in a mixed one (mixup, CutMix) that counts as a presentation of the image.
 _MIN_MIX_LAMBDA = 0.9
 # Columns of the table of an epoch, which has one row per image.
-_COLUMNS = ("seen", "probability", "margin", "right")
+_COLUMNS = ("seen", "probability", "margin", "right", "other")
 REGIONS = ("easy", "ambiguous", "hard")
 # Thresholds of the regions: confidence of easy and of hard images, and variability of both.
 _EASY_CONFIDENCE, _HARD_CONFIDENCE, _MAX_VARIABILITY = 0.75, 0.25, 0.25
@@ -47,6 +47,7 @@ class Dynamics:
         confidence: `(N,)`, the mean probability of the label.
         variability: `(N,)`, the standard deviation of the probability of the label.
         margin: `(N,)`, the mean of the logit of the label minus the highest other logit.
+        other: `(N,)` int64, the most probable class besides the label in the latest epoch that presented the image.
     """
 
     indices: Tensor
@@ -58,6 +59,7 @@ class Dynamics:
     confidence: Tensor
     variability: Tensor
     margin: Tensor
+    other: Tensor
 
 
 class TrainingDynamics(Callback):
@@ -84,6 +86,8 @@ class TrainingDynamics(Callback):
             summed = ("probability", "probability_squared", "margin")
             self._totals = {name: torch.zeros(size, dtype=torch.int32) for name in counted}
             self._totals |= {name: torch.zeros(size) for name in summed}
+        # Missing in checkpoints of older versions.
+        self._totals.setdefault("other", torch.zeros(size, dtype=torch.int32))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the table of the epoch."""
@@ -96,13 +100,13 @@ class TrainingDynamics(Callback):
         """Enter the probability and the margin of each image of the batch."""
         logits, targets = outputs["logits"], batch.targets[:, None]
         target_logits = logits.gather(1, targets)
-        others = logits.scatter(1, targets, -torch.inf).amax(dim=1, keepdim=True)
+        others, other = logits.scatter(1, targets, -torch.inf).max(dim=1, keepdim=True)
         probability = (target_logits - logits.logsumexp(dim=1, keepdim=True)).exp()
         rows = batch.indices
         if "mix_lambda" in outputs:
             # Indexing with a mask would synchronise with the GPU in every step.
             rows = torch.where(outputs["mix_lambda"] >= _MIN_MIX_LAMBDA, rows, len(self._epoch) - 1)
-        columns = [torch.ones_like(probability), probability, target_logits - others, target_logits > others]
+        columns = [torch.ones_like(probability), probability, target_logits - others, target_logits > others, other]
         self._epoch[rows] = torch.cat(columns, dim=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,6 +127,7 @@ class TrainingDynamics(Callback):
         totals["probability"] += epoch["probability"]
         totals["probability_squared"] += epoch["probability"].square()
         totals["margin"] += epoch["margin"]
+        totals["other"] = torch.where(seen, epoch["other"].round().int(), totals["other"])
 
     def result(self) -> Dynamics:
         """Compute the dynamics over the epochs so far."""
@@ -141,6 +146,7 @@ class TrainingDynamics(Callback):
             confidence=mean,
             variability=(totals["probability_squared"] / seen - mean.square()).clamp(min=0).sqrt(),
             margin=totals["margin"] / seen,
+            other=totals["other"].long(),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,13 +191,14 @@ def likely_label_errors(dynamics: Dynamics) -> Tensor:
 def examples_csv(dynamics: Dynamics, class_names: Sequence[str]) -> str:
     """Format the dynamics as CSV, one row per image, most likely label error first."""
     names = [field.name for field in fields(Dynamics)]
-    table: list[list[Any]] = [[*names, "label", "region", "label_error_rank"]]
-    region, targets = regions(dynamics).tolist(), dynamics.targets.tolist()
+    table: list[list[Any]] = [[*names, "label", "other_class", "region", "label_error_rank"]]
+    region, targets, others = (values.tolist() for values in (regions(dynamics), dynamics.targets, dynamics.other))
     columns = [getattr(dynamics, name).tolist() for name in names]
     for rank, row in enumerate(likely_label_errors(dynamics).tolist(), start=1):
         values = [column[row] for column in columns]
         rounded = [round(value, 5) if isinstance(value, float) else value for value in values]
-        table.append([*rounded, class_names[targets[row]], REGIONS[region[row]], rank])
+        classes = [class_names[targets[row]], class_names[others[row]]]
+        table.append([*rounded, *classes, REGIONS[region[row]], rank])
     return format_csv(table)
 
 

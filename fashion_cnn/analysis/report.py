@@ -42,7 +42,7 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
     title = f"{results['name']}, seed {results['seed']}"
     run.plots.mkdir(exist_ok=True)
     best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
-    curves = plot_curves(history, title=title, best_epoch=best_epoch)
+    curves = plot_curves(history, title=title, best_epoch=best_epoch, rising_since=results.get("rising_since"))
     save_figure(curves, run.plots / "curves.png")
     run.report_file.write_text(_report(run, results, history))
 

@@ -171,7 +171,9 @@ def _reduce_overfitting(verdict: Verdict, config: DictConfig) -> list[Advice]:
     elif (augmentation.get("erasing") or {}).get("p", 1) < 0.75:
         advice.append(Advice("apply random erasing to more images", ("data.augmentation.erasing.p=0.75",)))
     if verdict.rising_since is not None and not OmegaConf.select(config, "callbacks.early_stopping"):
-        advice.append(Advice("use early stopping", ("callbacks=early_stopping",)))
+        early_stopping = [f"callbacks.early_stopping.{part}" for part in ("monitor=val/loss", "mode=min")]
+        reason = "stop early, when validation loss no longer falls"
+        advice.append(Advice(reason, ("callbacks=early_stopping", *early_stopping)))
     dropout = OmegaConf.select(config, "model.network.dropout")
     if dropout is not None and dropout <= 0.5:
         advice.append(Advice("increase dropout", (f"model.network.dropout={dropout + 0.2:g}",)))

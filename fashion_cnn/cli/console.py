@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fashion_cnn.analysis.comparison import Comparison, comparison_table
+from fashion_cnn.analysis.comparison import Comparison, comparison_table, conclude
 from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.cli.errors import default_config
@@ -273,9 +273,10 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
     console = wide_console()
     headings, *rows = comparison_table(comparison)
     # Settings on the left, then numbers.
-    numbers = headings[max(len(comparison.factors), 1) :]
+    numbers = [heading for heading in headings[max(len(comparison.factors), 1) :] if heading != "verdict"]
     optional = ("minutes", "best epoch", "train loss", "val loss", "gap in loss", "train acc. %", "seeds")
     print_table(headings, rows, right=numbers, optional=optional, hint=f"All are in {written.name}.")
+    console.print(conclude(comparison), highlight=False, soft_wrap=True)
     for run in comparison.unfinished:
         message = f"Left out: {display_path(run.path)}: {run.describe_state()}"
         console.print(message, highlight=False, soft_wrap=True)

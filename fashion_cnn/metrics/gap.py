@@ -52,9 +52,9 @@ def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
     The contribution of a class is its accuracy gap, if positive, times the number of its held-out images.
 
     Returns:
-        Class indices; empty if the overall accuracy gap is not positive.
+        Class indices; empty if the interval of the overall accuracy gap does not lie above zero: noise has no cause.
     """
-    if accuracy_gap(train, held_out).estimate <= 0:
+    if accuracy_gap(train, held_out).low <= 0:
         return []
     gaps = accuracy_gap_by_class(train, held_out)
     counts = held_out.targets.bincount(minlength=len(gaps)).tolist()

@@ -2,13 +2,19 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 _Z = 1.959964  # 97.5% quantile of the standard normal distribution
+# 97.5% quantiles of Student's t distribution with 1 to 30 degrees of freedom.
+_T = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,21 @@ def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) 
     estimate = (first.mean() - second.mean()).item()
     half = _Z * math.sqrt(_variance_of_mean(first) + _variance_of_mean(second, second_share))
     return Interval(estimate, estimate - half, estimate + half)
+
+
+def paired_interval(differences: Sequence[float]) -> Interval:
+    """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
+
+    Args:
+        differences: one per pair. The interval is unbounded with a single one.
+    """
+    mean_std = MeanStd.of(differences)
+    if mean_std.std is None:
+        return Interval(mean_std.mean, -math.inf, math.inf)
+    degrees = mean_std.count - 1
+    quantile = _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
+    half = quantile * mean_std.std / math.sqrt(mean_std.count)
+    return Interval(mean_std.mean, mean_std.mean - half, mean_std.mean + half)
 
 
 def _variance_of_mean(values: Tensor, share: float = 0.0) -> float:

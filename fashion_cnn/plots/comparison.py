@@ -34,11 +34,18 @@ def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         legend_rows = (min(len(lines), _MAX_LEGEND) + 4) // 2 if _crowded(lines) else 0
         figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * legend_rows), layout="constrained")
         left, right = figure.subplots(1, 2)
+        figure.suptitle(f"Effect of {escape_label(factor)}{_describe_bars(comparison)}")
         plot_gap_against(comparison, factor, left)
         plot_accuracy_against(comparison, factor, right)
         if legend_rows:
             _move_legends_below(figure, left, right)
         yield f"against_{factor.replace('/', '-')}", figure
+
+
+def _describe_bars(comparison: Comparison) -> str:
+    return (
+        ": mean ± standard deviation over seeds" if any(len(group.results) > 1 for group in comparison.groups) else ""
+    )
 
 
 def _move_legends_below(figure: Figure, *panels: Axes) -> None:
@@ -62,7 +69,7 @@ def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
         axes.errorbar([], [], linestyle="none", label=f"and {len(lines) - _MAX_LEGEND} more")
     axes.axhline(0, color="black", linewidth=0.8)
     scale.finish(axes)
-    axes.set_ylabel("gap in accuracy, train to validation (points)")
+    axes.set(ylabel="gap, train probe to validation (points)", title="Accuracy gap")
 
 
 def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> None:
@@ -79,7 +86,7 @@ def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> No
                 style["label"] = None
             scale.plot(groups, f"{split}/accuracy", axes, **style)
     scale.finish(axes)
-    axes.set_ylabel("accuracy (%)")
+    axes.set(ylabel="accuracy (%)", title="Accuracy")
 
 
 def _lines(comparison: Comparison, factor: str) -> dict[str, list[Group]]:
@@ -135,7 +142,9 @@ class _Scale:
         points = [(self.position(group), metric) for group in groups if (metric := group.metric(name))]
         points.sort(key=lambda point: point[0])
         means = np.array([metric.mean for _, metric in points]) * 100
-        deviations = np.array([metric.std or 0.0 for _, metric in points]) * 100
+        # Without several seeds there is no standard deviation to draw.
+        has_seeds = any(metric.std is not None for _, metric in points)
+        deviations = np.array([metric.std or 0.0 for _, metric in points]) * 100 if has_seeds else None
         positions = [position for position, _ in points]
         if self.names:
             # No line connects categories.
@@ -154,7 +163,7 @@ class _Scale:
     def finish(self, axes: Axes) -> None:
         """Set ticks, label, legend and grid of the axes."""
         if self.names:
-            names = [_shorten(name, 24) for name in self.names]
+            names = [_shorten(name, 18) for name in self.names]
             axes.set_xticks(range(len(names)), names, rotation=20 if len(names) <= _MAX_INSIDE else 90)
         if self.logarithmic:
             axes.set_xscale("log")
@@ -187,7 +196,13 @@ def plot_learning_curve(curve: LearningCurve, *, reach: float = 10.0) -> Figure:
             grid, band[0] * percent, band[1] * percent, color="#0072B2", alpha=0.2, linewidth=0, label="95%, over seeds"
         )
     axes.axvspan(curve.sizes[-1], grid[-1], color="#BBBBBB", alpha=0.25, label="extrapolated")
-    axes.set(xscale="log", yscale="log", xlabel="training images (n)", ylabel="validation error (%)")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="training images (n)",
+        ylabel="validation error (%)",
+        title="Learning curve, one point for each seed",
+    )
     # Plain numbers, since the errors span less than two powers of ten.
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))

@@ -28,6 +28,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "running": {"color": "#999999", "linestyle": ":", "label": "running training average"},
 }
 COLOR = "#CC79A7"
+# Axis label and scale of each quantity.
+_QUANTITIES = {"accuracy": ("accuracy (%)", 100.0), "loss": ("loss (cross-entropy, nats)", 1.0)}
 # Unit and scale of the gap of each quantity.
 _GAP_UNITS = {"accuracy": ("points", 100.0), "loss": ("nats", 1.0)}
 _REGION_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
@@ -57,23 +59,27 @@ def plot_training(
     return plots
 
 
-def plot_curves(history: History, *, title: str, best_epoch: int | None = None) -> Figure:
+def plot_curves(
+    history: History, *, title: str, best_epoch: int | None = None, rising_since: int | None = None
+) -> Figure:
     """Draw loss and accuracy of train probe, validation and running average over the epochs, counted from 1.
 
     Args:
         history: the metrics of the epochs.
         title: of the figure.
         best_epoch: the epoch that was chosen on validation, which is marked; None if none was.
+        rising_since: the first epoch of a rise of the validation loss under falling training loss.
     """
 
     def plot(quantity: str, axes: Axes) -> None:
+        label, scale = _QUANTITIES[quantity]
         for prefix, style in STYLES.items():
-            values = history[f"{prefix}/{quantity}"]
+            values = history[f"{prefix}/{quantity}"] * scale
             if np.isfinite(values).any():
                 axes.plot(history.epochs, values, marker="." if len(values) < 40 else None, **style)
-        axes.set_ylabel(quantity)
+        axes.set_ylabel(label)
 
-    return _plot_over_epochs(plot, title=title, best_epoch=best_epoch)
+    return _plot_over_epochs(plot, title=title, best_epoch=best_epoch, rising_since=rising_since)
 
 
 def plot_gap(history: History, best_epoch: int | None) -> Figure:
@@ -90,13 +96,20 @@ def plot_gap(history: History, best_epoch: int | None) -> Figure:
     return _plot_over_epochs(plot, title="Gap between train probe and validation", best_epoch=best_epoch)
 
 
-def _plot_over_epochs(plot: Callable[[str, Axes], None], *, title: str, best_epoch: int | None) -> Figure:
+def _plot_over_epochs(
+    plot: Callable[[str, Axes], None], *, title: str, best_epoch: int | None, rising_since: int | None = None
+) -> Figure:
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     for quantity, axes in (("loss", loss), ("accuracy", accuracy)):
         plot(quantity, axes)
         if best_epoch is not None:
             axes.axvline(best_epoch, color="black", linewidth=0.8, alpha=0.5, label=f"best epoch ({best_epoch})")
+        if rising_since is not None:
+            label = f"validation loss rises from epoch {rising_since} on"
+            last = float(axes.get_xlim()[1])
+            axes.axvspan(rising_since, max(last, rising_since + 0.5), color="#D55E00", alpha=0.08, label=label)
+            axes.set_xlim(right=max(last, rising_since + 0.5))
         axes.grid(alpha=0.3)
     loss.legend(frameon=False)
     accuracy.set_xlabel("epoch")
@@ -121,6 +134,7 @@ def plot_gap_by_class(
     axes.axvline(0, color="black", linewidth=0.8)
     total = accuracy_gap(train, val).estimate * 100
     axes.axvline(total, color="black", linestyle="--", linewidth=0.8, label="all classes")
+    axes.set_title("Accuracy gap by class")
     axes.set_xlabel("accuracy gap, train to validation (points, with 95% interval)")
     axes.legend(frameon=False, loc="lower right")
     axes.grid(alpha=0.3, axis="x")
@@ -152,7 +166,7 @@ def plot_confident_errors(val: Predictions, split: InMemoryDataset, class_names:
     rows = most_confident_errors(val, _THUMBNAILS)
     columns = (values[rows].tolist() for values in (val.targets, val.predicted, val.confidence))
     captions = [
-        f"{class_names[target]}\n→ {class_names[predicted]}\nconfidence {confidence:.1%}"
+        f"true: {class_names[target]}\npredicted: {class_names[predicted]}\nconfidence {confidence:.1%}"
         for target, predicted, confidence in zip(*columns, strict=True)
     ]
     images = split.images_at(val.indices[rows])
@@ -162,10 +176,14 @@ def plot_confident_errors(val: Predictions, split: InMemoryDataset, class_names:
 def plot_label_errors(dynamics: Dynamics, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
     """Draw the training images whose label is most likely wrong."""
     rows = likely_label_errors(dynamics)[:_THUMBNAILS]
-    columns = zip(dynamics.targets[rows].tolist(), dynamics.confidence[rows].tolist(), strict=True)
-    captions = [f"{class_names[target]}\nconfidence {confidence:.2f}" for target, confidence in columns]
+    columns = (values[rows].tolist() for values in (dynamics.targets, dynamics.other, dynamics.confidence))
+    captions = [
+        f"label: {class_names[target]}\nnetwork: {class_names[other]}\nlabel's prob. {confidence:.2f}"
+        for target, other, confidence in zip(*columns, strict=True)
+    ]
     images = split.images_at(dynamics.indices[rows])
-    return plot_thumbnails(images, captions, title="Training images: likely label errors")
+    title = "Training images: likely label errors, with the label's mean probability in training"
+    return plot_thumbnails(images, captions, title=title)
 
 
 def plot_data_map(dynamics: Dynamics) -> Figure:
