@@ -1,7 +1,25 @@
 """Errors that end a command with a message, and helpers for the wording of messages."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+_OTHER_DIRECTORY = "choose another directory"
+_PERMISSIONS = f"change its permissions, or {_OTHER_DIRECTORY}"
+# Remedy for each error of a disk.
+_DISK_REMEDIES = {
+    errno.ENOSPC: f"free some space, or {_OTHER_DIRECTORY}",
+    errno.EDQUOT: f"free some space, or {_OTHER_DIRECTORY}",
+    errno.EFBIG: f"raise the limit of file sizes (ulimit -f), or {_OTHER_DIRECTORY}",
+    errno.EROFS: _OTHER_DIRECTORY,
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EIO: f"check the disk, or {_OTHER_DIRECTORY}",
+}
+# Error number in a message of LanceDB, such as `(os error 28)`, or of Arrow, such as `[errno 28]`.
+_ERROR_NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 class UserError(ValueError):
@@ -32,6 +50,44 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, status: int = 130) -> None:
         super().__init__(message)
         self.status = status
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and its chain of causes, each once.
+
+    OmegaConf makes the chain cyclic when a debugger or a coverage tool traces the program.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def disk_error(error: BaseException, path: str | os.PathLike[str] | None = None) -> UserError | None:
+    """Describe an error of the disk, such as a full one or one that is read-only.
+
+    Args:
+        error: what a library raised: an OSError, or an error with the number of one in its message.
+        path: the place to name if the error names no file.
+
+    Returns:
+        The message; None for any other error.
+    """
+    for cause in causes_of(error):
+        number, file = _error_number(cause), getattr(cause, "filename", None) or path
+        if number in _DISK_REMEDIES and (file is not None or not isinstance(cause, PermissionError)):
+            return UserError(
+                f"{file or 'The disk'} cannot be used ({os.strerror(number).lower()}): {_DISK_REMEDIES[number]}."
+            )
+    return None
+
+
+def _error_number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    in_message = _ERROR_NUMBER.search(str(error))
+    return int(in_message[1]) if in_message else None
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

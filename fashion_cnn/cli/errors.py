@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.cli.options import install_command
-from fashion_cnn.errors import UserError, did_you_mean
+from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error
 from fashion_cnn.runs.files import dotted_items
 
 # Config groups that every training needs.
@@ -155,7 +155,7 @@ def describe_error(
     Returns:
         The message to print; None for a bug, whose traceback is needed.
     """
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
     if user_error is not None:
         return user_error
@@ -209,6 +209,8 @@ def describe_error(
             return UserError(f"{cause}{hint}")
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         return UserError("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), status=2)
+    if (refused := disk_error(error)) is not None:
+        return refused
     # `instantiate` wraps the errors that it meets.
     system = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
     if system is not None:
@@ -307,18 +309,6 @@ def exit_with(message: str, status: int) -> NoReturn:
     """Print the message as an error and exit, without a traceback."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and its chain of causes, each once.
-
-    OmegaConf makes the chain cyclic when a debugger or a coverage tool traces the program.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__
 
 
 def _all_keys(config_name: str, config_dir: str) -> list[str]:
