@@ -192,6 +192,31 @@ def test_unreadable_pictures_are_reported_and_left_out(folder, capsys):
     assert 0 not in torch.cat([data.train_split.indices, data.val_split.indices, data.test_split.indices]).tolist()
 
 
+def test_a_named_pipe_and_a_device_are_reported_and_left_out(folder, capsys):
+    for number, make in enumerate((os.mkfifo, lambda path: path.symlink_to("/dev/zero"))):
+        (folder / "Bäume" / f"{number:02}.png").unlink()
+        make(folder / "Bäume" / f"{number:02}.png")
+    data = module(folder)
+    assert data.train_size + len(data.test_split) == 58
+    err = capsys.readouterr().err
+    assert "Bäume/00.png: is not a regular file" in err
+    assert "Bäume/01.png: is not a regular file" in err
+    os.mkfifo(folder / "groups.csv")
+    with pytest.raises(UserError, match=r"groups\.csv is not a regular file"):
+        module(folder)
+
+
+def test_linked_pictures_and_classes_are_read(folder, tmp_path):
+    root = tmp_path / "links"
+    root.mkdir()
+    (root / "linked class").symlink_to(folder / "Bäume")
+    (root / "linked files").mkdir()
+    for path in (folder / "logo=1").iterdir():
+        (root / "linked files" / path.name).symlink_to(path)
+    data = module(root)
+    assert data.train_size + len(data.test_split) == 40
+
+
 def test_more_than_a_few_unreadable_pictures_are_listed_in_a_file(folder, cache, capsys):
     for number in range(12):
         (folder / "Bäume" / f"{number:02}.png").write_text("no picture")

@@ -180,6 +180,57 @@ def test_a_table_describes_the_products(run_index, shop, tmp_path):
     assert (rows["007"]["price"], rows["007"]["new"], rows["8"]["new"]) == (15.0, True, None)
 
 
+@pytest.mark.parametrize(
+    "image", ["../secret.png", "{tmp}/secret.png", "shirts/../../secret.png", "/etc/passwd", "shop/../secret.png/../.."]
+)
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the table", "in images="])
+def test_a_table_reads_no_picture_outside_its_folder(run_index, shop, tmp_path, image, beside):
+    Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
+    (shop / "linked").symlink_to(tmp_path)
+    table = (shop if beside else tmp_path) / "shop.csv"
+    table.write_text(f"id,image\n1,loose.png\n2,{image.format(tmp=tmp_path)}\n")
+    status, _, err, rows = run_index(f"products={table}", *([] if beside else [f"images={shop}"]))
+    assert status == 1
+    assert f"column image, row 2: {image.format(tmp=tmp_path)} is not below {shop}" in err
+    assert "give images=DIR" in err
+    assert rows == {}
+
+
+def test_paths_in_a_table_may_lead_into_the_folder_of_the_pictures(run_index, shop, tmp_path):
+    (tmp_path / "linked").symlink_to(shop)
+    (tmp_path / "elsewhere.png").write_bytes((shop / "loose.png").read_bytes())
+    (shop / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    images = [f"{shop}/loose.png", "../shop/bags/bag.png", "bags/../bags/sack.png", "link.png"]
+    table = tmp_path / "shop.csv"
+    table.write_text("".join(["id,image\n", *(f"{number},{image}\n" for number, image in enumerate(images))]))
+    status, _, _, rows = run_index(f"products={table}", f"images={shop}")
+    assert (status, len(rows)) == (0, 4)
+    table.write_text(f"id,image\n5,{shop.resolve()}/loose.png\n6,{tmp_path}/linked/bags/bag.png\n")
+    status, _, _, rows = run_index(f"products={table}", f"images={tmp_path / 'linked'}")
+    assert (status, len(rows)) == (0, 6)
+
+
+def test_an_id_without_a_column_image_names_no_picture_outside_the_folder(run_index, shop, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "secret.png")
+    (tmp_path / "shop.csv").write_text("id\nloose\n../secret.png\n")
+    status, _, err, _ = run_index(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
+    assert status == 1
+    assert "has no column image, and the id, row 2: ../secret.png is not below" in err
+
+
+def test_a_named_pipe_in_a_table_is_reported(run_index, shop, tmp_path):
+    os.mkfifo(shop / "pipe.png")
+    table = write_csv(shop / "shop.csv", "1,Bag,,,bags/bag.png,,", "2,Pipe,,,pipe.png,,", "3,None,,,,,")
+    status, _, err, rows = run_index(f"products={table}")
+    assert status == 1
+    assert f"2: {shop / 'pipe.png'} is not a regular file" in err
+    assert rows.keys() == {"1"}
+    os.mkfifo(tmp_path / "pipe.csv")
+    status, _, err, _ = run_index(f"products={tmp_path / 'pipe.csv'}", f"images={shop}")
+    assert status == 1
+    assert "pipe.csv is not a regular file" in err
+
+
 def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(run_index, shop, tmp_path):
     lines = [f'{number},"a title,\nin two lines",{number % 50},loose.png' for number in range(50_000)]
     table = tmp_path / "shop.csv"

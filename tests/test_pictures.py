@@ -610,6 +610,19 @@ def test_folders_and_files_without_permission_are_reported_as_unreadable(folder,
             decode(Path(unreadable))
 
 
+@pytest.mark.parametrize("name", ["pipe.png", "pipe"])
+def test_a_named_pipe_is_not_read(folder, name):
+    os.mkfifo(folder / "photos" / name)
+    assert not [found for found in names(find_pictures("photos")) if "pipe" in found]
+    assert len(find_pictures("photos/*").paths) == 5
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        find_pictures(f"photos/{name}")
+    with pytest.raises(UserError, match="matches no picture"):
+        find_pictures("photos/pip*")
+    with pytest.raises(UnreadablePictureError, match="is not a regular file"):
+        decode(folder / "photos" / name)
+
+
 def test_linked_folders_are_searched_once_even_in_a_cycle(folder):
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "e.png").write_bytes(encoded(garment((30, 40))))

@@ -13,6 +13,7 @@ import torch
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures.files import SUFFIXES
+from fashion_cnn.runs import write_atomically
 
 _SPLITS = ("train", "val", "test")
 GROUPS_FILE = "groups.csv"
@@ -104,6 +105,8 @@ def _read_groups(path: Path) -> dict[str, str]:
     """Return the group of each file that has one."""
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: write a table with the columns file and group.")
     try:
         # Spreadsheets write a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -204,7 +207,7 @@ def warn_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, s
     if not unreadable:
         return
     reasons = [f"{paths[position]}: {reason}" for position, reason in sorted(unreadable.items())]
-    list_file.write_text("\n".join(reasons) + "\n")
+    write_atomically(list_file, "\n".join(reasons) + "\n")
     _warn(f"{len(reasons)} of {len(paths)} files in {root} are left out", reasons, f", all in {list_file}")
 
 

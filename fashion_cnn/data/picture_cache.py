@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from fashion_cnn.pictures import (
     read_pictures,
 )
 from fashion_cnn.pictures.files import read_ahead
-from fashion_cnn.runs import remove_stale_files, write_atomically
-from fashion_cnn.runs.files import open_atomically
+from fashion_cnn.runs import write_atomically
+from fashion_cnn.runs.files import open_atomically, remove_partial_files
 
 # Called with the number of finished items and of all items.
 Progress = Callable[[int, int], None]
@@ -96,6 +97,8 @@ def scan_files(root: Path, paths: Sequence[str], folder: Path, progress: Progres
     def scan(path: str) -> FileInfo:
         try:
             status = (root / path).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("it could block")
         except OSError:  # Decoding the file reports the reason.
             return FileInfo(0, 0, "", 0, 0, True)
         known = before.get(path)
@@ -178,7 +181,7 @@ def _write(
     root: Path, paths: Sequence[str], preparation: Preparation, pixels: Path, reasons: Path, progress: Progress
 ) -> None:
     """Decode all pictures into the files `pixels` and `reasons`, which appear when they are complete."""
-    remove_stale_files(pixels.parent, "*.partial")
+    remove_partial_files(pixels.parent)
     unreadable: dict[int, str] = {}
     black = np.zeros(preparation.image_shape, np.uint8)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *preparation.image_shape)}

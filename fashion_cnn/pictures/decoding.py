@@ -4,6 +4,7 @@ import io
 import logging
 import math
 import re
+import stat
 import struct
 import threading
 import warnings
@@ -150,8 +151,10 @@ def open_picture(source: Path | bytes) -> ImageFile.ImageFile:
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether the file has the header of a picture."""
+    """Return whether a regular file has the header of a picture."""
     try:
+        if not path.is_file():  # A named pipe could block for ever.
+            return False
         with open_picture(path):
             return True
     except (UnreadablePictureError, Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -182,6 +185,8 @@ def _with_content(source: Path | bytes) -> Path | bytes:
     """Return the content of a JPEG or JPEG 2000 file, whose structure is looked through; other files as they are."""
     if isinstance(source, bytes):
         return source
+    if not stat.S_ISREG(source.stat().st_mode):  # Reading a named pipe could block for ever.
+        raise UnreadablePictureError("is not a regular file")
     with source.open("rb") as file:
         head = file.read(12)
         return head + file.read() if head.startswith((_JPEG, *_JPEG2000)) else source

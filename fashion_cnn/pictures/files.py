@@ -87,7 +87,7 @@ def _expand(reference: str, option: str) -> PictureFiles:
     elif glob.has_magic(reference):
         # Skips hidden files like a shell, unlike pathlib's glob.
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-        files = (_files_in(match, unreadable) if match.is_dir() else [match] for match in matches)
+        files = (_files_in(match, unreadable) if match.is_dir() else filter(_is_file, [match]) for match in matches)
         candidates, problem = list(chain.from_iterable(files)), f"{reference} matches no picture"
     else:
         raise UserError(f"{option}={reference} does not exist: {_REMEDY}.")

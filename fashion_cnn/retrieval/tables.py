@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,6 +81,8 @@ def _pictures_from_files(files: Sequence[Path], rows: Iterable[int], preparation
 
 def _digest(file: Path) -> str:
     """Return the SHA-256 of a file's content; empty if it cannot be read."""
+    if not file.is_file():
+        return ""
     try:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
@@ -126,12 +129,13 @@ def _from_table(
         raise UserError(f"images={images} is not a folder: with products=, give the folder of the pictures.")
     ids = table["id"].to_pylist()
     if "image" in table.column_names:
-        files = [folder / (name or "") for name in table["image"].to_pylist()]
+        files = _files_below(folder, [name or "" for name in table["image"].to_pylist()], f"{path}, column image")
         table = table.drop_columns(["image"])
     else:
         pictures = sorted(file for file in folder.iterdir() if file.is_file() and is_picture_file(file))
         file_by_name = {file.stem: file for file in pictures} | {file.name: file for file in pictures}
-        files = [file_by_name.get(product_id, folder / product_id) for product_id in ids]
+        named_like = _files_below(folder, ids, f"{path} has no column image, and the id")
+        files = [file_by_name.get(name, file) for name, file in zip(ids, named_like, strict=True)]
         if not set(ids) & file_by_name.keys():
             raise UserError(
                 f"{path} has no column image, and no picture in {folder} is named like an id, such as {ids[0]}.jpg: "
@@ -145,12 +149,35 @@ def _from_table(
     return table.select([*PRODUCT_COLUMNS, *custom]).combine_chunks(), files
 
 
+def _files_below(folder: Path, names: Sequence[str], column: str) -> list[Path]:
+    """Return the files of these names in a folder or below it.
+
+    Links in the folder are followed, since its owner has made them; the author of the table may be someone else.
+
+    Raises:
+        UserError: if a file is elsewhere.
+    """
+    roots = (Path(os.path.normpath(folder.absolute())), folder.resolve())
+    files = []
+    for row, name in enumerate(names, start=1):
+        # Without `..`, which the system would apply to the target of a link.
+        path = Path(os.path.normpath(roots[0] / name))
+        root = next((root for root in roots if path.is_relative_to(root)), None)
+        if root is None:
+            raise UserError(
+                f"{column}, row {row}: {name} is not below {folder}: give images=DIR, the folder of all pictures."
+            )
+        files.append(folder / path.relative_to(root))
+    return files
+
+
 # Reading the table
 
 
 def _read_table(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
     if not path.is_file():
-        raise UserError(f"products={path} does not exist: give a CSV or Parquet file.")
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"products={path} {problem}: give a CSV or Parquet file.")
     is_parquet = path.suffix.lower() in (".parquet", ".pq")
     try:
         table = _drop_unnamed(pyarrow.parquet.read_table(path) if is_parquet else _read_csv(path, known_types))
