@@ -5,12 +5,14 @@ import io
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from fashion_cnn.analysis.dynamics import ambiguous_images_csv, most_confident_errors, prediction_entropy
 from fashion_cnn.analysis.monitor import PredictionCollector
 from fashion_cnn.data import Batch
+from fashion_cnn.metrics import predictions as predictions_module
 from fashion_cnn.metrics.classification import confusion_matrix
 from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 
@@ -58,6 +60,43 @@ def test_predictions_are_on_disk_before_they_replace_older_ones(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", fsync)
     write_predictions(file, {"val": make_predictions([[0.2, 0.8]], [0])})
     assert synced[0] == file.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"logits": np.zeros((3, 2), np.float32)},
+        {"logits": np.zeros(2, np.float32)},
+        {"logits": np.zeros((2, 2))},
+        {"logits": np.array([[0, np.nan], [0, 0]], np.float32)},
+        {"logits": np.array([["a", "b"], ["c", "d"]])},
+        {"logits": np.array([[{}, {}], [{}, {}]])},
+        {"targets": np.array([0, 2])},
+        {"targets": np.array([0, -1])},
+        {"targets": np.array([0.0, 1.0])},
+        {"indices": np.array([1])},
+        {"indices": None},
+        {"logits": np.zeros((2, 1_000_000), np.float32)},
+    ],
+)
+def test_damaged_predictions_raise_with_a_reason(tmp_path, monkeypatch, arrays):
+    monkeypatch.setattr(predictions_module, "_MAX_UNPACKED", 1_000_000)
+    whole = {"logits": np.zeros((2, 2), np.float32), "targets": np.array([0, 1]), "indices": np.array([0, 1])}
+    named = {f"best.val.{name}": array for name, array in (whole | arrays).items() if array is not None}
+    np.savez_compressed(tmp_path / "p.npz", **named)
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        read_predictions(tmp_path / "p.npz")
+
+
+def test_files_that_hold_no_predictions_raise(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "text").write_text("text")
+    (tmp_path / "nothing").write_text("")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=r"\w"):
+            read_predictions(path)
 
 
 def test_losses_and_confusion_matrix_follow_from_the_logits():

@@ -5,9 +5,11 @@ import fcntl
 import io
 import os
 import re
+import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,6 +20,17 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.__main__ import main
 from fashion_cnn.runs.files import open_atomically
+
+
+def yaml_bomb(first, level):
+    """A config whose aliases stand for a billion entries."""
+    levels = "".join(f"a{number + 1}: &a{number + 1} {level.format(f'a{number}')}\n" for number in range(12))
+    return f"seed: 1\na0: &a0 {first}\n{levels}"
+
+
+def reference_bomb(level):
+    """A config whose references stand for a billion entries."""
+    return "seed: 1\na0: text\n" + "".join(f"a{number + 1}: {level.format(f'a{number}')}\n" for number in range(20))
 
 
 def make_run(path, started, **results):
@@ -129,14 +142,51 @@ def test_latest_unfinished_skips_trials_of_a_search(three_runs, tmp_path):
     [
         ("results.json", '{"a": ', "results.json is damaged"),
         ("results.json", "[]", "results.json is damaged"),
+        ("results.json", "null", "results.json is damaged"),
+        ("results.json", '"text"', "results.json is damaged"),
+        ("results.json", "{}", "results.json is damaged"),
+        ("results.json", "[" * 100_000, "results.json is damaged"),
+        ("results.json", '{"a": ' * 100_000, "results.json is damaged"),
+        ("results.json", '{"seed": 3, "test/accuracy": "0.9"}', r"damaged \(test/accuracy is '0.9', no number\)"),
+        ("results.json", '{"seed": 3, "test/accuracy": null}', "results.json is damaged"),
+        ("results.json", '{"seed": 3, "gap/accuracy": true}', "results.json is damaged"),
+        ("results.json", '{"seed": [3], "seconds": 60}', "results.json is damaged"),
+        ("results.json", '{"seed": 3, "seconds": 1' + "0" * 400 + "}", "results.json is damaged"),
+        ("results.json", '{"seed": 3, "seconds": 1' + "0" * 9000 + "}", "results.json is damaged"),
+        ("results.json", " " * 10_000_001, r"damaged \(it is larger than 10 MB\)"),
+        ("results.json", b"\xff\xfe{}", r"damaged \(it is no text\)"),
         ("config.yaml", 'seed: 3\n{"a": ', "config.yaml is damaged"),
         ("config.yaml", "name: sma", "config.yaml is damaged"),
         ("config.yaml", "", "config.yaml is damaged"),
+        ("config.yaml", "seed: text", "config.yaml is damaged"),
+        ("config.yaml", "seed: 1\noverrides: 3", r"damaged \(overrides is no list of texts\)"),
+        ("config.yaml", "seed: 1\noverrides: [3]", r"damaged \(overrides is no list of texts\)"),
+        ("config.yaml", b"seed: 1\nname: \xff\xfe", r"damaged \(it is no text\)"),
+        ("config.yaml", b"seed: 1\n\0\1\2", "config.yaml is damaged"),
+        ("config.yaml", "seed: 1\na: &a [*a]\n", r"damaged \(it has a YAML alias in line 2\)"),
+        ("config.yaml", yaml_bomb("[x, x]", "[*{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}, *{0}]"), "YAML alias"),
+        ("config.yaml", yaml_bomb("{x: y}", "{{<<: *{0}, z: *{0}}}"), "YAML alias"),
+        ("config.yaml", "seed: 1\na: " + "[" * 50_000, "nest"),
+        ("config.yaml", "seed: 1\na: " + "{b: " * 50_000, "it is nested more than 30 levels deep"),
+        ("config.yaml", "seed: 1\n" + "- " * 50_000, "config.yaml is damaged"),
+        ("config.yaml", "seed: 1\na: [" + "1," * 30_000 + "]", "more than 20,000 entries"),
+        ("config.yaml", "seed: 1\na: " + "b" * 1_000_000, "larger than 1 MB"),
+        ("config.yaml", "seed: 1" + "0" * 9000, "config.yaml is damaged"),
+        ("config.yaml", "seed: 1\nname: ${name}", r"damaged \(name refers to itself\)"),
+        ("config.yaml", "seed: 1\nname: ${data.x}\ndata: {x: '${name}'}", "refers to itself"),
+        ("config.yaml", "seed: 1\ndata: {x: '${data}'}", "refers to itself"),
+        ("config.yaml", "seed: 1\na: {b: '${..c}'}\nc: {d: '${.d}'}", "refers to itself"),
+        ("config.yaml", reference_bomb("${{{0}}}${{{0}}}${{{0}}}${{{0}}}"), "make it too large"),
+        ("config.yaml", reference_bomb("${{oc.decode:'${{{0}}}${{{0}}}${{{0}}}${{{0}}}'}}"), "make it too large"),
+        ("config.yaml", reference_bomb("{{x: '${{{0}}}', y: '${{{0}}}', z: '${{{0}}}'}}"), "make it too large"),
+        ("config.yaml", "seed: 1\n" + "".join(f"a{n}: ${{a{n + 1}}}\n" for n in range(5000)) + "a5000: 1", "a chain"),
+        ("config.yaml", "seed: 1\na: !!timestamp 2001-99-99", "config.yaml is damaged"),
+        ("config.yaml", "seed: 1\na: !!python/object/apply:os.getcwd []", "config.yaml is damaged"),
     ],
 )
 def test_a_damaged_run_is_reported_in_one_line_and_hides_no_other(three_runs, tmp_path, command, file, text, message):
     damaged = three_runs[1].path / file
-    damaged.write_text(text)
+    damaged.write_bytes(text if isinstance(text, bytes) else text.encode())
     os.utime(three_runs[1].config_file, (200, 200))
     assert runs.list_runs(tmp_path) == three_runs
     assert three_runs[1].state == "damaged"
@@ -152,6 +202,81 @@ def test_a_damaged_run_is_reported_in_one_line_and_hides_no_other(three_runs, tm
     status, out, err = command(compare_main, f"runs={tmp_path}")
     assert (status, err) == (0, "")
     assert f"lr-0.1: damaged ({three_runs[1].path / file}" in out
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "results.json", "error.txt", ".lock"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_files_that_would_block_are_not_opened(three_runs, tmp_path, command, file, make):
+    unusual = three_runs[2].path / file
+    unusual.unlink(missing_ok=True)
+    make(unusual)
+    status, out, err = command(main, f"runs_dir={tmp_path}")
+    assert (status, err) == (0, "")
+    assert "90.00" in out
+    assert command(compare_main, f"runs={tmp_path}")[0] == 0
+    state = {"error.txt": "failed", ".lock": "stopped"}.get(file, "damaged")
+    assert three_runs[2].state == state
+    assert runs.find_run("latest", tmp_path) == three_runs[1]
+
+
+def test_numbers_of_a_diverged_run_are_listed(three_runs, tmp_path, command):
+    three_runs[1].write_results({"seed": 3, "test/accuracy": float("nan"), "val/loss": float("inf")})
+    assert three_runs[1].state == "finished"
+    status, out, _ = command(main, f"runs_dir={tmp_path}")
+    assert status == 0
+    assert "nan" in out
+
+
+def test_references_within_a_config_are_kept(tmp_path):
+    run = make_run(tmp_path / "small" / "one", 100)
+    run.write_config(OmegaConf.create({"seed": 3, "data": {"seed": "${seed}", "other": "${.seed}"}, "a": "${data}"}))
+    assert run.state == "stopped"
+    assert run.config().a.other == 3
+
+
+def test_a_config_with_a_reference_to_nothing_is_left_out_of_a_comparison(three_runs, tmp_path, command):
+    for text in ("${nothing}", "${unknown:1}"):
+        three_runs[1].write_config(OmegaConf.create({"name": text, "seed": 3, "optimizer": {"lr": text}}))
+        status, out, err = command(main, f"runs_dir={tmp_path}")
+        assert (status, err) == (0, "")
+        assert "90.00" in out
+        status, out, err = command(compare_main, f"runs={tmp_path}")
+        assert (status, err) == (0, "")
+        assert "Left out" in out
+        assert "lr-0.1" in out
+
+
+def test_a_directory_killed_before_its_config_was_written_is_listed_as_empty(three_runs, tmp_path, command):
+    for count, files in enumerate(([], [".lock"], [".lock", ".config.yaml-0123456789ab.partial"]), start=1):
+        empty = runs.new_run(tmp_path, "small")
+        empty.path.mkdir()
+        for name in files:
+            (empty.path / name).touch()
+        assert empty in runs.list_runs(tmp_path, "empty")
+        status, out, err = command(main, f"runs_dir={tmp_path}")
+        assert (status, err) == (0, "")
+        assert out.count("empty") == count
+        assert command(compare_main, f"runs={tmp_path}")[0] == 0
+        assert runs.find_unfinished_run("latest", tmp_path) == three_runs[2]
+        with pytest.raises(UserError, match="Delete it, and start again"):
+            runs.find_unfinished_run(empty.path, tmp_path)
+        with pytest.raises(UserError, match="Delete it, and start again"):
+            runs.find_run(empty.path, tmp_path)
+
+
+def test_a_run_without_its_config_is_damaged(three_runs, tmp_path):
+    three_runs[0].config_file.unlink()
+    assert three_runs[0] in runs.list_runs(tmp_path, "damaged")
+    with pytest.raises(UserError, match=r"config.yaml is damaged \(it is missing\)"):
+        runs.find_run(three_runs[0].path, tmp_path)
+
+
+def test_settings_that_no_command_could_read_are_refused(tmp_path):
+    run = Run(tmp_path / "run")
+    run.create()
+    with pytest.raises(UserError, match="larger than 1 MB"):
+        run.write_config(OmegaConf.create({"seed": 1, "names": "a" * 1_000_001}))
+    assert not run.config_file.exists()
 
 
 def test_writing_results_removes_the_error_and_temporary_files(tmp_path):
@@ -176,6 +301,83 @@ def test_an_error_while_writing_keeps_the_former_content_and_no_partial_file(tmp
         write_half()
     assert file.read_text() == "before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_files_have_the_permissions_of_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with open_atomically(tmp_path / "file", mode):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_partial_files_of_a_killed_process_are_removed_and_those_in_use_are_kept(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from fashion_cnn.runs.files import open_atomically\n"
+        "with open_atomically(Path(sys.argv[1])) as file: print('open', flush=True); sys.stdin.read()"
+    )
+    run = make_run(tmp_path / "run", 100)
+    files = (run.results_file, run.path / "examples.csv")
+    commands = [[sys.executable, "-c", code, str(file)] for file in files]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for command in commands]
+    for process in processes:
+        assert process.stdout.readline() == b"open\n"
+    run.create()
+    runs.write_atomically(files[0], "{}")
+    assert len(list(run.path.glob(".*.partial"))) == 2, "both are in use"
+    for process in processes:
+        process.kill()
+        process.communicate()
+    runs.write_atomically(files[0], "{}")
+    (left,) = run.path.glob(".*.partial")
+    assert left.name.startswith(".examples.csv-")
+    (run.path / ".config.yaml-abcdefgh.partial").touch()
+    run.create()
+    assert [path.name for path in run.path.glob(".*.partial")] == [".config.yaml-abcdefgh.partial"], (
+        "of another machine"
+    )
+    os.utime(run.path / ".config.yaml-abcdefgh.partial", (0, 0))
+    run.create()
+    assert not list(run.path.glob(".*.partial"))
+
+
+def test_concurrent_writers_of_one_file_disturb_each_other_never(tmp_path):
+    contents = [str(number) * 5000 for number in range(8)]
+    errors = []
+
+    def write(content):
+        try:
+            for _ in range(40):
+                runs.write_atomically(tmp_path / "file", content)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert (tmp_path / "file").read_text() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_partial_file(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from fashion_cnn.runs import write_atomically\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_atomically(Path(sys.argv[1]), 'a' * 100_000)\n"
+        "except OSError as error: print(error.filename, end='')"
+    )
+    file = tmp_path / "results.json"
+    output = subprocess.run([sys.executable, "-c", code, file], check=True, capture_output=True, text=True).stdout
+    assert output == str(file)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_started_in_the_same_second_get_different_directories(tmp_path):

@@ -119,6 +119,17 @@ def test_only_failed_jobs_are_run_again_sequentially_or_in_parallel(command, tmp
             assert side_by_side[job]["val/loss"] == pytest.approx(expected["val/loss"], rel=0.02), job
 
 
+@pytest.mark.parametrize(
+    "content", ["", "a: [", "hydra: {}", "hydra: {overrides: {task: [{a: 1}], hydra: []}}", "hydra: &a [*a]", "\udcff"]
+)
+def test_a_damaged_command_of_a_sweep_is_reported_in_one_message(command, tmp_path, content):
+    (tmp_path / "multirun.yaml").write_text(content, errors="surrogateescape")
+    status, _, err = command(main, f"resume={tmp_path}")
+    assert status == 1
+    assert err.startswith(f"error: {tmp_path / 'multirun.yaml'} is damaged (")
+    assert "start a new sweep" in err
+
+
 @pytest.mark.training
 def test_finished_jobs_leave_no_tensors_in_memory(command, tmp_path, monkeypatch):
     made, left = weakref.WeakSet(), []

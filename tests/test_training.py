@@ -1,9 +1,12 @@
 """Trainings on tiny synthetic images: run files, reproducibility, resuming, errors."""
 
 import csv
+import errno
+import itertools
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -372,9 +375,97 @@ def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
     with pytest.raises(Interrupted):
         train(config)
     disarm()
-    only_run(config).last_checkpoint.write_bytes(b"half a checkpoint")
-    with pytest.raises(UserError, match=r"last\.ckpt is not a readable checkpoint"):
+    checkpoint = only_run(config).last_checkpoint
+    stored = torch.load(checkpoint, weights_only=True)
+    for damage in (
+        lambda: checkpoint.write_bytes(b"half a checkpoint"),
+        lambda: torch.save([1, 2], checkpoint),
+        lambda: torch.save({**stored, "state_dict": 3}, checkpoint),
+        lambda: torch.save({**stored, "state_dict": {"a": 3}}, checkpoint),
+        lambda: torch.save({**stored, "global_step": "x"}, checkpoint),
+        lambda: os.mkfifo(checkpoint),
+    ):
+        checkpoint.unlink()
+        damage()
+        with pytest.raises(UserError, match=r"last\.ckpt is not a readable checkpoint .* Delete it to restart"):
+            train(tiny("resume=latest"))
+    checkpoint.unlink()
+    assert train(tiny("resume=latest"))["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"epoch\n0\n",
+        b"step,epoch\n8,x\n",
+        b"step,epoch\n8,0,1\n",
+        b"step,epoch,a\n8,0\n",
+        b"step,epoch,a\n8,0,b",
+    ],
+)
+def test_damaged_metrics_are_refused_on_resume_and_the_remedy_works(tiny, stop, disarm, content):
+    config = tiny("trainer.max_epochs=2")
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    run = only_run(config)
+    run.metrics_file.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged .* or delete it and .*last\.ckpt to restart the run"):
         train(tiny("resume=latest"))
+    run.metrics_file.unlink()
+    run.last_checkpoint.unlink()
+    assert train(tiny("resume=latest"))["epochs"] == 2
+
+
+@pytest.mark.training
+def test_a_full_disk_at_any_write_is_reported_and_the_run_resumes(tiny, monkeypatch, tmp_path):
+    """The disk is full from the n-th file on that is written whole, for each n."""
+    settings, sync = ["trainer.max_epochs=1", "flip_average=false"], os.fsync
+
+    def fill_disk_after(files):
+        remaining = [None] * files
+
+        def write(descriptor):
+            if not remaining:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            remaining.pop()
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", write)
+
+    expected = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
+    for files in itertools.count():
+        config = tiny(*settings, f"runs_dir='{tmp_path / str(files)}'")
+        fill_disk_after(files)
+        try:
+            train(config)
+            break
+        except UserError as error:
+            message = str(error)
+        finally:
+            monkeypatch.setattr(os, "fsync", sync)
+        assert "cannot be used (no space left on device): free some space" in message
+        run = only_run(config)
+        assert not list(run.path.rglob("*.partial"))
+        assert not run.error_file.exists()
+        if files == 0:
+            assert run.state == "empty"
+            continue
+        assert run.state == "stopped"
+        assert f"Then resume with:\n  python -m fashion_cnn.train resume={run.path}" in message
+        assert equal_results(train(tiny(f"resume='{run.path}'")), expected)
+    assert files > 5, "config, metrics, checkpoints, figures, model card, results"
+
+
+def test_a_user_error_of_a_part_reaches_python_as_it_is(tmp_path):
+    places = [f"runs_dir='{tmp_path}'", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    with pytest.raises(UserError, match=r"^data\.root is missing"):
+        train(compose(overrides=["data=image_folder", *places]))
+    network = ["data._target_=tiny_images.TinyDataModule", "data.val_size=32", "model=torchvision"]
+    with pytest.raises(UserError, match=r"^model\.network\.name=none is not a network of torchvision"):
+        train(compose(overrides=[*network, "model.network.name=none", *places]))
 
 
 def test_a_checkpoint_of_another_network_is_refused_on_resume(tiny, stop, disarm, tmp_path):

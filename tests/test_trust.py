@@ -187,3 +187,15 @@ def test_a_catalogue_opens_no_run_elsewhere_unless_the_user_names_it(shop_run, c
     assert command(search.main, *arguments, f"runs_dir={shop_run.path.parent}")[0] == 0
     assert command(search.main, *arguments, f"runs_dir={tmp_path / 'mine'}", f"run={shop_run.path}")[0] == 0
     assert command(search.main, f"catalogue={shop_run.catalogue}", "text=red", f"runs_dir={tmp_path / 'mine'}")[0] == 0
+
+
+def test_settings_of_a_checkpoint_that_hold_each_other_a_billion_times_are_refused(tmp_path):
+    levels = ["x"]
+    for _ in range(20):
+        levels = [levels, levels, levels]
+    endless = []
+    endless.append(endless)
+    for settings in (levels, endless):
+        torch.save({"hyper_parameters": {"network": settings}, "state_dict": {}}, tmp_path / "best.ckpt")
+        with pytest.raises(UserError, match="its settings are too large"):
+            ImageClassifier.load_from_checkpoint(tmp_path / "best.ckpt")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.analysis.settings import (
     Setting,
@@ -15,6 +16,7 @@ from fashion_cnn.analysis.settings import (
     is_checkpoint_setting,
     is_setting,
     run_settings,
+    to_setting,
 )
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import Interval, MeanStd, paired_interval
@@ -81,7 +83,7 @@ class Comparison:
     Attributes:
         groups: the groups of the finished runs, ordered by their factors.
         factors: the names of the settings that differ.
-        unfinished: the other runs, damaged ones included.
+        unfinished: the other runs, and those whose settings cannot be read.
     """
 
     groups: tuple[Group, ...]
@@ -107,13 +109,13 @@ def compare(runs: Iterable[Run]) -> Comparison:
         UserError: if no run is finished.
     """
     runs = list(runs)
-    finished = [run for run in runs if run.state == "finished"]
-    if not finished:
+    variants = _variants(run for run in runs if run.state == "finished")
+    if not variants:
         states = ", ".join(f"{run.path} ({run.state})" for run in runs[:3])
         raise UserError(f"nothing to compare: no finished run among {len(runs)}: {states or 'give runs=DIR'}.")
-    variants = _variants(finished)
     # A single variant is compared with the settings of the unfinished runs.
-    compared = variants if len(variants) > 1 else _variants(run for run in runs if run.state != "damaged")
+    readable = (run for run in runs if run.state not in ("damaged", "empty"))
+    compared = variants if len(variants) > 1 else _variants(readable)
     factors = _factor_names(compared)
     groups = [
         Group(
@@ -122,14 +124,18 @@ def compare(runs: Iterable[Run]) -> Comparison:
         )
         for variant in variants
     ]
+    compared_runs = {run for variant in variants for run in variant.runs}
     groups.sort(key=lambda group: [_sort_key(value) for value in group.factors.values()])
-    return Comparison(tuple(groups), tuple(factors), tuple(run for run in runs if run not in finished))
+    return Comparison(tuple(groups), tuple(factors), tuple(run for run in runs if run not in compared_runs))
 
 
 def _variants(runs: Iterable[Run]) -> list[_Variant]:
     variants: dict[tuple[tuple[str, Setting], ...], _Variant] = {}
     for run in runs:
-        settings = _settings_without_seed(run)
+        try:
+            settings = _settings_without_seed(run)
+        except OmegaConfBaseException:  # It refers to a key that it lacks, or to a resolver of another program.
+            continue
         key = tuple(sorted(settings.items(), key=lambda item: item[0]))
         variants.setdefault(key, _Variant(dict(key), [])).runs.append(run)
     return list(variants.values())
@@ -142,7 +148,8 @@ def _settings_without_seed(run: Run) -> dict[str, Setting]:
     if "init_from" in settings:
         settings["init_from"] = "another run"
     if "distillation.teachers" in settings:
-        settings["distillation.teachers"] = len(config.distillation.teachers)
+        teachers = config.distillation.teachers
+        settings["distillation.teachers"] = len(teachers) if OmegaConf.is_list(teachers) else 1
     return {name: value for name, value in settings.items() if name != "seed"}
 
 
@@ -162,13 +169,12 @@ def _held_value(variant: _Variant, name: str) -> Setting:
     if value is None or value == "" or value == []:
         typed = variant.overrides.get(name)
         return "none" if typed in (None, "null") else typed
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    return to_setting(value)
 
 
 def _results_by_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
     """Results of the newest run of each seed, in the order of the seeds."""
-    results = (run.results() for run in sorted(runs, key=lambda run: run.started))
-    newest = {result["seed"]: result for result in results}
+    newest = {run.config().seed: run.results() for run in sorted(runs, key=lambda run: run.started)}
     return tuple(newest[seed] for seed in sorted(newest))
 
 

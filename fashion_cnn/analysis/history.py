@@ -1,12 +1,17 @@
 """Metrics of a run by epoch, read from its metrics.csv."""
 
 import csv
+import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.damage import DamagedRunError, read_text
+
+_MAX_BYTES = 100_000_000
+_MAX_STEPS = 2**60
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,42 @@ def read_history(run: Run) -> History:
     """Read the metrics of all finished epochs.
 
     Raises:
-        FileNotFoundError: if the first epoch has not finished.
+        UserError: if the file is missing or damaged.
     """
-    with run.metrics_file.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in (rows[0] if rows else {}) if name not in ("epoch", "step")]
+    rows = read_epochs(run)
+    if not rows:
+        raise _damaged(run, "it holds no epoch")
+    names = [name for name in rows[0] if name not in ("epoch", "step")]
     return History(
         epochs=np.array([int(row["epoch"]) + 1 for row in rows], dtype=np.int64),
         metrics={name: np.array([float(row[name] or "nan") for row in rows]) for name in names},
     )
+
+
+def read_epochs(run: Run) -> list[dict[str, str]]:
+    """Read the rows of `metrics.csv`, one for each finished epoch; none if the file is missing.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(run.metrics_file, _MAX_BYTES))))
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError("its rows differ in length")
+            if not (0 <= int(row["epoch"]) < _MAX_STEPS and 0 <= int(row["step"]) < _MAX_STEPS):
+                raise ValueError(f"its epoch {row['epoch']} or step {row['step']} is impossible")
+            for value in row.values():
+                float(value or "nan")
+    except FileNotFoundError:
+        return []
+    except KeyError as error:
+        raise _damaged(run, f"it has no column {error.args[0]}") from error
+    except (ValueError, csv.Error) as error:
+        raise _damaged(run, str(error)) from error
+    return rows
+
+
+def _damaged(run: Run, reason: str) -> DamagedRunError:
+    remedy = f"restore it from a copy, or delete it and {run.last_checkpoint} to restart the run from its first epoch"
+    return DamagedRunError(run.metrics_file, reason, remedy)

@@ -1,6 +1,7 @@
 """Settings of a run that affect its results, as a flat mapping of dotted names."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +28,8 @@ _IGNORED |= {f"trainer.{key}" for key in ("enable_progress_bar", "enable_model_s
 # The callback that selects the best checkpoint, and its options that only name the file.
 _BEST = "callbacks.best"
 _FILE_OPTIONS = {f"{_BEST}.filename", f"{_BEST}.enable_version_counter"}
+# Larger integers may not fit into a float.
+_MAX_INTEGER = 2**63
 
 Setting = str | int | float | bool
 
@@ -92,4 +95,10 @@ def _flatten(config: DictConfig, predicate: Callable[[str], bool]) -> Iterator[t
                 yield group, str(value).rpartition(".")[2]
         # An empty list counts as absent, as in configs of older runs.
         elif value is not None and value != []:
-            yield name, value if isinstance(value, str | int | float | bool) else str(value)
+            yield name, to_setting(value)
+
+
+def to_setting(value: object) -> Setting:
+    """Convert a list, or an integer that no float can hold, to text."""
+    is_plain = isinstance(value, str | float) or (isinstance(value, int) and abs(value) < _MAX_INTEGER)
+    return cast("Setting", value) if is_plain else str(value)

@@ -15,6 +15,7 @@ from fashion_cnn.data.statistics import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fashion_cnn.inference.network import LogitsFunction
+from fashion_cnn.runs.damage import MAX_RESULTS_BYTES, read_text
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def read_robustness(path: Path) -> Robustness:
         UserError: if the file is missing or holds something else.
     """
     try:
-        return Robustness.from_dict(json.loads(path.read_text()))
+        return Robustness.from_dict(json.loads(read_text(path, MAX_RESULTS_BYTES)))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: evaluate that run with robustness=true first.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a robustness record ({error!r}): evaluate again.") from error
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +18,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.trust import check_classes
+from fashion_cnn.runs.trust import check_classes, instantiate
 
 _CLASSIFIER = "network.classifier."
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
@@ -235,12 +234,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: if it is missing or cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["state_dict"], checkpoint["global_step"]
+        if not all(isinstance(weight, Tensor) for weight in dict(checkpoint["state_dict"]).values()):
+            raise ValueError("its weights are no tensors")
+        if not all(isinstance(checkpoint[name], int) for name in ("epoch", "global_step")):
+            raise ValueError("its epoch is no number")
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
     except Exception as error:  # torch raises what its unpickler met
-        reason = str(error).partition("\n")[0]
+        reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"{path} is not a readable checkpoint ({reason}): take it from a copy of the run.") from error
     return checkpoint
 

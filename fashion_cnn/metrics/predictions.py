@@ -74,6 +74,9 @@ class Predictions:
 
 
 _FIELDS = [field.name for field in fields(Predictions)]
+# Logits shrink little: a file that unpacks to more bytes and to this multiple of its size was not written here.
+_MAX_UNPACKED = 256_000_000
+_MAX_RATIO = 100
 
 
 def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
@@ -86,8 +89,34 @@ def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> Non
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
-    """Read the predictions that `write_predictions` stored, by name."""
-    # np.load leaves a damaged file open if it opens the file itself.
-    with path.open("rb") as opened, np.load(opened) as file:
-        names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
-        return {name: Predictions(*(torch.from_numpy(file[f"{name}.{field}"]) for field in _FIELDS)) for name in names}
+    """Read the predictions that `write_predictions` stored, by name.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is damaged; the message is the reason.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
+    try:
+        # np.load leaves a damaged file open if it opens the file itself.
+        with path.open("rb") as opened, np.load(opened) as file:
+            size, unpacked = path.stat().st_size, sum(entry.file_size for entry in file.zip.infolist())
+            if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * size):
+                raise ValueError(f"{size:,} bytes unpack to {unpacked:,}")
+            names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
+            stored = {name: [torch.from_numpy(file[f"{name}.{field}"]) for field in _FIELDS] for name in names}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # NumPy, zipfile and zlib raise errors of many types
+        raise ValueError(f"it holds no {error.args[0]}" if isinstance(error, KeyError) else str(error)) from error
+    return {name: _checked(name, *arrays) for name, arrays in stored.items()}
+
+
+def _checked(name: str, logits: Tensor, targets: Tensor, indices: Tensor) -> Predictions:
+    if logits.ndim != 2 or not targets.shape == indices.shape == logits.shape[:1]:
+        raise ValueError(f"the arrays of {name} do not fit together")
+    if (logits.dtype, targets.dtype, indices.dtype) != (torch.float32, torch.int64, torch.int64):
+        raise ValueError(f"the arrays of {name} have other types")
+    if not (logits.isfinite().all() and (targets >= 0).all() and (targets < logits.shape[1]).all()):
+        raise ValueError(f"{name} has impossible values")
+    return Predictions(logits, targets, indices)

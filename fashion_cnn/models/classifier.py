@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.layers import use_float32_classifier
 from fashion_cnn.models.optim import constant
+from fashion_cnn.runs.damage import check_containers
 from fashion_cnn.runs.files import update_class_paths
-from fashion_cnn.runs.trust import check_classes
+from fashion_cnn.runs.trust import check_classes, instantiate
 
 # A config from which Hydra's `instantiate` builds an object: {"_target_": "package.Class", ...}.
 TargetConfig = Mapping[str, Any]
@@ -227,6 +227,7 @@ class ImageClassifier(LightningModule):
         checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
         # Lightning passes the hyper-parameters under each of these keys to the constructor.
         for key in ("hyper_parameters", "hparams", "module_arguments"):
+            check_containers(checkpoint.get(key), Path(checkpoint_path))
             check_classes(update_class_paths(checkpoint.get(key)), Path(checkpoint_path))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
 

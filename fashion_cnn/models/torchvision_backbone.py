@@ -65,6 +65,8 @@ class TorchvisionBackbone(nn.Module):
         assert self.weights is not None
         path = Path(self.weights).expanduser()
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is not a regular file")
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises errors of many types
             raise UserError(

@@ -1,5 +1,6 @@
 """Plots of a comparison of runs: gap and accuracy against a setting, and the learning curve."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 
@@ -20,6 +21,7 @@ _MAX_LEGEND = 8
 # Largest length of a label in characters, and height of a legend row in inches.
 _MAX_LABEL = 60
 _LEGEND_ROW = 0.21
+_MAX_FILE_NAME = 60
 # Smallest distance of two tick labels, as a fraction of the axis.
 _MIN_TICK_DISTANCE = 0.07
 
@@ -39,7 +41,9 @@ def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         plot_accuracy_against(comparison, factor, right)
         if legend_rows:
             _move_legends_below(figure, left, right)
-        yield f"against_{factor.replace('/', '-')}", figure
+        # The settings of someone else may have names that no file can have.
+        name = re.sub(r"[^\w.=-]", "-", factor)[:_MAX_FILE_NAME]
+        yield f"against_{name}", figure
 
 
 def _describe_bars(comparison: Comparison) -> str:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from omegaconf.errors import OmegaConfBaseException
+
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_choice
 from fashion_cnn.errors import UserError
@@ -69,19 +71,24 @@ def _read(run: Run, path: str) -> _Row:
     if damage := run.damage:
         return _Row(path, run.state, f"{damage.file.name}: {damage.reason}", {}, {}, {})
     state, _, reason = run.describe_state().partition(" (")
+    if state == "empty":
+        return _Row(path, state, "", {}, {}, {})
     config = run.config()
     typed = {
         key: override.partition("=")[2] or "removed"
         for override in config.get("overrides") or []
         if is_setting(key := override_key(override)) and affects_training(override)
     }
-    settings = run_settings(config) | checkpoint_settings(config)
+    try:
+        settings = run_settings(config) | checkpoint_settings(config)
+    except OmegaConfBaseException as error:  # A reference to a key that is missing, or to another program's resolver.
+        return _Row(path, state, str(error).partition("\n")[0], typed, {}, run.results())
     return _Row(path, state, reason.removesuffix(")"), typed, settings, run.results())
 
 
 def _differing_names(rows: Sequence[_Row]) -> list[str]:
     """List the overrides that differ between the runs, and the settings of runs that these do not tell apart."""
-    readable = [row for row in rows if row.state != "damaged"]
+    readable = [row for row in rows if row.settings]
     names = _differing([row.typed for row in readable])
     groups: dict[tuple[str | None, ...], list[Mapping[str, object]]] = {}
     for row in readable:

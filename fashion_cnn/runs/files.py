@@ -1,9 +1,13 @@
 """Read and write the files of a run: its config and results, as this and older versions store them."""
 
 import csv
+import fcntl
+import hashlib
 import io
 import json
 import os
+import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -17,9 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.runs.damage import (
+    MAX_CONFIG_BYTES,
+    MAX_RESULTS_BYTES,
+    YAML_LOADER,
+    DamagedRunError,
+    check_references,
+    check_results,
+    check_yaml,
+    read_text,
+)
 
-# The loader in C, which PyYAML's wheels contain, is much faster; listing runs loads the config of each.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CALLBACKS = "fashion_cnn.training.callbacks"
 # Class paths in the configs and checkpoints of older versions, and their present paths.
 MOVED_CLASSES = {
@@ -48,20 +60,8 @@ MOVED_CLASSES = {
 _RENAMED_DATA_KEYS = {"found": "detected"}
 # Unfinished files that were not written to for this long belong to no process.
 _STALE_SECONDS = 24 * 3600
-
-
-class DamagedRunError(UserError):
-    """A file of a run cannot be read, such as one that was copied or written in part.
-
-    Attributes:
-        file: the damaged file.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, file: Path, reason: str, remedy: str) -> None:
-        super().__init__(f"{file} is damaged ({reason}): {remedy}.")
-        self.file = file
-        self.reason = reason
+# Marks the partial files of this machine, whose locks are visible here on any file system.
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 
 
 def update_class_paths(part: Any) -> Any:
@@ -106,23 +106,43 @@ def update_config(config: DictConfig) -> DictConfig:
 
 def check_config(file: Path) -> None:
     """Raise DamagedRunError if `config.yaml` does not hold the complete config of a training."""
+    _parse_config(file)
+
+
+def _parse_config(file: Path) -> str:
+    """Return the text of `config.yaml`, which can be loaded safely. Raises FileNotFoundError or DamagedRunError."""
     try:
-        config = yaml.load(file.read_text(), Loader=_Loader)
+        text = read_text(file, MAX_CONFIG_BYTES)
+        check_yaml(text)
+        config = yaml.load(text, Loader=YAML_LOADER)
+        if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
+            raise ValueError("settings are missing")
+        overrides = config.get("overrides") or []
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise ValueError("overrides is no list of texts")
+        check_references(config)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise _damaged_config(file, f"{error.problem}{line}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise _damaged_config(file, "it is no text") from error
-    if not isinstance(config, dict) or "seed" not in config:
-        raise _damaged_config(file, "settings are missing")
+    except RecursionError as error:
+        raise _damaged_config(file, "its references form too long a chain") from error
+    except ValueError as error:
+        raise _damaged_config(file, str(error)) from error
+    return text
 
 
 def read_config(file: Path) -> DictConfig:
     """Read `config.yaml`, with present class paths and keys. Raises DamagedRunError."""
-    check_config(file)
     try:
-        config = OmegaConf.load(file)
-    except OmegaConfBaseException as error:
+        config = OmegaConf.load(io.StringIO(_parse_config(file)))
+    except FileNotFoundError as error:
+        raise _damaged_config(file, "it is missing") from error
+    except DamagedRunError:
+        raise
+    # OmegaConf's own loader also refuses repeated keys.
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise _damaged_config(file, str(error).partition("\n")[0]) from error
     assert isinstance(config, DictConfig)
     return update_config(config)
@@ -152,14 +172,13 @@ def read_results(file: Path) -> dict[str, Any]:
     """Read `results.json`; return `{}` if it does not exist. Raises DamagedRunError."""
     remedy = f"restore it from a copy, or write it again with python -m fashion_cnn.train resume={file.parent}"
     try:
-        results = json.loads(file.read_text())
+        return check_results(json.loads(read_text(file, MAX_RESULTS_BYTES)))
     except FileNotFoundError:
         return {}
+    except RecursionError as error:
+        raise DamagedRunError(file, "it is nested too deep", remedy) from error
     except ValueError as error:
         raise DamagedRunError(file, str(error), remedy) from error
-    if not isinstance(results, dict):
-        raise DamagedRunError(file, "it holds no results", remedy)
-    return results
 
 
 def display_path(path: Path) -> Path:
@@ -172,19 +191,81 @@ def display_path(path: Path) -> Path:
 def open_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` once the block ends without an error.
 
-    After an error or a crash `path` holds what it held before.
+    After an error or a crash `path` holds what it held before. What a killed process left of an earlier attempt is
+    removed.
     """
-    # The name of `path` alone may have the maximum length.
-    prefix = f".{path.name[:40]}-"
-    with tempfile.NamedTemporaryFile(mode, dir=path.parent, prefix=prefix, suffix=".partial", delete=False) as file:
+    remove_partial_files(path.parent, path.name)
+    try:
+        descriptor, partial = _create_partial(path)
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-            Path(file.name).replace(path)
+            with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
         finally:
-            Path(file.name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        # An error of writing names no file, one of creating the partial file names that.
+        if error.errno is not None and (error.filename is None or _partial_prefix(path.name) in str(error.filename)):
+            error.filename = str(path)
+        raise
+
+
+def _create_partial(path: Path) -> tuple[int, Path]:
+    """Create a file beside `path` and lock it, which tells other processes that it is in use."""
+    while True:
+        partial = path.with_name(f"{_partial_prefix(path.name)}{_MACHINE}{secrets.token_hex(4)}.partial")
+        # The system applies the umask.
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        # Before it is locked, another process may take it for abandoned.
+        if _lock(descriptor) and partial.exists():
+            return descriptor, partial
+        os.close(descriptor)
+
+
+def _partial_prefix(name: str) -> str:
+    # The name alone may have the maximum length.
+    return f".{name[:40]}-"
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file until it is closed or this process ends; return False if another process holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # The file system has no locks.
+        pass
+    return True
+
+
+def remove_partial_files(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of the files that they wrote with `open_atomically`.
+
+    Args:
+        folder: the folder of the files; it need not exist.
+        name: name of one file; None for all.
+    """
+    prefix = "." if name is None else _partial_prefix(name)
+    # Another process may remove a file first, or the folder may not be readable.
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(".partial") and entry.is_file():
+                with suppress(OSError):
+                    _remove_abandoned(Path(entry.path))
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove a partial file unless a process may be writing it."""
+    is_old = time.time() - partial.stat().st_mtime > _STALE_SECONDS
+    mark = partial.stem.rpartition("-")[2]
+    # On some network file systems the locks of other machines are not visible here.
+    if not is_old and not (len(mark) == 12 and mark.startswith(_MACHINE)):
+        return
+    with partial.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink()
 
 
 def create_folder(folder: Path, option: str) -> None:

@@ -1,17 +1,23 @@
 """List runs, and find the run that a command line names."""
 
+import os
+import re
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, read_text
 from fashion_cnn.runs.files import display_path
 from fashion_cnn.runs.run import Run, State
 
 # The file that marks the directory of a hyper-parameter search.
 STUDY_FILE = "study.db"
+# A directory of `new_run`, and the files that it may hold before its config.
+_NEW_RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{6}")
+_FIRST_FILES = {".lock", "error.txt"}
 
 
 def new_run(runs_dir: Path, name: str) -> Run:
@@ -26,18 +32,36 @@ def list_runs(directory: Path, *states: State) -> list[Run]:
         directory: it need not exist, and may be a run itself.
         states: list only the runs in one of these states; without any, all runs.
     """
-    runs = [Run(file.parent) for file in directory.rglob("config.yaml") if _is_run_config(file)]
+    runs = map(Run, _run_folders(directory))
     return sorted((run for run in runs if not states or run.state in states), key=lambda run: (run.started, run.path))
 
 
-def _is_run_config(file: Path) -> bool:
+def _run_folders(directory: Path) -> Iterator[Path]:
+    """Yield the directories of runs: also those whose config is damaged, missing or not written yet."""
+    for parent, folders, files in os.walk(directory):
+        folder, names = Path(parent), {*folders, *files}
+        has_content = bool(names & {"checkpoints", "results.json"})
+        if "config.yaml" in names:
+            is_run = ".lock" in names or has_content or _is_run_config(folder)
+        elif has_content:
+            is_run = ".lock" in names
+        else:
+            is_run = bool(_NEW_RUN.fullmatch(folder.name)) and _is_empty(folders, files)
+        if is_run:
+            yield folder
+
+
+def _is_empty(folders: Sequence[str], files: Sequence[str]) -> bool:
+    return not folders and all(name in _FIRST_FILES or name.endswith(".partial") for name in files)
+
+
+def _is_run_config(folder: Path) -> bool:
     """Tell a run's `config.yaml` from that of another program."""
-    if Run(file.parent).checkpoints.is_dir() or Run(file.parent).results_file.exists():
-        return True
     try:
-        return any(line.startswith("seed:") for line in file.read_text().splitlines())
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(Run(folder).config_file, MAX_CONFIG_BYTES).splitlines()
+    except (OSError, ValueError):
         return False
+    return any(line.startswith("seed:") for line in lines)
 
 
 def find_runs(references: str | Iterable[str]) -> list[Run]:
@@ -156,6 +180,9 @@ def _named(path: Path, runs_dir: Path) -> Run:
             f"{run.path} is a search; its trials are runs. To continue it, repeat its command, "
             f"python -m fashion_cnn.tune … tune.study={run.path.resolve().name}."
         )
+    if run.damage or run in list_runs(run.path):
+        problem = "is empty: its training was stopped before its settings were stored"
+        raise run.damage or UserError(f"{run.path} {problem}. Delete it, and start again.")
     problem = "is not a run: it holds no config.yaml" if run.path.exists() else "does not exist"
     newest = "".join(f"\n  {other.path}" for other in reversed(list_runs(runs_dir)[-3:]))
     raise UserError(f"{run.path} {problem}." + (f" The newest runs:{newest}" if newest else ""))

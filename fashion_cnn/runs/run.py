@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +11,20 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, DamagedRunError, read_regular
 from fashion_cnn.runs.files import (
-    DamagedRunError,
     check_config,
     create_folder,
     display_path,
     read_config,
     read_results,
+    remove_partial_files,
     write_atomically,
     write_json,
 )
 
-State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged"]
+State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged", "empty"]
+_MAX_ERROR_BYTES = 1_000_000
 
 
 class _Inside:
@@ -99,27 +101,40 @@ class Run:
             return "finished"
         if self._is_locked():
             return "running"
-        if not self.error_file.exists():
+        if not self.config_file.exists():
+            return "empty"
+        if (error := self._error()) is None:
             return "stopped"
-        return "pruned" if self.error_file.read_text().startswith("pruned") else "failed"
+        return "pruned" if error.startswith("pruned") else "failed"
 
     def describe_state(self) -> str:
         """Return the state, with the reason of a failure, or with the damaged file."""
         state = self.state
         if damage := self.damage:
             return f"{state} ({display_path(damage.file)}: {damage.reason})"
-        reason = self.error_file.read_text().strip().splitlines() if state in ("failed", "pruned") else []
+        reason = (self._error() or "").strip().splitlines() if state in ("failed", "pruned") else []
         return f"{state} ({reason[0]})" if reason else state
+
+    def _error(self) -> str | None:
+        """The reason of a failure, if there is one."""
+        try:
+            return read_regular(self.error_file, _MAX_ERROR_BYTES).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            return f"{self.error_file.name}: {error}"
 
     @property
     def started(self) -> float:
         """The time when the run started, in seconds since 1970."""
-        return self.config_file.stat().st_mtime
+        return (self.config_file if self.config_file.exists() else self.path).stat().st_mtime
 
     def create(self) -> None:
-        """Create the directory. Raises UserError if it cannot be written."""
+        """Create the directory, and remove what a killed process left in it. Raises UserError if it is not writable."""
         create_folder(self.path, "runs_dir")
         self._lock_file.touch()
+        for folder in (self.path, self.checkpoints):
+            remove_partial_files(folder)
 
     @property
     def damage(self) -> DamagedRunError | None:
@@ -128,7 +143,10 @@ class Run:
             check_config(self.config_file)
             read_results(self.results_file)
         except FileNotFoundError:
-            return None
+            # Otherwise the directory is not a run yet.
+            if not (self.checkpoints.is_dir() or self.results_file.exists()):
+                return None
+            return DamagedRunError(self.config_file, "it is missing", "restore it from a copy of the run")
         except DamagedRunError as error:
             return error
         return None
@@ -142,8 +160,11 @@ class Run:
         return read_results(self.results_file)
 
     def write_config(self, config: DictConfig) -> None:
-        """Write the config, which makes the directory a run."""
-        write_atomically(self.config_file, OmegaConf.to_yaml(config))
+        """Write the config, which makes the directory a run. Raises UserError if no command could read it."""
+        text = OmegaConf.to_yaml(config)
+        if len(text.encode()) > MAX_CONFIG_BYTES:
+            raise UserError(f"The settings are larger than {MAX_CONFIG_BYTES / 1e6:g} MB: shorten their lists.")
+        write_atomically(self.config_file, text)
 
     def replace_config(self, config: DictConfig) -> None:
         """Write another config of a run that has one; the time when it started stays."""
@@ -155,6 +176,11 @@ class Run:
         """Write the results, which marks the run as finished: call it last."""
         self.error_file.unlink(missing_ok=True)
         write_json(self.results_file, results)
+
+    def write_error(self, reason: str) -> None:
+        """Write why the run failed, unless the disk is full: the state is then `stopped`."""
+        with suppress(OSError):
+            write_atomically(self.error_file, f"{reason}\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -177,7 +203,9 @@ class Run:
         # filelock uses flock, too, but only exclusively and on files that the process may write: here readers share the
         # lock, so that none takes another for a training, and need no write permission.
         try:
-            with self._lock_file.open() as file:
+            # A named pipe would block without O_NONBLOCK.
+            descriptor = os.open(self._lock_file, os.O_RDONLY | os.O_NONBLOCK)
+            with os.fdopen(descriptor) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             return isinstance(error, BlockingIOError)

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, causes_of
 
 # Environment variable with the names of further trusted packages, separated by commas.
 TRUST_VARIABLE = "FASHION_CNN_TRUST"
@@ -53,6 +53,25 @@ def trust_classes(config: Any) -> None:
         config: plain containers or an OmegaConf config.
     """
     _typed_classes.update(path for key, path in _texts(_plain(config)) if key == "_target_")
+
+
+def instantiate(config: Any, *args: Any, **settings: Any) -> Any:
+    """Build the object that a config describes with Hydra's `instantiate`, which wraps every error in its own.
+
+    Raises:
+        UserError: the one that a class raised, unwrapped.
+    """
+    # Imported here: the commands that only list runs do not need it.
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as build
+
+    try:
+        return build(config, *args, **settings)
+    except InstantiationException as error:
+        cause = next((cause for cause in causes_of(error) if isinstance(cause, UserError)), None)
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def check_classes(config: Any, source: Path) -> None:

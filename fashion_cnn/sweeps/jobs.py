@@ -220,7 +220,7 @@ def _record_error(run: Run, config: DictConfig, reason: str) -> None:
     if not run.config_file.exists():
         run.create()
         run.write_config(config)
-    run.error_file.write_text(f"{reason}\n")
+    run.write_error(reason)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,19 @@
 """A sweep's directory: one sub-directory per job, and `multirun.yaml`, in which Hydra stores the command line."""
 
 import contextlib
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, newest_weights
+from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, DamagedRunError, check_yaml, read_text
 from fashion_cnn.runs.overrides import (
     LATEST_WEIGHTS,
     affects_training,
@@ -87,7 +91,7 @@ def resolve_latest_weights(path: Path, task: Sequence[str], runs_dir: Path) -> l
     """
     if all(unquote_override(override) != LATEST_WEIGHTS for override in task):
         return [*task]
-    stored: Any = OmegaConf.load(path / COMMAND_FILE).hydra.overrides.task if (path / COMMAND_FILE).is_file() else ()
+    stored = _read_command(path).overrides.task if (path / COMMAND_FILE).is_file() else ()
     at_start = [override for override in stored if override_key(override) == "init_from"]
     resolved = at_start[0] if at_start else f"init_from={quote_value(newest_weights(runs_dir))}"
     return [resolved if unquote_override(override) == LATEST_WEIGHTS else override for override in task]
@@ -109,7 +113,7 @@ def add_earlier_values(path: Path, task: Sequence[str], params: Mapping[str, Any
     """
     if not (path / COMMAND_FILE).is_file():
         return [*task]
-    stored: Any = OmegaConf.load(path / COMMAND_FILE).hydra
+    stored = _read_command(path)
     earlier = list_choices(stored.overrides.task, stored.sweeper.get("params") or {})
     current = list_choices(task, params)
     _check_only_added_values(path, earlier, current)
@@ -157,7 +161,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         )
     if sweep is None:
         return [*arguments]
-    stored: Any = OmegaConf.load(sweep / COMMAND_FILE).hydra
+    stored = _read_command(sweep)
     if not is_sweep:
         flags = ["-m", *flags]
         others = [*(o for o in stored.overrides.hydra if not _is_pinned(o)), *stored.overrides.task, *others]
@@ -173,6 +177,22 @@ def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
         return sweeps[-1].parent if sweeps else None
     path = Path(reference).expanduser()
     return path if (path / COMMAND_FILE).is_file() else None
+
+
+def _read_command(path: Path) -> Any:
+    """Return Hydra's settings of the sweep in `path`. Raises UserError if its command file is damaged."""
+    file = path / COMMAND_FILE
+    try:
+        text = read_text(file, MAX_CONFIG_BYTES)
+        check_yaml(text)
+        settings: Any = OmegaConf.load(io.StringIO(text))
+        overrides = settings.hydra.overrides
+        if not all(isinstance(override, str) for override in (*overrides.hydra, *overrides.task)):
+            raise ValueError("its overrides are no texts")
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DamagedRunError(file, reason, "restore it from a copy, or start a new sweep") from error
+    return settings.hydra
 
 
 def pinned_overrides(path: Path, shared: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,7 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import resolve_precision, select_device
+from fashion_cnn.runs.trust import instantiate
 from fashion_cnn.training.callbacks import EpochLog, SeedEachEpoch, Stopwatch
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
 from fashion_cnn.training.loggers import MetricsCSV

@@ -1,13 +1,16 @@
 """Checkpoints that are written atomically, and that stay valid when the run directory is moved."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from fashion_cnn.runs.files import open_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -18,12 +21,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the checkpoint atomically."""
-        partial = Path(f"{path}.partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        with partial.open("rb") as file:
-            # Without it, a power cut could leave an empty file under the new name.
-            os.fsync(file.fileno())
-        partial.replace(path)
+        # Written into a file by torch, an error of the disk would become one of its archive.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open_atomically(Path(path)) as file:
+            file.write(buffer.getbuffer())
 
 
 class MovableModelCheckpoint(ModelCheckpoint):

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fashion_cnn.analysis.history import read_epochs
 from fashion_cnn.runs import Run, write_atomically
 
 
@@ -65,10 +66,8 @@ class MetricsCSV(Logger):
         return str(self._file.parent)
 
     def resume_after(self, step: int) -> None:
-        """Discard the rows of all steps after `step`."""
-        if self._file.exists():
-            with self._file.open(newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        """Discard the rows of all steps after `step`. Raises UserError if the file is damaged."""
+        self._rows = [row for row in read_epochs(Run(self._file.parent)) if int(row["step"]) <= step]
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run has a config.yaml."""

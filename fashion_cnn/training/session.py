@@ -19,7 +19,7 @@ from fashion_cnn import runs
 from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_model_card, write_report
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import Interrupted, Pruned, UserError
+from fashion_cnn.errors import Interrupted, Pruned, UserError, disk_error
 from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import keep_freed_memory
@@ -215,16 +215,19 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
 
 @contextmanager
 def _record_failure(run: Run) -> Iterator[None]:
-    """Add the command that resumes the run to an interruption; write the reason of a failure into error.txt."""
+    """Record the reason of a failure; add the command that resumes the run to an interruption or a disk error."""
     run.error_file.unlink(missing_ok=True)
     command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={run.path}"])
     try:
         with _raise_interrupted(f"Stopped. Resume with:\n  {command}"):
             yield
     except Exception as error:
-        reason = str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}"
-        run.error_file.write_text(f"{reason}\n")
-        raise
+        run.write_error(str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}")
+        if isinstance(error, UserError) or (refused := disk_error(error, run.path)) is None:
+            raise
+        # A run without a config could only be started again.
+        resume = f" Then resume with:\n  {command}" if run.config_file.exists() else ""
+        raise UserError(f"{refused}{resume}") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from fashion_cnn.retrieval.evaluation import INSTANCE_METRICS, METRICS, METRICS_FILE, stored_metric
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.damage import MAX_RESULTS_BYTES, read_text
 
 DECODING = "decode"
 STAGES = (DECODING, "embed", "search", "attributes and thumbnails")
@@ -163,8 +164,8 @@ def evaluation_tables(run: Run) -> list[MetricTable]:
     tables = []
     for file in sorted(run.search_evaluation.glob(f"*/{METRICS_FILE}")):
         try:
-            tables += _tables(json.loads(file.read_text()), file.parent.name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            tables += _tables(json.loads(read_text(file, MAX_RESULTS_BYTES)), file.parent.name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return tables
 

@@ -1,0 +1,196 @@
+"""Checks of the files of a run before they are used: one may be damaged, or made to use up time and memory."""
+
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fashion_cnn.errors import UserError
+
+# The loader in C, which PyYAML's wheels contain, is much faster; listing runs loads the config of each.
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Limits of a config. Those of the presets have 5 KB, 250 nodes and 4 levels; each class of an image folder adds a node.
+MAX_CONFIG_BYTES = 1_000_000
+_MAX_NODES = 20_000
+_MAX_LEVELS = 30
+# Largest number of nodes and characters that a config may have once its references are resolved.
+_MAX_RESOLVED = 5_000_000
+MAX_RESULTS_BYTES = 10_000_000
+_MAX_NUMBER = 1e100
+# Entries of results.json that are numbers, beside the metrics, whose names contain a slash.
+_NUMBERS = {
+    *("seed", "epochs", "best_epoch", "train_images", "parameters", "multiply_adds"),
+    *("seconds", "teachers_seconds", "images_per_second"),
+}
+_REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
+
+
+class DamagedRunError(UserError):
+    """A file of a run cannot be read, such as one that was copied or written in part.
+
+    Attributes:
+        file: the damaged file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, file: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{file} is damaged ({reason}): {remedy}.")
+        self.file = file
+        self.reason = reason
+
+
+def read_regular(file: Path, max_bytes: int) -> bytes:
+    """Read a file whole; a named pipe, from which reading could block for ever, is refused.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is no regular file, is larger than `max_bytes` or cannot be read; the message is the reason.
+    """
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ValueError("it is not a regular file")
+        with file.open("rb") as opened:
+            content = opened.read(max_bytes + 1)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from error
+    if len(content) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes / 1e6:g} MB")
+    return content
+
+
+def read_text(file: Path, max_bytes: int) -> str:
+    """Read a text file in UTF-8, as `read_regular`."""
+    try:
+        return read_regular(file, max_bytes).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("it is no text") from error
+
+
+def check_yaml(text: str) -> None:
+    """Check the size of a config before it is loaded.
+
+    Aliases are refused: few of them can stand for gigabytes, or contain themselves, and no config of a run has any.
+
+    Raises:
+        ValueError: if it has aliases, too many nodes or levels; the message is the reason.
+        YAMLError: if it is not YAML.
+    """
+    nodes = level = 0
+    for event in yaml.parse(text, Loader=YAML_LOADER):
+        nodes += isinstance(event, yaml.NodeEvent)
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if getattr(event, "anchor", None) is not None:
+            raise ValueError(f"it has a YAML alias in line {event.start_mark.line + 1}")
+        if nodes > _MAX_NODES:
+            raise ValueError(f"it has more than {_MAX_NODES:,} entries")
+        if level > _MAX_LEVELS:
+            raise ValueError(f"it is nested more than {_MAX_LEVELS} levels deep")
+
+
+def check_containers(settings: Any, source: Path) -> None:
+    """Check the size of the settings in a checkpoint, whose containers may hold each other many times, or themselves.
+
+    Raises:
+        DamagedRunError: if they have too many nodes or levels.
+    """
+    nodes, pending = 0, [(settings, 0)]
+    while pending:
+        part, level = pending.pop()
+        nodes += 1
+        if nodes > _MAX_NODES or level > _MAX_LEVELS:
+            raise DamagedRunError(source, "its settings are too large", "take it from a copy of the run")
+        if isinstance(part, Mapping):
+            pending += ((value, level + 1) for value in part.values())
+        elif isinstance(part, list | tuple | set | frozenset):
+            pending += ((value, level + 1) for value in part)
+
+
+def check_references(config: Mapping[Any, Any]) -> None:
+    """Check that references such as `${data.root}` cannot expand a config to gigabytes, or to themselves.
+
+    Args:
+        config: plain containers, with the references unresolved.
+
+    Raises:
+        ValueError: if they can; the message is the reason.
+    """
+    sizes: dict[tuple[str, ...], int | None] = {}
+
+    def size(part: Any, path: tuple[str, ...]) -> int:
+        if path in sizes:
+            known = sizes[path]
+            if known is None:
+                raise ValueError(f"{'.'.join(path)} refers to itself")
+            return known
+        sizes[path] = None
+        total = 1
+        for key, value in _items(part):
+            total += size(value, (*path, key))
+        if isinstance(part, str):
+            total += len(part)
+            for name in _references(part):
+                target = _resolve(name, path)
+                total += size(_select(config, target), target)
+        if total > _MAX_RESOLVED:
+            raise ValueError(f"the references in {'.'.join(path)} make it too large")
+        sizes[path] = total
+        return total
+
+    size(config, ())
+
+
+def _items(part: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(part, Mapping):
+        yield from ((str(key), value) for key, value in part.items())
+    elif isinstance(part, list):
+        yield from ((str(position), value) for position, value in enumerate(part))
+
+
+def _references(text: str) -> list[str]:
+    """Dotted names that a text refers to; any word of an expression with a resolver may be one."""
+    if "${" not in text:
+        return []
+    return re.findall(r"\.*[\w.]+", text) if "${" in _REFERENCE.sub("", text) else _REFERENCE.findall(text)
+
+
+def _resolve(name: str, path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the path that a reference in the value at `path` names; each leading dot is one level up."""
+    level = len(name) - len(name.lstrip("."))
+    return (*(path[:-level] if level else ()), *filter(None, name.split(".")))
+
+
+def _select(config: Any, path: tuple[str, ...]) -> Any:
+    part = config
+    for name in path:
+        if isinstance(part, Mapping):
+            part = part.get(name)
+        else:
+            part = part[int(name)] if isinstance(part, list) and name.isdecimal() and int(name) < len(part) else None
+    return part
+
+
+def check_results(results: Any) -> dict[str, Any]:
+    """Return the content of results.json if it has the types that other commands rely on.
+
+    Raises:
+        ValueError: if it has not; the message is the reason.
+    """
+    if not isinstance(results, dict) or not results:
+        raise ValueError("it holds no results")
+    for name, value in results.items():
+        if ("/" in name or name in _NUMBERS) and not _is_number(value):
+            raise ValueError(f"{name} is {value!r:.40}, no number")
+    return results
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number that can be computed with; NaN and infinity are results of a diverged run."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (not abs(value) > _MAX_NUMBER or value in (float("inf"), float("-inf")))
