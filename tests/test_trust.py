@@ -1,5 +1,6 @@
 """Runs, checkpoints and catalogues that name other things than classes of the libraries."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from fashion_cnn import search
+import fashion_cnn
+from fashion_cnn import predict, search
+from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs.trust import check_classes, trust_classes
+from fashion_cnn.runs.trust import check_classes, trust_classes, trust_packages
+from fashion_cnn.sweeps.sweep import resumed_sweep
 
 _FOREIGN_PATHS = (
     "os.system os.popen os.remove posix.system subprocess.run subprocess.Popen subprocess.check_output shutil.rmtree "
@@ -116,7 +120,7 @@ def test_a_trusted_package_is_accepted_with_what_it_defines_itself(tmp_path, mon
     (tmp_path / "my_networks.py").write_text("import os\nclass Net:\n    pass\ndef make():\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = {"_target_": "my_networks.Net"}
-    with pytest.raises(UserError, match="export FASHION_CNN_TRUST=my_networks"):
+    with pytest.raises(UserError, match="add trust=my_networks, or export FASHION_CNN_TRUST=my_networks"):
         check_classes(config, Path("config.yaml"))
     monkeypatch.setenv("FASHION_CNN_TRUST", "other, my_networks")
     check_classes(config, Path("config.yaml"))
@@ -124,6 +128,113 @@ def test_a_trusted_package_is_accepted_with_what_it_defines_itself(tmp_path, mon
     for path in ("my_networks.os.system", "my_networks.missing", "my_networks"):
         with pytest.raises(UserError):
             check_classes({"_target_": path}, Path("config.yaml"))
+
+
+@pytest.mark.parametrize("trust", ["my_networks", "other,my_networks", ["other", "my_networks"]])
+def test_the_option_trust_accepts_packages_in_this_process_and_its_children(trust, monkeypatch):
+    monkeypatch.setenv("FASHION_CNN_TRUST", "before")
+    trust_packages(trust)
+    names = os.environ["FASHION_CNN_TRUST"].split(",")
+    assert names[0] == "before"
+    assert "my_networks" in names[1:]
+
+
+@pytest.mark.parametrize("trust", ["subprocess", "my_package.networks", "a b", ["torch_ok", "os"]])
+def test_nothing_but_a_package_of_the_user_can_be_trusted(trust, monkeypatch):
+    monkeypatch.setenv("FASHION_CNN_TRUST", "before")
+    with pytest.raises(UserError, match="trust="):
+        trust_packages(trust)
+    monkeypatch.setenv("FASHION_CNN_TRUST", "subprocess")
+    with pytest.raises(UserError, match=r"names subprocess\.Popen"):
+        check_classes({"_target_": "subprocess.Popen"}, Path("config.yaml"))
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_command_takes_trust_and_stores_it_nowhere(file, monkeypatch):
+    monkeypatch.setenv("FASHION_CNN_TRUST", "")
+    config = compose(file.stem, ["trust='a_package,other'"])
+    assert "trust" not in config
+    assert os.environ["FASHION_CNN_TRUST"] == "a_package,other"
+
+
+def test_commands_and_load_open_a_run_of_a_trusted_package(shop_run, tmp_path, command, monkeypatch):
+    (tmp_path / "my_networks.py").write_text("from fashion_cnn.models import ResNet\nclass Mine(ResNet):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    trusted = os.environ["FASHION_CNN_TRUST"]
+    monkeypatch.setenv("FASHION_CNN_TRUST", trusted)
+    run = Path(shutil.copytree(shop_run.path, tmp_path / "run"))
+    checkpoint = torch.load(run / "checkpoints" / shop_run.weights.name, weights_only=True)
+    checkpoint["hyper_parameters"]["network"]["_target_"] = "my_networks.Mine"
+    torch.save(checkpoint, run / "checkpoints" / shop_run.weights.name)
+    picture = next(iter((REPOSITORY / "docs").rglob("*.png")))
+    status, _, err = command(predict.main, f"run={run}", f"images={picture}")
+    assert status == 1
+    assert "add trust=my_networks, or export FASHION_CNN_TRUST=my_networks" in err
+    assert command(predict.main, f"run={run}", f"images={picture}", "trust=my_networks")[0] == 0
+    monkeypatch.setenv("FASHION_CNN_TRUST", trusted)
+    with pytest.raises(UserError, match="add trust=my_networks"):
+        fashion_cnn.load(run)
+    fashion_cnn.load(run, trust="my_networks")
+
+
+def stored_sweep(folder, hydra=(), task=()):
+    (folder / "multirun.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "hydra": {
+                    "overrides": {"hydra": [*hydra], "task": [*task, "seed=0,1"]},
+                    "runtime": {"config_sources": []},
+                    "job": {"config_name": "train"},
+                }
+            }
+        )
+    )
+    return resumed_sweep([f"resume={folder}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.x._target_=torch.utils.collect_env.run",
+        "model.network={_target_:subprocess.run,args:x}",
+        "model.network={_target_:subprocess.run},{_target_:fashion_cnn.models.ResNet}",
+        "+callbacks.x={a:[{_target_:os.system}]}",
+        "data.dataset=torchvision.datasets.utils.os.mkdir",
+        "+callbacks.x=${oc.create:${y}}",
+        "trust=subprocess",
+        "experiment=../../elsewhere/evil",
+        "experiment=small,/tmp/evil",
+        "hydra.searchpath=[file:///tmp/evil]",
+        "hydra.callbacks.x._target_=os.system",
+        "hydra.launcher._target_=os.system",
+        "hydra.launcher.setup=[rm]",
+        "hydra.launcher.python=evil",
+    ],
+)
+def test_a_stored_sweep_executes_nothing_that_it_names(tmp_path, override):
+    with pytest.raises(UserError, match=r"multirun\.yaml"):
+        stored_sweep(tmp_path, *([[override], []] if override.startswith("hydra") else [[], [override]]))
+
+
+def test_a_stored_sweep_reads_no_config_files_that_the_user_did_not_name(tmp_path):
+    stored = {
+        "overrides": {"hydra": [], "task": ["model=own", "seed=0,1"]},
+        "runtime": {"config_sources": [{"provider": "command-line", "path": "/elsewhere"}]},
+        "job": {"config_name": "train"},
+    }
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": stored}))
+    with pytest.raises(UserError, match="if you trust them, add --config-dir /elsewhere"):
+        resumed_sweep([f"resume={tmp_path}"])
+    arguments = resumed_sweep(["--config-dir", "/elsewhere", f"resume={tmp_path}"])
+    assert arguments[:-1] == ["-m", "--config-dir", "/elsewhere", "model=own", "seed=0,1"]
+
+
+def test_a_stored_sweep_of_ordinary_settings_is_resumed(tmp_path):
+    hydra = ["hydra/launcher=submitit", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=240"]
+    task = ["model=tiny", "optimizer.lr=0.1,0.2", "data.root='../data'", "model.network.widths=[8,16],[16,32]"]
+    task += ["data._target_=fashion_cnn.data.FashionMNISTDataModule", "~callbacks.ema", "runs_dir=/tmp/runs"]
+    arguments = stored_sweep(tmp_path, hydra, task)
+    assert arguments[:-1] == ["-m", *hydra, *task, "seed=0,1"]
 
 
 def test_classes_that_the_user_typed_are_accepted_in_this_process(monkeypatch):

@@ -13,11 +13,12 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.runs.overrides import QUOTED_KEYS, config_flags, quote_override, unquote_override
+from fashion_cnn.runs.trust import trust_packages
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
@@ -52,8 +53,11 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 def _print_help(config_name: str) -> None:
     """Print a command's help text and its options, each with the comment above it in the config."""
     text = (CONFIG_DIR / f"{config_name}.yaml").read_text()
+    shared = (CONFIG_DIR / "hydra" / "options.yaml").read_text()
     _, _, options = text.partition("\n\ndefaults:")[0].partition("\n")
-    print(f"{OmegaConf.create(text).hydra.help.template}\nOptions (KEY=VALUE) and their defaults:\n\n{options}")
+    _, _, shared_options = shared.partition("\n\n")
+    template = OmegaConf.create(text).hydra.help.template
+    print(f"{template}\nOptions (KEY=VALUE) and their defaults:\n\n{options}\n{shared_options}")
 
 
 def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
@@ -255,11 +259,14 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
 
 
 def _complete_config(config: DictConfig, hydra_config: Any, config_name: str) -> None:
-    """Expand `~` in `runs_dir`, and fill in the `name` of a training and how it was started.
+    """Apply `trust`, expand `~` in `runs_dir`, and fill in the `name` of a training and how it was started.
 
+    `trust` is removed from the config, so that no run stores it: only what a user typed is trusted.
     The name is that of the experiment, else that of the model. The overrides are those on the command line; a sweep
     file is replaced by the overrides that it stands for, since each of its jobs is a training by itself.
     """
+    with open_dict(config):
+        trust_packages(config.pop("trust", None))
     if "runs_dir" in config:
         if config.runs_dir is None:
             raise UserError("runs_dir=null is no directory: give one, or leave it out.", status=2)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from fashion_cnn.cli.errors import check_values, exit_with
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import display_path
+from fashion_cnn.runs.overrides import config_flags
 from fashion_cnn.sweeps.jobs import Job, list_jobs, repeated_names
 from fashion_cnn.sweeps.sweep import Sweep, add_earlier_values, pinned_overrides, resolve_latest_weights
 
@@ -44,7 +45,7 @@ class SweepStart(Callback):
             exit_with(f"{error}: give a sweep a list of values, such as optimizer.lr=1e-3,1e-2.", 2)
         if repeated := repeated_names(jobs):
             exit_with(f"two jobs of this sweep would have the same name, {repeated[0]}: change their values.", 2)
-        sweep = Sweep(path, tuple(jobs))
+        sweep = Sweep(path, tuple(jobs), tuple(config_flags(config.hydra, "train")))
         try:
             sweep.check_same_settings()
         except UserError as error:
@@ -100,7 +101,7 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
         elif stopped:
             # Without Ctrl-C the comparison lists it.
             print(f"  {run.describe_state()}: {run.path.name}")
-    command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={path}"])
+    command = shlex.join(["python", "-m", "fashion_cnn.train", *sweep.flags, f"resume={path}"])
     print(f"To run only the missing jobs:\n  {command}", flush=True)
     return 130 if stopped else 1
 

@@ -13,10 +13,10 @@ QUOTED_KEYS = {
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
     "distillation.teachers",
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
-    *("name", "text", "remove", "like", "unlike", "category", "concept", "about"),
+    *("trust", "name", "text", "remove", "like", "unlike", "category", "concept", "about"),
 }
-# Keys that hold paths on this machine, which have no effect on a training.
-LOCATION_KEYS = {"data.root", "runs_dir", "resume"}
+# Keys that hold paths on this machine or open runs, which have no effect on a training.
+LOCATION_KEYS = {"data.root", "runs_dir", "resume", "trust"}
 # Flags of Hydra that take a value.
 _FLAGS_WITH_VALUE = {
     "--config-dir",

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from fashion_cnn.errors import UserError, causes_of
 
-# Environment variable with the names of further trusted packages, separated by commas.
+# Environment variable with the names of further trusted packages, separated by commas: the option trust adds to it.
 TRUST_VARIABLE = "FASHION_CNN_TRUST"
 # Public modules of the libraries, and the base class that an accepted class of each one has.
 _LIBRARY_MODULES = {
@@ -44,6 +44,29 @@ _OWN_NAMES = (
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
 _typed_classes: set[str] = set()
+
+
+def trust_packages(packages: str | Iterable[str] | None) -> None:
+    """Accept the classes of further packages, in this process and in those that it starts.
+
+    Args:
+        packages: a name, several names separated by commas, or a list of names.
+
+    Raises:
+        UserError: for anything but top-level packages of other people.
+    """
+    words = [packages] if isinstance(packages, str) else map(str, packages or ())
+    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
+    for name in names:
+        if not name.isidentifier() or name in sys.stdlib_module_names:
+            raise UserError(f"trust={name} is not possible: give a package of your own by its first name.", status=2)
+    if names:
+        os.environ[TRUST_VARIABLE] = ",".join(dict.fromkeys([*_trusted_packages(), *names]))
+
+
+def _trusted_packages() -> list[str]:
+    names = (name.strip() for name in os.environ.get(TRUST_VARIABLE, "").split(","))
+    return [name for name in names if name and name not in sys.stdlib_module_names]
 
 
 def trust_classes(config: Any) -> None:
@@ -145,9 +168,8 @@ def _is_own(module_name: str, name: str) -> bool:
 
 def _is_trusted(path: str) -> bool:
     """Return whether `path` is a class or function that a trusted package itself defines."""
-    packages = {name.strip() for name in os.environ.get(TRUST_VARIABLE, "").split(",")} - {""}
     root = path.partition(".")[0]
-    if root not in packages:
+    if root not in _trusted_packages():
         return False
     module_name, _, name = path.rpartition(".")
     try:
@@ -164,4 +186,4 @@ def _remedy(path: str) -> str:
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES)}
     if root in libraries or root in sys.stdlib_module_names or not root.isidentifier():
         return "which is not a class that a run may name. The file was damaged or made to run a program."
-    return f"which is a class of another package. If you trust it: export {TRUST_VARIABLE}={root}"
+    return f"which is a class of another package. If you trust it, add trust={root}, or export {TRUST_VARIABLE}={root}"

@@ -159,7 +159,7 @@ def _trial_config(name: str, fixed: Sequence[str], params: Mapping[str, Any], st
     task = [*map(quote_override, overrides), "test=false"]
     config = loader.load_configuration("train", task, RunMode.RUN, from_shell=False)
     with open_dict(config):
-        del config["hydra"]
+        del config["hydra"], config["trust"]
         config.name = name
         config.overrides = overrides
         config.update(started)

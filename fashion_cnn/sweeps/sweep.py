@@ -2,12 +2,15 @@
 
 import contextlib
 import io
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +19,7 @@ from fashion_cnn.runs import Run, newest_weights
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, DamagedRunError, check_yaml, read_text
 from fashion_cnn.runs.overrides import (
     LATEST_WEIGHTS,
+    QUOTED_KEYS,
     affects_training,
     config_flags,
     override_key,
@@ -23,9 +27,12 @@ from fashion_cnn.runs.overrides import (
     split_flags,
     unquote_override,
 )
+from fashion_cnn.runs.trust import check_classes
 from fashion_cnn.sweeps.jobs import Job, expand_sweep, key_element, list_choices
 
 COMMAND_FILE = "multirun.yaml"
+# Settings of a launcher that are names; all others that a stored command may set are numbers.
+_LAUNCHER_NAMES = ("partition", "account", "qos", "gres", "constraint", "address")
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,12 @@ class Sweep:
     Attributes:
         path: its directory.
         jobs: all of its jobs; those that have not started have no directory yet.
+        flags: arguments that name config files of the user, see `config_flags`.
     """
 
     path: Path
     jobs: tuple[Job, ...]
+    flags: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -162,11 +171,15 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
     if sweep is None:
         return [*arguments]
     stored = _read_command(sweep)
+    own_files = [flag for flag in config_flags(stored, "train") if "=" not in flag]
+    if own_files and not {"--config-dir", "-cd", "--config-name", "-cn"} & set(flags):
+        raise UserError(
+            f"{sweep / COMMAND_FILE} names config files of its own: if you trust them, add {shlex.join(own_files)}",
+            status=2,
+        )
     if not is_sweep:
         flags = ["-m", *flags]
-        others = [*(o for o in stored.overrides.hydra if not _is_pinned(o)), *stored.overrides.task, *others]
-    if not {"--config-dir", "-cd"} & set(flags):
-        flags += [flag for flag in config_flags(stored, "train") if "=" not in flag]
+        others = [*_stored_arguments(sweep, stored, others), *others]
     return [*flags, *others, f"hydra.sweep.dir={quote_value(str(sweep))}"]
 
 
@@ -193,6 +206,51 @@ def _read_command(path: Path) -> Any:
         reason = str(error).partition("\n")[0]
         raise DamagedRunError(file, reason, "restore it from a copy, or start a new sweep") from error
     return settings.hydra
+
+
+def _stored_arguments(path: Path, command: Any, typed: Sequence[str]) -> list[str]:
+    """Return the arguments that started the sweep in `path`, without those that are typed again.
+
+    Raises:
+        UserError: if one of them could execute code that it names: the directory may come from someone else.
+    """
+    overrides = [*(o for o in command.overrides.hydra if not _is_pinned(o)), *command.overrides.task]
+    stored = [override for override in overrides if override not in typed]
+    for override in stored:
+        if not _is_harmless(override):
+            raise UserError(
+                f"{path / COMMAND_FILE} sets {override}, which a stored command may not: repeat the sweep's own "
+                f"command together with resume={path}."
+            )
+        _check_stored_classes(override, path / COMMAND_FILE)
+    return stored
+
+
+def _is_harmless(override: str) -> bool:
+    """Return whether an override chooses files of conf/ alone, and nothing of Hydra but the launcher and its limits."""
+    key, _, value = override.lstrip("+~").partition("=")
+    if key == "trust":
+        return False
+    # A choice of a group may be a path to a file elsewhere.
+    if key not in QUOTED_KEYS and re.search(r"\.\.|(?<![\w.-])/", value):
+        return False
+    is_launcher = key in ("hydra/launcher", "hydra/sweeper") or (
+        key.startswith("hydra.launcher.")
+        and (key.rpartition(".")[2] in _LAUNCHER_NAMES or re.fullmatch(r"[\d.]+|true|false|null", value, re.IGNORECASE))
+    )
+    return not key.startswith("hydra") or bool(is_launcher)
+
+
+def _check_stored_classes(override: str, file: Path) -> None:
+    parser = OverridesParser.create()
+    (parsed,) = parser.parse_overrides([override])
+    values = [parsed.value()]
+    if parsed.is_discrete_sweep():
+        values = [parser.parse_override(f"x={text}").value() for text in parsed.sweep_string_iterator()]
+    name = override_key(override).rpartition(".")[2]
+    for value in values:
+        # The key `data.dataset` names a class, too.
+        check_classes({"_target_" if name == "dataset" else name: value}, file)
 
 
 def pinned_overrides(path: Path, shared: Sequence[str]) -> list[str]:
