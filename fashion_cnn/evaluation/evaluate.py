@@ -89,7 +89,7 @@ def evaluate_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = 
     # The whole split, on one machine, which may lack the hardware of the training.
     limits = {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0.0, "num_nodes": 1}
     config.trainer = OmegaConf.merge(config.trainer, limits)
-    device = select_device(config.trainer.accelerator)
+    device = select_device(config.trainer.accelerator, config.trainer.devices)
     if device.type == "cpu":
         config.trainer.accelerator = "cpu"
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)

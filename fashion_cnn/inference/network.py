@@ -101,7 +101,7 @@ class TrainedNetwork(NetworkRunner):
         super().__init__(
             load(run),
             data,
-            device=select_device(trainer.accelerator),
+            device=select_device(trainer.accelerator, trainer.get("devices", 1)),
             precision=resolve_precision(trainer.precision, trainer.accelerator),
         )
         self.run = run

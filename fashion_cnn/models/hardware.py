@@ -2,7 +2,9 @@
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -20,13 +22,34 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-def select_device(accelerator: str) -> torch.device:
-    """Return the device that Lightning chooses for `accelerator`, `auto` included; the CPU as a fallback."""
+def select_device(accelerator: str, devices: Any = 1) -> torch.device:
+    """Return the first device that Lightning chooses for `accelerator`, `auto` included; the CPU as a fallback.
+
+    Args:
+        accelerator: as given to the Trainer.
+        devices: as given to the Trainer.
+    """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", first_gpu(devices, torch.cuda.device_count()))
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def first_gpu(devices: Any, available: int) -> int:
+    """Return the index of the first GPU that a Trainer uses.
+
+    Args:
+        devices: as given to the Trainer: a list of indices, such as `[1]` or `"1,"`, or their number.
+        available: number of GPUs of this machine.
+
+    Returns:
+        The first listed index if this machine has it, otherwise 0.
+    """
+    if isinstance(devices, str):
+        devices = [part for part in devices.split(",") if part.strip()] if "," in devices else 1
+    first = int(devices[0]) if isinstance(devices, Sequence) and len(devices) else 0
+    return first if 0 <= first < available else 0
 
 
 def fast_precision(accelerator: str) -> str:

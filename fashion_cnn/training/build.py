@@ -123,26 +123,17 @@ def evaluation_trainer(config: DictConfig, collector: PredictionCollector) -> Tr
         collector: callback that receives the predictions.
     """
     bar = [callback for callback in _instantiate_parts(config.callbacks) if isinstance(callback, ProgressBar)]
+    device = select_device(config.trainer.accelerator, config.trainer.devices)
     return _make_trainer(
         config,
         callbacks=[*bar, collector],
         logger=False,
         enable_checkpointing=False,
-        devices=_first_device(config.trainer),
+        devices=[device.index] if device.type == "cuda" else 1,
         num_nodes=1,
         strategy="auto",
         profiler=None,
     )
-
-
-def _first_device(trainer: DictConfig) -> int | list[int]:
-    """The first GPU that `trainer.devices` lists, if this machine has it; otherwise any one device."""
-    devices = trainer.devices
-    if isinstance(devices, str) and "," in devices:
-        devices = [int(number) for number in devices.split(",") if number.strip()]
-    is_list = isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 0
-    on_gpu = select_device(trainer.accelerator).type == "cuda"
-    return [int(devices[0])] if is_list and on_gpu and devices[0] < torch.cuda.device_count() else 1
 
 
 def _make_trainer(config: DictConfig, *, callbacks: list[Callback], **settings: Any) -> Trainer:
