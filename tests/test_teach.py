@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_images import TinyDataModule
 
 from fashion_cnn.cli.main import compose
-from fashion_cnn.concepts import Background, fit_background, joint_false_alarm_rate, learn
+from fashion_cnn.concepts import Background, Concepts, fit_background, joint_false_alarm_rate, learn, with_common_margin
 from fashion_cnn.inference.network import TrainedNetwork, instantiate_data
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
@@ -82,6 +82,29 @@ def test_the_joint_false_alarm_rate_of_several_concepts_adds_up():
     assert joint_false_alarm_rate(concepts[:1], background) == pytest.approx(0.05, abs=0.001)
     assert joint_false_alarm_rate(concepts, background) == pytest.approx(1 - 0.95**5, abs=0.02)
     assert joint_false_alarm_rate([concepts[0], concepts[0]], background) == pytest.approx(0.05, abs=0.001)
+
+
+def test_many_concepts_together_claim_no_more_images_than_one_alone(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    background = Background(torch.zeros(64), torch.eye(64), torch.randn(2000, 64, generator=generator))
+    concepts = Concepts(Run(tmp_path), "network")
+    concepts.save_background(background)
+    examples = torch.randn(50, 1, 64, generator=generator)
+    for number, example in enumerate(examples):
+        concepts.save(learn(f"{number:02}", example, background))
+    unrelated = torch.randn(10_000, 64, generator=generator)
+    claimed = sum(bool(names) for names in concepts.recognise(unrelated)) / len(unrelated)
+    assert 0.03 < claimed < 0.07
+    assert joint_false_alarm_rate(concepts.all, background) == pytest.approx(0.05, abs=0.001)
+    recognised = concepts.recognise(examples[:, 0])
+    assert [names[0][0] for names in recognised] == [f"{number:02}" for number in range(50)]
+
+
+def test_equal_concepts_keep_their_threshold():
+    generator = torch.Generator().manual_seed(0)
+    background = Background(torch.zeros(8), torch.eye(8), torch.randn(200, 8, generator=generator))
+    concept = learn("x", torch.ones(1, 8), background)
+    assert [each.threshold for each in with_common_margin([concept, concept], background)] == [concept.threshold] * 2
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +224,38 @@ def test_concepts_of_another_network_are_rejected(teach, run, pictures):
     assert "was taught to another network" in err
     file.write_bytes(b"no archive")
     assert "is damaged" in teach()[2]
+
+
+@pytest.mark.usefixtures("remove_concepts")
+@pytest.mark.parametrize("stored", [{}, {"preparation": 1}])
+def test_a_concept_of_pictures_that_were_prepared_in_another_way_has_to_be_taught_again(
+    teach, command, run, pictures, stored
+):
+    picture = pictures / "bottom 03.png"
+    teach("name=x", f"images={picture}")
+    (file,) = run.concepts.glob("concept-*")
+    with np.load(file) as arrays:
+        values = {name: array for name, array in arrays.items() if name != "preparation"}
+    np.savez(file, **(values | stored))
+    for answer in (teach(), command(predict_main, f"run={run.path}", f"images={picture}")):
+        assert answer[0] == 1
+        assert (
+            "an older version prepared the example pictures of x in another way. Teach again with name='x'" in answer[2]
+        )
+    assert teach("name=x", f"images={picture}")[0] == 0
+    assert command(predict_main, f"run={run.path}", f"images={picture}")[0] == 0
+
+
+@pytest.mark.usefixtures("remove_concepts")
+def test_a_concept_with_impossible_values_is_damaged(teach, run, pictures):
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    (file,) = run.concepts.glob("concept-*")
+    with np.load(file) as arrays:
+        values = dict(arrays)
+    np.savez(file, **(values | {"threshold": "high"}))
+    status, _, err = teach()
+    assert status == 1
+    assert "is damaged" in err
 
 
 @pytest.mark.usefixtures("remove_concepts")

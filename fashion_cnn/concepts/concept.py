@@ -1,7 +1,7 @@
 """A concept learned from a few examples, and the background of training images that it has to stand out from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,6 +108,29 @@ def learn(name: str, examples: Tensor, background: Background, *, false_alarms: 
     return Concept(name, direction, threshold, false_alarms, len(examples), recognised)
 
 
+def with_common_margin(concepts: Sequence[Concept], background: Background) -> list[Concept]:
+    """Raise the thresholds so that all concepts together claim no more known images than one alone may.
+
+    The margin of an image is the largest excess of its scores over the thresholds, in standard deviations of each
+    concept's scores. All thresholds rise by the quantile of the margins of known images: the maximum statistic of
+    Westfall and Young (1993), which holds for any number of concepts and any correlation between them.
+
+    Args:
+        concepts: concepts with thresholds of their own, of which the largest false positive rate becomes that of all.
+        background: background that they were learned with.
+    """
+    if len(concepts) < 2:
+        return [*concepts]
+    scores = torch.stack([concept.scores(background.others) for concept in concepts], dim=1)
+    spreads = scores.std(dim=0, correction=0).clamp(min=1e-12)
+    margins = ((scores - torch.tensor([concept.threshold for concept in concepts])) / spreads).amax(dim=1)
+    rise = max(0.0, _upper_quantile(margins, max(concept.false_alarms for concept in concepts)))
+    return [
+        replace(concept, threshold=concept.threshold + rise * spread)
+        for concept, spread in zip(concepts, spreads.tolist(), strict=True)
+    ]
+
+
 def joint_false_alarm_rate(concepts: Sequence[Concept], background: Background) -> float:
     """Return the share of known images in which at least one of the concepts is recognised."""
     alarms = [concept.scores(background.others) > concept.threshold for concept in concepts]
@@ -117,7 +140,10 @@ def joint_false_alarm_rate(concepts: Sequence[Concept], background: Background) 
 def _fit(whitened: Tensor, background: Background, false_alarms: float) -> tuple[Tensor, float]:
     """Return direction and threshold of whitened examples `(K, D)`."""
     direction = functional.normalize(whitened.mean(dim=0), dim=0)
-    scores = background.others @ direction
-    # Quantile of split conformal prediction (Vovk et al. 2005): a further known image exceeds it at the allowed rate.
-    above = max(1, int((len(scores) + 1) * false_alarms))
-    return direction, scores.topk(above).values[-1].item()
+    return direction, _upper_quantile(background.others @ direction, false_alarms)
+
+
+def _upper_quantile(scores: Tensor, rate: float) -> float:
+    """Return the value that a further score exceeds at this rate: split conformal prediction (Vovk et al. 2005)."""
+    above = max(1, int((len(scores) + 1) * rate))
+    return scores.topk(above).values[-1].item()

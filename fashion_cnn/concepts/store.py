@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.concepts.concept import Background, Concept
+from fashion_cnn.concepts.concept import Background, Concept, with_common_margin
 from fashion_cnn.errors import UserError
+from fashion_cnn.pictures import PREPARATION_VERSION
 from fashion_cnn.runs import Run
 
 _BACKGROUND_FILE = "background.npz"
@@ -36,9 +37,19 @@ class Concepts:
 
     @cached_property
     def all(self) -> list[Concept]:
-        """All concepts, sorted by name."""
-        concepts = [self._read(path) for path in self._folder.glob("concept-*.npz")]
-        return sorted(concepts, key=lambda concept: concept.name)
+        """All concepts, sorted by name, with thresholds that keep the false positive rate of all together.
+
+        Raises:
+            UserError: if a file is damaged, or its pictures were prepared in another way than those of today.
+        """
+        read = sorted((self._read(path) for path in self._folder.glob("concept-*.npz")), key=lambda pair: pair[0].name)
+        if outdated := [concept.name for concept, version in read if version != PREPARATION_VERSION]:
+            raise UserError(
+                f"{self._folder}: an older version prepared the example pictures of {', '.join(outdated)} in another "
+                f"way. Teach again with name='{outdated[0]}' images=PATH, or delete with remove='{outdated[0]}'."
+            )
+        concepts = [concept for concept, _ in read]
+        return concepts if self.background is None else with_common_margin(concepts, self.background)
 
     @cached_property
     def background(self) -> Background | None:
@@ -87,7 +98,7 @@ class Concepts:
     def save(self, concept: Concept) -> bool:
         """Store a concept, and return whether it replaced one of the same name."""
         replaced = (self._folder / _file_name(concept.name)).exists()
-        values = {**asdict(concept), "direction": concept.direction.numpy()}
+        values = {**asdict(concept), "direction": concept.direction.numpy(), "preparation": PREPARATION_VERSION}
         if concept.recognised is None:
             del values["recognised"]
         self._write(_file_name(concept.name), values)
@@ -105,16 +116,21 @@ class Concepts:
     def _names(self) -> str:
         return ", ".join(concept.name for concept in self.all) or "none"
 
-    def _read(self, path: Path) -> Concept:
+    def _read(self, path: Path) -> tuple[Concept, int]:
+        """Read a concept and the version of the preparation of its pictures, 0 before it was stored."""
         arrays = self._load_arrays(path, required=("name", "direction", "threshold", "false_alarms", "examples"))
-        return Concept(
-            name=str(arrays["name"]),
-            direction=torch.from_numpy(arrays["direction"]),
-            threshold=float(arrays["threshold"]),
-            false_alarms=float(arrays["false_alarms"]),
-            examples=int(arrays["examples"]),
-            recognised=int(arrays["recognised"]) if "recognised" in arrays else None,
-        )
+        try:
+            concept = Concept(
+                name=str(arrays["name"]),
+                direction=torch.from_numpy(arrays["direction"]),
+                threshold=float(arrays["threshold"]),
+                false_alarms=float(arrays["false_alarms"]),
+                examples=int(arrays["examples"]),
+                recognised=int(arrays["recognised"]) if "recognised" in arrays else None,
+            )
+            return concept, int(arrays.get("preparation", 0))
+        except (ValueError, TypeError) as error:
+            raise _damaged(path, error) from error
 
     def _load_arrays(self, path: Path, *, required: Sequence[str]) -> dict[str, Any]:
         try:
@@ -123,7 +139,7 @@ class Concepts:
             if missing := [name for name in ("network", *required) if name not in arrays]:
                 raise ValueError(f"it holds no {missing[0]}")
         except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it, and teach its concept again.") from error
+            raise _damaged(path, error) from error
         if str(arrays["network"]) != self._network:
             raise UserError(
                 f"{path} was taught to another network than that of {self._folder.parent}: delete {self._folder}, and "
@@ -138,6 +154,10 @@ class Concepts:
         with partial.open("wb") as file:
             np.savez(file, network=self._network, **values)  # type: ignore[arg-type]
         partial.replace(self._folder / name)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}): delete it, and teach its concept again.")
 
 
 def _file_name(concept: str) -> str:
