@@ -70,6 +70,25 @@ def test_the_file_equals_pytorch_for_batches_of_any_size(run, exported, images):
     assert by_name["ONNX, float32"]["test_accuracy"] == by_name["PyTorch, float32"]["test_accuracy"]
 
 
+@pytest.mark.parametrize("has_test", [True, False])
+def test_pytorch_computes_each_image_once(run, tmp_path, monkeypatch, has_test):
+    sizes = []
+    compute = exporting.NetworkRunner.logits
+
+    def count(network, images):
+        if len(images) > 1:  # Latencies are those of single images.
+            sizes.append(len(images))
+        return compute(network, images)
+
+    monkeypatch.setattr(exporting.NetworkRunner, "logits", count)
+    if not has_test:
+        monkeypatch.setattr(type(build.data(run.config())), "has_test", False)
+    record = exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=0, version="0.1.0")
+    assert sizes == ([32, 40] if has_test else [32])
+    assert [variant["val_accuracy"] is None for variant in record["ways"]] == [False, False]
+    assert [variant["differing"] for variant in record["ways"]] == [0, 0]
+
+
 @pytest.mark.parametrize("name", ["network.onnx", "network_int8.onnx"])
 def test_the_file_has_metadata(run, exported, name):
     folder, _ = exported

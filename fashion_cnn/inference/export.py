@@ -259,13 +259,14 @@ def export_run(
     network = NetworkRunner(load(run), data)
     check_images = _check_images(data)
     create_folder(folder, "out")
-    temperature = _temperature(network)
+    val_logits = network.logits(data.val_split.images) if data.val_size else None
+    temperature = _temperature(val_logits, data)
     exported = ExportedNetwork(network.module, data, temperature).eval()
     remove_stale_files(folder, f"{_UNCHECKED}*")
     # Files get their names only after the check.
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write_files(exported, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
-        variants = _evaluate_variants(network, files, check_images)
+        variants = _evaluate_variants(network, files, check_images, val_logits)
         _check_parity(network, temperature, files[_FLOAT], check_images)
         _check_accuracy(run, data, variants[1])
         remarks = [] if data.has_test else [f"There are no test images: checked on {check_images.split} images."]
@@ -300,12 +301,11 @@ def _check_images(data: ImageDataModule) -> CheckImages:
     return CheckImages("training", data.train_split.images_at(indices).numpy())
 
 
-def _temperature(network: NetworkRunner) -> float:
-    """Temperature fitted on the validation images; 1 without them."""
-    if not network.data.val_size:
+def _temperature(val_logits: Tensor | None, data: ImageDataModule) -> float:
+    """Temperature fitted on the logits of the validation images; 1 without them."""
+    if val_logits is None:
         return 1.0
-    val = network.data.val_split
-    return calibrate(Predictions(network.logits(val.images), val.targets, val.indices)).temperature
+    return calibrate(Predictions(val_logits, data.val_split.targets, data.val_split.indices)).temperature
 
 
 def _write_files(
@@ -320,23 +320,34 @@ def _write_files(
     return files
 
 
-def _evaluate_variants(network: NetworkRunner, files: dict[str, Path], check_images: CheckImages) -> list[Variant]:
-    """Results of PyTorch, then of each of the files."""
+def _evaluate_variants(
+    network: NetworkRunner, files: dict[str, Path], check_images: CheckImages, val_logits: Tensor | None
+) -> list[Variant]:
+    """Results of PyTorch, whose logits of the validation images are given, then of each of the files."""
     data = network.data
-    functions: dict[str, ArrayFunction] = {_TORCH: lambda images: network.logits(torch.from_numpy(images)).numpy()}
+    checks_val = val_logits is not None and check_images.split == "validation"
+    functions: dict[str, ArrayFunction] = {}
     for name, file in files.items():
         functions[name] = partial(onnx_logits, open_onnx(file), batch_size=data.eval_batch_size)
     latencies = _latencies(network, check_images.images[:1], files)
-    expected = functions[_TORCH](check_images.images)
-    variants = []
+    torch_logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
+    assert torch_logits is not None
+    expected = torch_logits.numpy()
+    # Each image is put through each variant once.
+    answers = {_TORCH: (expected, None if val_logits is None else val_logits.numpy())}
     for name, function in functions.items():
-        path, logits = files.get(name), function(check_images.images)
+        logits = function(check_images.images)
+        other_val = None if val_logits is None or checks_val else function(data.val_split.images.numpy())
+        answers[name] = (logits, logits if checks_val else other_val)
+    variants = []
+    for name, (logits, of_val) in answers.items():
+        path = files.get(name)
         variant = Variant(
             name=name,
             file=path.name if path else None,
             bytes=path.stat().st_size if path else None,
             test_accuracy=_accuracy(logits, data.test_split) if data.has_test else None,
-            val_accuracy=_accuracy(function(data.val_split.images.numpy()), data.val_split) if data.val_size else None,
+            val_accuracy=None if of_val is None else _accuracy(of_val, data.val_split),
             differing=int((logits.argmax(1) != expected.argmax(1)).sum()),
             max_difference=float(np.abs(logits - expected).max()),
             latency=latencies[name],
