@@ -573,6 +573,63 @@ def test_a_damaged_concept_is_reported_and_loaded_concepts_stay(run_copy, servin
     wait_until(lambda: not client.get("/api/status").json()["problem"])
 
 
+def test_concepts_are_chosen_on_the_page_and_in_the_api(run_copy, serving):
+    concepts = teach_concept(run_copy)
+    client = serving(run_copy)
+    text = page(client.get("/"))
+    assert '<input type="checkbox" name="concept" value="a stripe">' in text
+    answer = client.get("/api/search", params={"concept": "a stripe"}).json()
+    searcher = Searcher(Snapshot(Catalogue(str(run_copy.catalogue))), TrainedNetwork(run_copy, flip_average=True))
+    expected = searcher.search(Query(concepts=(concepts.direction("a stripe"),))).hits
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
+    text = page(client.get("/", params={"concept": "a stripe", "text": "red"}))
+    assert '<input type="checkbox" name="concept" value="a stripe" checked>' in text
+    assert 'type="hidden" name="concept"' not in text
+    assert "Concept: a stripe" in text
+    assert "/?text=red" in page_links(text), "the chip removes the concept"
+    response = client.post("/", data={"concept": "a stripe"}, files={"picture": ("", b"")})
+    assert parse_qs(urlsplit(response.headers["location"]).query) == {"concept": ["a stripe"]}
+    missing = client.get("/api/search", params={"concept": "nothing"})
+    assert missing.status_code == 422
+    assert "concept=nothing: there is no such concept. There are: a stripe." in missing.json()["error"]
+
+
+def test_without_concepts_the_page_offers_none(client):
+    assert 'name="concept"' not in page(client.get("/"))
+    assert client.get("/api/search", params={"concept": "x"}).status_code == 422
+
+
+def test_the_confidence_of_a_product_is_calibrated(run_copy, serving):
+    client = serving(run_copy)
+    product = client.get("/api/product", params={"id": "p20"}).json()
+    network = TrainedNetwork(run_copy, flip_average=True)
+    calibration = calibrate(read_validation_predictions(run_copy, flip_average=True))
+    picture = network.preparation(decode(run_copy.path / "photos" / "20.png"))
+    expected = calibration.probabilities(network.outputs(picture[None]).logits).amax().item()
+    assert product["confidence"] == pytest.approx(expected, abs=1e-5)
+    assert product["confidence"] != pytest.approx(
+        network.outputs(picture[None]).logits.softmax(1).amax().item(), abs=1e-4
+    )
+    assert client.get("/api/status").json()["confidence_calibrated"]
+    assert "not calibrated" not in page(client.get("/product", params={"id": "p20"}))
+
+
+def test_a_catalogue_that_is_not_calibrated_stays_so_and_says_so(run_copy, serving, monkeypatch):
+    shutil.rmtree(run_copy.catalogue)
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.indexing._fit_temperature", lambda network: None)
+        make_catalogue(run_copy, only=20)
+    make_catalogue(run_copy, only=30)
+    client = serving(run_copy)
+    assert not client.get("/api/status").json()["confidence_calibrated"]
+    product = client.get("/api/product", params={"id": "p25"}).json()
+    network = TrainedNetwork(run_copy, flip_average=True)
+    picture = network.preparation(decode(run_copy.path / "photos" / "25.png"))
+    expected = network.outputs(picture[None]).logits.softmax(1).amax().item()
+    assert product["confidence"] == pytest.approx(expected, abs=1e-5)
+    assert ", not calibrated)" in page(client.get("/product", params={"id": "p25"}))
+
+
 def test_concepts_use_mirror_images_even_if_the_catalogue_does_not(run_copy):
     concepts = teach_concept(run_copy)
     shutil.rmtree(run_copy.catalogue)

@@ -57,6 +57,8 @@ class CatalogueMetadata:
         invert: see `Preparation`.
         note: `Products.note`.
         class_weight: see `search_vectors`; older catalogues store none.
+        temperature: divisor of the logits for the column `confidence`; None if it is not calibrated, as in older
+            catalogues and without validation images.
     """
 
     network: str
@@ -66,6 +68,7 @@ class CatalogueMetadata:
     invert: Invert
     note: str = ""
     class_weight: float = 0.0
+    temperature: float | None = None
 
 
 class TableVersion(NamedTuple):

@@ -11,9 +11,11 @@ import torch
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.predictor import read_validation_predictions
+from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.pictures import UnreadablePictureError
 from fashion_cnn.retrieval.approximate import VectorIndex, update_vector_index
-from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata
+from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, metadata_of
 from fashion_cnn.retrieval.products import Picture, Products, custom_columns
 from fashion_cnn.retrieval.vectors import search_vectors, vector_dimensions
 
@@ -75,6 +77,9 @@ def index_products(
         UserError: if no picture can be read, the catalogue holds vectors of another network, or another process is
             indexing into it.
     """
+    # The confidence of later products is calibrated as that of the earlier ones.
+    is_new = rebuild or not catalogue.exists()
+    temperature = _fit_temperature(network) if is_new else metadata_of(catalogue.open_latest()).temperature
     metadata = CatalogueMetadata(
         network=network.identity,
         run=str(network.run.path.absolute()),
@@ -83,6 +88,7 @@ def index_products(
         flip_average=network.flip_average,
         invert=network.preparation.invert,
         note=products.note,
+        temperature=temperature,
     )
     with catalogue.transaction():
         catalogue.begin(metadata, custom_columns(products.table.schema), rebuild=rebuild)
@@ -100,7 +106,7 @@ def index_products(
                     ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)
                 }
                 if pictures := [(row, picture) for row, picture in batch if isinstance(picture, Picture)]:
-                    catalogue.stage(_embed(products, network, pictures, class_weight))
+                    catalogue.stage(_embed(products, network, pictures, metadata))
                 done += len(batch)
                 progress(done, len(outdated))
         ready = [ids[row] for row in outdated if ids[row] not in unreadable]
@@ -127,13 +133,19 @@ def index_products(
     )
 
 
+def _fit_temperature(network: TrainedNetwork) -> float | None:
+    """Temperature that calibrates the network's probabilities; None without validation images."""
+    predictions = read_validation_predictions(network.run, flip_average=network.flip_average)
+    return None if predictions is None else calibrate(predictions).temperature
+
+
 def _embed(
-    products: Products, network: TrainedNetwork, pictures: Sequence[tuple[int, Picture]], class_weight: float
+    products: Products, network: TrainedNetwork, pictures: Sequence[tuple[int, Picture]], metadata: CatalogueMetadata
 ) -> pa.Table:
     """Build the catalogue rows of products from their row numbers and pictures."""
     output = network.outputs(torch.stack([picture.prepared for _, picture in pictures]))
-    probabilities, labels = output.logits.softmax(dim=1).max(dim=1)
-    vectors = search_vectors(output, class_weight)
+    probabilities, labels = Calibration(metadata.temperature or 1.0).probabilities(output.logits).max(dim=1)
+    vectors = search_vectors(output, metadata.class_weight)
     table = products.table.take([row for row, _ in pictures])
     columns = {
         "key": pa.array([products.content_keys[row] for row, _ in pictures]),

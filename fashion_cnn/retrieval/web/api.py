@@ -106,6 +106,7 @@ def create_router(service: SearchService) -> APIRouter:
                 "approximate": snapshot and snapshot.vector_index and asdict(snapshot.vector_index),
                 "problem": state.problem,
                 "probabilities_calibrated": state.calibrated,
+                "confidence_calibrated": snapshot and snapshot.metadata.temperature is not None,
                 "milliseconds": {
                     each.stage: {"searches": each.count, "p50": round(each.p50, 2), "p95": round(each.p95, 2)}
                     for each in service.latencies.percentiles()

@@ -77,9 +77,10 @@ def query_pictures(query: SearchQuery, result: SearchResult) -> list[QueryPictur
     ]
 
 
-def hidden_fields(query: SearchQuery, filters: Sequence[Filter]) -> list[tuple[str, str]]:
+def hidden_fields(query: SearchQuery, filters: Sequence[Filter], concepts: Sequence[str]) -> list[tuple[str, str]]:
     """Name and value of each parameter that no visible field of the form sends."""
     boxes = {(each.field, value) for each in filters for value in each.selected(query)}
+    boxes |= {("concept", name) for name in concepts}
     visible = ("text", "price_min", "price_max", "page")
     return [(name, value) for name, value in query.pairs() if name not in visible and (name, value) not in boxes]
 
@@ -97,7 +98,7 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
         context = {
             "query": query,
             "view": view,
-            "hidden_fields": hidden_fields(query, view.filters),
+            "hidden_fields": hidden_fields(query, view.filters, view.concept_names),
             "hits": result.hits,
             "matching": result.matching,
             "pictures": query_pictures(query, result),
@@ -129,7 +130,9 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
         view = service.state.require_view()
         (hit,) = await in_thread(lambda: view.products([id]))
         similar = await service.search(view, SearchQuery(like=[id]), top_k=_SIMILAR_PRODUCTS)
-        return render(request, "product.html", {"query": query, "hit": hit, "hits": similar.hits})
+        calibrated = view.snapshot.metadata.temperature is not None
+        context = {"query": query, "hit": hit, "hits": similar.hits, "calibrated": calibrated}
+        return render(request, "product.html", context)
 
     @router.get("/developer")
     async def developer(request: Request) -> Response:

@@ -101,6 +101,9 @@ class SearchQuery(BaseModel):
     unlike: list[ProductId] = Field(
         default=[], max_length=MAX_MARKS, description="Not similar to the products with these ids"
     )
+    concept: list[Value] = Field(
+        default=[], max_length=MAX_VALUES, description="Similar to these concepts, which `fashion_cnn.teach` taught"
+    )
     text: str = Field(default="", max_length=200, description="Words, at least one of which is in the title")
     category: list[Value] = Field(default=[], max_length=MAX_VALUES, description="Only products of these categories")
     price_min: Price | None = Field(default=None, description="Minimum price")
@@ -137,8 +140,8 @@ class SearchQuery(BaseModel):
 
     @property
     def is_visual(self) -> bool:
-        """True if results are ranked by similarity to pictures or products."""
-        return bool(self.picture or self.unlike_picture or self.like or self.unlike)
+        """True if results are ranked by similarity to pictures, products or concepts."""
+        return bool(self.picture or self.unlike_picture or self.like or self.unlike or self.concept)
 
     @property
     def has_filters(self) -> bool:

@@ -92,11 +92,15 @@ def search_catalogue(
         uploads: prepared pictures `(C, H, W)` uint8 in the fields `picture` and `unlike_picture`, beside the query's.
 
     Raises:
-        HTTPError: if a product does not exist, a picture cannot be read, or a filter is invalid.
+        HTTPError: if a product or a concept does not exist, a picture cannot be read, or a filter is invalid.
     """
     milliseconds: dict[str, float] = {}
     _, embedding, searching, describing = STAGES
     view.require([*query.like, *query.unlike])
+    try:
+        concepts = view.concept_directions(query.concept)
+    except UserError as error:
+        raise HTTPError(422, str(error)) from error
     image_shape = view.searcher.network.preparation.image_shape
     with timed(milliseconds, DECODING):
         pictures, unlike_pictures = (
@@ -108,6 +112,7 @@ def search_catalogue(
         unlike_pictures=unlike_pictures,
         like=tuple(query.like),
         unlike=tuple(query.unlike),
+        concepts=concepts,
         text=query.text,
         conditions=query.conditions(view.snapshot.attributes.schema),
         top_k=top_k,

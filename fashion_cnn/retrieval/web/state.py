@@ -70,9 +70,11 @@ class CatalogueView:
     Args:
         searcher: searches this version.
         predictor: predicts the classes of query pictures.
+        concepts: concepts that the network was taught, read already; None without any.
 
     Attributes:
         snapshot: the catalogue's products.
+        concept_names: names of the concepts.
         loaded_at: when it was loaded, in seconds since 1970.
         category_count: number of categories.
         categories: filter of the 200 largest categories.
@@ -80,9 +82,11 @@ class CatalogueView:
         price_range: lowest and highest price; None if no product has one.
     """
 
-    def __init__(self, searcher: Searcher, predictor: Predictor) -> None:
+    def __init__(self, searcher: Searcher, predictor: Predictor, concepts: Concepts | None = None) -> None:
         self.searcher = searcher
         self.predictor = predictor
+        self._concepts = concepts
+        self.concept_names = [concept.name for concept in concepts.all] if concepts else []
         self.loaded_at = time.time()
         self.snapshot = searcher.snapshot
         attributes = self.snapshot.attributes
@@ -106,6 +110,16 @@ class CatalogueView:
         for product_id in ids:
             if product_id not in self.snapshot.row_by_id:
                 raise UnknownProductError(product_id)
+
+    def concept_directions(self, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Return the direction `(E,)` of each of these concepts in the embedding space.
+
+        Raises:
+            UserError: for the first name that no concept has.
+        """
+        if names and not self._concepts:
+            raise UserError(f"concept={names[0]}: there is no such concept. There are: none.")
+        return tuple(self._concepts.direction(name) for name in names) if self._concepts else ()
 
     def products(self, ids: Sequence[str]) -> tuple[Hit, ...]:
         """Read products.
@@ -270,7 +284,7 @@ class CatalogueState:
             network = network if network.flip_embeddings else network.with_mirror_images()
             predictor = Predictor(network, calibration, self._concepts.recognise)
         # A single assignment: a request sees either the old view or the new one.
-        self.view = CatalogueView(searcher, predictor)
+        self.view = CatalogueView(searcher, predictor, self._concepts)
 
     def _concepts_time(self) -> float | None:
         """When a concept was last taught or forgotten, in seconds since 1970."""
