@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -326,6 +328,67 @@ def test_an_interrupted_decoding_leaves_no_partial_cache(folder, cache, monkeypa
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     assert len(module(folder).train_split) > 0
+
+
+def old_entry(cache, name, age, size=1000):
+    """Pixels in the cache that were used `age` seconds ago."""
+    for suffix, content in (("npy", b"0" * (size - 2)), ("json", b"{}")):
+        file = cache / f"{name * 32}.{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        os.utime(file, (time.time() - age,) * 2)
+
+
+def test_the_least_recently_used_pixels_are_removed_above_the_limit(folder, cache):
+    for age, name in ((300, "a"), (100, "b"), (200, "c")):
+        old_entry(cache, name, age)
+    (cache / "notes.txt").write_text("of someone else")
+    (cache / "deadbeef.npy").write_text("of someone else")
+    module(folder)
+    assert all((cache / f"{name * 32}.npy").exists() for name in "abc"), "the default limit is larger"
+    kept = sum(file.stat().st_size for file in cache.iterdir() if len(file.stem) in (16, 32)) - 3000
+    draw(folder / "logo=1" / "00.png", 1234)
+    # The previous and the new pixels are in use.
+    module(folder, cache_gb=(kept + 60 * 3 * 40**2 + 2000) / 1e9)
+    assert [name for name in "abc" if (cache / f"{name * 32}.npy").exists()] == ["b"]
+    assert [name for name in "abc" if (cache / f"{name * 32}.json").exists()] == ["b"]
+    assert (cache / "notes.txt").exists()
+    assert (cache / "deadbeef.npy").exists()
+
+
+def test_pixels_in_use_are_never_removed(folder, cache, command):
+    from fashion_cnn.cache import main as cache_main
+
+    data = module(folder, cache_gb=0)
+    (pixels,) = cache.glob("*.npy")
+    old_entry(cache, "a", 100)
+    status, out, _ = command(cache_main)
+    assert status == 0
+    assert str(folder) in out
+    assert "unknown" in out
+    status, out, _ = command(cache_main, "remove_all=true")
+    assert status == 0
+    assert f"{cache}: 1 cache" in out
+    assert list(cache.glob("*.npy")) == [pixels]
+    assert len(data.train_split.images)
+    code = "import sys; from fashion_cnn.cache import main; sys.argv = ['cache', 'remove_all=true']; main()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert list(cache.glob("*.npy")) == [pixels], "another process sees the lock"
+    assert command(cache_main, "limit_gb=-1")[0] == 2
+
+
+def test_the_cache_is_listed_and_cleared(cache, command):
+    from fashion_cnn.cache import main as cache_main
+
+    assert "holds no decoded pictures" in command(cache_main)[1]
+    for age, name in ((300, "a"), (100, "b")):
+        old_entry(cache, name, age, size=10**6)
+    status, out, _ = command(cache_main, "limit_gb=0.0015")
+    assert status == 0
+    assert "Removed 1 cache, 1.0 MB." in out
+    assert (cache / f"{'b' * 32}.npy").exists()
+    assert "Removed 1 cache, 1.0 MB." in command(cache_main, "remove_all=true")[1]
+    assert not list(cache.iterdir())
 
 
 def test_pixels_above_the_memory_limit_are_memory_mapped(folder, cache):

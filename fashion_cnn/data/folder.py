@@ -56,6 +56,8 @@ class ImageFolderDataModule(ImageDataModule):
         val_share: fraction of each class for validation if there is no folder `val`; groups stay together.
         test_share: fraction of each class for testing if there is no folder `test`.
         in_memory_share: fraction of the machine's memory; more pixels than that are read from the cache file.
+        cache_gb: size of the cache of all folders, in GB, above which those that were used least recently are removed;
+            None for no limit.
         split_seed: seed of the splits.
         mean: as `ImageDataModule`; None computes it from the training split.
         std: as `mean`.
@@ -79,6 +81,7 @@ class ImageFolderDataModule(ImageDataModule):
         val_share: float = 0.15,
         test_share: float = 0.15,
         in_memory_share: float = 0.25,
+        cache_gb: float | None = 20,
         split_seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -97,7 +100,9 @@ class ImageFolderDataModule(ImageDataModule):
         self.root = Path(root).expanduser()
         self._image_size, self._channels, self.background = image_size, channels, background
         self._val_share, self._test_share, self._split_seed = val_share, test_share, split_seed
-        self._in_memory_share = in_memory_share
+        if cache_gb is not None and cache_gb < 0:
+            raise UserError(f"data.cache_gb={cache_gb} is not possible: give a size in GB, or null for no limit.")
+        self._in_memory_share, self._cache_gb = in_memory_share, cache_gb
         self._folder: _Folder | None = None
         self._detected = dict(detected) if detected else self._detect()
         self.class_names = list(self._detected["class_names"])
@@ -172,6 +177,7 @@ class ImageFolderDataModule(ImageDataModule):
                 preparation,
                 cache_folder(),
                 max_bytes_in_memory=int(self._in_memory_share * _memory_bytes()),
+                max_cache_bytes=None if self._cache_gb is None else int(self._cache_gb * 1e9),
                 progress=progress,
             )
         warn_unreadable(self.root, paths, decoded.unreadable, unreadable_list(self.root, cache_folder()))

@@ -1,10 +1,18 @@
-"""Decode pictures once into a file of all pixels, named by the content of the pictures and mapped into memory."""
+"""Decode pictures once into a file of all pixels, named by the content of the pictures and mapped into memory.
 
+The cache has two kinds of entries: the pixels of a set of pictures, and the scan of a folder. Each use renews the
+modification time of an entry, and a process holds a shared lock on the pixels that it has read: the least recently used
+entries that no process uses can be removed.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +36,9 @@ from fashion_cnn.runs.files import open_atomically, remove_partial_files
 # Called with the number of finished items and of all items.
 Progress = Callable[[int, int], None]
 _FILES_PER_TASK = 64
+_ENTRY_NAME = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})(-left-out)?\.(npy|json|txt)")
+# File descriptors of the pixels that this process has read, with shared locks that last until it ends.
+_in_use: dict[Path, int] = {}
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ def scan_files(root: Path, paths: Sequence[str], folder: Path, progress: Progres
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{_hash_of(root)}.json"
+    _renew(index)
     try:
         before = {path: FileInfo(*values) for path, values in json.loads(index.read_text()).items()}
     except (OSError, ValueError, TypeError):
@@ -135,6 +147,7 @@ def decode_cached(
     folder: Path,
     *,
     max_bytes_in_memory: int,
+    max_cache_bytes: int | None = None,
     progress: Progress,
 ) -> DecodedPictures:
     """Return the prepared pictures from the cache, or decode them in parallel and cache them.
@@ -146,6 +159,7 @@ def decode_cached(
         preparation: of the pictures.
         folder: of the cache.
         max_bytes_in_memory: a larger cache stays a file, mapped into memory.
+        max_cache_bytes: size of the whole cache above which other entries are removed; None for no limit.
         progress: called as pictures are finished.
 
     Raises:
@@ -166,11 +180,17 @@ def decode_cached(
             f"The pictures cannot be cached in {folder} ({error.strerror}): free some space, or set XDG_CACHE_HOME to "
             "another folder."
         ) from error
-    return _load(pixels, reasons, max_bytes_in_memory)
+    decoded = _load(pixels, reasons, max_bytes_in_memory)
+    if max_cache_bytes is not None:
+        remove_entries(folder, max_bytes=max_cache_bytes)
+    return decoded
 
 
 def _load(pixels: Path, reasons: Path, max_bytes_in_memory: int) -> DecodedPictures:
-    unreadable = {int(position): reason for position, reason in json.loads(reasons.read_text()).items()}
+    _lock(pixels)
+    stored = json.loads(reasons.read_text())
+    stored.pop("root", None)
+    unreadable = {int(position): reason for position, reason in stored.items()}
     # torch requires a writable array; copy-on-write mapping leaves the file unchanged.
     images: Any = np.load(pixels, mmap_mode="c")
     in_memory = images if images.nbytes > max_bytes_in_memory else images.copy()
@@ -192,4 +212,115 @@ def _write(
                 unreadable[position] = str(picture)
             file.write(picture.numpy().tobytes() if isinstance(picture, Tensor) else black.tobytes())
             progress(position + 1, len(paths))
-        write_atomically(reasons, json.dumps(unreadable))
+        write_atomically(reasons, json.dumps({"root": str(root.resolve()), **unreadable}))
+
+
+def _renew(path: Path) -> None:
+    """Mark a file as used now."""
+    with suppress(OSError):  # It is missing, or belongs to another user.
+        os.utime(path)
+
+
+def _lock(pixels: Path) -> None:
+    """Keep other processes from removing a file of pixels until this process ends. Raises OSError if it is missing."""
+    descriptor = os.open(pixels, os.O_RDONLY)
+    with suppress(OSError):  # Some network file systems have no locks.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    # Another process may have removed it before the lock.
+    if not pixels.exists() or not os.path.samestat(os.fstat(descriptor), pixels.stat()):
+        os.close(descriptor)
+        raise FileNotFoundError(pixels)
+    _renew(pixels)
+    if pixels in _in_use:
+        os.close(_in_use[pixels])
+    _in_use[pixels] = descriptor
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Files of the cache that belong together.
+
+    Attributes:
+        files: the pixels of a set of pictures and the reasons of the unreadable ones, or the scan of a folder.
+        size: in bytes.
+        used: time of the last use in seconds since 1970.
+        root: folder of the pictures; None if it is not known.
+    """
+
+    files: tuple[Path, ...]
+    size: int
+    used: float
+    root: str | None
+
+    def remove(self) -> bool:
+        """Delete the files, and return whether no process uses them."""
+        try:
+            for file in sorted(self.files, key=lambda path: path.suffix != ".npy"):
+                if file.suffix != ".npy":
+                    file.unlink(missing_ok=True)
+                    continue
+                with file.open("rb") as pixels:
+                    fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.unlink()
+        except OSError:
+            return False
+        return True
+
+    def is_in_use(self) -> bool:
+        """Return whether a process has read the pixels."""
+        for file in self.files:
+            if file.suffix == ".npy":
+                try:
+                    with file.open("rb") as pixels:
+                        fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    return file.exists()
+        return False
+
+
+def list_entries(folder: Path) -> list[CacheEntry]:
+    """List the entries of the cache in `folder`, the least recently used first."""
+    groups: dict[str, list[Path]] = {}
+    for file in folder.glob("*") if folder.is_dir() else ():
+        if match := _ENTRY_NAME.fullmatch(file.name):
+            groups.setdefault(match[1], []).append(file)
+    roots = {name: _root_of(files) for name, files in groups.items()}
+    scanned = {_hash_of(Path(root)): root for root in roots.values() if root}
+    entries = []
+    for name, files in groups.items():
+        with suppress(OSError):  # Another process removes it.
+            stats = [file.stat() for file in files]
+            size, used = sum(each.st_size for each in stats), max(each.st_mtime for each in stats)
+            entries.append(CacheEntry(tuple(files), size, used, roots[name] or scanned.get(name)))
+    return sorted(entries, key=lambda entry: entry.used)
+
+
+def _root_of(files: Sequence[Path]) -> str | None:
+    """Return the folder that an entry of pixels stores."""
+    if not any(file.suffix == ".npy" for file in files):
+        return None
+    for file in files:
+        with suppress(OSError, ValueError, AttributeError):
+            if file.suffix == ".json" and isinstance(root := json.loads(file.read_text()).get("root"), str):
+                return root
+    return None
+
+
+def remove_entries(folder: Path, *, max_bytes: int = 0) -> list[CacheEntry]:
+    """Remove entries of the cache, the least recently used first, until it has at most `max_bytes`.
+
+    Entries that a process uses stay, whatever the size.
+
+    Returns:
+        The removed entries.
+    """
+    entries = list_entries(folder)
+    size = sum(entry.size for entry in entries)
+    removed = []
+    for entry in entries:
+        if size <= max_bytes:
+            break
+        if entry.remove():
+            size -= entry.size
+            removed.append(entry)
+    return removed
