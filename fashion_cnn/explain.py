@@ -33,6 +33,8 @@ def explain(config: DictConfig) -> None:
     check_reject(config.reject)
     if config.neighbours < 1:
         raise UserError(f"neighbours={config.neighbours} is not possible: give 1 or more.", status=2)
+    if config.training_images is not None and config.training_images < 1:
+        raise UserError(f"training_images={config.training_images} is not possible: give 1 or more, or null.", status=2)
     run = find_run(config.run, Path(config.runs_dir))
     files = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
@@ -42,6 +44,7 @@ def explain(config: DictConfig) -> None:
             run,
             data_root=config.data.root,
             neighbours=config.neighbours,
+            training_images=config.training_images,
             about=None if config.about is None else str(config.about),
             reject=config.reject,
             invert=config.invert,

@@ -103,6 +103,55 @@ def test_a_training_image_is_nearest_to_itself():
     assert (nearest.similarity.diff(dim=1) <= 0).all()
 
 
+def test_the_nearest_images_of_a_sample_are_computed_once_for_each_network(tmp_path, monkeypatch):
+    config = compose(overrides=TINY_DATA)
+    data = build.data(config)
+    network = NetworkRunner(build.module(config, data), data)
+    cache = tmp_path / "embeddings.npz"
+    embedded = []
+    features = NetworkRunner.features
+    monkeypatch.setattr(
+        NetworkRunner, "features", lambda runner, images: embedded.append(len(images)) or features(runner, images)
+    )
+    query = data.train_split.images[5:7]
+    first = TrainingImages(network, count=30, cache=cache).nearest(query, 50)
+    assert sum(embedded) == 30 + 2
+    assert first.indices.shape == (2, 30)
+    assert set(first.indices[0].tolist()) == set(data.train_split.indices[:30].tolist())
+    again = TrainingImages(network, count=30, cache=cache).nearest(query, 50)
+    assert sum(embedded) == 30 + 2 + 2
+    assert torch.equal(first.similarity, again.similarity)
+    assert torch.equal(first.indices, again.indices)
+    other = NetworkRunner(build.module(compose(overrides=[*TINY_DATA, "seed=1"]), data), data)
+    next(other.module.parameters()).data += 1
+    TrainingImages(other, count=30, cache=cache)
+    assert sum(embedded) == 30 + 2 + 2 + 30
+    cache.write_bytes(b"damaged")
+    TrainingImages(other, count=30, cache=cache)
+    TrainingImages(other, count=30, cache=tmp_path / "missing" / "embeddings.npz")
+    assert sum(embedded) == 30 + 2 + 2 + 90
+
+
+def test_explain_keeps_the_embeddings_in_the_run(command, run, tmp_path, monkeypatch):
+    pytest.importorskip("captum")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.inference import explain as explain_module
+
+    monkeypatch.setattr(explain_module, "draw", lambda *page: Figure())
+    Image.new("L", (20, 20), 200).save(tmp_path / "light.png")
+    assert command(main, f"run={run}", f"images={tmp_path}/light.png", "training_images=20")[0] == 0
+    stored = (run / "training_embeddings.npz").read_bytes()
+    monkeypatch.setattr(TrainingImages, "_embed_all", lambda images: pytest.fail("they are stored"))
+    assert command(main, f"run={run}", f"images={tmp_path}/light.png", "training_images=20")[0] == 0
+    assert (run / "training_embeddings.npz").read_bytes() == stored
+    status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", "training_images=0")
+    assert status == 2
+    assert "training_images=0 is not possible" in err
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     from fashion_cnn.train import train

@@ -1,9 +1,13 @@
 """Explanations of predictions: Grad-CAM, integrated gradients and nearest training images."""
 
+import hashlib
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import NetworkRunner, load, load_data
+from fashion_cnn.inference.network import NetworkRunner, load, load_data, weights_sha256
 from fashion_cnn.inference.predictor import NONE_OF_THESE, load_calibration
 from fashion_cnn.models import Ensemble
+from fashion_cnn.models.hardware import select_device
 from fashion_cnn.models.layers import is_nonlinearity
 from fashion_cnn.pictures import decode
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.plots.style import escape_label, save_figure
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.files import open_atomically
 from fashion_cnn.terminal import progress_bar
 
 # PNG metadata of a page: the path of the picture that it explains.
@@ -30,12 +36,13 @@ _SOURCE = "Source"
 
 
 class Explainer:
-    """Explains pictures by a run's network, in float32.
+    """Explains pictures by a run's network, in float32 on the CPU.
 
     Args:
         run: the run.
         data_root: the directory of the data set, if it is no longer where the run found it.
         neighbours: number of training images to show.
+        training_images: number of training images among which these are searched; None for all.
         about: name of the class to explain; None for the predicted class.
         reject: see `calibrate`.
         invert: see `Preparation`.
@@ -48,7 +55,15 @@ class Explainer:
     """
 
     def __init__(
-        self, run: Run, *, data_root: str | None, neighbours: int, about: str | None, reject: float, invert: Invert
+        self,
+        run: Run,
+        *,
+        data_root: str | None,
+        neighbours: int,
+        training_images: int | None,
+        about: str | None,
+        reject: float,
+        invert: Invert,
     ) -> None:
         data = load_data(run, data_root)
         self.network = NetworkRunner(load(run), data)
@@ -59,7 +74,10 @@ class Explainer:
         self.about = None if about is None else data.class_names.index(about)
         self.preparation = data.preparation(invert)
         self.calibration, self.warning = load_calibration(run, reject=reject)
-        self.training_images = TrainingImages(self.network)
+        trainer = run.config().trainer
+        device = select_device(trainer.accelerator, trainer.get("devices", 1))
+        fast = self.network if device.type == "cpu" else NetworkRunner(load(run), data, device=device)
+        self.training_images = TrainingImages(fast, count=training_images, cache=run.training_embeddings)
         self.neighbours = neighbours
 
     def explain(self, path: Path, folder: Path) -> Path:
@@ -282,29 +300,63 @@ class Neighbours:
 
 
 class TrainingImages:
-    """Index of the training images by the direction of their embeddings.
+    """Index of training images by the direction of their embeddings.
 
     Args:
         network: the network, with its data module's training images in memory.
+        count: number of training images, a stratified sample; None for all.
+        cache: file that keeps the embeddings for the next call; None to keep none.
     """
 
-    def __init__(self, network: NetworkRunner) -> None:
+    def __init__(self, network: NetworkRunner, *, count: int | None = None, cache: Path | None = None) -> None:
         self._network = network
-        split = network.data.train_split
-        batches = split.indices.split(network.data.eval_batch_size)
+        # A prefix of the training images is a stratified sample of them.
+        self._indices = network.data.train_split.indices[:count]
+        key = self._key() if cache else ""
+        stored = _read_embeddings(cache, key, len(self._indices)) if cache else None
+        self._embeddings = self._embed_all() if stored is None else stored
+        if cache and stored is None:
+            # Without space or permission the next call computes them again.
+            with suppress(OSError), open_atomically(cache) as file:
+                np.savez(file, key=key, embeddings=self._embeddings.numpy())
+
+    def _key(self) -> str:
+        """Hash of everything that the embeddings depend on: weights, normalisation and images."""
+        data = self._network.data
+        digest = hashlib.sha256(weights_sha256(self._network.module.state_dict()).encode())
+        digest.update(str([data.pixel_mean.tolist(), data.pixel_scale.tolist()]).encode())
+        for batch in self._indices.split(data.eval_batch_size):
+            digest.update(data.train_split.images_at(batch).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _embed_all(self) -> Tensor:
+        batches = self._indices.split(self._network.data.eval_batch_size)
         embeddings = []
         with progress_bar("training images") as progress:
             for done, batch in enumerate(batches, start=1):
-                embeddings.append(self._embed(split.images_at(batch)))
+                embeddings.append(self._embed(self._network.data.train_split.images_at(batch)))
                 progress(done, len(batches))
-        self._embeddings = torch.cat(embeddings)
+        return torch.cat(embeddings)
 
     def nearest(self, images: Tensor, top_k: int) -> Neighbours:
         """Find the `top_k` training images with the most similar embeddings for images `(B, C, H, W)` uint8."""
         split = self._network.data.train_split
-        similarity, ranks = (self._embed(images) @ self._embeddings.T).topk(min(top_k, len(split)), dim=1)
-        indices = split.indices[ranks]
+        similarity, ranks = (self._embed(images) @ self._embeddings.T).topk(min(top_k, len(self._indices)), dim=1)
+        indices = self._indices[ranks]
         return Neighbours(split.images_at(indices), split.targets[ranks], indices, similarity)
 
     def _embed(self, images: Tensor) -> Tensor:
         return functional.normalize(self._network.features(images), dim=1)
+
+
+def _read_embeddings(cache: Path, key: str, count: int) -> Tensor | None:
+    """Read the embeddings `(count, D)` that were stored with this key; None if there are none."""
+    try:
+        with np.load(cache) as stored:
+            if str(stored["key"]) != key:
+                return None
+            embeddings = stored["embeddings"]
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error):
+        return None
+    is_usable = embeddings.ndim == 2 and len(embeddings) == count and embeddings.dtype == np.float32
+    return torch.from_numpy(embeddings) if is_usable else None

@@ -266,8 +266,12 @@ def export_run(
     # Files get their names only after the check.
     with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write_files(exported, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
-        variants = _evaluate_variants(network, files, check_images, val_logits)
-        _check_parity(network, temperature, files[_FLOAT], check_images)
+        checks_val = val_logits is not None and check_images.split == "validation"
+        logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
+        assert logits is not None
+        file_logits = _check_parity(network, logits, temperature, files[_FLOAT], check_images)
+        answers = {_TORCH: logits.numpy(), _FLOAT: file_logits}
+        variants = _evaluate_variants(network, files, check_images, answers, val_logits)
         _check_accuracy(run, data, variants[1])
         remarks = [] if data.has_test else [f"There are no test images: checked on {check_images.split} images."]
         if int8 and (problem := _int8_problem(variants[-1], variants[0], int8_tolerance)):
@@ -321,27 +325,33 @@ def _write_files(
 
 
 def _evaluate_variants(
-    network: NetworkRunner, files: dict[str, Path], check_images: CheckImages, val_logits: Tensor | None
+    network: NetworkRunner,
+    files: dict[str, Path],
+    check_images: CheckImages,
+    answers: dict[str, Array],
+    val_logits: Tensor | None,
 ) -> list[Variant]:
-    """Results of PyTorch, whose logits of the validation images are given, then of each of the files."""
+    """Results of PyTorch, then of each of the files.
+
+    Args:
+        network: the network in PyTorch.
+        files: the exported files by the name of the variant.
+        check_images: the images to compare the variants on.
+        answers: logits of these images by the name of the variant, of PyTorch and of any file that has been run.
+        val_logits: PyTorch's logits of the validation images; None without any.
+    """
     data = network.data
-    checks_val = val_logits is not None and check_images.split == "validation"
-    functions: dict[str, ArrayFunction] = {}
-    for name, file in files.items():
-        functions[name] = partial(onnx_logits, open_onnx(file), batch_size=data.eval_batch_size)
     latencies = _latencies(network, check_images.images[:1], files)
-    torch_logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
-    assert torch_logits is not None
-    expected = torch_logits.numpy()
-    # Each image is put through each variant once.
-    answers = {_TORCH: (expected, None if val_logits is None else val_logits.numpy())}
-    for name, function in functions.items():
-        logits = function(check_images.images)
-        other_val = None if val_logits is None or checks_val else function(data.val_split.images.numpy())
-        answers[name] = (logits, logits if checks_val else other_val)
+    expected = answers[_TORCH]
     variants = []
-    for name, (logits, of_val) in answers.items():
+    for name in (_TORCH, *files):
         path = files.get(name)
+        function = partial(onnx_logits, open_onnx(path), batch_size=data.eval_batch_size) if path else None
+        logits = answers[name] if name in answers or function is None else function(check_images.images)
+        of_val = None if val_logits is None else val_logits.numpy()
+        if function and val_logits is not None:
+            checks_val = check_images.split == "validation"
+            of_val = logits if checks_val else function(data.val_split.images.numpy())
         variant = Variant(
             name=name,
             file=path.name if path else None,
@@ -376,26 +386,37 @@ def _accuracy(logits: Array, split: InMemoryDataset) -> float:
     return float((logits.argmax(1) == split.targets.numpy()).mean())
 
 
-def _check_parity(network: NetworkRunner, temperature: float, file: Path, check_images: CheckImages) -> None:
-    """Raise UserError unless all outputs equal, but for rounding, those of the forward pass that evaluation uses."""
+def _check_parity(
+    network: NetworkRunner, logits: Tensor, temperature: float, file: Path, check_images: CheckImages
+) -> Array:
+    """Compare all outputs of a file with those of the forward pass that evaluation uses, whose `logits` are given.
+
+    Returns:
+        The logits of the file.
+
+    Raises:
+        UserError: unless the outputs are equal but for rounding.
+    """
     session = open_onnx(file)
     differing = 0
-    for images in torch.from_numpy(check_images.images).split(network.data.eval_batch_size):
-        logits = network.logits(images)
-        expected = [
-            array.numpy() for array in (logits, (logits / temperature).softmax(dim=1), network.features(images))
-        ]
+    file_logits = []
+    batches = torch.from_numpy(check_images.images).split(network.data.eval_batch_size)
+    for images, expected_logits in zip(batches, logits.split(network.data.eval_batch_size), strict=True):
+        probabilities = (expected_logits / temperature).softmax(dim=1)
+        expected = [array.numpy() for array in (expected_logits, probabilities, network.features(images))]
         outputs = session.run(list(OUTPUTS), {"images": images.numpy()})
         equal = np.ones(len(images), dtype=bool)
         for output, reference in zip(outputs, expected, strict=True):
             equal &= np.isclose(output, reference, rtol=_TOLERANCE, atol=_TOLERANCE).all(axis=1)
         differing += int((~equal).sum())
+        file_logits.append(outputs[0])
     if differing:
         raise UserError(
             f"The exported network differs from PyTorch on {differing} of {len(check_images.images):,} "
             f"{check_images.split} images: no file is written. Please report the model and the versions of torch and "
             "onnxruntime."
         )
+    return np.concatenate(file_logits)
 
 
 def _check_accuracy(run: Run, data: ImageDataModule, variant: Variant) -> None:

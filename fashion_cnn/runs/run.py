@@ -57,6 +57,7 @@ class Run:
         training_images_file: hashes of the images that the weights were trained on, see `training/leakage.py`.
         examples_file: the training dynamics of each training image.
         ambiguous_file: the validation and test images, those with the least certain predictions first.
+        training_embeddings: embeddings of training images, which `python -m fashion_cnn.explain` keeps.
         evaluation: the output folder of `python -m fashion_cnn.evaluate`, with a sub-folder per split.
         search_evaluation: the output folder of `python -m fashion_cnn.evaluate_search`, with a sub-folder per split.
         export: the output folder of `python -m fashion_cnn.export`.
@@ -80,6 +81,7 @@ class Run:
     training_images_file = _Inside("training_images.npy")
     examples_file = _Inside("examples.csv")
     ambiguous_file = _Inside("ambiguous.csv")
+    training_embeddings = _Inside("training_embeddings.npz")
     evaluation = _Inside("evaluation")
     search_evaluation = _Inside("search_evaluation")
     export = _Inside("export")
