@@ -46,8 +46,6 @@ _UNCHECKED = ".unchecked-"
 _CALIBRATION_IMAGES = 1000
 # Maximum number of training images that are checked where there are no test and validation images.
 _MAX_TRAINING_IMAGES = 10_000
-# Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)` float32.
-ArrayFunction = Callable[[Array], Array]
 
 
 class ExportedNetwork(nn.Module):
