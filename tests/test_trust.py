@@ -158,23 +158,25 @@ def test_every_command_takes_trust_and_stores_it_nowhere(file, monkeypatch):
 
 
 def test_commands_and_load_open_a_run_of_a_trusted_package(shop_run, tmp_path, command, monkeypatch):
-    (tmp_path / "my_networks.py").write_text("from fashion_cnn.models import ResNet\nclass Mine(ResNet):\n    pass\n")
+    (tmp_path / "other_networks.py").write_text(
+        "from fashion_cnn.models import ResNet\nclass Mine(ResNet):\n    pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     trusted = os.environ["FASHION_CNN_TRUST"]
     monkeypatch.setenv("FASHION_CNN_TRUST", trusted)
     run = Path(shutil.copytree(shop_run.path, tmp_path / "run"))
     checkpoint = torch.load(run / "checkpoints" / shop_run.weights.name, weights_only=True)
-    checkpoint["hyper_parameters"]["network"]["_target_"] = "my_networks.Mine"
+    checkpoint["hyper_parameters"]["network"]["_target_"] = "other_networks.Mine"
     torch.save(checkpoint, run / "checkpoints" / shop_run.weights.name)
     picture = next(iter((REPOSITORY / "docs").rglob("*.png")))
     status, _, err = command(predict.main, f"run={run}", f"images={picture}")
     assert status == 1
-    assert "add trust=my_networks, or export FASHION_CNN_TRUST=my_networks" in err
-    assert command(predict.main, f"run={run}", f"images={picture}", "trust=my_networks")[0] == 0
+    assert "add trust=other_networks, or export FASHION_CNN_TRUST=other_networks" in err
+    assert command(predict.main, f"run={run}", f"images={picture}", "trust=other_networks")[0] == 0
     monkeypatch.setenv("FASHION_CNN_TRUST", trusted)
-    with pytest.raises(UserError, match="add trust=my_networks"):
+    with pytest.raises(UserError, match="add trust=other_networks"):
         fashion_cnn.load(run)
-    fashion_cnn.load(run, trust="my_networks")
+    fashion_cnn.load(run, trust="other_networks")
 
 
 def stored_sweep(folder, hydra=(), task=()):
