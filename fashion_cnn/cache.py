@@ -26,13 +26,14 @@ def cache(config: DictConfig) -> None:
     Raises:
         UserError: for an invalid option.
     """
-    if config.limit_gb is not None and (not isinstance(config.limit_gb, int | float) or config.limit_gb < 0):
-        raise UserError(f"limit_gb={config.limit_gb} is not possible: give a size in GB, 0 or more.", status=2)
+    limit = 0 if config.remove_all else config.limit_gb
+    if limit is not None and (not isinstance(limit, int | float) or limit < 0):
+        raise UserError(f"limit_gb={limit} is not possible: give a size in GB, 0 or more.", status=2)
     from fashion_cnn.data.picture_cache import cache_folder, list_entries, remove_entries
 
     folder = cache_folder()
-    if config.remove_all or config.limit_gb is not None:
-        removed = remove_entries(folder, max_bytes=0 if config.remove_all else int(config.limit_gb * 1e9))
+    if limit is not None:
+        removed = remove_entries(folder, max_bytes=int(limit * 1e9))
         print(f"Removed {_count(removed)}.")
     _print_entries(list_entries(folder), folder)
 
