@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
 )
 COMMANDS = len(LAYERS)
-MAX_MODULES = 140
+MAX_MODULES = 145
 
 
 def _module(file: Path) -> str:
@@ -94,7 +94,7 @@ def test_nothing_below_the_command_line_imports_it():
     assert [module for module in below if any(".cli" in name for name in _imports(module, for_types=True))] == []
 
 
-def test_there_are_at_most_140_modules():
+def test_the_number_of_modules_is_limited():
     assert len(FILES) <= MAX_MODULES
 
 
