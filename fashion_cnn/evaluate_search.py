@@ -40,7 +40,7 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     runs = _runs(config)
     for number, run in enumerate(runs, start=1):
         images = evaluation.load_search_images(instantiate_data(run, config.data.root), config.split, config.queries)
-        network = TrainedNetwork(run, flip_average=config.flip_average)
+        network = TrainedNetwork(run, flip_average=config.flip_average, needs_embeddings=True)
         with progress_bar("searching" if len(runs) == 1 else f"run {number} of {len(runs)}") as progress:
             result = evaluation.evaluate_search(
                 network,

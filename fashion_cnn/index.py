@@ -51,7 +51,7 @@ def index(config: DictConfig) -> None:
     if config.remove is not None:
         _remove(catalogue, as_strings(config.remove))
         return
-    network = TrainedNetwork(run, flip_average=config.flip_average, invert=config.invert)
+    network = TrainedNetwork(run, flip_average=config.flip_average, needs_embeddings=True, invert=config.invert)
     before = _version(catalogue)
     try:
         with silence_pillow():

@@ -36,7 +36,7 @@ def teach(config: DictConfig) -> None:
     from fashion_cnn.runs import find_finished_run
 
     run = find_finished_run(config.run, Path(config.runs_dir))
-    network = TrainedNetwork(run, flip_embeddings=True, invert=config.invert)
+    network = TrainedNetwork(run, flip_embeddings=True, needs_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
     if config.name is not None and str(config.name) in network.class_names:
         raise UserError(f"name={config.name} is a class of the network already: choose another name.")

@@ -30,7 +30,7 @@ def make_batch():
 
 def test_the_target_interpolates_smoothed_labels_and_the_teachers_mean_prediction(tiny):
     teachers = [train(tiny("callbacks=essential", "trainer.max_epochs=1", f"seed={seed}")) for seed in (5, 6)]
-    networks = [fashion_cnn.load(results["run"]) for results in teachers]
+    networks = [fashion_cnn.load(results["run"]).module for results in teachers]
     student = ImageClassifier(
         network=networks[0].network,
         image_shape=networks[0].image_shape,
@@ -76,7 +76,7 @@ def test_a_trained_student_loads_without_its_teacher(tiny, teacher):
     )
     assert results["teachers_seconds"] == Run(Path(teacher)).results()["seconds"]
     Run(Path(teacher)).best_checkpoint.unlink()
-    student = fashion_cnn.load(results["run"])
+    student = fashion_cnn.load(results["run"]).module
     assert student(torch.zeros(1, *student.image_shape)).shape == (1, student.num_classes)
 
 

@@ -102,7 +102,7 @@ def test_an_old_run_is_resumed(old_run, command):
 
 
 def test_an_old_run_is_loaded(old_run):
-    network = fashion_cnn.load(old_run.path)
+    network = fashion_cnn.load(old_run.path).module
     assert network(torch.zeros(1, *network.image_shape)).shape == (1, network.num_classes)
 
 

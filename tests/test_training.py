@@ -152,7 +152,7 @@ def test_the_module_is_never_moved_in_inference_mode(tiny, monkeypatch):
 def test_results_equal_an_evaluation_of_the_best_checkpoint(tiny):
     config = tiny()
     results = train(config)
-    module = fashion_cnn.load(results["run"])
+    module = fashion_cnn.load(results["run"]).module
     rows = read_metrics_csv(Run(Path(results["run"])))
     assert float(rows[results["best_epoch"] - 1]["val/accuracy"]) == max(float(row["val/accuracy"]) for row in rows)
     data = build.data(config)
@@ -172,7 +172,7 @@ def test_results_equal_an_evaluation_of_the_best_checkpoint(tiny):
 def test_flip_averaged_metrics_are_recorded_beside_the_plain_ones(tiny):
     config = tiny("trainer.max_epochs=6", "trainer.precision=32-true")
     results = train(config)
-    module = fashion_cnn.load(results["run"])
+    module = fashion_cnn.load(results["run"]).module
     data = build.data(config)
     data.setup("test")
     images, targets = data.normalise(data.test_split.images), data.test_split.targets
@@ -257,7 +257,7 @@ def test_fast_cnn_muon_and_linear_schedule_resume_exactly(stop, disarm, tmp_path
     disarm()
     resumed = train(compose(overrides=["resume=latest", f"runs_dir='{tmp_path / 'parted'}'"]))
     assert equal_results(whole, resumed)
-    assert fashion_cnn.load(resumed["run"]).network.whitening.fitted
+    assert fashion_cnn.load(resumed["run"]).module.network.whitening.fitted
 
 
 @pytest.mark.training
@@ -621,7 +621,7 @@ def test_init_from_keeps_the_new_classifier_for_other_classes(tiny):
     module = ImageClassifier(network=config_network(config, 7), image_shape=(1, 20, 20), num_classes=7)
     head = module.network.classifier.weight.clone()
     initialise_from(module, Run(Path(results["run"])), [f"class {label}" for label in range(7)])
-    trained = fashion_cnn.load(results["run"])
+    trained = fashion_cnn.load(results["run"]).module
     assert torch.equal(module.network.classifier.weight, head)
     assert torch.equal(module.network.trunk[0][0].weight, trained.network.trunk[0][0].weight)
 

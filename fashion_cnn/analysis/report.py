@@ -60,8 +60,8 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
 
 ![Loss and accuracy over the epochs]({folder}/curves.png)
 
-| | loss | accuracy |
-|---|---:|---:|
+| | loss | accuracy |{"".join(f" {name} |" for name in results.get("metrics", ()))}
+|---|---:|---:|{"---:|" * len(results.get("metrics", ()))}
 {"".join(_row(label, prefix, results) for label, prefix in _REPORT_ROWS)}
 All splits are evaluated alike: with the weights {_describe_weights(results)}, in evaluation mode, without \
 augmentation, by plain cross-entropy. The running average is measured on the training batches, with augmentation, \
@@ -83,12 +83,17 @@ def _describe_weights(results: dict[str, Any]) -> str:
 
 
 def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
+    metrics = results.get("metrics", [])
     if f"{prefix}/loss" not in results:
-        return "" if prefix in _OPTIONAL_ROWS else f"| {label} | not measured | not measured |\n"
+        return "" if prefix in _OPTIONAL_ROWS else f"| {label} |{' not measured |' * (2 + len(metrics))}\n"
     sign = "+" if prefix.startswith("gap") else ""
     cells = []
-    for quantity, scale, digits, unit in (("loss", 1, 4, ""), ("accuracy", 100, 2, " points" if sign else " %")):
+    quantities = [("loss", 1, 4, ""), ("accuracy", 100, 2, " points" if sign else " %")]
+    for quantity, scale, digits, unit in [*quantities, *((name, 1, 4, "") for name in metrics)]:
         name = f"{prefix}/{quantity}"
+        if name not in results:
+            cells.append("not measured")
+            continue
         ends = [
             f"{results[f'{name}_{end}'] * scale:+.{digits}f}" for end in ("low", "high") if f"{name}_{end}" in results
         ]

@@ -189,7 +189,7 @@ class Histograms(Callback):
         if due and first and tensorboard_writer(trainer) is not None:
             assert isinstance(pl_module.network, nn.Module)
             for name, layer in pl_module.network.named_modules():
-                if is_nonlinearity(layer) or name == "classifier":
+                if is_nonlinearity(layer) or name == pl_module.head_name:
                     self._hooks.append(layer.register_forward_hook(self._record(name)))
 
     def _record(self, name: str) -> Any:

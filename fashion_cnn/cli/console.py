@@ -149,7 +149,8 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
 def results_table(results: dict[str, Any]) -> Table:
     """Return the table of loss and accuracy on each split, and of the gaps."""
     table = Table(title=f"{results['name']}, weights of epoch {results['best_epoch']}", title_justify="left")
-    for heading in ("", "loss", "accuracy"):
+    metrics = results.get("metrics", [])
+    for heading in ("", "loss", "accuracy", *metrics):
         table.add_column(heading, justify="right" if heading else "left")
     rows = [
         ("train probe", "train", ""),
@@ -163,9 +164,10 @@ def results_table(results: dict[str, Any]) -> Table:
         if f"{prefix}/loss" in results:
             loss, accuracy = results[f"{prefix}/loss"], results[f"{prefix}/accuracy"]
             unit = " points" if sign else " %"
-            table.add_row(label, f"{loss:{sign}.4f}", f"{accuracy * 100:{sign}.2f}{unit}")
+            others = (f"{results[f'{prefix}/{name}']:{sign}.4f}" for name in metrics)
+            table.add_row(label, f"{loss:{sign}.4f}", f"{accuracy * 100:{sign}.2f}{unit}", *others)
         elif prefix != "test_flip":
-            table.add_row(label, "not measured", "not measured")
+            table.add_row(label, *["not measured"] * (2 + len(metrics)))
     return table
 
 

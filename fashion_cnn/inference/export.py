@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import NetworkRunner, has_plain_head, load, load_data
+from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
@@ -65,8 +65,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, module: ImageClassifier, data: ImageDataModule, temperature: float) -> None:
         super().__init__()
-        self.network = module.network
-        self.one_pass = has_plain_head(module)
+        self.module = module
         self.temperature = temperature
         self.register_buffer("mean", data.pixel_mean.clone())
         self.register_buffer("scale", data.pixel_scale.clone())
@@ -74,8 +73,7 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the OUTPUTS."""
         normalised = (images.float() - self.mean) * self.scale
-        embedding = self.network.features(normalised)  # type: ignore[operator]
-        logits = self.network.classifier(embedding) if self.one_pass else self.network(normalised)  # type: ignore[operator]
+        logits, embedding = self.module.logits_and_embeddings(normalised)
         return logits, (logits / self.temperature).softmax(dim=1), embedding
 
 

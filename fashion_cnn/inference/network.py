@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from hydra.utils import get_class
+from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
@@ -20,7 +21,6 @@ from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.trust import check_classes, instantiate
 
-_CLASSIFIER = "network.classifier."
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
 LogitsFunction = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,7 @@ class NetworkOutput(NamedTuple):
 
     Attributes:
         logits: `(N, num_classes)`.
-        embeddings: unit vectors `(N, D)`.
+        embeddings: unit vectors `(N, D)`; D is 0 for a network without embeddings.
     """
 
     logits: Tensor
@@ -87,14 +87,21 @@ class TrainedNetwork(NetworkRunner):
         run: the run's directory.
         flip_average: average the logits and embeddings of each image and its mirror image.
         flip_embeddings: average the embeddings alone.
+        needs_embeddings: refuse a network without embeddings.
         invert: see `Preparation`.
 
     Raises:
-        UserError: if the run's weights cannot be read.
+        UserError: if the run's weights cannot be read, or embeddings are needed and there are none.
     """
 
     def __init__(
-        self, run: Run, *, flip_average: bool = False, flip_embeddings: bool = False, invert: Invert = "auto"
+        self,
+        run: Run,
+        *,
+        flip_average: bool = False,
+        flip_embeddings: bool = False,
+        needs_embeddings: bool = False,
+        invert: Invert = "auto",
     ) -> None:
         data = instantiate_data(run)
         trainer = run.config().trainer
@@ -104,20 +111,19 @@ class TrainedNetwork(NetworkRunner):
             device=select_device(trainer.accelerator, trainer.get("devices", 1)),
             precision=resolve_precision(trainer.precision, trainer.accelerator),
         )
+        if needs_embeddings:
+            self.module.head()
         self.run = run
         self.class_names = tuple(data.class_names)
         self.preparation = data.preparation(invert)
         self.batch_size = data.eval_batch_size
         self.flip_average = flip_average
         self.flip_embeddings = flip_average or flip_embeddings
-        self._one_pass = has_plain_head(self.module)
 
     @property
     def dimensions(self) -> int:
-        """Length D of the embeddings."""
-        classifier = self.module.network.get_submodule("classifier")
-        assert isinstance(classifier, nn.Linear)
-        return classifier.in_features
+        """Length D of the embeddings; 0 for a network without embeddings."""
+        return self.module.embedding_size or 0
 
     @property
     def identity(self) -> str:
@@ -140,7 +146,7 @@ class TrainedNetwork(NetworkRunner):
         other = copy.copy(self)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            other.module = ImageClassifier(**self.module.hparams)
+            other.module = type(self.module)(**self.module.hparams)
         other.module.to(self.module.device).eval()
         return other
 
@@ -154,6 +160,7 @@ class TrainedNetwork(NetworkRunner):
 
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings, unit vectors `(N, D)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        self.module.head()  # raises UserError without embeddings
         return self.outputs(images).embeddings
 
     def _averaged_views(self, normalised: Tensor) -> NetworkOutput:
@@ -165,24 +172,10 @@ class TrainedNetwork(NetworkRunner):
         return NetworkOutput(logits, functional.normalize(embeddings, dim=1))
 
     def _view(self, normalised: Tensor) -> NetworkOutput:
-        features = self.module.embed(normalised)
-        classify = self.module.network.get_submodule("classifier")
-        logits = classify(features) if self._one_pass else self.module(normalised)
+        if self.module.embedding_size is None:
+            return NetworkOutput(self.module(normalised).float(), normalised.new_zeros(len(normalised), 0))
+        logits, features = self.module.logits_and_embeddings(normalised)
         return NetworkOutput(logits.float(), functional.normalize(features.float(), dim=1))
-
-
-@torch.inference_mode()
-def has_plain_head(module: ImageClassifier) -> bool:
-    """Return whether the logits are the classifier's output for the features, so that one pass gives both.
-
-    This holds for the networks of this package. One of the user may do more, such as scaling its logits.
-
-    Args:
-        module: the network in eval mode, with the weights to check.
-    """
-    images = torch.randn(2, *module.image_shape, generator=torch.Generator().manual_seed(0)).to(module.device)
-    logits, classify = module(images), module.network.get_submodule("classifier")
-    return torch.allclose(classify(module.embed(images)), logits, rtol=1e-3, atol=1e-4)
 
 
 def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
@@ -224,7 +217,11 @@ def load(run: Run) -> ImageClassifier:
         UserError: if the weights cannot be read, or are not those that the run ended with.
     """
     read_weights(run)
-    return ImageClassifier.load_from_checkpoint(run.weights, map_location="cpu", weights_only=True).eval()
+    model = run.config().model
+    check_classes(model, run.config_file)
+    # A subclass may have parameters of its own, as a learned loss has.
+    recorded_class: type[ImageClassifier] = get_class(model._target_)
+    return recorded_class.load_from_checkpoint(run.weights, map_location="cpu").eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -291,7 +288,8 @@ def initialise_from(module: ImageClassifier, run: Run, class_names: Sequence[str
     """
     source = read_weights(run)
     differing = differing_weights(module.state_dict(), source)
-    body = [name for name in differing if not name.startswith(_CLASSIFIER)]
+    head = f"network.{module.head_name}."
+    body = [name for name in differing if not name.startswith(head)]
     if body:
         raise UserError(
             f"init_from={run.path} has another network: {len(body)} weights do not fit, such as {body[0]}. "
@@ -299,7 +297,7 @@ def initialise_from(module: ImageClassifier, run: Run, class_names: Sequence[str
         )
     source_names = _class_names(run)
     if source_names is not None and [*map(str.casefold, source_names)] != [*map(str.casefold, class_names)]:
-        differing = [name for name in source if name.startswith(_CLASSIFIER)]
+        differing = [name for name in source if name.startswith(head)]
         print(
             f"init_from={run.path} has other classes ({', '.join(source_names[:3])} …): "
             "its last layer is not used, all others are.",

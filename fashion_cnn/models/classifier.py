@@ -1,10 +1,12 @@
 """The LightningModule that trains a network and evaluates loss and accuracy on every split."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
+from hydra.utils import get_class
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fashion_cnn.data import Batch, ImageDataModule
+from fashion_cnn.data import Batch, ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
-from fashion_cnn.models.layers import use_float32_classifier
+from fashion_cnn.models.layers import compute_in_float32
 from fashion_cnn.models.optim import constant
 from fashion_cnn.runs.damage import check_containers
 from fashion_cnn.runs.files import update_class_paths
@@ -29,6 +31,12 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Distillation = Callable[[Tensor, Tensor], Tensor]
 EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
+# Maps logits `(B, num_classes)` and class indices `(B,)` or, if images are mixed, probabilities `(B, num_classes)` to a
+# scalar.
+Loss = Callable[[Tensor, Tensor], Tensor]
+Value = TypeVar("Value", Tensor, float)
+# Metrics that every run has under these names.
+_RESERVED_METRICS = ("loss", "accuracy", "balanced_accuracy", "calibration_error")
 
 
 class MeanLoss(Metric):
@@ -57,16 +65,18 @@ class MeanLoss(Metric):
 
 
 class SplitMetrics(nn.Module):
-    """Loss and accuracy of one split, exact for batches of any size and over any number of processes.
+    """Loss, accuracy and further metrics of one split, exact for any batch sizes and number of processes.
 
     Args:
         num_classes: number of classes.
+        metrics: further metrics of logits and targets by name; they are copied.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, metrics: Mapping[str, Metric] | None = None) -> None:
         super().__init__()
         self.loss = MeanLoss()
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.metrics = nn.ModuleDict({name: metric.clone() for name, metric in (metrics or {}).items()})
 
     def update(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add a batch.
@@ -78,10 +88,12 @@ class SplitMetrics(nn.Module):
         """
         self.loss.update(loss, len(targets))
         self.accuracy.update(logits, targets)
+        for metric in self.metrics.values():
+            metric.update(logits, targets)  # type: ignore[operator]
 
     def compute_and_reset(self) -> dict[str, Tensor]:
-        """Return the metrics of all images since the last reset, over all processes: `loss` and `accuracy`."""
-        metrics: dict[str, Metric] = {"loss": self.loss, "accuracy": self.accuracy}
+        """Return the metrics of all images since the last reset, over all processes: `loss`, `accuracy`, others."""
+        metrics: dict[str, Any] = {"loss": self.loss, "accuracy": self.accuracy, **self.metrics}
         values = {name: metric.compute() for name, metric in metrics.items()}
         for metric in metrics.values():
             metric.reset()
@@ -111,20 +123,25 @@ class ImageClassifier(LightningModule):
     module made from configs can be rebuilt by `load_from_checkpoint(path)`.
 
     Args:
-        network: maps normalised images `(B, C, H, W)` to logits `(B, num_classes)`, has `features(images)` `(B, D)` and
-            ends in a linear layer named `classifier`, which is made to compute in float32 (models/layers.py). If it has
-            `initialise(images)`, this is called with training images before the first step. A config is instantiated
-            with `in_channels` and `num_classes`.
+        network: maps normalised images `(B, C, H, W)` to logits `(B, num_classes)`. The input of the linear layer that
+            computes the logits, in float32 (models/layers.py), is the embedding; a network without such a layer has
+            none. If it has `initialise(images)`, this is called with training images before the first step. A config is
+            instantiated with `in_channels` and `num_classes`.
         image_shape: `(C, H, W)`.
         num_classes: number of classes.
         optimizer: factory of the optimizer from parameter groups; not needed for evaluation.
         schedule: factory of the learning rate schedule from the optimizer and the number of steps; None keeps the
             learning rate constant.
+        loss: training loss of logits and targets in place of the cross-entropy. If it has `initialise(targets,
+            num_classes)`, this is called with the training targets before the first step. Not together with
+            `distillation`.
+        metrics: further torchmetrics by name, measured on each split from logits and targets. A config is instantiated
+            with `num_classes` if the class takes it.
         mixing: mixes the images and the labels of a training batch (models/mixing.py).
         distillation: mixes teachers' predictions into the labels of a training batch (training/distillation.py).
         embedding_loss: function of embeddings and class indices that is added to the cross-entropy (models/losses.py);
             not together with `mixing`.
-        label_smoothing: smoothing of the labels in the training loss only, in [0, 1).
+        label_smoothing: smoothing of the labels in the training loss only, in [0, 1); ignored if `loss` is given.
         channels_last: whether the weights have the channels_last memory format, which speeds up convolutions.
 
     Attributes:
@@ -132,6 +149,9 @@ class ImageClassifier(LightningModule):
             an image and its mirror image.
         resumes: set it when training continues from a checkpoint, whose network is initialised already.
         running: metrics of the training batches since the last reset.
+        head_name: name in the network of the linear layer that computes the logits; None if there is none.
+        embedding_size: dimensions D of the embeddings, the input of that layer; None if there is none.
+        metric_names: names of the metrics that each split has, `loss` and `accuracy` first.
 
     Raises:
         UserError: if a value is out of range, or the network does not fit the images or the classes.
@@ -145,6 +165,8 @@ class ImageClassifier(LightningModule):
         num_classes: int,
         optimizer: OptimizerFactory | TargetConfig | None = None,
         schedule: ScheduleFactory | TargetConfig | None = None,
+        loss: Loss | TargetConfig | None = None,
+        metrics: Mapping[str, Metric | TargetConfig] | None = None,
         mixing: Mixing | TargetConfig | None = None,
         distillation: Distillation | TargetConfig | None = None,
         embedding_loss: EmbeddingLoss | TargetConfig | None = None,
@@ -155,19 +177,21 @@ class ImageClassifier(LightningModule):
         # Checkpoints of older versions name classes by their former paths.
         network, optimizer, schedule = map(update_class_paths, (network, optimizer, schedule))
         mixing, distillation, embedding_loss = map(update_class_paths, (mixing, distillation, embedding_loss))
+        loss, metrics = map(update_class_paths, (loss, metrics))
         parts = {
             "network": network,
             "optimizer": optimizer,
             "schedule": schedule,
+            "loss": loss,
             "mixing": mixing,
             "distillation": distillation,
             "embedding_loss": embedding_loss,
         }
         # Only plain containers go into the checkpoint: torch loads them without unpickling code.
-        self.save_hyperparameters(
-            ignore=[name for name, part in parts.items() if not isinstance(part, Mapping | None)],
-            logger=False,
-        )
+        ignored = [name for name, part in parts.items() if not isinstance(part, Mapping | None)]
+        if any(isinstance(metric, Metric) for metric in (metrics or {}).values()):
+            ignored.append("metrics")
+        self.save_hyperparameters(ignore=ignored, logger=False)
         if not 0 <= label_smoothing < 1:
             raise UserError(
                 f"model.label_smoothing={label_smoothing} is not possible: give a number from 0 to below 1."
@@ -183,22 +207,39 @@ class ImageClassifier(LightningModule):
         self.network = network
         self._optimizer: OptimizerFactory | None = _instantiate(optimizer)
         self._schedule: ScheduleFactory | None = _instantiate(schedule)
+        self._loss: Loss | None = _instantiate(loss)
         self._mixing: Mixing | None = _instantiate(mixing)
         self._distillation: Distillation | None = _instantiate(distillation)
         self._embedding_loss: EmbeddingLoss | None = _instantiate(embedding_loss)
         if self._mixing and self._embedding_loss:
             raise UserError("embedding_loss and mixing exclude each other: a mixed image has two classes. Drop one.")
+        if self._loss and self._distillation:
+            raise UserError("loss and distillation exclude each other: teachers are learnt by cross-entropy. Drop one.")
+        self.head_name: str | None = None
+        self.embedding_size: int | None = None
         self._check_forward()
-        # Only now: a lazy classifier has become a linear layer.
-        use_float32_classifier(self.network)
+        if self.head_name is not None:
+            compute_in_float32(self.head())
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._metrics = {
+            name: self._make_metric(name, metric) for name, metric in (metrics or {}).items() if metric is not None
+        }
+        self.metric_names = ("loss", "accuracy", *self._metrics)
+        self._check_loss()
         self.running = SplitMetrics(num_classes)
         self.split_metrics = nn.ModuleDict()
 
     def _check_forward(self) -> None:
         """Pass one image through the network: lazy layers take their size from it, and wrong sizes fail early."""
         name, training = type(self.network).__name__, self.network.training
+        calls: list[tuple[str, nn.Linear, Tensor]] = []
+
+        def record(layer_name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+            return lambda layer, inputs, _: calls.append((layer_name, cast("nn.Linear", layer), inputs[0]))
+
+        layers = [(key, layer) for key, layer in self.network.named_modules() if isinstance(layer, nn.Linear)]
+        hooks = [layer.register_forward_hook(record(key)) for key, layer in layers]
         try:
             with torch.no_grad():
                 logits = self.network.eval()(torch.zeros(1, *self.image_shape))
@@ -206,11 +247,56 @@ class ImageClassifier(LightningModule):
             raise
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(f"{name} cannot take images of shape {self.image_shape}: {error}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not isinstance(logits, Tensor):
+            raise UserError(f"{name} returns {type(logits).__name__}, not logits: return one tensor (B, num_classes).")
         if logits.shape != (1, self.num_classes):
             raise UserError(
                 f"{name} gives logits of shape {tuple(logits.shape[1:])}, but there are {self.num_classes} classes."
             )
         self.network.train(training)
+        if calls and calls[-1][1].out_features == self.num_classes and calls[-1][2].ndim == 2:
+            self.head_name, _, features = calls[-1]
+            self.embedding_size = features.shape[1]
+
+    def _make_metric(self, name: str, metric: Metric | TargetConfig) -> Metric:
+        """Build a metric from its config, and check that it takes logits and targets and returns one number."""
+        if not name.isidentifier() or name in _RESERVED_METRICS:
+            raise UserError(f"metrics.{name} is not possible: choose another name, of letters, digits and underscores.")
+        if isinstance(metric, Mapping):
+            takes_classes = "num_classes" in inspect.signature(get_class(metric["_target_"])).parameters
+            sizes = {"num_classes": self.num_classes} if takes_classes and "num_classes" not in metric else {}
+            metric = instantiate(metric, **sizes, _convert_="all")
+        if not isinstance(metric, Metric):
+            raise UserError(f"metrics.{name} is a {type(metric).__name__}: give a subclass of torchmetrics.Metric.")
+        trial = metric.clone()
+        try:
+            trial.update(torch.eye(self.num_classes), torch.arange(self.num_classes))
+            value = trial.compute()
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"metrics.{name} cannot take logits (B, {self.num_classes}) and class indices (B,): {error}"
+            ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UserError(f"metrics.{name} must return one number, as average=macro does, not {value}.")
+        return metric
+
+    def _check_loss(self) -> None:
+        """Call a given loss once: what it cannot take fails before there is a run directory."""
+        if self._loss is None:
+            return
+        name = type(self._loss).__name__
+        try:
+            with torch.no_grad():
+                value = self._loss(torch.eye(self.num_classes), torch.arange(self.num_classes))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"loss {name} cannot take logits (B, {self.num_classes}) and targets (B,): {error}"
+            ) from error
+        if not isinstance(value, Tensor) or value.ndim:
+            raise UserError(f"loss {name} must return a scalar tensor, such as the mean over the batch, not {value}.")
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ImageClassifier":
@@ -237,21 +323,64 @@ class ImageClassifier(LightningModule):
         return logits
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return feature vectors `(B, D)`, the input of the classifier, of normalised images `(B, C, H, W)`."""
-        features: Tensor = self.network.features(images)  # type: ignore[operator]
-        return features
+        """Return embeddings `(B, D)`, the input of the last linear layer, of normalised images `(B, C, H, W)`.
+
+        Raises:
+            UserError: if the network has no embeddings.
+        """
+        return self.logits_and_embeddings(images)[1]
+
+    def logits_and_embeddings(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits `(B, num_classes)` and embeddings `(B, D)` from one forward pass.
+
+        Args:
+            images: normalised images `(B, C, H, W)`.
+
+        Raises:
+            UserError: if the network has no embeddings.
+        """
+        head = self.head()
+        inputs: list[Tensor] = []
+        with head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
+            logits = self(images)
+        if not inputs:
+            raise UserError(f"{type(self.network).__name__} has no embedding in training: drop embedding_loss.")
+        return logits, inputs[0]
+
+    def head(self) -> nn.Linear:
+        """Return the linear layer that computes the logits from the embeddings.
+
+        Raises:
+            UserError: if the network has no embeddings.
+        """
+        if self.head_name is None:
+            name = type(self.network).__name__
+            raise UserError(
+                f"{name} has no embeddings: its logits do not come from a linear layer (B, D) -> "
+                f"(B, {self.num_classes}). End the network in nn.Linear to search, teach, explain or export with it."
+            )
+        return cast("nn.Linear", self.network.get_submodule(self.head_name))
 
     def setup(self, stage: str) -> None:
-        """Initialise the network from training images if it needs that, as FastCNN does."""
+        """Initialise the network and the loss from training images and targets if they need that."""
+        if stage != "fit":
+            return
         initialise = getattr(self.network, "initialise", None)
-        if stage == "fit" and initialise and not self.resumes:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if not isinstance(data, ImageDataModule):
-                raise UserError(
-                    f"{type(self.network).__name__} is initialised from training images: "
-                    "train it with an ImageDataModule (fit(module, datamodule=data))."
-                )
-            initialise(data.normalise(data.train_split.images_at(data.train_split.indices[:5000])))
+        if initialise and not self.resumes:
+            split, data = self._training_data(self.network)
+            initialise(data.normalise(split.images_at(split.indices[:5000])))
+        if initialise_loss := getattr(self._loss, "initialise", None):
+            split, _ = self._training_data(self._loss)
+            initialise_loss(split.targets, self.num_classes)
+
+    def _training_data(self, part: Any) -> tuple[InMemoryDataset, ImageDataModule]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule):
+            raise UserError(
+                f"{type(part).__name__} is initialised from training images: "
+                "train it with an ImageDataModule (fit(module, datamodule=data))."
+            )
+        return data.train_split, data
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Return the training loss of a batch, with mixing, distillation, label smoothing and embedding loss."""
@@ -266,11 +395,14 @@ class ImageClassifier(LightningModule):
             targets = self._distillation(images, targets + smoothing * (1 / self.num_classes - targets))
             smoothing = 0.0
         if self._embedding_loss:
-            logits, embeddings = self._logits_and_embeddings(images)
+            logits, embeddings = self.logits_and_embeddings(images)
         else:
             logits = self(images)
         logits = logits.float()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if self._loss:
+            loss = self._loss(logits, targets)
+        else:
+            loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         if self._embedding_loss:
             loss = loss + self._embedding_loss(embeddings, batch.targets)
         # Metrics of augmented batches under changing weights, which `EpochLog` logs at the end of the epoch: logging
@@ -280,16 +412,6 @@ class ImageClassifier(LightningModule):
         if self._mixing:
             output["mix_lambda"] = mix_lambda
         return output
-
-    def _logits_and_embeddings(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both in one forward pass."""
-        inputs: list[Tensor] = []
-        classifier = self.network.get_submodule("classifier")
-        with classifier.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
-            logits = self(images)
-        if not inputs:
-            raise UserError(f"{type(self.network).__name__} has no embedding in training: drop embedding_loss.")
-        return logits, inputs[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
         """Evaluate a batch of the validation set or of the train probe."""
@@ -316,9 +438,14 @@ class ImageClassifier(LightningModule):
         metrics = self._log_splits(split_names(self.trainer.val_dataloaders))
         if {"train", "val"} <= metrics.keys():
             train, val = metrics["train"], metrics["val"]
-            # Both gaps grow with overfitting.
-            self._log_to_callbacks({"gap/loss": val["loss"] - train["loss"]})
-            self._log_to_callbacks({"gap/accuracy": train["accuracy"] - val["accuracy"]})
+            self._log_to_callbacks(
+                {f"gap/{name}": self.gap(name, train[name], val[name]) for name in self.metric_names}
+            )
+
+    def gap(self, name: str, train: Value, held_out: Value) -> Value:
+        """Return the gap in a metric between the train probe and held-out images; it grows with overfitting."""
+        lower_is_better = name == "loss" or (name in self._metrics and self._metrics[name].higher_is_better is False)
+        return held_out - train if lower_is_better else train - held_out
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test set."""
@@ -328,7 +455,7 @@ class ImageClassifier(LightningModule):
         """The metrics of a split, created when it is first evaluated."""
         key = f"split_{split}"  # ModuleDict rejects the key `train`.
         if key not in self.split_metrics:
-            self.split_metrics[key] = SplitMetrics(self.num_classes).to(self.device)
+            self.split_metrics[key] = SplitMetrics(self.num_classes, self._metrics).to(self.device)
         metrics = self.split_metrics[key]
         assert isinstance(metrics, SplitMetrics)
         return metrics
@@ -362,8 +489,11 @@ class ImageClassifier(LightningModule):
         """
         if self._optimizer is None:
             raise UserError("ImageClassifier has no optimizer: pass optimizer=... to train it.")
-        weights = [p for p in self.network.parameters() if p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        parameters = [*self.network.parameters()]
+        if isinstance(self._loss, nn.Module):
+            parameters += self._loss.parameters()
+        weights = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
         optimizer = self._optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
         # A fused step would unscale float16 gradients itself, and Lightning refuses to clip scaled gradients.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -36,14 +36,10 @@ def float32_linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
         return functional.linear(*operands)
 
 
-def use_float32_classifier(network: nn.Module) -> None:
-    """Make the linear layer `classifier` of a network a `Float32Linear` in place; its parameters and hooks stay.
-
-    A `classifier` of another class is left alone.
-    """
-    classifier = getattr(network, "classifier", None)
-    if type(classifier) is nn.Linear:
-        classifier.__class__ = Float32Linear
+def compute_in_float32(layer: nn.Linear) -> None:
+    """Make a linear layer a `Float32Linear` in place; its parameters and hooks stay. A subclass is left alone."""
+    if type(layer) is nn.Linear:
+        layer.__class__ = Float32Linear
 
 
 class Dropout(nn.Dropout):

@@ -1,10 +1,70 @@
-"""Supervised contrastive loss on embeddings, which makes images of one class neighbours in a search."""
+"""Losses: cross-entropy with class weights, and the supervised contrastive loss on embeddings."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
+
+
+class CrossEntropy:
+    """Cross-entropy with weights of the classes, averaged over the weights of the batch.
+
+    Args:
+        label_smoothing: smoothing of the labels, in [0, 1).
+        class_weights: one weight of 0 or more per class; `balanced` for weights inversely proportional to the number of
+            training images of each class, whose mean over the training images is 1; None for equal weights.
+
+    Raises:
+        UserError: if an argument is out of range.
+    """
+
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weights: Sequence[float] | Literal["balanced"] | None = None
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"loss.label_smoothing={label_smoothing} is not possible: give a number from 0 to below 1.")
+        if isinstance(class_weights, str) and class_weights != "balanced":
+            raise UserError(f"loss.class_weights={class_weights} is not possible: give balanced, a list, or null.")
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self._weights: Tensor | None = None
+        if class_weights is not None and not isinstance(class_weights, str):
+            self._weights = torch.tensor(class_weights, dtype=torch.float32)
+            if not (self._weights >= 0).all() or not self._weights.any():
+                raise UserError(f"loss.class_weights={list(class_weights)} is not possible: give positive numbers.")
+
+    def initialise(self, targets: Tensor, num_classes: int) -> None:
+        """Count the classes for balanced weights.
+
+        Args:
+            targets: class indices `(N,)` of the training images.
+            num_classes: number of classes.
+
+        Raises:
+            UserError: if there is not one weight per class.
+        """
+        if self.class_weights == "balanced":
+            counts = torch.bincount(targets, minlength=num_classes).clamp(min=1)
+            self._weights = len(targets) / (num_classes * counts)
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            logits: `(B, num_classes)`.
+            targets: class indices `(B,)` or probabilities `(B, num_classes)`.
+        """
+        if self._weights is not None:
+            if len(self._weights) != logits.shape[1]:
+                raise UserError(
+                    f"loss.class_weights has {len(self._weights)} weights for {logits.shape[1]} classes: give one each."
+                )
+            self._weights = self._weights.to(logits.device)
+        return functional.cross_entropy(logits, targets, self._weights, label_smoothing=self.label_smoothing)
 
 
 class SupervisedContrastive:

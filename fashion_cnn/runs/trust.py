@@ -29,6 +29,7 @@ _LIBRARY_MODULES = {
     "torchvision.transforms.v2": "torch.nn.Module",
     "torchvision.datasets": "torchvision.datasets.VisionDataset",
     "timm.layers": "torch.nn.Module",
+    "torchmetrics.classification": "torchmetrics.Metric",
     "lightning.pytorch": "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks": "lightning.pytorch.Callback",
     "lightning.pytorch.loggers": "lightning.pytorch.loggers.Logger",
@@ -37,9 +38,9 @@ _LIBRARY_MODULES = {
 _OWN_NAMES = (
     "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule RandomAffine RandomBlur RandomColour "
     "RandomCrop RandomErasing RandomFlip ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone "
-    "WideResNet Dropout CutMix MixUp SupervisedContrastive Distillation Muon constant cosine linear one_cycle "
-    "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV TensorBoard "
-    "EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
+    "WideResNet Dropout CutMix MixUp CrossEntropy SupervisedContrastive Distillation Muon constant cosine linear "
+    "one_cycle GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV "
+    "TensorBoard EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
 )
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")

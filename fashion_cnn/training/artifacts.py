@@ -46,7 +46,7 @@ def write_artifacts(
     held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
     write_atomically(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
     has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    if has_tensorboard and "val" in best:
+    if has_tensorboard and "val" in best and module.embedding_size is not None:
         _write_embeddings(trainer, module, data, run, best["val"])
 
     # By checkpoint: its predictions by split, and its step.

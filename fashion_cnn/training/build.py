@@ -52,6 +52,9 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
         config.model,
         optimizer=config.optimizer,
         schedule=config.schedule,
+        # Missing in runs of older versions.
+        loss=config.get("loss"),
+        metrics=config.get("metrics"),
         mixing=config.get("mixing"),
         distillation=config.get("distillation"),
         embedding_loss=config.get("embedding_loss"),
@@ -101,7 +104,7 @@ def trainer(
                 f"callbacks.{name}.filename={part.filename} is not possible: other commands read {name}.ckpt."
             )
     if not extra_callbacks:
-        _check_monitored(callbacks, datamodule)
+        _check_monitored(callbacks, datamodule, [name for name, part in (config.get("metrics") or {}).items() if part])
     # Lightning skips validation at a limit of 0.
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     return _make_trainer(
@@ -189,7 +192,7 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
     return [callback for callback in callbacks if not (isinstance(callback, ModelCheckpoint) and callback.monitor)]
 
 
-def _check_monitored(callbacks: Sequence[Callback], datamodule: ImageDataModule) -> None:
+def _check_monitored(callbacks: Sequence[Callback], datamodule: ImageDataModule, metrics: Sequence[str]) -> None:
     """Raise UserError if a callback monitors a metric that is not logged; Lightning would notice late or never."""
     if not all(type(callback).__module__.startswith(("fashion_cnn.", "lightning.")) for callback in callbacks):
         return  # Callbacks from elsewhere may log metrics.
@@ -197,6 +200,7 @@ def _check_monitored(callbacks: Sequence[Callback], datamodule: ImageDataModule)
     if datamodule.val_size:
         splits += ["val", "train", "gap"] if datamodule.probe_size else ["val"]
     logged = [f"{split}/{metric}" for split in splits for metric in ("loss", "accuracy")]
+    logged += [f"{split}/{metric}" for split in splits if split != "running" for metric in metrics]
     if "gap" in splits and any(isinstance(callback, GapMonitor) for callback in callbacks):
         logged += GAP_METRICS
     for callback in callbacks:

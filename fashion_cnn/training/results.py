@@ -49,6 +49,7 @@ def collect_results(
         "name": config.name,
         "seed": config.seed,
         **metrics,
+        **({"metrics": list(module.metric_names[2:])} if module.metric_names[2:] else {}),
         **{name: float(history[name][-1]) for name in ("running/loss", "running/accuracy")},
         "train_images": len(data.train_split),
         "epochs": trainer.current_epoch,
@@ -115,8 +116,8 @@ def evaluate_splits(
         metrics |= overfitting_metrics(predictions, data)
     if {"train", "test"} <= predictions.keys():
         train_share = len(predictions["train"]) / len(data.train_split)
-        metrics["gap_test/loss"] = metrics["test/loss"] - metrics["train/loss"]
-        metrics["gap_test/accuracy"] = metrics["train/accuracy"] - metrics["test/accuracy"]
+        for name in module.metric_names:
+            metrics[f"gap_test/{name}"] = module.gap(name, metrics[f"train/{name}"], metrics[f"test/{name}"])
         metrics |= gap_metrics(predictions["train"], predictions["test"], train_share, prefix="gap_test")
     # Flip-averaged validation predictions calibrate flip-averaged answers.
     if "val_flip" in collector.predictions:

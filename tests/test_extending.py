@@ -1,0 +1,165 @@
+"""A user's own network, loss, metric and LightningModule: what works with them, and what is refused before training."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_images import TinyDataModule
+from torch.nn import functional
+
+import fashion_cnn
+from fashion_cnn import index, predict, teach
+from fashion_cnn.errors import UserError
+from fashion_cnn.models.losses import CrossEntropy
+from fashion_cnn.train import train
+
+SHORT = ("trainer.max_epochs=2",)
+
+
+def own(network):
+    return ["~model.network", f"+model.network._target_=tiny_parts.{network}"]
+
+
+def table(run, name="metrics.csv"):
+    with (Path(run) / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_plain_network_trains_with_every_part_of_the_analysis(tiny, command, tmp_path):
+    results = train(tiny("callbacks=default", "trainer.max_epochs=2", *own("PlainNetwork")))
+    run = Path(results["run"])
+    assert (run / "projector" / "tensors.tsv").exists()
+    network = fashion_cnn.load(run)
+    images = np.zeros((3, 20, 20), dtype=np.uint8)
+    assert network.embed(images).shape == (3, 200)
+    assert np.array_equal(network.predict_proba(images).argmax(axis=1), network.predict(images))
+    Image.new("L", (20, 20), 90).save(tmp_path / "a.png")
+    status, out, _ = command(teach.main, f"run={run}", "name=grey", f"images={tmp_path / 'a.png'}")
+    assert status == 0, out
+
+
+def test_a_network_without_embeddings_trains_and_predicts_but_is_not_searched(tiny, command, tmp_path):
+    results = train(tiny("callbacks=default", "trainer.max_epochs=1", *own("ConvolutionalNetwork")))
+    run = Path(results["run"])
+    assert not (run / "projector").exists()
+    Image.new("L", (20, 20), 90).save(tmp_path / "a.png")
+    status, out, _ = command(predict.main, f"run={run}", f"images={tmp_path / 'a.png'}", "format=json")
+    assert status == 0
+    assert json.loads(out)[0]["answer"] in (*fashion_cnn.load(run).class_names, "none of these")
+    for main, arguments in ((index.main, []), (teach.main, ["name=a", f"images={tmp_path / 'a.png'}"])):
+        status, _, err = command(main, f"run={run}", *arguments)
+        assert status == 1
+        assert "ConvolutionalNetwork has no embeddings: its logits do not come from a linear layer" in err
+
+
+def test_a_network_that_returns_a_tuple_is_refused_before_the_run_directory(tiny, tmp_path):
+    with pytest.raises(UserError, match="TupleNetwork returns tuple, not logits"):
+        train(tiny(*own("TupleNetwork")))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_subclass_of_the_classifier_is_loaded_as_itself(tiny, command, tmp_path):
+    results = train(tiny(*SHORT, "model._target_=tiny_parts.ScaledClassifier", "+model.factor=2.0"))
+    module = fashion_cnn.load(results["run"]).module
+    assert type(module).__name__ == "ScaledClassifier"
+    assert module.factor.item() == 2.0
+    Image.new("L", (20, 20), 90).save(tmp_path / "a.png")
+    assert command(predict.main, f"run={results['run']}", f"images={tmp_path / 'a.png'}")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "loss", [["loss=weighted", "loss.class_weights=[1,1,1,9]"], ["+loss._target_=tiny_parts.MarginLoss"]]
+)
+def test_a_loss_changes_the_training_alone(tiny, loss):
+    plain, other = (train(tiny(*SHORT, *settings)) for settings in ([], loss))
+    assert plain["val/loss"] != other["val/loss"]
+    if "MarginLoss" in loss[0]:
+        network = fashion_cnn.load(other["run"]).module
+        assert network.state_dict()["_loss.log_temperature"] != 0, "parameters of a loss are trained"
+
+
+def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
+    loss = CrossEntropy(class_weights="balanced")
+    targets = torch.tensor([0, 0, 0, 1])
+    loss.initialise(targets, num_classes=2)
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    expected = losses[:3].mean() / 2 + losses[3] / 2
+    assert loss(logits, targets).item() == pytest.approx(expected.item())
+    one_hot = functional.one_hot(targets, 2).float()
+    assert CrossEntropy(label_smoothing=0.1)(logits, one_hot).item() == pytest.approx(
+        functional.cross_entropy(logits, targets, label_smoothing=0.1).item()
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["loss=weighted", "loss.class_weights=[1,2]"], "loss.class_weights has 2 weights for 4 classes"),
+        (["loss=weighted", "loss.class_weights=rare"], "loss.class_weights=rare is not possible"),
+        (["loss=weighted", "loss.label_smoothing=1"], "loss.label_smoothing=1 is not possible"),
+        (["loss=weighted", "distillation=soft_labels"], "distillation.teachers is empty"),
+        (["+loss._target_=tiny_parts.LossPerImage"], "loss LossPerImage must return a scalar"),
+        (["+metrics.loss._target_=tiny_parts.MeanRank"], "metrics.loss is not possible"),
+        (["+metrics.wrong._target_=tiny_parts.MarginLoss"], "metrics.wrong is a MarginLoss"),
+        (
+            ["metrics=classification", "metrics.f1.average=none"],
+            "metrics.f1 must return one number, as average=macro does",
+        ),
+        (
+            ["metrics=classification", "callbacks.best.monitor=val/f2"],
+            r"monitor=val/f2 is not a logged metric\. Did you mean val/f1",
+        ),
+    ],
+)
+def test_parts_that_cannot_work_are_refused_before_the_run_directory(tiny, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny(*settings))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_and_teachers_exclude_each_other(tiny):
+    teacher = train(tiny(*SHORT))
+    with pytest.raises(UserError, match="loss and distillation exclude each other"):
+        train(tiny("loss=weighted", "distillation=soft_labels", f"distillation.teachers='{teacher['run']}'"))
+
+
+def test_metrics_are_measured_stored_shown_and_monitored(tiny, capsys):
+    rank = "+metrics.mean_rank._target_=tiny_parts.MeanRank"
+    settings = ["metrics=classification", rank, "callbacks.best.monitor=val/mean_rank", "callbacks.best.mode=min"]
+    results = train(tiny(*SHORT, *settings))
+    run = Path(results["run"])
+    names = ["f1", "top2_accuracy", "mean_rank"]
+    assert results["metrics"] == names
+    rows = table(run)
+    for name in names:
+        for split in ("train", "val", "test", "test_flip"):
+            assert f"{split}/{name}" in results
+        assert float(rows[results["best_epoch"] - 1][f"val/{name}"]) == pytest.approx(results[f"val/{name}"])
+    assert results["gap/f1"] == pytest.approx(results["train/f1"] - results["val/f1"])
+    assert results["gap/mean_rank"] == pytest.approx(results["val/mean_rank"] - results["train/mean_rank"])
+    assert results["gap_test/mean_rank"] == pytest.approx(results["test/mean_rank"] - results["train/mean_rank"])
+    assert results["val/mean_rank"] == pytest.approx(min(float(row["val/mean_rank"]) for row in rows))
+    out = capsys.readouterr().out
+    report = (run / "report.md").read_text()
+    for name in names:
+        assert name in out
+        assert f"{results[f'val/{name}']:.4f}" in out
+        assert f"{results[f'val/{name}']:.4f}" in report
+    assert fashion_cnn.load(run).module.metric_names == ("loss", "accuracy", *names)
+
+
+def test_macro_f1_equals_its_definition(tiny):
+    results = train(tiny(*SHORT, "metrics=classification"))
+    network = fashion_cnn.load(results["run"])
+    images, targets = TinyDataModule(mean=[0.5], std=[0.25], val_size=32).load(train=False)
+    predicted, targets = network.predict(images), targets.numpy()
+    scores = []
+    for label in range(4):
+        true_positives = ((predicted == label) & (targets == label)).sum()
+        scores.append(2 * true_positives / max(1, (predicted == label).sum() + (targets == label).sum()))
+    assert results["test/f1"] == pytest.approx(float(np.mean(scores)), abs=1e-6)

@@ -1,0 +1,90 @@
+"""Parts of a user's own for the tests: networks without the attributes of ours, a loss, metrics, a LightningModule."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from fashion_cnn.models import ImageClassifier, StepOutput
+
+
+class PlainNetwork(nn.Sequential):
+    """A network of layers without names, which ends in a linear layer."""
+
+    def __init__(self, *, in_channels: int, num_classes: int, width: int = 8) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, width, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(5),
+            nn.Flatten(),
+            nn.Linear(25 * width, num_classes),
+        )
+
+
+class ConvolutionalNetwork(nn.Module):
+    """A network whose logits come from a convolution; its linear layer only scales channels."""
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Linear(in_channels, in_channels)
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, 8, 5, stride=5), nn.ReLU(), nn.Conv2d(8, num_classes, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        channels = self.scale(images.mean(dim=(2, 3)))
+        return self.layers(images * (1 + 0.1 * channels)[:, :, None, None]).flatten(1)
+
+
+class TupleNetwork(PlainNetwork):
+    """A network that returns logits and something else."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(images), images
+
+
+class ScaledClassifier(ImageClassifier):
+    """An ImageClassifier with a parameter and an argument of its own."""
+
+    def __init__(self, *, factor: float = 1.0, **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.factor * super().forward(images)
+
+    def training_step(self, batch: object, batch_idx: int) -> StepOutput:
+        return super().training_step(batch, batch_idx)  # type: ignore[arg-type]
+
+
+class MarginLoss(nn.Module):
+    """Cross-entropy of logits with a trained temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits / self.log_temperature.exp(), targets)
+
+
+class LossPerImage:
+    """A loss that forgets to average."""
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+class MeanRank(Metric):
+    """Mean rank of the true class, from 1."""
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("ranks", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        self.ranks += (logits >= logits.gather(1, targets[:, None])).sum()
+        self.images += len(targets)
+
+    def compute(self) -> Tensor:
+        return self.ranks / self.images
