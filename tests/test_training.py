@@ -589,7 +589,7 @@ def test_teachers_may_not_have_been_trained_on_validation_images_in_an_earlier_r
 
 def test_init_from_keeps_the_new_classifier_for_as_many_other_classes(tiny, capsys):
     source = train(tiny(*BRIEF, from_data("OtherImages")))["run"]
-    trained, config = fashion_cnn.load(source), tiny(*BRIEF, f"init_from='{source}'")
+    trained, config = fashion_cnn.load(source).module, tiny(*BRIEF, f"init_from='{source}'")
     capsys.readouterr()
     _, _, module = session.prepare(config, None, lambda config: None)
     assert "has other classes (red, green, blue …): its last layer is not used" in capsys.readouterr().err
