@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fashion_cnn.inference.trained_classifier import TrainedClassifier
+    from fashion_cnn.inference.predictor import TrainedClassifier
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ def load(
     Raises:
         UserError: there is no such run, its checkpoint cannot be read, or it names a class of another package.
     """
-    from fashion_cnn.inference.trained_classifier import TrainedClassifier
+    from fashion_cnn.inference.predictor import TrainedClassifier
     from fashion_cnn.runs import find_run
     from fashion_cnn.runs.trust import trust_packages
 

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from fashion_cnn.cli.main import compose
-from fashion_cnn.data.statistics import fingerprint
+from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.evaluate import main
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS
 from fashion_cnn.evaluation.evaluate import evaluate_runs, evaluation_record

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fashion_cnn.data.batches import channel_statistics
 from fashion_cnn.data.folder_files import (
     FolderFile,
     find_files,
@@ -24,7 +25,6 @@ from fashion_cnn.data.folder_files import (
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.data.picture_cache import FileInfo, cache_folder, decode_cached, scan_files, unreadable_list
 from fashion_cnn.data.splits import stratified_order
-from fashion_cnn.data.statistics import channel_statistics
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.terminal import progress_bar

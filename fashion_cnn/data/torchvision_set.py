@@ -10,9 +10,9 @@ import torch
 from hydra.utils import get_class
 from torch import Tensor
 
+from fashion_cnn.data.batches import channel_statistics, fingerprint
 from fashion_cnn.data.fashion_mnist import download_timeout
 from fashion_cnn.data.image_datamodule import ImageDataModule
-from fashion_cnn.data.statistics import channel_statistics, fingerprint
 from fashion_cnn.errors import UserError
 
 

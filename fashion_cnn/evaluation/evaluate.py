@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
-from fashion_cnn.data.statistics import fingerprint
+from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate, reliability_diagram

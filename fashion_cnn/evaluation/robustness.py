@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fashion_cnn.data.statistics import fingerprint
+from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.errors import UserError
 from fashion_cnn.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fashion_cnn.inference.network import LogitsFunction

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from fashion_cnn.data.statistics import fingerprint
+from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
