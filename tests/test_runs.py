@@ -247,7 +247,8 @@ def test_a_config_with_a_reference_to_nothing_is_left_out_of_a_comparison(three_
 
 
 def test_a_directory_killed_before_its_config_was_written_is_listed_as_empty(three_runs, tmp_path, command):
-    for count, files in enumerate(([], [".lock"], [".lock", ".config.yaml-0123456789ab.partial"]), start=1):
+    before = ([], [".lock"], [".lock", "training_images.npy", ".config.yaml-0123456789ab.partial"])
+    for count, files in enumerate(before, start=1):
         empty = runs.new_run(tmp_path, "small")
         empty.path.mkdir()
         for name in files:

@@ -17,7 +17,7 @@ from fashion_cnn.runs.run import Run, State
 STUDY_FILE = "study.db"
 # A directory of `new_run`, and the files that it may hold before its config.
 _NEW_RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{6}")
-_FIRST_FILES = {".lock", "error.txt"}
+_FIRST_FILES = {".lock", "error.txt", "training_images.npy"}
 
 
 def new_run(runs_dir: Path, name: str) -> Run:

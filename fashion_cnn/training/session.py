@@ -3,7 +3,9 @@
 import logging
 import os
 import shlex
+import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -219,7 +221,7 @@ def _record_failure(run: Run) -> Iterator[None]:
     run.error_file.unlink(missing_ok=True)
     command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={run.path}"])
     try:
-        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"):
+        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads():
             yield
     except Exception as error:
         run.write_error(str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}")
@@ -228,6 +230,25 @@ def _record_failure(run: Run) -> Iterator[None]:
         # A run without a config could only be started again.
         resume = f" Then resume with:\n  {command}" if run.config_file.exists() else ""
         raise UserError(f"{refused}{resume}") from error
+
+
+@contextmanager
+def _short_errors_of_threads() -> Iterator[None]:
+    """Print one line for a disk error in a thread: TensorBoard's writer also raises it in the next call."""
+    print_traceback = threading.excepthook
+
+    def print_error(args: Any) -> None:
+        refused = disk_error(args.exc_value) if args.exc_value else None
+        if refused:
+            print(f"A thread that writes for TensorBoard ended: {refused}", file=sys.stderr)
+        else:
+            print_traceback(args)
+
+    threading.excepthook = print_error
+    try:
+        yield
+    finally:
+        threading.excepthook = print_traceback
 
 
 @contextmanager
