@@ -100,13 +100,10 @@ def print_table(
     ]
     left_out = _columns_to_leave_out(columns, optional, console.width)
     shown = [column for column in columns if column not in left_out]
-    # In a terminal that is too narrow for the other columns, too, rich folds them everywhere.
-    fits = _least_width(shown) <= console.width
     table = Table(title=title, title_justify="left")
-    for column in shown:
+    for column, width in zip(shown, _fit_widths(shown, console.width), strict=True):
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
-        least = column.least_width if fits else None
-        table.add_column(column.heading, justify=justify, overflow="fold", min_width=least)
+        table.add_column(column.heading, justify=justify, overflow="fold", width=width)
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*map(Text, row))
     console.print(table)
@@ -123,11 +120,16 @@ class _Column:
     text_width: int
 
     @property
+    def full_width(self) -> int:
+        """Width in which nothing is folded."""
+        return max(cell_len(line) for cell in (self.heading, *self.cells) for line in cell.splitlines() or [""])
+
+    @property
     def least_width(self) -> int:
         """Width to which the column may be folded: numbers stay whole, with an interval in brackets below."""
         lines = [line for cell in self.cells for line in cell.splitlines()]
         if not self.is_number:
-            return min(max(map(cell_len, [self.heading, *lines])), self.text_width)
+            return min(self.full_width, self.text_width)
         parts = [part for line in lines for part in line.replace(" (", "\n(").splitlines()]
         return max(map(cell_len, [*self.heading.split(), *parts]), default=0)
 
@@ -135,6 +137,23 @@ class _Column:
 def _least_width(columns: Iterable[_Column]) -> int:
     """Return the least width of a table: each column has a border and a blank on both sides."""
     return 1 + sum(3 + column.least_width for column in columns)
+
+
+def _fit_widths(columns: Sequence[_Column], total: int) -> list[int | None]:
+    """Return the width of each column in a table of at most a total width.
+
+    The space beside the least widths goes to the columns of text, then to the headings of numbers. In a terminal that
+    is too narrow for the least widths, rich chooses them and folds everything.
+    """
+    space = total - _least_width(columns)
+    if space < 0:
+        return [None] * len(columns)
+    widths: dict[int, int | None] = {}
+    for number, column in sorted(enumerate(columns), key=lambda pair: pair[1].is_number):
+        more = min(space, column.full_width - column.least_width)
+        space -= more
+        widths[number] = column.least_width + more
+    return [widths[number] for number in range(len(columns))]
 
 
 def _columns_to_leave_out(columns: Sequence[_Column], optional: Iterable[str], width: int) -> list[_Column]:

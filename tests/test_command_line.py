@@ -476,6 +476,16 @@ def test_tables_leave_out_columns_instead_of_exceeding_the_terminal(monkeypatch,
     assert out.partition("Left out to fit")[2].partition(": ")[2].strip() == left_out
 
 
+@pytest.mark.parametrize("width", range(40, 161, 20))
+def test_tables_of_many_columns_fit_into_any_terminal(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    texts = [f"a rather long setting {number}" for number in range(5)]
+    numbers = [f"metric {number}, %" for number in range(9)]
+    rows = [[*texts, *["94.66"] * 9]] * 2
+    print_table([*texts, *numbers], rows, right=numbers, optional=numbers[3:])
+    assert max(map(len, capsys.readouterr().out.partition("\nLeft out")[0].splitlines())) <= width
+
+
 def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):
     grid = Table("boots [men]", title="[b]x[/b]")
     grid.add_row("boots [men] :smile:")

@@ -3,7 +3,15 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fashion_cnn.runs.overrides import affects_training, quote_override, quote_value, unquote_override
+from fashion_cnn.runs.overrides import (
+    affects_training,
+    quote_override,
+    quote_value,
+    round_value,
+    short_names,
+    split_flags,
+    unquote_override,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,15 @@ def test_any_text_can_be_quoted(text):
 )
 def test_locations_do_not_affect_the_training(override, makes):
     assert affects_training(override) == makes
+
+
+def test_headings_and_values_of_settings_are_short_and_unambiguous():
+    keys = ["optimizer.lr", "data.seed", "seed", "data.augmentation.erasing.p"]
+    assert list(short_names(keys).values()) == ["lr", "data.seed", "seed", "data.augmentation.erasing.p"]
+    values = ["0.037861878865426045", 0.1, "small", "a long text", "[32,48,64]"]
+    assert [*map(round_value, values)] == ["0.03786", "0.1", "small", "a long text", "[32,48,64]"]
+
+
+def test_flags_are_separated_from_overrides_with_their_values():
+    typed = ["-cd", "conf=1", "seed=1", "--config-name", "own", "-m", "model=tiny"]
+    assert split_flags(typed) == (["-cd", "conf=1", "--config-name", "own", "-m"], ["seed=1", "model=tiny"])

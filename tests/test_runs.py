@@ -409,7 +409,7 @@ def test_the_list_shows_what_differs_the_verdict_and_the_reason_of_a_failure(tmp
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= width
     text = " ".join(re.sub("[│┃]", " ", out).split())
-    for part in ("underfitting", "90.00", "+2.10", "seed=1", "failed", "The loss became nan", "optimizer.lr=0.2"):
+    for part in ("underfitting", "90.00", "+2.10", "seed=1", "failed", "The loss became nan", " lr=0.2"):
         assert part in text
     assert "model=small" not in text, "which all have in common"
     assert "trainer.max_epochs" not in text

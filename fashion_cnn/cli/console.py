@@ -19,6 +19,7 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run, display_path
+from fashion_cnn.runs.overrides import round_value, short_names
 from fashion_cnn.terminal import print_table, table_console, wide_console
 
 # Number of changed settings that are printed at the start of a training.
@@ -275,6 +276,9 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
     console = wide_console()
     headings, *rows = comparison_table(comparison)
     # Settings on the left, then numbers.
+    names = short_names(headings[: len(comparison.factors)])
+    headings = [names.get(heading, heading) for heading in headings]
+    rows = [[*map(round_value, row[: len(names)]), *row[len(names) :]] for row in rows]
     numbers = [heading for heading in headings[max(len(comparison.factors), 1) :] if heading != "verdict"]
     optional = ("minutes", "best epoch", "train loss", "val loss", "gap in loss", "train acc. %", "seeds")
     print_table(headings, rows, right=numbers, optional=optional, hint=f"All are in {written.name}.")

@@ -102,33 +102,35 @@ def _differing(choices: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
+    from fashion_cnn.runs.overrides import round_value, short_names
     from fashion_cnn.terminal import print_table, table_console
 
     is_wide = table_console().width >= _WIDE
     headings = ["run", "settings that differ"] if is_wide else ["run, and the settings that differ"]
     # Where no override tells runs apart, the settings do.
     untyped = [name for name in differing if not any(name in row.typed for row in rows)]
+    names = short_names(differing)
     cells = []
     for row in rows:
         shown = row.typed | {name: row.settings[name] for name in untyped if name in row.settings}
-        parts = [f"{name}={value}" for name, value in shown.items() if name in differing]
+        parts = [f"{names[name]}={round_value(value)}" for name, value in shown.items() if name in differing]
         lines = [" ".join(parts)] if parts else []
         if row.reason:
             lines.append(row.reason[:_MAX_REASON])
         text = [row.path, "\n".join(lines)] if is_wide else ["\n".join([row.path, *(f"  {line}" for line in lines)])]
         cells.append([*text, row.outcome, *_format_metrics(row.results)])
-    numbers = ("val %", "test %", "gap", "minutes")
+    numbers = ("val", "test", "gap", "minutes")
     # The paths stay whole, for copying.
     longest = max(len(row.path) for row in rows)
     print_table(
         [*headings, "outcome", *numbers],
         cells,
         right=numbers,
-        optional=("minutes", "test %"),
+        optional=("minutes", "test"),
         least_widths={headings[0]: min(longest, _MAX_PATH)},
         hint="format=csv has all.",
     )
-    print("gap: train probe minus validation accuracy, in points")
+    print("val, test: accuracy in %. gap: accuracy on the train probe minus val, in points.")
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:

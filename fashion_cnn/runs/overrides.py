@@ -1,7 +1,8 @@
 """The command line: overrides `key=value`, their quoting for Hydra's grammar, swept values, and flags of configs."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ LATEST_WEIGHTS = "init_from=latest"
 def override_key(override: str) -> str:
     """Return the key of an override: `optimizer.lr` of `optimizer.lr=0.1`, `+optimizer.lr=0.1` or `~optimizer.lr`."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Shorten keys for a heading: `lr` for `optimizer.lr`, unless another key ends in it, or it is in a sub-group."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last.values())
+    return {key: name if counts[name] == 1 and key.count(".") == 1 else key for key, name in last.items()}
+
+
+def round_value(value: object) -> str:
+    """Format a setting, a number with four digits."""
+    text = str(value)
+    try:
+        return text if len(text) < 8 else f"{float(text):.4g}"
+    except ValueError:
+        return text
 
 
 def affects_training(override: str) -> bool:

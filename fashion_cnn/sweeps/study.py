@@ -3,7 +3,6 @@
 import gc
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically
+from fashion_cnn.runs.overrides import round_value, short_names
 
 # Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial, and the
 # number of epochs that it was trained for.
@@ -241,14 +241,10 @@ def format_params(params: Mapping[str, Any], *, shorten: bool = False) -> str:
 
     Args:
         params: the values by key.
-        shorten: give only the last part of a key, `lr` for `optimizer.lr`, where it is unique.
+        shorten: shorten the keys, see `short_names`.
     """
-    last = {key: key.rpartition(".")[2] for key in params}
-    counts = Counter(last.values())
-    names = {key: name if shorten and counts[name] == 1 else key for key, name in last.items()}
-    return " ".join(
-        f"{names[key]}={f'{value:.4g}' if isinstance(value, float) else value}" for key, value in params.items()
-    )
+    names = short_names(params) if shorten else {key: key for key in params}
+    return " ".join(f"{names[key]}={round_value(value)}" for key, value in params.items())
 
 
 def write_results(study: optuna.Study, folder: Path) -> None:
