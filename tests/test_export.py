@@ -12,6 +12,7 @@ import torch
 from conftest import TINY_DATA
 
 from fashion_cnn.cli.main import compose
+from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
@@ -230,4 +231,4 @@ def test_the_error_for_a_missing_package_says_how_to_install_it(command, run, mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = command(main, f"run={run.path}")
     assert status == 1
-    assert "'.[export]'" in err
+    assert install_command("export") in err

@@ -268,7 +268,8 @@ def test_the_command_stores_what_it_prints(evaluate, runs):
     assert drawn_curve[0] == pytest.approx(precision * 100)
 
 
-def test_the_tables_show_each_search_task_and_the_accuracy(evaluate, runs):
+def test_the_tables_show_each_search_task_and_the_accuracy(evaluate, runs, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     status, out, _ = evaluate(f"run={runs['without'].path}", "queries=20", "instances=10")
     assert status == 0
     for text in ("Unseen classes, among themselves", "pixels, cosine", "points", "one on top of the other", "bottom"):
