@@ -96,7 +96,12 @@ def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Call
 
 
 def _version(catalogue: Catalogue) -> TableVersion | None:
-    return catalogue.table_version() if catalogue.exists() else None
+    from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
+
+    try:
+        return catalogue.table_version() if catalogue.exists() else None
+    except DamagedCatalogueError:  # rebuild=true replaces it
+        return None
 
 
 def _print_result(result: IndexingResult, catalogue: Catalogue, products: Products) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_DATA
+from conftest import TINY_DATA, file_size_limit
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -131,6 +131,18 @@ def test_metrics_are_written_before_the_plots(command, trained, tmp_path, monkey
     with pytest.raises(MemoryError):
         command(main, f"run={trained['first'].path}", f"out={tmp_path}")
     assert json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] > 0
+
+
+@pytest.mark.parametrize("size", [0, 8000])
+def test_a_full_disk_ends_the_evaluation_in_one_message(command, trained, tmp_path, size):
+    with file_size_limit(size):
+        status, _, err = command(main, f"run={trained['first'].path}", f"out={tmp_path}")
+    assert (status, err.count("\n")) == (1, 1)
+    name = "evaluation.json" if size == 0 else "confusion.png"
+    assert f"error: {tmp_path / name} cannot be used (file too large)" in err
+    assert not list(tmp_path.glob(".*")), "no partial file"
+    assert not (tmp_path / name).exists()
+    assert command(main, f"run={trained['first'].path}", f"out={tmp_path}")[0] == 0
 
 
 def test_a_copied_run_gives_the_same_metrics(command, trained, tmp_path):

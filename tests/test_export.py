@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_DATA
+from conftest import TINY_DATA, file_size_limit
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.cli.options import install_command
@@ -182,6 +182,18 @@ def test_an_export_with_another_accuracy_than_recorded_is_refused(run, tmp_path)
     with pytest.raises(UserError, match=r"test accuracy of .*%, but the run recorded .*%: no file is written"):
         exporting.export_run(copy, tmp_path / "out", data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 2000, 100_000])
+def test_a_full_disk_ends_the_export_in_one_message_and_an_older_file_stays(command, run, tmp_path, size):
+    (tmp_path / "network.onnx").write_text("older")
+    with file_size_limit(size):
+        status, _, err = command(main, f"run={run.path}", f"out={tmp_path}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{tmp_path}" in err
+    assert "cannot be used (file too large)" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
+    assert (tmp_path / "network.onnx").read_text() == "older"
 
 
 def test_stale_files_of_a_killed_export_are_removed_and_recent_ones_stay(run, tmp_path):

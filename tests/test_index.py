@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_DATA
+from conftest import REPOSITORY, TINY_DATA, file_size_limit
 from PIL import Image
 
 from fashion_cnn.cli.main import compose
@@ -575,6 +575,8 @@ def test_readers_see_an_indexing_only_when_it_is_complete(run, shop, tmp_path, m
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     if not tagged:
+        # Catalogues of older versions have neither an id nor a tag.
+        monkeypatch.setattr("fashion_cnn.retrieval.catalogue._TABLE_ID_KEY", b"none")
         catalogue.open_latest().tags.delete("ready")
     before = catalogue.table_version()
     bags = products_from_files(str(shop / "bags"), None, lambda *_: None)
@@ -615,8 +617,8 @@ def test_an_interruption_reports_whether_the_catalogue_changed(run_index, shop, 
     with monkeypatch.context() as patch:
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
         status, _, err, rows = run_index(f"images={shop / 'shirts'}")
-        assert (status, len(rows)) == (130, 2)
-        assert "Stopped. The products are in the catalogue: run the command again to finish." in err
+        assert (status, len(rows)) == (130, 0)
+        assert "Stopped. The catalogue is unchanged: run the command again to resume." in err
     assert run_index(f"images={shop / 'shirts'}")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", stop)
@@ -674,6 +676,91 @@ for count in range(1, 31):
         <= Snapshot(catalogue).row_by_id.keys()
         == set(catalogue.content_keys())
     )
+
+
+def bare_folder(folder):
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "1.lance").write_bytes(b"part of a file")
+
+
+def damaged_manifest(folder):
+    bare_folder(folder)
+    (folder / "_versions").mkdir()
+    (folder / "_versions" / f"{2**64 - 2}.manifest").write_bytes(b"part of a manifest")
+
+
+@pytest.mark.parametrize("rebuild", ["false", "true"])
+@pytest.mark.parametrize(
+    ("tables", "leave"),
+    [
+        (["staging"], bare_folder),
+        (["staging"], damaged_manifest),
+        (["products"], bare_folder),
+        (["staging", "products"], bare_folder),
+    ],
+)
+def test_folders_without_a_readable_table_do_not_block_indexing(run_index, shop, tmp_path, tables, leave, rebuild):
+    for name in tables:
+        leave(tmp_path / "catalogue" / f"{name}.lance")
+    status, out, err, rows = run_index(f"images={shop / 'shirts'}", f"rebuild={rebuild}")
+    assert (status, err, len(rows)) == (0, "", 2)
+    assert "2 products added" in out
+    assert run_index(f"images={shop / 'shirts'}")[0] == 0
+
+
+def test_a_damaged_staging_table_is_made_again(run, shop, tmp_path):
+    (shop / "bags" / "broken.jpg").unlink()
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    products = products_from_files(str(shop), None, lambda *_: None)
+
+    def stop(done, total):
+        raise Killed
+
+    with pytest.raises(Killed):
+        index_products(products, catalogue, network, progress=stop)
+    for file in (tmp_path / "catalogue" / "staging.lance" / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert index_products(products, catalogue, network).added == 5
+
+
+@pytest.mark.parametrize("size", [0, 500, 2000, 5000, 8000, 10_000])
+@pytest.mark.parametrize("rebuild", ["false", "true"])
+def test_a_full_disk_ends_an_indexing_in_one_message_and_blocks_no_later_one(run_index, shop, tmp_path, size, rebuild):
+    (shop / "bags" / "broken.jpg").unlink()
+    assert run_index(f"images={shop / 'bags'}")[0] == 0
+    with file_size_limit(size):
+        status, _, err, rows = run_index(f"images={shop}", f"rebuild={rebuild}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{tmp_path / 'catalogue'} cannot be used (" in err
+    assert "or choose another directory" in err
+    assert rows.keys() == {"bag.png", "sack.png"}, "readers see the catalogue of before"
+    status, _, err, rows = run_index(f"images={shop}", f"rebuild={rebuild}", "prune=true")
+    assert (status, err, len(rows)) == (0, "", 5)
+
+
+def test_a_first_version_is_opened_only_when_it_is_complete(run, shop, tmp_path, monkeypatch):
+    """A server polls the catalogue at each step of its first indexing."""
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    products = products_from_files(str(shop / "shirts"), None, lambda *_: None)
+    seen = []
+
+    def look(*_):
+        reader = Catalogue(catalogue.uri)
+        seen.append(reader.exists())
+        with pytest.raises(UserError, match="is not complete: its first indexing is running, or was interrupted"):
+            Snapshot(reader)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.catalogue._optimize", look)
+        patch.setattr("fashion_cnn.retrieval.indexing.update_vector_index", look)
+        patch.setattr("fashion_cnn.retrieval.catalogue._tag", lambda table: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            index_products(products, catalogue, network)
+    assert seen == [False, False]
+    look()
+    index_products(products, catalogue, network)
+    assert catalogue.exists()
+    assert len(Snapshot(catalogue).match_titles("shirt").rows) == 2
 
 
 def test_opening_a_missing_catalogue_fails_with_advice(tmp_path):

@@ -1,5 +1,6 @@
 """`python -m fashion_cnn.teach`: learning concepts from a few examples, and recognising them."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_DATA
+from conftest import TINY_DATA, file_size_limit
 from PIL import Image
 from tiny_images import TinyDataModule
 
@@ -266,3 +267,39 @@ def test_an_unreadable_picture_is_reported_and_the_others_are_taught(teach, pict
     assert status == 0
     assert "from 1 example" in out
     assert "b.png: is not a picture" in err
+
+
+@pytest.mark.usefixtures("remove_concepts")
+@pytest.mark.parametrize("size", [0, 200, 600])
+def test_a_full_disk_ends_teaching_in_one_message_and_leaves_no_half_written_concept(teach, run, pictures, size):
+    arguments = ("name=x", f"images={pictures / 'bottom 03.png'}")
+    with file_size_limit(size):
+        status, _, err = teach(*arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{run.concepts}" in err
+    assert "cannot be used (file too large): raise the limit of file sizes (ulimit -f), or choose another" in err
+    assert not [file for file in run.concepts.iterdir() if file.name != "background.npz"]
+    assert teach(*arguments)[0] == 0
+
+
+@pytest.mark.usefixtures("remove_concepts")
+def test_a_read_only_disk_ends_teaching_in_one_message(teach, run, pictures, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("fashion_cnn.runs.files._create_partial", refuse)
+    status, _, err = teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"error: {run.concepts}/" in err
+    assert "cannot be used (read-only file system): choose another directory." in err
+
+
+@pytest.mark.usefixtures("remove_concepts")
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_cut_concept_is_reported_in_one_message(teach, run, pictures, share):
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    (file,) = run.concepts.glob("concept-*")
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    status, _, err = teach()
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{file} is damaged" in err

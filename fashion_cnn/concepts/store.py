@@ -1,14 +1,12 @@
 """Concepts in the directory of their run: one file per concept, and the background that they were learned with."""
 
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.concepts.concept import Background, Concept, with_common_margin
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, disk_error
 from fashion_cnn.pictures import PREPARATION_VERSION
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.files import open_atomically
 
 _BACKGROUND_FILE = "background.npz"
 
@@ -138,7 +137,7 @@ class Concepts:
                 arrays = dict(stored)
             if missing := [name for name in ("network", *required) if name not in arrays]:
                 raise ValueError(f"it holds no {missing[0]}")
-        except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        except Exception as error:  # NumPy, zipfile and zlib raise errors of many types
             raise _damaged(path, error) from error
         if str(arrays["network"]) != self._network:
             raise UserError(
@@ -148,16 +147,13 @@ class Concepts:
         return arrays
 
     def _write(self, name: str, values: dict[str, object]) -> None:
-        """Write a file atomically."""
         self._folder.mkdir(exist_ok=True)
-        partial = self._folder / f".{name}"
-        with partial.open("wb") as file:
+        with open_atomically(self._folder / name) as file:
             np.savez(file, network=self._network, **values)  # type: ignore[arg-type]
-        partial.replace(self._folder / name)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({error}): delete it, and teach its concept again.")
+    return disk_error(error, path) or UserError(f"{path} is damaged ({error}): delete it, and teach its concept again.")
 
 
 def _file_name(concept: str) -> str:

@@ -4,21 +4,26 @@ Indexing writes new products batch by batch to a staging table and moves them in
 takes several LanceDB versions. The last of them gets a tag, and readers open the tagged version. They see the catalogue
 before or after an indexing, never in between, and an interrupted indexing resumes from the staging table.
 
+`storage_errors_reported` turns errors of LanceDB and Arrow into a UserError: for a full disk, or for damaged files,
+which `rebuild=true` replaces.
+
 The schema of the table stores the network and the settings of the vectors. Commands name a catalogue by its address or
 by its run.
 """
 
 import json
 import os
+import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 # Set before the import of lancedb, which logs every new table otherwise.
 os.environ.setdefault("LANCEDB_LOG", "error")
@@ -29,7 +34,7 @@ from filelock import FileLock, Timeout
 from lancedb.expr import col
 from lancedb.index import FTS
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, disk_error
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
@@ -43,6 +48,33 @@ _READY_TAG = "ready"
 # Time for which readers may keep an older version open.
 _VERSION_LIFETIME = timedelta(days=1)
 _FOREVER = timedelta(days=36500)
+# Place in the source code at the end of LanceDB's messages.
+_SOURCE_LOCATION = re.compile(r",? ?/?[\w./-]+\.rs:\d+(:\d+)?")
+_MAX_REASON_LENGTH = 200
+# Last bytes of each complete file of vectors, columns or an index.
+_LANCE_END = b"LANC"
+
+
+class DamagedCatalogueError(UserError):
+    """The files of a catalogue cannot be read, such as ones that were copied in part."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(f"The catalogue {uri} is damaged ({reason}): index again with rebuild=true.")
+
+
+@contextmanager
+def storage_errors_reported(uri: str) -> Iterator[None]:
+    """Raise UserError for errors of LanceDB and Arrow in the block: DamagedCatalogueError unless it is the disk's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # A panic of LanceDB's code in Rust derives from BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = _SOURCE_LOCATION.sub("", (str(error) or type(error).__name__).splitlines()[0])
+        raise disk_error(error, uri) or DamagedCatalogueError(uri, reason[:_MAX_REASON_LENGTH]) from error
 
 
 @dataclass(frozen=True)
@@ -84,8 +116,26 @@ class TableVersion(NamedTuple):
 
 
 def metadata_of(table: Any) -> CatalogueMetadata:
-    """Read the metadata of a LanceDB table of products."""
-    return CatalogueMetadata(**json.loads(table.schema.metadata[_METADATA_KEY]))
+    """Read the metadata of a LanceDB table of products. Raises ValueError or TypeError if they are damaged."""
+    metadata = CatalogueMetadata(**json.loads(table.schema.metadata[_METADATA_KEY]))
+    texts = (metadata.network, metadata.run, metadata.note)
+    numbers = (metadata.dimensions, metadata.class_weight, metadata.temperature or 1.0)
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(isinstance(number, int | float) for number in numbers)
+        or metadata.invert not in get_args(Invert)
+    ):
+        raise ValueError("its metadata are invalid")
+    return metadata
+
+
+def _check_columns(schema: pa.Schema, dimensions: int) -> None:
+    """Raise ValueError if a column of every catalogue is missing or has another type."""
+    for field in catalogue_schema(dimensions, []):
+        if field.name not in schema.names:
+            raise ValueError(f"its column {field.name} is missing")
+        if (kind := schema.field(field.name).type) != field.type:
+            raise ValueError(f"its column {field.name} holds {kind} instead of {field.type}")
 
 
 def version_of(table: Any) -> TableVersion:
@@ -149,55 +199,62 @@ class Catalogue:
     # Reading
 
     def exists(self) -> bool:
-        """Return whether a first indexing has stored products."""
-        return _TABLE in self._table_names()
+        """Return whether readers can open a version. Raises UserError if the catalogue is damaged."""
+        table = self._find_table(_TABLE)
+        return table is not None and self._checkout_complete(table)
 
     def open(self) -> Any:
         """Open the LanceDB table for readers: the version that the last complete indexing left.
 
         Raises:
-            UserError: if there is no catalogue.
+            UserError: if there is no complete version, or the catalogue is damaged.
         """
         table = self.open_latest()
-        # Older catalogues have no tag, and neither has one during its first indexing.
-        if _is_tagged(table):
-            table.checkout(_READY_TAG)
+        if not self._checkout_complete(table):
+            raise UserError(
+                f"The catalogue {self.uri} is not complete: its first indexing is running, or was interrupted (run it "
+                "again)."
+            )
         return table
 
     def open_latest(self) -> Any:
         """Open the latest version of the LanceDB table, to change it inside a `transaction`.
 
         Raises:
-            UserError: if there is no catalogue.
+            UserError: if there is no catalogue, or it is damaged.
         """
-        if not self.exists():
+        table = self._find_table(_TABLE)
+        if table is None:
             stopped = " (an indexing was interrupted: run it again)" if _STAGING in self._table_names() else ""
             raise UserError(f"There is no catalogue at {self.uri}{stopped}: python -m fashion_cnn.index makes one.")
-        return self._open_table(_TABLE)
+        return table
 
     def table_version(self) -> TableVersion:
-        """Return the version that readers open. Raises UserError if there is no catalogue."""
+        """Return the version that readers open. Raises UserError if there is none."""
         return version_of(self.open())
 
     def content_keys(self, *, staged: bool = False) -> dict[str, str]:
         """Return the content key of each product by its id, from the products table or the staging table."""
-        name = _STAGING if staged else _TABLE
-        if name not in self._table_names():
+        table = self._find_table(_STAGING if staged else _TABLE)
+        if table is None:
             return {}
-        table = self._open_table(name).search().select(["id", "key"]).limit(None).to_arrow()
-        return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+        with storage_errors_reported(self.uri):
+            columns = table.search().select(["id", "key"]).limit(None).to_arrow()
+        return dict(zip(columns["id"].to_pylist(), columns["key"].to_pylist(), strict=True))
 
     def column_types(self) -> dict[str, pa.DataType]:
         """Return the type of each custom column by its name; empty without a catalogue."""
-        fields = custom_columns(self._open_table(_TABLE).schema) if self.exists() else []
-        return {field.name: field.type for field in fields}
+        table = self._find_table(_TABLE)
+        return {} if table is None else {field.name: field.type for field in custom_columns(table.schema)}
 
     def non_empty_columns(self) -> set[str]:
         """Return the names of the price and the custom columns that hold any value."""
-        if not self.exists():
+        table = self._find_table(_TABLE)
+        if table is None:
             return set()
-        names = ["price", *self.column_types()]
-        columns = self._open_table(_TABLE).search().select(names).limit(None).to_arrow()
+        names = ["price", *(field.name for field in custom_columns(table.schema))]
+        with storage_errors_reported(self.uri):
+            columns = table.search().select(names).limit(None).to_arrow()
         return {name for name in names if columns[name].null_count < len(columns)}
 
     # Changing
@@ -210,14 +267,20 @@ class Catalogue:
             UserError: if another process on this machine is changing the catalogue, or the folder is not writable.
         """
         with self._lock():
-            if self.exists() and not _is_tagged(table := self.open_latest()):
-                _tag(table)
-            yield
-            if self.exists():
-                table = self.open_latest()
-                _tag(table)
-                # LanceDB refuses to remove a tagged version, so the tag has to move first.
-                table.optimize(cleanup_older_than=_VERSION_LIFETIME)
+            # A damaged catalogue may be rebuilt in the block.
+            with suppress(DamagedCatalogueError), storage_errors_reported(self.uri):
+                self._discard_damaged_changes()
+                table = self._find_table(_TABLE)
+                if table is not None and self._checkout_complete(table) and not _is_tagged(table):
+                    _tag(table)
+            with self._written_completely(_TABLE):
+                yield
+            table = self._find_table(_TABLE)
+            if table is not None:
+                with storage_errors_reported(self.uri):
+                    _tag(table)
+                    # LanceDB refuses to remove a tagged version, so the tag has to move first.
+                    table.optimize(cleanup_older_than=_VERSION_LIFETIME)
 
     def begin(self, metadata: CatalogueMetadata, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
         """Create the staging table, or keep that of an interrupted indexing. The catalogue itself does not change.
@@ -230,8 +293,8 @@ class Catalogue:
         Raises:
             UserError: if the new products do not fit the catalogue (`check_compatible`), or a column changed its type.
         """
-        if self.exists() and not rebuild:
-            check_compatible(metadata_of(self._open_table(_TABLE)), metadata, self.uri)
+        if not rebuild and (table := self._find_table(_TABLE)) is not None:
+            check_compatible(metadata_of(table), metadata, self.uri)
             types = self.column_types()
             for field in columns:
                 if (stored := types.get(field.name, field.type)) != field.type:
@@ -241,47 +304,55 @@ class Catalogue:
                     )
         stored_metadata = {_METADATA_KEY: json.dumps(asdict(metadata)).encode()}
         schema = catalogue_schema(metadata.dimensions, columns).with_metadata(stored_metadata)
-        if _STAGING in self._table_names():
-            staging = self._open_table(_STAGING)
-            # The path of the run may be spelled in another way.
-            if staging.schema.equals(schema) and replace(metadata_of(staging), run=metadata.run) == metadata:
-                return
-            self._database.drop_table(_STAGING)
-        self._database.create_table(_STAGING, schema=schema)
+        staging = self._readable_staging()
+        # The path of the run may be spelled in another way.
+        if (
+            staging is None
+            or not staging.schema.equals(schema)
+            or replace(metadata_of(staging), run=metadata.run) != metadata
+        ):
+            with storage_errors_reported(self.uri):
+                self._drop(_STAGING)
+                self._database.create_table(_STAGING, schema=schema)
 
     def stage(self, products: pa.Table) -> None:
         """Write indexed products to the staging table."""
-        _upsert(self._open_table(_STAGING), products)
+        with self._written_completely(_STAGING), storage_errors_reported(self.uri):
+            _upsert(self._database.open_table(_STAGING), products)
 
     def commit(self, ids: Iterable[str], *, rebuild: bool = False) -> None:
         """Move the staged products with these ids into the products table."""
-        staging = self._open_table(_STAGING)
+        table = self._replaceable_table() if rebuild else self._find_table(_TABLE)
         selected = set(ids)
-        if rebuild or not self.exists():
-            table_id = {_TABLE_ID_KEY: secrets.token_hex(8).encode()}
-            schema = staging.schema.with_metadata(staging.schema.metadata | table_id)
-            batches = _read_batches(staging, selected, schema)
-            table = self._database.create_table(_TABLE, batches, schema=schema, mode="overwrite")
-        else:
-            table = self._open_table(_TABLE)
-            if added := [field for field in staging.schema if field.name not in table.schema.names]:
-                table.add_columns(added)
-            if selected:
-                _upsert(table, _read_batches(staging, selected, table.schema))
-            absent = set(table.schema.names) - set(staging.schema.names)
-            if absent and (empty := absent - self.non_empty_columns()):
-                table.drop_columns(sorted(empty))
-        _optimize(table)
-        self._database.drop_table(_STAGING)
+        with storage_errors_reported(self.uri):
+            staging = self._database.open_table(_STAGING)
+            if rebuild or table is None:
+                if table is None:
+                    self._drop(_TABLE)
+                table_id = {_TABLE_ID_KEY: secrets.token_hex(8).encode()}
+                schema = staging.schema.with_metadata(staging.schema.metadata | table_id)
+                batches = _read_batches(staging, selected, schema)
+                table = self._database.create_table(_TABLE, batches, schema=schema, mode="overwrite")
+            else:
+                if added := [field for field in staging.schema if field.name not in table.schema.names]:
+                    table.add_columns(added)
+                if selected:
+                    _upsert(table, _read_batches(staging, selected, table.schema))
+                absent = set(table.schema.names) - set(staging.schema.names)
+                if absent and (empty := absent - self.non_empty_columns()):
+                    table.drop_columns(sorted(empty))
+            _optimize(table)
+            self._drop(_STAGING)
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete products and return their number. Raises UserError if there is no catalogue."""
         table = self.open_latest()
-        before = table.count_rows()
-        table.delete(col("id").isin(list(ids)))
-        removed: int = before - table.count_rows()
-        if removed:
-            _optimize(table)
+        with storage_errors_reported(self.uri):
+            before = table.count_rows()
+            table.delete(col("id").isin(list(ids)))
+            removed: int = before - table.count_rows()
+            if removed:
+                _optimize(table)
         return removed
 
     def _lock(self) -> AbstractContextManager[Any]:
@@ -295,14 +366,108 @@ class Catalogue:
         except OSError as error:
             raise UserError(f"{self.uri} cannot be written ({error.strerror}): use another catalogue=DIR.") from error
 
-    def _open_table(self, name: str) -> Any:
-        """Open a table of this program; raise UserError if another program made it."""
-        table = self._database.open_table(name)
-        if _METADATA_KEY not in (table.schema.metadata or {}):
-            raise UserError(
-                f"The table {name} in {self.uri} was not made by fashion_cnn.index: use another catalogue=DIR."
-            )
+    def _find_table(self, name: str) -> Any | None:
+        """Open a table of this program; None if there is none, or only a folder that holds no version of it.
+
+        Raises:
+            UserError: if the table is damaged, or another program made it.
+        """
+        if name not in self._table_names():
+            return None
+        with storage_errors_reported(self.uri):
+            try:
+                table = self._database.open_table(name)
+            except ValueError as error:
+                if "was not found" in str(error):
+                    return None
+                raise
+            if _METADATA_KEY not in (table.schema.metadata or {}):
+                raise UserError(
+                    f"The table {name} in {self.uri} was not made by fashion_cnn.index: use another catalogue=DIR."
+                )
+            _check_columns(table.schema, metadata_of(table).dimensions)
         return table
+
+    def _checkout_complete(self, table: Any) -> bool:
+        """Check out the version for readers; return False if the first indexing has not ended."""
+        with storage_errors_reported(self.uri):
+            if _is_tagged(table):
+                table.checkout(_READY_TAG)
+                return True
+        # Catalogues of older versions have neither an id nor a tag.
+        return _TABLE_ID_KEY not in table.schema.metadata
+
+    def _readable_staging(self) -> Any | None:
+        """Open the staging table of an interrupted indexing; None if it is missing or damaged."""
+        with suppress(DamagedCatalogueError), storage_errors_reported(self.uri):
+            staging = self._find_table(_STAGING)
+            if staging is not None:
+                _read_all(staging)
+            return staging
+        return None
+
+    def _replaceable_table(self) -> Any | None:
+        """Open the products table to replace it, so that readers keep its versions; None if it is damaged."""
+        with suppress(DamagedCatalogueError), storage_errors_reported(self.uri):
+            table = self._find_table(_TABLE)
+            if table is not None:
+                table.tags.list()
+                table.list_versions()
+            return table
+        return None
+
+    def _discard_damaged_changes(self) -> None:
+        """Return to the version of readers if an interrupted indexing left a damaged one after it."""
+        table = self._find_table(_TABLE)
+        if table is None or _TABLE_ID_KEY not in table.schema.metadata:
+            return
+        ready = table.tags.list().get(_READY_TAG)
+        if ready and ready["version"] == table.version:
+            return
+        try:
+            with storage_errors_reported(self.uri):
+                _read_all(table)
+        except DamagedCatalogueError:
+            if ready is None:
+                self._drop(_TABLE)
+            else:
+                table.checkout(_READY_TAG)
+                table.restore()
+
+    @contextmanager
+    def _written_completely(self, name: str) -> Iterator[None]:
+        """Raise UserError if a file that the block wrote is cut.
+
+        LanceDB does not notice that a full disk took only a part of the last bytes of a file.
+        """
+        before = self._files(name)
+        yield
+        for file in self._files(name) - before:
+            with file.open("rb") as content:
+                content.seek(max(0, file.stat().st_size - len(_LANCE_END)))
+                if content.read() != _LANCE_END:
+                    raise UserError(
+                        f"{self.uri} cannot be used (a file was written only in part): free some space, or choose "
+                        "another directory."
+                    )
+
+    def _files(self, name: str) -> set[Path]:
+        return set() if "://" in self.uri else set(Path(self.uri, f"{name}.lance").rglob("*.lance"))
+
+    def _drop(self, name: str) -> None:
+        """Delete a table, whatever its folder holds."""
+        try:
+            if name in self._table_names():
+                self._database.drop_table(name)
+        except Exception:
+            if "://" in self.uri:
+                raise
+        if "://" not in self.uri:
+            folder = Path(self.uri, f"{name}.lance")
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+            else:
+                folder.unlink(missing_ok=True)
 
     def _table_names(self) -> list[str]:
         if "://" not in self.uri and not Path(self.uri).exists():
@@ -320,6 +485,12 @@ def _optimize(table: Any) -> None:
     if not index_names(table, "title") and table.count_rows():
         table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
     table.optimize(cleanup_older_than=_FOREVER)
+
+
+def _read_all(table: Any) -> None:
+    """Read all rows, which fails if a file is damaged."""
+    for _ in table.search().limit(None).to_batches(1024):
+        pass
 
 
 def _is_tagged(table: Any) -> bool:
@@ -376,7 +547,7 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
         return chosen, Catalogue(str(chosen.catalogue))
     named = Catalogue(catalogue_uri(catalogue))
     if run is None and named.exists():
-        run = metadata_of(named.open()).run
+        run = metadata_of(named.open_latest()).run
         _check_run_of_catalogue(Path(run), catalogue, runs_dir)
     return find_finished_run("latest" if run is None else run, runs_dir), named
 

@@ -15,7 +15,13 @@ from fashion_cnn.inference.predictor import read_validation_predictions
 from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.pictures import UnreadablePictureError
 from fashion_cnn.retrieval.approximate import VectorIndex, update_vector_index
-from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, metadata_of
+from fashion_cnn.retrieval.catalogue import (
+    Catalogue,
+    CatalogueMetadata,
+    DamagedCatalogueError,
+    metadata_of,
+    storage_errors_reported,
+)
 from fashion_cnn.retrieval.products import Picture, Products, custom_columns
 from fashion_cnn.retrieval.vectors import search_vectors, vector_dimensions
 
@@ -94,7 +100,7 @@ def index_products(
         catalogue.begin(metadata, custom_columns(products.table.schema), rebuild=rebuild)
         ids = products.ids
         stored_keys = {} if rebuild else catalogue.content_keys()
-        columns_before = catalogue.non_empty_columns()
+        columns_before = _columns_before(catalogue, rebuild=rebuild)
         outdated = [row for row, key in enumerate(products.content_keys) if stored_keys.get(ids[row]) != key]
         staged_keys = catalogue.content_keys(staged=True)
         pending = [row for row in outdated if staged_keys.get(ids[row]) != products.content_keys[row]]
@@ -118,7 +124,8 @@ def index_products(
         catalogue.commit(ready, rebuild=rebuild)
         missing = sorted(stored_keys.keys() - set(ids))
         removed = catalogue.remove(missing) if prune and missing else 0
-        vector_index = update_vector_index(catalogue.open_latest(), approximate_above)
+        with storage_errors_reported(catalogue.uri):
+            vector_index = update_vector_index(catalogue.open_latest(), approximate_above)
     changed = sum(product_id in stored_keys for product_id in ready)
     return IndexingResult(
         added=len(ready) - changed,
@@ -137,6 +144,16 @@ def _fit_temperature(network: TrainedNetwork) -> float | None:
     """Temperature that calibrates the network's probabilities; None without validation images."""
     predictions = read_validation_predictions(network.run, flip_average=network.flip_average)
     return None if predictions is None else calibrate(predictions).temperature
+
+
+def _columns_before(catalogue: Catalogue, *, rebuild: bool) -> set[str]:
+    """Return `non_empty_columns`; of a damaged catalogue that is rebuilt they are unknown."""
+    try:
+        return catalogue.non_empty_columns()
+    except DamagedCatalogueError:
+        if not rebuild:
+            raise
+        return set()
 
 
 def _embed(

@@ -12,9 +12,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval import approximate
-from fashion_cnn.retrieval.catalogue import Catalogue, index_names, metadata_of, version_of
+from fashion_cnn.retrieval.catalogue import (
+    Catalogue,
+    DamagedCatalogueError,
+    index_names,
+    metadata_of,
+    storage_errors_reported,
+    version_of,
+)
 from fashion_cnn.retrieval.filters import Condition
 
 
@@ -55,30 +61,31 @@ class Snapshot:
         vector_index: index for approximate search; None for exact search.
 
     Raises:
-        UserError: if there is no catalogue.
+        UserError: if there is no complete catalogue, or its files are damaged, which later reads raise, too.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.uri = catalogue.uri
         self._table = catalogue.open()
-        self.table_version = version_of(self._table)
-        self.version = self.table_version.version
-        # Pin the version for this handle.
-        self._table.checkout(self.version)
-        self.metadata = metadata_of(self._table)
-        self.vector_index = approximate.vector_index_of(self._table)
-        on_disk = {"thumbnail"} | ({"vector"} if self.vector_index else set())
-        columns = [name for name in self._table.schema.names if name not in on_disk]
-        table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
-        self._row_ids = _RowIds(table["_rowid"].to_numpy())
         self._thumbnails: pa.BinaryArray | None = None
+        with storage_errors_reported(self.uri):
+            self.table_version = version_of(self._table)
+            self.version = self.table_version.version
+            # Pin the version for this handle.
+            self._table.checkout(self.version)
+            self.metadata = metadata_of(self._table)
+            self.vector_index = approximate.vector_index_of(self._table)
+            on_disk = {"thumbnail"} | ({"vector"} if self.vector_index else set())
+            columns = [name for name in self._table.schema.names if name not in on_disk]
+            table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
+            self._row_ids = _RowIds(table["_rowid"].to_numpy())
+            if not self.vector_index:
+                self.vectors = self._to_tensor(table["vector"])
+                table = table.drop_columns(["vector"])
+            self.attributes: pa.Table = table.drop_columns(["_rowid"])
         # A word that half of the titles contain takes as long as ten vector searches, and each page repeats it.
         # The cached function must not refer to the snapshot, which would then never be freed.
         self._match_titles = lru_cache(maxsize=32)(partial(_match_titles, self.uri, self._table, self._row_ids))
-        if not self.vector_index:
-            self.vectors = self._to_tensor(table["vector"])
-            table = table.drop_columns(["vector"])
-        self.attributes: pa.Table = table.drop_columns(["_rowid"])
 
     def __len__(self) -> int:
         return len(self._row_ids.ids)
@@ -113,21 +120,26 @@ class Snapshot:
         sample = range(0, len(self), max(1, len(self) // 256))
         if sum(map(len, self.thumbnails(sample))) * len(self) > max_bytes * len(sample):
             return
-        table = self._table.search().select(["thumbnail"]).with_row_id(True).limit(None).to_arrow()
-        order = np.argsort(self._row_ids.rows(table["_rowid"]))
-        self._thumbnails = table["thumbnail"].take(order).combine_chunks()
+        with storage_errors_reported(self.uri):
+            table = self._table.search().select(["thumbnail"]).with_row_id(True).limit(None).to_arrow()
+            order = np.argsort(self._row_ids.rows(table["_rowid"]))
+            self._thumbnails = table["thumbnail"].take(order).combine_chunks()
 
     def _read(self, column: str, rows: Sequence[int]) -> pa.ChunkedArray:
         """Read a column of these rows from disk, in their order."""
         row_ids = self._row_ids.ids[list(rows)].tolist()
-        table = self._table.take_row_ids(row_ids).select([column]).with_row_id().to_arrow()
-        place = {row_id: number for number, row_id in enumerate(table["_rowid"].to_pylist())}
-        return table[column].take([place[row_id] for row_id in row_ids])
+        with storage_errors_reported(self.uri):
+            table = self._table.take_row_ids(row_ids).select([column]).with_row_id().to_arrow()
+            place = {row_id: number for number, row_id in enumerate(table["_rowid"].to_pylist())}
+            return table[column].take([place[row_id] for row_id in row_ids])
 
     def _to_tensor(self, column: pa.ChunkedArray) -> Tensor:
         flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
         # Column-major memory order halves the time of a matrix-vector product.
-        return torch.from_numpy(flat.reshape(-1, self.metadata.dimensions).T.copy()).T
+        vectors = torch.from_numpy(flat.reshape(-1, self.metadata.dimensions).T.copy()).T
+        if not vectors.sum().isfinite():
+            raise DamagedCatalogueError(self.uri, "a vector is not finite")
+        return vectors
 
     def similarity(self, query_vector: Tensor) -> Tensor:
         """Return the cosine of each product `(N,)` with a unit vector `(D,)`."""
@@ -145,9 +157,11 @@ class Snapshot:
             exclude: rows to leave out.
         """
         if self.vector_index:
-            neighbours = approximate.nearest(
-                self._table, query_vector, top_k + len(exclude), conditions=conditions, probes=self.vector_index.probes
-            )
+            probes = self.vector_index.probes
+            with storage_errors_reported(self.uri):
+                neighbours = approximate.nearest(
+                    self._table, query_vector, top_k + len(exclude), conditions=conditions, probes=probes
+                )
             rows = [(self.row_by_id[product_id], cosine) for product_id, cosine in neighbours]
             return [(row, cosine) for row, cosine in rows if row not in exclude][:top_k]
         scores = self.similarity(query_vector)
@@ -169,22 +183,20 @@ class Snapshot:
         """Return the products whose titles contain any word of `text`, by BM25; ties keep the order of the rows.
 
         Raises:
-            UserError: if the titles have no index, which the first indexing makes at its end.
+            UserError: if the index of the titles is damaged.
         """
         return self._match_titles(text)
 
 
 def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
-    if not index_names(table, "title"):
-        if len(row_ids.ids):
-            raise UserError(
-                f"The titles of {uri} cannot be searched yet: its first indexing is not finished. If it was "
-                "interrupted, run it again."
-            )
-        return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0))
-    query = table.search(text, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
-    hits = query.to_arrow()
-    rows = row_ids.rows(hits["_rowid"])
+    with storage_errors_reported(uri):
+        if not len(row_ids.ids):
+            return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0))
+        if not index_names(table, "title"):
+            raise DamagedCatalogueError(uri, "the index of the titles is missing")
+        query = table.search(text, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
+        hits = query.to_arrow()
+        rows = row_ids.rows(hits["_rowid"])
     # The scores of equal titles differ in their last digits.
     scores = hits["_score"].to_numpy().astype(np.float32).round(4)
     order = np.lexsort((rows, -scores))

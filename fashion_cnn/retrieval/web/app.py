@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.web import api, pages
 from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError
 from fashion_cnn.retrieval.web.service import SearchService
@@ -198,6 +199,11 @@ def create_app(service: SearchService, *, address: str, refresh_seconds: float) 
         first = error.errors()[0]
         name = next((str(part) for part in first["loc"] if part not in ("query", "body")), "query")
         return respond(request, 422, f"Invalid value of {name}: {first['msg']}.")
+
+    @app.exception_handler(DamagedCatalogueError)
+    async def damaged_catalogue(request: Request, error: DamagedCatalogueError) -> Response:
+        service.state.report(str(error))
+        return respond(request, 503, str(error))
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:

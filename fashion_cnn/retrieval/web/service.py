@@ -17,6 +17,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.predictor import Prediction
 from fashion_cnn.pictures import TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
+from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.searcher import Hit, Query
 from fashion_cnn.retrieval.web.developer import DECODING, STAGES, Latencies, timed
 from fashion_cnn.retrieval.web.errors import BusyError, HTTPError
@@ -130,6 +131,8 @@ def search_catalogue(
     with timed(milliseconds, searching):
         try:
             ranking = view.searcher.rank(searcher_query, outputs)
+        except DamagedCatalogueError:
+            raise
         except UserError as error:
             raise HTTPError(422, str(error)) from error
     with timed(milliseconds, describing):

@@ -246,6 +246,10 @@ class CatalogueState:
                     self._publish(self.view.searcher)
         except Exception as error:  # stores raise errors of their own kinds
             problem = str(error) or type(error).__name__
+        self.report(problem)
+
+    def report(self, problem: str | None) -> None:
+        """Store and log a problem of the catalogue; None if there is none any more."""
         if problem and problem != self.problem:
             print(problem, file=sys.stderr)
         self.problem = problem

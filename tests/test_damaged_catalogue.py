@@ -1,0 +1,166 @@
+"""Catalogues whose files are damaged: one message says what is damaged, and `index rebuild=true` replaces them."""
+
+import json
+import shutil
+
+import lancedb
+import pyarrow as pa
+import pytest
+
+from fashion_cnn.index import main as index_main
+from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.web.state import CatalogueState
+from fashion_cnn.search import main as search_main
+
+
+def cut(pattern, share=0.5):
+    """Return a function that cuts each of these files of a table to a share of its length."""
+
+    def damage(table):
+        files = [file for file in table.glob(pattern) if file.is_file()]
+        assert files, pattern
+        for file in files:
+            file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+
+    return damage
+
+
+def remove(name):
+    """Return a function that deletes a file or folder of a table."""
+
+    def damage(table):
+        path = table / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def stored(change):
+    """Return a function that stores a changed copy of a table's rows and publishes it."""
+
+    def damage(table):
+        database = lancedb.connect(table.parent)
+        rows = change(database.open_table(table.stem).to_arrow())
+        shutil.rmtree(table)
+        changed = database.create_table(table.stem, rows)
+        changed.tags.create("ready", changed.version)
+
+    return damage
+
+
+def with_metadata(text):
+    return stored(lambda rows: rows.replace_schema_metadata(rows.schema.metadata | {b"fashion_cnn": text.encode()}))
+
+
+def with_shorter_vectors(rows):
+    shorter = [vector[:-1] for vector in rows["vector"].to_pylist()]
+    vectors = pa.array(shorter, pa.list_(pa.float32(), len(shorter[0])))
+    return rows.set_column(rows.column_names.index("vector"), "vector", vectors)
+
+
+def with_prices_as_text(rows):
+    return rows.set_column(rows.column_names.index("price"), "price", rows["price"].cast(pa.string()))
+
+
+def as_file(table):
+    shutil.rmtree(table)
+    table.write_bytes(b"no table")
+
+
+def empty(table):
+    shutil.rmtree(table)
+    table.mkdir()
+
+
+DAMAGES = {
+    "data files are empty": cut("data/*", 0),
+    "data files are cut": cut("data/*"),
+    "data files are missing": remove("data"),
+    "manifests are empty": cut("_versions/*", 0),
+    "manifests are cut": cut("_versions/*"),
+    "manifests are missing": remove("_versions"),
+    "the tag is empty": cut("_refs/tags/*", 0),
+    "the tag is cut": cut("_refs/tags/*"),
+    "the tag is null": lambda table: (table / "_refs" / "tags" / "ready.json").write_text("null"),
+    "the tag is missing": remove("_refs"),
+    "the index of the titles is missing": remove("_indices"),
+    "the index of the titles is empty": cut("_indices/*/*", 0),
+    "the metadata are null": with_metadata("null"),
+    "the metadata are a list": with_metadata("[]"),
+    "the metadata are empty": with_metadata("{}"),
+    "the metadata are nested deeply": with_metadata("[" * 100_000),
+    "a column is missing": stored(lambda rows: rows.drop_columns(["thumbnail"])),
+    "vectors have another length": stored(with_shorter_vectors),
+    "prices are text": stored(with_prices_as_text),
+    "the table is a file": as_file,
+    "the table is an empty folder": empty,
+}
+# Damage that every indexing repairs.
+REPAIRED = {"the table is an empty folder", "the table is a file", "manifests are missing", "the tag is missing"}
+
+
+@pytest.fixture
+def damaged(shop_run, tmp_path):
+    """Function that damages a copy of the shop's catalogue and returns its folder."""
+
+    def copy(name):
+        folder = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+        DAMAGES[name](folder / "products.lance")
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def search(command, shop_run):
+    return lambda folder: command(
+        search_main, f"run={shop_run.path}", f"catalogue={folder}", "text=number", "like=p20", "format=json"
+    )
+
+
+@pytest.fixture
+def index(command, shop_run):
+    return lambda folder, *options: command(
+        index_main,
+        f"run={shop_run.path}",
+        f"catalogue={folder}",
+        f"products={shop_run.path / 'photos' / 'shop.csv'}",
+        "class_weight=0",
+        *options,
+    )
+
+
+def assert_one_message(result):
+    status, out, err = result
+    assert (status, err.count("\n")) == (1, 1), out + err
+    assert err.startswith("error: ")
+    assert "rebuild=true" in err or "python -m fashion_cnn.index" in err or "run it again" in err
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_search_reports_the_damage_and_indexing_repairs_it(search, index, damaged, damage):
+    folder = damaged(damage)
+    assert_one_message(search(folder))
+    result = index(folder)
+    assert result[0] == 0 or damage not in REPAIRED
+    if result[0]:
+        assert_one_message(result)
+    status, out, err = index(folder, "rebuild=true")
+    assert (status, err) == (0, "")
+    assert "60 products added" in out
+    status, out, err = search(folder)
+    assert (status, err, len(json.loads(out))) == (0, "", 12)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_server_keeps_the_loaded_version_and_logs_the_damage_once(shop_run, tmp_path, capsys, damage):
+    folder = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    state = CatalogueState(shop_run, Catalogue(str(folder)), reject=0.01)
+    before = state.require_view()
+    DAMAGES[damage](folder / "products.lance")
+    capsys.readouterr()
+    for _ in range(3):
+        state.refresh()
+    assert state.view is before
+    assert capsys.readouterr().err.count("\n") <= 1
+    assert len(before.products(["p20"])) == 1
