@@ -5,6 +5,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _OTHER_DIRECTORY = "choose another directory"
 _PERMISSIONS = f"change its permissions, or {_OTHER_DIRECTORY}"
@@ -81,6 +82,19 @@ def disk_error(error: BaseException, path: str | os.PathLike[str] | None = None)
                 f"{file or 'The disk'} cannot be used ({os.strerror(number).lower()}): {_DISK_REMEDIES[number]}."
             )
     return None
+
+
+@contextmanager
+def disk_errors_at(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise UserError for the errors of the disk in the block. They name `path` unless they name a file themselves."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (refused := disk_error(error, path)) is not None:
+            raise refused from error
+        raise
 
 
 def _error_number(error: BaseException) -> int | None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, disk_errors_at
 from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
@@ -260,7 +260,7 @@ def export_run(
     exported = ExportedNetwork(network.module, data, temperature).eval()
     remove_stale_files(folder, f"{_UNCHECKED}*")
     # Files get their names only after the check.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
+    with disk_errors_at(folder), tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
         files = _write_files(exported, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
         checks_val = val_logits is not None and check_images.split == "validation"
         logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
