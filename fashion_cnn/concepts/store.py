@@ -133,7 +133,7 @@ class Concepts:
 
     def _load_arrays(self, path: Path, *, required: Sequence[str]) -> dict[str, Any]:
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 arrays = dict(stored)
             if missing := [name for name in ("network", *required) if name not in arrays]:
                 raise ValueError(f"it holds no {missing[0]}")
