@@ -63,7 +63,7 @@ def _print_entries(entries: Sequence[CacheEntry], folder: Path) -> None:
         )
         for entry in reversed(entries)
     ]
-    print_table(headings, rows, right=("size",), title=f"{folder}: {_count(entries)}")
+    print_table(headings, rows, right=("size",), title=f"{folder}: {_count(entries)}", wide=True)
 
 
 def main() -> None:
