@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -189,3 +190,19 @@ def shop_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = train_run(tmp_path_factory.mktemp("shop"))
     make_catalogue(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium of this machine, or Playwright's own."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            # Chromium's sandbox does not work as root, which containers use.
+            arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+            browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        except sync_api.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]} (scripts/test gets one)")
+        yield browser
+        browser.close()

@@ -82,37 +82,76 @@ def run(trained):
     return Path(trained[1]["run"]).relative_to(trained[0]).as_posix()
 
 
-def test_root_redirects_to_the_charts_of_the_gap(board):
+def test_root_redirects_to_the_time_series_with_overfitting_first(board, run):
     with urllib.request.urlopen(board.address) as response:
-        assert urllib.parse.urlparse(response.url).fragment.startswith("custom_scalars")
+        address = urllib.parse.urlparse(response.url)
         assert b"TensorBoard" in response.read()
+    assert not address.fragment, "a browser keeps the one of a link to another tab"
+    query = dict(urllib.parse.parse_qsl(address.query))
+    tags = board.get_json("plugin/timeseries/tags")["scalars"]["runTagInfo"]
+    for card in json.loads(query["pinnedCards"]):
+        assert card["plugin"] == "scalars"
+        assert any(card["tag"] in names for names in tags.values())
+    # TensorBoard colors runs by the groups that its regular expression captures.
+    pattern = query["runColorGroup"].removeprefix("regex:")
+    groups = {name: re.match(pattern, name).groups() for name in tags}
+    assert groups[f"{run}/train"] == ("train", None)
+    assert groups[f"{run}/val"] == ("val", None)
+    assert groups[run] == (None, run)
 
 
-def test_every_chart_of_the_layout_has_data(board, run):
+@pytest.mark.browser
+@pytest.mark.parametrize(("fragment", "tab"), [("", "Time Series"), ("#hparams", "HParams"), ("#scalars", "Scalars")])
+def test_a_link_to_a_tab_opens_it(board, browser, fragment, tab):
+    page = browser.new_page()
+    page.goto(f"{board.address}{fragment}")
+    page.wait_for_selector(f"[role=tab][aria-selected=true]:has-text('{tab}')", timeout=1000 * PATIENCE)
+    page.close()
+
+
+@pytest.mark.browser
+def test_train_and_validation_have_one_color_each_and_overfitting_comes_first(board, browser, run):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(board.address)
+    pinned = page.locator("metrics-pinned-view card-view")
+    pinned.first.wait_for(timeout=1000 * PATIENCE)
+    titles = [title.strip() for title in pinned.locator(".tag").all_inner_texts()]
+    assert titles == ["gap/accuracy", "loss", "accuracy"]
+    page.close()
+
+
+def test_margin_charts_have_an_estimate_and_both_bounds(board, run):
     layout = board.get_json("plugin/custom_scalars/layout")
     charts = [chart for category in layout["category"] for chart in category["chart"]]
     assert len(charts) == sum(map(len, dashboard_layout().values()))
     for chart in charts:
-        patterns = chart.get("multiline", {}).get("tag", [])
-        patterns += [f"{name}$" for series in chart.get("margin", {}).get("series", []) for name in series.values()]
-        assert patterns
-        for pattern in patterns:
-            response = board.get_json("plugin/custom_scalars/scalars", run=run, tag=pattern)
-            assert response["regex_valid"]
-            assert response["tag_to_events"], f"{chart['title']}: {pattern}"
-            for events in response["tag_to_events"].values():
-                assert len(events) == 6
-    (losses,) = (chart for chart in charts if chart["title"].startswith("loss"))
-    assert losses["multiline"]["tag"] == ["train/loss$", "val/loss$"], "both on one chart"
+        (series,) = chart["margin"]["series"]
+        for name in board.get_json("runs"):
+            response = board.get_json("plugin/custom_scalars/scalars", run=name, tag=f"({')|('.join(series.values())})")
+            if tags := response["tag_to_events"]:
+                assert tags.keys() == set(series.values()), "TensorBoard would warn of missing tags"
+                steps = [[step for _, step, _ in events] for events in tags.values()]
+                assert steps == [steps[0]] * 3
+        events = board.get_json("plugin/custom_scalars/scalars", run=run, tag=series["value"])["tag_to_events"]
+        assert len(events[series["value"]]) == 6
 
 
-def test_scalars_are_logged_once_per_epoch(board, run, trained):
-    tags = set(board.get_json("plugin/scalars/tags")[run])
-    names = {"train/loss", "val/loss", "running/loss", "gap/loss", "learning_rate", "throughput/images_per_second"}
-    assert names <= tags
-    assert {f"gap_by_class/{name}" for name in TinyDataModule.class_names} <= tags
-    events = board.get_json("plugin/scalars/scalars", run=run, tag="val/accuracy")
+def test_train_and_validation_are_two_runs_over_the_epochs(board, run, trained):
+    tags = board.get_json("plugin/scalars/tags")
+    assert {"loss", "accuracy", "calibration_error"} == tags[f"{run}/train"].keys() == tags[f"{run}/val"].keys()
+    assert {"running/loss", "gap/loss", "learning_rate", "throughput/images_per_second"} <= tags[run].keys()
+    assert {f"gap_by_class/{name}" for name in TinyDataModule.class_names} <= tags[run].keys()
+    assert not {"loss", "accuracy", "epoch"} & tags[run].keys()
+    events = board.get_json("plugin/scalars/scalars", run=f"{run}/val", tag="accuracy")
+    assert [step for _, step, _ in events] == [1, 2, 3, 4, 5, 6]
     assert max(value for _, _, value in events) == pytest.approx(trained[1]["val/accuracy"])
+
+
+def test_the_best_epoch_is_a_point_on_the_curves(board, run, trained):
+    for tag, name in (("accuracy", "val/accuracy"), ("loss", "val/loss"), ("gap/accuracy", "gap/accuracy")):
+        (event,) = board.get_json("plugin/scalars/scalars", run=f"{run}/best", tag=tag)
+        assert event[1] == trained[1]["best_epoch"]
+        assert event[2] == pytest.approx(trained[1][name])
 
 
 def test_plots_are_shown_for_the_best_and_the_last_epoch(board, run, trained):
@@ -122,7 +161,7 @@ def test_plots_are_shown_for_the_best_and_the_last_epoch(board, run, trained):
     for tag in tags:
         images = board.get_json("plugin/images/images", run=run, tag=tag, sample=0)
         steps = [image["step"] for image in images]
-        assert steps == ([trained[1]["best_epoch"] * 8, 48] if tag in both else [trained[1]["best_epoch"] * 8])
+        assert steps == ([trained[1]["best_epoch"], 6] if tag in both else [trained[1]["best_epoch"]])
         for image in images:
             picture = Image.open(io.BytesIO(board.get(f"plugin/images/individualImage?{image['query']}")))
             assert min(picture.size) > 200
@@ -142,7 +181,7 @@ def test_histograms_are_written_every_few_epochs(board, run):
     assert "activations/classifier" in tags
     for tag in tags:
         events = board.get_json("plugin/histograms/histograms", run=run, tag=tag)
-        assert [step for _, step, _ in events] == [8, 40]
+        assert [step for _, step, _ in events] == [1, 5]
 
 
 def test_projector_shows_the_validation_images(board, run):
@@ -160,15 +199,18 @@ def test_projector_shows_the_validation_images(board, run):
 
 
 def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, trained):
-    names = ["val_accuracy", "val_loss", "gap_accuracy", "gap_loss"]
+    tags = {"accuracy": "val/accuracy", "gap/accuracy": "gap/accuracy", "loss": "val/loss", "gap/loss": "gap/loss"}
     experiment = board.get_json("plugin/hparams/experiment", {"experimentName": ""})
-    assert {info["name"]["tag"] for info in experiment["metricInfos"]} == {f"final/{name}" for name in names}
-    hparams = {info["name"] for info in experiment["hparamInfos"]}
-    assert {"optimizer", "optimizer.lr", "model.network", "seed", "parameters", "data.val_size"} <= hparams
+    assert [info["name"] for info in experiment["metricInfos"]] == [{"group": "best", "tag": tag} for tag in tags]
+    hparams = [info["name"] for info in experiment["hparamInfos"]]
+    # TensorBoard shows the first five columns at first.
+    assert hparams[:3] == ["model", "optimizer.lr", "seed"]
+    assert hparams[3] == TINY_DATA[0].partition("=")[0]
+    assert {"optimizer", "model.network", "parameters", "data.val_size"} <= set(hparams)
     request = {
         "experimentName": "",
         "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
-        "colParams": [{"metric": {"tag": f"final/{name}"}} for name in names],
+        "colParams": [{"metric": info["name"]} for info in experiment["metricInfos"]],
         "startIndex": 0,
         "sliceSize": 10,
     }
@@ -176,18 +218,21 @@ def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, t
     (session,) = group["sessions"]
     assert session["status"] == "STATUS_SUCCESS"
     assert session["name"] == run
+    assert group["hparams"]["model"] == "tiny"
     values = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
-    assert values["final/val_accuracy"] == pytest.approx(trained[1]["val/accuracy"])
-    assert values["final/gap_loss"] == pytest.approx(trained[1]["gap/loss"])
+    assert values == {tag: pytest.approx(trained[1][name]) for tag, name in tags.items()}
 
 
 def test_text_shows_the_verdict(board, run, trained):
-    (event,) = board.get_json("plugin/text/text", run=run, tag="verdict/text_summary")
+    (event,) = board.get_json("plugin/text/text", run=run, tag="Verdict/text_summary")
     assert f"Verdict: {trained[1]['verdict']}" in event["text"]
+    tags = {tag for names in board.get_json("plugin/text/tags").values() for tag in names}
+    assert min(tags) == "Verdict/text_summary", "TensorBoard sorts them by their characters"
 
 
-def test_there_are_no_sub_runs(board, run):
-    runs = board.get_json("runs")
-    assert len(runs) == 2
-    assert run in runs
+def test_runs_are_those_of_the_run_directories(board, run):
+    (broken,) = {name for name in board.get_json("runs") if not name.startswith(run) and name.count("/") == 1}
+    assert broken.startswith("broken/")
+    names = {run, *(f"{run}/{part}" for part in ("train", "val", "best"))}
+    assert names <= set(board.get_json("runs")) <= {*names, f"{run}/overfitting", broken}
     assert Run(Path(run)).path.parts[0] == "tiny"

@@ -1,33 +1,11 @@
 """The search pages in a real browser: JavaScript on and off, keyboard, phone, dark colours, accessibility."""
 
-import os
-import shutil
-
 import pytest
 from conftest import PATIENCE
 from tiny_shop import CLASSES, photograph, served
 
-sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = pytest.mark.browser
-
-
-def chromium_path():
-    """The Chromium of this machine, or None for Playwright's own."""
-    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        try:
-            # Chromium's sandbox does not work as root, which containers use.
-            arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-            browser = playwright.chromium.launch(executable_path=chromium_path(), args=arguments)
-        except sync_api.Error as error:
-            pytest.skip(f"no browser: {str(error).splitlines()[0]} (scripts/test gets one)")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,22 @@ import math
 import os
 import shlex
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 from conftest import TINY_DATA
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_images import TinyDataModule
 from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
 
 import fashion_cnn
 from fashion_cnn.cli.main import compose
@@ -86,10 +90,13 @@ def disarm(monkeypatch):
 
 
 def scalars(run):
-    """All TensorBoard curves except throughput, as lists of (step, value)."""
-    events = EventAccumulator(str(run.path)).Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.startswith(("throughput/", "final/"))]
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+    """All TensorBoard curves except throughput, as lists of (step, value), by subdirectory and tag."""
+    curves = {}
+    for folder in ("", "train", "val"):
+        events = EventAccumulator(str(run.path / folder)).Reload()
+        names = [name for name in events.Tags()["scalars"] if not name.startswith("throughput/")]
+        curves |= {(folder, name): [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+    return curves
 
 
 def read_metrics_csv(run):
@@ -117,7 +124,9 @@ def test_a_run_writes_its_files_and_beats_chance(tiny):
     last = {f"figures/{name}_last.png" for name in ("confusion", "gap_by_class", "mistakes", "reliability")}
     assert results["best_epoch"] < results["epochs"]
     assert {name for name in files if "tfevents" not in name} == FILES | last
-    assert sum("tfevents" in name for name in files) == 2, "one file of the training, one of the analysis"
+    events = Counter(name.rpartition("/")[0] for name in files if "tfevents" in name)
+    assert events.pop("overfitting", 1) == 1
+    assert events == {"": 2, "train": 1, "val": 1, "best": 1}, "one file of the training, one of the analysis"
     assert json.loads(run.results_file.read_text()) == {k: v for k, v in results.items() if k != "run"}
     assert results["test/accuracy"] > 0.5, "chance is a quarter"
     assert results["gap/loss"] == pytest.approx(results["val/loss"] - results["train/loss"], abs=1e-6)
@@ -125,9 +134,86 @@ def test_a_run_writes_its_files_and_beats_chance(tiny):
     rows = read_metrics_csv(run)
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4, 5]
     assert [int(row["step"]) for row in rows] == [8, 16, 24, 32, 40, 48]
-    for name, curve in scalars(run).items():
-        assert [step for step, _ in curve] == [8, 16, 24, 32, 40, 48], name
+    curves = scalars(run)
+    for name, curve in curves.items():
+        assert [step for step, _ in curve] == [1, 2, 3, 4, 5, 6], name
+    for split in ("train", "val"):
+        for metric in ("loss", "accuracy", "calibration_error"):
+            values = [value for _, value in curves[split, metric]]
+            assert values == pytest.approx([float(row[f"{split}/{metric}"]) for row in rows])
+    gaps = [value for _, value in curves["", "gap/loss"]]
+    assert gaps == [value for _, value in curves["", "gap_interval/loss"]]
+    assert {("", "gap_interval/loss_low"), ("", "gap_interval/loss_high")} <= curves.keys()
     assert run.state == "finished"
+
+
+def test_tensorboard_has_the_points_of_metrics_csv_with_essential_callbacks(tiny):
+    results = train(tiny("trainer.max_epochs=2"))
+    curves = scalars(Run(Path(results["run"])))
+    assert [step for step, _ in curves["val", "loss"]] == [1, 2]
+    assert [step for step, _ in curves["", "gap/accuracy"]] == [1, 2]
+    assert not any("interval" in name for _, name in curves), "a chart with margins needs both bounds"
+    assert ("", "epoch") not in curves
+
+
+def test_an_epoch_logged_after_the_last_checkpoint_is_in_no_curve_twice(tiny):
+    class Kill(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            # Callbacks that write checkpoints come last.
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    config = tiny()
+    with pytest.raises(Interrupted):
+        train(config, callbacks=[Kill()])
+    run = only_run(config)
+    assert [step for step, _ in scalars(run)["val", "loss"]] == [1, 2]
+    train(tiny("resume=latest"))
+    assert {tuple(step for step, _ in curve) for curve in scalars(run).values()} == {(1, 2, 3)}
+
+
+def test_a_run_with_training_steps_in_tensorboard_resumes_with_epochs(tiny, stop, disarm):
+    config = tiny("trainer.max_epochs=4")
+    stop(2, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    run = only_run(config)
+    # The events of an older version: no subdirectories, and the number of training steps as step.
+    for file in run.path.rglob("*tfevents*"):
+        file.unlink()
+    for split in ("train", "val"):
+        (run.path / split).rmdir()
+    writer = SummaryWriter(str(run.path))
+    for row in read_metrics_csv(run):
+        for name in ("val/loss", "gap/loss"):
+            writer.add_scalar(name, float(row[name]), int(row["step"]))
+    writer.close()
+    train(tiny("resume=latest"))
+    curves = scalars(run)
+    rows = read_metrics_csv(run)
+    expected = [(epoch, pytest.approx(float(row["val/loss"]))) for epoch, row in enumerate(rows, start=1)]
+    assert curves["val", "loss"] == expected
+    assert [step for step, _ in curves["", "gap/loss"]] == [1, 2, 3, 4]
+
+
+def test_every_logger_but_tensorboard_gets_the_hyperparameters_at_the_start(tiny):
+    received = []
+
+    class Recorder(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            (logger,) = (logger for logger in trainer.loggers if isinstance(logger, CSVLogger))
+            received.append(dict(logger.experiment.hparams))
+
+    other = "+logger.other={_target_:lightning.pytorch.loggers.CSVLogger,name:other,version:''}"
+    results = train(tiny(other, "trainer.max_epochs=1", "optimizer.lr=0.02", "seed=3"), callbacks=[Recorder()])
+    assert received[0]["optimizer.lr"] == 0.02
+    assert received[0]["seed"] == 3
+    stored = yaml.safe_load((Path(results["run"]) / "other" / "hparams.yaml").read_text())
+    assert stored == received[0]
+    assert stored["model.network"] == "ResNet"
+    tensors = EventAccumulator(results["run"]).Reload().Tags()["tensors"]
+    assert not any("hparams" in name for name in tensors), "callbacks=essential makes no analysis"
 
 
 def test_the_module_is_never_moved_in_inference_mode(tiny, monkeypatch):

@@ -1,27 +1,42 @@
-"""`python -m fashion_cnn.analysis.dashboard --logdir runs`: TensorBoard that opens at the charts of the gap.
+"""`python -m fashion_cnn.analysis.dashboard --logdir runs`: TensorBoard that opens with the charts of overfitting.
 
-It accepts all options of TensorBoard. Only the root address is redirected, to the custom scalars.
+It accepts all options of TensorBoard. Only the root address is redirected, to settings of the Time Series tab. A link
+to another tab, such as `/#hparams`, opens that tab: browsers keep the part after the `#`.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import urlencode
 
 from absl import app
 from tensorboard import default, main_lib, program
 from tensorboard.plugins.base_plugin import FlagsError
 
-# Smoothing is off, since there is only one point per epoch.
-_GAP_PAGE = "?open=gap#custom_scalars&_smoothingWeight=0"
+from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS, SPLIT_EVENTS
+
+# Charts at the top: is it overfitting, since when, and what does it cost?
+_PINNED = ("gap/accuracy", "loss", "accuracy")
+# One color for the train curves of all runs, one for validation, one for each mark; other runs have one color each.
+_COLOR_GROUPS = f"^(?:.*/)?({'|'.join((*SPLIT_EVENTS, BEST_EVENTS, OVERFITTING_EVENTS))})$|^(.*)$"
+_START_PAGE = "?" + urlencode(
+    {
+        "pinnedCards": json.dumps([{"plugin": "scalars", "tag": tag} for tag in _PINNED]),
+        "runColorGroup": f"regex:{_COLOR_GROUPS}",
+        # There is only one point per epoch.
+        "smoothing": 0,
+    }
+)
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def redirect_root(application: WSGIApp) -> WSGIApp:
-    """Wrap a WSGI application so that requests of `/` are redirected to the charts of the gap."""
+    """Wrap a WSGI application so that requests of `/` are redirected to the start page."""
 
     def redirecting(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/" and not environ.get("QUERY_STRING"):
-            start_response("302 Found", [("Location", _GAP_PAGE), ("Content-Length", "0")])
+            start_response("302 Found", [("Location", _START_PAGE), ("Content-Length", "0")])
             return []
         return application(environ, start_response)
 

@@ -1,4 +1,4 @@
-"""TensorBoard content besides the curves: custom scalars, images, final metrics, projector and histograms."""
+"""TensorBoard content besides the curves: custom scalars, marks, images, hyperparameters, projector and histograms."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,25 +8,32 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from fashion_cnn.analysis.settings import run_settings
+from fashion_cnn.analysis.history import History
+from fashion_cnn.analysis.settings import Setting, is_setting, run_settings
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import metric_name
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 from fashion_cnn.models.layers import is_nonlinearity
+from fashion_cnn.runs.overrides import override_key
+from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS
 
 if TYPE_CHECKING:
     from torch.utils import hooks
 
-_OVERFITTING = "Overfitting"
-_TRAINING = "Training"
 _EVENTS_SUFFIX = ".analysis"
-# Metrics of the HParams tab. None is of the test set, on which nothing may be selected.
-_FINAL_METRICS = ("val/accuracy", "val/loss", "gap/accuracy", "gap/loss")
+# Metrics of the HParams tab by tag in `BEST_EVENTS`. None is of the test set, on which nothing may be selected.
+_FINAL_METRICS = {
+    "accuracy": ("val/accuracy", "val accuracy"),
+    "gap/accuracy": ("gap/accuracy", "accuracy gap"),
+    "loss": ("val/loss", "val loss"),
+    "gap/loss": ("gap/loss", "loss gap"),
+}
 _PROJECTOR_FOLDER = "projector"
 _MAX_SPRITE = 8192  # side length in pixels, a limit of TensorBoard
 # Larger values are outside the bins of TensorBoard's histograms.
@@ -34,25 +41,29 @@ _MAX_VALUE = 1e20
 
 
 def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
-    """Layout of the charts for `SummaryWriter.add_custom_scalars`; names of curves are regular expressions."""
+    """Layout of the charts for `SummaryWriter.add_custom_scalars`: those that the Time Series tab cannot draw."""
     return {
-        _OVERFITTING: {
-            "loss (train, val)": ["Multiline", ["train/loss$", "val/loss$"]],
-            "accuracy (train, val)": ["Multiline", ["train/accuracy$", "val/accuracy$"]],
-            "gap in accuracy, with its 95% interval": [
-                "Margin",
-                ["gap/accuracy", "gap/accuracy_low", "gap/accuracy_high"],
-            ],
-            "gap in loss, with its 95% interval": ["Margin", ["gap/loss", "gap/loss_low", "gap/loss_high"]],
-            "gap in accuracy by class": ["Multiline", ["gap_by_class/.*"]],
-            "calibration error (train, val)": ["Multiline", ["train/calibration_error$", "val/calibration_error$"]],
-        },
-        _TRAINING: {
-            "learning rate": ["Multiline", ["learning_rate$"]],
-            "images per second": ["Multiline", ["throughput/images_per_second$"]],
-            "running training loss (with augmentation)": ["Multiline", ["running/loss$"]],
-        },
+        "Gap between train and validation, with its 95% interval": {
+            f"{quantity} gap": ["Margin", [f"gap_interval/{quantity}{bound}" for bound in ("", "_low", "_high")]]
+            for quantity in ("accuracy", "loss")
+        }
     }
+
+
+def tags_with_intervals(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the bounds of a metric, such as `gap/loss_low`, beside a copy of it: `gap_interval/loss`.
+
+    TensorBoard warns of missing tags in a chart with margins if a run has one of its three tags but not all of them.
+    """
+    tags: dict[str, Any] = {}
+    for name, value in metrics.items():
+        quantity, _, bound = name.rpartition("_")
+        if quantity in metrics and bound in ("low", "high"):
+            group, _, metric = quantity.partition("/")
+            tags |= {f"{group}_interval/{metric}": metrics[quantity], f"{group}_interval/{metric}_{bound}": value}
+        else:
+            tags[name] = value
+    return tags
 
 
 def tensorboard_writer(trainer: Trainer) -> Any:
@@ -69,12 +80,18 @@ class TensorBoardWriter:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        for pattern in ("", f"{BEST_EVENTS}/", f"{OVERFITTING_EVENTS}/"):
+            for stale in directory.glob(f"{pattern}events.out.tfevents.*{_EVENTS_SUFFIX}"):
+                stale.unlink()
+        self._writer = self._open(directory)
+
+    @staticmethod
+    def _open(directory: Path) -> Any:
         # A lazy import, since commands that write no events import this module too.
         from torch.utils.tensorboard import SummaryWriter
 
-        for stale in directory.glob(f"events.out.tfevents.*{_EVENTS_SUFFIX}"):
-            stale.unlink()
-        self._writer = SummaryWriter(str(directory), filename_suffix=_EVENTS_SUFFIX)
+        return SummaryWriter(str(directory), filename_suffix=_EVENTS_SUFFIX)
 
     def add_image(self, name: str, path: Path, step: int) -> None:
         """Add a plot that was saved as a PNG file."""
@@ -95,21 +112,61 @@ class TensorBoardWriter:
         """Add a text in Markdown."""
         self._writer.add_text(name, markdown, step)
 
-    def add_hparams(self, config: Any, results: Mapping[str, Any]) -> None:
-        """Add the settings and final metrics of a finished run to the HParams tab."""
+    def add_marks(self, history: History, results: Mapping[str, Any]) -> None:
+        """Mark the best epoch, and the part of the validation loss that rose while the training loss fell.
+
+        The marks are runs of their own, in the charts of the curves: a point, and a line from the onset on.
+        """
+        best = self._open(self._directory / BEST_EVENTS)
+        for tag, (name, _) in _FINAL_METRICS.items():
+            if name in results:
+                best.add_scalar(tag, results[name], results["best_epoch"])
+        best.close()
+        if results.get("rising_since") is not None:
+            overfitting = self._open(self._directory / OVERFITTING_EVENTS)
+            for epoch, loss in zip(history.epochs.tolist(), history["val/loss"].tolist(), strict=True):
+                if epoch >= results["rising_since"] and np.isfinite(loss):
+                    overfitting.add_scalar("loss", loss, epoch)
+            overfitting.close()
+
+    def add_hparams(self, config: DictConfig, results: Mapping[str, Any]) -> None:
+        """Add the settings of a finished run to the HParams tab, beside the metrics that `add_marks` writes."""
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
-        settings = run_settings(config) | {"parameters": results["parameters"]}
-        final = {f"final/{name.replace('/', '_')}": results[name] for name in _FINAL_METRICS if name in results}
+        experiment, start, end = hparams(hyperparameters(config, results), {})
+        plugin_data = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(plugin_data.content)
+        for tag, (name, label) in _FINAL_METRICS.items():
+            if name in results:
+                metric = content.experiment.metric_infos.add(display_name=label)
+                metric.name.group, metric.name.tag = BEST_EVENTS, tag
+        plugin_data.content = content.SerializeToString()
         file_writer = self._writer._get_file_writer()
-        for summary in hparams(settings, final):
+        for summary in (experiment, start, end):
             file_writer.add_summary(summary)
-        for name, value in final.items():
-            self._writer.add_scalar(name, value)
 
     def close(self) -> None:
         """Write everything and close the file."""
         self._writer.close()
+
+
+def hyperparameters(config: DictConfig, results: Mapping[str, Any]) -> dict[str, Setting]:
+    """Settings of a run in the order of the HParams tab, which shows the first five columns at first.
+
+    These are model, learning rate and seed, then what was typed, for example the settings that a sweep varies.
+
+    Args:
+        config: the settings of the run.
+        results: contents of results.json, of which the number of parameters is read.
+    """
+    settings = run_settings(config)
+    typed = {override_key(override): override.partition("=")[2] for override in config.get("overrides") or []}
+    # A group's choice names the model better than its class does.
+    first: dict[str, Setting] = {"model": typed.pop("model", config.name)}
+    first |= {name: settings[name] for name in ("optimizer.lr", "seed") if name in settings}
+    first |= {name: settings.get(name, value) for name, value in typed.items() if is_setting(name)}
+    return first | {"parameters": results["parameters"]} | settings
 
 
 def write_projector(
@@ -213,11 +270,11 @@ class Histograms(Callback):
             return
         for hook in self._hooks:
             hook.remove()
-        writer, step = tensorboard_writer(trainer), trainer.global_step
+        writer, epoch = tensorboard_writer(trainer), trainer.current_epoch + 1
 
         def add(name: str, values: Tensor) -> None:
             if values.abs().max() < _MAX_VALUE:
-                writer.add_histogram(name, values, step)
+                writer.add_histogram(name, values, epoch)
 
         for name, values in self._activations.items():
             add(f"activations/{name}", values)

@@ -23,6 +23,10 @@ from fashion_cnn.runs.files import (
     write_json,
 )
 
+# Subdirectories with TensorBoard events: TensorBoard shows each as a run of its own, with a color of its own.
+SPLIT_EVENTS = ("train", "val")
+BEST_EVENTS = "best"
+OVERFITTING_EVENTS = "overfitting"
 State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged", "empty"]
 _MAX_ERROR_BYTES = 1_000_000
 

@@ -49,12 +49,12 @@ def write_artifacts(
     if has_tensorboard and "val" in best and module.embedding_size is not None:
         _write_embeddings(trainer, module, data, run, best["val"])
 
-    # By checkpoint: its predictions by split, and its step.
-    evaluations = {"best": (best, read_checkpoint(run.weights)["global_step"])}
+    # By checkpoint: its predictions by split, and its epoch.
+    evaluations = {"best": (best, results["best_epoch"])}
     if results["best_epoch"] != results["epochs"]:
         module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
         _, last = evaluate_splits(config, module, data, test=False, flip_average=False)
-        evaluations["last"] = (last, trainer.global_step)
+        evaluations["last"] = (last, results["epochs"])
     stored = {f"{name}.{split}": p for name, (splits, _) in evaluations.items() for split, p in splits.items()}
     write_predictions(run.predictions_file, stored)
 
@@ -62,7 +62,7 @@ def write_artifacts(
     writer = TensorBoardWriter(run.path) if has_tensorboard else None
     run.plots.mkdir(exist_ok=True)
     best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
-    for checkpoint, (splits, step) in evaluations.items():
+    for checkpoint, (splits, epoch) in evaluations.items():
         is_best = checkpoint == "best"
         plots = plot_training(history, dynamics, data, best_epoch) if is_best else {}
         if {"train", "val"} <= splits.keys():
@@ -71,11 +71,13 @@ def write_artifacts(
             path = run.plots / f"{name}{'' if is_best else '_last'}.png"
             save_figure(plot, path)
             if writer:
-                writer.add_image(name, path, step)
+                writer.add_image(name, path, epoch)
         if writer and "val" in splits:
-            writer.add_pr_curves(splits["val"], data.class_names, step)
+            writer.add_pr_curves(splits["val"], data.class_names, epoch)
     if writer:
-        writer.add_text("verdict", results_summary(history, results), trainer.global_step)
+        # Capital, which sorts it before all other texts.
+        writer.add_text("Verdict", results_summary(history, results), results["epochs"])
+        writer.add_marks(history, results)
         writer.add_hparams(config, results)
         writer.close()
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, Model
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.monitor import GAP_METRICS, GapMonitor, PredictionCollector
+from fashion_cnn.analysis.settings import run_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.models import ImageClassifier
@@ -107,10 +108,11 @@ def trainer(
         _check_monitored(callbacks, datamodule, [name for name, part in (config.get("metrics") or {}).items() if part])
     # Lightning skips validation at a limit of 0.
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
+    required = [Stopwatch(), SeedEachEpoch(config.seed), EpochLog(run_settings(config))]
     return _make_trainer(
         config,
         **limits,
-        callbacks=[Stopwatch(), SeedEachEpoch(config.seed), EpochLog(), *callbacks, *extra_callbacks],
+        callbacks=[*required, *callbacks, *extra_callbacks],
         logger=loggers,
         default_root_dir=directory,
     )

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.classifier import SplitMetrics
+from fashion_cnn.training.loggers import TensorBoard
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
 # Accuracies in percent, the gap in points; `running` is the loss of the training batches.
@@ -94,13 +96,27 @@ class EpochLog(Callback):
 
     Lightning would write some of them after the checkpoint: a run killed in between would lose them.
 
+    Args:
+        hyperparameters: settings of the run, which all loggers but TensorBoard get at the start. TensorBoard gets them
+            at the end, with the final metrics: an unfinished run would look like a finished one.
+
     Attributes:
         metrics: metrics of the latest epoch by name, for callbacks that come later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        self.hyperparameters = dict(hyperparameters)
         self.metrics: dict[str, float] = {}
         self._evaluation: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the hyperparameters, and create TensorBoard's files of the splits that will be evaluated."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard) and data.val_size:
+                logger.open_splits(["train", "val"] if data.probe_size else ["val"])
+            elif not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hyperparameters)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of the validation pass."""
@@ -126,7 +142,8 @@ class EpochLog(Callback):
             if isinstance(logger, TensorBoardLogger):
                 # Kept out of metrics.csv, which is identical for two runs of one seed.
                 throughput = find_callback(trainer, Stopwatch).epoch_images_per_second
-                logger.log_metrics({"throughput/images_per_second": throughput}, step=trainer.global_step)
+                metrics = {"throughput/images_per_second": throughput, "epoch": trainer.current_epoch}
+                logger.log_metrics(metrics, step=trainer.global_step)
             logger.save()
 
 

@@ -70,7 +70,7 @@ def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, confi
     Raises:
         UserError: if that checkpoint cannot be read or belongs to another network.
     """
-    step = -1
+    step, epochs = -1, 0
     if run.last_checkpoint.exists():
         remedy = "Delete it to restart the run from its first epoch."
         try:
@@ -82,9 +82,9 @@ def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, confi
                 f"{run.last_checkpoint} belongs to another network than {run.config_file} describes: "
                 f"{differing[0]} does not fit. {remedy}"
             )
-        step = checkpoint["global_step"]
+        step, epochs = checkpoint["global_step"], checkpoint["epoch"] + 1
     for logger in trainer.loggers:
         if isinstance(logger, ResumableLogger):
-            logger.resume_after(step)
+            logger.resume_after(step, epochs)
     if OmegaConf.select(config, "data.root") != OmegaConf.select(run.config(), "data.root"):
         run.replace_config(config)
