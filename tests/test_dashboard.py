@@ -115,8 +115,16 @@ def test_train_and_validation_have_one_color_each_and_overfitting_comes_first(bo
     page.goto(board.address)
     pinned = page.locator("metrics-pinned-view card-view")
     pinned.first.wait_for(timeout=1000 * PATIENCE)
-    titles = [title.strip() for title in pinned.locator(".tag").all_inner_texts()]
+    titles = ["".join(title.split()) for title in pinned.locator(".tag").all_inner_texts()]
     assert titles == ["gap/accuracy", "loss", "accuracy"]
+    colors = {}
+    for row in page.locator("runs-data-table tb-data-table-content-row").all():
+        swatch = row.locator(".run-color-swatch")
+        name = row.locator(".table-column-run").inner_text()
+        colors.setdefault(Path(name).name, set()).add(swatch.evaluate("button => button.style.background"))
+    assert {"train", "val", "best"} < colors.keys()
+    assert [len(values) for values in colors.values()] == [1] * len(colors), "the train curves of all runs are alike"
+    assert len(set.union(*colors.values())) == len(colors)
     page.close()
 
 
@@ -178,7 +186,7 @@ def test_each_class_has_a_precision_recall_curve(board, run):
 def test_histograms_are_written_every_few_epochs(board, run):
     tags = board.get_json("plugin/histograms/tags")[run]
     assert any(tag.startswith("weights/") for tag in tags)
-    assert "activations/classifier" in tags
+    assert "layer_activations/classifier" in tags
     for tag in tags:
         events = board.get_json("plugin/histograms/histograms", run=run, tag=tag)
         assert [step for _, step, _ in events] == [1, 5]
@@ -201,12 +209,11 @@ def test_projector_shows_the_validation_images(board, run):
 def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, trained):
     tags = {"accuracy": "val/accuracy", "gap/accuracy": "gap/accuracy", "loss": "val/loss", "gap/loss": "gap/loss"}
     experiment = board.get_json("plugin/hparams/experiment", {"experimentName": ""})
-    assert [info["name"] for info in experiment["metricInfos"]] == [{"group": "best", "tag": tag} for tag in tags]
+    assert {info["name"]["tag"] for info in experiment["metricInfos"]} == tags.keys()
     hparams = [info["name"] for info in experiment["hparamInfos"]]
-    # TensorBoard shows the first five columns at first.
-    assert hparams[:3] == ["model", "optimizer.lr", "seed"]
-    assert hparams[3] == TINY_DATA[0].partition("=")[0]
-    assert {"optimizer", "model.network", "parameters", "data.val_size"} <= set(hparams)
+    assert hparams[:3] == ["Learning rate", "Model", "Seed"]
+    assert {"data.val_size", "trainer.max_epochs"} <= set(hparams[3:]), "what was typed"
+    assert "runs_dir" not in hparams
     request = {
         "experimentName": "",
         "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
@@ -217,8 +224,8 @@ def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, t
     (group,) = board.get_json("plugin/hparams/session_groups", request)["sessionGroups"]
     (session,) = group["sessions"]
     assert session["status"] == "STATUS_SUCCESS"
-    assert session["name"] == run
-    assert group["hparams"]["model"] == "tiny"
+    assert session["name"] == f"{run}/best"
+    assert group["hparams"]["Model"] == "tiny"
     values = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
     assert values == {tag: pytest.approx(trained[1][name]) for tag, name in tags.items()}
 
@@ -227,12 +234,13 @@ def test_text_shows_the_verdict(board, run, trained):
     (event,) = board.get_json("plugin/text/text", run=run, tag="Verdict/text_summary")
     assert f"Verdict: {trained[1]['verdict']}" in event["text"]
     tags = {tag for names in board.get_json("plugin/text/tags").values() for tag in names}
+    assert "config/text_summary" in tags
     assert min(tags) == "Verdict/text_summary", "TensorBoard sorts them by their characters"
 
 
 def test_runs_are_those_of_the_run_directories(board, run):
-    (broken,) = {name for name in board.get_json("runs") if not name.startswith(run) and name.count("/") == 1}
-    assert broken.startswith("broken/")
-    names = {run, *(f"{run}/{part}" for part in ("train", "val", "best"))}
-    assert names <= set(board.get_json("runs")) <= {*names, f"{run}/overfitting", broken}
+    names = set(board.get_json("runs"))
+    (broken,) = {name for name in names if name.startswith("broken/") and name.count("/") == 1}
+    expected = {f"{run}/best", *(f"{name}{part}" for name in (run, broken) for part in ("", "/train", "/val"))}
+    assert expected <= names <= expected | {f"{run}/overfitting"}
     assert Run(Path(run)).path.parts[0] == "tiny"

@@ -27,13 +27,8 @@ if TYPE_CHECKING:
     from torch.utils import hooks
 
 _EVENTS_SUFFIX = ".analysis"
-# Metrics of the HParams tab by tag in `BEST_EVENTS`. None is of the test set, on which nothing may be selected.
-_FINAL_METRICS = {
-    "accuracy": ("val/accuracy", "val accuracy"),
-    "gap/accuracy": ("gap/accuracy", "accuracy gap"),
-    "loss": ("val/loss", "val loss"),
-    "gap/loss": ("gap/loss", "loss gap"),
-}
+# Results that are marked in the charts, by tag. None is of the test set, on which nothing may be selected.
+_MARKS = {"accuracy": "val/accuracy", "loss": "val/loss", "gap/accuracy": "gap/accuracy", "gap/loss": "gap/loss"}
 _PROJECTOR_FOLDER = "projector"
 _MAX_SPRITE = 8192  # side length in pixels, a limit of TensorBoard
 # Larger values are outside the bins of TensorBoard's histograms.
@@ -112,61 +107,52 @@ class TensorBoardWriter:
         """Add a text in Markdown."""
         self._writer.add_text(name, markdown, step)
 
-    def add_marks(self, history: History, results: Mapping[str, Any]) -> None:
-        """Mark the best epoch, and the part of the validation loss that rose while the training loss fell.
+    def add_results(self, config: DictConfig, history: History, results: Mapping[str, Any]) -> None:
+        """Mark the best epoch and the onset of overfitting, and add the run to the HParams tab.
 
-        The marks are runs of their own, in the charts of the curves: a point, and a line from the onset on.
+        The marks are runs of their own, in the charts of the curves: a point of the best epoch, and the part of the
+        validation loss that rose while the training loss fell. The HParams tab shows the scalars of the run that holds
+        the hyperparameters: here the best epoch's metrics.
         """
-        best = self._open(self._directory / BEST_EVENTS)
-        for tag, (name, _) in _FINAL_METRICS.items():
-            if name in results:
-                best.add_scalar(tag, results[name], results["best_epoch"])
-        best.close()
+        from torch.utils.tensorboard.summary import hparams
+
         if results.get("rising_since") is not None:
             overfitting = self._open(self._directory / OVERFITTING_EVENTS)
             for epoch, loss in zip(history.epochs.tolist(), history["val/loss"].tolist(), strict=True):
                 if epoch >= results["rising_since"] and np.isfinite(loss):
                     overfitting.add_scalar("loss", loss, epoch)
             overfitting.close()
-
-    def add_hparams(self, config: DictConfig, results: Mapping[str, Any]) -> None:
-        """Add the settings of a finished run to the HParams tab, beside the metrics that `add_marks` writes."""
-        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-        from torch.utils.tensorboard.summary import hparams
-
-        experiment, start, end = hparams(hyperparameters(config, results), {})
-        plugin_data = experiment.value[0].metadata.plugin_data
-        content = HParamsPluginData.FromString(plugin_data.content)
-        for tag, (name, label) in _FINAL_METRICS.items():
+        best = self._open(self._directory / BEST_EVENTS)
+        for tag, name in _MARKS.items():
             if name in results:
-                metric = content.experiment.metric_infos.add(display_name=label)
-                metric.name.group, metric.name.tag = BEST_EVENTS, tag
-        plugin_data.content = content.SerializeToString()
-        file_writer = self._writer._get_file_writer()
-        for summary in (experiment, start, end):
-            file_writer.add_summary(summary)
+                best.add_scalar(tag, results[name], results["best_epoch"])
+        # Without the definition of an experiment, TensorBoard collects the settings of all runs, differing ones first.
+        _, start, end = hparams(hyperparameters(config), {})
+        for summary in (start, end):
+            best._get_file_writer().add_summary(summary)
+        best.close()
 
     def close(self) -> None:
         """Write everything and close the file."""
         self._writer.close()
 
 
-def hyperparameters(config: DictConfig, results: Mapping[str, Any]) -> dict[str, Setting]:
-    """Settings of a run in the order of the HParams tab, which shows the first five columns at first.
+def hyperparameters(config: DictConfig) -> dict[str, Setting]:
+    """Settings for the HParams tab: model, learning rate, seed, and what was typed, such as the settings of a sweep.
 
-    These are model, learning rate and seed, then what was typed, for example the settings that a sweep varies.
-
-    Args:
-        config: the settings of the run.
-        results: contents of results.json, of which the number of parameters is read.
+    The tab shows the first five columns, differing ones first, then in the order of their characters. With all settings
+    of the config, the metrics would be off the screen.
     """
     settings = run_settings(config)
     typed = {override_key(override): override.partition("=")[2] for override in config.get("overrides") or []}
-    # A group's choice names the model better than its class does.
-    first: dict[str, Setting] = {"model": typed.pop("model", config.name)}
-    first |= {name: settings[name] for name in ("optimizer.lr", "seed") if name in settings}
-    first |= {name: settings.get(name, value) for name, value in typed.items() if is_setting(name)}
-    return first | {"parameters": results["parameters"]} | settings
+    columns: dict[str, Setting] = {}
+    for heading, name in (("Learning rate", "optimizer.lr"), ("Seed", "seed")):
+        if name in settings:
+            columns[heading] = settings[name]
+    # The chosen config names a model better than its class does.
+    columns["Model"] = typed.get("model", config.name)
+    others = (name for name in typed if is_setting(name) and name not in ("model", "optimizer.lr", "seed"))
+    return columns | {name: settings.get(name, typed[name]) for name in others}
 
 
 def write_projector(
@@ -277,7 +263,7 @@ class Histograms(Callback):
                 writer.add_histogram(name, values, epoch)
 
         for name, values in self._activations.items():
-            add(f"activations/{name}", values)
+            add(f"layer_activations/{name}", values)
         assert isinstance(pl_module.network, nn.Module)
         for name, parameter in pl_module.network.named_parameters():
             add(f"weights/{name}", parameter.detach().float())

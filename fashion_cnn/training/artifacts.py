@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
@@ -75,10 +75,10 @@ def write_artifacts(
         if writer and "val" in splits:
             writer.add_pr_curves(splits["val"], data.class_names, epoch)
     if writer:
-        # Capital, which sorts it before all other texts.
+        # The capital sorts it before all other texts.
         writer.add_text("Verdict", results_summary(history, results), results["epochs"])
-        writer.add_marks(history, results)
-        writer.add_hparams(config, results)
+        writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(config)}```", results["epochs"])
+        writer.add_results(config, history, results)
         writer.close()
 
 
