@@ -110,17 +110,16 @@ class TensorBoardWriter:
     def add_results(self, config: DictConfig, history: History, results: Mapping[str, Any]) -> None:
         """Mark the best epoch and the onset of overfitting, and add the run to the HParams tab.
 
-        The marks are runs of their own, in the charts of the curves: a point of the best epoch, and the part of the
-        validation loss that rose while the training loss fell. The HParams tab shows the scalars of the run that holds
-        the hyperparameters: here the best epoch's metrics.
+        The marks are runs of their own with one point in each chart: a point is seen whichever curve is drawn last. The
+        HParams tab shows the scalars of the run that holds the hyperparameters: here the best epoch's metrics.
         """
         from torch.utils.tensorboard.summary import hparams
 
-        if results.get("rising_since") is not None:
+        if (onset := results.get("rising_since")) is not None:
             overfitting = self._open(self._directory / OVERFITTING_EVENTS)
-            for epoch, loss in zip(history.epochs.tolist(), history["val/loss"].tolist(), strict=True):
-                if epoch >= results["rising_since"] and np.isfinite(loss):
-                    overfitting.add_scalar("loss", loss, epoch)
+            (row,) = np.flatnonzero(history.epochs == onset)
+            for tag, name in _MARKS.items():
+                overfitting.add_scalar(tag, history[name][row], onset)
             overfitting.close()
         best = self._open(self._directory / BEST_EVENTS)
         for tag, name in _MARKS.items():
