@@ -1,10 +1,13 @@
 """Networks and the LightningModule around them."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import PATIENCE
 from hydra.utils import instantiate
 from torch import nn
 
@@ -344,6 +347,27 @@ def test_hooks_and_parameters_of_the_classifier_stay():
     copy.deepcopy(module)(torch.rand(2, 1, 28, 28))
     assert module.network.classifier.weight is weight
     assert len(inputs) == 1
+
+
+class WaitingNetwork(ScaledHead):
+    """A network that waits before its classifier until two threads are there."""
+
+    barrier = None
+
+    def features(self, images):
+        if self.barrier:
+            self.barrier.wait(PATIENCE)
+        return images.mean(dim=(2, 3)).repeat(1, 8)
+
+
+def test_threads_get_the_embeddings_of_their_own_images():
+    network = WaitingNetwork(in_channels=1, num_classes=10)
+    module = ImageClassifier(network=network, image_shape=(1, 8, 8), num_classes=10).eval()
+    network.barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        results = threads.map(module.logits_and_embeddings, [torch.full((1, 1, 8, 8), value) for value in (1.0, 2.0)])
+        embeddings = [embedding for _, embedding in results]
+    assert [embedding.unique().tolist() for embedding in embeddings] == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize("autocast", [False, True])

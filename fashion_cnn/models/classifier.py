@@ -1,6 +1,7 @@
 """The LightningModule that trains a network and evaluates loss and accuracy on every split."""
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
@@ -341,7 +342,14 @@ class ImageClassifier(LightningModule):
         """
         head = self.head()
         inputs: list[Tensor] = []
-        with head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
+        caller = threading.get_ident()
+
+        def keep_input(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            # Other threads that use the same network, as those of the server, run this hook too.
+            if threading.get_ident() == caller:
+                inputs.append(arguments[0])
+
+        with head.register_forward_pre_hook(keep_input):
             logits = self(images)
         if not inputs:
             raise UserError(f"{type(self.network).__name__} has no embedding in training: drop embedding_loss.")
