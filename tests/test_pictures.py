@@ -253,6 +253,11 @@ GREY = {258: 8, 262: 1, 277: 1}
         (tiff({256: 9, 257: 9, 259: DEFLATE, 278: 1, 273: [1000] * 9, **GREY}, bytes(500)), "strips overlap"),
         # 100 times the whole picture, not compressed.
         (tiff({256: 10, 257: 10, 259: 1, 278: 9, 273: [1000] * 100, **GREY}, bytes(100)), "tiles overlap"),
+        # A strip for each pixel.
+        (
+            tiff({256: 1, 257: 300_000, 259: 1, 278: 1, 273: [1000] * 300_000, 279: [1] * 300_000, **GREY}),
+            "takes too long",
+        ),
         # A tile of 30,000 x 30,000 pixels.
         (
             tiff(

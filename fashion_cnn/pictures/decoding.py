@@ -35,6 +35,8 @@ MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
 # Limits of the rare kinds that Pillow decodes in Python.
 _MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_000, 1000
+# Strips or tiles of a TIFF that is not compressed, each of which Pillow decodes by itself.
+_MAX_TILES = 200_000
 # Files split the EXIF data into a few parts at most; Pillow copies all earlier ones for each further one.
 _MAX_EXIF_PARTS = 100
 # Pictures are converted in bands of about this many pixels: for large ones there is no memory for whole copies.
@@ -219,6 +221,8 @@ def _configure(image: ImageFile.ImageFile, source: Path | bytes, factor: int) ->
     # A TIFF may name the same bytes for any number of strips.
     if sum(areas) > 8 * pixels:
         raise UnreadablePictureError("is damaged (its tiles overlap)")
+    if len(areas) > _MAX_TILES:
+        raise UnreadablePictureError(TOO_LONG)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return _configure_jpeg(image, _content(source), factor)
     if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):

@@ -136,18 +136,21 @@ def run(descriptor: int) -> None:
             max_pixels, preparation = request["max_pixels"], request["preparation"]
             prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
             _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
-            signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+            seconds = request["seconds"]
             for content in contents:
+                # Not while answers are sent: the other process is to take them for the end of the work.
+                signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
                 try:
                     pixels = prepare.array(decode(content, min_pixels=prepare.min_pixels, max_pixels=max_pixels))
                 except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
+                    signal.setitimer(signal.ITIMER_PROF, 0)
                     reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
                     too_large = not isinstance(error, UnreadablePictureError) or isinstance(error, TooManyPixelsError)
                     connection.send_bytes(json.dumps({"error": reason, "too_large": too_large}).encode())
                     break
+                seconds, _ = signal.setitimer(signal.ITIMER_PROF, 0)
                 connection.send_bytes(b"{}")
                 connection.send_bytes(pixels.tobytes())
-            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _used_memory() -> int | None:
