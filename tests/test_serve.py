@@ -52,7 +52,7 @@ from fashion_cnn.retrieval.tables import products_from_files
 from fashion_cnn.retrieval.web import pages as web_pages
 from fashion_cnn.retrieval.web import service as web_service
 from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture, encode_picture
-from fashion_cnn.retrieval.web.service import search_catalogue
+from fashion_cnn.retrieval.web.service import SearchService, search_catalogue
 from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
 from fashion_cnn.retrieval.web.views import format_attribute, samples_of_test_set
 from fashion_cnn.runs import Run
@@ -1243,26 +1243,30 @@ def test_idle_connections_make_room_for_new_ones(serving, shop_run, limit):
 
 
 def test_requests_beyond_the_connections_of_an_address_get_503(serving, shop_run, monkeypatch):
-    may_end = threading.Event()
+    may_end, prepare, arrived = threading.Event(), SearchService.prepare, []
+
+    async def recorded(self, view, files):
+        arrived.append(files)
+        return await prepare(self, view, files)
 
     def wait(self, contents, preparation):
         may_end.wait(PATIENCE)
         return [np.zeros(preparation.image_shape, np.uint8) for _ in contents]
 
+    monkeypatch.setattr(SearchService, "prepare", recorded)
     monkeypatch.setattr(PictureProcess, "prepare", wait)
-    client = serving(shop_run, "limits.connections_per_address=3")
+    address = serving(shop_run, "limits.connections_per_address=3").base_url
     with ThreadPoolExecutor(3) as threads, ExitStack() as stack:
         stack.callback(may_end.set)
-        responses = [
-            threads.submit(
-                httpx.post, f"{client.base_url}/api/search", files={"picture": photograph(0)}, timeout=PATIENCE
-            )
-            for _ in range(3)
-        ]
-        wait_until(lambda: httpx.get(f"{client.base_url}/api/status").status_code == 503)
+        form = {"files": {"picture": photograph(0)}, "timeout": PATIENCE}
+        responses = []
+        for number in range(3):
+            responses.append(threads.submit(httpx.post, f"{address}/api/search", **form))
+            wait_until(lambda expected=number + 1: len(arrived) == expected)
+        assert httpx.get(f"{address}/api/status").status_code == 503
         may_end.set()
         assert {each.result().status_code for each in responses} == {200}
-    wait_until(lambda: client.get("/api/status").status_code == 200)
+    wait_until(lambda: httpx.get(f"{address}/api/status").status_code == 200)
 
 
 def test_requests_beyond_the_queue_get_503_with_retry_after(shop_run, monkeypatch):

@@ -129,6 +129,8 @@ def run(descriptor: int) -> None:
     # Ends this process, also in the middle of a decoder.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     memory = _used_memory()
+    # Libraries in C print what is wrong with a file, which `decode` tells.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with suppress(EOFError, OSError), silence_pillow(), Connection(descriptor) as connection:
         while True:
             request = json.loads(connection.recv_bytes())
