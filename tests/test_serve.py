@@ -501,7 +501,6 @@ def test_a_recreated_catalogue_with_the_same_version_number_is_loaded(run_copy, 
     version = client.get("/api/status").json()["version"]
     shutil.rmtree(run_copy.catalogue)
     make_catalogue(run_copy, only=30)
-    # The server may load an earlier version first, while the new catalogue is being indexed.
     wait_until(lambda: client.get("/api/status").json().items() >= {"products": 30, "version": version}.items())
 
 

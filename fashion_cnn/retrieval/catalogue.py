@@ -74,6 +74,8 @@ def storage_errors_reported(uri: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = _SOURCE_LOCATION.sub("", (str(error) or type(error).__name__).splitlines()[0])
+        if "panic" in reason or isinstance(error, RecursionError):
+            reason = "a file cannot be decoded"
         raise disk_error(error, uri) or DamagedCatalogueError(uri, reason[:_MAX_REASON_LENGTH]) from error
 
 
