@@ -222,6 +222,12 @@ def test_newest_run_of_a_seed_counts_and_init_from_makes_another_group(tmp_path)
     assert len(find_runs([str(tmp_path), f"{tmp_path}/**"])) == 4
 
 
+def test_a_list_in_place_of_a_section_is_compared(tmp_path):
+    make_run(tmp_path / "list", [], 0, 0.9, optimizer={"betas": [0.9, 0.99]})
+    make_run(tmp_path / "section", [], 0, 0.9, optimizer={"betas": {"a": {"b": 1}}})
+    assert len(compare(find_runs(str(tmp_path))).groups) == 2
+
+
 def test_options_that_do_not_affect_training_are_ignored(tmp_path):
     for seed, overrides in enumerate([["test=false"], ["callbacks=essential"], ["data.root=/elsewhere"], []]):
         make_run(tmp_path / str(seed), overrides, seed, 0.9)

@@ -314,6 +314,18 @@ def test_missing_and_damaged_files_of_the_run_are_reported(command, run, tmp_pat
     assert "predictions.npz is damaged" in err
 
 
+def test_a_config_whose_classes_cannot_be_built_is_reported(command, run, tmp_path):
+    copied = Run(shutil.copytree(run.path, tmp_path / "copied"))
+    config = run.config()
+    config.data.nonsense = {"a": 1}
+    copied.write_config(config)
+    (tmp_path / "garment.png").write_bytes(encoded(garment()))
+    status, _, err = command(main, f"run={copied.path}", f"images={tmp_path}/garment.png")
+    assert status in (1, 2)
+    assert err.startswith("error: ")
+    assert "nonsense" in err
+
+
 def test_the_data_set_is_not_needed(command, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = run.config()

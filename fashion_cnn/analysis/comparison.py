@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -161,7 +162,9 @@ def _held_value(variant: _Variant, name: str) -> Setting:
     if name == "model":
         # A run is named after its experiment or its model, unless the name was typed.
         return variant.overrides.get(name) or ("default" if "name" in variant.overrides else str(config.get("name")))
-    value = OmegaConf.select(config, name)
+    value = None
+    with suppress(OmegaConfBaseException):  # A run of someone else may have a list where others have a section.
+        value = OmegaConf.select(config, name)
     if OmegaConf.is_dict(value):
         if "_target_" in value:
             return str(value["_target_"]).rpartition(".")[2]

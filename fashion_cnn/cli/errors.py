@@ -236,8 +236,9 @@ def _describe_target(causes: Sequence[BaseException], key: str, config: DictConf
         return None
     target, name = match[1], match[1].rpartition(".")[2]
     options: Mapping[Any, Any] = {}
-    if config is not None:
-        sections = dotted_items({key: OmegaConf.to_container(OmegaConf.select(config, key))})
+    # The section may be one of a run's config, not of the command's.
+    if config is not None and OmegaConf.is_config(config.get(key)):
+        sections = dotted_items({key: OmegaConf.to_container(config[key])})
         # The section itself, or the part of it that its class instantiates. Hydra reports the module of the definition.
         for section, value in sections:
             if isinstance(value, Mapping) and str(value.get("_target_")).rpartition(".")[2] == name:
