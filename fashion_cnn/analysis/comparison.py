@@ -162,7 +162,7 @@ def _held_value(variant: _Variant, name: str) -> Setting:
     if name == "model":
         # A run is named after its experiment or its model, unless the name was typed.
         return variant.overrides.get(name) or ("default" if "name" in variant.overrides else str(config.get("name")))
-    value = None
+    value: Any = None
     with suppress(OmegaConfBaseException):  # A run of someone else may have a list where others have a section.
         value = OmegaConf.select(config, name)
     if OmegaConf.is_dict(value):
