@@ -137,7 +137,7 @@ class Epochs:
     def __init__(self, max_epochs):
         self.max_epochs = max_epochs
         self.estimated_stepping_batches = 10 * max_epochs
-        self.callbacks = [EpochLog()]
+        self.callbacks = [EpochLog({})]
 
     def run(self, trial, accuracies, start=0):
         """Report the accuracies of the epochs from `start`; return the number of the epoch that was pruned."""
