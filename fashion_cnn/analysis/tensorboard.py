@@ -20,7 +20,7 @@ from fashion_cnn.metrics.gap import metric_name
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 from fashion_cnn.models.layers import is_nonlinearity
-from fashion_cnn.runs.overrides import override_key
+from fashion_cnn.runs.overrides import affects_training, override_key
 from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def tags_with_intervals(metrics: Mapping[str, Any]) -> dict[str, Any]:
     tags: dict[str, Any] = {}
     for name, value in metrics.items():
         quantity, _, bound = name.rpartition("_")
-        if quantity in metrics and bound in ("low", "high"):
+        if "/" in quantity and quantity in metrics and bound in ("low", "high"):
             group, _, metric = quantity.partition("/")
             tags |= {f"{group}_interval/{metric}": metrics[quantity], f"{group}_interval/{metric}_{bound}": value}
         else:
@@ -143,7 +143,8 @@ def hyperparameters(config: DictConfig) -> dict[str, Setting]:
     of the config, the metrics would be off the screen.
     """
     settings = run_settings(config)
-    typed = {override_key(override): override.partition("=")[2] for override in config.get("overrides") or []}
+    overrides = filter(affects_training, config.get("overrides") or [])
+    typed = {override_key(override): override.partition("=")[2] for override in overrides}
     columns: dict[str, Setting] = {}
     for heading, name in (("Learning rate", "optimizer.lr"), ("Seed", "seed")):
         if name in settings:
