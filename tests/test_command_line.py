@@ -22,7 +22,7 @@ from fashion_cnn.cli.errors import describe_error
 from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs import Run
+from fashion_cnn.runs import Run, trust
 from fashion_cnn.terminal import print_table, progress_bar, wide_console
 from fashion_cnn.train import main
 from fashion_cnn.training import build
@@ -348,6 +348,9 @@ def test_a_run_with_configs_of_the_user_resumes_anywhere(command, tmp_path, monk
     (typed,) = (line for line in err.splitlines() if "resume=" in line)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    # The command names the package of the class of the data.
+    monkeypatch.delenv("FASHION_CNN_TRUST")
+    monkeypatch.setattr(trust, "_typed_classes", set())
     own_configs.rename(tmp_path / "gone")
     roots = []
     data = build.data
@@ -363,17 +366,23 @@ def test_a_run_with_configs_of_the_user_resumes_anywhere(command, tmp_path, monk
 
 
 @pytest.mark.training
-def test_a_sweep_with_configs_of_the_user_resumes_without_naming_them(command, tmp_path, own_configs, interrupted):
+def test_a_sweep_with_configs_of_the_user_resumes_with_the_printed_command(
+    command, tmp_path, monkeypatch, own_configs, interrupted
+):
     with interrupted():
         status, out, _ = command(
             main, "-m", "--config-dir", str(own_configs), *OWN, f"runs_dir={tmp_path / 'runs'}", "seed=0,1"
         )
     assert status == 130
     typed = shlex.split(out.splitlines()[-1])[3:]
-    status, out, _ = command(main, *typed)
-    assert status == 0
+    monkeypatch.delenv("FASHION_CNN_TRUST")
+    monkeypatch.setattr(trust, "_typed_classes", set())
+    status, out, err = command(main, *typed)
+    assert (status, err) == (0, "")
     assert "2 of 2 jobs finished" in out
-    assert "3 of 3 jobs finished" in command(main, *typed, "--config-dir", str(own_configs), "seed=2")[1]
+    status, out, err = command(main, *typed, "seed=2")
+    assert (status, err) == (0, "")
+    assert "3 of 3 jobs finished" in out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from fashion_cnn.cli.errors import check_values, exit_with
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import display_path
 from fashion_cnn.runs.overrides import config_flags
+from fashion_cnn.runs.trust import packages_to_trust
 from fashion_cnn.sweeps.jobs import Job, list_jobs, repeated_names
 from fashion_cnn.sweeps.sweep import Sweep, add_earlier_values, pinned_overrides, resolve_latest_weights
 
@@ -101,7 +102,10 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
         elif stopped:
             # Without Ctrl-C the comparison lists it.
             print(f"  {run.describe_state()}: {run.path.name}")
-    command = shlex.join(["python", "-m", "fashion_cnn.train", *sweep.flags, f"resume={path}"])
+    started = (run for run in sweep.runs if run.config_file.exists() and run.state != "damaged")
+    packages = dict.fromkeys(package for run in started for package in packages_to_trust(run.config()))
+    trust = [f"trust={','.join(packages)}"] if packages else []
+    command = shlex.join(["python", "-m", "fashion_cnn.train", *sweep.flags, *trust, f"resume={path}"])
     print(f"To run only the missing jobs:\n  {command}", flush=True)
     return 130 if stopped else 1
 

@@ -70,6 +70,17 @@ def _trusted_packages() -> list[str]:
     return [name for name in names if name and name not in sys.stdlib_module_names]
 
 
+def packages_to_trust(config: Any) -> list[str]:
+    """List the packages of other people whose classes a config names: commands that open its run need `trust=`.
+
+    Args:
+        config: plain containers or an OmegaConf config.
+    """
+    libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES), *sys.stdlib_module_names}
+    roots = (path.partition(".")[0] for key, path in _texts(_plain(config)) if key == "_target_" and "." in path)
+    return [root for root in dict.fromkeys(roots) if root not in libraries]
+
+
 def trust_classes(config: Any) -> None:
     """Accept the classes that a config names, in this process: the user typed them.
 

@@ -27,7 +27,7 @@ from fashion_cnn.runs.overrides import (
     split_flags,
     unquote_override,
 )
-from fashion_cnn.runs.trust import check_classes
+from fashion_cnn.runs.trust import check_classes, trust_packages
 from fashion_cnn.sweeps.jobs import Job, expand_sweep, key_element, list_choices
 
 COMMAND_FILE = "multirun.yaml"
@@ -170,6 +170,10 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         )
     if sweep is None:
         return [*arguments]
+    # The stored overrides are checked before the command is composed.
+    for argument in others:
+        if override_key(argument) == "trust":
+            trust_packages(argument.partition("=")[2].strip("[]'\""))
     stored = _read_command(sweep)
     own_files = [flag for flag in config_flags(stored, "train") if "=" not in flag]
     if own_files and not {"--config-dir", "-cd", "--config-name", "-cn"} & set(flags):
@@ -215,7 +219,9 @@ def _stored_arguments(path: Path, command: Any, typed: Sequence[str]) -> list[st
         UserError: if one of them could execute code that it names: the directory may come from someone else.
     """
     overrides = [*(o for o in command.overrides.hydra if not _is_pinned(o)), *command.overrides.task]
-    stored = [override for override in overrides if override not in typed]
+    # What was trusted then is not trusted now unless it is typed again.
+    retyped = {*map(override_key, typed)} & {"trust"}
+    stored = [override for override in overrides if override not in typed and override_key(override) not in retyped]
     for override in stored:
         if not _is_harmless(override):
             raise UserError(

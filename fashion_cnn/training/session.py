@@ -28,7 +28,7 @@ from fashion_cnn.models.hardware import keep_freed_memory
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
-from fashion_cnn.runs.trust import trust_classes
+from fashion_cnn.runs.trust import packages_to_trust, trust_classes
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
@@ -87,7 +87,7 @@ def run_training(
         return {}
 
     run.create()
-    with run.locked(), _record_failure(run):
+    with run.locked(), _record_failure(run, packages_to_trust(config)):
         if existing:
             prepare_to_resume(trainer, module, run, config)
         else:
@@ -216,10 +216,16 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
 
 
 @contextmanager
-def _record_failure(run: Run) -> Iterator[None]:
-    """Record the reason of a failure; add the command that resumes the run to an interruption or a disk error."""
+def _record_failure(run: Run, packages: Sequence[str]) -> Iterator[None]:
+    """Record the reason of a failure; add the command that resumes the run to an interruption or a disk error.
+
+    Args:
+        run: the run.
+        packages: those whose classes its config names, see `packages_to_trust`.
+    """
     run.error_file.unlink(missing_ok=True)
-    command = shlex.join(["python", "-m", "fashion_cnn.train", f"resume={run.path}"])
+    trust = [f"trust={','.join(packages)}"] if packages else []
+    command = shlex.join(["python", "-m", "fashion_cnn.train", *trust, f"resume={run.path}"])
     try:
         with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads():
             yield
