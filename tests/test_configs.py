@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import TINY_DATA
 
+from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.training import build
 
@@ -62,3 +63,23 @@ def test_optimizers_and_schedules_combine_freely(optimizer, schedule):
     built = module.configure_optimizers()
     assert built["lr_scheduler"]["interval"] == "step"
     assert built["optimizer"].defaults["lr"] == config.optimizer.lr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ([], []),
+        (["runs_dir=elsewhere", "data.root=elsewhere", "test=false", "~callbacks.bar"], []),
+        (["trainer=smoke"], ["limit_train_batches=40", "limit_val_batches=2", "max_epochs=2"]),
+        (["data.augmentation=null", "~callbacks.ema"], ["callbacks.ema=null", "data.augmentation=null"]),
+        (["optimizer=sgd", "optimizer.lr=0.3"], ["optimizer=SGD"]),
+        (
+            ["model.network.widths=[8,16,24]", "trainer.benchmark=true"],
+            ["model.network.widths=[8,16,24]", "benchmark=true"],
+        ),
+    ],
+    ids=str,
+)
+def test_the_settings_that_differ_from_the_default_are_those_that_affect_training(overrides, changed):
+    differing = changed_settings(compose(overrides=overrides), compose())
+    assert [setting.removeprefix("trainer.") for setting in differing] == changed

@@ -54,21 +54,26 @@ def checkpoint_settings(config: DictConfig) -> dict[str, Setting]:
 def changed_settings(config: DictConfig, default: DictConfig) -> list[str]:
     """List the settings that differ from the default, as `key=value`; of removed ones the outermost group, as null.
 
+    Where a section has another class, its options are left out: they are others, too.
+
     Args:
         config: the config of a training.
         default: the default config.
     """
     new, old = (run_settings(each) | checkpoint_settings(each) for each in (config, default))
-    changed = dict.fromkeys(f"{name}={value}" for name, value in new.items() if old.get(name) != value)
-    for name in old.keys() - new.keys():
+    changed = set()
+    for name in new.keys() | old.keys():
         section = name.rpartition(".")[0]
-        # Another class has other options.
-        if section in new and new[section] != old.get(section):
+        if new.get(name) == old.get(name) or new.get(section) != old.get(section):
             continue
-        parts = name.split(".")
-        prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
-        removed = next(prefix for prefix in prefixes if not any(f"{key}.".startswith(f"{prefix}.") for key in new))
-        changed[f"{removed}=null"] = None
+        if name in new:
+            value = str(new[name]).replace(", ", ",")
+            changed.add(f"{name}={value.lower() if isinstance(new[name], bool) else value}")
+        else:
+            parts = name.split(".")
+            prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+            removed = next(prefix for prefix in prefixes if not any(f"{key}.".startswith(f"{prefix}.") for key in new))
+            changed.add(f"{removed}=null")
     return sorted(changed)
 
 
