@@ -536,7 +536,7 @@ def test_a_full_disk_at_any_write_is_reported_and_the_run_resumes(tiny, monkeypa
         run = only_run(config)
         assert not list(run.path.rglob("*.partial"))
         assert not run.error_file.exists()
-        if files == 0:
+        if not run.config_file.exists():
             assert run.state == "empty"
             continue
         assert run.state == "stopped"
