@@ -88,6 +88,7 @@ DAMAGES = {
     "the metadata are null": with_metadata("null"),
     "the metadata are a list": with_metadata("[]"),
     "the metadata are empty": with_metadata("{}"),
+    "the metadata hold no network": with_metadata('{"network": 1, "run": "x", "dimensions": 16, "flip_average": 2}'),
     "the metadata are nested deeply": with_metadata("[" * 100_000),
     "a column is missing": stored(lambda rows: rows.drop_columns(["thumbnail"])),
     "vectors have another length": stored(with_shorter_vectors),

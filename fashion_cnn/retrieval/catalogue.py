@@ -125,6 +125,7 @@ def metadata_of(table: Any) -> CatalogueMetadata:
     if (
         not all(isinstance(text, str) for text in texts)
         or not all(isinstance(number, int | float) for number in numbers)
+        or not isinstance(metadata.flip_average, bool)
         or metadata.invert not in get_args(Invert)
     ):
         raise ValueError("its metadata are invalid")
