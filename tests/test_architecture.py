@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
 )
 COMMANDS = len(LAYERS)
-MAX_MODULES = 145
+MAX_MODULES = 140
 
 
 def _module(file: Path) -> str:
