@@ -158,6 +158,7 @@ def test_error_messages_do_not_wait_for_torch():
         (["~logger.csv"], "metrics.csv"),
         (["~callbacks.last"], "callbacks.last"),
         (["runs_dir=/proc/none"], "runs_dir=DIR"),
+        (["seed=0,1", "runs_dir=/proc/none", "-m"], "choose another runs_dir=DIR"),
         (["runs_dir=null"], "runs_dir=null is no directory"),
         (["seed=0,1", "--cfg", "job", "-m"], "leave out -m"),
         (["hydra/launcher=jolib"], "Did you mean joblib?"),

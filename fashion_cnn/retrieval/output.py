@@ -40,7 +40,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
         for place, hit in enumerate(hits, start=1)
     ]
     headings = ("", "id", "title", "category", "price", "similarity", *custom)
-    print_table(headings, rows, right=("", "price", "similarity"))
+    print_table(headings, rows, right=("", "price", "similarity"), wide=True)
 
 
 def print_duplicates(groups: Sequence[Sequence[dict[str, Any]]], threshold: float) -> None:
@@ -56,7 +56,7 @@ def print_duplicates(groups: Sequence[Sequence[dict[str, Any]]], threshold: floa
         titles = ", ".join(dict.fromkeys(product["title"] for product in group[:10]))
         rows.append((str(len(group)), ids, titles))
     if rows:
-        print_table(("products", "ids", "titles"), rows, right=("products",))
+        print_table(("products", "ids", "titles"), rows, right=("products",), wide=True)
     more = f"; the {_MAX_GROUPS} largest are shown, format=json lists all" if len(groups) > _MAX_GROUPS else ""
     products = sum(map(len, groups))
     print(f"{products:,} products in {len(groups):,} groups have a similarity of {threshold} or more{more}.")
