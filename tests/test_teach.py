@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -292,6 +293,17 @@ def test_a_read_only_disk_ends_teaching_in_one_message(teach, run, pictures, mon
     assert (status, err.count("\n")) == (1, 1)
     assert f"error: {run.concepts}/" in err
     assert "cannot be used (read-only file system): choose another directory." in err
+
+
+@pytest.mark.usefixtures("remove_concepts")
+def test_a_named_pipe_in_place_of_a_concept_is_not_read(teach, run, pictures):
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    (file,) = run.concepts.glob("concept-*")
+    file.unlink()
+    os.mkfifo(file)
+    status, _, err = teach()
+    assert status == 1
+    assert f"{file} is damaged (it is not a regular file)" in err
 
 
 @pytest.mark.usefixtures("remove_concepts")

@@ -133,6 +133,8 @@ class Concepts:
 
     def _load_arrays(self, path: Path, *, required: Sequence[str]) -> dict[str, Any]:
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is not a regular file")
             with path.open("rb") as file, np.load(file) as stored:
                 arrays = dict(stored)
             if missing := [name for name in ("network", *required) if name not in arrays]:
