@@ -1173,7 +1173,7 @@ def connect(client):
 
 
 def is_closed(connection):
-    """Whether the server closes the connection before it sends anything."""
+    """Return whether the server closes the connection before it sends anything."""
     try:
         return connection.recv(100) == b""
     except ConnectionResetError:

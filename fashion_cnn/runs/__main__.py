@@ -29,7 +29,7 @@ _MAX_REASON = 300
 
 
 class _Row(NamedTuple):
-    """What is listed of a run.
+    """A run in the list.
 
     Attributes:
         path: its directory, relative to the folder of the runs.

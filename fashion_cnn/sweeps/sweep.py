@@ -219,7 +219,7 @@ def _stored_arguments(path: Path, command: Any, typed: Sequence[str]) -> list[st
         UserError: if one of them could execute code that it names: the directory may come from someone else.
     """
     overrides = [*(o for o in command.overrides.hydra if not _is_pinned(o)), *command.overrides.task]
-    # What was trusted then is not trusted now unless it is typed again.
+    # Packages trusted then are not trusted now unless they are typed again.
     retyped = {*map(override_key, typed)} & {"trust"}
     stored = [override for override in overrides if override not in typed and override_key(override) not in retyped]
     for override in stored:

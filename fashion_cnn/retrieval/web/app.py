@@ -120,7 +120,7 @@ def _host_name(headers: Headers) -> str | None:
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """Whether a browser sends a request for a page of another website; scripts and curl send neither header."""
+    """Return whether a page of another website made the browser send a request; scripts send neither header."""
     site = headers.get("sec-fetch-site")
     if site in ("same-origin", "none", "cross-site"):
         return site == "cross-site"
