@@ -122,8 +122,8 @@ def test_the_record_names_the_hardware_and_precision_of_the_evaluation(trained, 
     record = evaluation_record([trained["first"]], evaluation)
     assert record["hardware"].startswith("CPU, ")
     assert record["precision"] == "bf16-mixed", "Lightning's choice on a CPU"
-    logits = evaluation.network.logits(evaluation.images[:2])
-    assert torch.equal(logits, logits.bfloat16().float()), "computed in bfloat16"
+    embeddings = evaluation.network.features(evaluation.images[:2])
+    assert torch.equal(embeddings, embeddings.bfloat16().float()), "computed in bfloat16"
 
 
 def test_metrics_are_written_before_the_plots(command, trained, tmp_path, monkeypatch):
