@@ -30,6 +30,8 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 # Packages and modules whose classes a run may name, see fashion_cnn/runs/trust.py: runs of tests name classes of tests.
 os.environ["FASHION_CNN_TRUST"] = ",".join(path.stem for path in (REPOSITORY / "tests").glob("t*.py"))
+# Width of printed tables, which workers of pytest-xdist inherit from its terminal.
+os.environ.pop("COLUMNS", None)
 # Requests to this machine do not use a proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
 # Seconds to wait for another process or thread before it counts as hung; long enough for slow machines.

@@ -45,10 +45,16 @@ def products(numbers):
 
 def add_products(catalogue, numbers):
     vectors, table = products(numbers)
-    catalogue.begin(METADATA, [])
-    catalogue.stage(table)
-    catalogue.commit(table["id"].to_pylist())
+    with catalogue.transaction():
+        catalogue.begin(METADATA, [])
+        catalogue.stage(table)
+        catalogue.commit(table["id"].to_pylist())
     return vectors
+
+
+def update_index(catalogue, above):
+    with catalogue.transaction():
+        return update_vector_index(catalogue.open_latest(), above)
 
 
 def make_searcher(catalogue):
@@ -65,8 +71,8 @@ def catalogues(tmp_path_factory):
     catalogues = [Catalogue(str(tmp_path_factory.mktemp("catalogues") / name)) for name in ("indexed", "exact")]
     for catalogue in catalogues:
         add_products(catalogue, range(COUNT))
-    assert update_vector_index(catalogues[0].open(), 1000)
-    assert update_vector_index(catalogues[1].open(), COUNT) is None
+    assert update_index(catalogues[0], 1000)
+    assert update_index(catalogues[1], COUNT) is None
     return catalogues
 
 
@@ -142,15 +148,16 @@ def test_indexed_vectors_stay_on_disk_until_they_are_read(searchers):
 def test_products_added_after_the_index_are_retrieved_and_a_small_catalogue_drops_it(tmp_path):
     catalogue = Catalogue(str(tmp_path / "grows"))
     add_products(catalogue, range(COUNT))
-    update_vector_index(catalogue.open(), 1000)
+    update_index(catalogue, 1000)
     vectors = add_products(catalogue, range(COUNT, COUNT + 20))
-    measured = update_vector_index(catalogue.open(), 1000)
+    measured = update_index(catalogue, 1000)
     assert measured.products == COUNT + 20
     for number, direction in enumerate(vectors):
         ((best, score),) = nearest(catalogue.open(), direction, 1, probes=measured.probes)
         assert (best, round(score, 4)) == (f"p{COUNT + number:05}", 1.0)
-    catalogue.remove([f"p{number:05}" for number in range(COUNT)])
-    assert update_vector_index(catalogue.open(), 1000) is None
+    with catalogue.transaction():
+        catalogue.remove([f"p{number:05}" for number in range(COUNT)])
+    assert update_index(catalogue, 1000) is None
     assert vector_index_of(catalogue.open()) is None
     assert len(Snapshot(catalogue).vectors) == 20
 

@@ -495,7 +495,7 @@ def test_startup_benchmark_prints_a_row_per_command():
     [
         (
             ["--commands", "train,predct"],
-            "--commands: 'predct' is not a command. Did you mean predict? Commands: compare, ",
+            "--commands: 'predct' is not a command. Did you mean predict? Commands: cache, compare, ",
         ),
         (["--commands", "predict", "--rounds", "0"], "--rounds=0 is not possible: give 1 or more."),
     ],
