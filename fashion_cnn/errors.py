@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _OTHER_DIRECTORY = "choose another directory"
 _PERMISSIONS = f"change its permissions, or {_OTHER_DIRECTORY}"
@@ -14,7 +15,7 @@ _DISK_REMEDIES = {
     errno.ENOSPC: f"free some space, or {_OTHER_DIRECTORY}",
     errno.EDQUOT: f"free some space, or {_OTHER_DIRECTORY}",
     errno.EFBIG: f"raise the limit of file sizes (ulimit -f), or {_OTHER_DIRECTORY}",
-    errno.EROFS: _OTHER_DIRECTORY,
+    errno.EROFS: f"make it writable, or {_OTHER_DIRECTORY}",
     errno.EACCES: _PERMISSIONS,
     errno.EPERM: _PERMISSIONS,
     errno.EIO: f"check the disk, or {_OTHER_DIRECTORY}",
@@ -76,7 +77,7 @@ def disk_error(error: BaseException, path: str | os.PathLike[str] | None = None)
         The message; None for any other error.
     """
     for cause in causes_of(error):
-        number, file = _error_number(cause), getattr(cause, "filename", None) or path
+        number, file = _error_number(cause), _file_of(cause) or path
         if number in _DISK_REMEDIES and (file is not None or not isinstance(cause, PermissionError)):
             return UserError(
                 f"{file or 'The disk'} cannot be used ({os.strerror(number).lower()}): {_DISK_REMEDIES[number]}."
@@ -95,6 +96,21 @@ def disk_errors_at(path: str | os.PathLike[str]) -> Iterator[None]:
         if (refused := disk_error(error, path)) is not None:
             raise refused from error
         raise
+
+
+def _file_of(error: BaseException) -> str | None:
+    """The file that an error names; TensorBoard names it in bytes."""
+    file = getattr(error, "filename", None)
+    return os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else None
+
+
+def missing_file(error: BaseException, folder: Path) -> Path | None:
+    """Return the file in `folder` whose absence caused the error, if that is the cause."""
+    for cause in causes_of(error):
+        file = _file_of(cause) if isinstance(cause, FileNotFoundError) else None
+        if file and Path(file).absolute().is_relative_to(folder.absolute()):
+            return Path(file)
+    return None
 
 
 def _error_number(error: BaseException) -> int | None:

@@ -292,7 +292,7 @@ def test_a_read_only_disk_ends_teaching_in_one_message(teach, run, pictures, mon
     status, _, err = teach("name=x", f"images={pictures / 'bottom 03.png'}")
     assert (status, err.count("\n")) == (1, 1)
     assert f"error: {run.concepts}/" in err
-    assert "cannot be used (read-only file system): choose another directory." in err
+    assert "cannot be used (read-only file system): make it writable, or choose another directory." in err
 
 
 @pytest.mark.usefixtures("remove_concepts")

@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -544,6 +545,59 @@ def test_a_full_disk_at_any_write_is_reported_and_the_run_resumes(tiny, monkeypa
         assert message.endswith(f"resume={run.path}")
         assert equal_results(train(tiny(f"resume='{run.path}'")), expected)
     assert files > 5, "config, metrics, checkpoints, figures, model card, results"
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_directory_removed_during_the_training_is_reported_and_stays_removed(tiny, monkeypatch, capsys, epoch):
+    class Remove(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == epoch:
+                shutil.rmtree(trainer.default_root_dir)
+
+    original = build._callbacks
+    monkeypatch.setattr(build, "_callbacks", lambda *args: [*original(*args), Remove()])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    config = tiny("callbacks=default", "trainer.max_epochs=4")
+    with pytest.raises(
+        UserError, match=r"runs/\S+ was removed during the training: train again, or restore it"
+    ) as error:
+        train(config)
+    assert "b'" not in str(error.value)
+    assert "Resume" not in str(error.value)
+    assert not list(Path(config.runs_dir).glob("*/*"))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_tensorboards_threads_is_left_to_the_message_of_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    run = Run(tmp_path / "run")
+    run.create()
+    file = os.fsencode(run.path / "val" / "events")
+    read_only = OSError(errno.EROFS, "Read-only file system", file)
+
+    def fail():
+        raise read_only
+
+    def fail_in_thread():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    @session._record_failure(run, [])
+    def fail_in_both():
+        fail_in_thread()
+        fail()
+
+    with pytest.raises(UserError, match=r"val/events cannot be used \(read-only file system\): make it writable"):
+        fail_in_both()
+    fail_in_thread()
+    assert capsys.readouterr().err == ""
+    with session._record_failure(run, []):
+        fail_in_thread()
+    out = capsys.readouterr().err
+    assert out.count("\n") == 1
+    assert f"{run.path}/val/events cannot be used" in out
 
 
 def test_a_user_error_of_a_part_reaches_python_as_it_is(tmp_path):

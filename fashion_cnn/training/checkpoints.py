@@ -16,15 +16,22 @@ from fashion_cnn.runs.files import open_atomically
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a file beside the target and renames it: a killed process leaves the old or the new one.
 
-    Lightning's own writer moves the file from the system's temporary folder, which is not atomic across disks.
+    Lightning's own writer moves the file from the system's temporary folder, which is not atomic across disks. A folder
+    that was removed during the training is not created again.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._created: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the checkpoint atomically."""
         # Written into a file by torch, an error of the disk would become one of its archive.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if (folder := Path(path).parent) not in self._created:
+            folder.mkdir(exist_ok=True)
+            self._created.add(folder)
         with open_atomically(Path(path)) as file:
             file.write(buffer.getbuffer())
 

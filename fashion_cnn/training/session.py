@@ -21,7 +21,7 @@ from fashion_cnn import runs
 from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.report import write_model_card, write_report
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import Interrupted, Pruned, UserError, disk_error
+from fashion_cnn.errors import Interrupted, Pruned, UserError, disk_error, missing_file
 from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import keep_freed_memory
@@ -227,34 +227,48 @@ def _record_failure(run: Run, packages: Sequence[str]) -> Iterator[None]:
     trust = [f"trust={','.join(packages)}"] if packages else []
     command = shlex.join(["python", "-m", "fashion_cnn.train", *trust, f"resume={run.path}"])
     try:
-        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads():
+        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads(run):
             yield
     except Exception as error:
-        run.write_error(str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}")
-        if isinstance(error, UserError) or (refused := disk_error(error, run.path)) is None:
+        if missing_file(error, run.path) is None:
+            run.write_error(str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}")
+        if isinstance(error, UserError) or (refused := _disk_error(error, run)) is None:
             raise
         # A run without a config could only be started again.
         resume = f" Then resume with:\n  {command}" if run.config_file.exists() else ""
         raise UserError(f"{refused}{resume}") from error
 
 
-@contextmanager
-def _short_errors_of_threads() -> Iterator[None]:
-    """Print one line for a disk error in a thread: TensorBoard's writer also raises it in the next call."""
-    print_traceback = threading.excepthook
+def _disk_error(error: BaseException, run: Run) -> UserError | None:
+    """Describe an error of the disk, or the removal of the run directory; return None for any other error."""
+    if (file := missing_file(error, run.path)) is None:
+        return disk_error(error, run.path)
+    if run.config_file.exists():
+        return UserError(f"{file} was removed during the training: restore it from a copy, if there is one.")
+    return UserError(f"{run.path} was removed during the training: train again, or restore it from a copy.")
 
-    def print_error(args: Any) -> None:
-        refused = disk_error(args.exc_value) if args.exc_value else None
-        if refused:
-            print(f"A thread that writes for TensorBoard ended: {refused}", file=sys.stderr)
+
+@contextmanager
+def _short_errors_of_threads(run: Run) -> Iterator[None]:
+    """Print one line for the disk errors of threads, unless the block fails.
+
+    TensorBoard's writer also raises its error in the next call, if there is one.
+    """
+    print_traceback = threading.excepthook
+    errors: list[UserError] = []
+
+    def keep_error(args: Any) -> None:
+        if args.exc_value and (refused := _disk_error(args.exc_value, run)):
+            errors.append(refused)
         else:
             print_traceback(args)
 
-    threading.excepthook = print_error
-    try:
-        yield
-    finally:
-        threading.excepthook = print_traceback
+    threading.excepthook = keep_error
+    yield
+    # After a failure it stays: other writers can fail until the process ends.
+    threading.excepthook = print_traceback
+    if errors:
+        print(f"A thread that writes for TensorBoard ended: {errors[0]}", file=sys.stderr)
 
 
 @contextmanager
