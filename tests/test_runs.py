@@ -436,3 +436,11 @@ def test_the_command_lists_runs(three_runs, tmp_path, command, monkeypatch):
     assert status == 1
     assert err.startswith("error: There are no runs")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_of_runs_that_is_a_link_to_itself_is_refused_in_one_message(command, tmp_path):
+    link = tmp_path / "loop"
+    link.symlink_to(link)
+    status, out, err = command(main, f"runs_dir={link}")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: {link} is a link that leads to itself: ")

@@ -211,6 +211,9 @@ def describe_error(
         return UserError("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), status=2)
     if (refused := disk_error(error)) is not None:
         return refused
+    # Raised by `Path.resolve`.
+    if isinstance(error, RuntimeError) and (loop := re.fullmatch(r"Symlink loop from '(.+)'", str(error))):
+        return UserError(f"{loop[1]} is a link that leads to itself: remove it, or give another path.")
     # `instantiate` wraps the errors that it meets.
     system = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None), None)
     if system is not None:
