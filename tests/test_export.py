@@ -1,8 +1,11 @@
 """Export to ONNX: parity with PyTorch, quantisation and metadata."""
 
+import errno
 import json
+import logging
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -194,6 +197,24 @@ def test_a_full_disk_ends_the_export_in_one_message_and_an_older_file_stays(comm
     assert "cannot be used (file too large)" in err
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]
     assert (tmp_path / "network.onnx").read_text() == "older"
+
+
+def test_the_quantiser_works_in_the_folder_of_the_export_and_not_in_the_systems(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "no such folder")
+    exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
+    assert {file.name for file in tmp_path.iterdir()} == {"network.onnx", "network_int8.onnx", "export.json"}
+    assert tempfile.tempdir == "no such folder"
+
+
+def test_a_file_that_onnxruntime_cannot_write_leaves_no_message_of_its_own(run, tmp_path, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        logging.getLogger("onnxruntime.quantization").error("Traceback of onnxruntime")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "quant_pre_process", fail)
+    with pytest.raises(UserError, match=rf"^{tmp_path} cannot be used \(no space left on device\)"):
+        exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
+    assert "Traceback" not in caplog.text
 
 
 def test_stale_files_of_a_killed_export_are_removed_and_recent_ones_stay(run, tmp_path):

@@ -115,8 +115,11 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
         images: images `(N, C, H, W)` uint8 that give the ranges of the activations.
     """
     prepared, quantised = (path.with_name(f".{path.name}{suffix}") for suffix in ("-prepared", ""))
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
+    level, temporary = logging.getLogger().level, tempfile.tempdir
+    # The quantiser logs the traceback of an error that it raises later, too.
+    logging.getLogger().setLevel(logging.CRITICAL)
+    # Its own files are then on the disk that a message names.
+    tempfile.tempdir = str(path.parent)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -134,6 +137,7 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
         onnx.helper.set_model_props(model, {p.key: p.value for p in onnx.load(source).metadata_props})
         _save(model, path)
     finally:
+        tempfile.tempdir = temporary
         logging.getLogger().setLevel(level)
         prepared.unlink(missing_ok=True)
         quantised.unlink(missing_ok=True)
