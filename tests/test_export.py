@@ -21,7 +21,7 @@ from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
 from fashion_cnn.inference.network import TrainedNetwork, load
 from fashion_cnn.models import ImageClassifier, ResNet
-from fashion_cnn.runs import Run
+from fashion_cnn.runs import Run, temporary_folder
 from fashion_cnn.train import train
 from fashion_cnn.training import build
 
@@ -217,14 +217,17 @@ def test_a_file_that_onnxruntime_cannot_write_leaves_no_message_of_its_own(run, 
     assert "Traceback" not in caplog.text
 
 
-def test_stale_files_of_a_killed_export_are_removed_and_recent_ones_stay(run, tmp_path):
-    for name, hours in (("killed", 25), ("at work", 1)):
-        folder = tmp_path / f".unchecked-{name}"
-        folder.mkdir()
-        (folder / "network.onnx").write_text("half")
-        os.utime(folder, (time.time() - hours * 3600,) * 2)
-    exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0")
-    assert [file.name for file in tmp_path.glob(".*")] == [".unchecked-at work"]
+def test_folders_of_killed_exports_are_removed_and_those_in_use_stay(run, tmp_path):
+    with temporary_folder(tmp_path, ".unchecked-") as at_work:
+        (at_work / "network.onnx").write_text("half")
+        # A copy has no lock, as the folder of a killed process.
+        shutil.copytree(at_work, f"{str(at_work)[:-8]}abcdefgh")
+        for name, hours in (("of another machine", 1), ("old", 25)):
+            folder = shutil.copytree(at_work, tmp_path / f".unchecked-{name}")
+            os.utime(folder, (time.time() - hours * 3600,) * 2)
+        exporting.export_run(run, tmp_path, data_root=None, int8=False, int8_tolerance=1.0, version="0.1.0")
+        assert {file.name for file in tmp_path.glob(".*")} == {at_work.name, ".unchecked-of another machine"}
+    assert not at_work.exists()
 
 
 def test_the_command_prints_and_the_model_card_lists_the_files(command, run, tmp_path):

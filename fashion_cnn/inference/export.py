@@ -32,7 +32,7 @@ from fashion_cnn.inference.network import NetworkRunner, load, load_data
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.runs import Run, create_folder, display_path, remove_stale_files, write_atomically, write_json
+from fashion_cnn.runs import Run, create_folder, display_path, temporary_folder, write_atomically, write_json
 
 Array = NDArray[Any]
 FLOAT_FILE, INT8_FILE, METRICS_FILE = "network.onnx", "network_int8.onnx", "export.json"
@@ -262,10 +262,9 @@ def export_run(
     val_logits = network.logits(data.val_split.images) if data.val_size else None
     temperature = _temperature(val_logits, data)
     exported = ExportedNetwork(network.module, data, temperature).eval()
-    remove_stale_files(folder, f"{_UNCHECKED}*")
     # Files get their names only after the check.
-    with disk_errors_at(folder), tempfile.TemporaryDirectory(dir=folder, prefix=_UNCHECKED) as unchecked:
-        files = _write_files(exported, data, Path(unchecked), _metadata(run, data, temperature, version), int8=int8)
+    with disk_errors_at(folder), temporary_folder(folder, _UNCHECKED) as unchecked:
+        files = _write_files(exported, data, unchecked, _metadata(run, data, temperature, version), int8=int8)
         checks_val = val_logits is not None and check_images.split == "validation"
         logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
         assert logits is not None
@@ -280,7 +279,7 @@ def export_run(
         (folder / INT8_FILE).unlink(missing_ok=True)
         for variant in variants:
             if variant.file:
-                (Path(unchecked) / variant.file).replace(folder / variant.file)
+                (unchecked / variant.file).replace(folder / variant.file)
     record = {
         "run": str(display_path(run.path)),
         "written_to": str(display_path(folder)),

@@ -4,7 +4,7 @@ from fashion_cnn.runs.files import (
     create_folder,
     display_path,
     format_csv,
-    remove_stale_files,
+    temporary_folder,
     write_atomically,
     write_json,
 )
@@ -36,7 +36,7 @@ __all__ = [
     "list_runs",
     "new_run",
     "newest_weights",
-    "remove_stale_files",
+    "temporary_folder",
     "write_atomically",
     "write_json",
 ]

@@ -257,15 +257,59 @@ def remove_partial_files(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_abandoned(partial: Path) -> None:
-    """Remove a partial file unless a process may be writing it."""
+    """Remove a partial file or a temporary folder unless a process may be writing it."""
     is_old = time.time() - partial.stat().st_mtime > _STALE_SECONDS
     mark = partial.stem.rpartition("-")[2]
     # On some network file systems the locks of other machines are not visible here.
     if not is_old and not (len(mark) == 12 and mark.startswith(_MACHINE)):
         return
-    with partial.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        partial.unlink()
+    is_folder = partial.is_dir()
+    descriptor = os.open(partial, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network file systems lock no folders.
+            if isinstance(error, BlockingIOError) or not is_old:
+                raise
+        shutil.rmtree(partial) if is_folder else partial.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Create a folder in `parent` for the block. What killed processes left of such folders is removed.
+
+    Args:
+        parent: an existing folder.
+        prefix: start of the names of these folders, such as `.unchecked-`; it ends with a hyphen.
+
+    Yields:
+        The folder.
+    """
+    for abandoned in parent.glob(f"{prefix}*"):
+        # Another process may remove it first.
+        with suppress(OSError):
+            _remove_abandoned(abandoned)
+    folder, descriptor = _create_locked_folder(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _create_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        folder = parent / f"{prefix}{_MACHINE}{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o700)
+        # Before it is locked, another process may take it for abandoned.
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            if _lock(descriptor) and folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
 
 
 def create_folder(folder: Path, option: str) -> None:
@@ -301,12 +345,3 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write plain values as a JSON file, atomically."""
     write_atomically(path, json.dumps(values, indent=2) + "\n")
-
-
-def remove_stale_files(folder: Path, pattern: str) -> None:
-    """Remove the files and folders of `pattern` in `folder` that killed processes left unfinished a day ago."""
-    for path in folder.glob(pattern):
-        # Another process may remove it first.
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
