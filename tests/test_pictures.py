@@ -1,5 +1,6 @@
 """Finding, decoding and preparing picture files."""
 
+import glob
 import io
 import os
 import struct
@@ -295,7 +296,7 @@ def test_plain_and_uncommon_pictures_of_ordinary_size_are_decoded():
         ("JPEG", "RGB", {"progressive": True, "subsampling": 0}, 1.2),
         ("TIFF", "RGB", {}, 0.48),
         ("WEBP", "RGB", {}, 2.4),
-        ("JPEG2000", "RGB", {}, 2.28),
+        ("JPEG2000", "RGB", {}, 2.3535121),
     ],
 )
 def test_the_memory_of_a_picture_is_limited_by_its_format_and_mode(monkeypatch, kind, mode, options, megabytes):
@@ -329,6 +330,68 @@ def test_a_jpeg_2000_that_names_two_sizes_is_damaged(not_loaded):
     header = content.index(b"ihdr") + 4
     with pytest.raises(UnreadablePictureError, match="names two sizes"):
         decode(content[:header] + struct.pack(">II", 4, 4) + content[header + 8 :])
+
+
+def jpeg2000(size, *, style, tile=None, before=b"", further=b"", levels=0):
+    """A grey JPEG 2000 codestream without pixels; `style` has the layers and all that follows the levels."""
+
+    def marker(code, data):
+        return struct.pack(">BBH", 0xFF, code, 2 + len(data)) + data
+
+    limits = struct.pack(">H8IH", 0, *size, 0, 0, *(tile or size), 0, 0, 1) + b"\7\1\1"
+    layers, *blocks = style
+    coding = struct.pack(">BBHBB", len(blocks) > 4, 0, layers, 0, levels) + bytes(blocks)
+    header = b"\xff\x4f" + marker(0x51, limits) + before + marker(0x52, coding) + further
+    start = header + marker(0x5C, b"\x40" + b"\x48" * (3 * levels + 1))
+    return start + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 64, 0, 1) + b"\xff\x93" + b"\x80" * 50 + b"\xff\xd9"
+
+
+ORDINARY = (1, 4, 4, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg2000((1000, 1000), style=(*ORDINARY, 0)),  # precincts of 1 x 1
+        jpeg2000((3000, 3000), style=(1, 0, 0, 0, 1)),  # blocks of 4 x 4
+        jpeg2000((3000, 3000), style=(1, 0, 0, 0, 1), levels=5),
+        jpeg2000((3000, 3000), style=ORDINARY, further=b"\xff\x53\0\x0a\0\1\0\4\4\0\1\x11"),  # precincts of a channel
+        jpeg2000((3000, 3000), style=ORDINARY) + b"\xff\x52\0\x0d\1\0\0\1\0\0\4\4\0\1\0",  # precincts of a tile
+        jpeg2000((2550, 2550), style=ORDINARY, tile=(2, 2)),
+        jpeg2000((9000, 9000), style=(65535, 4, 4, 0, 1, 0x77)),  # 65535 layers of 4900 precincts
+        jpeg2000((99, 99), style=ORDINARY, before=b"\xff\x64\0\2" * 2000),  # comments
+    ],
+)
+def test_the_parts_of_a_jpeg_2000_are_limited(not_loaded, content):
+    with pytest.raises(UnreadablePictureError, match=r"takes too long|take .* MB"):
+        decode(content)
+
+
+def test_each_byte_of_a_jpeg_2000_header_is_visited_once(not_loaded, monkeypatch):
+    size = jpeg2000((64, 64), style=ORDINARY)[:45]
+    content = (size + b"\xff\x64" + struct.pack(">H", 2 + len(size))) * 10_000 + size
+    unpack, calls = struct.unpack_from, []
+    monkeypatch.setattr(struct, "unpack_from", lambda *args: calls.append(args) or unpack(*args))
+    with pytest.raises(UnreadablePictureError, match="takes too long"):
+        decode(content, min_pixels=784)
+    assert len(calls) < 3000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"no_jp2": True},
+        {"num_resolutions": 1},
+        {"codeblock_size": (16, 16)},
+        {"precinct_size": (128, 128)},
+        {"tile_size": (64, 64)},
+        {"quality_layers": [40, 20, 10], "irreversible": True},
+    ],
+)
+def test_ordinary_jpeg_2000_files_are_decoded(options):
+    content = encoded(garment((900, 700)), "JPEG2000", **options)
+    assert decode(content).size == (900, 700)
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (75, 101, 4), dtype=np.uint8)
@@ -635,6 +698,31 @@ def test_linked_folders_are_searched_once_even_in_a_cycle(folder):
     (folder / "photos" / "deep" / "round").symlink_to(folder / "photos")
     (folder / "photos" / "nowhere.png").symlink_to(folder / "gone")
     assert names(find_pictures("photos"))[3:] == ["photos/text.png", "photos/deep/c.JPG", "photos/linked/e.png"]
+
+
+def test_globs_of_any_depth_end_though_links_lead_upwards(folder):
+    for name in ("round", "again"):
+        (folder / "photos" / "deep" / name).symlink_to(folder / "photos")
+    assert names(find_pictures("photos/**/b*.png")) == ["photos/b 1.png"]
+    assert names(find_pictures("ph*/**/round/[a-c]?1.png")) == ["photos/deep/round/b 1.png"]
+    assert len(find_pictures("**").paths) == 5
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("**/*.png", "photos/**/.h*", "photos/**/.*/*", "photos/**/[!.]*.png", "**/deep/**/*.*", "**/c.JPG"),
+        *("*/**/d*/*", "**/*/*.png", "photos/**/.hidden.png", "**/x/**", "**/x", "**/**/y.png"),
+    ],
+)
+def test_globs_of_any_depth_match_as_in_a_shell(folder, pattern):
+    for name in (".secret/s.png", "deep/x/y.png", "deep/x/.z.png", "deep/x/z/y.png"):
+        path = folder / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(garment((30, 40))))
+    matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
+    expected = {file for match in matches for file in (find_pictures(str(match)).paths if match.is_dir() else [match])}
+    assert find_pictures(pattern).paths == tuple(sorted(expected))
 
 
 @pytest.mark.parametrize(

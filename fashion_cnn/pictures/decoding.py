@@ -39,12 +39,20 @@ _MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_00
 _MAX_TILES = 200_000
 # Files split the EXIF data into a few parts at most; Pillow copies all earlier ones for each further one.
 _MAX_EXIF_PARTS = 100
+# Markers and boxes in the header of a JPEG 2000, and its different coding styles: about ten and one in ordinary files.
+_MAX_MARKERS, _MAX_STYLES, _MAX_STYLES_OF_TILES = 1000, 100, 100_000
+# Precincts and code blocks of a JPEG 2000, which the decoder allocates before it reads pixels. Blocks of 64 x 64 or
+# 32 x 32 samples are common.
+_MAX_PARTS, _MIN_SAMPLES_PER_PART = 100_000, 150
+_BYTES_PER_PART, _BYTES_PER_TILE = 320, 12_000
 # Pictures are converted in bands of about this many pixels: for large ones there is no memory for whole copies.
 _BAND_PIXELS = 4_000_000
 # Smaller pictures do not wait for memory.
 _SMALL = 16_000_000
 _JPEG = b"\xff\xd8\xff"
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+# Markers of a JPEG 2000's coding style, of all channels and of one.
+_COD, _COC = 0xFF52, 0xFF53
 # Marker of a JPEG's scan.
 _SCAN = b"\xff\xda"
 TOO_LONG = "takes too long to decode: save it as an ordinary JPEG or PNG file"
@@ -276,8 +284,9 @@ def _has_several_scans(jpeg: bytes, layers: int) -> bool:
 
 
 def _configure_jpeg2000(image: Jpeg2KImagePlugin.Jpeg2KImageFile, content: bytes, factor: int) -> tuple[int, int]:
+    levels, structures = _read_jpeg2000_header(image, content)
     # Leave out the finest resolutions, as far as the file has coarser ones.
-    power = min(_jpeg2000_levels(image, content), factor.bit_length() - 1)
+    power = min(levels, factor.bit_length() - 1)
     width, height = (-(-side >> power) for side in image.size)
     if power:
         image.reduce = power
@@ -285,34 +294,103 @@ def _configure_jpeg2000(image: Jpeg2KImagePlugin.Jpeg2KImageFile, content: bytes
         image._size = (width << power, height << power)
     # Coefficients of 32 bits, and samples of 8 or 16.
     channel = 6 if image.mode == "I;16" else 5
-    return width * height, width * height * (_bytes_per_pixel(image.mode) + channel * len(image.getbands()))
+    memory = width * height * (_bytes_per_pixel(image.mode) + channel * len(image.getbands()))
+    return width * height, memory + structures
 
 
-def _jpeg2000_levels(image: Image.Image, content: bytes) -> int:
-    """Return how many times the resolution can be halved."""
-    levels = 0
-    for match in re.finditer(rb"\xff\x4f\xff\x51", content):
-        start = match.end()
-        try:
-            length, _, right, bottom, left, top, *_, channels = struct.unpack_from(">HHIIIIIIIIH", content, start)
-            if length != 38 + 3 * channels:  # not the begin of pixels
-                continue
-            if (right - left, bottom - top) != image.size or channels > 4:
-                raise UnreadablePictureError("is damaged (it names two sizes)")
-            levels = 0 if left or top else _jpeg2000_main_header_levels(content, start + length)
-        except struct.error:
-            continue
-    return levels
+def _read_jpeg2000_header(image: Image.Image, content: bytes) -> tuple[int, int]:
+    """Return how many times the resolution can be halved, and the bytes that tiles, precincts and blocks take."""
+    try:
+        position = _find_jpeg2000_codestream(content)
+        start, length, _, right, bottom, left, top, *tile, channels = struct.unpack_from(
+            ">IHHIIIIIIIIH", content, position
+        )
+        if start != 0xFF4FFF51 or length != 38 + 3 * channels or not (tile[0] and tile[1]):
+            raise UnreadablePictureError("is damaged (its header cannot be read)")
+        if (right - left, bottom - top) != image.size or channels > 4:
+            raise UnreadablePictureError("is damaged (it names two sizes)")
+        levels = _jpeg2000_levels(content, position + 4 + length)
+    except struct.error:
+        raise UnreadablePictureError("is damaged (its header ends early)") from None
+    tiles = -(-(right - tile[2]) // tile[0]) * -(-(bottom - tile[3]) // tile[1])
+    sides = min(tile[0], image.width), min(tile[1], image.height)
+    styles = _jpeg2000_styles(content)
+    counts = [_count_jpeg2000_parts(sides, style) for _, style in styles] or [(0, 0)]
+    parts, precincts = (max(numbers) * channels for numbers in zip(*counts, strict=True))
+    if parts * tiles > _MAX_PARTS + image.width * image.height * channels // _MIN_SAMPLES_PER_PART:
+        raise UnreadablePictureError(TOO_LONG)
+    # The decoder marks the packets that it has read: one of each layer for each precinct.
+    packets = (1 + max((layers for layers, _ in styles), default=0)) * precincts
+    return 0 if left or top else levels, tiles * _BYTES_PER_TILE + parts * _BYTES_PER_PART + 2 * packets
 
 
-def _jpeg2000_main_header_levels(content: bytes, position: int) -> int:
-    while True:
+def _find_jpeg2000_codestream(content: bytes) -> int:
+    """Return the position after the header of the first box with pixels; a file may also begin with them."""
+    if content.startswith(_JPEG2000[0]):
+        return 0
+    position = 0
+    for _ in range(_MAX_MARKERS):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        if kind == b"jp2c":
+            return position + (16 if length == 1 else 8)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", content, position + 8)
+        if length < 8:
+            raise UnreadablePictureError("is damaged (it has no pixels)")
+        position += length
+    raise UnreadablePictureError(TOO_LONG)
+
+
+def _jpeg2000_levels(content: bytes, position: int) -> int:
+    """Return the levels that all channels have, by the markers before the first tile."""
+    levels = [32]
+    for _ in range(_MAX_MARKERS):
         marker, length = struct.unpack_from(">HH", content, position)
-        if marker == 0xFF52:  # COD: coding style
-            return min(content[position + 9], 32)
         if marker == 0xFF90 or length < 2:  # the first tile
-            return 0
+            return min(levels) if len(levels) > 1 else 0
+        if marker in (_COD, _COC):
+            levels.append(content[position + (9 if marker == _COD else 6)])
         position += 2 + length
+    raise UnreadablePictureError(TOO_LONG)
+
+
+def _jpeg2000_styles(content: bytes) -> set[tuple[int, bytes]]:
+    """Return layers and parameters (from the levels on) of all coding styles, also of tiles and single channels.
+
+    Any place is looked at, since a tile may have its own; in compressed pixels such bytes are most unlikely.
+    """
+    found: set[tuple[int, bytes]] = set()
+    for number, match in enumerate(re.finditer(rb"(?s)\xff(?=([\x52\x53])\0([\x09-\x2d])(.{7,43}))", content)):
+        if number > _MAX_STYLES_OF_TILES or len(found) > _MAX_STYLES:
+            raise UnreadablePictureError(TOO_LONG)
+        kind, (length,), data = match.groups()
+        before = 4 if kind == b"\x52" else 1
+        layers = int.from_bytes(data[2:4]) if kind == b"\x52" else 1
+        flags, style = data[0 if kind == b"\x52" else 1], data[before + 1 : length - 2]
+        if len(style) < 5 or style[0] > 32 or len(style) != (5 + style[0] + 1 if flags & 1 else 5):
+            continue
+        if max(style[1:3]) <= 8 and style[1] + style[2] <= 8:
+            found.add((layers, style))
+    return found
+
+
+def _count_jpeg2000_parts(size: tuple[int, int], style: bytes) -> tuple[int, int]:
+    """Return the precincts and code blocks of a channel of a tile, and those precincts if all levels had the most."""
+    levels, block_width, block_height, _, _, *precincts = style
+    parts = most = 0
+    for resolution in range(levels + 1):
+        precinct = precincts[resolution] if precincts else 0xFF
+        exponents = ((precinct & 15, block_width + 2), (precinct >> 4, block_height + 2))
+        count, blocks, bands = 1, 1, 3 if resolution else 1
+        for side, (exponent, block) in zip(size, exponents, strict=True):
+            length = -(-side >> (levels - resolution))
+            count *= -(-length >> exponent)
+            # Bands of details have half the side, and so have their precincts.
+            halved = int(bands == 3)
+            blocks *= -(-length >> halved + min(block, max(0, exponent - halved)))
+        parts += count + bands * blocks
+        most = max(most, count)
+    return parts, (levels + 1) * most
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, source: Path | bytes, memory: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import stat
@@ -10,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures.decoding import UnreadablePictureError, decode, is_picture
@@ -32,6 +33,8 @@ _AHEAD = 1024
 _REMEDY = "give a file, a folder, a glob or a list of these"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Device and number of a folder -> positions in the pattern.
+Visited: TypeAlias = "dict[tuple[int, int], set[int]]"
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,7 @@ def _expand(reference: str, option: str) -> PictureFiles:
     elif path.exists():
         raise UserError(f"{option}={reference} is neither a file nor a folder.")
     elif glob.has_magic(reference):
-        # Skips hidden files like a shell, unlike pathlib's glob.
-        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-        files = (_files_in(match, unreadable) if match.is_dir() else filter(_is_file, [match]) for match in matches)
-        candidates, problem = list(chain.from_iterable(files)), f"{reference} matches no picture"
+        candidates, problem = list(_matching_files(path, unreadable)), f"{reference} matches no picture"
     else:
         raise UserError(f"{option}={reference} does not exist: {_REMEDY}.")
     pictures = tuple(filter(is_picture_file, candidates))
@@ -98,23 +98,73 @@ def _expand(reference: str, option: str) -> PictureFiles:
     return PictureFiles((*pictures, *unreadable), skipped)
 
 
-def _files_in(folder: Path, unreadable: list[Path]) -> Iterator[Path]:
-    """Yield the files below a folder in order, and append folders that cannot be read to `unreadable`."""
-    visited = set()
+def _matching_files(pattern: Path, unreadable: list[Path]) -> Iterator[Path]:
+    """Yield the files that match a glob, and those below folders that match; hidden ones as in a shell."""
+    start = pattern.parts.index("**") if "**" in pattern.parts else len(pattern.parts)
+    # Skips hidden files like a shell, unlike pathlib's glob.
+    matches = map(Path, sorted(glob.glob(str(Path(*pattern.parts[:start])))))  # noqa: PTH207
+    if start == len(pattern.parts):
+        for match in matches:
+            yield from _files_in(match, unreadable) if match.is_dir() else filter(_is_file, [match])
+        return
+    # `glob` follows links at any depth, which never ends if two of them lead upwards.
+    visited: Visited = {}
+    folders = filter(Path.is_dir, matches)
+    yield from sorted(
+        chain.from_iterable(_files_in(folder, unreadable, pattern.parts[start:], visited) for folder in folders)
+    )
+
+
+def _files_in(
+    folder: Path, unreadable: list[Path], pattern: Sequence[str] = (), visited: Visited | None = None
+) -> Iterator[Path]:
+    """Yield the files below a folder in order, and append folders that cannot be read to `unreadable`.
+
+    Args:
+        folder: where to begin.
+        unreadable: folders that cannot be read are appended.
+        pattern: parts of a glob relative to the folder. A folder that matches gives all files below it.
+        visited: folders whose files were given already, with the positions in the pattern.
+    """
+    visited = {} if visited is None else visited
+    positions = {str(folder): _skip_any_depth({0}, pattern)}
     for parent, folders, names in os.walk(
         folder, onerror=lambda error: unreadable.append(Path(error.filename)), followlinks=True
     ):
         # Links may form a cycle, or lead to the same folder.
         status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen = visited.setdefault((status.st_dev, status.st_ino), set())
+        here = positions.pop(parent) - seen
+        seen |= here
+        below = {name: matched for name in sorted(folders) if (matched := _match(name, pattern, here))}
+        folders[:] = below
+        positions |= {os.path.join(parent, name): matched for name, matched in below.items()}  # noqa: PTH118
         for name in sorted(names):
             file = Path(parent, name)
-            if not name.startswith(".") and _is_file(file):
+            if len(pattern) in _match(name, pattern, here) and _is_file(file):
                 yield file
+
+
+def _match(name: str, pattern: Sequence[str], positions: set[int]) -> set[int]:
+    """Return the positions in a pattern after a name that is found at any of these positions."""
+    after = set()
+    for position in positions:
+        part = "**" if position == len(pattern) else pattern[position]
+        if name.startswith(".") and not part.startswith("."):
+            continue
+        if part == "**":
+            after.add(position)
+        elif fnmatch.fnmatch(name, part):
+            after.add(position + 1)
+    return _skip_any_depth(after, pattern)
+
+
+def _skip_any_depth(positions: set[int], pattern: Sequence[str]) -> set[int]:
+    """Add the positions after each `**`, which also matches no folder at all."""
+    for position, part in enumerate(pattern):
+        if part == "**" and position in positions:
+            positions.add(position + 1)
+    return positions
 
 
 def _is_file(path: Path) -> bool:
