@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 from torch.nn import functional
@@ -15,6 +16,7 @@ import fashion_cnn
 from fashion_cnn import index, predict, teach
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.losses import CrossEntropy
+from fashion_cnn.train import main as train_main
 from fashion_cnn.train import train
 
 SHORT = ("trainer.max_epochs=2",)
@@ -120,6 +122,13 @@ def test_parts_that_cannot_work_are_refused_before_the_run_directory(tiny, tmp_p
     with pytest.raises(UserError, match=message):
         train(tiny(*settings))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_and_a_metric_are_named_on_the_command_line(command, tmp_path):
+    parts = ["+loss._target_=tiny_parts.MarginLoss", "+metrics.rank._target_=tiny_parts.MeanRank"]
+    status, out, err = command(train_main, *TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1", *parts)
+    assert (status, err) == (0, "")
+    assert "rank" in out
 
 
 def test_a_loss_and_teachers_exclude_each_other(tiny):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ import fashion_cnn
 from fashion_cnn import predict, search
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import instantiate_data
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.runs import Run
 from fashion_cnn.runs.trust import check_classes, trust_classes, trust_packages
 from fashion_cnn.sweeps.sweep import resumed_sweep
+from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
 _FOREIGN_PATHS = (
     "os.system os.popen os.remove posix.system subprocess.run subprocess.Popen subprocess.check_output shutil.rmtree "
@@ -108,7 +112,6 @@ def test_each_class_of_conf_is_accepted(path):
         "torch.optim.lr_scheduler.StepLR",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "torchvision.transforms.v2.RandomRotation",
-        "torchvision.datasets.CIFAR10",
         "fashion_cnn.models.resnet.ResNet",
     ],
 )
@@ -312,3 +315,74 @@ def test_settings_of_a_checkpoint_that_hold_each_other_a_billion_times_are_refus
         torch.save({"hyper_parameters": {"network": settings}, "state_dict": {}}, tmp_path / "best.ckpt")
         with pytest.raises(UserError, match="its settings are too large"):
             ImageClassifier.load_from_checkpoint(tmp_path / "best.ckpt")
+
+
+@pytest.mark.parametrize("key", ["hyper_parameters", "hparams", "module_arguments"])
+def test_settings_that_hide_their_content_from_the_check_are_refused(tmp_path, key):
+    hidden = OrderedDict(network={"_target_": "torch.utils.collect_env.run", "command": "true"})
+    hidden.items = OrderedDict  # torch.load restores attributes of an OrderedDict
+    torch.save({"state_dict": {}, "hyper_parameters": {}, key: {"network": hidden}}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="its settings hold a OrderedDict"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+    torch.save(OrderedDict(state_dict={}), tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="it holds a OrderedDict"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "b.ckpt")
+
+
+def test_a_checkpoint_with_an_instantiator_is_refused(tmp_path):
+    settings = {"_instantiator": "subprocess.run", "_class_path": "os.system"}
+    torch.save({"state_dict": {}, "hyper_parameters": settings}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="written by LightningCLI"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("reference", ["${evil}", "${..evil}", ["${evil}"]])
+@pytest.mark.parametrize("option", ["std", "augmentation"])
+def test_a_reference_to_another_part_of_the_config_is_checked(shop_run, tmp_path, reference, option):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    config = yaml.safe_load(run.config_file.read_text())
+    config["evil"] = {"_target_": "torch.utils.collect_env.run", "command": f"touch {tmp_path / 'pwned'}"}
+    config["data"][option] = {"flip": reference} if option == "augmentation" else reference
+    run.config_file.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"names torch\.utils\.collect_env\.run|cannot be read"):
+        instantiate_data(run)
+    with pytest.raises(UserError, match=r"names torch\.utils\.collect_env\.run|cannot be read"):
+        fashion_cnn.load(run.path)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"dataset": "torchvision.datasets.LSUNClass"},
+        {"data": {"dataset": "subprocess.Popen"}},
+        {"a": {"_target_": "torchvision.datasets.KMNIST", "root": "elsewhere", "download": True}},
+        {"callbacks": {"a": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}}},
+        {"callbacks": {"a": {"_target_": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "dirpath": "a"}}},
+    ],
+)
+def test_classes_with_effects_outside_of_the_run_are_refused(config):
+    with pytest.raises(UserError, match="which is"):
+        check_classes(config, Path("config.yaml"))
+
+
+def test_data_sets_of_torchvision_that_read_their_own_folder_are_accepted():
+    check_classes({"dataset": "torchvision.datasets.CIFAR10"}, Path("config.yaml"))
+
+
+@pytest.mark.parametrize("value", ["/elsewhere", "../../elsewhere", "a/../../b", "~/b"])
+@pytest.mark.parametrize("option", ["name", "save_dir", "sub_dir", "dirpath"])
+def test_files_of_loggers_and_callbacks_stay_inside_of_the_run(option, value):
+    with pytest.raises(UserError, match="leads out of the run directory"):
+        check_classes({"_target_": "lightning.pytorch.loggers.CSVLogger", option: value}, Path("config.yaml"))
+    check_classes({"_target_": "lightning.pytorch.loggers.CSVLogger", option: "inside/of"}, Path("config.yaml"))
+
+
+def test_a_checkpoint_callback_removes_nothing_outside_of_its_folder(tmp_path):
+    callback = MovableModelCheckpoint(dirpath=tmp_path / "checkpoints", monitor="val/loss", filename="best")
+    state = callback.state_dict()
+    for path in ("/elsewhere/..", "/elsewhere/documents", ".."):
+        callback.load_state_dict({**state, "best_model_path": path, "best_k_models": {path: torch.tensor(1.0)}})
+        assert callback.best_model_path == ""
+    callback.load_state_dict({**state, "best_model_path": "/elsewhere/best.ckpt"})
+    assert callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")

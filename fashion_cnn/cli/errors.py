@@ -44,7 +44,8 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
     overrides = HydraConfig.get().overrides
     defaults = _check_types(config_name, config, overrides.task, overrides.hydra)
     for key in map(str, config):
-        if defaults is not None and key not in defaults:
+        # A group without a choice, such as `loss`, may be set by `+loss._target_=...`.
+        if defaults is not None and key not in defaults and not _is_group(key):
             raise UserError(f"unknown option '{key}'.{did_you_mean(key, map(str, defaults))}", status=2)
 
 

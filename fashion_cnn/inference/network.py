@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.nn import functional
 
@@ -189,8 +192,16 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
     check_classes(settings, run.config_file)
     if root is not None:
         settings.root = root
-    data = instantiate(settings, _convert_="all")
-    assert isinstance(data, ImageDataModule)
+    try:
+        # A reference may lead to any part of the config, whose classes are checked too.
+        resolved = OmegaConf.to_container(settings, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{run.config_file}: the section data cannot be read ({reason}).") from error
+    check_classes(resolved, run.config_file)
+    data = instantiate(resolved, _convert_="all")
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"{run.config_file}: data._target_={settings.get('_target_')} is no ImageDataModule.")
     return data
 
 
@@ -220,8 +231,13 @@ def load(run: Run) -> ImageClassifier:
     model = run.config().model
     check_classes(model, run.config_file)
     # A subclass may have parameters of its own, as a learned loss has.
-    recorded_class: type[ImageClassifier] = get_class(model._target_)
-    return recorded_class.load_from_checkpoint(run.weights, map_location="cpu").eval()
+    recorded_class = get_class(model._target_)
+    if not issubclass(recorded_class, ImageClassifier):
+        raise UserError(f"{run.config_file}: model._target_={model._target_} is no ImageClassifier.")
+    try:
+        return recorded_class.load_from_checkpoint(run.weights, map_location="cpu").eval()
+    except (TypeError, ValueError, HydraException) as error:
+        raise UserError(f"{run.weights} cannot be loaded ({error}): take it from a copy of the run.") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -311,11 +311,16 @@ class ImageClassifier(LightningModule):
         Raises:
             UserError: if the checkpoint names a class that is not accepted, see `fashion_cnn.runs.trust`.
         """
-        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        checkpoint, path = torch.load(checkpoint_path, map_location="cpu", weights_only=True), Path(checkpoint_path)
+        if type(checkpoint) is not dict:
+            raise UserError(f"{path} is not a checkpoint of Lightning: it holds a {type(checkpoint).__name__}.")
         # Lightning passes the hyper-parameters under each of these keys to the constructor.
         for key in ("hyper_parameters", "hparams", "module_arguments"):
-            check_containers(checkpoint.get(key), Path(checkpoint_path))
-            check_classes(update_class_paths(checkpoint.get(key)), Path(checkpoint_path))
+            settings = checkpoint.get(key)
+            check_containers(settings, path)
+            if isinstance(settings, dict) and {"_instantiator", "_class_path"} & settings.keys():
+                raise UserError(f"{path} was written by LightningCLI, which this project does not load.")
+            check_classes(update_class_paths(settings), path)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
 
     def forward(self, images: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ _MAX_LEVELS = 30
 _MAX_RESOLVED = 5_000_000
 MAX_RESULTS_BYTES = 10_000_000
 _MAX_NUMBER = 1e100
+# Types of the settings in a checkpoint.
+_PLAIN_TYPES = (dict, list, tuple, str, int, float, bool, type(None))
 # Entries of results.json that are numbers, beside the metrics, whose names contain a slash.
 _NUMBERS = {
     *("seed", "epochs", "best_epoch", "train_images", "parameters", "multiply_adds"),
@@ -95,10 +97,12 @@ def check_yaml(text: str) -> None:
 
 
 def check_containers(settings: Any, source: Path) -> None:
-    """Check the size of the settings in a checkpoint, whose containers may hold each other many times, or themselves.
+    """Check type and size of the settings in a checkpoint, whose containers may hold each other many times.
+
+    Only the built-in types themselves are accepted: an instance of `OrderedDict` can hide its content from a check.
 
     Raises:
-        DamagedRunError: if they have too many nodes or levels.
+        DamagedRunError: if they have another type, or too many nodes or levels.
     """
     nodes, pending = 0, [(settings, 0)]
     while pending:
@@ -106,9 +110,12 @@ def check_containers(settings: Any, source: Path) -> None:
         nodes += 1
         if nodes > _MAX_NODES or level > _MAX_LEVELS:
             raise DamagedRunError(source, "its settings are too large", "take it from a copy of the run")
-        if isinstance(part, Mapping):
-            pending += ((value, level + 1) for value in part.values())
-        elif isinstance(part, list | tuple | set | frozenset):
+        if type(part) not in _PLAIN_TYPES:
+            reason = f"its settings hold a {type(part).__name__}"
+            raise DamagedRunError(source, reason, "take it from a copy of the run")
+        if type(part) is dict:
+            pending += ((value, level + 1) for pair in part.items() for value in pair)
+        elif type(part) in (list, tuple):
             pending += ((value, level + 1) for value in part)
 
 

@@ -27,7 +27,6 @@ _LIBRARY_MODULES = {
     "torch.optim": "torch.optim.Optimizer",
     "torch.optim.lr_scheduler": "torch.optim.lr_scheduler.LRScheduler",
     "torchvision.transforms.v2": "torch.nn.Module",
-    "torchvision.datasets": "torchvision.datasets.VisionDataset",
     "timm.layers": "torch.nn.Module",
     "torchmetrics.classification": "torchmetrics.Metric",
     "lightning.pytorch": "lightning.pytorch.Trainer",
@@ -42,8 +41,16 @@ _OWN_NAMES = (
     "one_cycle GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV "
     "TensorBoard EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
 )
+# Data sets of torchvision that `TorchvisionDataModule` may read: their classes only read files below `data.root`.
+_DATA_SETS = "MNIST FashionMNIST KMNIST EMNIST QMNIST USPS SVHN CIFAR10 CIFAR100 STL10"
+# Callbacks of Lightning that write or delete files at places that their state or their arguments name.
+_EXCLUDED_CALLBACKS = ("Checkpoint", "Writer", "LambdaCallback")
+# Options of loggers and callbacks that name files, which must stay inside of the run directory.
+_FILE_OPTIONS = "save_dir root_dir log_dir sub_dir dirpath dir filename name version prefix"
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+# Keys whose texts name classes: `dataset` is the option of `TorchvisionDataModule`.
+_CLASS_KEYS = ("_target_", "dataset")
 _typed_classes: set[str] = set()
 
 
@@ -77,7 +84,7 @@ def packages_to_trust(config: Any) -> list[str]:
         config: plain containers or an OmegaConf config.
     """
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES), *sys.stdlib_module_names}
-    roots = (path.partition(".")[0] for key, path in _texts(_plain(config)) if key == "_target_" and "." in path)
+    roots = (path.partition(".")[0] for key, path in _texts(_plain(config)) if key in _CLASS_KEYS and "." in path)
     return [root for root in dict.fromkeys(roots) if root not in libraries]
 
 
@@ -87,7 +94,7 @@ def trust_classes(config: Any) -> None:
     Args:
         config: plain containers or an OmegaConf config.
     """
-    _typed_classes.update(path for key, path in _texts(_plain(config)) if key == "_target_")
+    _typed_classes.update(path for key, path in _texts(_plain(config)) if key in _CLASS_KEYS)
 
 
 def instantiate(config: Any, *args: Any, **settings: Any) -> Any:
@@ -120,11 +127,13 @@ def check_classes(config: Any, source: Path) -> None:
         UserError: if it names anything but an accepted class, or calls a resolver of OmegaConf.
     """
     for key, text in _texts(_plain(config)):
-        names_class = key == "_target_"
+        names_class = key in _CLASS_KEYS
         if "${" in _KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
             raise UserError(f"{source}: {key}={text} is not accepted in the settings of a run: write its value.")
-        if names_class and not _is_accepted(text):
+        if names_class and not (_is_data_set(text) if key == "dataset" else _is_accepted(text)):
             raise UserError(f"{source} names {text}, {_remedy(text)}")
+        if key in _FILE_OPTIONS.split() and (text.startswith(("/", "~")) or ".." in re.split(r"[/\\]", text)):
+            raise UserError(f"{source}: {key}={text} leads out of the run directory: write a name inside of it.")
 
 
 def _plain(config: Any) -> Any:
@@ -132,15 +141,11 @@ def _plain(config: Any) -> Any:
 
 
 def _texts(part: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All texts in nested containers, each with its key in the innermost mapping.
-
-    The data set of `TorchvisionDataModule` is named by its class path too, and comes with the key `_target_`.
-    """
+    """All texts in nested containers, each with its key in the innermost mapping."""
     if isinstance(part, Mapping):
-        of_torchvision = str(part.get("_target_")).endswith(".TorchvisionDataModule")
         for name, value in part.items():
             yield "key", str(name)
-            yield from _texts(value, "_target_" if of_torchvision and name == "dataset" else str(name))
+            yield from _texts(value, str(name))
     elif isinstance(part, list | tuple):
         for value in part:
             yield from _texts(value, key)
@@ -159,8 +164,16 @@ def _is_accepted(path: str) -> bool:
     return path in _typed_classes or _is_trusted(path)
 
 
+def _is_data_set(path: str) -> bool:
+    module_name, _, name = path.rpartition(".")
+    of_torchvision = module_name == "torchvision.datasets" and name in _DATA_SETS.split()
+    return of_torchvision or path in _typed_classes or _is_trusted(path)
+
+
 def _is_library_class(module_name: str, name: str) -> bool:
     if importlib.util.find_spec(module_name.partition(".")[0]) is None or name.startswith("_"):
+        return False
+    if module_name.endswith(".callbacks") and name.endswith(_EXCLUDED_CALLBACKS):
         return False
     base_module, _, base_name = _LIBRARY_MODULES[module_name].rpartition(".")
     base = getattr(importlib.import_module(base_module), base_name)

@@ -108,7 +108,9 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     )
 
     def train_trial(trial: optuna.Trial, directory: Path) -> float:
-        trial_config = _trial_config(name, fixed, trial.params, started)
+        # The storage may hold further parameters, which nobody typed.
+        searched = {key: trial.params[key] for key in space}
+        trial_config = _trial_config(name, fixed, searched, started)
         with progress_bar(f"trial {trial.number}", transient=True) as progress:
             callback = PruneTrial(trial, progress)
             return float(train(trial_config, directory=directory, callbacks=[callback], quiet=True)["val/accuracy"])

@@ -145,7 +145,8 @@ def run_trials(
         if len(known) >= trials and not waiting:
             return
         trial = study.ask(space)
-        path = Path(trial.user_attrs.get(RUN) or folder / f"trial-{trial.number:04}")
+        # Always inside of the folder of the study, whatever its storage says.
+        path = folder / (Path(trial.user_attrs.get(RUN) or "").name.strip(".") or f"trial-{trial.number:04}")
         trial.set_user_attr(RUN, str(path))
         try:
             study.tell(trial, train(trial, path))

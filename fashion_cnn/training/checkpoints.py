@@ -77,4 +77,6 @@ class MovableModelCheckpoint(ModelCheckpoint):
         super().load_state_dict(moved)
 
     def _moved(self, path: str) -> str:
-        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+        name = Path(path).name
+        # A name such as `..` would make the removal of an older checkpoint delete the run directory.
+        return str(Path(str(self.dirpath)) / name) if name.endswith(self.FILE_EXTENSION) else ""
