@@ -199,10 +199,21 @@ def test_one_seed_is_no_evidence(tmp_path):
     comparison = compare(find_runs(str(tmp_path)))
     text = conclude(comparison)
     assert text.startswith("optimizer.lr=0.2 has the highest validation accuracy. With optimizer.lr=0.2 instead of ")
-    assert "accuracy is 2.00 points higher. This is one seed" in text
+    assert "accuracy is 2.00 points higher. One seed cannot measure the variation over seeds" in text
     axes = Figure().subplots()
     plot_gap_against(comparison, "optimizer.lr", axes)
     assert not axes.collections, "no error bars"
+
+
+def test_two_seeds_give_no_interval(tmp_path):
+    for rate in (0.1, 0.2):
+        for seed in (0, 1):
+            run = make_run(
+                tmp_path / f"{rate}{seed}", [f"optimizer.lr={rate}"], seed, 0.9 + rate / 10, optimizer={"lr": rate}
+            )
+            assert run.results_file.exists()
+    text = conclude(compare(find_runs(str(tmp_path))))
+    assert "accuracy is 1.00 points higher. 2 seeds cannot measure" in text
 
 
 def test_paired_interval_is_that_of_students_t():

@@ -106,6 +106,7 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
         (["loss=weighted", "loss.label_smoothing=1"], "loss.label_smoothing=1 is not possible"),
         (["loss=weighted", "distillation=soft_labels"], "distillation.teachers is empty"),
         (["+loss._target_=tiny_parts.LossPerImage"], "loss LossPerImage must return a scalar"),
+        (["data.mean=null"], r"data.mean=None data.std=.*: TinyDataModule computes neither"),
         (["+metrics.loss._target_=tiny_parts.MeanRank"], "metrics.loss is not possible"),
         (["+metrics.wrong._target_=tiny_parts.MarginLoss"], "metrics.wrong is a MarginLoss"),
         (

@@ -37,6 +37,7 @@ FORMS = {
     "int64": lambda images: images.long(),
     "pictures": pictures,
     "colour pictures": lambda images: [picture.convert("RGB") for picture in pictures(images)],
+    "a list of arrays": lambda images: [image.numpy() for image in images],
     "palette pictures": lambda images: [picture.convert("P") for picture in pictures(images)],
 }
 
@@ -94,7 +95,7 @@ def test_embeddings_are_unit_vectors_and_the_module_takes_normalised_images(netw
         (lambda images: images / torch.tensor(torch.nan), "values from nan to nan"),
         (lambda images: images[..., :19], r"shape \(32, 1, 20, 19\) do not fit: the network takes \(N, 1, 20, 20\)"),
         (lambda images: images.expand(-1, 3, -1, -1), r"shape \(32, 3, 20, 20\) do not fit"),
-        (lambda images: [image.numpy() for image in images], "images hold a ndarray: give one array"),
+        (lambda images: [images[0].numpy(), "a.png"], "images hold a ndarray: give one array"),
     ],
 )
 def test_other_ranges_and_sizes_are_refused(network, split, change, message):

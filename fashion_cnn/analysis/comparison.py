@@ -1,6 +1,5 @@
 """Comparison of runs: groups that differ in their settings, with mean and standard deviation over the seeds."""
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,6 +35,8 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "minutes": ("seconds", 1 / 60, 1),
 }
 _VERDICT = "verdict"
+# Smallest number of pairs of equal seed whose differences give an interval.
+_MIN_PAIRS = 3
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
@@ -233,12 +234,15 @@ def conclude(comparison: Comparison) -> str:
     gap = paired_interval([b["gap/accuracy"] - a["gap/accuracy"] for a, b in pairs])
     accuracy = paired_interval([b["val/accuracy"] - a["val/accuracy"] for a, b in pairs])
     most = "" if len(comparison.groups) == 2 else f"{second.label} has the highest validation accuracy. "
+    shown = len(pairs) >= _MIN_PAIRS
+    smaller = _describe(gap, "smaller", "larger", has_interval=shown)
+    lower = _describe(accuracy, "lower", "higher", has_interval=shown)
     text = (
-        f"{most}With {second.label} instead of {first.label}, the gap is {_describe(gap, 'smaller', 'larger')}, and "
-        f"validation accuracy is {_describe(accuracy, 'lower', 'higher')}"
+        f"{most}With {second.label} instead of {first.label}, the gap is {smaller}, and validation accuracy is {lower}"
     )
-    if len(pairs) == 1:
-        return f"{text}. This is one seed each: the variation over seeds, which is not measured, may be as large."
+    if len(pairs) < _MIN_PAIRS:
+        seeds = "one seed" if len(pairs) == 1 else f"{len(pairs)} seeds"
+        return f"{text}. {seeds.capitalize()} cannot measure the variation over seeds, which may be as large."
     return f"{text}; {len(pairs)} pairs of equal seed, 95% intervals."
 
 
@@ -248,10 +252,10 @@ def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, 
     return [(result, others[result["seed"]]) for result in first.results if result["seed"] in others]
 
 
-def _describe(difference: Interval, less: str, more: str) -> str:
+def _describe(difference: Interval, less: str, more: str, *, has_interval: bool) -> str:
     """Describe a difference of fractions in points, such as `1.90 points lower (1.00 to 2.80)`."""
     size, low, high = (value * 100 for value in (difference.estimate, difference.low, difference.high))
-    if math.isinf(low):
+    if not has_interval:
         return f"{abs(size):.2f} points {less if size < 0 else more}"
     if difference.contains_zero:
         return f"not seen to differ ({size:+.2f} points, {low:+.2f} to {high:+.2f})"

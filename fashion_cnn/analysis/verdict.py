@@ -209,5 +209,6 @@ def training_command(config: Mapping[str, Any] | DictConfig, changes: Sequence[s
     values = {override_key(override): override for override in [*overrides, *changes] if override not in flags}
     if any(override_key(change) == "model" for change in changes):
         # Overrides of the network and the initial weights do not fit another model.
-        values = {key: value for key, value in values.items() if not key.startswith(("model.network.", "init_from"))}
+        dropped = ("model.network.", "init_from")
+        values = {k: value for k, value in values.items() if k != "model.network" and not k.startswith(dropped)}
     return shlex.join(["python", "-m", "fashion_cnn.train", *flags, *values.values()])

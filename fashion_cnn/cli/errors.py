@@ -248,7 +248,12 @@ def _describe_target(causes: Sequence[BaseException], key: str, config: DictConf
             if isinstance(value, Mapping) and str(value.get("_target_")).rpartition(".")[2] == name:
                 key, options, target = section, value, str(value["_target_"])
     if str(inner).startswith("Error locating"):
-        return UserError(f"{key}._target_={target} cannot be imported: {' '.join(root.split())}", status=2)
+        reason = " ".join(root.split())
+        # `import module.Name` fails in this way if the module has no such class.
+        if re.search(r"'(\w+)' is not a package", reason) and (module := sys.modules.get(target.rpartition(".")[0])):
+            near = did_you_mean(name, [public for public in vars(module) if not public.startswith("_")])
+            reason = f"{module.__name__} has no {name}.{near}"
+        return UserError(f"{key}._target_={target} cannot be imported: {reason}", status=2)
     if isinstance(causes[-1], ImportError):
         return UserError(f"{key} ({target}): {root}")
     # A message about a function that the class itself calls has another name in front.

@@ -94,6 +94,11 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.split_seed = split_seed
         self.augmentation = [function for function in (augmentation or {}).values() if function is not None]
+        if mean is None or std is None:
+            raise UserError(
+                f"data.mean={mean} data.std={std}: {type(self).__name__} computes neither. Give both for each channel, "
+                "for pixels from 0 to 1 (fashion_cnn.data.batches.channel_statistics)."
+            )
         # On the scale of the pixels, 0 to 255, so that normalising is one subtraction and one multiplication.
         self.pixel_mean = torch.tensor(mean).view(-1, 1, 1) * 255
         self.pixel_scale = 1 / (torch.tensor(std).view(-1, 1, 1) * 255)

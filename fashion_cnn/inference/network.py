@@ -236,6 +236,8 @@ def load(run: Run) -> ImageClassifier:
         raise UserError(f"{run.config_file}: model._target_={model._target_} is no ImageClassifier.")
     try:
         return recorded_class.load_from_checkpoint(run.weights, map_location="cpu").eval()
+    except UserError:
+        raise
     except (TypeError, ValueError, HydraException) as error:
         raise UserError(f"{run.weights} cannot be loaded ({error}): take it from a copy of the run.") from error
 

@@ -205,6 +205,12 @@ class TrainedClassifier:
         self.mean: tuple[float, ...] = tuple(round(mean / 255, 6) for mean in data.pixel_mean.flatten().tolist())
         self.std: tuple[float, ...] = tuple(round(1 / 255 / scale, 6) for scale in data.pixel_scale.flatten().tolist())
 
+    def __repr__(self) -> str:
+        """Return the run, the size of the images and the classes."""
+        size = " x ".join(map(str, self.image_shape))
+        names = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
+        return f"TrainedClassifier({self.run}: images {size}, {len(self.class_names)} classes: {names})"
+
     @property
     def module(self) -> ImageClassifier:
         """The bare LightningModule, in eval mode; it takes normalised float images `(N, C, H, W)`."""
@@ -242,6 +248,12 @@ class TrainedClassifier:
         """
         if isinstance(images, Image.Image | str | Path):
             images = [images]
+        if (
+            isinstance(images, list | tuple)
+            and images
+            and all(isinstance(image, np.ndarray | Tensor) for image in images)
+        ):
+            images = torch.stack([torch.as_tensor(image) for image in images])
         if isinstance(images, np.ndarray | Tensor):
             return self._with_batch_dimension(_as_bytes(torch.as_tensor(images)))
         if not images:

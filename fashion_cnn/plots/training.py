@@ -38,12 +38,14 @@ _REGION_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
 def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule) -> dict[str, Figure]:
     """Draw all plots of the predictions of one checkpoint, by file name without suffix."""
     names = data.class_names
-    return {
+    plots = {
         "gap_by_class": plot_gap_by_class(train, val, names, len(train) / len(data.train_split)),
         "confusion": plot_confusion_matrices(train, val, names),
         "reliability": plot_reliability_diagrams(train, val),
-        "mistakes": plot_confident_errors(val, data.val_split, names),
     }
+    if not val.correct.all():
+        plots["mistakes"] = plot_confident_errors(val, data.val_split, names)
+    return plots
 
 
 def plot_training(
@@ -144,7 +146,8 @@ def plot_gap_by_class(
 def plot_confusion_matrices(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
     """Draw the confusion matrices of train probe and validation side by side."""
     side = figure_inches(len(class_names), margin=2.4)
-    figure = Figure(figsize=(2 * side, side), layout="constrained")
+    figure = Figure(figsize=(2 * side, side + 0.5), layout="constrained")
+    figure.suptitle("Confusion matrices")
     left, right = figure.subplots(1, 2)
     plot_confusion(confusion_matrix(train), class_names, left, title="train probe")
     plot_confusion(confusion_matrix(val), class_names, right, title="validation")
@@ -175,7 +178,9 @@ def plot_confident_errors(val: Predictions, split: InMemoryDataset, class_names:
 
 def plot_label_errors(dynamics: Dynamics, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
     """Draw the training images whose label is most likely wrong."""
-    rows = likely_label_errors(dynamics)[:_THUMBNAILS]
+    ranking = likely_label_errors(dynamics)
+    # A label that the network gives more than half of the probability is none that it doubts.
+    rows = ranking[dynamics.confidence[ranking] < 0.5][:_THUMBNAILS]
     columns = (values[rows].tolist() for values in (dynamics.targets, dynamics.other, dynamics.confidence))
     captions = [
         f"label: {class_names[target]}\nnetwork: {class_names[other]}\nlabel's prob. {confidence:.2f}"
