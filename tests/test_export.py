@@ -199,6 +199,20 @@ def test_a_full_disk_ends_the_export_in_one_message_and_an_older_file_stays(comm
     assert (tmp_path / "network.onnx").read_text() == "older"
 
 
+def test_a_file_that_the_quantiser_cannot_write_whole_ends_the_export_in_one_message(
+    command, run, tmp_path, monkeypatch
+):
+    def write_half(source, target, *args):
+        content = Path(source).read_bytes()
+        Path(target).write_bytes(content[: len(content) // 2])
+
+    monkeypatch.setattr("onnx.shape_inference.infer_shapes_path", write_half)
+    status, _, err = command(main, f"run={run.path}", f"out={tmp_path}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{tmp_path} cannot be used (a file of the quantiser is incomplete): free some space" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_quantiser_works_in_the_folder_of_the_export_and_not_in_the_systems(run, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "no such folder")
     exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")

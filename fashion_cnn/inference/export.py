@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -264,7 +265,13 @@ def export_run(
     exported = ExportedNetwork(network.module, data, temperature).eval()
     # Files get their names only after the check.
     with disk_errors_at(folder), temporary_folder(folder, _UNCHECKED) as unchecked:
-        files = _write_files(exported, data, unchecked, _metadata(run, data, temperature, version), int8=int8)
+        try:
+            files = _write_files(exported, data, unchecked, _metadata(run, data, temperature, version), int8=int8)
+        except DecodeError as error:
+            # On a full disk onnx leaves an incomplete file without an error.
+            reason = "a file of the quantiser is incomplete"
+            remedy = "free some space, or choose another directory"
+            raise UserError(f"{folder} cannot be used ({reason}): {remedy}.") from error
         checks_val = val_logits is not None and check_images.split == "validation"
         logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
         assert logits is not None
