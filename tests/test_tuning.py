@@ -331,6 +331,26 @@ def test_concurrent_processes_create_a_study_once(tmp_path):
 
 
 @pytest.mark.training
+def test_the_storage_of_a_search_adds_no_settings_and_no_directories(command, tmp_path):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1", "optimizer.lr=interval(0.01,0.1)"]
+    assert command(main, *arguments, "tune.trials=1")[0] == 0
+    folder, rate = tmp_path / "tune" / "tiny", optuna.distributions.FloatDistribution(0.01, 0.1)
+    call = "{_target_: subprocess.call, args: [touch, pwned]}"
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder / 'study.db'}")
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params={"optimizer.lr": 0.05, "+callbacks.z": call},
+            distributions={"optimizer.lr": rate, "+callbacks.z": optuna.distributions.CategoricalDistribution([call])},
+            user_attrs={"run": str(tmp_path / "elsewhere")},
+        )
+    )
+    assert command(main, *arguments, "tune.trials=2")[0] == 0
+    assert not (tmp_path / "elsewhere").exists()
+    assert "callbacks.z" not in " ".join(Run(folder / "elsewhere").config().overrides)
+
+
+@pytest.mark.training
 def test_a_search_through_the_command_line(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.pruner.n_startup_trials=2"]
     swept = ["sweep=optimizer", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "seed=0,1"]
