@@ -38,14 +38,12 @@ _REGION_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
 def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule) -> dict[str, Figure]:
     """Draw all plots of the predictions of one checkpoint, by file name without suffix."""
     names = data.class_names
-    plots = {
+    return {
         "gap_by_class": plot_gap_by_class(train, val, names, len(train) / len(data.train_split)),
         "confusion": plot_confusion_matrices(train, val, names),
         "reliability": plot_reliability_diagrams(train, val),
+        "mistakes": plot_confident_errors(val, data.val_split, names),
     }
-    if not val.correct.all():
-        plots["mistakes"] = plot_confident_errors(val, data.val_split, names)
-    return plots
 
 
 def plot_training(
@@ -173,7 +171,8 @@ def plot_confident_errors(val: Predictions, split: InMemoryDataset, class_names:
         for target, predicted, confidence in zip(*columns, strict=True)
     ]
     images = split.images_at(val.indices[rows])
-    return plot_thumbnails(images, captions, title="Validation images: the most confident errors")
+    title = "the most confident errors" if len(rows) else "none is misclassified"
+    return plot_thumbnails(images, captions, title=f"Validation images: {title}")
 
 
 def plot_label_errors(dynamics: Dynamics, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
