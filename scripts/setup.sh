@@ -38,11 +38,14 @@ check_disk() {
       "Free some space, or install the CPU version: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
 }
 
-# pip_install: run pip install without output; after a failure print the end of its output and a message.
+# pip_install STEP ARGUMENT…: announce the step, and run pip install, on a terminal with a line that shows its progress.
+# After a failure print the end of its output and a message.
 pip_install() {
   local log=$venv/install.log
-  "$python" -m pip install --disable-pip-version-check --progress-bar off -c scripts/constraints.txt "$@" \
-    >>"$log" 2>&1 && return
+  echo "Installing $1 into .venv …" >&2
+  shift
+  PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --progress-bar off \
+    -c scripts/constraints.txt "$@" 2>&1 | tee -a "$log" | show_progress && return
   tail -n 15 "$log" >&2
   if grep -q 'No space left' "$log"; then
     fail "The disk is full. Free some space and run the same command again to continue."
@@ -53,6 +56,26 @@ pip_install() {
     fail "The package index is unreachable. Check the network and PIP_INDEX_URL, and run the same command again."
   fi
   fail "pip failed, see the end of its output above and all of it in $log."
+}
+
+# show_progress: show the present line of pip's output and the elapsed time on the terminal, if standard error is one.
+show_progress() {
+  local line='' text='' status start=$SECONDS width
+  [ -t 2 ] || { cat >/dev/null && return; }
+  width=$(stty size <&2 2>/dev/null | cut -d' ' -f2) || width=
+  [ "${width:-0}" -gt 20 ] || width=80
+  while :; do
+    status=0
+    IFS= read -r -t 1 line || status=$?
+    # After a second without a line the status is above 128, at the end of the output 1.
+    [ "$status" -ne 1 ] || break
+    case $status$line in
+      # Without the address of the package index.
+      0*Collecting* | 0*Downloading* | 0*Building* | 0*Installing*) text=${line#"${line%%[! ]*}"} text=${text/http*\//} ;;
+    esac
+    printf '\r\033[K  %d:%02d  %s' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "${text:0:width-12}" >&2
+  done
+  printf '\r\033[K' >&2
 }
 
 # check_extras [EXTRA …]: fail unless pyproject.toml defines each extra.
@@ -81,15 +104,17 @@ install() {
   base=$(find_python)
   check_disk
   if ! "$python" -c '' 2>/dev/null; then
+    echo "Creating the virtual environment .venv with $base …" >&2
     "$base" -m venv --clear "$venv" >&2 ||
       fail "$base cannot create a virtual environment. On Debian or Ubuntu: sudo apt-get install python3-venv"
     extras=
   fi
   extras=$(xargs <<<"$extras$missing")
-  echo "Installing the packages into .venv, which takes some minutes the first time (log: .venv/install.log) …" >&2
+  echo "Setting up .venv, which takes some minutes the first time (log: .venv/install.log)" >&2
   rm -f "$stamp" "$venv/install.log"
-  [ -z "${TORCH_INDEX_URL:-}" ] || pip_install --index-url "$TORCH_INDEX_URL" torch torchvision
-  pip_install -e ".${extras:+[${extras// /,}]}"
+  [ -z "${TORCH_INDEX_URL:-}" ] ||
+    pip_install "torch and torchvision from $TORCH_INDEX_URL" --index-url "$TORCH_INDEX_URL" torch torchvision
+  pip_install "fashion_cnn and its dependencies${extras:+ for: $extras}" -e ".${extras:+[${extras// /,}]}"
   printf '%s %s\n%s\n' "$wanted" "$extras" "$PWD" >"$stamp"
 }
 

@@ -1,9 +1,11 @@
 """scripts/train and scripts/install on a simulated machine: set-up, downloads and error messages."""
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from conftest import REPOSITORY
@@ -13,7 +15,9 @@ PYTHON = """#!/bin/sh
 echo "$*" >>"$(dirname "$0")/calls"
 case "$*" in
   *find_spec*torch*) [ -e "$(dirname "$0")/torch" ] ;;
-  "-m pip install"*) echo "Obtaining fashion_cnn"; [ ! -e "$(dirname "$0")/pip_fails" ] ;;
+  "-m pip install"*) echo "Obtaining fashion_cnn"
+    echo "  Downloading https://index.example/whl/torch-2.9-cp311.whl (190.1 MB)"
+    [ ! -e "$(dirname "$0")/pip_fails" ] ;;
   "-m fashion_cnn.data"*) echo "error: torchvision: no network" >&2; exit 1 ;;
 esac
 """
@@ -37,14 +41,14 @@ def machine(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def start(*words, script="train", **variables):
+    def start(*words, script="train", stderr=subprocess.PIPE, **variables):
         calls = tmp_path / ".venv" / "bin" / "calls"
         calls.write_text("")
         environment = {**os.environ, "PATH": f"{tmp_path / 'programs'}:{os.environ['PATH']}", "PYTHON": sys.executable}
         environment.pop("TORCH_INDEX_URL", None)
         environment |= variables
         command = [str(tmp_path / "scripts" / script), *words]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, env=environment)
         return ended, calls.read_text().splitlines()
 
     write(".venv/bin/python", PYTHON)
@@ -106,15 +110,34 @@ def test_a_failed_download_of_the_debian_package_is_explained(machine):
 
 def test_the_output_of_pip_is_printed_only_after_a_failure(machine):
     machine.write(".venv/bin/torch", "")
-    ended, _ = machine("data=kmnist")
+    ended, _ = machine("data=kmnist", TORCH_INDEX_URL="https://index.example/cpu")
     assert ended.returncode == 0
     assert ended.stderr.splitlines() == [
-        "Installing the packages into .venv, which takes some minutes the first time (log: .venv/install.log) …"
+        "Setting up .venv, which takes some minutes the first time (log: .venv/install.log)",
+        "Installing torch and torchvision from https://index.example/cpu into .venv …",
+        "Installing fashion_cnn and its dependencies into .venv …",
     ]
     machine.write(".venv/bin/pip_fails", "")
     ended, _ = machine("search", script="install")
     assert ended.returncode == 1
-    assert "Obtaining fashion_cnn\nerror: pip failed" in ended.stderr
+    assert "Obtaining fashion_cnn\n" in ended.stderr
+    assert "(190.1 MB)\nerror: pip failed" in ended.stderr
+
+
+def test_a_terminal_shows_what_pip_does(machine):
+    machine.write(".venv/bin/torch", "")
+    reader, terminal = pty.openpty()
+    ended, _ = machine("search", script="install", stderr=terminal)
+    os.set_blocking(reader, False)
+    shown = ""
+    with suppress(BlockingIOError):
+        while True:
+            shown += os.read(reader, 10_000).decode()
+    assert ended.returncode == 0
+    assert "Installing fashion_cnn and its dependencies for: search into .venv" in shown
+    assert "0:00  Downloading torch-2.9-cp311.whl (190.1 MB)" in shown
+    assert "Obtaining" not in shown
+    assert shown.endswith("\r\x1b[K"), "the line is removed at the end"
 
 
 def test_an_unreachable_package_index_of_torch_is_named(machine):
