@@ -394,6 +394,9 @@ def test_a_sweep_with_configs_of_the_user_resumes_with_the_printed_command(
         ("predict", "shirt.jpg", "'shirt.jpg' has no key: type images=shirt.jpg."),
         ("compare", "runs/small", "type runs=runs/small."),
         ("export", "runs/small", "type run=runs/small."),
+        ("__main__", "trian", "a dot. Did you mean python -m fashion_cnn.train?"),
+        ("__main__", "predict", "Did you mean python -m fashion_cnn.predict?"),
+        ("__main__", "model=tiny", "'model=tiny' is no argument here: the name of a command follows a dot. Type"),
     ],
 )
 def test_error_messages_name_the_options_of_the_command(command, tmp_path, monkeypatch, module, argument, message):
