@@ -283,8 +283,9 @@ def test_a_run_through_the_command_line(command, tmp_path):
         assert part in text
     assert "all settings in config.yaml" in text
     assert "1/1 " in rest
-    for part in ("train probe", "validation", "test", "gap train-test", "report.md", "scripts/dashboard"):
+    for part in ("train probe", "validation", "test", "gap train-test", "report.md"):
         assert part in out
+    assert f"python -m fashion_cnn.analysis.dashboard --logdir {shlex.quote(str(folder))}\n" in out
     assert len(list(folder.rglob("results.json"))) == 1
     status, _, err = command(main, f"resume={next(folder.glob('tiny/*'))}")
     assert status == 1

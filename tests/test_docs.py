@@ -54,7 +54,8 @@ def written_commands():
         texts += [line for block in code_blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()]
     commands = {}
     for text in texts:
-        if match := re.search(r"-m (fashion_cnn\S*)(.*)", text):
+        # TensorBoard has options of its own.
+        if match := re.search(r"-m (fashion_cnn(?!\.analysis\.dashboard)\S*)(.*)", text):
             commands[match[1], *shlex.split(match[2], comments=True)] = None
     return list(commands)
 

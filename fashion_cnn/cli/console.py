@@ -135,11 +135,11 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         for reason, advice in zip(results["advice_reasons"], results["advice"], strict=True):
             console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
     folder = shlex.quote(config.runs_dir)
-    dashboard, list_option = ("", "") if config.runs_dir == "runs" else (f" --logdir {folder}", f" runs_dir={folder}")
+    list_option = "" if config.runs_dir == "runs" else f" runs_dir={folder}"
     console.print(
         f"\nRun directory: {run.path}\n"
         f"  report      {run.report_file}\n"
-        f"  curves      scripts/dashboard{dashboard}   (or: tensorboard --logdir {shlex.quote(str(run.path))})\n"
+        f"  curves      python -m fashion_cnn.analysis.dashboard --logdir {folder}\n"
         f"  all runs    python -m fashion_cnn.runs{list_option}\n"
         f"  go further  {training_command(config, [f'init_from={run.path}'])}",
         highlight=False,
