@@ -128,13 +128,21 @@ def test_a_trusted_package_is_accepted_with_what_it_defines_itself(tmp_path, mon
     monkeypatch.setenv("FASHION_CNN_TRUST", "other, my_networks")
     check_classes(config, Path("config.yaml"))
     check_classes({"_target_": "my_networks.make"}, Path("config.yaml"))
-    for path in ("my_networks.os.system", "my_networks.missing", "my_networks"):
-        with pytest.raises(UserError):
+    for path, reason in {
+        "my_networks.os": "my_networks only imports: name the place where it is defined",
+        "my_networks.Nett": r"my_networks has no Nett\. Did you mean Net\? It defines Net, make\.",
+        "my_networks.os.system": "cannot be imported: No module named 'my_networks.os'",
+        "my_networks": "names my_networks, which is not the class of a module",
+    }.items():
+        with pytest.raises(UserError, match=reason):
             check_classes({"_target_": path}, Path("config.yaml"))
 
 
 @pytest.mark.parametrize("trust", ["my_networks", "other,my_networks", ["other", "my_networks"]])
-def test_the_option_trust_accepts_packages_in_this_process_and_its_children(trust, monkeypatch):
+def test_the_option_trust_accepts_packages_in_this_process_and_its_children(trust, tmp_path, monkeypatch):
+    for name in ("other", "my_networks"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FASHION_CNN_TRUST", "before")
     trust_packages(trust)
     names = os.environ["FASHION_CNN_TRUST"].split(",")
@@ -142,7 +150,7 @@ def test_the_option_trust_accepts_packages_in_this_process_and_its_children(trus
     assert "my_networks" in names[1:]
 
 
-@pytest.mark.parametrize("trust", ["subprocess", "my_package.networks", "a b", ["torch_ok", "os"]])
+@pytest.mark.parametrize("trust", ["subprocess", "my_package.networks", "a b", ["torch", "os"], "no_module"])
 def test_nothing_but_a_package_of_the_user_can_be_trusted(trust, monkeypatch):
     monkeypatch.setenv("FASHION_CNN_TRUST", "before")
     with pytest.raises(UserError, match="trust="):
@@ -155,9 +163,9 @@ def test_nothing_but_a_package_of_the_user_can_be_trusted(trust, monkeypatch):
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_command_takes_trust_and_stores_it_nowhere(file, monkeypatch):
     monkeypatch.setenv("FASHION_CNN_TRUST", "")
-    config = compose(file.stem, ["trust='a_package,other'"])
+    config = compose(file.stem, ["trust='tiny_parts,tiny_images'"])
     assert "trust" not in config
-    assert os.environ["FASHION_CNN_TRUST"] == "a_package,other"
+    assert os.environ["FASHION_CNN_TRUST"] == "tiny_parts,tiny_images"
 
 
 def test_commands_and_load_open_a_run_of_a_trusted_package(shop_run, tmp_path, command, monkeypatch):

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fashion_cnn.errors import UserError, causes_of
+from fashion_cnn.errors import UserError, causes_of, did_you_mean
 
 # Environment variable with the names of further trusted packages, separated by commas: the option trust adds to it.
 TRUST_VARIABLE = "FASHION_CNN_TRUST"
@@ -61,13 +61,18 @@ def trust_packages(packages: str | Iterable[str] | None) -> None:
         packages: a name, several names separated by commas, or a list of names.
 
     Raises:
-        UserError: for anything but top-level packages of other people.
+        UserError: for anything but top-level packages of other people, and for those that are not there.
     """
     words = [packages] if isinstance(packages, str) else map(str, packages or ())
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]
     for name in names:
         if not name.isidentifier() or name in sys.stdlib_module_names:
             raise UserError(f"trust={name} is not possible: give a package of your own by its first name.", status=2)
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"trust={name}: there is no module {name}. Start the command in its folder, or add this to PYTHONPATH.",
+                status=2,
+            )
     if names:
         os.environ[TRUST_VARIABLE] = ",".join(dict.fromkeys([*_trusted_packages(), *names]))
 
@@ -211,4 +216,26 @@ def _remedy(path: str) -> str:
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES)}
     if root in libraries or root in sys.stdlib_module_names or not root.isidentifier():
         return "which is not a class that a run may name. The file was damaged or made to run a program."
+    if root in _trusted_packages():
+        return f"which {_why_not_defined(path)}"
     return f"which is a class of another package. If you trust it, add trust={root}, or export {TRUST_VARIABLE}={root}"
+
+
+def _why_not_defined(path: str) -> str:
+    """Explain why a path is no class or function that its trusted package defines."""
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        return "is not the class of a module."
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        return f"cannot be imported: {error}."
+    if hasattr(module, name):
+        return f"{module_name} only imports: name the place where it is defined."
+    own = [
+        public
+        for public, value in vars(module).items()
+        if not public.startswith("_") and getattr(value, "__module__", None) == module_name and callable(value)
+    ]
+    content = f" It defines {', '.join(own)}." if own else ""
+    return f"cannot be imported: {module_name} has no {name}.{did_you_mean(name, own)}{content}"
