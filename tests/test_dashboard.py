@@ -14,7 +14,7 @@ from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.analysis.tensorboard import dashboard_layout
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter, dashboard_layout
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -47,7 +47,7 @@ class Board:
 
     def get(self, path, body=None, **query):
         data = None if body is None else json.dumps(body).encode()
-        url = f"{self.address}data/{path}{'?' * bool(query)}{urllib.parse.urlencode(query)}"
+        url = urllib.parse.urljoin(f"{self.address}data/", path) + "?" * bool(query) + urllib.parse.urlencode(query)
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.read()
@@ -125,7 +125,34 @@ def test_train_and_validation_have_one_color_each_and_overfitting_comes_first(bo
     assert {"train", "val", "best"} < colors.keys()
     assert [len(values) for values in colors.values()] == [1] * len(colors), "the train curves of all runs are alike"
     assert len(set.union(*colors.values())) == len(colors)
+    assert colors["train"] == {"rgb(0, 114, 178)"}, "the colors of the roles are fixed"
+    assert colors[Path(run).name] == {"rgb(204, 121, 167)"}, "also if no run overfits"
+    assert page.get_by_text("Card Width").count() == 0, "the settings are closed"
     page.close()
+
+
+def test_the_script_of_tensorboard_has_fixed_colors_and_narrow_columns(board):
+    script = board.get("../index.js").decode()
+    palette = json.loads(re.search(r'colorPalette:\{id:"default".*?colors:(\[.*?\])', script)[1])
+    roles, runs = palette[:4], palette[4:14]
+    assert len({color["lightHex"] for color in palette}) == len(roles) + len(runs)
+    assert not {color["lightHex"] for color in roles} & {color["lightHex"] for color in palette[4:]}
+    groups = json.loads(re.search(r"groupKeyToColorId:new Map\((.*?\]\])\)", script)[1])
+    assert groups == [[f'["{role}",null]', i] for i, role in enumerate(("train", "val", "best", "overfitting"))]
+    names = re.search(r"tensorboardColorBlindAssist:(\[.*?\])", script)[1]
+    assert json.loads(names) == [color["lightHex"] for color in runs]
+    assert 'flex-grow="2" width="7.5em"' in script
+
+
+def test_the_time_series_tab_lists_only_runs_with_curves(board, run, trained):
+    writer = TensorBoardWriter(trained[0] / "comparison")
+    writer.add_text("comparison", "text", 0)
+    writer.close()
+    with Board(trained[0]) as other:
+        assert "comparison" in other.get_json("runs"), "the other tabs show it"
+        shown = json.loads(other.get("../experiment/defaultExperimentId/data/runs"))
+    assert run in shown
+    assert "comparison" not in shown
 
 
 def test_margin_charts_have_an_estimate_and_both_bounds(board, run):
@@ -211,7 +238,7 @@ def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, t
     experiment = board.get_json("plugin/hparams/experiment", {"experimentName": ""})
     assert {info["name"]["tag"] for info in experiment["metricInfos"]} == tags.keys()
     hparams = [info["name"] for info in experiment["hparamInfos"]]
-    assert hparams[:3] == ["Learning rate", "Model", "Seed"]
+    assert hparams[:3] == ["Model", "Learning rate", "Seed"]
     assert {"data.val_size", "trainer.max_epochs"} <= set(hparams[3:]), "what was typed"
     assert "runs_dir" not in hparams
     request = {
@@ -225,6 +252,7 @@ def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, t
     (session,) = group["sessions"]
     assert session["status"] == "STATUS_SUCCESS"
     assert session["name"] == f"{run}/best"
+    assert group["name"] == f"{run[-6:]} tiny", "the tab shows its first 14 characters"
     assert group["hparams"]["Model"] == "tiny"
     values = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
     assert values == {tag: pytest.approx(trained[1][name]) for tag, name in tags.items()}

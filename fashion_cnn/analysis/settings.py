@@ -25,6 +25,8 @@ _IGNORED |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "d
 _IGNORED |= {f"callbacks.{part}" for part in ("gap", "dynamics", "histograms")}
 _IGNORED |= {f"trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "profiler")}
 
+# First columns of a table of runs, and their settings.
+FIRST_COLUMNS = {"Model": "model", "Learning rate": "optimizer.lr", "Seed": "seed"}
 # The callback that selects the best checkpoint, and its options that only name the file.
 _BEST = "callbacks.best"
 _FILE_OPTIONS = {f"{_BEST}.filename", f"{_BEST}.enable_version_counter"}

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fashion_cnn.analysis.history import History
-from fashion_cnn.analysis.settings import Setting, is_setting, run_settings
+from fashion_cnn.analysis.settings import FIRST_COLUMNS, Setting, is_setting, run_settings
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import metric_name
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 from fashion_cnn.models.layers import is_nonlinearity
+from fashion_cnn.runs.finding import short_name
 from fashion_cnn.runs.overrides import affects_training, override_key
 from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS
 
@@ -113,6 +114,7 @@ class TensorBoardWriter:
         The marks are runs of their own with one point in each chart: a point is seen whichever curve is drawn last. The
         HParams tab shows the scalars of the run that holds the hyperparameters: here the best epoch's metrics.
         """
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
         if (onset := results.get("rising_since")) is not None:
@@ -127,6 +129,11 @@ class TensorBoardWriter:
                 best.add_scalar(tag, results[name], results["best_epoch"])
         # Without the definition of an experiment, TensorBoard collects the settings of all runs, differing ones first.
         _, start, end = hparams(hyperparameters(config), {})
+        # The tab cuts long names off.
+        plugin = start.value[0].metadata.plugin_data
+        data = HParamsPluginData.FromString(plugin.content)
+        data.session_start_info.group_name = short_name(self._directory, config.name)
+        plugin.content = data.SerializeToString()
         for summary in (start, end):
             best._get_file_writer().add_summary(summary)
         best.close()
@@ -139,19 +146,16 @@ class TensorBoardWriter:
 def hyperparameters(config: DictConfig) -> dict[str, Setting]:
     """Settings for the HParams tab: model, learning rate, seed, and what was typed, such as the settings of a sweep.
 
-    The tab shows the first five columns, differing ones first, then in the order of their characters. With all settings
-    of the config, the metrics would be off the screen.
+    The tab shows five columns, with `scripts/dashboard` first these three, then those that differ. With all settings of
+    the config, the metrics would be off the screen.
     """
     settings = run_settings(config)
     overrides = filter(affects_training, config.get("overrides") or [])
     typed = {override_key(override): override.partition("=")[2] for override in overrides}
-    columns: dict[str, Setting] = {}
-    for heading, name in (("Learning rate", "optimizer.lr"), ("Seed", "seed")):
-        if name in settings:
-            columns[heading] = settings[name]
     # The chosen config names a model better than its class does.
-    columns["Model"] = typed.get("model", config.name)
-    others = (name for name in typed if is_setting(name) and name not in ("model", "optimizer.lr", "seed"))
+    settings["model"] = typed.get("model", config.name)
+    columns = {heading: settings[name] for heading, name in FIRST_COLUMNS.items() if name in settings}
+    others = (name for name in typed if is_setting(name) and name not in FIRST_COLUMNS.values())
     return columns | {name: settings.get(name, typed[name]) for name in others}
 
 

@@ -1,5 +1,6 @@
 """List runs, and find the run that a command line names."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -23,6 +24,17 @@ _FIRST_FILES = {".lock", "error.txt", "training_images.npy"}
 def new_run(runs_dir: Path, name: str) -> Run:
     """Return a run in `runs_dir/name/<time>-<short id>`, a directory that is not created yet."""
     return Run(runs_dir / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(3)}")
+
+
+def short_name(directory: Path, name: str) -> str:
+    """Return a name that tells runs apart by its first six characters: `1313a2 tiny` for `tiny/<time>-1313a2`.
+
+    A directory that was not named by `new_run`, such as that of a sweep's job, has a digest of its path in their place.
+    """
+    path = directory.resolve()
+    if _NEW_RUN.fullmatch(path.name):
+        return f"{path.name[-6:]} {name}"
+    return f"{hashlib.sha256(str(path).encode(errors='surrogateescape')).hexdigest()[:6]} {path.name}"
 
 
 def list_runs(directory: Path, *states: State) -> list[Run]:
