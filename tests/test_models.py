@@ -74,10 +74,10 @@ def test_the_baseline_has_as_many_parameters_as_the_keras_notebook():
 
 
 @pytest.mark.parametrize("side", [20, 27, 28, 30])
-def test_the_baselines_crop_does_not_change_its_features(side):
+def test_the_baselines_crop_does_not_change_its_logits(side):
     network = KerasCNN(in_channels=1, num_classes=10).eval()
     images = torch.rand(2, 1, side, side)
-    torch.testing.assert_close(network.features(images), network.trunk(images))
+    torch.testing.assert_close(network(images), network.classifier(network.trunk(images)))
 
 
 def test_the_baseline_is_initialised_as_in_keras():
@@ -102,8 +102,10 @@ def test_networks_adapt_to_channels_size_and_classes(network, channels, side, cl
     images = torch.rand(5, channels, side, side)
     logits = built(images)
     assert logits.shape == (5, classes)
-    assert built.features(images).ndim == 2
-    assert torch.allclose(built.classifier(built.features(images)), logits, atol=1e-5)
+    module = ImageClassifier(network=built, image_shape=(channels, side, side), num_classes=classes).eval()
+    embeddings = module.embed(images)
+    assert embeddings.shape == (5, module.embedding_size)
+    assert torch.allclose(built.classifier(embeddings), logits, atol=1e-5)
     one_by_one = torch.cat([built(image[None]) for image in images])
     assert torch.allclose(one_by_one, logits, atol=1e-4), "logits must not depend on the batch"
 
@@ -272,11 +274,8 @@ class ScaledHead(nn.Module):
         self.trunk = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU())
         self.classifier = nn.LazyLinear(num_classes)
 
-    def features(self, images):
-        return self.trunk(images).mean(dim=(2, 3))
-
     def forward(self, images):
-        return self.classifier(self.features(images)) / 9
+        return self.classifier(self.trunk(images).mean(dim=(2, 3))) / 9
 
 
 FAMILIES = NETWORKS | {
@@ -354,10 +353,10 @@ class WaitingNetwork(ScaledHead):
 
     barrier = None
 
-    def features(self, images):
+    def forward(self, images):
         if self.barrier:
             self.barrier.wait(PATIENCE)
-        return images.mean(dim=(2, 3)).repeat(1, 8)
+        return self.classifier(images.mean(dim=(2, 3)).repeat(1, 8))
 
 
 def test_threads_get_the_embeddings_of_their_own_images():

@@ -19,9 +19,7 @@ from fashion_cnn.train import train
 def test_each_network_takes_grey_and_colour_images_and_any_number_of_classes(name, channels):
     network = TorchvisionBackbone(in_channels=channels, num_classes=7, name=name, size=64).eval()
     images = torch.randn(2, channels, 28, 28)
-    logits = network(images)
-    assert logits.shape == (2, 7)
-    torch.testing.assert_close(network.classifier(network.features(images)), logits)
+    assert network(images).shape == (2, 7)
 
 
 def test_pretrained_weights_except_the_head_are_loaded_once(tmp_path):

@@ -20,11 +20,11 @@ class Ensemble(nn.Module):
         in_channels: channels C of the images.
         num_classes: number of logits.
         members: number of networks, 1 or more.
-        member: factory of one network from `in_channels` and `num_classes`; the network has `features` and ends in a
-            linear layer named `classifier`.
+        member: factory of one network from `in_channels` and `num_classes`; the network ends in a linear layer
+            named `classifier`.
 
     Attributes:
-        width: dimensions D of one member's features.
+        width: dimensions D of the input of one member's classifier.
     """
 
     width: int
@@ -50,14 +50,11 @@ class Ensemble(nn.Module):
         for network in self.members:
             network.initialise(images)  # type: ignore[operator]
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the input of the classifier: the members' features side by side, `(B, members * D)`."""
-        return torch.cat([network(images) for network in self.members], dim=1) / len(self.members)
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`: the members' average, or in training each member's on its images."""
         if not self.training:
-            return self.classifier(self.features(images))
+            features = torch.cat([network(images) for network in self.members], dim=1) / len(self.members)
+            return self.classifier(features)
         parts = zip(
             self.members,
             images.tensor_split(len(self.members)),
@@ -79,16 +76,12 @@ class LogitAverage(nn.Module):
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out.
 
     Args:
-        networks: trained networks with the same classes, each with `features`.
+        networks: trained networks with the same classes.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the networks' features side by side, `(B, sum of their dimensions)`."""
-        return torch.cat([network.features(images) for network in self.networks], dim=1)  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean logits `(B, num_classes)`."""

@@ -39,14 +39,10 @@ class FastCNN(nn.Module):
         """Fit the whitening to normalised training images `(N, C, H, W)`; does nothing the second time."""
         self.whitening.fit(images)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the input of the classifier, `(B, 2 * widths[-1])`."""
-        pixels = self.trunk(self.whitening(images))
-        return torch.cat([pixels.mean(dim=(2, 3)), pixels.amax(dim=(2, 3))], dim=1)
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`."""
-        return self.classifier(self.features(images))
+        pixels = self.trunk(self.whitening(images))
+        return self.classifier(torch.cat([pixels.mean(dim=(2, 3)), pixels.amax(dim=(2, 3))], dim=1))
 
 
 class Whitening(nn.Module):

@@ -43,14 +43,10 @@ class KerasCNN(nn.Module):
             if isinstance(layer, nn.Conv2d) or layer is self.classifier:
                 _initialise_as_keras(layer)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the input of the classifier, `(B, 128)`."""
-        height, width = (_receptive_size(side) for side in images.shape[2:])
-        return self.trunk(images[..., :height, :width])
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`."""
-        return self.classifier(self.dropout(self.features(images)))
+        height, width = (_receptive_size(side) for side in images.shape[2:])
+        return self.classifier(self.dropout(self.trunk(images[..., :height, :width])))
 
 
 def _receptive_size(side: int) -> int:

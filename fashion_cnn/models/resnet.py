@@ -84,13 +84,9 @@ class ResNet(nn.Module):
         self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the input of the classifier, the mean over the last stage's pixels, `(B, widths[-1])`."""
-        return self.trunk(images).mean(dim=(2, 3))
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`."""
-        return self.classifier(self.dropout(self.features(images)))
+        return self.classifier(self.dropout(self.trunk(images).mean(dim=(2, 3))))
 
 
 class ResidualBlock(nn.Module):
@@ -188,13 +184,9 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the input of the classifier, the mean over the last stage's pixels, `(B, 64 * widen_factor)`."""
-        return self.trunk(images).mean(dim=(2, 3))
-
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`."""
-        return self.classifier(self.features(images))
+        return self.classifier(self.trunk(images).mean(dim=(2, 3)))
 
 
 class PreActivationBlock(nn.Module):

@@ -83,18 +83,13 @@ class TorchvisionBackbone(nn.Module):
             ) from error
         self.loaded.fill_(True)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the input of the classifier, `(B, D)`."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, num_classes)`."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         if self.size is not None:
             images = nn.functional.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
-        features: Tensor = self.backbone(images)
-        return features
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits `(B, num_classes)`."""
-        return self.classifier(self.features(images))
+        return self.classifier(self.backbone(images))
 
 
 def _last_linear(backbone: nn.Module) -> tuple[str, int]:
