@@ -101,3 +101,15 @@ def test_embeddings_are_unit_vectors_and_the_module_takes_normalised_images(netw
 def test_other_ranges_and_sizes_are_refused(network, split, change, message):
     with pytest.raises(UserError, match=message):
         network.predict(change(split[0]))
+
+
+def test_the_checkpoint_is_read_once_and_must_fit_the_code(shop_run, monkeypatch):
+    read, files = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda file, **settings: files.append(file) or read(file, **settings))
+    fashion_cnn.load(shop_run.path)
+    assert files == [shop_run.weights], "what was checked is what is loaded"
+    state = read(shop_run.weights, weights_only=True)
+    state["hyper_parameters"]["network"]["widths"] = [8, 8]
+    monkeypatch.setattr(torch, "load", lambda file, **settings: state)
+    with pytest.raises(UserError, match="does not fit .*ImageClassifier: the code or the file"):
+        fashion_cnn.load(shop_run.path)

@@ -227,7 +227,7 @@ def load(run: Run) -> ImageClassifier:
     Raises:
         UserError: if the weights cannot be read, or are not those that the run ended with.
     """
-    read_weights(run)
+    checkpoint = _read_final_checkpoint(run)
     model = run.config().model
     check_classes(model, run.config_file)
     # A subclass may have parameters of its own, as a learned loss has.
@@ -235,9 +235,13 @@ def load(run: Run) -> ImageClassifier:
     if not issubclass(recorded_class, ImageClassifier):
         raise UserError(f"{run.config_file}: model._target_={model._target_} is no ImageClassifier.")
     try:
-        return recorded_class.load_from_checkpoint(run.weights, map_location="cpu").eval()
+        return recorded_class.from_checkpoint(checkpoint, run.weights).eval()
     except UserError:
         raise
+    except RuntimeError as error:  # of load_state_dict
+        raise UserError(
+            f"{run.weights} does not fit {model._target_}: the code or the file has changed since the training. {error}"
+        ) from error
     except (TypeError, ValueError, HydraException) as error:
         raise UserError(f"{run.weights} cannot be loaded ({error}): take it from a copy of the run.") from error
 
@@ -270,18 +274,24 @@ def read_weights(run: Run) -> Mapping[str, Tensor]:
     Raises:
         UserError: if it cannot be read, or is not the one that the run ended with.
     """
+    weights: Mapping[str, Tensor] = _read_final_checkpoint(run)["state_dict"]
+    return weights
+
+
+def _read_final_checkpoint(run: Run) -> dict[str, Any]:
+    """The content of the checkpoint that stands for the run, see `read_weights`."""
     results = run.results()
     if not run.weights.exists():
         why = "the run was not copied whole" if results else "the run was stopped before its first epoch ended"
         raise UserError(f"{run.checkpoints} holds no checkpoint: {why}.")
-    weights: Mapping[str, Tensor] = read_checkpoint(run.weights)["state_dict"]
-    if results.get("weights_sha256") not in (None, weights_sha256(weights)):
+    checkpoint = read_checkpoint(run.weights)
+    if results.get("weights_sha256") not in (None, weights_sha256(checkpoint["state_dict"])):
         missing = "" if run.best_checkpoint.exists() else f" {run.best_checkpoint} is missing: copy the run whole."
         raise UserError(
             f"{run.weights} does not belong to {run.results_file}: its weights differ from those at the end of the run."
             f"{missing}"
         )
-    return weights
+    return checkpoint
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar, cast
+from typing import Any, NotRequired, Self, TypedDict, TypeVar, cast
 
 import torch
 from hydra.utils import get_class
@@ -300,28 +300,56 @@ class ImageClassifier(LightningModule):
             raise UserError(f"loss {name} must return a scalar tensor, such as the mean over the batch, not {value}.")
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "ImageClassifier":
-        """Rebuild a module from a checkpoint; the classes that it names are checked before any is instantiated.
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        *,
+        strict: bool | None = True,
+        weights_only: bool | None = True,
+        **settings: Any,
+    ) -> Self:
+        """Rebuild a module from a checkpoint file, see `from_checkpoint`.
 
         Args:
             checkpoint_path: the file.
-            *args: see `LightningModule.load_from_checkpoint`.
-            **kwargs: see `LightningModule.load_from_checkpoint`.
+            map_location: device of the weights, see `torch.load`.
+            strict: whether the checkpoint must have exactly the module's weights.
+            weights_only: has no effect: no code in the file is executed.
+            settings: arguments of the class that replace those in the checkpoint.
+        """
+        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        return cls.from_checkpoint(checkpoint, Path(checkpoint_path), strict=strict is not False, **settings)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Any, path: Path, *, strict: bool = True, **settings: Any) -> Self:
+        """Rebuild a module from the content of a checkpoint.
+
+        The classes that it names are checked before any is instantiated.
+
+        Args:
+            checkpoint: the content, on the device that the module is to have.
+            path: the file that it was read from, for messages.
+            strict: whether the checkpoint must have exactly the module's weights.
+            settings: arguments of the class that replace those in the checkpoint.
 
         Raises:
             UserError: if the checkpoint names a class that is not accepted, see `fashion_cnn.runs.trust`.
         """
-        checkpoint, path = torch.load(checkpoint_path, map_location="cpu", weights_only=True), Path(checkpoint_path)
         if type(checkpoint) is not dict:
             raise UserError(f"{path} is not a checkpoint of Lightning: it holds a {type(checkpoint).__name__}.")
-        # Lightning passes the hyper-parameters under each of these keys to the constructor.
+        # Lightning's own loader passes the settings under each of these keys to the constructor.
         for key in ("hyper_parameters", "hparams", "module_arguments"):
-            settings = checkpoint.get(key)
-            check_containers(settings, path)
-            if isinstance(settings, dict) and {"_instantiator", "_class_path"} & settings.keys():
+            stored = checkpoint.get(key)
+            check_containers(stored, path)
+            if isinstance(stored, dict) and {"_instantiator", "_class_path"} & stored.keys():
                 raise UserError(f"{path} was written by LightningCLI, which this project does not load.")
-            check_classes(update_class_paths(settings), path)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
+            check_classes(update_class_paths(stored), path)
+        module = cls(**{**checkpoint.get("hyper_parameters", {}), **settings})
+        module.on_load_checkpoint(checkpoint)
+        weights: Mapping[str, Tensor] = checkpoint["state_dict"]
+        module.load_state_dict(weights, strict=strict)
+        return module.to(next(iter(weights.values())).device) if weights else module
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)` of normalised images `(B, C, H, W)`."""
