@@ -111,5 +111,5 @@ def test_the_checkpoint_is_read_once_and_must_fit_the_code(shop_run, monkeypatch
     state = read(shop_run.weights, weights_only=True)
     state["hyper_parameters"]["network"]["widths"] = [8, 8]
     monkeypatch.setattr(torch, "load", lambda file, **settings: state)
-    with pytest.raises(UserError, match="does not fit .*ImageClassifier: the code or the file"):
+    with pytest.raises(UserError, match=r"does not fit .*ImageClassifier: the code or the file"):
         fashion_cnn.load(shop_run.path)
