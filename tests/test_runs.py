@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -131,10 +132,28 @@ def test_latest_and_unfinished_runs_are_reported_on_stderr(three_runs, tmp_path,
     ]
 
 
-def test_latest_unfinished_skips_trials_of_a_search(three_runs, tmp_path):
+def test_latest_skips_trials_of_a_search(three_runs, tmp_path):
     make_run(tmp_path / "tune" / "tiny" / "trial-0000", 400)
-    (tmp_path / "tune" / "tiny" / "study.db").touch()
+    make_run(tmp_path / "tune" / "tiny" / "trial-0001", 500, val__accuracy=0.9)
+    renamed = make_run(tmp_path / "elsewhere" / "study" / "first", 600, val__accuracy=0.9)
+    (renamed.path.parent / "study.db").touch()
     assert runs.find_unfinished_run("latest", tmp_path) == three_runs[2]
+    assert runs.find_run("latest", tmp_path) == three_runs[1]
+    with pytest.raises(UserError, match=r"no finished run in .*, trials of searches aside: give its directory"):
+        runs.find_run("latest", tmp_path / "tune")
+
+
+def test_latest_follows_the_recorded_time_of_copied_runs(tmp_path):
+    now = time.time()
+    named = [
+        make_run(tmp_path / "small" / f"2026-11-{day:02}_10-00-00-abcdef", now - day, seconds=60) for day in (3, 12, 7)
+    ]
+    job = make_run(tmp_path / "sweep" / "time" / "lr-1", now, seconds=60, finished="2026-11-05T10:00:00+00:00")
+    assert runs.list_runs(tmp_path) == [named[0], job, named[2], named[1]]
+    assert runs.find_run("latest", tmp_path) == named[1]
+    # No time of the calendar.
+    invalid = make_run(tmp_path / "small" / "2026-11-99_10-00-00-abcdef", now, seconds=60)
+    assert runs.find_run("latest", tmp_path) == invalid
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from fashion_cnn.runs.files import (
     write_json,
 )
 from fashion_cnn.runs.finding import (
-    STUDY_FILE,
     find_finished_run,
     find_finished_runs,
     find_run,
@@ -19,9 +18,10 @@ from fashion_cnn.runs.finding import (
     new_run,
     newest_weights,
 )
-from fashion_cnn.runs.run import Run, State
+from fashion_cnn.runs.run import STUDIES_FOLDER, STUDY_FILE, Run, State
 
 __all__ = [
+    "STUDIES_FOLDER",
     "STUDY_FILE",
     "Run",
     "State",

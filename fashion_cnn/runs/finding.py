@@ -12,10 +12,8 @@ from pathlib import Path
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, read_text
 from fashion_cnn.runs.files import display_path
-from fashion_cnn.runs.run import Run, State
+from fashion_cnn.runs.run import STUDY_FILE, TIME_FORMAT, Run, State
 
-# The file that marks the directory of a hyper-parameter search.
-STUDY_FILE = "study.db"
 # A directory of `new_run`, and the files that it may hold before its config.
 _NEW_RUN = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{6}")
 _FIRST_FILES = {".lock", "error.txt", "training_images.npy"}
@@ -23,7 +21,7 @@ _FIRST_FILES = {".lock", "error.txt", "training_images.npy"}
 
 def new_run(runs_dir: Path, name: str) -> Run:
     """Return a run in `runs_dir/name/<time>-<short id>`, a directory that is not created yet."""
-    return Run(runs_dir / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(3)}")
+    return Run(runs_dir / name / f"{time.strftime(TIME_FORMAT)}-{secrets.token_hex(3)}")
 
 
 def short_name(directory: Path, name: str) -> str:
@@ -45,7 +43,8 @@ def list_runs(directory: Path, *states: State) -> list[Run]:
         states: list only the runs in one of these states; without any, all runs.
     """
     runs = map(Run, _run_folders(directory))
-    return sorted((run for run in runs if not states or run.state in states), key=lambda run: (run.started, run.path))
+    chosen = (run for run in runs if not states or run.state in states)
+    return sorted(chosen, key=lambda run: (run.started, run.modified, run.path))
 
 
 def _run_folders(directory: Path) -> Iterator[Path]:
@@ -100,7 +99,8 @@ def find_run(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Ru
     """Return the run that `reference` names, with a warning on standard error if it is not finished.
 
     Args:
-        reference: a run directory, or `latest` for the newest finished run, whose path is then printed.
+        reference: a run directory, or `latest` for the finished run that was started last, trials of a search aside;
+            its path is then printed.
         runs_dir: the directory that `latest` searches.
 
     Raises:
@@ -141,8 +141,7 @@ def find_unfinished_run(reference: str | Path, runs_dir: Path) -> Run:
         UserError: if there is no such run, or it is finished.
     """
     if reference == "latest":
-        # Trials are resumed by their search.
-        return _newest(runs_dir, {"stopped", "failed"}, "unfinished run", skip_trials=True)
+        return _newest(runs_dir, {"stopped", "failed"}, "unfinished run")
     run = _named(Path(reference), runs_dir)
     if run.state == "finished":
         raise UserError(
@@ -174,13 +173,19 @@ def _not_finished(run: Run) -> str:
     return f"{run.path} is not finished ({run.describe_state()}): its weights are not final"
 
 
-def _newest(runs_dir: Path, states: set[State], description: str, *, skip_trials: bool = False) -> Run:
+def _newest(runs_dir: Path, states: set[State], description: str) -> Run:
+    """Return the run in one of the states that was started last, trials of a search aside, and print its path."""
+    trials = False
     for run in reversed(list_runs(runs_dir)):
-        is_skipped = skip_trials and (run.path.parent / STUDY_FILE).is_file()
-        if not is_skipped and run.state in states:
+        if run.state not in states:
+            continue
+        if not run.is_trial:
             print(f"The newest {description}: {display_path(run.path)}", file=sys.stderr)
             return run
-    raise UserError(f"There is no {description} in {runs_dir.resolve()}: give its directory, or runs_dir=DIR.")
+        # Trials are resumed by their search, and most have poor settings.
+        trials = True
+    aside = ", trials of searches aside" if trials else ""
+    raise UserError(f"There is no {description} in {runs_dir.resolve()}{aside}: give its directory, or runs_dir=DIR.")
 
 
 def _named(path: Path, runs_dir: Path) -> Run:

@@ -2,9 +2,12 @@
 
 import fcntl
 import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +30,13 @@ from fashion_cnn.runs.files import (
 SPLIT_EVENTS = ("train", "val")
 BEST_EVENTS = "best"
 OVERFITTING_EVENTS = "overfitting"
+# Format of the time in the name of a run directory.
+TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"
+_NAMED_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+# The file that marks the directory of a hyper-parameter search, and the folder below runs_dir with these directories.
+STUDY_FILE = "study.db"
+STUDIES_FOLDER = "tune"
+_TRIAL = re.compile(r"trial-\d{4,}")
 State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged", "empty"]
 _MAX_ERROR_BYTES = 1_000_000
 
@@ -132,8 +142,30 @@ class Run:
 
     @property
     def started(self) -> float:
-        """The time when the run started, in seconds since 1970."""
+        """The time when the run started, in seconds since 1970.
+
+        It is that in the name of the directory, else that in the results, which copies keep, else that of the config.
+        """
+        try:
+            if match := _NAMED_TIME.match(self.path.absolute().name):
+                return time.mktime(time.strptime(match[0], TIME_FORMAT))
+            results = self.results()
+            return datetime.fromisoformat(results["finished"]).timestamp() - results["seconds"]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return self.modified
+
+    @property
+    def modified(self) -> float:
+        """The time of the config's last change, in seconds since 1970."""
         return (self.config_file if self.config_file.exists() else self.path).stat().st_mtime
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether a hyper-parameter search trained it."""
+        folder = self.path.absolute().parent
+        # Without the file where the option tune.storage names another place.
+        is_named = folder.parent.name == STUDIES_FOLDER and _TRIAL.fullmatch(self.path.name) is not None
+        return is_named or (folder / STUDY_FILE).is_file()
 
     def create(self) -> None:
         """Create the directory, and remove what a killed process left in it. Raises UserError if it is not writable."""

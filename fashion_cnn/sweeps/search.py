@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.errors import Interrupted, Pruned, UserError
-from fashion_cnn.runs import STUDY_FILE, create_folder, display_path, newest_weights
+from fashion_cnn.runs import STUDIES_FOLDER, STUDY_FILE, create_folder, display_path, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
 from fashion_cnn.sweeps.study import (
     EPOCHS,
@@ -89,7 +89,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     space = search_space({key: values for key, values in params.items() if key not in fixed_keys}, swept)
     example = {key: _example_value(distribution) for key, distribution in space.items()}
     _check_hardware(_trial_config(name, fixed, example, started))
-    folder = (Path(config.runs_dir) / "tune" / name).absolute()
+    folder = (Path(config.runs_dir) / STUDIES_FOLDER / name).absolute()
     create_folder(folder, "runs_dir")
     storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
     settings = {

@@ -190,7 +190,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
 def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
     """Find the sweep that `reference` names, a directory or `latest`; None if it names no sweep."""
     if reference == "latest":
-        sweeps = sorted(runs_dir.rglob(COMMAND_FILE), key=lambda file: file.stat().st_mtime)
+        sweeps = sorted(runs_dir.rglob(COMMAND_FILE), key=lambda file: (Run(file.parent).started, file.parent))
         return sweeps[-1].parent if sweeps else None
     path = Path(reference).expanduser()
     return path if (path / COMMAND_FILE).is_file() else None
