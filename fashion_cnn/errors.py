@@ -8,17 +8,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_OTHER_DIRECTORY = "choose another directory"
-_PERMISSIONS = f"change its permissions, or {_OTHER_DIRECTORY}"
 # Remedy for each error of a disk.
 _DISK_REMEDIES = {
-    errno.ENOSPC: f"free some space, or {_OTHER_DIRECTORY}",
-    errno.EDQUOT: f"free some space, or {_OTHER_DIRECTORY}",
-    errno.EFBIG: f"raise the limit of file sizes (ulimit -f), or {_OTHER_DIRECTORY}",
-    errno.EROFS: f"make it writable, or {_OTHER_DIRECTORY}",
-    errno.EACCES: _PERMISSIONS,
-    errno.EPERM: _PERMISSIONS,
-    errno.EIO: f"check the disk, or {_OTHER_DIRECTORY}",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EIO: "check the disk",
 }
 # Error number in a message of LanceDB, such as `(os error 28)`, or of Arrow, such as `[errno 28]`.
 _ERROR_NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
@@ -66,6 +64,18 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def unusable(error: OSError, path: str | os.PathLike[str], instead: str = "choose another directory") -> UserError:
+    """Describe an error of writing a file or a folder.
+
+    Args:
+        error: the error; the file that it names may be a temporary one.
+        path: the place to name.
+        instead: what to do where the place cannot be mended.
+    """
+    remedy = f"{_DISK_REMEDIES[error.errno]}, or " if error.errno in _DISK_REMEDIES else ""
+    return UserError(f"{path} cannot be used ({f'{error.strerror or error}'.lower()}): {remedy}{instead}.")
+
+
 def disk_error(error: BaseException, path: str | os.PathLike[str] | None = None) -> UserError | None:
     """Describe an error of the disk, such as a full one or one that is read-only.
 
@@ -79,9 +89,7 @@ def disk_error(error: BaseException, path: str | os.PathLike[str] | None = None)
     for cause in causes_of(error):
         number, file = _error_number(cause), _file_of(cause) or path
         if number in _DISK_REMEDIES and (file is not None or not isinstance(cause, PermissionError)):
-            return UserError(
-                f"{file or 'The disk'} cannot be used ({os.strerror(number).lower()}): {_DISK_REMEDIES[number]}."
-            )
+            return unusable(OSError(number, os.strerror(number)), file or "The disk")
     return None
 
 

@@ -96,7 +96,7 @@ def test_a_damaged_archive_is_skipped(contents, package, tmp_path, damage, monke
 
 def test_an_unwritable_folder_raises(contents, package, tmp_path):
     (tmp_path / "data").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be used"):
         ensure_files(tmp_path / "data", package)
 
 

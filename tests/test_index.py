@@ -678,6 +678,17 @@ for count in range(1, 31):
     )
 
 
+def test_a_lock_that_is_a_link_to_itself_is_reported_in_one_message(run_index, shop, tmp_path):
+    lock = tmp_path / "catalogue" / ".lock"
+    lock.parent.mkdir()
+    lock.symlink_to(lock)
+    status, out, err, rows = run_index(f"images={shop / 'shirts'}")
+    assert (status, out, rows) == (1, "", {})
+    assert err.splitlines()[-1] == f"error: {lock} is not a regular file: delete it, and run the command again."
+    lock.unlink()
+    assert run_index(f"images={shop / 'shirts'}")[0] == 0
+
+
 def bare_folder(folder):
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "1.lance").write_bytes(b"part of a file")

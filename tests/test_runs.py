@@ -238,6 +238,28 @@ def test_files_that_would_block_are_not_opened(three_runs, tmp_path, command, fi
     assert runs.find_run("latest", tmp_path) == three_runs[1]
 
 
+def link_to_itself(path):
+    path.symlink_to(path)
+
+
+def link_elsewhere(path):
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, link_to_itself, link_elsewhere, lambda path: path.symlink_to("/dev/null")])
+def test_a_lock_that_is_no_file_is_refused_in_one_message(three_runs, tmp_path, make):
+    lock = three_runs[2].path / ".lock"
+    lock.unlink(missing_ok=True)
+    make(lock)
+    three_runs[2].create()
+    with pytest.raises(UserError, match=f"^{lock} is not a regular file: delete it, and run"), three_runs[2].locked():
+        pass
+    assert not lock.with_name("elsewhere").exists()
+    lock.rmdir() if lock.is_dir() and not lock.is_symlink() else lock.unlink()
+    with three_runs[2].locked():
+        assert three_runs[2].state == "running"
+
+
 def test_numbers_of_a_diverged_run_are_listed(three_runs, tmp_path, command):
     three_runs[1].write_results({"seed": 3, "test/accuracy": float("nan"), "val/loss": float("inf")})
     assert three_runs[1].state == "finished"

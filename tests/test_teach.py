@@ -285,14 +285,16 @@ def test_a_full_disk_ends_teaching_in_one_message_and_leaves_no_half_written_con
 
 @pytest.mark.usefixtures("remove_concepts")
 def test_a_read_only_disk_ends_teaching_in_one_message(teach, run, pictures, monkeypatch):
-    def refuse(path):
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/.temporary")
 
-    monkeypatch.setattr("fashion_cnn.runs.files._create_partial", refuse)
-    status, _, err = teach("name=x", f"images={pictures / 'bottom 03.png'}")
-    assert (status, err.count("\n")) == (1, 1)
-    assert f"error: {run.concepts}/" in err
-    assert "cannot be used (read-only file system): make it writable, or choose another directory." in err
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    for arguments in (["name=y", f"images={pictures / 'bottom 03.png'}"], ["remove=x"]):
+        status, out, err = teach(*arguments)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert f"error: {run.concepts} cannot be used (read-only file system): make it writable, or copy the run" in err
+    assert teach()[0] == 0
 
 
 @pytest.mark.usefixtures("remove_concepts")

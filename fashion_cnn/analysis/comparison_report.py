@@ -6,7 +6,7 @@ from pathlib import Path
 from fashion_cnn.analysis.comparison import Comparison, Group, comparison_csv, comparison_markdown
 from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, fit_learning_curve
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import unusable
 from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import write_atomically
@@ -39,7 +39,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
         write_atomically(folder / "comparison.csv", comparison_csv(comparison))
         write_atomically(folder / "comparison.md", text)
     except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror}): choose another folder with out=DIR.") from error
+        raise unusable(error, folder, "choose another out=DIR") from error
     writer = TensorBoardWriter(folder)
     for name in plots:
         writer.add_image(name, folder / f"{name}.png", 0)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.inference.network import NetworkRunner, load, load_data, weights_sha256
 from fashion_cnn.inference.predictor import NONE_OF_THESE, load_calibration
 from fashion_cnn.models import Ensemble
@@ -102,7 +102,7 @@ class Explainer:
             figure = draw(explanation, np.asarray(self.preparation.flatten(picture).convert("RGB")))
             save_figure(figure, page, {_SOURCE: _source_text(path)})
         except OSError as error:
-            raise UserError(f"{page} cannot be written ({error.strerror}): choose another out=DIR.") from error
+            raise unusable(error, folder, "choose another out=DIR") from error
         return page
 
     def _explanation(self, name: str, image: Tensor) -> "Explanation":

@@ -30,7 +30,6 @@ os.environ.setdefault("LANCEDB_LOG", "error")
 
 import lancedb
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from lancedb.expr import col
 from lancedb.index import FTS
 
@@ -38,6 +37,7 @@ from fashion_cnn.errors import UserError, disk_error
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
+from fashion_cnn.runs.files import lock_file
 
 _METADATA_KEY = b"fashion_cnn"
 # Random id of a table: the versions of a rebuilt table start again at 1.
@@ -362,12 +362,8 @@ class Catalogue:
         """Keep a second process from dropping the staging table."""
         if "://" in self.uri:
             return nullcontext()
-        try:
-            return FileLock(Path(self.uri, ".lock")).acquire(blocking=False)  # creates the folder
-        except Timeout:
-            raise UserError(f"Another process is indexing into {self.uri}: try again when it is done.") from None
-        except OSError as error:
-            raise UserError(f"{self.uri} cannot be written ({error.strerror}): use another catalogue=DIR.") from error
+        busy = f"Another process is indexing into {self.uri}: try again when it is done."
+        return lock_file(Path(self.uri, ".lock"), busy, timeout=0, instead="choose another catalogue=DIR")
 
     def _find_table(self, name: str) -> Any | None:
         """Open a table of this program; None if there is none, or only a folder that holds no version of it.
@@ -473,9 +469,10 @@ class Catalogue:
                 folder.unlink(missing_ok=True)
 
     def _table_names(self) -> list[str]:
-        if "://" not in self.uri and not Path(self.uri).exists():
-            return []
-        return list(self._database.list_tables().tables)
+        if "://" in self.uri:
+            return list(self._database.list_tables().tables)
+        # LanceDB fails at links in the folder that lead to themselves.
+        return [path.stem for path in Path(self.uri).glob("*.lance") if path.is_dir()]
 
 
 def index_names(table: Any, column: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Read and write the files of a run: its config and results, as this and older versions store them."""
 
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -20,7 +21,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.runs.damage import (
     MAX_CONFIG_BYTES,
     MAX_RESULTS_BYTES,
@@ -60,6 +61,8 @@ MOVED_CLASSES = {
 _RENAMED_DATA_KEYS = {"found": "detected"}
 # Unfinished files that were not written to for this long belong to no process.
 _STALE_SECONDS = 24 * 3600
+# Errors of opening a link, a folder or a socket in place of a lock file.
+_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 # Marks the partial files of this machine, whose locks are visible here on any file system.
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 
@@ -312,12 +315,13 @@ def _create_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
             os.close(descriptor)
 
 
-def create_folder(folder: Path, option: str) -> None:
+def create_folder(folder: Path, option: str | None) -> None:
     """Create a folder for output.
 
     Args:
         folder: the folder; its parents are created too.
-        option: the option to change if the folder cannot be used, such as `out`.
+        option: the option to change if the folder cannot be used, such as `out`; None for a folder in a run that
+            exists.
 
     Raises:
         UserError: if files cannot be written into the folder.
@@ -326,7 +330,38 @@ def create_folder(folder: Path, option: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another {option}=DIR.") from error
+        instead = f"choose another {option}=DIR" if option else "copy the run to another directory and use the copy"
+        raise unusable(error, folder, instead) from error
+
+
+@contextmanager
+def lock_file(
+    path: Path, busy: str, *, timeout: float = -1, instead: str = "choose another directory"
+) -> Iterator[None]:
+    """Hold the lock of a file, which is created with its folder if it is missing.
+
+    Args:
+        path: the file.
+        busy: message if another process holds the lock for longer than `timeout`.
+        timeout: seconds to wait; negative for any time.
+        instead: what to do where the disk cannot be mended.
+
+    Raises:
+        UserError: if the lock is held, or the file cannot be created, or is a link or a folder.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(path, timeout=timeout).acquire()
+    except Timeout:
+        raise UserError(busy) from None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            # Removed here, it could be the file that another process has just made in its place.
+            raise UserError(f"{path} is not a regular file: delete it, and run the command again.") from error
+        raise unusable(error, path.parent, instead) from error
+    with lock:
+        yield
 
 
 def format_csv(rows: Iterable[Iterable[Any]]) -> str:

@@ -19,6 +19,7 @@ from fashion_cnn.runs.files import (
     check_config,
     create_folder,
     display_path,
+    lock_file,
     read_config,
     read_results,
     remove_partial_files,
@@ -169,8 +170,10 @@ class Run:
 
     def create(self) -> None:
         """Create the directory, and remove what a killed process left in it. Raises UserError if it is not writable."""
-        create_folder(self.path, "runs_dir")
-        self._lock_file.touch()
+        create_folder(self.path, None if self.config_file.exists() else "runs_dir")
+        # A link is not followed; `locked` refuses it.
+        if not os.path.lexists(self._lock_file):
+            self._lock_file.touch()
         for folder in (self.path, self.checkpoints):
             remove_partial_files(folder)
 
@@ -227,14 +230,8 @@ class Run:
         Raises:
             UserError: if another process holds the lock for longer than a second.
         """
-        from filelock import FileLock, Timeout
-
         # A process that reads the state holds the lock for a moment, too.
-        try:
-            lock = FileLock(self._lock_file, timeout=1).acquire()
-        except Timeout:
-            raise UserError(f"{self.path} is being trained by another process.") from None
-        with lock:
+        with lock_file(self._lock_file, f"{self.path} is being trained by another process.", timeout=1):
             yield
 
     def _is_locked(self) -> bool:

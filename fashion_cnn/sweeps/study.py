@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution
@@ -18,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fashion_cnn.errors import Pruned, UserError
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically
+from fashion_cnn.runs.files import lock_file
 from fashion_cnn.runs.overrides import round_value, short_names
 
 # Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial, and the
@@ -56,7 +56,7 @@ def open_study(
         UserError: the study exists with other settings or reports epochs, or the storage is unavailable.
     """
     # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
-    with FileLock(folder / ".lock"):
+    with lock_file(folder / ".lock", "the study is locked", instead="choose another runs_dir=DIR"):
         study = _create_or_load(storage, name, pruner)
         _check_step_unit(study, name)
         stored = study.user_attrs.get("settings")
