@@ -1,7 +1,9 @@
-"""Terminal output: consoles of the terminal's width, tables that fit into it, and a progress bar."""
+"""Terminal output: consoles of the terminal's width, text and tables that fit into it, and a progress bar."""
 
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,13 @@ from rich.text import Text
 
 # Wider than any row of a table.
 _UNLIMITED_WIDTH = 1_000_000
-# Width to which a column of text is folded before other columns are left out.
+# Width to which a column of text is folded before other columns are left out; longer words stay whole, up to a limit.
 _TEXT_WIDTH = 18
+_MAX_WORD = 40
+# Heading of columns of settings that are joined.
+_SETTINGS = "settings"
+# Least width of a column of text in a terminal that is too narrow for whole words.
+_NARROWEST = 8
 
 
 class _PlainConsole(Console):
@@ -42,6 +49,17 @@ def wide_console() -> Console:
 def table_console() -> Console:
     """Return a console for tables: of the terminal's width or COLUMNS, and of 80 columns in a file or pipe."""
     return _PlainConsole()
+
+
+def print_text(text: str, *, indent: str = "") -> None:
+    """Print a text, in a terminal in lines that end between words; words wider than the terminal stay whole.
+
+    Args:
+        text: the text.
+        indent: text before the following lines.
+    """
+    width = wide_console().width
+    print(textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
 
 
 @contextmanager
@@ -72,9 +90,10 @@ def print_table(
     optional: Sequence[str] = (),
     hint: str = "",
     least_widths: Mapping[str, int] | None = None,
+    settings: Sequence[str] = (),
     wide: bool = False,
 ) -> None:
-    """Print a table of text cells, not wider than the terminal.
+    """Print a table of text cells, not wider than the terminal, whose lines end between words.
 
     Args:
         headings: names of the columns.
@@ -85,6 +104,7 @@ def print_table(
             names them.
         hint: where else they are shown, for that line.
         least_widths: widths of columns of text, by heading, to which these are folded before others are left out.
+        settings: headings of columns that are joined to a single one, of `heading=cell`, if the table does not fit.
         wide: whether the rows are neither wrapped nor cut in a file or pipe.
     """
     console = wide_console() if wide else table_console()
@@ -99,17 +119,21 @@ def print_table(
         for number, heading in enumerate(headings)
     ]
     left_out = _columns_to_leave_out(columns, optional, console.width)
+    if settings and _least_width(column for column in columns if column not in left_out) > console.width:
+        columns = _join_settings(columns, settings)
+        left_out = _columns_to_leave_out(columns, optional, console.width)
     shown = [column for column in columns if column not in left_out]
-    table = Table(title=title, title_justify="left")
-    for column, width in zip(shown, _fit_widths(shown, console.width), strict=True):
+    table = Table(title=title, title_justify="left", show_lines=shown[0].heading == _SETTINGS)
+    widths = _fit_widths(shown, console.width)
+    for column, width in zip(shown, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
         table.add_column(column.heading, justify=justify, overflow="fold", width=width)
-    for row in zip(*(column.cells for column in shown), strict=True):
+    for row in zip(*(column.folded(width) for column, width in zip(shown, widths, strict=True)), strict=True):
         table.add_row(*map(Text, row))
     console.print(table)
     if left_out:
         names = ", ".join(column.heading for column in left_out)
-        print(f"Left out to fit {console.width} columns: {names}. {hint}".rstrip())
+        print_text(f"Left out to fit {console.width} columns: {names}. {hint}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -127,11 +151,30 @@ class _Column:
     @property
     def least_width(self) -> int:
         """Width to which the column may be folded: numbers stay whole, with an interval in brackets below."""
-        lines = [line for cell in self.cells for line in cell.splitlines()]
-        if not self.is_number:
-            return min(self.full_width, self.text_width)
-        parts = [part for line in lines for part in line.replace(" (", "\n(").splitlines()]
-        return max(map(cell_len, [*self.heading.split(), *parts]), default=0)
+        if self.is_number:
+            parts = [part for cell in self.folded(0) for part in cell.splitlines()]
+            return max(map(cell_len, [*self.heading.split(), *parts]), default=0)
+        words = [word for cell in (self.heading, *self.cells) for word in cell.split()]
+        longest = min(max(map(cell_len, words), default=0), _MAX_WORD)
+        return min(self.full_width, max(self.text_width, longest))
+
+    def folded(self, width: int | None) -> tuple[str, ...]:
+        """The cells in lines of a width; without one as they are."""
+        if width is None or width >= self.full_width:
+            return self.cells
+        if self.is_number:
+            return tuple(cell.replace(" (", "\n(") for cell in self.cells)
+        return tuple(_fold(cell, width) for cell in self.cells)
+
+
+def _join_settings(columns: Sequence[_Column], names: Sequence[str]) -> list[_Column]:
+    """Replace columns by one with the heading and the cell of each, which is folded between them."""
+    joined = [column for column in columns if column.heading in names]
+    rows = zip(*(column.cells for column in joined), strict=True)
+    names = [column.heading for column in joined]
+    cells = tuple(" ".join(f"{name}={cell}" for name, cell in zip(names, row, strict=True)) for row in rows)
+    others = [column for column in columns if column not in joined]
+    return [_Column(_SETTINGS, cells, False, _TEXT_WIDTH), *others]
 
 
 def _least_width(columns: Iterable[_Column]) -> int:
@@ -143,17 +186,23 @@ def _fit_widths(columns: Sequence[_Column], total: int) -> list[int | None]:
     """Return the width of each column in a table of at most a total width.
 
     The space beside the least widths goes to the columns of text, then to the headings of numbers. In a terminal that
-    is too narrow for the least widths, rich chooses them and folds everything.
+    is too narrow for whole words, the widest columns of text are narrower. If that is not enough, rich chooses the
+    widths and folds everything.
     """
     space = total - _least_width(columns)
-    if space < 0:
-        return [None] * len(columns)
-    widths: dict[int, int | None] = {}
+    widths = [column.least_width for column in columns]
+    texts = [number for number, column in enumerate(columns) if not column.is_number]
+    while space < 0:
+        widest = max(texts, key=lambda number: widths[number], default=None)
+        if widest is None or widths[widest] <= _NARROWEST:
+            return [None] * len(columns)
+        widths[widest] -= 1
+        space += 1
     for number, column in sorted(enumerate(columns), key=lambda pair: pair[1].is_number):
-        more = min(space, column.full_width - column.least_width)
+        more = min(space, column.full_width - widths[number])
         space -= more
-        widths[number] = column.least_width + more
-    return [widths[number] for number in range(len(columns))]
+        widths[number] += more
+    return [*widths]
 
 
 def _columns_to_leave_out(columns: Sequence[_Column], optional: Iterable[str], width: int) -> list[_Column]:
@@ -164,3 +213,35 @@ def _columns_to_leave_out(columns: Sequence[_Column], optional: Iterable[str], w
             break
         left_out += [column for column in columns if column.heading == name]
     return left_out
+
+
+def _fold(text: str, width: int) -> str:
+    """Fold lines between words, or between the parts of too long ones; the indentation of a line stays."""
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        current = indent
+        for word in line.split():
+            space = " " * bool(current.strip())
+            if cell_len(current + space + word) <= width:
+                current += space + word
+                continue
+            if current.strip():
+                lines.append(current)
+                current = indent
+            for part in _parts(word, width - len(indent)):
+                if current.strip() and cell_len(current + part) > width:
+                    lines.append(current)
+                    current = indent
+                current += part
+        lines.append(current)
+    return "\n".join(lines)
+
+
+def _parts(word: str, width: int) -> list[str]:
+    """Split a word that is too long after each `/`, and parts that are too long after `_`, `+`, `=` or a comma."""
+    parts = [word]
+    for ends in ("/", "_+=,"):
+        pattern = f"[^{ends}]*[{ends}]+|[^{ends}]+"
+        parts = [new for part in parts for new in (re.findall(pattern, part) if cell_len(part) > width else [part])]
+    return parts

@@ -434,10 +434,11 @@ def test_an_unwritable_directory_raises(tmp_path):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_list_shows_what_differs_the_verdict_and_the_reason_of_a_failure(tmp_path, command, monkeypatch, width):
-    common = {"seed": 3, "trainer": {"max_epochs": 2}}
+    common = {"trainer": {"max_epochs": 2}}
     for number, (overrides, rate) in enumerate([("seed=1", 0.1), ("seed=2", 0.1), ("seed=2", 0.2)]):
         run = make_run(tmp_path / "small" / f"2026-11-29_08-29-28-9ea72{number}", 100 * number)
-        config = {**common, "overrides": ["model=small", overrides], "optimizer": {"lr": rate}}
+        typed = ["model=small", overrides, *["trainer.max_epochs=2"][:number]]
+        config = {**common, "overrides": typed, "optimizer": {"lr": rate}, "seed": int(overrides[-1])}
         run.write_config(OmegaConf.create(config))
         os.utime(run.config_file, (number, number))
         if number == 0:
@@ -452,8 +453,9 @@ def test_the_list_shows_what_differs_the_verdict_and_the_reason_of_a_failure(tmp
     text = " ".join(re.sub("[│┃]", " ", out).split())
     for part in ("underfitting", "90.00", "+2.10", "seed=1", "failed", "The loss became nan", " lr=0.2"):
         assert part in text
-    assert "model=small" not in text, "which all have in common"
-    assert "trainer.max_epochs" not in text
+    assert out.startswith("Settings of all runs: model=small"), "which are not repeated"
+    assert text.count("model=small") == 1
+    assert text.count("max_epochs") == 1, "the first run has the same number of epochs"
     status, out, _ = command(main, f"runs_dir={tmp_path}", "format=csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["state"] for row in rows] == ["finished", "failed", "stopped"]

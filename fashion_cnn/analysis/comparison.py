@@ -234,16 +234,20 @@ def conclude(comparison: Comparison) -> str:
     gap = paired_interval([b["gap/accuracy"] - a["gap/accuracy"] for a, b in pairs])
     accuracy = paired_interval([b["val/accuracy"] - a["val/accuracy"] for a, b in pairs])
     most = "" if len(comparison.groups) == 2 else f"{second.label} has the highest validation accuracy. "
+    better, other = (_label_of_difference(*pair) for pair in ((second, first), (first, second)))
     shown = len(pairs) >= _MIN_PAIRS
     smaller = _describe(gap, "smaller", "larger", has_interval=shown)
     lower = _describe(accuracy, "lower", "higher", has_interval=shown)
-    text = (
-        f"{most}With {second.label} instead of {first.label}, the gap is {smaller}, and validation accuracy is {lower}"
-    )
+    text = f"{most}With {better} instead of {other}, the gap is {smaller}, and validation accuracy is {lower}"
     if len(pairs) < _MIN_PAIRS:
         seeds = "one seed" if len(pairs) == 1 else f"{len(pairs)} seeds"
         return f"{text}. {seeds.capitalize()} cannot measure the variation over seeds, which may be as large."
     return f"{text}; {len(pairs)} pairs of equal seed, 95% intervals."
+
+
+def _label_of_difference(group: Group, other: Group) -> str:
+    """The settings of a group that another one does not have, as `key=value`."""
+    return ", ".join(f"{name}={value}" for name, value in group.factors.items() if other.factors[name] != value)
 
 
 def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, Any]]]:

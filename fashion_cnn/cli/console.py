@@ -20,7 +20,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run, display_path
 from fashion_cnn.runs.overrides import round_value, short_names
-from fashion_cnn.terminal import print_table, table_console, wide_console
+from fashion_cnn.terminal import print_table, print_text, table_console, wide_console
 
 # Number of changed settings that are printed at the start of a training.
 _MAX_CHANGES = 16
@@ -284,8 +284,9 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
     rows = [[*map(round_value, row[: len(names)]), *row[len(names) :]] for row in rows]
     numbers = [heading for heading in headings[max(len(comparison.factors), 1) :] if heading != "verdict"]
     optional = ("minutes", "best epoch", "train loss", "val loss", "gap in loss", "train acc. %", "seeds")
-    print_table(headings, rows, right=numbers, optional=optional, hint=f"All are in {written.name}.")
-    console.print(conclude(comparison), highlight=False, soft_wrap=True)
+    hint = f"All are in {written.name}."
+    print_table(headings, rows, right=numbers, optional=optional, hint=hint, settings=[*names.values()])
+    print_text(conclude(comparison))
     for run in comparison.unfinished:
         message = f"Left out: {display_path(run.path)}: {run.describe_state()}"
         console.print(message, highlight=False, soft_wrap=True)

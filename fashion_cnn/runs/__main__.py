@@ -89,11 +89,17 @@ def _read(run: Run, path: str) -> _Row:
 def _differing_names(rows: Sequence[_Row]) -> list[str]:
     """List the overrides that differ between the runs, and the settings of runs that these do not tell apart."""
     readable = [row for row in rows if row.settings]
-    names = _differing([row.typed for row in readable])
+    names = [name for name in _differing([row.typed for row in readable]) if _holds_other_values(name, readable)]
     groups: dict[tuple[str | None, ...], list[Mapping[str, object]]] = {}
     for row in readable:
         groups.setdefault(tuple(row.typed.get(name) for name in names), []).append(row.settings)
     return [*dict.fromkeys([*names, *(name for group in groups.values() for name in _differing(group))])]
+
+
+def _holds_other_values(name: str, rows: Sequence[_Row]) -> bool:
+    """Tell an override that has an effect from one that repeats the default of the runs without it."""
+    held = [{key: value for key, value in row.settings.items() if f"{key}.".startswith(f"{name}.")} for row in rows]
+    return not held[0] or any(settings != held[0] for settings in held)
 
 
 def _differing(choices: Sequence[Mapping[str, object]]) -> list[str]:
@@ -103,10 +109,14 @@ def _differing(choices: Sequence[Mapping[str, object]]) -> list[str]:
 
 def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
     from fashion_cnn.runs.overrides import round_value, short_names
-    from fashion_cnn.terminal import print_table, table_console
+    from fashion_cnn.terminal import print_table, print_text, table_console
 
     is_wide = table_console().width >= _WIDE
     headings = ["run", "settings that differ"] if is_wide else ["run, and the settings that differ"]
+    common = {name: value for row in rows if row.settings for name, value in row.typed.items() if name not in differing}
+    if common and len(rows) > 1:
+        settings = (f"{name}={round_value(value)}" for name, value in common.items())
+        print_text(" ".join(["Settings of all runs:", *settings]), indent="  ")
     # Where no override tells runs apart, the settings do.
     untyped = [name for name in differing if not any(name in row.typed for row in rows)]
     names = short_names(differing)
@@ -130,7 +140,7 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         least_widths={headings[0]: min(longest, _MAX_PATH)},
         hint="format=csv has all.",
     )
-    print("val, test: accuracy in %. gap: accuracy on the train probe minus val, in points.")
+    print_text("val, test: accuracy in %. gap: accuracy on the train probe minus val, in points.")
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:
