@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fashion_cnn.analysis import report
-from fashion_cnn.analysis.history import History, read_history
+from fashion_cnn.analysis.history import History, evaluation_lag, read_history
 from fashion_cnn.analysis.report import describe_curves, describe_gap, results_summary, write_report
 from fashion_cnn.plots.training import plot_curves
 from fashion_cnn.runs import Run
@@ -91,6 +91,21 @@ def test_summary_starts_with_the_verdict_and_ends_with_the_advice():
     text = results_summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
     assert text.startswith("**Verdict: overfitting.** Rule: the rule.")
     assert text.endswith("- stop earlier:\n  `python -m fashion_cnn.train callbacks=early_stopping`")
+
+
+@pytest.mark.parametrize(
+    ("running", "train", "lags"), [(0.43, 0.15, True), (0.43, 0.42, False), (0.87, 0.95, False), (0.43, np.nan, False)]
+)
+def test_an_evaluation_behind_the_training_is_reported(running, train, lags):
+    course = History(
+        np.array([1, 2]),
+        {"running/accuracy": np.array([0.9, running]), "train/accuracy": np.array([0.1, train])},
+    )
+    lag = evaluation_lag(course, 1000, 1000)
+    assert (lag.low > 0) == lags
+    results = RESULTS | {"running/accuracy": running} | ({"evaluation_lag": lag.estimate} if lags else {})
+    text = results_summary(history([1, 2], [3, 4]), results)
+    assert ("accuracy was 43.0% on the augmented training batches and 15.0% on the train probe" in text) == lags
 
 
 def test_summary_without_validation_has_no_verdict():

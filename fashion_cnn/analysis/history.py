@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fashion_cnn.metrics.intervals import Interval, newcombe_interval, wilson_interval
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.damage import DamagedRunError, read_text
 
@@ -69,6 +70,25 @@ def read_epochs(run: Run) -> list[dict[str, str]]:
     except (ValueError, csv.Error) as error:
         raise _damaged(run, str(error)) from error
     return rows
+
+
+def evaluation_lag(history: History, probe_images: int, running_images: float) -> Interval:
+    """Return how far the accuracy on the train probe lies below that of the training batches in the last epoch.
+
+    Augmentation, dropout and the older weights of the epoch make the batches harder: an interval above zero shows that
+    the averages used in evaluation, of the weights and in batch normalisation, have not caught up with the training.
+
+    Args:
+        history: metrics by epoch.
+        probe_images: number of images of the train probe.
+        running_images: number of images that an epoch trains on.
+
+    Returns:
+        The difference in accuracy with Newcombe's interval; NaN if the last epoch was not evaluated.
+    """
+    accuracies = (float(history[f"{name}/accuracy"][-1]) for name in ("running", "train"))
+    pairs = zip(accuracies, (running_images, probe_images), strict=True)
+    return newcombe_interval(*(wilson_interval(accuracy, count) for accuracy, count in pairs))
 
 
 def _damaged(run: Run, reason: str) -> DamagedRunError:

@@ -111,6 +111,8 @@ def results_summary(history: History, results: dict[str, Any]) -> str:
         describe_curves(history, results),
         describe_gap(results),
     ]
+    if lag := describe_lag(results):
+        parts.insert(1, lag)
     if results["advice"]:
         pairs = zip(results["advice_reasons"], results["advice"], strict=True)
         commands = "\n".join(f"- {reason}:\n  `{command}`" for reason, command in pairs)
@@ -155,6 +157,18 @@ def describe_gap(results: dict[str, Any]) -> str:
     return (
         f"{text} The 95% intervals cover the sampling of the images (accuracy: Newcombe, 1998; loss: Welch), not the "
         "variation over seeds."
+    )
+
+
+def describe_lag(results: dict[str, Any]) -> str:
+    """Say that evaluation lags behind the training, see `evaluation_lag`; an empty text if it does not."""
+    if "evaluation_lag" not in results:
+        return ""
+    running = results["running/accuracy"]
+    return (
+        f"Evaluation lags behind the training: in the last epoch, accuracy was {running:.1%} on the augmented training "
+        f"batches and {running - results['evaluation_lag']:.1%} on the train probe. The averages that evaluation uses, "
+        "of the weights (EMA) and in batch normalisation, need more training steps."
     )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fashion_cnn.analysis.comparison import Comparison, comparison_table, conclude
+from fashion_cnn.analysis.report import describe_lag
 from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.cli.errors import default_config
@@ -132,6 +133,8 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
     )
     if "verdict" in results:
         console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False)
+        if lag := describe_lag(results):
+            console.print(lag, highlight=False)
         for reason, advice in zip(results["advice_reasons"], results["advice"], strict=True):
             console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
     folder = shlex.quote(config.runs_dir)

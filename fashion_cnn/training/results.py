@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from fashion_cnn.analysis.history import History, read_history
+from fashion_cnn.analysis.history import History, evaluation_lag, read_history
 from fashion_cnn.analysis.monitor import PredictionCollector, overfitting_metrics
 from fashion_cnn.analysis.verdict import advise, judge, training_command
 from fashion_cnn.data import ImageDataModule
@@ -67,6 +67,10 @@ def collect_results(
         "lightning": lightning.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if "train" in predictions:
+        trained = min(len(data.train_split), data.batch_size * trainer.num_training_batches)
+        lag = evaluation_lag(history, len(predictions["train"]), trained)
+        results |= {"evaluation_lag": lag.estimate} if lag.low > 0 else {}
     return results | verdict_results(config, history, results, predictions, data), predictions
 
 
