@@ -234,15 +234,6 @@ def test_comments_in_configs_state_only_recorded_results(file):
     assert duration in (None, recorded["minutes of training" if unit == "minutes" else "seconds in all"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("typed", ["0", "x", ",", ""])
-def test_invalid_seeds_are_rejected(typed):
-    command = [sys.executable, "scripts/reproduce", "small", f"seeds={typed}"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert f"seeds={typed} names no seed" in ended.stderr
-
-
 @pytest.fixture
 def reproduce(tmp_path, monkeypatch, script):
     """The script as a module, with a plan of one change over two seeds, no records, and trainings that cost nothing."""
@@ -317,6 +308,7 @@ def typed(command, reproduce, monkeypatch):
         (["smal"], 1, "smal is neither an experiment nor a model"),
         (["table", "smal"], 1, "smal is not a recorded row. Did you mean small?"),
         (["small", "record=false"], 2, "record=false is not possible: record takes no value"),
+        *((["small", f"seeds={seeds}"], 1, f"seeds={seeds} names no seed") for seeds in ("0", "x", ",", "")),
     ],
 )
 def test_user_errors_of_reproduce_are_one_line_and_train_nothing(typed, reproduce, words, status, message):
@@ -338,13 +330,20 @@ def test_ctrl_c_of_reproduce_prints_how_to_continue(typed, reproduce, monkeypatc
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_benchmark_reports_an_unknown_model_in_one_line():
-    command = [sys.executable, "scripts/benchmark", "--model", "smal"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: model=smal does not exist. Did you mean small? Choices of model: ")
-    assert ended.stderr.count("\n") == 1
+@pytest.fixture
+def benchmark(command, script, monkeypatch):
+    """Return a function that runs scripts/benchmark with arguments."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        # Restored after the test: the script seeds its process.
+        monkeypatch.setenv(name, "0")
+    return functools.partial(command, script("benchmark").main)
+
+
+def test_benchmark_reports_an_unknown_model_in_one_line(benchmark):
+    status, _, err = benchmark("--model", "smal")
+    assert status == 2
+    assert err.startswith("error: model=smal does not exist. Did you mean small? Choices of model: ")
+    assert err.count("\n") == 1
 
 
 def test_a_recipe_is_a_hash_of_all_settings_but_the_seed(reproduce):
@@ -466,16 +465,11 @@ def test_no_training_starts_after_a_failed_one_which_is_reported(reproduce, monk
     assert "python -m fashion_cnn.train model=tiny seed=1 failed." in capsys.readouterr().err
 
 
-def run_benchmark(*arguments):
-    typed = [sys.executable, "scripts/benchmark", *arguments]
-    return subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
-def test_startup_benchmark_prints_a_row_per_command():
-    ended = run_benchmark("--startup", "--commands", "predict", "--rounds", "1")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    heading, rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines())
+def test_startup_benchmark_prints_a_row_per_command(benchmark):
+    status, out, err = benchmark("--startup", "--commands", "predict", "--rounds", "1")
+    assert (status, err) == (0, "")
+    heading, rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines())
     assert heading == [
         "command",
         *("--help, median s", "minimum", "--cfg job, median s", "minimum", "mistyped, median s", "minimum"),
@@ -489,7 +483,6 @@ def test_startup_benchmark_prints_a_row_per_command():
     assert row[-1] in ("yes", "no")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -500,11 +493,11 @@ def test_startup_benchmark_prints_a_row_per_command():
         (["--commands", "predict", "--rounds", "0"], "--rounds=0 is not possible: give 1 or more."),
     ],
 )
-def test_startup_benchmark_reports_user_errors_in_one_message(arguments, message):
-    ended = run_benchmark("--startup", *arguments)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith(f"error: {message}")
-    assert ended.stderr.count("\n") == 1
+def test_startup_benchmark_reports_user_errors_in_one_message(benchmark, arguments, message):
+    status, out, err = benchmark("--startup", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
 
 
 def test_composing_while_the_config_store_is_shared_keeps_it_shared():
