@@ -734,6 +734,21 @@ def test_a_damaged_staging_table_is_made_again(run, shop, tmp_path):
     assert index_products(products, catalogue, network).added == 5
 
 
+def test_unfinished_files_of_a_killed_indexing_are_removed_by_the_next(run_index, shop, tmp_path):
+    assert run_index(f"images={shop / 'shirts'}")[0] == 0
+    table = tmp_path / "catalogue" / "products.lance"
+    # As kills at its file operations leave them.
+    names = ("data/.tmph9N23z", "_versions/.tmpM2TlXX", f"_versions/{2**64 - 6}.manifest#1", "_indices/e1c3/.tmpohy674")
+    for name in (*names, "data/.tmp of someone", "notes#1"):
+        (table / name).parent.mkdir(exist_ok=True)
+        (table / name).write_bytes(b"part of a file")
+    status, _, err, rows = run_index(f"images={shop / 'shirts'}")
+    assert (status, err, len(rows)) == (0, "", 2)
+    assert not [name for name in names if (table / name).exists()]
+    assert (table / "data" / ".tmp of someone").exists()
+    assert (table / "notes#1").exists()
+
+
 @pytest.mark.parametrize("size", [0, 500, 2000, 5000, 8000, 10_000])
 @pytest.mark.parametrize("rebuild", ["false", "true"])
 def test_a_full_disk_ends_an_indexing_in_one_message_and_blocks_no_later_one(run_index, shop, tmp_path, size, rebuild):

@@ -51,6 +51,8 @@ _FOREVER = timedelta(days=36500)
 # Place in the source code at the end of LanceDB's messages.
 _SOURCE_LOCATION = re.compile(r",? ?/?[\w./-]+\.rs:\d+(:\d+)?")
 _MAX_REASON_LENGTH = 200
+# Names of the files that LanceDB renames when they are complete.
+_UNFINISHED = re.compile(r"\.tmp\w{6}|.+\.manifest#\d+")
 # Last bytes of each complete file of vectors, columns or an index.
 _LANCE_END = b"LANC"
 
@@ -284,6 +286,7 @@ class Catalogue:
                     _tag(table)
                     # LanceDB refuses to remove a tagged version, so the tag has to move first.
                     table.optimize(cleanup_older_than=_VERSION_LIFETIME)
+                self._remove_unfinished_files()
 
     def begin(self, metadata: CatalogueMetadata, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
         """Create the staging table, or keep that of an interrupted indexing. The catalogue itself does not change.
@@ -449,6 +452,15 @@ class Catalogue:
                         f"{self.uri} cannot be used (a file was written only in part): free some space, or choose "
                         "another directory."
                     )
+
+    def _remove_unfinished_files(self) -> None:
+        """Remove what killed processes left of files that LanceDB was writing; no other process writes at this time."""
+        if "://" not in self.uri:
+            for file in Path(self.uri, f"{_TABLE}.lance").rglob("*"):
+                if _UNFINISHED.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+                    # They only take space.
+                    with suppress(OSError):
+                        file.unlink()
 
     def _files(self, name: str) -> set[Path]:
         return set() if "://" in self.uri else set(Path(self.uri, f"{name}.lance").rglob("*.lance"))
