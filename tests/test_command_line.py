@@ -268,16 +268,18 @@ def test_a_command_leaves_no_state_to_a_training_from_python(command, tiny, tmp_
 
 def test_a_run_through_the_command_line(command, tmp_path):
     folder = tmp_path / "it's (1), a=b"
-    status, out, err = command(main, *TINY_DATA, f"runs_dir={folder}", "trainer.max_epochs=1")
+    limits = ["trainer.limit_train_batches=3", "trainer.limit_val_batches=0.5"]
+    status, out, err = command(main, *TINY_DATA, *limits, f"runs_dir={folder}", "trainer.max_epochs=1")
     assert (status, err) == (0, "")
     start, _, rest = out.partition(HEADER)
     # The folder of a test has a long name, which is wrapped.
-    assert len(start.splitlines()) <= 14
+    assert len(start.splitlines()) <= 15
     typed, *lines = start.splitlines()
     assert typed.startswith("python -m fashion_cnn.train data._target_=tiny_images.TinyDataModule ")
     text = " ".join(" ".join(lines).split())
-    for part in ("trainer.max_epochs=1", "ResNet, ", "128 training images, 32 validation images, 4 classes"):
+    for part in ("trainer.max_epochs=1", "ResNet, ", ", 4 classes"):
         assert part in text
+    assert "128 training images (48 of them per epoch), 32 validation images (20 of them used)" in text
     assert "all settings in config.yaml" in text
     assert "1/1 " in rest
     for part in ("train probe", "validation", "test", "gap train-test", "report.md"):
@@ -304,8 +306,9 @@ def test_overrides_that_change_a_resumed_run_are_rejected(command, tmp_path, mon
         status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", override)
         assert status == 2
         assert "cannot change" in err
-    status, _, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
+    status, out, err = command(main, "resume=latest", f"runs_dir={tmp_path}", "trainer.max_epochs=1")
     assert (status, err.count("\n")) == (0, 1), "which run it is, and nothing beside it"
+    assert "  resuming   after epoch 1 of 1: the evaluation remains\n" in out
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ def test_the_same_seed_repeats_all_metrics_and_another_seed_does_not(tiny):
     [(2, 3, KeyboardInterrupt()), (0, 4, KeyboardInterrupt()), (1, 0, RuntimeError("the disk fell out"))],
     ids=["mid-epoch", "before the first epoch's end", "failed"],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(tiny, stop, disarm, tmp_path, epoch, batch, error):
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny, stop, disarm, tmp_path, capsys, epoch, batch, error):
     settings = ["callbacks=default", "trainer.max_epochs=4"]
     settings += ["model.network.dropout=0.2", "data.augmentation.erasing.p=0.9"]
     whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))
@@ -310,7 +310,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, stop, disarm, tmp_path,
     assert not run.results_file.exists()
     assert run.state == ("failed" if isinstance(error, RuntimeError) else "stopped")
     disarm()
+    capsys.readouterr()
     resumed = train(tiny("resume=latest", *settings))
+    message = f"continuing after epoch {epoch} of 4" if epoch else "from the start: no epoch was finished"
+    assert f"  resuming   {message}\n" in capsys.readouterr().out
     assert resumed["run"] == str(run.path)
     assert equal_results(whole, resumed)
     assert run.metrics_file.read_bytes() == Run(Path(whole["run"])).metrics_file.read_bytes()

@@ -1,5 +1,6 @@
 """Console output of the commands: settings at the start, metrics at the end, tables of evaluations and comparisons."""
 
+import math
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ def print_start(
     data: ImageDataModule,
     trainer: Trainer,
     *,
+    finished_epochs: int | None,
     brief: bool,
     config_dir: str,
 ) -> None:
@@ -44,15 +46,18 @@ def print_start(
         run: the run directory.
         module: the network to train.
         data: the data to train on.
-        trainer: its trainer.
+        trainer: its trainer, whose limits of batches are stated.
+        finished_epochs: number of finished epochs of a run that is resumed; None for a new one.
         brief: print the sizes and the directory in one line.
         config_dir: the folder conf/ with the default config.
     """
     console = wide_console()
     parameters = f"{sum(parameter.numel() for parameter in module.network.parameters()):,} parameters"
-    images = f"{len(data.train_split):,} training images, {len(data.val_split):,} validation images"
+    images = _describe_images(data, trainer)
+    resumed = "" if finished_epochs is None else _describe_resuming(finished_epochs, config.trainer.max_epochs)
     if brief:
         line = f"\n{config.name}: {parameters}; {images}. Writing to {display_path(run.path)}"
+        line += f"; {resumed}" if resumed else ""
         console.print(line, soft_wrap=True, highlight=False)
         return
     console.print(training_command(config), soft_wrap=True, highlight=False)
@@ -66,6 +71,7 @@ def print_start(
         "device": f"{f'{devices} x ' if devices > 1 else ''}{describe_device(trainer.strategy.root_device)}, "
         f"{trainer.precision}",
         "directory": f"{display_path(run.path)}, all settings in {run.config_file.name}",
+        **({"resuming": resumed} if resumed else {}),
     }
     for label, text in rows.items():
         # Paths and settings stay whole, even where they are wider than the terminal.
@@ -79,6 +85,32 @@ def print_start(
         )
         print(wrapped)
     print(flush=True)
+
+
+def _describe_images(data: ImageDataModule, trainer: Trainer) -> str:
+    """Describe the sizes of the splits, and how many of their images the limits of the trainer leave."""
+    train, val = len(data.train_split), len(data.val_split)
+    in_epoch = _limited(train, data.batch_size, trainer.limit_train_batches)
+    evaluated = _limited(val, data.eval_batch_size, trainer.limit_val_batches)
+    return (
+        f"{train:,} training images{f' ({in_epoch:,} of them per epoch)' if in_epoch < train else ''}, "
+        f"{val:,} validation images{f' ({evaluated:,} of them used)' if evaluated < val else ''}"
+    )
+
+
+def _limited(images: int, batch_size: int, limit: float | None) -> int:
+    """Count the images in the batches that one of Lightning's limits leaves: a number of batches, or their share."""
+    batches = math.ceil(images / batch_size)
+    kept = limit if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    return min(images, kept * batch_size)
+
+
+def _describe_resuming(finished_epochs: int, max_epochs: int) -> str:
+    if not finished_epochs:
+        return "from the start: no epoch was finished"
+    if finished_epochs == max_epochs:
+        return f"after epoch {finished_epochs} of {max_epochs}: the evaluation remains"
+    return f"continuing after epoch {finished_epochs} of {max_epochs}"
 
 
 def _shorten(changes: Sequence[str]) -> str:

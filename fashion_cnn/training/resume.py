@@ -64,8 +64,11 @@ def _check_overrides(config: DictConfig, stored: DictConfig, overrides: Iterable
             )
 
 
-def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, config: DictConfig) -> None:
+def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, config: DictConfig) -> int:
     """Drop from the loggers what was written after the last checkpoint, and store a `data.root` given on resuming.
+
+    Returns:
+        The number of finished epochs.
 
     Raises:
         UserError: if that checkpoint cannot be read or belongs to another network.
@@ -88,3 +91,4 @@ def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, confi
             logger.resume_after(step, epochs)
     if OmegaConf.select(config, "data.root") != OmegaConf.select(run.config(), "data.root"):
         run.replace_config(config)
+    return int(epochs)

@@ -88,13 +88,16 @@ def run_training(
 
     run.create()
     with run.locked(), _record_failure(run, packages_to_trust(config)):
+        finished_epochs = None
         if existing:
-            prepare_to_resume(trainer, module, run, config)
+            finished_epochs = prepare_to_resume(trainer, module, run, config)
         else:
             write_training_images(run, config, data)
             run.write_config(config)
         if print_start:
-            print_start(config, run, module, data, trainer, brief=directory is not None)
+            print_start(
+                config, run, module, data, trainer, finished_epochs=finished_epochs, brief=directory is not None
+            )
         with _export_run(run):
             fit(trainer, module, data, run)
         results = publish(config, trainer, module, data, run)
