@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torchvision.datasets
 
-from fashion_cnn.data import fashion_mnist
+from fashion_cnn.data import TorchvisionDataModule, fashion_mnist
 from fashion_cnn.data.fashion_mnist import PACKAGE_FOLDER, ensure_files, raw_folder
 from fashion_cnn.errors import UserError
 
@@ -70,6 +70,23 @@ def test_a_failed_download_raises_with_the_file_and_remedies(contents, tmp_path,
         assert part in str(caught.value)
     assert "giving up after" in capsys.readouterr().err
     assert not list(tmp_path.glob("data*")), "no empty folder is left"
+
+
+def test_a_mistyped_folder_is_reported_before_a_download(contents, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    for settings, message in (
+        ({"root": "mistyped"}, r"^data\.root=mistyped does not exist: correct it, or add data\.download=true to"),
+        ({"root": "there", "download": False}, "^Fashion-MNIST is not complete in there: give its folder"),
+        ({"root": "there"}, "the download failed"),
+        ({"root": "mistyped", "download": True}, "the download failed"),
+        ({"root": "data"}, "the download failed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fashion_mnist.FashionMNISTDataModule(**settings).prepare_data()
+    assert capsys.readouterr().err.count("Downloading") == 3
+    with pytest.raises(UserError, match=r"data\.root=mistyped does not exist"):
+        TorchvisionDataModule(dataset="torchvision.datasets.KMNIST", root="mistyped")
 
 
 @pytest.mark.parametrize(

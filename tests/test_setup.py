@@ -76,6 +76,8 @@ def test_disk_space_is_checked_only_without_an_installed_torch(machine):
     [
         (["model=small"], True),
         (["init_from=latest"], True),
+        (["data.root=mistyped"], False),
+        (["data.root=new", "data.download=true"], True),
         (["data=image_folder", "data.root=photos"], False),
         (["experiment=logos"], False),
         (["resume=latest"], False),

@@ -19,6 +19,7 @@ _IGNORED = {
     "flip_average",
     "logger",
     "data.root",
+    "data.download",
 }
 _IGNORED |= {"data.eval_batch_size"}
 _IGNORED |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "divergence")}

@@ -32,6 +32,7 @@ SHA256 = {
 }
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_FOLDER = Path("usr/share/datasets/fashion-mnist")
+DEFAULT_ROOT = Path("data")
 _TIMEOUT_SECONDS = 20.0
 _REMEDIES = (
     f"Ways to get it: 'sudo apt-get install {PACKAGE}' (Debian, Ubuntu); scripts/train, which unpacks that package "
@@ -62,6 +63,27 @@ def ensure_files(root: Path, package_root: Path = Path("/")) -> None:
     reason = _download(root, missing) if missing else ""
     for name, expected in SHA256.items():
         _verify(raw / name, expected, reason)
+
+
+def check_download(root: Path, name: str, download: bool | None) -> None:
+    """Check that missing files of a data set may be downloaded into `root`, which may be mistyped.
+
+    Args:
+        root: the folder of the data.
+        name: name of the data set.
+        download: whether they may be; None allows it in the default folder and in folders that exist.
+
+    Raises:
+        UserError: if they may not be downloaded.
+    """
+    if download is None and root != DEFAULT_ROOT and not root.exists():
+        raise UserError(
+            f"data.root={root} does not exist: correct it, or add data.download=true to download {name} into it."
+        )
+    if download is False:
+        raise UserError(
+            f"{name} is not complete in {root}: give its folder with data.root=DIR, or add data.download=true."
+        )
 
 
 def _missing(raw: Path) -> list[str]:
@@ -140,6 +162,7 @@ class FashionMNISTDataModule(ImageDataModule):
 
     Args:
         root: folder of the data in torchvision's layout.
+        download: whether missing files are fetched, see `check_download`.
         mean: as `ImageDataModule`; by default of the 60,000 training images.
         std: as `ImageDataModule`.
         settings: further arguments of `ImageDataModule`.
@@ -174,16 +197,19 @@ class FashionMNISTDataModule(ImageDataModule):
     def __init__(
         self,
         *,
-        root: str | Path = "data",
+        root: str | Path = DEFAULT_ROOT,
+        download: bool | None = None,
         mean: Sequence[float] = (0.2860,),
         std: Sequence[float] = (0.3530,),
         **settings: Any,
     ) -> None:
         super().__init__(mean=mean, std=std, **settings)
-        self.root = Path(root).expanduser()
+        self.root, self._download = Path(root).expanduser(), download
 
     def prepare_data(self) -> None:
         """Fetch and verify the files. Raises UserError if that fails."""
+        if _missing(raw_folder(self.root)):
+            check_download(self.root, "Fashion-MNIST", self._download)
         ensure_files(self.root)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:

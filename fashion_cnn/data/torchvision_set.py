@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from torch import Tensor
 
 from fashion_cnn.data.batches import channel_statistics, fingerprint
-from fashion_cnn.data.fashion_mnist import download_timeout
+from fashion_cnn.data.fashion_mnist import DEFAULT_ROOT, check_download, download_timeout
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.errors import UserError
 
@@ -22,6 +22,7 @@ class TorchvisionDataModule(ImageDataModule):
     Args:
         dataset: path of the class, such as `torchvision.datasets.KMNIST`.
         root: folder of the data in torchvision's layout.
+        download: whether missing files are downloaded, see `check_download`.
         train: arguments of the class for the training set, besides root and download.
         test: arguments of the class for the test set.
         class_names: needed for a class without the attribute `classes`.
@@ -39,7 +40,8 @@ class TorchvisionDataModule(ImageDataModule):
         self,
         *,
         dataset: str | None,
-        root: str | Path = "data",
+        root: str | Path = DEFAULT_ROOT,
+        download: bool | None = None,
         train: Mapping[str, Any] | None = None,
         test: Mapping[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
@@ -52,6 +54,7 @@ class TorchvisionDataModule(ImageDataModule):
         if dataset is None:
             raise UserError("data.dataset is missing: name a class, such as data.dataset=torchvision.datasets.CIFAR10.")
         self._dataset, self.root, self._transposed = dataset, Path(root).expanduser(), transposed
+        self._download = download
         self._arguments = {"train": dict(train or {"train": True}), "test": dict(test or {"train": False})}
         self.about = f"{dataset.rpartition('.')[2]} from torchvision."
         self._detected = dict(detected) if detected else self._detect(class_names)
@@ -131,6 +134,7 @@ class TorchvisionDataModule(ImageDataModule):
             raise UserError(f"data.dataset={self._dataset} does not take {arguments}: {error}") from error
         except (RuntimeError, OSError):  # The files are missing.
             pass
+        check_download(self.root, self._dataset, self._download)
         print(f"Downloading {self._dataset} into {self.root} …", file=sys.stderr, flush=True)
         try:
             with download_timeout():

@@ -17,7 +17,7 @@ QUOTED_KEYS = {
     *("trust", "name", "text", "remove", "like", "unlike", "category", "concept", "about"),
 }
 # Keys that hold paths on this machine or open runs, which have no effect on a training.
-LOCATION_KEYS = {"data.root", "runs_dir", "resume", "trust"}
+LOCATION_KEYS = {"data.root", "data.download", "runs_dir", "resume", "trust"}
 # Flags of Hydra that take a value.
 _FLAGS_WITH_VALUE = {
     "--config-dir",
