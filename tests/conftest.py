@@ -1,5 +1,6 @@
 """Shared fixtures: tiny synthetic images, the real Fashion-MNIST, and commands in this process."""
 
+import functools
 import gc
 import os
 import resource
@@ -83,9 +84,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage less often: torch and the test modules are a million objects that stay, and each pass costs."""
+    """Do once, or not at all, what each of the hundreds of small trainings would repeat.
+
+    Garbage is collected less often: torch and the test modules are a million objects that stay, and each pass costs.
+    Files need not outlast a power failure; plots are drawn with few pixels. Lightning's search for plugins among the
+    installed packages, and the default config that the start of a training is compared with, are kept.
+    """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    os.fsync = lambda descriptor: None
+    if "lightning.pytorch" in sys.modules:
+        from lightning.fabric.utilities import registry
+        from matplotlib.figure import Figure
+
+        from fashion_cnn.cli import console
+
+        registry.entry_points = functools.cache(registry.entry_points)
+        console.default_config = functools.cache(console.default_config)
+        save = Figure.savefig
+        Figure.savefig = lambda figure, *arguments, **settings: save(figure, *arguments, **{**settings, "dpi": 50})
 
 
 @pytest.fixture

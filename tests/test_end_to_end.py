@@ -13,6 +13,7 @@ from conftest import PATIENCE, REPOSITORY
 from lightning.pytorch import Callback
 
 from fashion_cnn.runs import Run
+from fashion_cnn.train import main
 
 pytestmark = pytest.mark.processes
 COMMAND = [sys.executable, "-m", "fashion_cnn.train"]
@@ -41,6 +42,7 @@ def arguments(fashion_mnist_root, tmp_path):
         "model=tiny",
         "trainer.accelerator=cpu",
         "trainer.max_epochs=3",
+        "data.batch_size=32",
         "trainer.limit_train_batches=30",
         "trainer.limit_val_batches=2",
         "trainer.limit_test_batches=2",
@@ -77,7 +79,7 @@ def start_and_stop(arguments, cwd, sign, epoch):
     return process.returncode, err
 
 
-def test_killed_or_stopped_training_resumes_to_the_same_results(arguments, tmp_path):
+def test_killed_or_stopped_training_resumes_to_the_same_results(arguments, tmp_path, command):
     uninterrupted = run(arguments, tmp_path)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     assert uninterrupted.stderr == ""
@@ -95,8 +97,8 @@ def test_killed_or_stopped_training_resumes_to_the_same_results(arguments, tmp_p
         assert returncode == status
         assert (f"resume={only_run(folder).path}" in err) == (sign != signal.SIGKILL)
         assert not only_run(folder).results_file.exists()
-        resumed = run([f"resume={only_run(folder).path}"], tmp_path)
-        assert resumed.returncode == 0, resumed.stderr
+        returncode, _, err = command(main, f"resume={only_run(folder).path}")
+        assert returncode == 0, err
         assert only_run(folder).metrics_file.read_bytes() == metrics
         resumed_results = only_run(folder).results()
         assert {name: resumed_results[name] for name in resumed_results if "/" in name} == {

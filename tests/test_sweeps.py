@@ -1,15 +1,14 @@
 """Sweeps: independent jobs, their comparison, failed jobs, and resuming."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import weakref
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY_DATA
+from conftest import TINY_DATA
+from joblib.externals.loky import get_reusable_executor
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
@@ -63,31 +62,36 @@ def job_metrics(sweep):
 
 
 class Failing(Callback):
-    """One job of the sweep that fails as long as `FAILING` is set."""
+    """One job of the sweep that fails as long as the file `marker` exists."""
+
+    def __init__(self, marker):
+        self.marker = Path(marker)
 
     def setup(self, trainer, pl_module, stage):
         (network,) = (part for part in pl_module.network.modules() if isinstance(part, ResNet))
-        if (network.trunk[0][0].out_channels, trainer.datamodule.seed) == (8, 1) and "FAILING" in os.environ:
+        if (network.trunk[0][0].out_channels, trainer.datamodule.seed) == (8, 1) and self.marker.exists():
             raise MemoryError("no room")
 
 
-def run_in_subprocess(main, *arguments):
-    """Run a command in a new process, so that joblib's workers see its environment and end with it."""
-    command = [sys.executable, "-m", main.__module__, *arguments]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return ended.returncode, ended.stdout, ended.stderr
+@pytest.fixture
+def joblib_workers():
+    """End the processes of joblib, which wait for further work, after the test."""
+    yield
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
+def run_with_a_failure_then_resume(command, folder, launcher):
     """Return the metrics of the finished jobs before and after the failed one was run again."""
     arguments = [
         *ARGUMENTS,
         *SWEPT,
         "callbacks=essential",
         "+callbacks.failing._target_=test_sweeps.Failing",
+        f"+callbacks.failing.marker={folder / 'failing'}",
         f"hydra/launcher={launcher}",
     ]
-    monkeypatch.setenv("FAILING", "1")
+    folder.mkdir()
+    (folder / "failing").touch()
     status, out, _ = command(main, *arguments, f"runs_dir={folder}")
     sweep = find_sweep(folder)
     assert status == 1
@@ -98,7 +102,7 @@ def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
     assert (sweep / "comparison" / "comparison.csv").read_text().count("\n") == 3
     assert not any(sign in job for job in before for sign in "=,/[ ")
 
-    monkeypatch.delenv("FAILING")
+    (folder / "failing").unlink()
     started = {job: (sweep / job / "results.json").stat().st_mtime_ns for job in before}
     status, out, _ = command(main, *arguments, f"resume={sweep}", f"runs_dir={folder}")
     assert status == 0
@@ -109,9 +113,9 @@ def run_with_a_failure_then_resume(command, folder, monkeypatch, launcher):
 
 
 @pytest.mark.processes
-def test_only_failed_jobs_are_run_again_sequentially_or_in_parallel(command, tmp_path, monkeypatch):
-    serial = run_with_a_failure_then_resume(command, tmp_path / "serial", monkeypatch, "basic")
-    parallel = run_with_a_failure_then_resume(run_in_subprocess, tmp_path / "parallel", monkeypatch, "joblib")
+def test_only_failed_jobs_are_run_again_sequentially_or_in_parallel(command, joblib_workers, tmp_path):
+    serial = run_with_a_failure_then_resume(command, tmp_path / "serial", "basic")
+    parallel = run_with_a_failure_then_resume(command, tmp_path / "parallel", "joblib")
     for one_by_one, side_by_side in zip(serial, parallel, strict=True):
         assert one_by_one.keys() == side_by_side.keys()
         for job, expected in one_by_one.items():
