@@ -162,10 +162,9 @@ class FashionMNISTDataModule(ImageDataModule):
 
     Args:
         root: folder of the data in torchvision's layout.
-        download: whether missing files are fetched, see `check_download`.
         mean: as `ImageDataModule`; by default of the 60,000 training images.
         std: as `ImageDataModule`.
-        settings: further arguments of `ImageDataModule`.
+        settings: further arguments of `ImageDataModule`; see `check_download` for `download`.
     """
 
     class_names = (
@@ -198,18 +197,17 @@ class FashionMNISTDataModule(ImageDataModule):
         self,
         *,
         root: str | Path = DEFAULT_ROOT,
-        download: bool | None = None,
         mean: Sequence[float] = (0.2860,),
         std: Sequence[float] = (0.3530,),
         **settings: Any,
     ) -> None:
         super().__init__(mean=mean, std=std, **settings)
-        self.root, self._download = Path(root).expanduser(), download
+        self.root = Path(root).expanduser()
 
     def prepare_data(self) -> None:
         """Fetch and verify the files. Raises UserError if that fails."""
         if _missing(raw_folder(self.root)):
-            check_download(self.root, "Fashion-MNIST", self._download)
+            check_download(self.root, "Fashion-MNIST", self.download)
         ensure_files(self.root)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:

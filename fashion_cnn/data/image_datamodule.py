@@ -39,6 +39,7 @@ class ImageDataModule(LightningDataModule):
             None instead of a function switches it off.
         left_out: names or labels of classes that no split holds; `class_names` and the targets are of the remaining
             classes. Their test images are in `left_out_split`, whose targets are the labels of the data set.
+        download: whether missing files are downloaded, for data sets that can be; None leaves it to the data set.
 
     Attributes:
         class_names: of the classes in the splits.
@@ -79,8 +80,10 @@ class ImageDataModule(LightningDataModule):
         split_seed: int = 0,
         augmentation: Mapping[str, Augmentation | None] | None = None,
         left_out: Collection[str | int] | None = None,
+        download: bool | None = None,
     ) -> None:
         super().__init__()
+        self.download = download
         self.all_class_names = tuple(self.class_names)
         self.left_out = left_out_labels(left_out or (), self.class_names)
         if self.left_out:

@@ -54,15 +54,17 @@ class TorchvisionDataModule(ImageDataModule):
         if dataset is None:
             raise UserError("data.dataset is missing: name a class, such as data.dataset=torchvision.datasets.CIFAR10.")
         self._dataset, self.root, self._transposed = dataset, Path(root).expanduser(), transposed
-        self._download = download
         self._arguments = {"train": dict(train or {"train": True}), "test": dict(test or {"train": False})}
         self.about = f"{dataset.rpartition('.')[2]} from torchvision."
+        self.download = download  # read by _detect
         self._detected = dict(detected) if detected else self._detect(class_names)
         self.class_names = list(self._detected["class_names"])
         channels, height, width = self._detected["image_shape"]
         self.image_shape = (channels, height, width)
         self.train_size = self._detected["train_size"]
-        super().__init__(mean=mean or self._detected["mean"], std=std or self._detected["std"], **settings)
+        super().__init__(
+            mean=mean or self._detected["mean"], std=std or self._detected["std"], download=download, **settings
+        )
 
     @property
     def detected(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class TorchvisionDataModule(ImageDataModule):
             raise UserError(f"data.dataset={self._dataset} does not take {arguments}: {error}") from error
         except (RuntimeError, OSError):  # The files are missing.
             pass
-        check_download(self.root, self._dataset, self._download)
+        check_download(self.root, self._dataset, self.download)
         print(f"Downloading {self._dataset} into {self.root} …", file=sys.stderr, flush=True)
         try:
             with download_timeout():
