@@ -1,6 +1,7 @@
 """Evaluation of trained networks from their run directories."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -80,7 +81,13 @@ def trained(tmp_path_factory):
     """Runs by name: two seeds, another architecture, and one without validation images."""
     folder = tmp_path_factory.mktemp("runs")
     settings = [*TINY_DATA, "callbacks=essential", f"runs_dir='{folder}'"]
-    changes = {"first": [], "second": ["seed=1"], "wider": ["model.network.stem=[16]"], "all": ["data.val_size=0"]}
+    metrics = "metrics=classification"
+    changes = {
+        "first": [metrics],
+        "second": [metrics, "seed=1"],
+        "wider": ["model.network.stem=[16]"],
+        "all": ["data.val_size=0"],
+    }
     return {
         name: Run(Path(train(compose(overrides=[*settings, *overrides, f"name={name}"]))["run"]))
         for name, overrides in changes.items()
@@ -99,8 +106,9 @@ def test_metrics_equal_those_of_the_training(command, trained, split):
     # Another test evaluates the robustness of this run, too.
     shutil.rmtree(run.evaluation, ignore_errors=True)
     record, results = evaluation_json(command, run, f"split={split}"), run.results()
-    for name in ("accuracy", "loss"):
-        assert record[name] == results[f"{split}/{name}"]
+    assert list(record["metrics"]) == ["f1", "top2_accuracy"]
+    for name in ("accuracy", "loss", "f1", "top2_accuracy"):
+        assert (record | record["metrics"])[name] == results[f"{split}/{name}"]
         assert record["flip"][name] == results[f"{split}_flip/{name}"]
     assert record["accuracy"] == pytest.approx(
         sum(row[k] for k, row in enumerate(record["confusion"])) / record["images"]
@@ -197,6 +205,7 @@ def test_several_runs_are_evaluated_as_an_ensemble(command, trained, tmp_path):
     status, out, err = command(main, f"run={paths}", f"out={tmp_path / 'both'}")
     assert (status, err) == (0, "")
     assert "Ensemble of 2 networks" in out
+    assert re.search(r"│ f1 +│ +0\.\d{4} │\n│ f1, flip-averaged +│ +0\.\d{4} │", out)
     ensemble = json.loads((tmp_path / "both" / "evaluation.json").read_text())
     single = [evaluation_json(command, trained[name])["loss"] for name in ("first", "second")]
     # The cross-entropy of averaged logits is at most the average of the cross-entropies.

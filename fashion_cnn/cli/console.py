@@ -257,6 +257,8 @@ def _evaluation_table(outcome: dict[str, Any]) -> Table:
         ("macro F1", f"{outcome['macro_f1']:.4f}"),
         ("top-2 accuracy", f"{outcome['top2_accuracy']:.2%}"),
     ]
+    for name, value in outcome["metrics"].items():
+        rows += [(name, f"{value:.4f}"), (f"{name}, flip-averaged", f"{outcome['flip'][name]:.4f}")]
     rows += [
         (f"accuracy on the most confident {float(coverage):.0%}", f"{accuracy:.2%}")
         for coverage, accuracy in outcome["selective_accuracy"].items()

@@ -84,6 +84,7 @@ def evaluate_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = 
             network=LogitAverage([member.network for member in modules]),
             image_shape=data.image_shape,
             num_classes=data.num_classes,
+            metrics=module.hparams.get("metrics"),
         )
     config = runs[0].config()
     # The whole split, on one machine, which may lack the hardware of the training.
@@ -153,6 +154,7 @@ def _split_sha256(split: Split, data: ImageDataModule) -> str:
 def evaluation_record(runs: Sequence[Run], evaluation: Evaluation) -> dict[str, Any]:
     """Metrics of an evaluation and their origin, as plain values for JSON."""
     network, split, metrics = evaluation.network, evaluation.split, evaluation.metrics
+    names = network.module.metric_names
     return {
         "runs": [str(display_path(run.path)) for run in runs],
         "split": split,
@@ -160,7 +162,8 @@ def evaluation_record(runs: Sequence[Run], evaluation: Evaluation) -> dict[str, 
         # Exactly the values that the training wrote.
         "accuracy": metrics[f"{split}/accuracy"],
         "loss": metrics[f"{split}/loss"],
-        "flip": {name: metrics[f"{split}_flip/{name}"] for name in ("accuracy", "loss")},
+        "metrics": {name: metrics[f"{split}/{name}"] for name in names[2:]},
+        "flip": {name: metrics[f"{split}_flip/{name}"] for name in names},
         "calibrated": _calibrated_metrics(evaluation),
         "class_names": list(network.data.class_names),
         "data_sha256": evaluation.fingerprint,
