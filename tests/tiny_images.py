@@ -15,7 +15,7 @@ class TinyDataModule(ImageDataModule):
     image_shape = (1, 20, 20)
     train_size = 160
 
-    def __init__(self, *, root: str = "", **settings: Any) -> None:
+    def __init__(self, *, root: str = "", download: bool | None = None, **settings: Any) -> None:
         super().__init__(**settings)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
