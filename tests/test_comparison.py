@@ -321,7 +321,7 @@ def test_plots_of_many_groups_stay_readable(tmp_path):
             assert all(left.x0 < right.x0 for left, right in itertools.pairwise(labels))
         legend = [text for legend in figure.legends for text in legend.get_texts()]
         assert len(legend) <= 12
-        assert all(len(text.get_text()) <= 60 for text in legend)
+        assert len({text.get_text() for text in legend}) == len(legend)
         extents = [text.get_window_extent() for text in legend]
         assert all(extent.y1 < min(axes.get_window_extent().y0 for axes in figure.axes) for extent in extents)
         assert all(extent.x0 >= 0 and extent.x1 <= figure.bbox.width for extent in extents)

@@ -1,26 +1,32 @@
 """Plots of a comparison of runs: gap and accuracy against a setting, and the learning curve."""
 
 import re
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, NullFormatter
 
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.learning_curve import LearningCurve
 from fashion_cnn.analysis.settings import Setting
-from fashion_cnn.plots.style import escape_label
+from fashion_cnn.plots.style import LINE_COLORS, escape_label
 from fashion_cnn.plots.training import COLOR, STYLES
+from fashion_cnn.runs.overrides import short_names
 
-# Largest number of lines whose legend fits inside the axes, and below them.
-_MAX_INSIDE = 4
+# Largest number of lines with a color and a legend entry.
 _MAX_LEGEND = 8
-# Largest length of a label in characters, and height of a legend row in inches.
-_MAX_LABEL = 60
-_LEGEND_ROW = 0.21
+_OTHER_COLOR = "#999999"
+_MARKERS = "osD^vPX*<>"
+# Largest length of a label in characters, and of the labels of a legend in two columns; height of its rows in inches.
+_MAX_LABEL = 110
+_MAX_COLUMN = 52
+_LEGEND_ROW = 0.22
+# Largest number of tick labels side by side.
+_MAX_LEVEL_TICKS = 4
 _MAX_FILE_NAME = 60
 # Smallest distance of two tick labels, as a fraction of the axis.
 _MIN_TICK_DISTANCE = 0.07
@@ -32,45 +38,53 @@ def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         lines = _lines(comparison, factor)
         if all(len(groups) < 2 for groups in lines.values()):
             continue
-        # Legend rows below the axes: two columns of the lines and the four entries of the accuracies.
-        legend_rows = (min(len(lines), _MAX_LEGEND) + 4) // 2 if _crowded(lines) else 0
-        figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * legend_rows), layout="constrained")
+        columns = 1 if any(len(label) > _MAX_COLUMN for label in lines) else 2
+        # Legend rows below the axes, with an entry for either split.
+        rows = -(-(min(len(lines), _MAX_LEGEND + 1) + 2) // columns) if len(lines) > 1 else 0
+        figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * rows), layout="constrained")
         left, right = figure.subplots(1, 2)
-        figure.suptitle(f"Effect of {escape_label(factor)}{_describe_bars(comparison)}")
+        figure.suptitle(escape_label(_title(comparison, factor, lines)))
         plot_gap_against(comparison, factor, left)
         plot_accuracy_against(comparison, factor, right)
-        if legend_rows:
-            _move_legends_below(figure, left, right)
+        if rows:
+            handles = [*left.get_legend_handles_labels()[0], *_split_handles()]
+            figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize="small", ncols=columns)
         # The settings of someone else may have names that no file can have.
         name = re.sub(r"[^\w.=-]", "-", factor)[:_MAX_FILE_NAME]
         yield f"against_{name}", figure
 
 
-def _describe_bars(comparison: Comparison) -> str:
-    return (
-        ": mean ± standard deviation over seeds" if any(len(group.results) > 1 for group in comparison.groups) else ""
-    )
+def _title(comparison: Comparison, factor: str, lines: dict[str, list[Group]]) -> str:
+    """The factor, what the error bars are, and the other settings that all lines have in common."""
+    groups = [group for line in lines.values() for group in line]
+    bars = ": mean ± standard deviation over seeds" if any(len(group.results) > 1 for group in groups) else ""
+    names = short_names(name for name in comparison.factors if name != factor)
+    values = {names[name]: {group.factors[name] for group in groups} for name in names}
+    common = ", ".join(f"{name}={value}" for name, (value, *others) in values.items() if not others)
+    return f"Effect of {factor}{bars}" + (f"\nwith {common}" if common else "")
 
 
-def _move_legends_below(figure: Figure, *panels: Axes) -> None:
-    """Merge the legends of all axes into one below them, where many names do not cover the lines."""
-    entries = [axes.get_legend_handles_labels() for axes in panels]
-    for axes in panels:
-        if legend := axes.get_legend():
-            legend.remove()
-    handles, labels = (list(chain.from_iterable(part)) for part in zip(*entries, strict=True))
-    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize="small", ncols=2)
+def _split_handles() -> list[Line2D]:
+    """Legend entries of the splits, where the colors distinguish the other settings."""
+    return [
+        Line2D([], [], color="black", marker="o", linestyle=STYLES[split]["linestyle"], label=label, **_fill(split))
+        for split, label in (("train", "train probe (accuracy)"), ("val", "validation (accuracy)"))
+    ]
+
+
+def _fill(split: str) -> dict[str, Any]:
+    return {"markerfacecolor": "white"} if split == "train" else {}
 
 
 def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw the accuracy gap against `factor`, one line for each combination of the other factors."""
-    scale = _Scale(comparison, factor)
     lines = _lines(comparison, factor)
+    scale = _Scale([group for groups in lines.values() for group in groups], factor)
     for number, (label, groups) in enumerate(lines.items()):
-        legend = _shorten(label or "gap") if number < _MAX_LEGEND else None
-        scale.plot(groups, "gap/accuracy", axes, color=COLOR, alpha=_fade(number), label=legend)
+        style = {"label": _shorten(label), **_line_style(number)} if len(lines) > 1 else {"color": COLOR}
+        scale.plot(groups, "gap/accuracy", axes, offset=_offset(number, len(lines)), **style)
     if len(lines) > _MAX_LEGEND:
-        axes.errorbar([], [], linestyle="none", label=f"and {len(lines) - _MAX_LEGEND} more")
+        axes.errorbar([], [], color=_OTHER_COLOR, label=f"{len(lines) - _MAX_LEGEND} others")
     axes.axhline(0, color="black", linewidth=0.8)
     scale.finish(axes)
     axes.set(ylabel="gap, train probe to validation (points)", title="Accuracy gap")
@@ -78,33 +92,36 @@ def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
 
 def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw training and validation accuracy against `factor`, two lines for each combination of the other factors."""
-    scale = _Scale(comparison, factor)
     lines = _lines(comparison, factor)
-    for number, (label, groups) in enumerate(lines.items()):
+    scale = _Scale([group for groups in lines.values() for group in groups], factor)
+    for number, groups in enumerate(lines.values()):
         for split in ("train", "val"):
-            style = {**STYLES[split], "alpha": _fade(number)}
-            if not _crowded(lines):
-                style["label"] = ", ".join(filter(None, (STYLES[split]["label"], _shorten(label))))
-            elif number:
-                # The legend of the gap has the names of the other lines.
-                style["label"] = None
-            scale.plot(groups, f"{split}/accuracy", axes, **style)
+            style = STYLES[split]
+            if len(lines) > 1:
+                style = {**_line_style(number), "linestyle": style["linestyle"], "label": None}
+            scale.plot(groups, f"{split}/accuracy", axes, offset=_offset(number, len(lines)), **style, **_fill(split))
     scale.finish(axes)
+    if len(lines) == 1:
+        axes.legend(frameon=False, fontsize="small")
     axes.set(ylabel="accuracy (%)", title="Accuracy")
 
 
 def _lines(comparison: Comparison, factor: str) -> dict[str, list[Group]]:
-    """Groups that differ in `factor` alone, by the values of the other factors."""
-    lines: dict[str, list[Group]] = {}
+    """Groups that differ in `factor` alone, by the values of the other factors, as far as these differ between lines.
+
+    Groups that differ in another factor too are left out, unless no two differ in `factor` alone.
+    """
+    lines: dict[tuple[tuple[str, Setting], ...], list[Group]] = {}
     for group in comparison.groups:
-        others = ", ".join(f"{name}={value}" for name, value in group.factors.items() if name != factor)
+        others = tuple((name, value) for name, value in group.factors.items() if name != factor)
         lines.setdefault(others, []).append(group)
-    return lines
-
-
-def _crowded(lines: dict[str, list[Group]]) -> bool:
-    """Return True if the legend would cover the lines."""
-    return len(lines) > _MAX_INSIDE or any(len(label) > _MAX_LABEL / 2 for label in lines)
+    shown = {others: groups for others, groups in lines.items() if len(groups) > 1} or lines
+    differing = {name for others in shown for name, value in others if dict(next(iter(shown)))[name] != value}
+    names = short_names(differing)
+    return {
+        ", ".join(f"{names[name]}={value}" for name, value in others if name in differing): groups
+        for others, groups in shown.items()
+    }
 
 
 def _shorten(label: str, max_length: int = _MAX_LABEL) -> str:
@@ -113,8 +130,16 @@ def _shorten(label: str, max_length: int = _MAX_LABEL) -> str:
     return escape_label(label if len(label) <= max_length else f"{label[:half]}…{label[-half:]}")
 
 
-def _fade(number: int) -> float:
-    return max(1 / (1 + 0.5 * number), 0.1)
+def _line_style(number: int) -> dict[str, Any]:
+    """Color and marker of a line; the last ones are gray, and have no entry in a legend."""
+    if number >= _MAX_LEGEND:
+        return {"color": _OTHER_COLOR, "alpha": 0.5, "marker": ".", "label": None}
+    return {"color": LINE_COLORS[number], "marker": _MARKERS[number]}
+
+
+def _offset(number: int, lines: int) -> float:
+    """Distance of the points of a line from their category, so that those of other lines are beside them."""
+    return 0.6 * ((number + 0.5) / lines - 0.5)
 
 
 class _Scale:
@@ -123,11 +148,11 @@ class _Scale:
     A model is placed at its number of parameters.
     """
 
-    def __init__(self, comparison: Comparison, factor: str) -> None:
+    def __init__(self, groups: Sequence[Group], factor: str) -> None:
         self.factor = factor
-        self.by_size = factor == "model" and all(group.metric(SIZE) for group in comparison.groups)
+        self.by_size = factor == "model" and all(group.metric(SIZE) for group in groups)
         self.label = "parameters" if self.by_size else factor
-        values = [self._value(group) for group in comparison.groups]
+        values = [self._value(group) for group in groups]
         self.numbers = sorted({float(value) for value in values if _is_number(value)})
         self.names = [] if all(map(_is_number, values)) else sorted({str(value) for value in values})
         self.logarithmic = not self.names and self.numbers[0] > 0 and self.numbers[-1] >= 8 * self.numbers[0]
@@ -141,7 +166,7 @@ class _Scale:
         value = self._value(group)
         return self.names.index(str(value)) if self.names else float(value)
 
-    def plot(self, groups: list[Group], name: str, axes: Axes, **style: object) -> None:
+    def plot(self, groups: list[Group], name: str, axes: Axes, *, offset: float = 0.0, **style: object) -> None:
         """Draw mean and standard deviation, in percent, of a metric of the groups that have it."""
         points = [(self.position(group), metric) for group in groups if (metric := group.metric(name))]
         points.sort(key=lambda point: point[0])
@@ -153,7 +178,8 @@ class _Scale:
         if self.names:
             # No line connects categories.
             style["linestyle"] = "none"
-        axes.errorbar(positions, means, yerr=deviations, marker="o", capsize=3, **style)  # type: ignore[arg-type]
+            positions = [position + offset for position in positions]
+        axes.errorbar(positions, means, yerr=deviations, **{"marker": "o", "capsize": 3, **style})  # type: ignore[arg-type]
 
     def _spaced_ticks(self) -> list[float]:
         """Numbers whose tick labels on a logarithmic axis do not overlap the previous one."""
@@ -165,18 +191,17 @@ class _Scale:
         return [self.numbers[index] for index in ticks]
 
     def finish(self, axes: Axes) -> None:
-        """Set ticks, label, legend and grid of the axes."""
+        """Set ticks, label and grid of the axes."""
         if self.names:
             names = [_shorten(name, 18) for name in self.names]
-            axes.set_xticks(range(len(names)), names, rotation=20 if len(names) <= _MAX_INSIDE else 90)
+            axes.set_xticks(range(len(names)), names, rotation=20 if len(names) <= _MAX_LEVEL_TICKS else 90)
         if self.logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
             ticks = self._spaced_ticks()
-            rotation = 30 if len(ticks) > _MAX_INSIDE else 0
+            rotation = 30 if len(ticks) > _MAX_LEVEL_TICKS else 0
             axes.set_xticks(ticks, [f"{number:,.6g}" for number in ticks], rotation=rotation)
         axes.set_xlabel(self.label)
-        axes.legend(frameon=False, fontsize="small")
         axes.grid(alpha=0.3)
 
 

@@ -14,6 +14,19 @@ from fashion_cnn.runs.files import open_atomically
 
 # Largest number of classes that one plot shows.
 MAX_CLASSES = 100
+# Colors of lines that are told apart by their legend, after Okabe and Ito.
+LINE_COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#7B2FBE",
+    "#E69F00",
+    "#56B4E9",
+    "#8C5A3C",
+    "#A0A000",
+    "#E0218A",
+)
 Row = TypeVar("Row")
 
 
