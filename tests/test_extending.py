@@ -79,6 +79,9 @@ def test_a_subclass_of_the_classifier_is_loaded_as_itself(tiny, command, tmp_pat
 def test_a_loss_changes_the_training_alone(tiny, loss):
     plain, other = (train(tiny(*SHORT, *settings)) for settings in ([], loss))
     assert plain["val/loss"] != other["val/loss"]
+    assert "training_loss" not in plain
+    assert other["training_loss"] in ("weighted cross-entropy", "MarginLoss")
+    assert f"(loss: {other['training_loss']})" in (Path(other["run"]) / "report.md").read_text()
     if "MarginLoss" in loss[0]:
         network = fashion_cnn.load(other["run"]).module
         assert network.state_dict()["_loss.log_temperature"] != 0, "parameters of a loss are trained"

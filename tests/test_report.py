@@ -124,6 +124,16 @@ def test_curves_plot_shows_loss_above_accuracy_for_both_splits():
     assert "validation loss rises from epoch 2 on" in [text.get_text() for text in loss.get_legend().get_texts()]
 
 
+def test_a_loss_of_ones_own_has_its_name_and_an_axis_of_its_own():
+    curves = history([0.4, 0.3], [0.5, 0.4])
+    curves.metrics["running/loss"] = np.array([40.0, 30.0])
+    loss, _, right = plot_curves(curves, title="t", training_loss="FocalLoss").axes
+    assert right.get_ylabel() == "training loss (FocalLoss)"
+    assert [list(line.get_ydata()) for line in right.lines] == [[40.0, 30.0]]
+    assert loss.get_ylim()[1] < 1
+    assert "running average of FocalLoss (right axis)" in [text.get_text() for text in loss.get_legend().get_texts()]
+
+
 @pytest.mark.parametrize("chosen", [True, False])
 def test_curves_mark_the_best_epoch_only_if_validation_chose_it(tmp_path, monkeypatch, chosen):
     run = Run(tmp_path)

@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 from fashion_cnn.analysis.history import History, read_history
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.plots.style import save_figure
+from fashion_cnn.plots.style import add_subtitle, save_figure
 from fashion_cnn.plots.training import plot_curves
 from fashion_cnn.runs import Run, write_atomically
+from fashion_cnn.runs.finding import run_id
 
 _REPORT_ROWS = [
     ("train probe", "train"),
@@ -36,13 +37,24 @@ _CAPTIONS = {
 _CARD_ROWS = {"train": "train probe", "val": "validation", "test": "test", "test_flip": "test, flip-averaged"}
 
 
+def run_title(run: Run, results: dict[str, Any]) -> str:
+    """Name a run in the title of a figure or report: `tiny, seed 0, run 1313a2`."""
+    return f"{results['name']}, seed {results['seed']}, run {run_id(run.path)}"
+
+
 def write_report(run: Run, results: dict[str, Any]) -> None:
     """Draw the curves of a run and write `report.md` into its directory."""
     history = read_history(run)
-    title = f"{results['name']}, seed {results['seed']}"
     run.plots.mkdir(exist_ok=True)
     best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
-    curves = plot_curves(history, title=title, best_epoch=best_epoch, rising_since=results.get("rising_since"))
+    curves = plot_curves(
+        history,
+        title="Loss and accuracy over the epochs",
+        best_epoch=best_epoch,
+        rising_since=results.get("rising_since"),
+        training_loss=results.get("training_loss"),
+    )
+    add_subtitle(curves, run_title(run, results))
     save_figure(curves, run.plots / "curves.png")
     run.report_file.write_text(_report(run, results, history))
 
@@ -54,7 +66,7 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
         for name, caption in _CAPTIONS.items()
         if (run.plots / f"{name}.png").exists()
     )
-    return f"""# {results["name"]}, seed {results["seed"]}
+    return f"""# {run_title(run, results)}
 
 {results_summary(history, results)}
 
@@ -65,7 +77,7 @@ def _report(run: Run, results: dict[str, Any], history: History) -> str:
 {"".join(_row(label, prefix, results) for label, prefix in _REPORT_ROWS)}
 All splits are evaluated alike: with the weights {_describe_weights(results)}, in evaluation mode, without \
 augmentation, by plain cross-entropy. The running average is measured on the training batches, with augmentation, \
-dropout and changing weights; it does not measure the gap.
+dropout and changing weights; it does not measure the gap.{_describe_training_loss(results)}
 
 {"".join(plots)}\
 {results["parameters"]:,} parameters, {results["multiply_adds"]:,} multiply-adds per image. Trained in \
@@ -82,10 +94,17 @@ def _describe_weights(results: dict[str, Any]) -> str:
     return f"of the last epoch ({results['epochs']})"
 
 
+def _describe_training_loss(results: dict[str, Any]) -> str:
+    name = results.get("training_loss")
+    return f" Its loss is the one that was trained, {name}, and cannot be compared with the others." if name else ""
+
+
 def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
     metrics = results.get("metrics", [])
     if f"{prefix}/loss" not in results:
         return "" if prefix in _OPTIONAL_ROWS else f"| {label} |{' not measured |' * (2 + len(metrics))}\n"
+    if prefix == "running" and "training_loss" in results:
+        label = f"{label} (loss: {results['training_loss']})"
     sign = "+" if prefix.startswith("gap") else ""
     cells = []
     quantities = [("loss", 1, 4, ""), ("accuracy", 100, 2, " points" if sign else " %")]
@@ -193,10 +212,10 @@ def write_model_card(
         results: its `results.json`.
         exported: lines on the exported files.
     """
-    write_atomically(run.model_card_file, _card(config, data, results, exported))
+    write_atomically(run.model_card_file, _card(run, config, data, results, exported))
 
 
-def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str]) -> str:
+def _card(run: Run, config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str]) -> str:
     channels, height, width = data.image_shape
     color = "grayscale" if channels == 1 else f"{channels} channels"
     command = training_command(config)
@@ -211,7 +230,7 @@ def _card(config: DictConfig, data: ImageDataModule, results: dict[str, Any], ex
         *data.limits,
     ]
     parts = [
-        f"# Model card: {results['name']}, seed {results['seed']}",
+        f"# Model card: {run_title(run, results)}",
         f"A convolutional network that classifies images of {height} x {width} pixels ({color}) into "
         f"{data.num_classes} classes: {', '.join(data.class_names)}. {results['parameters']:,} parameters, "
         f"{results['multiply_adds']:,} multiply-adds per image.",

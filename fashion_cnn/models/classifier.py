@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fashion_cnn.data import Batch, ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.layers import compute_in_float32
+from fashion_cnn.models.losses import CrossEntropy
 from fashion_cnn.models.optim import constant
 from fashion_cnn.runs.damage import check_containers
 from fashion_cnn.runs.files import update_class_paths
@@ -284,11 +285,23 @@ class ImageClassifier(LightningModule):
             raise UserError(f"metrics.{name} must return one number, as average=macro does, not {value}.")
         return metric
 
+    @property
+    def training_loss_name(self) -> str | None:
+        """Name of a training loss that is not the cross-entropy with the labels; None if it is."""
+        name = "cross-entropy"
+        if isinstance(self._loss, CrossEntropy):
+            name = name if self._loss.class_weights is None else f"weighted {name}"
+        elif self._loss:
+            name = _part_name(self._loss)
+        if self._embedding_loss:
+            name += f" + {_part_name(self._embedding_loss)}"
+        return name if name != "cross-entropy" else None
+
     def _check_loss(self) -> None:
         """Call a given loss once: what it cannot take fails before there is a run directory."""
         if self._loss is None:
             return
-        name = type(self._loss).__name__
+        name = _part_name(self._loss)
         try:
             with torch.no_grad():
                 value = self._loss(torch.eye(self.num_classes), torch.arange(self.num_classes))
@@ -539,6 +552,12 @@ class ImageClassifier(LightningModule):
         # A fused step would unscale float16 gradients itself, and Lightning refuses to clip scaled gradients.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return optimizer, (self._schedule or constant)(optimizer, total_steps)
+
+
+def _part_name(part: Any) -> str:
+    """Name of a function, also one with fixed arguments, or of the class of an object."""
+    function = getattr(part, "func", part)
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _instantiate(part: Any) -> Any:

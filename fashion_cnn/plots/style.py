@@ -108,6 +108,11 @@ def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, colu
     return figure
 
 
+def add_subtitle(figure: Figure, text: str) -> None:
+    """Write a line below the title of a figure, such as the name of the run."""
+    figure.suptitle("\n".join(filter(None, (figure.get_suptitle(), escape_label(text)))))
+
+
 def save_figure(figure: Figure, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a figure atomically, in the format of the suffix of `path`.
 

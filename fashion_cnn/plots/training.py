@@ -60,7 +60,12 @@ def plot_training(
 
 
 def plot_curves(
-    history: History, *, title: str, best_epoch: int | None = None, rising_since: int | None = None
+    history: History,
+    *,
+    title: str,
+    best_epoch: int | None = None,
+    rising_since: int | None = None,
+    training_loss: str | None = None,
 ) -> Figure:
     """Draw loss and accuracy of train probe, validation and running average over the epochs, counted from 1.
 
@@ -69,6 +74,7 @@ def plot_curves(
         title: of the figure.
         best_epoch: the epoch that was chosen on validation, which is marked; None if none was.
         rising_since: the first epoch of a rise of the validation loss under falling training loss.
+        training_loss: name of the loss that was trained, which has an axis of its own; None for the cross-entropy.
     """
 
     def plot(quantity: str, axes: Axes) -> None:
@@ -76,7 +82,15 @@ def plot_curves(
         for prefix, style in STYLES.items():
             values = history[f"{prefix}/{quantity}"] * scale
             if np.isfinite(values).any():
-                axes.plot(history.epochs, values, marker="." if len(values) < 40 else None, **style)
+                marker = "." if len(values) < 40 else None
+                if training_loss and (prefix, quantity) == ("running", "loss"):
+                    right = axes.twinx()
+                    right.plot(history.epochs, values, marker=marker, **style)
+                    right.set_ylabel(f"training loss ({escape_label(training_loss)})")
+                    style = {**style, "label": f"running average of {escape_label(training_loss)} (right axis)"}
+                    axes.plot([], [], marker=marker, **style)
+                else:
+                    axes.plot(history.epochs, values, marker=marker, **style)
         axes.set_ylabel(label)
 
     return _plot_over_epochs(plot, title=title, best_epoch=best_epoch, rising_since=rising_since)

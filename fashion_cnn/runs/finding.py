@@ -24,6 +24,12 @@ def new_run(runs_dir: Path, name: str) -> Run:
     return Run(runs_dir / name / f"{time.strftime(TIME_FORMAT)}-{secrets.token_hex(3)}")
 
 
+def run_id(directory: Path) -> str:
+    """Return the last six characters of a directory that `new_run` has named, and the name of any other."""
+    name = directory.resolve().name
+    return name[-6:] if _NEW_RUN.fullmatch(name) else name
+
+
 def short_name(directory: Path, name: str) -> str:
     """Return a name that tells runs apart by its first six characters: `1313a2 tiny` for `tiny/<time>-1313a2`.
 
@@ -31,7 +37,7 @@ def short_name(directory: Path, name: str) -> str:
     """
     path = directory.resolve()
     if _NEW_RUN.fullmatch(path.name):
-        return f"{path.name[-6:]} {name}"
+        return f"{run_id(path)} {name}"
     return f"{hashlib.sha256(str(path).encode(errors='surrogateescape')).hexdigest()[:6]} {path.name}"
 
 

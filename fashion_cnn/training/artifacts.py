@@ -8,13 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
-from fashion_cnn.analysis.report import results_summary
+from fashion_cnn.analysis.report import results_summary, run_title
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import NetworkRunner, read_checkpoint
 from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.plots.style import save_figure
+from fashion_cnn.plots.style import add_subtitle, save_figure
 from fashion_cnn.plots.training import plot_predictions, plot_training
 from fashion_cnn.runs import Run, write_atomically
 from fashion_cnn.training.results import evaluate_splits
@@ -69,6 +69,7 @@ def write_artifacts(
             plots |= plot_predictions(splits["train"], splits["val"], data)
         for name, plot in plots.items():
             path = run.plots / f"{name}{'' if is_best else '_last'}.png"
+            add_subtitle(plot, f"{run_title(run, results)}, {'best' if is_best else 'last'} epoch ({epoch})")
             save_figure(plot, path)
             if writer:
                 writer.add_image(name, path, epoch)

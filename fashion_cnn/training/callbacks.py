@@ -164,6 +164,8 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the header."""
+        if name := getattr(pl_module, "training_loss_name", None):
+            pl_module.print(f"loss: cross-entropy; running: the loss that is trained, {name}")
         pl_module.print(HEADER)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
