@@ -123,11 +123,13 @@ def test_plots_of_a_search_are_labelled_with_trials_and_accuracy(tmp_path, monke
     assert {name: axes.get_xlabel() for name, axes in drawn.items()} == {
         "history": "trial",
         "curves": "percent of the schedule",
-        "importance": "importance for the validation accuracy",
+        "importance": "share of the variance between the trials (%, fANOVA)",
     }
     for name in ("history", "curves"):
-        assert drawn[name].get_ylabel() == "validation accuracy"
+        assert drawn[name].get_ylabel() == "validation accuracy (%)"
         assert all(tick == round(tick) for tick in drawn[name].get_xticks())
+    best = [line for line in drawn["curves"].lines if line.get_label() == f"best trial ({study.best_trial.number})"]
+    assert [max(line.get_ydata()) for line in best] == [100 * study.best_value]
     assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["trial", "best so far"]
 
 

@@ -1,19 +1,20 @@
-"""Plots of a comparison of runs: gap and accuracy against a setting, and the learning curve."""
+"""Plots of several runs: gap and accuracy against a setting, the learning curve, and the trials of a search."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, NullFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.learning_curve import LearningCurve
 from fashion_cnn.analysis.settings import Setting
-from fashion_cnn.plots.style import LINE_COLORS, escape_label
+from fashion_cnn.plots.style import LINE_COLORS, add_subtitle, escape_label
 from fashion_cnn.plots.training import COLOR, STYLES
 from fashion_cnn.runs.overrides import short_names
 
@@ -237,4 +238,95 @@ def plot_learning_curve(curve: LearningCurve, *, reach: float = 10.0) -> Figure:
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, which="both")
+    return figure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a search.
+
+    Attributes:
+        number: its number.
+        finished: False if it was pruned.
+        accuracy: its validation accuracy, the last one if it was pruned.
+        curve: validation accuracies by percent of the schedule.
+    """
+
+    number: int
+    finished: bool
+    accuracy: float
+    curve: Mapping[int, float]
+
+
+def plot_search(trials: Sequence[Trial], importances: Mapping[str, float], *, title: str) -> dict[str, Figure]:
+    """Draw the accuracy of each trial, the course of each, and the importance of the settings, by file name.
+
+    Args:
+        trials: the finished trials, at least one, and the pruned ones.
+        importances: fraction of the variance of the accuracy by setting; without any there is no such plot.
+        title: the name of the search.
+    """
+    figures = {"history": _plot_trials(trials), "curves": _plot_trial_curves(trials)}
+    if importances:
+        figures["importance"] = _plot_importances(importances)
+    for figure in figures.values():
+        add_subtitle(figure, title)
+    return figures
+
+
+def _plot_trials(trials: Sequence[Trial]) -> Figure:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    figure.suptitle("Trials of the search")
+    for finished, label in ((True, "trial"), (False, "pruned trial")):
+        shown = [trial for trial in trials if trial.finished == finished]
+        if shown:
+            color, marker = (STYLES["val"]["color"], "o") if finished else (_OTHER_COLOR, "x")
+            accuracies = [trial.accuracy * 100 for trial in shown]
+            axes.scatter([trial.number for trial in shown], accuracies, color=color, marker=marker, label=label)
+    done = sorted((trial for trial in trials if trial.finished), key=lambda trial: trial.number)
+    best = np.maximum.accumulate([trial.accuracy * 100 for trial in done])
+    numbers = [*(trial.number for trial in done), max(trial.number for trial in trials)]
+    axes.step(numbers, [*best, best[-1]], where="post", color=STYLES["val"]["color"], label="best so far")
+    axes.set(xlabel="trial", ylabel="validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _plot_trial_curves(trials: Sequence[Trial]) -> Figure:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    figure.suptitle("Course of each trial")
+    best = max((trial for trial in trials if trial.finished), key=lambda trial: trial.accuracy)
+    styles = {
+        "pruned trials": {"color": _OTHER_COLOR, "linestyle": ":", "linewidth": 1},
+        "other trials": {"color": STYLES["train"]["color"], "linewidth": 1, "alpha": 0.5},
+        f"best trial ({best.number})": {"color": STYLES["val"]["color"], "linewidth": 2.2},
+    }
+    groups: tuple[list[Trial], list[Trial], list[Trial]] = ([], [], [best])
+    for trial in trials:
+        if trial is not best:
+            groups[trial.finished].append(trial)
+    for (label, style), group in zip(styles.items(), groups, strict=True):
+        for number, trial in enumerate(group):
+            accuracies = np.array([*trial.curve.values()]) * 100
+            marker = "." if len(accuracies) < 20 else None
+            axes.plot([*trial.curve], accuracies, marker=marker, label="" if number else label, **style)
+    axes.set(xlabel="percent of the schedule", ylabel="validation accuracy (%)", xlim=(0, 102))
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _plot_importances(importances: Mapping[str, float]) -> Figure:
+    rows = sorted(importances.items(), key=lambda row: row[1])
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    figure.suptitle("Importance of the settings for the validation accuracy")
+    bars = axes.barh([escape_label(name) for name, _ in rows], [value * 100 for _, value in rows], color=COLOR)
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set(xlabel="share of the variance between the trials (%, fANOVA)", xlim=(0, 105))
+    axes.grid(axis="x", alpha=0.3)
     return figure

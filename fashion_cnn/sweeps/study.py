@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.plots.comparison import Trial, plot_search
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically
 from fashion_cnn.runs.files import lock_file
@@ -251,44 +250,25 @@ def format_params(params: Mapping[str, Any], *, shorten: bool = False) -> str:
 def write_results(study: optuna.Study, folder: Path) -> None:
     """Write trials.csv and, if there are enough trials, history.png, curves.png and importance.png."""
     write_atomically(folder / "trials.csv", as_csv(study))
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from optuna.visualization import matplotlib as plots
-
-    done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    plotters = {"history": plots.plot_optimization_history, "curves": plots.plot_intermediate_values}
-    if len(done) >= _MIN_TRIALS_FOR_IMPORTANCE and len({trial.value for trial in done}) > 1:
-        plotters["importance"] = plots.plot_param_importances
-    for name, draw in plotters.items() if done else ():
-        axes = draw(study)
-        _label_axes(axes, name)
-        figure = axes.get_figure(root=True)
-        assert figure
-        figure.set_size_inches(8, 5)
-        figure.tight_layout()
-        save_figure(figure, folder / f"{name}.png")
-        plt.close(figure)
-
-
-def _label_axes(axes: Axes, name: str) -> None:
-    """Use the terms of this project, and whole numbers of trials and percents."""
-    legend = axes.get_legend()
-    axes.set_title("", loc="left")
-    if name == "importance":
-        axes.set(title="Importance of the settings", xlabel="importance for the validation accuracy", ylabel="")
-    else:
-        title, xlabel = (
-            ("Validation accuracy of each trial", _PERCENT) if name == "curves" else ("Trials of the search", "trial")
+    trials = [
+        Trial(
+            trial.number,
+            trial.state == TrialState.COMPLETE,
+            trial.value if trial.value is not None else trial.intermediate_values[trial.last_step or 0],
+            dict(sorted(trial.intermediate_values.items())),
         )
-        axes.set(title=title, xlabel=xlabel, ylabel="validation accuracy")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if legend and name != "history":
-        legend.remove()
-    elif legend:
-        for text, label in zip(legend.get_texts(), ("trial", "best so far"), strict=False):
-            text.set_text(label)
+        for trial in current_trials(study)
+        if trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
+    ]
+    accuracies = [trial.accuracy for trial in trials if trial.finished]
+    importances = {}
+    if len(accuracies) >= _MIN_TRIALS_FOR_IMPORTANCE and len({*accuracies}) > 1:
+        importances = optuna.importance.get_param_importances(study)
+        names = short_names(importances)
+        importances = {names[key]: value for key, value in importances.items()}
+    figures = plot_search(trials, importances, title=f"search {study.study_name}") if accuracies else {}
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
 
 
 def as_csv(study: optuna.Study) -> str:
