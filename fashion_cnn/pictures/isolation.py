@@ -26,7 +26,7 @@ from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, Unreadab
 from fashion_cnn.pictures.preparation import Preparation
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
-_BYTES_PER_PIXEL, _OTHER_BYTES = 24, 256_000_000
+_BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
 
 
 class PictureProcess:
