@@ -267,6 +267,8 @@ GREY = {258: 8, 262: 1, 277: 1}
             ),
             "pixels of this kind take 3,600 MB",
         ),
+        # A million numbers, of which Pillow would make objects.
+        (tiff({256: 9, 257: 9, 273: [1000] * 1_000_000, **GREY}), "takes too long"),
         (b"P3 10 10 255 " + b"#\n" * 2000 + b"1 " * 300, "takes too long"),
         (b"P6 2000 2000 100 ", "takes too long"),
         (b"P2 2000 2000 255 ", "takes too long"),
@@ -275,6 +277,22 @@ GREY = {258: 8, 262: 1, 277: 1}
 def test_a_few_bytes_cannot_claim_much_work(not_loaded, content, reason):
     with pytest.raises(UnreadablePictureError, match=reason):
         decode(content)
+
+
+def test_exif_of_a_million_numbers_is_not_read():
+    picture, exif = garment(), tiff({274: [6] * 1_000_000})
+    content = encoded(picture, "PNG", exif=exif)
+    assert decode(content).size == picture.size
+    with pytest.raises(UnreadablePictureError, match="takes too long"):
+        decode(encoded(picture, "AVIF", exif=b"Exif\0\0" + exif))
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path, not_loaded):
+    file = tmp_path / "large.jpg"
+    file.write_bytes(encoded(garment(), "JPEG"))
+    os.truncate(file, 3_000_000_000)
+    with pytest.raises(TooManyPixelsError, match=r"is too large \(3,000 MB; 600 MB are the most\)"):
+        decode(file)
 
 
 def test_plain_and_uncommon_pictures_of_ordinary_size_are_decoded():

@@ -8,9 +8,11 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from PIL import (
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     TiffImagePlugin,
+    TiffTags,
     UnidentifiedImageError,
 )
 
@@ -37,6 +40,8 @@ _MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
 _MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_000, 1000
 # Strips or tiles of a TIFF that is not compressed, each of which Pillow decodes by itself.
 _MAX_TILES = 200_000
+# Bytes of a tag of TIFF or EXIF that holds numbers, of each of which Pillow makes an object.
+_MAX_TAG_BYTES = 2_000_000
 # Files split the EXIF data into a few parts at most; Pillow copies all earlier ones for each further one.
 _MAX_EXIF_PARTS = 100
 # Markers and boxes in the header of a JPEG 2000, and its different coding styles: about ten and one in ordinary files.
@@ -74,6 +79,24 @@ class UnreadablePictureError(ValueError):
 
 class TooManyPixelsError(UnreadablePictureError):
     """A picture would take too much memory."""
+
+
+def _limit_tags() -> None:
+    """Let Pillow refuse tags of TIFF and EXIF, in files of any format, with far more numbers than pictures need."""
+    handlers = TiffImagePlugin.ImageFileDirectory_v2._load_dispatch
+    for kind, (size, handler) in handlers.items():
+        # Bytes and texts stay one object.
+        if kind not in (TiffTags.BYTE, TiffTags.ASCII, TiffTags.UNDEFINED):
+            handlers[kind] = size, partial(_read_numbers, handler)
+
+
+def _read_numbers(read: Callable[..., Any], directory: Any, data: bytes, *arguments: Any) -> Any:
+    if len(data) > _MAX_TAG_BYTES:
+        raise UnreadablePictureError(TOO_LONG)
+    return read(directory, data, *arguments)
+
+
+_limit_tags()
 
 
 class _Memory:
@@ -197,6 +220,8 @@ def _with_content(source: Path | bytes) -> Path | bytes:
         return source
     if not stat.S_ISREG(source.stat().st_mode):  # Reading a named pipe could block for ever.
         raise UnreadablePictureError("is not a regular file")
+    if (size := source.stat().st_size) > MAX_BYTES:
+        raise TooManyPixelsError(f"is too large ({size / 1e6:,.0f} MB; {MAX_BYTES / 1e6:g} MB are the most)")
     with source.open("rb") as file:
         head = file.read(12)
         return head + file.read() if head.startswith((_JPEG, *_JPEG2000)) else source
