@@ -74,6 +74,8 @@ def test_help_config_and_error_messages_do_not_import_torch(module):
     assert parts[1::2] == ["[]"] * 3
     help_text, config_text, error_output, rest = parts[0::2]
     assert f"Usage: python -m fashion_cnn.{module}" in help_text
+    assert len(help_text.splitlines()) < 70
+    assert "working_dir" not in help_text
     assert "trust: null" in config_text
     assert error_output == "exit status 2\n"
     assert rest == ""
@@ -101,7 +103,7 @@ def test_error_messages_do_not_wait_for_torch():
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert answer.returncode == 2
     assert (
-        answer.stderr == "error: unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --help lists all options.\n"
+        answer.stderr == "error: unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --cfg job lists all options.\n"
     )
 
 

@@ -298,7 +298,8 @@ def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
             f"unknown option '{key}' here: its section was removed or replaced. --cfg job shows the config.", status=2
         )
     command = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
-    return UserError(f"unknown option '{key}'{command}.{did_you_mean(key, keys)} --help lists all options.", status=2)
+    flag = "--cfg job" if config_name in ("train", "tune") else "--help"
+    return UserError(f"unknown option '{key}'{command}.{did_you_mean(key, keys)} {flag} lists all options.", status=2)
 
 
 def _suggest_override(value: str, config_name: str, config_dir: str) -> str:
