@@ -103,7 +103,8 @@ def test_error_messages_do_not_wait_for_torch():
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert answer.returncode == 2
     assert (
-        answer.stderr == "error: unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --cfg job lists all options.\n"
+        answer.stderr
+        == "error: unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --cfg job lists all options.\n"
     )
 
 

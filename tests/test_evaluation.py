@@ -143,7 +143,7 @@ def test_metrics_are_written_before_the_plots(command, trained, tmp_path, monkey
     assert json.loads((tmp_path / "evaluation.json").read_text())["accuracy"] > 0
 
 
-@pytest.mark.parametrize("size", [0, 8000])
+@pytest.mark.parametrize("size", [0, 5000])
 def test_a_full_disk_ends_the_evaluation_in_one_message(command, trained, tmp_path, size):
     with file_size_limit(size):
         status, _, err = command(main, f"run={trained['first'].path}", f"out={tmp_path}")
