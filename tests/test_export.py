@@ -275,6 +275,7 @@ def test_a_run_without_test_set_is_checked_on_validation_or_training_images(
     card = run.model_card_file.read_text()
     assert "on test, " not in card.partition("**Exported.**")[2]
     assert f"checked on {split} images" in card
+    assert f"The pictures in the folder {picture_folder.name}, with a sub-folder for each class." in card
 
 
 def test_the_error_for_a_missing_package_says_how_to_install_it(command, run, monkeypatch):

@@ -1116,4 +1116,6 @@ def test_a_training_writes_nothing_outside_its_run_directory(tiny, tmp_path, mon
 
 def test_the_model_card_names_the_data(tiny):
     card = (Path(train(tiny("trainer.max_epochs=1"))["run"]) / "model_card.md").read_text()
-    assert "**Training data.** TinyDataModule" in card
+    assert "A network (ResNet) that classifies images of 20 x 20 pixels" in card
+    assert "**Training data.** The data set of TinyDataModule. Trained on 128 images" in card
+    assert "**Intended use.** Images of the same kind as the training data; nothing else was tested. Not for" in card

@@ -29,7 +29,7 @@ _CAPTIONS = {
     "gap": "Gap between train probe and validation. Where the 95% interval excludes zero, the gap is significant.",
     "gap_by_class": "Accuracy gap by class, with the best weights.",
     "confusion": "Confusion matrices, with the best weights.",
-    "mistakes": "Misclassified validation images of highest confidence. Some of their labels are debatable.",
+    "mistakes": "Misclassified validation images of highest confidence. Some of their labels may be wrong.",
     "reliability": "Reliability diagram. On the dotted line, accuracy equals confidence.",
     "cartography": "Data map of the training images. The regions follow Swayamdipta et al., 2020 (arXiv 2009.10795).",
     "label_errors": "Likely label errors in the training set. `examples.csv` ranks all training images.",
@@ -219,6 +219,7 @@ def _card(run: Run, config: DictConfig, data: ImageDataModule, results: dict[str
     channels, height, width = data.image_shape
     color = "grayscale" if channels == 1 else f"{channels} channels"
     command = training_command(config)
+    network = str(config.model.network._target_).rpartition(".")[2]
     rows = [
         f"| {label} | {results[f'{split}/accuracy']:.2%} | {results[f'{split}/loss']:.4f} |"
         for split, label in _CARD_ROWS.items()
@@ -231,13 +232,12 @@ def _card(run: Run, config: DictConfig, data: ImageDataModule, results: dict[str
     ]
     parts = [
         f"# Model card: {run_title(run, results)}",
-        f"A convolutional network that classifies images of {height} x {width} pixels ({color}) into "
+        f"A network ({network}) that classifies images of {height} x {width} pixels ({color}) into "
         f"{data.num_classes} classes: {', '.join(data.class_names)}. {results['parameters']:,} parameters, "
         f"{results['multiply_adds']:,} multiply-adds per image.",
-        f"**Training data.** {data.about or type(data).__name__} "
+        f"**Training data.** {data.about or f'The data set of {type(data).__name__}.'} "
         f"Trained on {results['train_images']:,} images{validated}.",
-        "**Intended use.** Research and teaching, and visual product search over images of the same kind. Not for "
-        "decisions about people.",
+        f"**Intended use.** {data.intended_use} Not for decisions about people.",
         "**Limitations.**\n\n" + "\n".join(f"- {limit}" for limit in limits),
     ]
     if rows:

@@ -69,8 +69,6 @@ class ImageFolderDataModule(ImageDataModule):
         UserError: if the folder cannot be trained on, or differs from `detected`.
     """
 
-    about = "A folder of pictures with a sub-folder for each class."
-
     def __init__(
         self,
         *,
@@ -98,6 +96,7 @@ class ImageFolderDataModule(ImageDataModule):
             if not 0 <= share < 1:
                 raise UserError(f"data.{name}={share} is not possible: give a fraction from 0 to below 1.")
         self.root = Path(root).expanduser()
+        self.about = f"The pictures in the folder {self.root.resolve().name}, with a sub-folder for each class."
         self._image_size, self._channels, self.background = image_size, channels, background
         self._val_share, self._test_share, self._split_seed = val_share, test_share, split_seed
         if cache_gb is not None and cache_gb < 0:

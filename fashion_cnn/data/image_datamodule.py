@@ -47,6 +47,7 @@ class ImageDataModule(LightningDataModule):
         image_shape: `(C, H, W)`.
         train_size: number of images that training and validation share.
         about: description of the images for the model card.
+        intended_use: sentence for the model card on what a network trained on these images is for.
         limits: sentences for the model card on what a network cannot learn from these images.
         background: the grey behind transparent pixels of a picture, 0 to 255.
         has_test: whether there are test images.
@@ -60,6 +61,7 @@ class ImageDataModule(LightningDataModule):
     image_shape: tuple[int, int, int]
     train_size: int
     about: str = ""
+    intended_use: str = "Images of the same kind as the training data; nothing else was tested."
     limits: Sequence[str] = ()
     background = 255
     has_test = True
