@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 # One compute thread per test process, set before torch is imported: several workers share the cores, and sums are
 # computed in the same order with any number of workers.
@@ -87,12 +88,24 @@ def pytest_collection_finish() -> None:
     """Do once, or not at all, what each of the hundreds of small trainings would repeat.
 
     Garbage is collected less often: torch and the test modules are a million objects that stay, and each pass costs.
-    Files need not outlast a power failure; plots are drawn with few pixels. Lightning's search for plugins among the
-    installed packages, and the default config that the start of a training is compared with, are kept.
+    Files need not outlast a power failure; plots are drawn with few pixels. The parsed files of conf/, Lightning's
+    search for plugins among the installed packages, and the default config that the start of a training is compared
+    with, are kept.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     os.fsync = lambda descriptor: None
+    load, parsed = OmegaConf.load, {}
+
+    def load_once(file: Any) -> Any:
+        name = str(getattr(file, "name", file))
+        if not name.startswith(f"{REPOSITORY / 'conf'}{os.sep}"):
+            return load(file)
+        if name not in parsed:
+            parsed[name] = OmegaConf.to_container(load(file))
+        return OmegaConf.create(parsed[name])
+
+    OmegaConf.load = load_once
     if "lightning.pytorch" in sys.modules:
         from lightning.fabric.utilities import registry
         from matplotlib.figure import Figure

@@ -22,6 +22,8 @@ from conftest import TINY_DATA
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_images import TinyDataModule
 from torch.nn import functional
@@ -82,6 +84,12 @@ def stop(monkeypatch):
         monkeypatch.setattr(build, "_callbacks", lambda *args: [*original(*args), stopper])
 
     return arm
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Write plots of one pixel: another test draws those of the same trainings."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: Image.new("L", (1, 1)).save(file, "PNG"))
 
 
 @pytest.fixture
@@ -283,6 +291,7 @@ def test_flip_average_false_records_no_flip_averaged_metrics(tiny):
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_repeats_all_metrics_and_another_seed_does_not(tiny):
     first, second, other = (train(tiny("callbacks=default", f"seed={seed}")) for seed in (0, 0, 1))
     texts = [Run(Path(results["run"])).metrics_file.read_text() for results in (first, second, other)]
@@ -293,6 +302,7 @@ def test_the_same_seed_repeats_all_metrics_and_another_seed_does_not(tiny):
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("epoch", "batch", "error"),
     [(2, 3, KeyboardInterrupt()), (0, 4, KeyboardInterrupt()), (1, 0, RuntimeError("the disk fell out"))],
@@ -322,6 +332,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, stop, disarm, tmp_path,
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("undrawn")
 def test_resuming_a_run_stopped_after_training_evaluates_it(tiny, monkeypatch):
     from fashion_cnn.training import session
 
@@ -339,6 +350,7 @@ def test_resuming_a_run_stopped_after_training_evaluates_it(tiny, monkeypatch):
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("undrawn")
 def test_fast_cnn_muon_and_linear_schedule_resume_exactly(stop, disarm, tmp_path):
     data = [part for part in TINY_DATA if part.startswith("data")]
     network = ["model=fast", "model.network.whitened=8", "model.network.widths=[8,16]"]
@@ -354,6 +366,7 @@ def test_fast_cnn_muon_and_linear_schedule_resume_exactly(stop, disarm, tmp_path
 
 
 @pytest.mark.training
+@pytest.mark.usefixtures("undrawn")
 def test_a_moved_run_resumes_with_its_best_score(tiny, stop, disarm, tmp_path):
     settings = ["callbacks=default", "trainer.max_epochs=4"]
     whole = train(tiny(*settings, f"runs_dir='{tmp_path / 'whole'}'"))

@@ -11,9 +11,11 @@ import warnings
 
 import optuna
 import pytest
+import sqlalchemy
 from conftest import PATIENCE, TINY_DATA
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from sqlalchemy.engine import Engine
 
 from fashion_cnn import tune as tune_command
 from fashion_cnn.cli.options import install_command
@@ -41,6 +43,18 @@ SPACE = {"x": FloatDistribution(0.0, 1.0)}
 @pytest.fixture(autouse=True)
 def quiet():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def studies_that_need_not_outlast_a_power_failure():
+    """SQLite waits for the disk in none of the hundreds of commits of a trial."""
+
+    def relax(connection, _):
+        connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(Engine, "connect", relax)
+    yield
+    sqlalchemy.event.remove(Engine, "connect", relax)
 
 
 def test_overrides_with_open_values_are_separated_from_the_others():
