@@ -22,8 +22,9 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.models.hardware import describe_device, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
-from fashion_cnn.plots.style import figure_inches, save_figure
+from fashion_cnn.plots.style import add_subtitle, figure_inches, save_figure
 from fashion_cnn.runs import Run, create_folder, display_path, write_json
+from fashion_cnn.runs.finding import run_id
 from fashion_cnn.training.results import evaluate_splits
 
 Split = Literal["val", "test"]
@@ -40,6 +41,7 @@ class Evaluation:
         predictions: logits of the split's images.
         val: logits of the validation images; None if there are none, or if the runs have different ones.
         metrics: `<split>/loss` and so on, by the names in results.json.
+        title: names of the runs, for figures.
     """
 
     network: NetworkRunner
@@ -47,6 +49,7 @@ class Evaluation:
     predictions: Predictions
     val: Predictions | None
     metrics: dict[str, float]
+    title: str = ""
 
     @cached_property
     def images(self) -> Tensor:
@@ -95,12 +98,14 @@ def evaluate_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = 
         config.trainer.accelerator = "cpu"
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     metrics, predictions = evaluate_splits(config, module, data, test=split == "test", flip_average=True)
+    names = ", ".join(run_id(run.path) for run in runs)
     return Evaluation(
         network=NetworkRunner(module, data, device=device, precision=precision),
         split=split,
         predictions=predictions[split],
         val=predictions.get("val") if same_val else None,
         metrics=metrics,
+        title=f"run {names}" if len(runs) == 1 else f"mean of the runs {names}",
     )
 
 
@@ -205,6 +210,7 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
     create_folder(folder, "out")
     write_json(folder / METRICS_FILE, record)
     for name, figure in _plots(record, evaluation).items():
+        add_subtitle(figure, evaluation.title)
         save_figure(figure, folder / f"{name}.png")
 
 

@@ -21,7 +21,7 @@ from fashion_cnn.evaluation.robustness import (
     read_robustness,
     require_comparable,
 )
-from fashion_cnn.plots.style import save_figure
+from fashion_cnn.plots.style import add_subtitle, save_figure
 from fashion_cnn.runs import find_finished_run, write_json
 
 METRICS_FILE = "robustness.json"
@@ -98,9 +98,12 @@ def write_robustness_report(
     record = result.to_dict() | {"corruption_errors": comparison, "outliers": outliers.to_dict()}
     heat_map = Figure(figsize=(7.5, 6.5), layout="constrained")
     title = f"Accuracy on corrupted images of {evaluation.split}"
-    plot_robustness(result, heat_map.subplots(), title=title, errors=errors)
-    save_figure(heat_map, folder / "robustness.png")
-    save_figure(plot_outliers(outliers), folder / "outliers.png")
+    heat_map.suptitle(title)
+    plot_robustness(result, heat_map.subplots(), title="accuracy (%)", errors=errors)
+    figures = {"robustness": heat_map, "outliers": plot_outliers(outliers)}
+    for name, figure in figures.items():
+        add_subtitle(figure, evaluation.title)
+        save_figure(figure, folder / f"{name}.png")
     save_figure(plot_corruptions(images[0]), folder / "corruptions.png")
     write_json(folder / METRICS_FILE, record)
     return record
@@ -149,7 +152,8 @@ def plot_robustness(result: Robustness, axes: Axes, *, title: str, errors: Corru
 def plot_corruptions(image: Tensor) -> Figure:
     """Draw an image `(C, H, W)` uint8 under each corruption, in two blocks of rows with severities in columns."""
     rows, columns = -(-len(CORRUPTIONS) // 2), len(SEVERITIES)
-    figure = Figure(figsize=(11, 0.9 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(11, 0.9 * rows + 0.6), layout="constrained")
+    figure.suptitle("An image under each corruption")
     # All images share one Axes: the layout of one Axes per image takes ten times as long.
     axes = figure.subplots()
     for number, name in enumerate(CORRUPTIONS):
@@ -175,7 +179,8 @@ def _title(name: str) -> str:
 def plot_outliers(outliers: Outliers) -> Figure:
     """Plot histograms of the scores, scores in rows and sets of outliers in columns."""
     names = list(outliers.outside)
-    figure = Figure(figsize=(2.6 * len(names) + 0.6, 2.4 * len(SCORES) + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(names) + 0.6, 2.4 * len(SCORES) + 0.9), layout="constrained")
+    figure.suptitle("Scores of images inside and outside of the classes")
     grid = figure.subplots(len(SCORES), len(names), squeeze=False, sharex="row")
     for row, score in zip(grid, SCORES, strict=True):
         for axes, name in zip(row, names, strict=True):

@@ -14,7 +14,7 @@ from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
 from fashion_cnn.plots.evaluation import plot_precision_at_k, plot_precision_by_class
-from fashion_cnn.plots.style import figure_inches, save_figure
+from fashion_cnn.plots.style import add_subtitle, figure_inches, save_figure
 from fashion_cnn.retrieval.evaluation import (
     INSTANCE_METRICS,
     METRICS,
@@ -26,6 +26,7 @@ from fashion_cnn.retrieval.evaluation import (
 )
 from fashion_cnn.retrieval.vectors import vector_dimensions
 from fashion_cnn.runs import Run, create_folder, display_path, write_json
+from fashion_cnn.runs.finding import run_id
 from fashion_cnn.terminal import print_table
 
 SUMMARY_FILE = "summary.json"
@@ -85,6 +86,8 @@ def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     create_folder(folder, "out")
     write_json(folder / METRICS_FILE, outcome)
     for name, figure in plot_outcome(outcome).items():
+        name = run_id(Path(outcome["run"]))
+        add_subtitle(figure, f"Search of similar images by class, {outcome['split']} set, run {name}")
         save_figure(figure, folder / f"{name}.png")
     outcome["written_to"] = str(display_path(folder))
 

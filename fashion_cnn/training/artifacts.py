@@ -64,12 +64,15 @@ def write_artifacts(
     best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
     for checkpoint, (splits, epoch) in evaluations.items():
         is_best = checkpoint == "best"
-        plots = plot_training(history, dynamics, data, best_epoch) if is_best else {}
+        course = plot_training(history, dynamics, data, best_epoch) if is_best else {}
+        plots = {**course}
         if {"train", "val"} <= splits.keys():
             plots |= plot_predictions(splits["train"], splits["val"], data)
         for name, plot in plots.items():
             path = run.plots / f"{name}{'' if is_best else '_last'}.png"
-            add_subtitle(plot, f"{run_title(run, results)}, {'best' if is_best else 'last'} epoch ({epoch})")
+            # The plots of the course of the training are of no single epoch.
+            weights = "" if name in course else f", weights of the {checkpoint} epoch ({epoch})"
+            add_subtitle(plot, f"{run_title(run, results)}{weights}")
             save_figure(plot, path)
             if writer:
                 writer.add_image(name, path, epoch)
