@@ -74,13 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Assign each test to an xdist group and mark the slow ones.
 
     Tests of one module share a worker and so its fixtures. Tests that start servers, browsers or several processes form
-    one group, so that no two of them run at the same time; that group comes first, since it takes the longest.
+    one group, so that no two of them run at the same time; that group comes first, since it takes the longest. Modules
+    that train on real images follow: a long group that started last would run alone.
     """
     for item in items:
         several_processes = any(map(item.get_closest_marker, _SEVERAL_PROCESSES))
         item.add_marker(pytest.mark.xdist_group("processes" if several_processes else item.path.stem))
         if several_processes or item.get_closest_marker("training"):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: "fashion_mnist_root" not in getattr(item, "fixturenames", ()))
     items.sort(key=lambda item: not any(map(item.get_closest_marker, _SEVERAL_PROCESSES)))
 
 
