@@ -22,17 +22,26 @@ _DISK_REMEDIES = {
 _ERROR_NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
+# Control characters but tab and line feed, marks that reverse the direction of text, and parts of damaged characters.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Escape the control characters in a text from a file, which a terminal would obey."""
+    return _CONTROL.sub(lambda control: ascii(control[0])[1:-1], text)
+
+
 class UserError(ValueError):
     """A mistake in a config, a file or a command line.
 
-    The commands print the message without a traceback.
+    The commands print the message without a traceback. Its control characters are escaped.
 
     Attributes:
         status: exit status of the command.
     """
 
     def __init__(self, message: str, *, status: int = 1) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.status = status
 
 

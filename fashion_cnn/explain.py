@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_images, check_invert, check_reject, require
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,10 +54,10 @@ def explain(config: DictConfig) -> None:
         with progress_bar("pictures") as progress:
             for number, path in enumerate(files.paths, start=1):
                 try:
-                    print(encodable(str(display_path(explainer.explain(path, folder)))), flush=True)
+                    print(encodable(printable(str(display_path(explainer.explain(path, folder))))), flush=True)
                 except UnreadablePictureError as error:
                     unreadable += 1
-                    print(f"{path}: {error}", file=sys.stderr)
+                    print(printable(f"{path}: {error}"), file=sys.stderr)
                 progress(number, len(files.paths))
     if unreadable:
         raise UserError(f"{unreadable} of {len(files.paths)} files could not be read.")

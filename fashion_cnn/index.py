@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import as_strings, check_class_weight, check_images, check_invert, require
-from fashion_cnn.errors import Interrupted, UserError, pluralize
+from fashion_cnn.errors import Interrupted, UserError, pluralize, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +112,7 @@ def _print_result(result: IndexingResult, catalogue: Catalogue, products: Produc
     if products.note:
         print("The products are images of the run's data set, with made-up titles and prices.")
     for column in result.emptied:
-        print(f"No product has a {column} any more: check the heading of its column.")
+        print(f"No product has a {printable(column)} any more: check the heading of its column.")
     if vector_index := result.vector_index:
         print(
             f"Search is approximate: it finds {vector_index.recall:.1%} of the exact nearest 12 "
@@ -121,10 +121,10 @@ def _print_result(result: IndexingResult, catalogue: Catalogue, products: Produc
     if result.missing:
         print(
             f"In the catalogue, but not among these: {pluralize(len(result.missing), 'product')}, such as "
-            f"{result.missing[0]}. Remove them with prune=true."
+            f"{printable(result.missing[0])}. Remove them with prune=true."
         )
     for product_id, reason in list(result.unreadable.items())[:_LISTED_ERRORS]:
-        print(f"{product_id}: {reason}", file=sys.stderr)
+        print(printable(f"{product_id}: {reason}"), file=sys.stderr)
 
 
 def _remove(catalogue: Catalogue, ids: Sequence[str]) -> None:

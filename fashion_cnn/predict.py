@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject
-from fashion_cnn.errors import Interrupted, UserError
+from fashion_cnn.errors import Interrupted, UserError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,7 +75,7 @@ def _report_errors(predictions: Iterable[Prediction], unreadable: list[Predictio
     for prediction in predictions:
         if prediction.error is not None:
             unreadable.append(prediction)
-            print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
+            print(printable(f"{prediction.path}: {prediction.error}"), file=sys.stderr)
         yield prediction
 
 

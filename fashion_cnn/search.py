@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import as_strings, check_choice, require
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +39,7 @@ def search(config: DictConfig) -> None:
     from fashion_cnn.retrieval.searcher import Searcher
     from fashion_cnn.retrieval.snapshot import Snapshot
     from fashion_cnn.retrieval.vectors import load_network
+    from fashion_cnn.terminal import json_text
 
     run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     snapshot = Snapshot(catalogue)
@@ -52,11 +52,11 @@ def search(config: DictConfig) -> None:
     hits = searcher.search(query).hits
     if not hits:
         for sentence in describe_unmatched(query.conditions, snapshot.attributes):
-            print(sentence, file=sys.stderr)
+            print(printable(sentence), file=sys.stderr)
     if config.sheet:
         _write_sheet(hits, pictures, Path(config.sheet).expanduser())
     if config.format == "json":
-        print(json.dumps([as_record(hit) for hit in hits], ensure_ascii=False, indent=1, default=str))
+        print(json_text([as_record(hit) for hit in hits]))
     else:
         print_hits(hits)
     if config.sheet:
@@ -136,13 +136,13 @@ def _write_sheet(hits: Sequence[Hit], pictures: Sequence[Image.Image], path: Pat
 def _print_duplicates(searcher: Searcher, config: DictConfig) -> None:
     from fashion_cnn.retrieval.output import print_duplicates
     from fashion_cnn.retrieval.searcher import near_duplicates
-    from fashion_cnn.terminal import progress_bar
+    from fashion_cnn.terminal import json_text, progress_bar
 
     with progress_bar("pairs") as progress:
         groups = near_duplicates(searcher.snapshot.vectors, config.duplicates, progress)
     products = [[searcher.snapshot.attributes_of(row) for row in group] for group in groups]
     if config.format == "json":
-        print(json.dumps([[product["id"] for product in group] for group in products], ensure_ascii=False, indent=1))
+        print(json_text([[product["id"] for product in group] for group in products]))
     else:
         print_duplicates(products, config.duplicates)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_images, check_invert
-from fashion_cnn.errors import UserError, pluralize
+from fashion_cnn.errors import UserError, pluralize, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _embed_examples(images: str | Sequence[str], network: TrainedNetwork) -> Ten
     with silence_pillow():
         for path, picture in read_pictures(find_pictures(images).paths, network.preparation):
             if isinstance(picture, UnreadablePictureError):
-                print(f"{path}: {picture}", file=sys.stderr)
+                print(printable(f"{path}: {picture}"), file=sys.stderr)
             else:
                 pictures.append(picture)
     if not pictures:

@@ -1,5 +1,6 @@
 """Terminal output: consoles of the terminal's width, text and tables that fit into it, and a progress bar."""
 
+import json
 import os
 import re
 import sys
@@ -7,13 +8,16 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from fashion_cnn.errors import printable
 
 # Wider than any row of a table.
 _UNLIMITED_WIDTH = 1_000_000
@@ -31,6 +35,11 @@ class _PlainConsole(Console):
 
     def __init__(self, width: int | None = None) -> None:
         super().__init__(width=width, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render with the control characters of texts escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError, which the command handles; rich's own method exits with status 1."""
@@ -59,7 +68,15 @@ def print_text(text: str, *, indent: str = "") -> None:
         indent: text before the following lines.
     """
     width = wide_console().width
-    print(textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+    print(
+        textwrap.fill(printable(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    )
+
+
+def json_text(value: Any) -> str:
+    """Return JSON whose characters are escaped only if a terminal would obey some of them."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    return text if printable(text) == text else json.dumps(value, indent=1, default=str)
 
 
 @contextmanager
@@ -108,7 +125,9 @@ def print_table(
         wide: whether the rows are neither wrapped nor cut in a file or pipe.
     """
     console = wide_console() if wide else table_console()
-    rows = list(rows)
+    # Escaped before the widths are computed.
+    rows = [[printable(cell) for cell in row] for row in rows]
+    headings = [*map(printable, headings)]
     columns = [
         _Column(
             heading,

@@ -243,6 +243,21 @@ def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(run_index
     assert read["title"][7].as_py() == "a title,\nin two lines"
 
 
+def test_escape_sequences_in_a_table_do_not_reach_the_terminal(run_index, command, run, shop, tmp_path):
+    title = "\x1b]0;title\x07\x9b2J\u202e"
+    table, heading = tmp_path / "shop.csv", "id,title,image,size\x1b[2J"
+    table.write_text(f"{heading}\na{title},{title},loose.png,1\n")
+    images = (f"products={table}", f"images={shop}")
+    outputs = [run_index(*images)[:3]]
+    for arguments in (["text=title"], ["text=title", "format=json"], [f"like=x{title}"], ["duplicates=0.5"]):
+        outputs.append(command(search_main, f"catalogue={tmp_path / 'catalogue'}", f"run={run.path}", *arguments))
+    table.write_text(f"{heading}\nb,{title},loose.png,\n")
+    outputs.append(run_index(*images)[:3])
+    assert [status for status, *_ in outputs] == [0, 0, 0, 1, 0, 0]
+    assert not {*"".join(out + err for _, out, err in outputs)} & set("\x1b\x07\x9b\u202e")
+    assert "\\x1b]0;title\\x07\\x9b2J\\u202e" in outputs[1][1]
+
+
 def test_a_column_that_became_empty_is_reported_and_dropped(run_index, shop, tmp_path):
     table = tmp_path / "shop.csv"
     table.write_text("id,price,colour\nloose,5,red\n")

@@ -260,6 +260,19 @@ def test_a_lock_that_is_no_file_is_refused_in_one_message(three_runs, tmp_path, 
         assert three_runs[2].state == "running"
 
 
+def test_escape_sequences_in_the_files_of_a_run_do_not_reach_the_terminal(three_runs, tmp_path, command):
+    title = "\x1b]0;title\x07\x9b2J"
+    three_runs[0].write_config(OmegaConf.create({"name": title, "seed": 3, "optimizer": {"lr": title}}))
+    three_runs[1].config_file.write_text('"\\u001b[2J": &a [*a]')
+    three_runs[2].write_error(title)
+    for tool, arguments in ((main, [f"runs_dir={tmp_path}"]), (compare_main, [f"runs={tmp_path}"])):
+        status, out, err = command(tool, *arguments)
+        assert status == 0
+        assert "\\x1b]0;title" in out
+        assert not set(out + err) & set("\x1b\x07\x9b")
+    assert str(UserError(f"{title}\n\t日本 语 é 👩‍🔬")) == "\\x1b]0;title\\x07\\x9b2J\n\t日本 语 é 👩‍🔬"
+
+
 def test_numbers_of_a_diverged_run_are_listed(three_runs, tmp_path, command):
     three_runs[1].write_results({"seed": 3, "test/accuracy": float("nan"), "val/loss": float("inf")})
     assert three_runs[1].state == "finished"

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.cli.options import install_command
-from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error
+from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error, printable
 from fashion_cnn.runs.files import dotted_items
 
 # Config groups that every training needs.
@@ -318,7 +318,7 @@ def _is_bug(root: BaseException) -> bool:
 
 def exit_with(message: str, status: int) -> NoReturn:
     """Print the message as an error and exit, without a traceback."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fashion_cnn.data.splits import derive_seed
-from fashion_cnn.errors import UserError, pluralize
+from fashion_cnn.errors import UserError, pluralize, printable
 from fashion_cnn.pictures.files import SUFFIXES
 from fashion_cnn.runs import write_atomically
 
@@ -236,6 +236,6 @@ def _warn(heading: str, lines: Sequence[str], location: str = "") -> None:
         return
     print(f"{heading}:", file=sys.stderr)
     for line in lines[:_MAX_LINES]:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {printable(line)}", file=sys.stderr)
     if len(lines) > _MAX_LINES:
         print(f"  … and {len(lines) - _MAX_LINES} more{location}", file=sys.stderr)

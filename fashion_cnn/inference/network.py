@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
@@ -327,7 +327,7 @@ def initialise_from(module: ImageClassifier, run: Run, class_names: Sequence[str
     if source_names is not None and [*map(str.casefold, source_names)] != [*map(str.casefold, class_names)]:
         differing = [name for name in source if name.startswith(head)]
         print(
-            f"init_from={run.path} has other classes ({', '.join(source_names[:3])} …): "
+            f"init_from={run.path} has other classes ({printable(', '.join(source_names[:3]))} …): "
             "its last layer is not used, all others are.",
             file=sys.stderr,
         )

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fashion_cnn.errors import printable
 from fashion_cnn.inference.predictor import NONE_OF_THESE, Prediction
 from fashion_cnn.terminal import wide_console
 
@@ -58,7 +59,7 @@ def print_json(predictions: Iterable[Prediction], top_k: int) -> None:
             "error": prediction.error,
         }
         line = json.dumps(record, ensure_ascii=False)
-        if encodable(line) != line:
+        if encodable(printable(line)) != line:
             line = json.dumps(record)
         print(f"{separator}\n{line}", end="")
         separator = ","
@@ -74,6 +75,8 @@ def print_csv(predictions: Iterable[Prediction], top_k: int) -> None:
         row = {"file": encodable(str(prediction.path)), "answer": prediction.label, "error": prediction.error}
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
             row |= {f"class_{rank}": name, f"probability_{rank}": f"{probability:.6f}"}
+        if sys.stdout.isatty():
+            row = {key: value and printable(value) for key, value in row.items()}
         writer.writerow(row)
 
 
@@ -86,7 +89,7 @@ PRINTERS: dict[str, Callable[[Iterable[Prediction], int], None]] = {
 
 def _printable(path: Path) -> str:
     """The path with control characters escaped."""
-    return encodable("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path)))
+    return encodable(printable(str(path)).replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def encodable(text: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fashion_cnn.data.batches import fingerprint
+from fashion_cnn.errors import printable
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics.intervals import MeanStd, to_json_dict
 from fashion_cnn.metrics.ranking import NETWORK
@@ -159,7 +160,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     accuracy = f", accuracy {_mean_std(summary['accuracy'])}" if summary["accuracy"] else ""
     print(f"Mean ± standard deviation over {len(summary['runs'])} runs, {summary['split']} set{accuracy}:")
     for run, unseen in zip(summary["runs"], summary["unseen"], strict=True):
-        print(f"  {run}" + (f", without {', '.join(unseen)}" if unseen else ""))
+        print(printable(f"  {run}" + (f", without {', '.join(unseen)}" if unseen else "")))
     for name, search in summary["searches"].items():
         print(f"\n{_capitalise(name)} (precision by chance {search['chance']:.2%})")
         _print_summary_table(search["by_vectors"])

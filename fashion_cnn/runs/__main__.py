@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_choice
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -157,7 +158,8 @@ def _print_csv(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         results = [row.results.get(name) for name in ("verdict", *_METRICS)]
         settings = [row.typed.get(name, row.settings.get(name)) for name in differing]
         lines.append([row.path, row.state, row.reason, *results, *settings])
-    print(format_csv(lines), end="")
+    text = format_csv(lines)
+    print(printable(text) if sys.stdout.isatty() else text, end="")
 
 
 def main() -> None:

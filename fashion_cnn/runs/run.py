@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, DamagedRunError, read_regular
 from fashion_cnn.runs.files import (
     check_config,
@@ -128,9 +128,9 @@ class Run:
         """Return the state, with the reason of a failure, or with the damaged file."""
         state = self.state
         if damage := self.damage:
-            return f"{state} ({display_path(damage.file)}: {damage.reason})"
+            return printable(f"{state} ({display_path(damage.file)}: {damage.reason})")
         reason = (self._error() or "").strip().splitlines() if state in ("failed", "pruned") else []
-        return f"{state} ({reason[0]})" if reason else state
+        return printable(f"{state} ({reason[0]})") if reason else state
 
     def _error(self) -> str | None:
         """The reason of a failure, if there is one."""

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from fashion_cnn.concepts import Concepts
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor, load_calibration
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
@@ -251,7 +251,7 @@ class CatalogueState:
     def report(self, problem: str | None) -> None:
         """Store and log a problem of the catalogue; None if there is none any more."""
         if problem and problem != self.problem:
-            print(problem, file=sys.stderr)
+            print(printable(problem), file=sys.stderr)
         self.problem = problem
 
     def _load_newest(self) -> str | None:
