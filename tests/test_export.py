@@ -199,14 +199,15 @@ def test_a_full_disk_ends_the_export_in_one_message_and_an_older_file_stays(comm
     assert (tmp_path / "network.onnx").read_text() == "older"
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
 def test_a_file_that_the_quantiser_cannot_write_whole_ends_the_export_in_one_message(
-    command, run, tmp_path, monkeypatch
+    command, run, tmp_path, monkeypatch, share
 ):
-    def write_half(source, target, *args):
+    def prepare_in_part(source, target, **settings):
         content = Path(source).read_bytes()
-        Path(target).write_bytes(content[: len(content) // 2])
+        Path(target).write_bytes(content[: int(len(content) * share)])
 
-    monkeypatch.setattr("onnx.shape_inference.infer_shapes_path", write_half)
+    monkeypatch.setattr(exporting, "quant_pre_process", prepare_in_part)
     status, _, err = command(main, f"run={run.path}", f"out={tmp_path}")
     assert (status, err.count("\n")) == (1, 1)
     assert f"{tmp_path} cannot be used (a file of the quantiser is incomplete): free some space" in err

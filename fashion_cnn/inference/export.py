@@ -124,6 +124,7 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            _load_complete(prepared)
             quantize_static(
                 str(prepared),
                 str(quantised),
@@ -134,7 +135,7 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
                 per_channel=True,
                 op_types_to_quantize=["Conv", "MaxPool", "Add", "Gemm"],
             )
-        model = onnx.load(quantised)
+        model = _load_complete(quantised)
         onnx.helper.set_model_props(model, {p.key: p.value for p in onnx.load(source).metadata_props})
         _save(model, path)
     finally:
@@ -142,6 +143,15 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
         logging.getLogger().setLevel(level)
         prepared.unlink(missing_ok=True)
         quantised.unlink(missing_ok=True)
+
+
+def _load_complete(path: Path) -> onnx.ModelProto:
+    """Load a file of the quantiser. Raises DecodeError if a full disk took only the first part of it, or nothing."""
+    model = onnx.load(path)
+    # Written after the graph.
+    if not model.opset_import:
+        raise DecodeError(f"{path} is incomplete")
+    return model
 
 
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
