@@ -12,6 +12,7 @@ from fashion_cnn.data import InMemoryDataset, batch_loader
 from fashion_cnn.data.batches import Shard
 from fashion_cnn.metrics.predictions import read_predictions
 from fashion_cnn.runs import Run
+from fashion_cnn.train import main
 
 
 @pytest.fixture
@@ -47,13 +48,15 @@ def train(folder, *overrides):
 
 
 @pytest.mark.processes
-def test_training_in_two_processes_matches_one_process(tmp_path):
+def test_training_in_two_processes_matches_one_process(tmp_path, command, monkeypatch):
     # Neither 33 validation images nor 127 training images can be halved.
     settings = ["callbacks=default", "data.val_size=33", "trainer.precision=32-true", "trainer.max_epochs=4"]
     several = train(tmp_path, *settings, "trainer=ddp", "trainer.devices=2", "data.batch_size=8", "name=two")
     assert several.returncode == 0, several.stderr
     assert "sync_dist" not in several.stderr
-    assert train(tmp_path, *settings, "data.batch_size=16", "name=one").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    alone = [*TINY_DATA, *settings, "data.batch_size=16", "name=one"]
+    assert command(main, *alone, f"runs_dir={tmp_path}")[0] == 0
     (config,) = (tmp_path / "two").rglob("config.yaml")
     two, one = Run(config.parent), Run(next((tmp_path / "one").iterdir()))
     names = [sorted(path.name.partition(".tfevents")[0] for path in run.path.iterdir()) for run in (one, two)]

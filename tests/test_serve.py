@@ -1,6 +1,7 @@
 """The web page and JSON API of the product search, tested through HTTP."""
 
 import base64
+import functools
 import html
 import io
 import json
@@ -1369,8 +1370,7 @@ def test_a_port_in_use_is_refused_with_one_message(command, shop_run):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("sent", [20, 50_000])
-def test_sigterm_during_an_upload_answers_it_and_logs_no_traceback(shop_run, tmp_path, sent):
+def test_sigterm_during_uploads_answers_them_and_logs_no_traceback(shop_run, tmp_path):
     command = [sys.executable, "-m", "fashion_cnn.serve", f"run={shop_run.path}", "port=0"]
     with (
         subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server,
@@ -1378,17 +1378,21 @@ def test_sigterm_during_an_upload_answers_it_and_logs_no_traceback(shop_run, tmp
     ):
         cleanup.callback(server.kill)
         port = int(re.search(r":(\d+) ", server.stdout.readline())[1])
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connections = []
+        for sent in (20, 50_000):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            connections.append(cleanup.enter_context(connection))
             head = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n"
             connection.sendall(head + b"content-type: multipart/form-data; boundary=b\r\n\r\n")
             body = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + bytes(sent)
             connection.sendall(body[:sent])
             # The server has taken the request once it answers the next one.
             assert httpx.get(f"http://127.0.0.1:{port}/api/status", timeout=PATIENCE).status_code == 200
-            server.send_signal(signal.SIGTERM)
-            response = b"".join(iter(lambda: connection.recv(65536), b""))
-        assert response.startswith(b"HTTP/1.1 503 ")
-        assert b"The server is stopping." in response
+        server.send_signal(signal.SIGTERM)
+        for connection in connections:
+            response = b"".join(iter(functools.partial(connection.recv, 65536), b""))
+            assert response.startswith(b"HTTP/1.1 503 ")
+            assert b"The server is stopping." in response
         _, err = server.communicate(timeout=PATIENCE)
         assert server.returncode == -signal.SIGTERM
         assert "Traceback" not in err
