@@ -22,7 +22,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.ensemble import LogitAverage
 from fashion_cnn.models.hardware import describe_device, resolve_precision, select_device
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_reliability, plot_selective
-from fashion_cnn.plots.style import add_subtitle, figure_inches, save_figure
+from fashion_cnn.plots.style import LINE_COLORS, add_subtitle, figure_inches, save_figure
 from fashion_cnn.runs import Run, create_folder, display_path, write_json
 from fashion_cnn.runs.finding import run_id
 from fashion_cnn.training.results import evaluate_splits
@@ -215,24 +215,25 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
 
 
 def _plots(record: dict[str, Any], evaluation: Evaluation) -> dict[str, Figure]:
-    metrics, names, split = evaluation.classification, evaluation.network.data.class_names, evaluation.split
+    metrics, names = evaluation.classification, evaluation.network.data.class_names
+    split = {"val": "validation set", "test": "test set"}[evaluation.split]
     side = figure_inches(len(names), margin=2.4)
     sizes = {
         "confusion": (side, side),
         "classes": (7, figure_inches(len(names), margin=1.4)),
         "selective": (6.4, 4.4),
-        "reliability": (10, 4.6),
+        "reliability": (10 if record["calibrated"] else 5.6, 4.8),
     }
     figures = {name: Figure(figsize=size, layout="constrained") for name, size in sizes.items()}
-    plot_confusion(metrics.confusion, names, figures["confusion"].subplots(), title=split)
+    plot_confusion(metrics.confusion, names, figures["confusion"].subplots(), title=f"Confusion matrix, {split}")
     plot_by_class(metrics.classes, figures["classes"].subplots(), title=split)
     plot_selective(metrics.selective_accuracy, figures["selective"].subplots(), title=split)
-    before, after = figures["reliability"].subplots(1, 2)
-    plot_reliability(metrics.reliability, before, title=f"{split}, as it is", color="C0")
-    if calibrated := record["calibrated"]:
+    figures["reliability"].suptitle("Reliability diagram: accuracy against confidence")
+    calibrated = record["calibrated"]
+    panels = figures["reliability"].subplots(1, 2 if calibrated else 1, squeeze=False)[0]
+    plot_reliability(metrics.reliability, panels[0], title=f"{split}, as it is", color=LINE_COLORS[0])
+    if calibrated:
         scaled = _scaled(evaluation.predictions, calibrated["temperature"])
         title = f"{split}, temperature {calibrated['temperature']:.2f}"
-        plot_reliability(reliability_diagram(scaled), after, title=title, color="C2")
-    else:
-        after.set_axis_off()
+        plot_reliability(reliability_diagram(scaled), panels[1], title=title, color=LINE_COLORS[2])
     return figures

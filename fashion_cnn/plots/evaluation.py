@@ -12,7 +12,7 @@ from fashion_cnn.metrics.calibration import ReliabilityDiagram
 from fashion_cnn.metrics.classification import ClassMetrics
 from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.metrics.ranking import NETWORK
-from fashion_cnn.plots.style import MAX_CLASSES, escape_label, last_rows, plot_intervals_by_class
+from fashion_cnn.plots.style import LINE_COLORS, MAX_CLASSES, escape_label, last_rows, plot_intervals_by_class
 
 # Baseline of the search that is drawn beside the network, class by class.
 _BASELINE = "pixels, cosine"
@@ -26,9 +26,9 @@ def plot_by_class(classes: Sequence[ClassMetrics], axes: Axes, *, title: str) ->
         [row.name for row in rows],
         {"precision": [row.precision for row in rows], "recall": [row.recall for row in rows]},
         axes,
-        colors=("C0", "C1"),
+        colors=LINE_COLORS[:2],
         title=f"Precision and recall by class, {title}",
-        xlabel="",
+        xlabel="precision and recall, ",
     )
 
 
@@ -43,11 +43,11 @@ def plot_selective(accuracy: Tensor, axes: Axes, *, title: str) -> None:
     coverage = np.arange(1, len(accuracy) + 1) / len(accuracy) * 100
     # Accuracy on a few images is too noisy to draw.
     mask = coverage >= 5
-    axes.plot(coverage[mask], accuracy.numpy()[mask] * 100, color="C0")
+    axes.plot(coverage[mask], accuracy.numpy()[mask] * 100, color=LINE_COLORS[0])
     axes.grid(alpha=0.3)
     axes.set(
         xlabel="coverage: the most confident % of the images",
-        ylabel="accuracy on these, %",
+        ylabel="accuracy on these (%)",
         title=f"Accuracy against coverage, {title}",
     )
 
@@ -118,7 +118,7 @@ def plot_precision_by_class(search: Mapping[str, Any], axes: Axes, *, title: str
         names,
         {embedding: [interval(embedding, name) for name in names] for embedding in embeddings},
         axes,
-        colors=("C0", "C7"),
+        colors=(LINE_COLORS[0], "#999999"),
         title=title,
         xlabel="precision@1, ",
     )
@@ -134,11 +134,16 @@ def plot_precision_at_k(search: Mapping[str, Any], axes: Axes, *, title: str) ->
     """
     for number, (embedding, metrics) in enumerate(search.items()):
         curve = metrics["overall"]["curve"]
-        axes.plot(range(1, len(curve) + 1), np.array(curve) * 100, color=f"C{number}", label=embedding)
+        axes.plot(
+            range(1, len(curve) + 1),
+            np.array(curve) * 100,
+            color=LINE_COLORS[number % len(LINE_COLORS)],
+            label=embedding,
+        )
     chance = next(iter(search.values()))["chance"] * 100
     axes.axhline(chance, color="0.5", linestyle="--", linewidth=1, label="chance")
     axes.set_xscale("log")
     axes.set_xticks([1, 10, 100], ["1", "10", "100"])
     axes.grid(alpha=0.3)
-    axes.set(xlabel="k", ylabel="precision@k, %", title=title)
+    axes.set(xlabel="k", ylabel="precision@k (%)", title=title)
     axes.legend(frameon=False, fontsize=8)

@@ -109,7 +109,11 @@ def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, colu
 
 
 def add_subtitle(figure: Figure, text: str) -> None:
-    """Write a line below the title of a figure, such as the name of the run."""
+    """Write a line, such as the name of the run, below the title of a figure, which may be that of its only Axes."""
+    if not figure.get_suptitle() and len(figure.axes) == 1:
+        (axes,) = figure.axes
+        figure.suptitle(axes.get_title())
+        axes.set_title("")
     figure.suptitle("\n".join(filter(None, (figure.get_suptitle(), escape_label(text)))))
 
 

@@ -148,7 +148,7 @@ def plot_gap_by_class(
     axes.axvline(0, color="black", linewidth=0.8)
     total = accuracy_gap(train, val).estimate * 100
     axes.axvline(total, color="black", linestyle="--", linewidth=0.8, label="all classes")
-    figure.suptitle("Accuracy gap by class")
+    axes.set_title("Accuracy gap by class")
     axes.set_xlabel("accuracy gap, train to validation (points, with 95% interval)")
     axes.legend(frameon=False, loc="lower right")
     axes.grid(alpha=0.3, axis="x")

@@ -131,17 +131,23 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         text = [row.path, "\n".join(lines)] if is_wide else ["\n".join([row.path, *(f"  {line}" for line in lines)])]
         cells.append([*text, row.outcome, *_format_metrics(row.results)])
     numbers = ("val", "test", "gap", "minutes")
+    headings += ["outcome", *numbers]
+    # Without metrics that no run has, such as those of the test set.
+    kept = [
+        column for column, name in enumerate(headings) if name not in numbers or any(cell[column] for cell in cells)
+    ]
     # The paths stay whole, for copying.
     longest = max(len(row.path) for row in rows)
     print_table(
-        [*headings, "outcome", *numbers],
-        cells,
+        [headings[column] for column in kept],
+        [[cell[column] for column in kept] for cell in cells],
         right=numbers,
         optional=("minutes", "test"),
         least_widths={headings[0]: min(longest, _MAX_PATH)},
         hint="format=csv has all.",
     )
-    print_text("val, test: accuracy in %. gap: accuracy on the train probe minus val, in points.")
+    measured = "val, test" if headings.index("test") in kept else "val"
+    print_text(f"{measured}: accuracy in %. gap: accuracy on the train probe minus val, in points.")
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:
