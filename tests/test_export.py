@@ -41,6 +41,23 @@ def run(tmp_path_factory):
     return Run(Path(train(compose(overrides=settings))["run"]))
 
 
+PROGRAMS = {}
+
+
+@pytest.fixture
+def converted_once(monkeypatch):
+    """Convert equal networks to ONNX once: the conversion is what takes long."""
+    convert = torch.onnx.export
+
+    def export(network, *arguments, **settings):
+        key = (network.temperature, *(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
+        if key not in PROGRAMS:
+            PROGRAMS[key] = convert(network, *arguments, **settings)
+        return PROGRAMS[key]
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+
+
 @pytest.fixture(scope="module")
 def exported(run):
     """The folder and record of an export that keeps the quantised file at any accuracy."""
@@ -74,6 +91,7 @@ def test_the_file_equals_pytorch_for_batches_of_any_size(run, exported, images):
     assert by_name["ONNX, float32"]["test_accuracy"] == by_name["PyTorch, float32"]["test_accuracy"]
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("has_test", [True, False])
 def test_pytorch_computes_each_image_once(run, tmp_path, monkeypatch, has_test):
     sizes = []
@@ -114,6 +132,7 @@ def test_the_quantised_network_is_close_to_the_float_network(exported):
     assert (folder / "export.json").exists()
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_a_quantised_file_that_loses_too_much_accuracy_is_not_kept(run, tmp_path):
     record = exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=-1.0, version="0.1.0")
     assert [variant["name"] for variant in record["ways"]] == ["PyTorch, float32", "ONNX, float32"]
@@ -178,6 +197,7 @@ def test_the_export_is_checked_against_the_forward_pass(reversed_run, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_an_export_with_another_accuracy_than_recorded_is_refused(run, tmp_path):
     copy = Run(shutil.copytree(run.path, tmp_path / "run"))
     results = copy.results()
@@ -187,6 +207,7 @@ def test_an_export_with_another_accuracy_than_recorded_is_refused(run, tmp_path)
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("size", [0, 2000, 20_000])
 def test_a_full_disk_ends_the_export_in_one_message_and_an_older_file_stays(command, run, tmp_path, size):
     (tmp_path / "network.onnx").write_text("older")
@@ -199,6 +220,7 @@ def test_a_full_disk_ends_the_export_in_one_message_and_an_older_file_stays(comm
     assert (tmp_path / "network.onnx").read_text() == "older"
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_file_that_the_quantiser_cannot_write_whole_ends_the_export_in_one_message(
     command, run, tmp_path, monkeypatch, share
@@ -214,6 +236,7 @@ def test_a_file_that_the_quantiser_cannot_write_whole_ends_the_export_in_one_mes
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_the_quantiser_works_in_the_folder_of_the_export_and_not_in_the_systems(run, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "no such folder")
     exporting.export_run(run, tmp_path, data_root=None, int8=True, int8_tolerance=1.0, version="0.1.0")
@@ -221,6 +244,7 @@ def test_the_quantiser_works_in_the_folder_of_the_export_and_not_in_the_systems(
     assert tempfile.tempdir == "no such folder"
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_a_file_that_onnxruntime_cannot_write_leaves_no_message_of_its_own(run, tmp_path, monkeypatch, caplog):
     def fail(*args, **kwargs):
         logging.getLogger("onnxruntime.quantization").error("Traceback of onnxruntime")
@@ -232,6 +256,7 @@ def test_a_file_that_onnxruntime_cannot_write_leaves_no_message_of_its_own(run, 
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_folders_of_killed_exports_are_removed_and_those_in_use_stay(run, tmp_path):
     with temporary_folder(tmp_path, ".unchecked-") as at_work:
         (at_work / "network.onnx").write_text("half")
