@@ -60,7 +60,7 @@ pip_install() {
 
 # show_progress: show the present line of pip's output and the elapsed time on the terminal, if standard error is one.
 show_progress() {
-  local line='' text='' status start=$SECONDS width
+  local line='' text='Starting pip' status start=$SECONDS width
   [ -t 2 ] || { cat >/dev/null && return; }
   width=$(stty size <&2 2>/dev/null | cut -d' ' -f2) || width=
   [ "${width:-0}" -gt 20 ] || width=80
@@ -73,6 +73,10 @@ show_progress() {
       # Without the address of the package index.
       0*Collecting* | 0*Downloading* | 0*Building* | 0*Installing*) text=${line#"${line%%[! ]*}"} text=${text/http*\//} ;;
     esac
+    # Name, version and size of a file, without its tags.
+    if [[ $text =~ ^Downloading\ ([^\ -]+-[^\ -]+).*(\(.*\))$ ]]; then
+      text="Downloading ${BASH_REMATCH[1]} ${BASH_REMATCH[2]}"
+    fi
     printf '\r\033[K  %d:%02d  %s' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "${text:0:width-12}" >&2
   done
   printf '\r\033[K' >&2
