@@ -1,0 +1,1 @@
+"""Parts of scripts/verdict_study: its design, its trainings, its records."""

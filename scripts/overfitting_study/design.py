@@ -1,0 +1,183 @@
+"""Design of the study: base configurations drawn at random, and the arms that change one thing of each.
+
+The bases are one random sequence: a longer study continues it, and every prefix covers all factors.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+# Stem and stage widths of ResNets like model=tiny and model=small, narrowest first.
+SIZES: dict[str, tuple[list[int], list[int]]] = {
+    "pico": ([4], [8, 16, 24]),
+    "nano": ([8], [16, 32, 48]),
+    "tiny": ([16], [32, 64, 96]),
+    "small": ([16], [64, 128, 112]),
+    "wide": ([24], [96, 192, 168]),
+}
+# Image passes of a base at most: wider networks are slower.
+_MAX_PASSES = {"nano": 64_000, "tiny": 48_000, "small": 32_000}
+_MIN_PASSES = 12_000
+_SIZE_WEIGHTS = {"nano": 4, "tiny": 4, "small": 1}
+_IMAGES = (1_000, 2_000, 4_000, 8_000, 16_000)
+_EPOCHS = (4, 8, 16, 32, 64)
+# Validation passes of each training, so that the best epoch is chosen among equally many.
+VALIDATION_PASSES = 8
+MAX_IMAGES = 45_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a training of the study.
+
+    Attributes:
+        size: a key of SIZES.
+        images: number of training images.
+        epochs: number of epochs.
+        augmentation: `none`, `flip_crop` or `default` (flip, crop and erasing).
+        erasing: probability of random erasing.
+        label_noise: share of the images whose label is replaced by another class, in training and validation.
+        cutmix: whether images are mixed by CutMix.
+        smoothing: label smoothing.
+        dropout: dropout before the last layer.
+        weight_decay: weight decay.
+    """
+
+    size: str
+    images: int
+    epochs: int
+    augmentation: bool
+    erasing: float
+    label_noise: float
+    cutmix: bool
+    smoothing: float
+    dropout: float
+    weight_decay: float = 0.02
+
+    @property
+    def name(self) -> str:
+        """The settings as text, which identifies a base in the records."""
+        return " ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+
+    def overrides(self, seed: int) -> list[str]:
+        """The overrides of `python -m fashion_cnn.train` with these settings."""
+        stem, widths = SIZES[self.size]
+        augmentation = []
+        if not self.augmentation:
+            augmentation += ["data.augmentation.flip=null", "data.augmentation.crop=null"]
+        augmentation.append(
+            f"data.augmentation.erasing.p={self.erasing}" if self.erasing else "data.augmentation.erasing=null"
+        )
+        return [
+            "model=tiny",
+            f"model.network.stem={stem}",
+            f"model.network.widths={widths}",
+            f"model.network.dropout={self.dropout}",
+            f"model.label_smoothing={self.smoothing}",
+            "data._target_=overfitting_study.training.StudyDataModule",
+            f"+data.label_noise={self.label_noise}",
+            f"data.train_fraction={self.images / MAX_IMAGES!r}",
+            f"data.split_seed={seed}",
+            "data.batch_size=128",
+            *augmentation,
+            *(["mixing=cutmix"] if self.cutmix else []),
+            f"optimizer.weight_decay={self.weight_decay}",
+            f"trainer.max_epochs={self.epochs}",
+            f"trainer.check_val_every_n_epoch={max(1, self.epochs // VALIDATION_PASSES)}",
+            "trainer.enable_progress_bar=false",
+            "callbacks=essential",
+            "~callbacks.lines",
+            "~logger.tensorboard",
+            "test=false",
+            "flip_average=false",
+            f"seed={seed}",
+        ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of the study.
+
+    Attributes:
+        base: number of the base configuration.
+        arm: `base`, or the name of the change.
+        seed: seed of the weights, of the choice of the images, and of the label noise.
+        settings: the settings, with the change applied.
+    """
+
+    base: int
+    arm: str
+    seed: int
+    settings: Settings
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """What identifies the job in the records."""
+        return self.base, self.arm, self.seed
+
+    def as_dict(self) -> dict[str, Any]:
+        """The job as entries of a record."""
+        return {"base": self.base, "arm": self.arm, "seed": self.seed, "settings": asdict(self.settings)}
+
+
+def bases(count: int) -> list[Settings]:
+    """Return the first `count` base configurations, all different."""
+    rng = random.Random("bases")
+    chosen: dict[Settings, None] = {}
+    while len(chosen) < count:
+        size = rng.choices(list(_SIZE_WEIGHTS), list(_SIZE_WEIGHTS.values()))[0]
+        possible = [
+            (images, epochs)
+            for images in _IMAGES
+            for epochs in _EPOCHS
+            if _MIN_PASSES <= images * epochs <= _MAX_PASSES[size]
+        ]
+        images, epochs = rng.choice(possible)
+        augmentation = rng.random() < 0.6
+        settings = Settings(
+            size=size,
+            images=images,
+            epochs=epochs,
+            augmentation=augmentation,
+            erasing=0.5 if augmentation and rng.random() < 0.6 else 0.0,
+            label_noise=rng.choice((0.0, 0.0, 0.0, 0.05, 0.2)),
+            cutmix=rng.random() < 0.25,
+            smoothing=rng.choice((0.0, 0.1)),
+            dropout=rng.choice((0.0, 0.0, 0.2)),
+        )
+        chosen[settings] = None
+    return list(chosen)
+
+
+def arms(base: Settings) -> Mapping[str, Settings]:
+    """Return the settings of each arm that changes `base`, by name."""
+    sizes = list(SIZES)
+    place = sizes.index(base.size)
+    changes: dict[str, dict[str, Any]] = {
+        "longer": {"epochs": base.epochs * 2},
+        "shorter": {"epochs": base.epochs // 2},
+        "no_cutmix" if base.cutmix else "cutmix": {"cutmix": not base.cutmix},
+        "more_erasing": {"erasing": 0.75 if base.erasing else 0.5},
+        "more_decay": {"weight_decay": base.weight_decay * 4},
+        "less_decay": {"weight_decay": base.weight_decay / 4},
+        "dropout": {"dropout": round(base.dropout + 0.2, 3)},
+        "no_smoothing" if base.smoothing else "smoothing": {"smoothing": 0.0 if base.smoothing else 0.1},
+        "smaller": {"size": sizes[place - 1]},
+        "larger": {"size": sizes[place + 1]},
+    }
+    if not base.augmentation:
+        changes["augmentation"] = {"augmentation": True, "erasing": 0.5}
+    if base.images * 2 <= MAX_IMAGES:
+        changes["more_images"] = {"images": base.images * 2}
+    return {name: replace(base, **change) for name, change in changes.items()}
+
+
+def jobs(base_count: int, seeds: int) -> Iterator[Job]:
+    """Return all trainings: every base with its arms for the first seed, then for the next."""
+    configurations = bases(base_count)
+    for seed in range(seeds):
+        for number, base in enumerate(configurations):
+            yield Job(number, "base", seed, base)
+            for name, settings in arms(base).items():
+                yield Job(number, name, seed, settings)
