@@ -10,7 +10,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from fashion_cnn.analysis.tensorboard import dashboard_layout, tensorboard_writer
 from fashion_cnn.data import Batch, ImageDataModule
 from fashion_cnn.metrics.calibration import reliability_diagram
-from fashion_cnn.metrics.gap import gap_by_class_metrics, gap_metrics
+from fashion_cnn.metrics.gap import ValidationPasses, gap_by_class_metrics, gap_metrics
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 
@@ -68,8 +68,20 @@ class PredictionCollector(Callback):
 class GapMonitor(PredictionCollector):
     """Logs the `overfitting_metrics` of each validation pass and lays out their charts in TensorBoard.
 
-    The metrics are computed from the logits of the pass, without further forward passes.
+    The metrics are computed from the logits of the pass, without further forward passes. What each pass measured on
+    each validation image is part of the checkpoints, so a resumed run includes the earlier passes.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passes: dict[str, list[Tensor]] = {"epochs": [], "train_accuracy": [], "correct": [], "losses": []}
+
+    @property
+    def passes(self) -> ValidationPasses | None:
+        """The passes so far; None before the first."""
+        if not self._passes["epochs"]:
+            return None
+        return ValidationPasses(**{name: torch.stack(values) for name, values in self._passes.items()})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out the charts of the custom scalars."""
@@ -84,6 +96,20 @@ class GapMonitor(PredictionCollector):
             data = trainer.datamodule  # type: ignore[attr-defined]
             metrics = overfitting_metrics(self.predictions, data)
             pl_module.log_dict(metrics, logger=False, sync_dist=trainer.world_size > 1)
+            train, val = self.predictions["train"], self.predictions["val"]
+            self._passes["epochs"].append(torch.tensor(trainer.current_epoch + 1))
+            self._passes["train_accuracy"].append(train.correct.double().mean())
+            self._passes["correct"].append(val.correct)
+            self._passes["losses"].append(val.losses.half())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the passes for the checkpoint."""
+        return {name: list(values) for name, values in self._passes.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the passes from the checkpoint; those of older versions have none."""
+        for name in self._passes:
+            self._passes[name] = list(state_dict.get(name, []))
 
 
 def overfitting_metrics(predictions: dict[str, Predictions], data: ImageDataModule) -> dict[str, float]:

@@ -7,8 +7,19 @@ none at 1: the whole split has one accuracy.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fashion_cnn.metrics.intervals import Interval, newcombe_interval, welch_interval, wilson_interval
+import torch
+from torch import Tensor
+
+from fashion_cnn.metrics.intervals import (
+    Interval,
+    newcombe_interval,
+    normal_interval,
+    ratio_interval,
+    welch_interval,
+    wilson_interval,
+)
 from fashion_cnn.metrics.predictions import Predictions
 
 
@@ -25,11 +36,83 @@ def accuracy_gap_of(
     train_accuracy: float, held_out_accuracy: float, train_count: int, held_out_count: int, train_share: float
 ) -> Interval:
     """Return `accuracy_gap` from the two accuracies and the numbers of images."""
-    # The number of images whose binomial variance equals that of a sample without replacement.
-    effective_count = train_count / (1 - train_share) if train_share < 1 else math.inf
     return newcombe_interval(
-        wilson_interval(train_accuracy, effective_count), wilson_interval(held_out_accuracy, held_out_count)
+        wilson_interval(train_accuracy, _effective_count(train_count, train_share)),
+        wilson_interval(held_out_accuracy, held_out_count),
     )
+
+
+def gap_share_of(
+    train_accuracy: float, held_out_accuracy: float, train_count: int, held_out_count: int, train_share: float
+) -> Interval:
+    """Share of the held-out error that the gap makes up, 1 - training error / held-out error, with its interval.
+
+    It is 0 without a gap and 1 for a network without training errors. Arguments as for `accuracy_gap`.
+    """
+    errors = ratio_interval(
+        wilson_interval(1 - train_accuracy, _effective_count(train_count, train_share)),
+        wilson_interval(1 - held_out_accuracy, held_out_count),
+    )
+    if held_out_accuracy == 1:
+        return Interval(0.0, -math.inf, 1.0)
+    return Interval(1 - errors.estimate, 1 - errors.high, 1 - errors.low)
+
+
+def _effective_count(count: int, share: float) -> float:
+    """Number of images whose binomial variance equals that of a sample without replacement."""
+    return count / (1 - share) if share < 1 else math.inf
+
+
+@dataclass(frozen=True)
+class ValidationPasses:
+    """What the validation passes of a training measured on each validation image.
+
+    An epoch that is chosen because it was best on some images looks better on them than it is. Cross-fitting measures
+    it without that bias: the epoch is chosen on one half of the images and measured on the other, and the reverse.
+
+    Attributes:
+        epochs: `(P,)`, the epoch of each pass, from 1.
+        train_accuracy: `(P,)`, accuracy on the train probe.
+        correct: `(P, N)` bool, whether each validation image was classified correctly.
+        losses: `(P, N)`, its cross-entropy in nats.
+    """
+
+    epochs: Tensor
+    train_accuracy: Tensor
+    correct: Tensor
+    losses: Tensor
+
+    def best_epoch_gap(self, train_count: int, train_share: float) -> Interval:
+        """Accuracy gap of the epoch with the highest validation accuracy, cross-fitted, with Newcombe's interval.
+
+        Args:
+            train_count: number of images of the train probe.
+            train_share: share of the training split that the probe is.
+        """
+        correct = torch.empty(self.correct.shape[1], dtype=torch.float64)
+        train_accuracy = 0.0
+        for chosen_on, measured_on in self._halves():
+            # Among equally accurate epochs the one with the lowest loss, as the checkpoint of the best epoch.
+            accuracy = self.correct[:, chosen_on].double().mean(1)
+            loss = self.losses[:, chosen_on].double().mean(1)
+            best = int(torch.where(accuracy == accuracy.max(), loss, torch.inf).argmin())
+            correct[measured_on] = self.correct[best, measured_on].double()
+            train_accuracy += self.train_accuracy[best].item() * len(measured_on) / len(correct)
+        return accuracy_gap_of(train_accuracy, correct.mean().item(), train_count, len(correct), train_share)
+
+    def loss_rise(self) -> Interval:
+        """Rise of the validation loss from its lowest epoch to the last, in nats, cross-fitted and paired by image."""
+        rises = torch.empty(self.losses.shape[1], dtype=torch.float64)
+        for chosen_on, measured_on in self._halves():
+            lowest = int(self.losses[:, chosen_on].double().mean(1).argmin())
+            rises[measured_on] = (self.losses[-1, measured_on] - self.losses[lowest, measured_on]).double()
+        return normal_interval(rises)
+
+    def _halves(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(self.correct.shape[1], generator=generator)
+        first, second = order[::2], order[1::2]
+        return (first, second), (second, first)
 
 
 def loss_gap(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> Interval:

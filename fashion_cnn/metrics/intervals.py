@@ -96,6 +96,30 @@ def newcombe_interval(first: Interval, second: Interval) -> Interval:
     )
 
 
+def ratio_interval(first: Interval, second: Interval) -> Interval:
+    """Interval of the ratio `first / second` of two independent proportions, from their Wilson intervals.
+
+    Method of variance estimates recovery: Donner and Zou, "Closed-form confidence intervals for functions of the normal
+    mean and standard deviation", 2012, section 4. It stays valid for proportions near 0.
+
+    Args:
+        first: a proportion with its interval.
+        second: the proportion to divide by, with its interval. The upper bound is infinite if its lower bound is 0.
+    """
+    p, q = first.estimate, second.estimate
+    product = p * q
+
+    def bound(first_bound: float, second_bound: float, sign: int) -> float:
+        denominator = second_bound * (2 * q - second_bound)
+        if denominator <= 0:
+            return math.inf if sign > 0 else 0.0
+        inner = product**2 - first_bound * (2 * p - first_bound) * denominator
+        return max(0.0, (product + sign * math.sqrt(max(inner, 0.0))) / denominator)
+
+    estimate = p / q if q else math.inf
+    return Interval(estimate, bound(first.low, second.high, -1), bound(first.high, second.low, 1))
+
+
 def mean_interval(values: Tensor) -> Interval:
     """Interval of the mean of values `(N,)` in [0, 1]: Wilson's if all are 0 or 1, else the normal one."""
     values = values.double()
@@ -104,6 +128,13 @@ def mean_interval(values: Tensor) -> Interval:
         return wilson_interval(mean, len(values))
     half = _Z * (values.var() / len(values)).sqrt().item() if len(values) > 1 else math.inf
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def normal_interval(values: Tensor) -> Interval:
+    """Interval of the mean of values `(N,)` of any range, by the central limit theorem; unbounded for a single one."""
+    mean = values.double().mean().item()
+    half = _Z * math.sqrt(_variance_of_mean(values.double()))
+    return Interval(mean, mean - half, mean + half)
 
 
 def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) -> Interval:

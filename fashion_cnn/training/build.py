@@ -1,5 +1,6 @@
 """Builders of the data module, the module and the Trainer from the config."""
 
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.analysis.monitor import GAP_METRICS, GapMonitor, PredictionCollector
 from fashion_cnn.analysis.settings import run_settings
@@ -31,6 +32,38 @@ def check_seed(config: DictConfig) -> int:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} is not possible: give 0 to {2**32 - 1}.")
     return int(config.seed)
+
+
+def apply_remedy(config: DictConfig) -> None:
+    """Change the settings that `remedy` (conf/remedy) names, relative to their values; afterwards it is null.
+
+    Raises:
+        UserError: if the config lacks a setting, or its value is no number.
+    """
+    remedy = config.get("remedy")  # Missing in runs of older versions.
+    if not remedy:
+        return
+    config.remedy = None
+    with open_dict(config):
+        for key, value in (remedy.get("set") or {}).items():
+            OmegaConf.update(config, str(key), value, merge=False)
+        for change, function in (("multiply", _multiplied), ("add", operator.add)):
+            for key, number in (remedy.get(change) or {}).items():
+                value = OmegaConf.select(config, str(key))
+                if value is None:
+                    raise UserError(f"remedy: this training has no {key} to change. Choose another remedy.")
+                OmegaConf.update(config, str(key), function(value, number), merge=False)
+    fraction = OmegaConf.select(config, "data.train_fraction")
+    if fraction is not None and fraction > 1:
+        raise UserError(f"remedy: data.train_fraction would be {fraction:g}: there are no further training images.")
+
+
+def _multiplied(value: Any, factor: float) -> Any:
+    """Multiply a number, or each width of a network, which stays a multiple of eight; whole numbers stay whole."""
+    if OmegaConf.is_list(value):
+        return [max(8, round(width * factor / 8) * 8) for width in value]
+    product = value * factor
+    return max(1, round(product)) if isinstance(value, int) else product
 
 
 def data(config: DictConfig) -> ImageDataModule:

@@ -120,6 +120,7 @@ def prepare(
         The settings of the training, the data module with its training images loaded, and the module to train.
     """
     config = update_config(config)
+    build.apply_remedy(config)
     trust_classes(config)
     if existing:
         by_user = config.resume is not None and _RUN_VARIABLE not in os.environ

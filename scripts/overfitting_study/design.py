@@ -4,17 +4,15 @@ The bases are one random sequence: a longer study continues it, and every prefix
 """
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # Stem and stage widths of ResNets like model=tiny and model=small, narrowest first.
 SIZES: dict[str, tuple[list[int], list[int]]] = {
-    "pico": ([4], [8, 16, 24]),
     "nano": ([8], [16, 32, 48]),
     "tiny": ([16], [32, 64, 96]),
     "small": ([16], [64, 128, 112]),
-    "wide": ([24], [96, 192, 168]),
 }
 # Image passes of a base at most: wider networks are slower.
 _MAX_PASSES = {"nano": 64_000, "tiny": 48_000, "small": 32_000}
@@ -35,13 +33,12 @@ class Settings:
         size: a key of SIZES.
         images: number of training images.
         epochs: number of epochs.
-        augmentation: `none`, `flip_crop` or `default` (flip, crop and erasing).
+        augmentation: whether training images are mirrored and shifted.
         erasing: probability of random erasing.
         label_noise: share of the images whose label is replaced by another class, in training and validation.
         cutmix: whether images are mixed by CutMix.
         smoothing: label smoothing.
         dropout: dropout before the last layer.
-        weight_decay: weight decay.
     """
 
     size: str
@@ -53,12 +50,6 @@ class Settings:
     cutmix: bool
     smoothing: float
     dropout: float
-    weight_decay: float = 0.02
-
-    @property
-    def name(self) -> str:
-        """The settings as text, which identifies a base in the records."""
-        return " ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
 
     def overrides(self, seed: int) -> list[str]:
         """The overrides of `python -m fashion_cnn.train` with these settings."""
@@ -82,9 +73,7 @@ class Settings:
             "data.batch_size=128",
             *augmentation,
             *(["mixing=cutmix"] if self.cutmix else []),
-            f"optimizer.weight_decay={self.weight_decay}",
             f"trainer.max_epochs={self.epochs}",
-            f"trainer.check_val_every_n_epoch={max(1, self.epochs // VALIDATION_PASSES)}",
             "trainer.enable_progress_bar=false",
             "callbacks=essential",
             "~callbacks.lines",
@@ -101,9 +90,9 @@ class Job:
 
     Attributes:
         base: number of the base configuration.
-        arm: `base`, or the name of the change.
+        arm: `base`, or the remedy (conf/remedy) that is applied to it.
         seed: seed of the weights, of the choice of the images, and of the label noise.
-        settings: the settings, with the change applied.
+        settings: the settings of the base.
     """
 
     base: int
@@ -115,6 +104,13 @@ class Job:
     def key(self) -> tuple[int, str, int]:
         """What identifies the job in the records."""
         return self.base, self.arm, self.seed
+
+    def overrides(self) -> list[str]:
+        """The overrides of `python -m fashion_cnn.train`."""
+        epochs = self.settings.epochs * {"longer": 2, "shorter": 0.5}.get(self.arm, 1)
+        every = f"trainer.check_val_every_n_epoch={max(1, int(epochs) // VALIDATION_PASSES)}"
+        remedy = [] if self.arm == "base" else [f"remedy={self.arm}"]
+        return [*self.settings.overrides(self.seed), every, *remedy]
 
     def as_dict(self) -> dict[str, Any]:
         """The job as entries of a record."""
@@ -150,27 +146,15 @@ def bases(count: int) -> list[Settings]:
     return list(chosen)
 
 
-def arms(base: Settings) -> Mapping[str, Settings]:
-    """Return the settings of each arm that changes `base`, by name."""
-    sizes = list(SIZES)
-    place = sizes.index(base.size)
-    changes: dict[str, dict[str, Any]] = {
-        "longer": {"epochs": base.epochs * 2},
-        "shorter": {"epochs": base.epochs // 2},
-        "no_cutmix" if base.cutmix else "cutmix": {"cutmix": not base.cutmix},
-        "more_erasing": {"erasing": 0.75 if base.erasing else 0.5},
-        "more_decay": {"weight_decay": base.weight_decay * 4},
-        "less_decay": {"weight_decay": base.weight_decay / 4},
-        "dropout": {"dropout": round(base.dropout + 0.2, 3)},
-        "no_smoothing" if base.smoothing else "smoothing": {"smoothing": 0.0 if base.smoothing else 0.1},
-        "smaller": {"size": sizes[place - 1]},
-        "larger": {"size": sizes[place + 1]},
-    }
-    if not base.augmentation:
-        changes["augmentation"] = {"augmentation": True, "erasing": 0.5}
-    if base.images * 2 <= MAX_IMAGES:
-        changes["more_images"] = {"images": base.images * 2}
-    return {name: replace(base, **change) for name, change in changes.items()}
+def arms(base: Settings) -> list[str]:
+    """Return the remedies (conf/remedy) that are possible with `base`."""
+    return [
+        *("longer", "shorter", "larger", "smaller", "erasing", "more_decay", "less_decay", "dropout"),
+        "no_mixing" if base.cutmix else "cutmix",
+        "no_smoothing" if base.smoothing else "smoothing",
+        *([] if base.augmentation else ["augmentation"]),
+        *(["more_images"] if base.images * 2 <= MAX_IMAGES else []),
+    ]
 
 
 def jobs(base_count: int, seeds: int) -> Iterator[Job]:
@@ -179,5 +163,5 @@ def jobs(base_count: int, seeds: int) -> Iterator[Job]:
     for seed in range(seeds):
         for number, base in enumerate(configurations):
             yield Job(number, "base", seed, base)
-            for name, settings in arms(base).items():
-                yield Job(number, name, seed, settings)
+            for remedy in arms(base):
+                yield Job(number, remedy, seed, base)

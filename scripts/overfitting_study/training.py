@@ -148,7 +148,7 @@ def run_job(job: Job, root: Path) -> dict[str, Any]:
     start = time.perf_counter()
     is_base = job.arm == "base"
     recorder, dynamics = PassRecorder(), TrainingDynamics()
-    overrides = [*job.settings.overrides(job.seed), f"data.root={root}"]
+    overrides = [*job.overrides(), f"data.root={root}"]
     overrides.append(f"data.probe_size={PROBE_SIZE if is_base else _ARM_PROBE_SIZE}")
     with TemporaryDirectory() as folder:
         callbacks = [recorder, dynamics] if is_base else [recorder]
