@@ -41,7 +41,7 @@ def apply_remedy(config: DictConfig) -> None:
         UserError: if the config lacks a setting, or its value is no number.
     """
     remedy = config.get("remedy")  # Missing in runs of older versions.
-    if not remedy:
+    if remedy is None:
         return
     config.remedy = None
     with open_dict(config):
