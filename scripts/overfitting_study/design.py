@@ -14,11 +14,12 @@ SIZES: dict[str, tuple[list[int], list[int]]] = {
     "tiny": ([16], [32, 64, 96]),
     "small": ([16], [64, 128, 112]),
 }
-# Image passes of a base at most: wider networks are slower.
+# Image passes of a base at most: wider networks are slower. Some narrow ones train on all images, as users do.
 _MAX_PASSES = {"nano": 64_000, "tiny": 48_000, "small": 32_000}
+_MAX_PASSES_OF_ALL_IMAGES = {"nano": 360_000, "tiny": 0, "small": 0}
 _MIN_PASSES = 12_000
 _SIZE_WEIGHTS = {"nano": 4, "tiny": 4, "small": 1}
-_IMAGES = (1_000, 2_000, 4_000, 8_000, 16_000)
+_IMAGES = (1_000, 2_000, 4_000, 8_000, 16_000, 45_000)
 _EPOCHS = (4, 8, 16, 32, 64)
 # Validation passes of each training, so that the best epoch is chosen among equally many.
 VALIDATION_PASSES = 8
@@ -127,7 +128,9 @@ def bases(count: int) -> list[Settings]:
             (images, epochs)
             for images in _IMAGES
             for epochs in _EPOCHS
-            if _MIN_PASSES <= images * epochs <= _MAX_PASSES[size]
+            if _MIN_PASSES
+            <= images * epochs
+            <= (_MAX_PASSES if images < MAX_IMAGES else _MAX_PASSES_OF_ALL_IMAGES)[size]
         ]
         images, epochs = rng.choice(possible)
         augmentation = rng.random() < 0.6

@@ -220,9 +220,10 @@ def _distribution(name: str, predictions: Predictions) -> dict[str, Any]:
     quantiles = torch.tensor([0.05, 0.1, 0.25, 0.5, 0.75], dtype=torch.float64)
     return {
         f"{name}_margin_quantiles": margins(predictions).double().quantile(quantiles).tolist(),
-        f"{name}_probability_margin_mean": (
-            2 * predictions.probabilities.gather(1, predictions.targets[:, None]) - 1
-        ).double().mean().item(),
+        f"{name}_probability_margin_mean": (2 * predictions.probabilities.gather(1, predictions.targets[:, None]) - 1)
+        .double()
+        .mean()
+        .item(),
         f"{name}_confidence": predictions.confidence.double().mean().item(),
         f"{name}_calibration_error": reliability_diagram(predictions).expected_calibration_error,
         f"{name}_entropy": torch.special.entr(predictions.probabilities).sum(1).double().mean().item(),
