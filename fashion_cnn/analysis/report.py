@@ -126,7 +126,7 @@ def results_summary(history: History, results: dict[str, Any]) -> str:
     if "verdict" not in results:
         return "No verdict: no validation pass was made during training."
     parts = [
-        f"**Verdict: {results['verdict']}.** Rule: {results['verdict_rule']}.",
+        f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}.",
         describe_curves(history, results),
         describe_gap(results),
     ]
@@ -167,6 +167,12 @@ def describe_gap(results: dict[str, Any]) -> str:
     if "gap_test/accuracy" in results:
         gap = _describe_interval(results, "gap_test")
         text += f" Test accuracy is {results['test/accuracy']:.2%}: a gap of {gap}."
+    if results.get("chosen_on_validation") and "gap_best/accuracy" in results:
+        gap = _describe_interval(results, "gap_best")
+        text += (
+            " That epoch was chosen on these validation images, which flatters it; chosen on one half of them and "
+            f"measured on the other (cross-fitting), the gap is {gap}."
+        )
     if results["gap_last/epoch"] != results["best_epoch"]:
         gap = _describe_interval(results, "gap_last")
         text += f" After the last measured epoch ({results['gap_last/epoch']}) the gap to validation was {gap}."

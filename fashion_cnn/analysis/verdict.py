@@ -1,29 +1,68 @@
-"""Verdict on a training run: underfitting, good fit, overfitting or memorising, with the rule and what to try next."""
+"""Verdict on a training run: how wide the train/val gap is, and whether acting against it is expected to pay.
 
+The first is an estimate with an interval. The second is learned from a study of short trainings, each repeated with one
+remedy (conf/remedy) at a time and evaluated on images that no run saw: `scripts/verdict_study`, docs/overfitting.md.
+"""
+
+import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.history import History
-from fashion_cnn.metrics.gap import accuracy_gap_of
-from fashion_cnn.metrics.intervals import Interval
+from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of, gap_share_of
+from fashion_cnn.metrics.intervals import Interval, normal_probability_above
 from fashion_cnn.runs.overrides import override_key
 
-Kind = Literal["underfitting", "fits well", "overfitting", "memorising"]
-# The thresholds suit data like Fashion-MNIST, with a few classes that people confuse too. All are fractions.
+Kind = Literal["underfitting", "fits well", "overfitting", "memorising", "undecided"]
 FITTED_ACCURACY = 0.99  # training accuracy from which nothing is left to learn
-LOW_ACCURACY = 0.90  # training accuracy below which more can be learned
-LARGE_GAP = 0.10  # accuracy gap
-LOSS_RISE = 0.05  # rise of the validation loss above its minimum, relative to the minimum
-LOSS_FALL = 0.02  # fall of the validation loss per epoch at the end, relative to the measured epoch before
-LARGE_GAP_SHARE = 2 / 3  # accuracy gap relative to the validation error
-SMALL_GAP_SHARE = 1 / 4  # accuracy gap relative to the validation error
-WIDE_INTERVAL = 0.05  # width of the interval of the accuracy gap that too few images cause
-_SIZES = ("tiny", "small", "medium")
+LARGE_GAP = 0.10  # accuracy gap that memorising has at least, with its whole interval
+WORTHWHILE = 0.002  # gain in accuracy that is worth acting for
+LIKELY, UNLIKELY = 0.5, 0.25  # probabilities of a worthwhile gain from which acting pays, below which it does not
+# How far outside the study a run may lie, in standard deviations of the study's trainings.
+_MARGIN = 0.5
+_STUDY = Path(__file__).with_name("remedies.json")
+# What each remedy does. The first ones narrow the gap; those of _FITTING fit the training images more closely.
+REMEDIES = {
+    "more_images": "train on twice the images",
+    "augmentation": "mirror, shift and erase training images",
+    "cutmix": "mix training images by CutMix",
+    "erasing": "erase a part of three quarters of the training images",
+    "smoothing": "smooth the labels",
+    "dropout": "add dropout",
+    "more_decay": "four times the weight decay",
+    "smaller": "train a narrower network",
+    "shorter": "train half as long",
+    "longer": "train twice as long",
+    "larger": "train a wider network",
+    "less_decay": "a quarter of the weight decay",
+    "no_mixing": "do not mix training images",
+    "no_smoothing": "do not smooth the labels",
+}
+_FITTING = ("longer", "larger", "less_decay", "no_mixing", "no_smoothing")
+
+
+@dataclass(frozen=True)
+class ExpectedGain:
+    """Expected effect of a remedy on a run like the one judged.
+
+    Attributes:
+        remedy: a key of `REMEDIES`.
+        gain: change of held-out accuracy, as a fraction, with a 95% prediction interval for one training.
+        probability: probability that the gain exceeds 0.2 points.
+    """
+
+    remedy: str
+    gain: Interval
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -32,41 +71,56 @@ class Verdict:
 
     Attributes:
         kind: the verdict.
-        rule: the rule that applied, with its values, and a caveat if there are few validation images.
+        rule: what was seen and what is expected, in a sentence or two without the final stop.
         last_epoch: the last measured epoch, from 1.
         gap: the accuracy gap between train probe and validation after that epoch.
+        gap_share: share of the validation error that the gap makes up.
         loss_gap: the loss gap after that epoch.
-        rising_since: the first epoch of a rise of the validation loss under falling training loss; None without one.
+        loss_rise: rise of the validation loss from its lowest epoch to the last, in nats; None if it was not measured
+            on each image.
+        rising_since: the first epoch of a rise that exceeds the noise, under falling training loss; None without one.
         lowest_at_end: True if the validation loss was lowest after the last measured epoch.
+        gains: expected gains of the remedies that are possible, highest first; empty outside the study's range.
     """
 
     kind: Kind
     rule: str
     last_epoch: int
     gap: Interval
+    gap_share: Interval
     loss_gap: float
+    loss_rise: Interval | None
     rising_since: int | None
     lowest_at_end: bool
+    gains: tuple[ExpectedGain, ...]
 
 
-def judge(history: History, train_count: int, val_count: int, train_share: float = 0.0) -> Verdict | None:
-    """Judge a training run by its curves.
+def judge(
+    history: History,
+    config: DictConfig,
+    *,
+    train_images: int,
+    probe_count: int,
+    val_count: int,
+    parameters: int,
+    passes: ValidationPasses | None = None,
+) -> Verdict | None:
+    """Judge a training run by its curves. Only epochs with a validation pass count.
 
-    Only epochs with a validation pass count. The first rule that applies gives the verdict:
-
-    1. memorising: after the last epoch, training accuracy is at least 99% and the accuracy gap at least 10 points.
-    2. overfitting: the validation loss ended at least 5% above its minimum while the training loss fell; or the gap is
-       at least two thirds of the validation error, and its interval excludes zero.
-    3. underfitting: the gap is less than a quarter of the validation error, or its interval contains zero, and there
-       is more to learn: training accuracy is below 90%; or it is below 99%, and the validation loss still fell by at
-       least 2% per epoch since the last but one, or only one epoch was measured.
-    4. fits well: otherwise.
+    - memorising: training accuracy is at least 99%, and the whole interval of the gap is at least 10 points.
+    - overfitting: a remedy that narrows the gap is more likely than not to gain at least 0.2 points.
+    - underfitting: no such remedy is, but one that fits the training images more closely.
+    - fits well: the probability is below 1/4 for every remedy.
+    - undecided: otherwise, and for runs unlike those of the study.
 
     Args:
         history: the metrics of the epochs.
-        train_count: the number of images of the train probe.
+        config: the settings of the run.
+        train_images: the number of training images.
+        probe_count: the number of images of the train probe.
         val_count: the number of images of the validation split.
-        train_share: share of the training split that the train probe is, see `fashion_cnn.metrics.gap`.
+        parameters: the number of parameters of the network.
+        passes: the measurements on each validation image, which tell a rise of the loss from noise.
 
     Returns:
         The verdict; None if no epoch has both a training and a validation loss.
@@ -77,60 +131,163 @@ def judge(history: History, train_count: int, val_count: int, train_share: float
         return None
     epochs, train, val = history.epochs[measured], train[measured], val[measured]
     train_accuracy, val_accuracy = (float(history[f"{name}/accuracy"][measured][-1]) for name in ("train", "val"))
-    gap = accuracy_gap_of(train_accuracy, val_accuracy, train_count, val_count, train_share)
-    gap_share = gap.estimate / max(1 - val_accuracy, 1 / val_count)
+    counts = train_accuracy, val_accuracy, probe_count, val_count, probe_count / train_images
+    gap, gap_share = accuracy_gap_of(*counts), gap_share_of(*counts)
     lowest = int(val.argmin())
-    rise = val[-1] / val[lowest] - 1
-    rising = rise >= LOSS_RISE and train[-1] < train[lowest]
-    step = int(epochs[-1] - epochs[-2]) if len(val) > 1 else 1
-    fall_per_epoch = 1 - (val[-1] / val[-2]) ** (1 / step) if len(val) > 1 else np.inf
-    small_gap = gap_share < SMALL_GAP_SHARE or gap.contains_zero
-
-    points = f"{gap.estimate * 100:.1f} points"
-    gap_text = f"the accuracy gap of {points} is {max(gap_share, 0):.0%} of the validation error"
-    kind: Kind
-    if train_accuracy >= FITTED_ACCURACY and gap.estimate >= LARGE_GAP:
-        kind = "memorising"
-        rule = f"training accuracy is {train_accuracy:.1%} (99% or more) and the accuracy gap {points} (10 or more)"
-    elif rising:
-        kind = "overfitting"
-        rule = (
-            f"validation loss ended {rise:.0%} above its minimum (5% or more) while training loss fell from "
-            f"{train[lowest]:.4f} to {train[-1]:.4f}"
-        )
-    elif gap_share >= LARGE_GAP_SHARE and gap.low > 0:
-        kind, rule = "overfitting", f"{gap_text} (two thirds or more)"
-    elif small_gap and train_accuracy < LOW_ACCURACY:
-        kind, rule = "underfitting", f"{gap_text}, and training accuracy is only {train_accuracy:.1%}"
-    elif small_gap and fall_per_epoch >= LOSS_FALL and train_accuracy < FITTED_ACCURACY:
-        if len(val) == 1:
-            falling = "only one epoch was measured"
-        else:
-            last = "the last epoch" if step == 1 else f"the last {step} epochs"
-            falling = f"validation loss fell by {1 - val[-1] / val[-2]:.0%} in {last}"
-        kind, rule = "underfitting", f"{gap_text}, and {falling}"
-    else:
-        both_rose = "training loss did not fall while validation loss rose"
-        losses = both_rose if rise >= LOSS_RISE else "validation loss did not rise"
-        large = "two thirds or more, but its interval contains zero"
-        size = large if gap_share >= LARGE_GAP_SHARE else "less than two thirds"
-        kind, rule = "fits well", f"{losses}, and {gap_text} ({size})"
+    rise = passes.loss_rise() if passes is not None and lowest < len(val) - 1 else None
+    is_rising = rise is not None and rise.low > 0 and bool(train[-1] < train[lowest])
+    features = run_features(
+        train_accuracy,
+        val_accuracy,
+        images=train_images,
+        epochs=int(history.epochs[-1]),
+        parameters=parameters,
+        config=config,
+    )
+    gains = expected_gains(features, config)
+    memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
+    kind: Kind = "memorising" if memorises else _kind(gains)
+    parts = [_describe_gap(gap, gap_share)]
+    if is_rising:
+        assert rise is not None
+        low, high = (bound / val[lowest] for bound in (rise.low, rise.high))
+        parts.append(f"validation loss rose by {rise.estimate / val[lowest]:.0%} ({low:.0%} to {high:.0%})")
     return Verdict(
         kind=kind,
-        rule=rule + _caveat(gap, val_count),
+        rule=f"{'; '.join(parts)}. {_describe_gains(gains)}",
         last_epoch=int(epochs[-1]),
         gap=gap,
+        gap_share=gap_share,
         loss_gap=float(val[-1] - train[-1]),
-        rising_since=int(epochs[lowest + 1]) if rising else None,
+        loss_rise=rise,
+        rising_since=int(epochs[lowest + 1]) if is_rising else None,
         lowest_at_end=lowest == len(val) - 1,
+        gains=gains,
     )
 
 
-def _caveat(gap: Interval, val_count: int) -> str:
-    if gap.high - gap.low <= WIDE_INTERVAL:
-        return ""
-    bounds = f"{gap.low * 100:+.1f} to {gap.high * 100:+.1f} points"
-    return f"; with only {val_count:,} validation images, the 95% interval of the gap is {bounds}"
+def _kind(gains: Sequence[ExpectedGain]) -> Kind:
+    likely = [gain.remedy for gain in gains if gain.probability >= LIKELY]
+    if any(remedy not in _FITTING for remedy in likely):
+        return "overfitting"
+    if likely:
+        return "underfitting"
+    return "fits well" if gains and all(gain.probability < UNLIKELY for gain in gains) else "undecided"
+
+
+def _describe_gap(gap: Interval, share: Interval) -> str:
+    bounds = f"95% interval {gap.low * 100:+.1f} to {gap.high * 100:+.1f}"
+    if gap.contains_zero:
+        return f"no accuracy gap is seen: {gap.estimate * 100:+.1f} points ({bounds})"
+    return (
+        f"the accuracy gap is {gap.estimate * 100:.1f} points ({bounds}), "
+        f"{share.estimate:.0%} of the validation error ({share.low:.0%} to {share.high:.0%})"
+    )
+
+
+def _describe_gains(gains: Sequence[ExpectedGain]) -> str:
+    if not gains:
+        return "Whether a remedy would pay is not known: the study has no training like this one"
+    helpful = [gain for gain in gains if gain.probability >= UNLIKELY]
+    if not helpful:
+        return "In runs like this one no remedy is expected to gain 0.2 points"
+    texts = [
+        f"{gain.remedy} gained {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
+        f"{gain.gain.high * 100:+.1f})"
+        for gain in helpful[:2]
+    ]
+    rest = "; nothing else is expected to help" if len(helpful) <= len(texts) else ""
+    return f"In runs like this one, {' and '.join(texts)}{rest}"
+
+
+FEATURES = ("gap_share", "log_val_error", "log2_images", "log2_epochs", "log2_parameters", "augmentation", "mixing")
+
+
+def run_features(
+    train_accuracy: float, val_accuracy: float, *, images: int, epochs: int, parameters: int, config: DictConfig
+) -> NDArray[np.float64]:
+    """Compute the features `(F,)` of a run that expected gains depend on, in the order of `FEATURES`.
+
+    Args:
+        train_accuracy: accuracy on the train probe after the last measured epoch.
+        val_accuracy: accuracy on the validation set then.
+        images: the number of training images.
+        epochs: the number of epochs.
+        parameters: the number of parameters of the network.
+        config: the settings of the run.
+    """
+    train_error, val_error = (max(1 - accuracy, 1e-4) for accuracy in (train_accuracy, val_accuracy))
+    augmentation = OmegaConf.select(config, "data.augmentation") or {}
+    return np.array(
+        [
+            1 - train_error / val_error,
+            math.log(val_error),
+            math.log2(images),
+            math.log2(epochs),
+            math.log2(parameters),
+            float(any(augmentation.values())),
+            float(bool(config.get("mixing"))),
+        ]
+    )
+
+
+@cache
+def _study() -> dict[str, Any]:
+    return json.loads(_STUDY.read_text())
+
+
+def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[ExpectedGain, ...]:
+    """Predict the gains of the remedies that are possible with `config`, highest first.
+
+    Args:
+        features: `(F,)`, see `run_features`.
+        config: the settings of the run.
+
+    Returns:
+        The gains; without the remedies that the study did not try on runs like this one.
+    """
+    study = _study()
+    mean, scale = (np.array(study[name]) for name in ("mean", "scale"))
+    standardised = (features - mean) / scale
+    gains = []
+    for remedy in possible_remedies(config):
+        if (model := study["remedies"].get(remedy)) is None:
+            continue
+        low, high = (np.array(model[bound]) for bound in ("low", "high"))
+        if (features < low - _MARGIN * scale).any() or (features > high + _MARGIN * scale).any():
+            continue
+        gain = model["intercept"] + float(standardised @ np.array(model["coefficients"]))
+        half = 1.96 * model["deviation"]
+        probability = normal_probability_above(WORTHWHILE, gain, model["deviation"])
+        gains.append(ExpectedGain(remedy, Interval(gain, gain - half, gain + half), probability))
+    return tuple(sorted(gains, key=lambda gain: -gain.gain.estimate))
+
+
+def possible_remedies(config: DictConfig) -> list[str]:
+    """List the remedies (conf/remedy) that change something in a training with `config`."""
+
+    def value(key: str) -> Any:
+        return OmegaConf.select(config, key)
+
+    augmentation = value("data.augmentation") or {}
+    has_mixing, smoothing = bool(config.get("mixing")), value("model.label_smoothing") or 0
+    possible = {
+        "more_images": (value("data.train_fraction") or 1) <= 0.5,
+        "augmentation": not any(augmentation.values()),
+        "cutmix": not has_mixing,
+        "erasing": (augmentation.get("erasing") or {}).get("p", 0) < 0.75,
+        "smoothing": not smoothing,
+        "dropout": value("model.network.dropout") is not None and value("model.network.dropout") <= 0.5,
+        "more_decay": bool(value("optimizer.weight_decay")),
+        "smaller": bool(value("model.network.widths")),
+        "shorter": value("trainer.max_epochs") > 1,
+        "longer": True,
+        "larger": bool(value("model.network.widths")),
+        "less_decay": bool(value("optimizer.weight_decay")),
+        "no_mixing": has_mixing,
+        "no_smoothing": bool(smoothing),
+    }
+    return [remedy for remedy in REMEDIES if possible[remedy]]
 
 
 @dataclass(frozen=True)
@@ -146,55 +303,29 @@ class Advice:
     overrides: tuple[str, ...]
 
 
-def advise(verdict: Verdict, config: DictConfig, epochs: int) -> list[Advice]:
-    """Suggest at most three changes that are possible with `config`, after a run of so many epochs."""
-    overfits = verdict.kind in ("overfitting", "memorising")
-    advice = _reduce_overfitting(verdict, config) if overfits else _improve_fit(verdict, config)
-    if not overfits and verdict.lowest_at_end and epochs == OmegaConf.select(config, "trainer.max_epochs"):
-        last = "last epoch" if verdict.last_epoch == epochs else "last measured epoch"
-        reason = f"train longer, since validation loss was lowest after the {last}"
-        advice.insert(0, Advice(reason, (f"trainer.max_epochs={2 * epochs}",)))
-    return advice[:3]
+def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
+    """Suggest the two best remedies if they may pay, and one command that tries both over three seeds."""
+    typed = next((o.partition("=")[2] for o in config.get("overrides") or [] if override_key(o) == "remedy"), "")
+    applied = [name for name in typed.strip("[]").split(",") if name]
 
+    def choice(*remedies: str) -> str:
+        names = [*applied, *remedies]
+        return names[0] if len(names) == 1 else f"[{','.join(names)}]"
 
-def _reduce_overfitting(verdict: Verdict, config: DictConfig) -> list[Advice]:
-    advice = []
-    fraction = OmegaConf.select(config, "data.train_fraction")
-    if fraction is not None and fraction < 1:
-        advice.append(Advice("use all training images", ("data.train_fraction=1.0",)))
-    augmentation = OmegaConf.select(config, "data.augmentation") or {}
-    if not any(augmentation.values()):
-        parts = ",".join(
-            f"{name}:{{_target_:fashion_cnn.data.Random{name.capitalize()}}}" for name in ("flip", "erasing")
+    helpful = [gain for gain in verdict.gains if gain.probability >= UNLIKELY][:2]
+    if not helpful:
+        return [Advice("measure the variation over seeds", ("-m", "seed=0,1,2"))]
+    advice = [
+        Advice(
+            f"{REMEDIES[gain.remedy]}: {gain.gain.estimate * 100:+.1f} points expected, a gain of 0.2 or more with "
+            f"probability {gain.probability:.0%}",
+            (f"remedy={choice(gain.remedy)}",),
         )
-        advice.append(Advice("add data augmentation", (f"data.augmentation={{{parts}}}",)))
-    elif (augmentation.get("erasing") or {}).get("p", 1) < 0.75:
-        advice.append(Advice("apply random erasing to more images", ("data.augmentation.erasing.p=0.75",)))
-    if verdict.rising_since is not None and not OmegaConf.select(config, "callbacks.early_stopping"):
-        early_stopping = [f"callbacks.early_stopping.{part}" for part in ("monitor=val/loss", "mode=min")]
-        reason = "stop early, when validation loss no longer falls"
-        advice.append(Advice(reason, ("callbacks=early_stopping", *early_stopping)))
-    dropout = OmegaConf.select(config, "model.network.dropout")
-    if dropout is not None and dropout <= 0.5:
-        advice.append(Advice("increase dropout", (f"model.network.dropout={dropout + 0.2:g}",)))
-    decay = OmegaConf.select(config, "optimizer.weight_decay")
-    if decay is not None:
-        advice.append(Advice("increase weight decay", (f"optimizer.weight_decay={decay * 4 if decay else 0.01:g}",)))
-    return advice
-
-
-def _improve_fit(verdict: Verdict, config: DictConfig) -> list[Advice]:
-    advice = []
-    dropout = OmegaConf.select(config, "model.network.dropout")
-    if verdict.kind == "underfitting" and dropout:
-        advice.append(Advice("disable dropout, which limits the fit", ("model.network.dropout=0.0",)))
-    overrides = dict(override.partition("=")[::2] for override in config.get("overrides") or [])
-    size = overrides.get("model", "small")
-    if "experiment" not in overrides and size in _SIZES[:-1]:
-        advice.append(Advice("train a larger model", (f"model={_SIZES[_SIZES.index(size) + 1]}",)))
-    if verdict.kind == "fits well":
-        advice.append(Advice("measure the variation over seeds", ("-m", "seed=0,1,2")))
-    return advice
+        for gain in helpful
+    ]
+    compared = [choice() if applied else "none", *(choice(gain.remedy) for gain in helpful)]
+    tried = " and ".join(gain.remedy for gain in helpful)
+    return [*advice, Advice(f"try {tried} over three seeds", ("sweep=remedies", f"remedy={','.join(compared)}"))]
 
 
 def training_command(config: Mapping[str, Any] | DictConfig, changes: Sequence[str] = ()) -> str:

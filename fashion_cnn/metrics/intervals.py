@@ -154,6 +154,11 @@ def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) 
     return Interval(estimate, estimate - half, estimate + half)
 
 
+def normal_probability_above(threshold: float, mean: float, deviation: float) -> float:
+    """Probability that a normal variable exceeds `threshold`."""
+    return 0.5 * (1 + math.erf((mean - threshold) / deviation / math.sqrt(2)))
+
+
 def paired_interval(differences: Sequence[float]) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
 

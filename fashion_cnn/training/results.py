@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from fashion_cnn.analysis.history import History, evaluation_lag, read_history
-from fashion_cnn.analysis.monitor import PredictionCollector, overfitting_metrics
+from fashion_cnn.analysis.monitor import GapMonitor, PredictionCollector, overfitting_metrics
 from fashion_cnn.analysis.verdict import advise, judge, training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import read_checkpoint, weights_sha256
-from fashion_cnn.metrics.gap import gap_metrics, largest_gap_classes
+from fashion_cnn.metrics.gap import ValidationPasses, gap_metrics, largest_gap_classes
+from fashion_cnn.metrics.intervals import Interval, to_json_dict
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
@@ -72,7 +73,9 @@ def collect_results(
         trained = min(len(data.train_split), data.batch_size * trainer.num_training_batches)
         lag = evaluation_lag(history, len(predictions["train"]), trained)
         results |= {"evaluation_lag": lag.estimate} if lag.low > 0 else {}
-    return results | verdict_results(config, history, results, predictions, data), predictions
+    monitors = [part for part in trainer.callbacks if isinstance(part, GapMonitor)]  # type: ignore[attr-defined]
+    passes = monitors[0].passes if monitors else None
+    return results | verdict_results(config, history, results, predictions, data, passes), predictions
 
 
 def _teachers_seconds(config: DictConfig) -> dict[str, float]:
@@ -136,41 +139,65 @@ def verdict_results(
     results: dict[str, Any],
     predictions: dict[str, Predictions],
     data: ImageDataModule,
+    passes: ValidationPasses | None,
 ) -> dict[str, Any]:
     """Return the verdict on the training: its rule, the gap at the end, the classes behind it and commands to try.
 
     Args:
         config: the settings of the run.
         history: metrics of each epoch.
-        results: the results so far, of which `epochs` is read.
+        results: the results so far, of which `parameters` is read.
         predictions: predictions of the best weights by split.
         data: the run's data, for the class names and the size of the training split.
+        passes: the measurements on each validation image, if the run has them.
 
     Returns:
         Entries of results.json; none if there was no train probe, no validation set or no validation pass.
     """
     if not {"train", "val"} <= predictions.keys():
         return {}
-    train_count = len(predictions["train"])
-    verdict = judge(history, train_count, len(predictions["val"]), train_count / len(data.train_split))
+    probe_count = len(predictions["train"])
+    verdict = judge(
+        history,
+        config,
+        train_images=len(data.train_split),
+        probe_count=probe_count,
+        val_count=len(predictions["val"]),
+        parameters=results["parameters"],
+        passes=passes,
+    )
     if verdict is None:
         return {}
-    advice = advise(verdict, config, results["epochs"])
+    advice = advise(verdict, config)
     return {
         "verdict": verdict.kind,
         "verdict_rule": verdict.rule,
         "rising_since": verdict.rising_since,
-        "gap_last/accuracy": verdict.gap.estimate,
-        "gap_last/accuracy_low": verdict.gap.low,
-        "gap_last/accuracy_high": verdict.gap.high,
+        **_interval_results("gap_last/accuracy", verdict.gap),
+        **_interval_results("gap_last/share", verdict.gap_share),
         "gap_last/loss": verdict.loss_gap,
         "gap_last/epoch": verdict.last_epoch,
+        **_best_epoch_gap(passes, probe_count, len(data.train_split)),
         "gap_carriers": [
             data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
         ],
+        "expected_gains": {
+            gain.remedy: {**to_json_dict(gain.gain), "probability": gain.probability} for gain in verdict.gains
+        },
         "advice": [training_command(config, suggestion.overrides) for suggestion in advice],
         "advice_reasons": [suggestion.reason for suggestion in advice],
     }
+
+
+def _best_epoch_gap(passes: ValidationPasses | None, probe_count: int, train_images: int) -> dict[str, float]:
+    """The gap of the best epoch, free of the bias from choosing it on the same images; see `ValidationPasses`."""
+    if passes is None:
+        return {}
+    return _interval_results("gap_best/accuracy", passes.best_epoch_gap(probe_count, probe_count / train_images))
+
+
+def _interval_results(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def count_multiply_adds(module: ImageClassifier) -> int:

@@ -1,35 +1,26 @@
 """Gains of the arms over their bases, and a model that predicts them, evaluated with whole bases left out."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
+from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, WORTHWHILE, ExpectedGain, run_features
+from fashion_cnn.metrics.intervals import Interval, normal_probability_above
 from overfitting_study.records import job_key
 
 Floats = NDArray[np.float64]
-# A gain that is worth acting for, as a fraction.
-WORTHWHILE = 0.002
 # Strength of the ridge penalty on standardised features, in observations.
 RIDGE = 10.0
-FEATURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "gap_share": lambda run: 1 - (1 - run["last_train_accuracy"]) / (1 - run["last_val_accuracy"]),
-    "log_val_error": lambda run: math.log(1 - run["last_val_accuracy"]),
-    "log_images": lambda run: math.log2(run["settings"]["images"]),
-    "log_epochs": lambda run: math.log2(run["settings"]["epochs"]),
-    "loss_rise": lambda run: run["last_val_loss"] / min(p["val_loss"] for p in run["passes"]) - 1,
-    "loss_fall": lambda run: 1 - run["passes"][-1]["val_loss"] / run["passes"][len(run["passes"]) // 2 - 1]["val_loss"],
-    "augmentation": lambda run: float(run["settings"]["augmentation"]),
-    "cutmix": lambda run: float(run["settings"]["cutmix"]),
-}
 # The advice of version 1, by its reason in results.json: the arm that it stands for, None for no change.
 FORMER_ADVICE = {
     "use all training images": "more_images",
     "add data augmentation": "augmentation",
-    "apply random erasing to more images": "more_erasing",
+    "apply random erasing to more images": "erasing",
     "stop early, when validation loss no longer falls": None,
     "increase dropout": "dropout",
     "increase weight decay": "more_decay",
@@ -76,7 +67,7 @@ def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
                 number,
                 seed,
                 arm,
-                np.array([feature(base) for feature in FEATURES.values()]),
+                features_of(base),
                 run["last_judge_accuracy"] - base["last_judge_accuracy"],
                 base["last_judge_loss"] - run["last_judge_loss"],
                 gap_change,
@@ -85,72 +76,198 @@ def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
     return found
 
 
+def features_of(run: Mapping[str, Any]) -> Floats:
+    """The features `(F,)` of a recorded training, as the verdict computes them."""
+    settings = run["settings"]
+    config = OmegaConf.create(
+        {
+            "data": {"augmentation": {"flip": settings["augmentation"] or None}},
+            "mixing": {"p": 0.5} if settings["cutmix"] else None,
+        }
+    )
+    return run_features(
+        run["last_train_accuracy"],
+        run["last_val_accuracy"],
+        images=settings["images"],
+        epochs=settings["epochs"],
+        parameters=run["parameters"],
+        config=config,
+    )
+
+
+# Pairs of recorded ablations (scripts/records.jsonl) on all training images: the row before a remedy, the row with it,
+# the remedy, and the remedy that leads back.
+ABLATIONS = (
+    ("tiny: as it is", "tiny: CutMix for half of the images", "cutmix", "no_mixing"),
+    ("tiny: as it is", "tiny: no label smoothing", "no_smoothing", "smoothing"),
+    ("tiny: as it is", "tiny: length: 32 epochs", "longer", "shorter"),
+    ("tiny: length: 8 epochs", "tiny: as it is", "longer", "shorter"),
+    ("speedrun_93: as it is", "speedrun_93: no label smoothing", "no_smoothing", "smoothing"),
+    ("speedrun_93: as it is", "speedrun_93: widths 32, 64, 128", "smaller", "larger"),
+    ("speedrun_93: no mirrored images", "speedrun_93: as it is", "augmentation", None),
+    ("speedrun_95: no CutMix", "speedrun_95: as it is", "cutmix", "no_mixing"),
+    ("small: no CutMix", "small: as it is", "cutmix", "no_mixing"),
+    ("medium: no CutMix", "medium: as it is", "cutmix", "no_mixing"),
+)
+_MIXED = (
+    "tiny: CutMix for half of the images",
+    *(f"{name}: as it is" for name in ("speedrun_95", "small", "medium")),
+)
+_NOT_AUGMENTED = ("speedrun_93: no mirrored images",)
+
+
+def ablation_gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
+    """Gains of the remedies among the recorded ablations, judged by the 5,000 validation images of each.
+
+    These were measured once, after the last epoch. Each recipe counts as one base.
+    """
+    by_row: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        by_row.setdefault(record["row"], {})[record["results"]["seed"]] = record["results"]
+    recipes = sorted({before.partition(":")[0] for before, _, _, _ in ABLATIONS})
+    found = []
+    for before, after, remedy, reverse in ABLATIONS:
+        number = -1 - recipes.index(before.partition(":")[0])
+        for seed in by_row[before].keys() & by_row[after].keys():
+            for first, second, arm in ((before, after, remedy), (after, before, reverse)):
+                if arm is not None:
+                    found.append(_ablation_gain(by_row[first][seed], by_row[second][seed], first, number, seed, arm))
+    return found
+
+
+def _ablation_gain(
+    run: Mapping[str, Any], changed: Mapping[str, Any], row: str, number: int, seed: int, arm: str
+) -> Gain:
+    config = OmegaConf.create(
+        {
+            "data": {"augmentation": {"flip": None if row in _NOT_AUGMENTED else True}},
+            "mixing": {"p": 0.5} if row in _MIXED else None,
+        }
+    )
+    features = run_features(
+        run["train/accuracy"],
+        run["val/accuracy"],
+        images=run["train_images"],
+        epochs=run["epochs"],
+        parameters=run["parameters"],
+        config=config,
+    )
+    return Gain(
+        number,
+        seed,
+        arm,
+        features,
+        changed["val/accuracy"] - run["val/accuracy"],
+        run["val/loss"] - changed["val/loss"],
+        changed["gap/accuracy"] - run["gap/accuracy"],
+    )
+
+
 def _gap(run: Mapping[str, Any]) -> float:
     return run["last_train_accuracy"] - run["last_val_accuracy"]
 
 
 @dataclass(frozen=True)
 class GainModel:
-    """Linear model of the gain of one arm.
+    """Linear model of the gain of one remedy.
 
     Attributes:
-        mean: `(F,)` of the features.
-        scale: `(F,)`, their standard deviations.
         intercept: gain at the mean of the features.
         coefficients: `(F,)` of the standardised features.
         deviation: standard deviation of a new gain around the prediction.
+        count: number of gains that it was fitted to.
     """
 
-    mean: Floats
-    scale: Floats
     intercept: float
     coefficients: Floats
     deviation: float
+    count: int
 
-    def predict(self, features: Floats) -> Floats:
-        """Predict gains from features `(N, F)`."""
-        return self.intercept + (features - self.mean) / self.scale @ self.coefficients
-
-    def probability(self, features: Floats, threshold: float = WORTHWHILE) -> Floats:
-        """Probability that the gain exceeds `threshold`."""
-        z = (self.predict(features) - threshold) / self.deviation
-        return np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in np.atleast_1d(z)])
+    def predict(self, features: Floats) -> float:
+        """Predict a gain from standardised features `(F,)`."""
+        return self.intercept + float(features @ self.coefficients)
 
 
-def fit(features: Floats, values: Floats, ridge: float = RIDGE) -> GainModel:
+def fit(design: Floats, values: Floats, ridge: float = RIDGE) -> GainModel:
     """Fit by ridge regression; the deviation is that of leave-one-out residuals.
 
     Args:
-        features: `(N, F)`.
+        design: `(N, F)` standardised features.
         values: `(N,)` gains.
-        ridge: penalty on the squared standardised coefficients, in units of the residual variance.
+        ridge: penalty on the squared coefficients; infinite for the mean alone.
     """
-    mean, scale = features.mean(0), np.maximum(features.std(0), 1e-9)
-    design = (features - mean) / scale
-    inverse = np.linalg.inv(design.T @ design + ridge * np.eye(design.shape[1]))
-    intercept = values.mean()
-    coefficients = inverse @ design.T @ (values - intercept)
-    leverage = np.einsum("nf,fg,ng->n", design, inverse, design) + 1 / len(values)
-    residuals = (values - intercept - design @ coefficients) / np.maximum(1 - leverage, 0.1)
-    return GainModel(mean, scale, float(intercept), coefficients, float(max(residuals.std(), 1e-4)))
+    intercept = float(values.mean())
+    centred = design - design.mean(0)
+    if math.isinf(ridge):
+        coefficients, leverage = np.zeros(design.shape[1]), np.full(len(values), 1 / len(values))
+    else:
+        inverse = np.linalg.inv(centred.T @ centred + ridge * np.eye(design.shape[1]))
+        coefficients = inverse @ centred.T @ (values - intercept)
+        leverage = np.einsum("nf,fg,ng->n", centred, inverse, centred) + 1 / len(values)
+    residuals = (values - intercept - centred @ coefficients) / np.maximum(1 - leverage, 0.1)
+    deviation = float(np.sqrt(np.square(residuals).mean()))
+    return GainModel(intercept - float(design.mean(0) @ coefficients), coefficients, max(deviation, 1e-4), len(values))
 
 
-def leave_bases_out(found: Sequence[Gain], ridge: float = RIDGE) -> dict[tuple[int, int, str], tuple[float, float]]:
-    """Predict each gain by a model of its arm that saw no training of its base.
+def standardisation(found: Sequence[Gain]) -> tuple[Floats, Floats]:
+    """Mean and standard deviation `(F,)` of the features, over the bases' trainings."""
+    features = np.array(list({(gain.base, gain.seed): gain.features for gain in found}.values()))
+    return features.mean(0), np.maximum(features.std(0), 1e-9)
 
-    Returns:
-        The predicted gain and the probability that it is worthwhile, by base, seed and arm.
-    """
-    predictions: dict[tuple[int, int, str], tuple[float, float]] = {}
+
+def leave_bases_out(found: Sequence[Gain], ridge: float = RIDGE) -> dict[tuple[int, int, str], ExpectedGain]:
+    """Predict each gain by a model of its remedy that saw no training of its base, by base, seed and remedy."""
+    mean, scale = standardisation(found)
+    predictions: dict[tuple[int, int, str], ExpectedGain] = {}
     for arm in sorted({gain.arm for gain in found}):
         of_arm = [gain for gain in found if gain.arm == arm]
         for base in {gain.base for gain in of_arm}:
-            train = [gain for gain in of_arm if gain.base != base]
-            if len(train) < 3:
+            others = [gain for gain in of_arm if gain.base != base]
+            if len(others) < 4:
                 continue
-            model = fit(np.array([g.features for g in train]), np.array([g.accuracy for g in train]), ridge)
+            design = (np.array([gain.features for gain in others]) - mean) / scale
+            model = fit(design, np.array([gain.accuracy for gain in others]), ridge)
             for gain in of_arm:
                 if gain.base == base:
-                    expected = float(model.predict(gain.features[None])[0])
-                    predictions[base, gain.seed, arm] = expected, float(model.probability(gain.features[None])[0])
+                    expected = model.predict((gain.features - mean) / scale)
+                    half = 1.96 * model.deviation
+                    predictions[base, gain.seed, arm] = ExpectedGain(
+                        arm,
+                        Interval(expected, expected - half, expected + half),
+                        normal_probability_above(WORTHWHILE, expected, model.deviation),
+                    )
     return predictions
+
+
+def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of fashion_cnn/analysis/remedies.json, fitted to all gains."""
+    mean, scale = standardisation(found)
+    remedies = {}
+    for remedy in REMEDIES:
+        of_arm = [gain for gain in found if gain.arm == remedy]
+        if len(of_arm) >= 4:
+            design = (np.array([gain.features for gain in of_arm]) - mean) / scale
+            model = fit(design, np.array([gain.accuracy for gain in of_arm]))
+            remedies[remedy] = {
+                "intercept": round(model.intercept, 6),
+                "coefficients": _rounded(model.coefficients),
+                "deviation": round(model.deviation, 6),
+                "count": model.count,
+                "low": _rounded(np.min([gain.features for gain in of_arm], axis=0)),
+                "high": _rounded(np.max([gain.features for gain in of_arm], axis=0)),
+            }
+    return {
+        "fitted_by": "scripts/verdict_study fit",
+        "trainings": len(records),
+        "bases": len({gain.base for gain in found}),
+        "seeds": len({gain.seed for gain in found}),
+        "ridge": RIDGE,
+        "features": list(FEATURES),
+        "mean": _rounded(mean),
+        "scale": _rounded(scale),
+        "remedies": remedies,
+    }
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
