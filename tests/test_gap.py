@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from fashion_cnn.metrics.gap import (
+    ValidationPasses,
     accuracy_gap,
     accuracy_gap_by_class,
     gap_by_class_metrics,
+    gap_share_of,
     largest_gap_classes,
     loss_gap,
     metric_name,
@@ -44,6 +46,34 @@ def test_wilson_interval_stays_within_0_and_1_and_has_positive_width():
     interval = wilson_interval(1.0, 50)
     assert (interval.low, interval.high) == pytest.approx((0.9287, 1.0), abs=1e-4)
     assert wilson_interval(0.0, 50).high > 0
+
+
+def test_interval_of_the_share_of_the_gap_covers_the_truth():
+    random = np.random.default_rng(0)
+    for train_error, val_error, count in ((0.02, 0.06, 5000), (0.0005, 0.05, 1000), (0.05, 0.05, 500)):
+        inside = []
+        for _ in range(1000):
+            accuracies = (1 - random.binomial(count, error) / count for error in (train_error, val_error))
+            share = gap_share_of(*accuracies, count, count, 0.0)
+            inside.append(share.low <= 1 - train_error / val_error <= share.high)
+        assert np.mean(inside) == pytest.approx(0.95, abs=0.025)
+    assert gap_share_of(1.0, 0.9, 100, 100, 1.0) == Interval(1.0, 1.0, 1.0)
+    assert gap_share_of(1.0, 1.0, 100, 100, 0.0).low == -np.inf, "without errors there is no share"
+
+
+def test_gap_of_the_best_epoch_is_free_of_the_bias_of_the_choice():
+    random = np.random.default_rng(0)
+    naive, fitted, inside = [], [], []
+    for _ in range(200):
+        correct = torch.tensor(random.random((20, 1000)) < 0.9)
+        passes = ValidationPasses(torch.arange(1, 21), torch.full((20,), 0.95), correct, torch.ones(20, 1000))
+        gap = passes.best_epoch_gap(5000, train_share=1.0)
+        naive.append(0.95 - correct.double().mean(1).max().item())
+        fitted.append(gap.estimate)
+        inside.append(gap.low <= 0.05 <= gap.high)
+    assert np.mean(naive) < 0.04, "the best of 20 equal epochs looks better than it is"
+    assert np.mean(fitted) == pytest.approx(0.05, abs=0.002)
+    assert np.mean(inside) >= 0.9
 
 
 def test_accuracy_gap_is_the_difference_of_the_accuracies():

@@ -89,7 +89,7 @@ def test_gap_is_described_in_images_with_its_interval_and_significance():
 
 def test_summary_starts_with_the_verdict_and_ends_with_the_advice():
     text = results_summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
-    assert text.startswith("**Verdict: overfitting.** Rule: the rule.")
+    assert text.startswith("**Verdict: overfitting.** After the last epoch, the rule.")
     assert text.endswith("- stop earlier:\n  `python -m fashion_cnn.train callbacks=early_stopping`")
 
 

@@ -1,14 +1,20 @@
-"""Verdict and advice on synthetic curves of each kind."""
+"""Verdict and advice on synthetic curves, with made and with the shipped expectations."""
 
+import math
 import shlex
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from fashion_cnn.analysis import verdict as verdict_module
 from fashion_cnn.analysis.history import History
-from fashion_cnn.analysis.verdict import advise, judge, training_command
-from fashion_cnn.cli.main import compose
+from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, advise, judge, possible_remedies, training_command
+from fashion_cnn.cli.main import CONFIG_DIR, compose
+from fashion_cnn.metrics.gap import ValidationPasses
+from fashion_cnn.training.build import apply_remedy
 
 
 def curves(train_loss, val_loss, train_accuracy, val_accuracy):
@@ -25,123 +31,209 @@ def curves(train_loss, val_loss, train_accuracy, val_accuracy):
     )
 
 
-CURVES = {
-    "one epoch": ("underfitting", curves([0.42], [0.43], 0.86, 0.855)),
-    "flat and bad": ("underfitting", curves([0.9, 0.8, 0.795], [0.9, 0.8, 0.796], 0.70, 0.695)),
-    "still falling": ("underfitting", curves([0.4, 0.3, 0.25], [0.4, 0.31, 0.27], 0.93, 0.925)),
-    "a good fit": ("fits well", curves([0.3, 0.15, 0.1], [0.3, 0.18, 0.155], 0.966, 0.949)),
-    "all learned, no gap": ("fits well", curves([0.3, 0.01], [0.3, 0.01], 1.0, 1.0)),
-    "a small fluctuation": ("fits well", curves([0.3, 0.15, 0.14], [0.3, 0.200, 0.204], 0.96, 0.94)),
-    "rising": ("overfitting", curves([0.3, 0.2, 0.1, 0.05], [0.35, 0.28, 0.3, 0.33], 0.98, 0.92)),
-    "all gap": ("overfitting", curves([0.3, 0.1, 0.03], [0.3, 0.2, 0.2], 0.99, 0.94)),
-    "memorised at the limit": ("memorising", curves([1.5, 0.5, 0.001], [1.6, 1.8, 4.0], 0.99, 0.5)),
-    "memorised": ("memorising", curves([1.5, 0.5, 0.001], [1.6, 1.8, 4.0], 1.0, 0.5)),
-}
+FALLING = curves([0.3, 0.15, 0.1], [0.3, 0.18, 0.155], 0.966, 0.949)
+RISING = curves([0.3, 0.2, 0.1, 0.05], [0.35, 0.28, 0.3, 0.33], 0.98, 0.92)
+MEMORISED = curves([1.5, 0.5, 0.001], [1.6, 1.8, 4.0], 1.0, 0.5)
 
 
-@pytest.mark.parametrize(("kind", "history"), CURVES.values(), ids=CURVES)
-def test_each_kind_of_curves_gets_its_verdict(kind, history):
-    verdict = judge(history, 5000, 5000)
-    assert verdict.kind == kind
-    assert len(verdict.rule) > 30
-
-
-def test_rising_since_is_the_first_epoch_of_the_rise():
-    verdict = judge(CURVES["rising"][1], 5000, 5000)
-    assert verdict.rising_since == 3
-    assert "18% above its minimum" in verdict.rule
-    good_fit = judge(CURVES["a good fit"][1], 5000, 5000)
-    assert good_fit.rising_since is None
-    assert good_fit.lowest_at_end
-    assert advise(good_fit, compose(overrides=["trainer.max_epochs=3"]), epochs=3)[0].overrides == (
-        "trainer.max_epochs=6",
+def judged(history, overrides=(), *, val_count=5000, **settings):
+    config = compose(overrides=overrides)
+    return judge(
+        history,
+        config,
+        train_images=settings.pop("train_images", 10_000),
+        probe_count=settings.pop("probe_count", 5000),
+        val_count=val_count,
+        parameters=100_000,
+        **settings,
     )
-    stopped_early = compose(overrides=["trainer.max_epochs=30"])
-    suggestions = advise(good_fit, stopped_early, epochs=3)
-    assert suggestions
-    assert all("max_epochs" not in advice.overrides[0] for advice in suggestions)
 
 
-def test_rising_training_and_validation_loss_is_not_overfitting():
-    assert judge(curves([0.3, 0.2, 0.4], [0.3, 0.22, 0.42], 0.92, 0.91), 5000, 5000).kind != "overfitting"
+@pytest.fixture
+def expect(monkeypatch):
+    """A function that sets the expected gain in points of some remedies, with a standard deviation of 0.3 points."""
+
+    def set_gains(low=-100.0, high=100.0, **gains):
+        count = len(FEATURES)
+        bounds = {"low": [low] * count, "high": [high] * count}
+        remedies = {
+            name: {"intercept": gain / 100, "coefficients": [0.0] * count, "deviation": 0.003, **bounds}
+            for name, gain in gains.items()
+        }
+        study = {"mean": [0.0] * count, "scale": [1.0] * count, "remedies": remedies}
+        monkeypatch.setattr(verdict_module, "_study", lambda: study)
+
+    return set_gains
 
 
-def test_gap_whose_interval_contains_zero_is_not_overfitting():
-    history = curves([0.3, 0.1, 0.03], [0.3, 0.2, 0.2], 0.98, 0.94)
-    assert judge(history, 5000, 5000).kind == "overfitting"
-    few = judge(history, 50, 50)
-    assert few.kind == "fits well"
-    assert "(two thirds or more, but its interval contains zero)" in few.rule
+@pytest.mark.parametrize(
+    ("kind", "gains"),
+    [
+        ("overfitting", {"cutmix": 0.6, "longer": 0.1}),
+        ("overfitting", {"cutmix": 0.3, "longer": 0.9}),
+        ("underfitting", {"cutmix": -0.5, "longer": 0.4}),
+        ("fits well", {"cutmix": -0.5, "longer": -0.1}),
+        ("undecided", {"cutmix": 0.15, "longer": -0.1}),
+        ("undecided", {}),
+    ],
+)
+def test_verdict_depends_on_what_a_remedy_is_expected_to_gain(kind, gains, expect):
+    expect(**gains)
+    verdict = judged(FALLING)
+    assert verdict.kind == kind
+    assert [gain.remedy for gain in verdict.gains] == sorted(gains, key=lambda name: -gains[name])
+    for gain in verdict.gains:
+        assert gain.gain.estimate == pytest.approx(gains[gain.remedy] / 100)
+        assert gain.gain.high - gain.gain.low == pytest.approx(2 * 1.96 * 0.003)
+        z = (gains[gain.remedy] / 100 - 0.002) / 0.003
+        assert gain.probability == pytest.approx(0.5 * (1 + math.erf(z / math.sqrt(2))))
 
 
-def test_verdict_on_few_images_has_a_caveat():
-    history = CURVES["all gap"][1]
-    assert "validation images" not in judge(history, 5000, 5000).rule
-    assert "; with only 50 validation images, the 95% interval of the gap is" in judge(history, 5000, 50).rule
+def test_verdict_says_what_was_seen_and_what_is_expected(expect):
+    expect(cutmix=0.4, larger=0.25, dropout=-0.3)
+    rule = judged(FALLING).rule
+    assert rule.startswith("the accuracy gap is 1.7 points (95% interval +1.0 to +2.4), 33% of the validation error (")
+    assert rule.endswith(
+        "In runs like this one, CutMix gained +0.4 points (-0.2 to +1.0) and a wider network gained +0.2 points "
+        "(-0.3 to +0.8); "
+        "nothing else is expected to help"
+    )
+    expect(cutmix=-0.4)
+    assert judged(FALLING).rule.endswith("no remedy is expected to gain 0.2 points")
 
 
-def measured_every(step, epochs, train_loss, val_loss, train_accuracy, val_accuracy):
-    """History of which every `step`-th epoch was measured."""
-    rows = curves(train_loss, val_loss, train_accuracy, val_accuracy)
-    sparse = {name: np.full(epochs, np.nan) for name in rows.metrics}
-    for name, values in rows.metrics.items():
-        sparse[name][step - 1 :: step] = values
-    return History(epochs=np.arange(1, epochs + 1), metrics=sparse)
+def test_nothing_is_expected_of_a_run_unlike_those_of_the_study(expect):
+    expect(low=-1.0, high=1.0, cutmix=0.6)
+    verdict = judged(FALLING)
+    assert (verdict.kind, verdict.gains) == ("undecided", ())
+    assert "the study has no training like this one" in verdict.rule
 
 
-def test_a_fall_between_measurements_is_named_with_its_epochs_and_judged_per_epoch():
-    losses = [0.4, 0.3, 0.25], [0.4, 0.31, 0.27]
-    verdict = judge(measured_every(5, 16, *losses, 0.93, 0.925), 5000, 5000)
-    assert (verdict.kind, verdict.last_epoch) == ("underfitting", 15)
-    assert verdict.rule.endswith("validation loss fell by 13% in the last 5 epochs")
-    advice = advise(verdict, compose(overrides=["trainer.max_epochs=16"]), epochs=16)[0]
-    assert advice.reason.endswith("validation loss was lowest after the last measured epoch")
-    slower = [0.4, 0.3, 0.28], [0.4, 0.31, 0.295]
-    assert judge(measured_every(1, 3, *slower, 0.93, 0.925), 5000, 5000).kind == "underfitting"
-    assert judge(measured_every(5, 15, *slower, 0.93, 0.925), 5000, 5000).kind == "fits well", "1% per epoch"
+def test_gap_that_may_be_chance_is_called_so(expect):
+    expect()
+    verdict = judged(curves([0.3], [0.3], 0.92, 0.91), val_count=100)
+    assert verdict.gap.contains_zero
+    assert verdict.rule.startswith("no accuracy gap is seen: +1.0 points (95% interval ")
+
+
+def test_network_that_knows_its_training_images_by_heart_memorises(expect):
+    expect(cutmix=0.6)
+    assert judged(MEMORISED).kind == "memorising"
+    few = curves([1.5, 0.001], [1.6, 4.0], 1.0, 0.88)
+    assert judged(few).kind == "memorising"
+    assert judged(few, val_count=50).kind == "overfitting", "the gap may be below 10 points"
+
+
+def passes(rise, count, noise=0.3):
+    """Passes whose mean loss falls to 0.3 and then rises by `rise` at the last epoch."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(count, generator=generator)
+    means = torch.tensor([0.5, 0.3, 0.3 + rise])
+    losses = means[:, None] + base - base.mean() + noise * torch.randn(3, count, generator=generator)
+    correct = torch.rand(3, count, generator=generator) < 0.9
+    return ValidationPasses(torch.tensor([1, 2, 3]), torch.full((3,), 0.95), correct, losses)
+
+
+def test_rise_of_the_loss_must_exceed_its_noise():
+    history = curves([0.5, 0.2, 0.1], [0.5, 0.300, 0.316], 0.95, 0.95)
+    few = judged(history, val_count=50, passes=passes(0.016, 50))
+    assert few.loss_rise.contains_zero
+    assert few.rising_since is None
+    assert "rose" not in few.rule
+    many = judged(history, passes=passes(0.016, 5000))
+    assert many.rising_since == 3
+    assert "validation loss rose by " in many.rule
+    both = curves([0.3, 0.1, 0.2], [0.5, 0.300, 0.316], 0.95, 0.95)
+    assert judged(both, passes=passes(0.016, 5000)).rising_since is None, "training loss did not fall"
+    assert judged(history).loss_rise is None, "not measured on each image"
+
+
+def test_only_measured_epochs_count():
+    sparse = {name: np.full(16, np.nan) for name in FALLING.metrics}
+    for name, values in FALLING.metrics.items():
+        sparse[name][4::5] = values
+    assert judged(History(epochs=np.arange(1, 17), metrics=sparse)).last_epoch == 15
 
 
 def test_a_probe_that_is_the_whole_training_split_narrows_the_interval_of_the_gap():
-    history = CURVES["a good fit"][1]
-    part, whole = judge(history, 500, 5000).gap, judge(history, 500, 5000, train_share=1.0).gap
+    part, whole = (judged(FALLING, probe_count=500, train_images=images).gap for images in (10**9, 500))
     assert whole.estimate == part.estimate
     assert part.contains_zero
     assert not whole.contains_zero
 
 
-def test_early_stopping_is_advised_on_the_loss_that_rises():
-    verdict = judge(CURVES["rising"][1], 5000, 5000)
-    (overrides,) = (
-        advice.overrides
-        for advice in advise(verdict, compose(), epochs=20)
-        if "callbacks=early_stopping" in advice.overrides
-    )
-    config = compose(overrides=overrides)
-    assert (config.callbacks.early_stopping.monitor, config.callbacks.early_stopping.mode) == ("val/loss", "min")
-
-
 def test_history_without_validation_has_no_verdict():
     without_validation = History(epochs=np.array([1]), metrics={"running/loss": np.array([1.0])})
-    assert judge(without_validation, 0, 0) is None
+    assert judged(without_validation) is None
 
 
-@pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize(
-    "overrides", [[], ["experiment=overfit"], ["experiment=regularised"], ["model=baseline", "optimizer=sgd"]]
+    "overrides",
+    [[], ["experiment=overfit"], ["experiment=regularised"], ["remedy=longer"], ["model=baseline", "optimizer=sgd"]],
 )
-def test_advice_is_a_command_that_composes(name, overrides):
+def test_advice_is_a_command_that_composes(overrides, expect):
+    expect(**dict.fromkeys(REMEDIES, 0.5))
     config = compose(overrides=overrides)
-    verdict = judge(CURVES[name][1], 5000, 5000)
-    suggestions = advise(verdict, config, epochs=config.trainer.max_epochs)
-    assert 1 <= len(suggestions) <= 3
-    for advice in suggestions:
-        python, _, module, *arguments = shlex.split(training_command(config, advice.overrides))
+    *single, sweep = advise(judged(FALLING, overrides), config)
+    assert len(single) == 2
+    for advice in (*single, sweep):
+        python, _, module, *changes = shlex.split(training_command(config, advice.overrides))
         assert (python, module) == ("python", "fashion_cnn.train")
-        changes = [part for part in arguments if part != "-m"]
         OverridesParser.create().parse_overrides(changes)
-        assert set(overrides) - set(changes) == set(), "the earlier overrides stay"
-        if "-m" not in arguments:
+        if advice is not sweep:
             assert compose(overrides=changes) != config
+            assert "% of the validation" not in advice.reason
+    assert sweep.overrides[0] == "sweep=remedies"
+
+
+def test_advice_adds_to_a_remedy_that_was_applied(expect):
+    expect(cutmix=0.6, larger=0.5)
+    config = compose(overrides=["remedy=longer"])
+    first, _, sweep = advise(judged(FALLING, ["remedy=longer"]), config)
+    assert first.overrides == ("remedy=[longer,cutmix]",)
+    assert sweep.overrides == ("sweep=remedies", "remedy=longer,[longer,cutmix],[longer,larger]")
+    expect(cutmix=-0.6)
+    (only,) = advise(judged(FALLING), compose())
+    assert only.overrides == ("-m", "seed=0,1,2")
+
+
+def test_every_possible_remedy_changes_the_training():
+    shrunk = ["data.train_fraction=0.4", "optimizer=adamw", "model.network.dropout=0.1"]
+    plain = [*shrunk, "data.augmentation=null", "model.label_smoothing=0.0"]
+    mixed = [*shrunk, "mixing=mixup"]
+    tried = set()
+    for overrides in (plain, mixed):
+        before = compose(overrides=overrides)
+        for remedy in possible_remedies(before):
+            config = compose(overrides=[*overrides, f"remedy={remedy}"])
+            apply_remedy(config)
+            assert config.remedy is None
+            assert OmegaConf.to_container(config) != OmegaConf.to_container(before) | {"remedy": None}, remedy
+            tried.add(remedy)
+    assert tried == set(REMEDIES) == {file.stem for file in (CONFIG_DIR / "remedy").glob("*.yaml")} - {"none"}
+
+
+def test_remedies_change_values_relative_to_those_of_the_run():
+    overrides = ["model=tiny", "trainer.max_epochs=5", "remedy=[longer,larger,dropout,cutmix]"]
+    config = compose(overrides=overrides)
+    apply_remedy(config)
+    assert config.trainer.max_epochs == 10
+    assert list(config.model.network.widths) == [48, 96, 144]
+    assert config.model.network.dropout == pytest.approx(0.2)
+    assert config.mixing._target_.endswith("CutMix")
+    apply_remedy(config)
+    assert config.trainer.max_epochs == 10, "applied once"
+
+
+def test_shipped_expectations_fit_the_features_and_the_remedies():
+    study = verdict_module._study()
+    assert tuple(study["features"]) == FEATURES
+    assert study["remedies"].keys() <= REMEDIES.keys()
+    assert len(study["remedies"]) >= 10
+    for model in study["remedies"].values():
+        numbers = [*model["coefficients"], *model["low"], *model["high"], model["intercept"], model["deviation"]]
+        assert np.isfinite(numbers).all()
+        assert len(model["coefficients"]) == len(FEATURES)
 
 
 def test_later_override_replaces_one_of_the_same_key():

@@ -6,6 +6,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from fashion_cnn.analysis.dynamics import TrainingDynamics, likely_label_errors
 from fashion_cnn.analysis.history import read_history
+from fashion_cnn.analysis.monitor import GapMonitor
 from fashion_cnn.analysis.verdict import judge
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
@@ -58,17 +59,22 @@ def memorising_run(fashion_mnist_root, tmp_path_factory):
     trainer = build.trainer(config, data, run.path)
     trainer.fit(module, datamodule=data)
     dynamics = next(part for part in trainer.callbacks if isinstance(part, TrainingDynamics)).result()
-    return read_history(run), dynamics, data
+    monitor = next(part for part in trainer.callbacks if isinstance(part, GapMonitor))
+    return read_history(run), dynamics, data, monitor.passes, config
 
 
 def test_network_trained_on_shuffled_labels_memorises(memorising_run):
-    history, _, data = memorising_run
+    history, _, data, passes, config = memorising_run
     assert len(data.train_probe) == 1000
-    verdict = judge(history, len(data.train_probe), len(data.val_split))
+    counts = {"train_images": 1000, "probe_count": 1000, "val_count": len(data.val_split), "parameters": 100_000}
+    verdict = judge(history, config, passes=passes, **counts)
     assert verdict.kind == "memorising", verdict.rule
+    assert passes.correct.shape == (9, 1000)
+    assert verdict.loss_rise.low > 0
+    assert verdict.rising_since is not None
 
 
-def test_one_epoch_underfits(fashion_mnist_root, tmp_path):
+def test_one_epoch_is_unlike_the_trainings_of_the_study(fashion_mnist_root, tmp_path):
     results = train(
         compose(
             overrides=[
@@ -82,11 +88,13 @@ def test_one_epoch_underfits(fashion_mnist_root, tmp_path):
             ]
         )
     )
-    assert results["verdict"] == "underfitting", results["verdict_rule"]
+    assert results["verdict"] == "undecided", results["verdict_rule"]
+    assert "the study has no training like this one" in results["verdict_rule"]
+    assert results["gap_best/accuracy_low"] <= results["gap_best/accuracy"] <= results["gap_best/accuracy_high"]
 
 
 def test_shuffled_labels_are_ranked_as_likely_errors(memorising_run):
-    _, dynamics, data = memorising_run
+    _, dynamics, data, _, _ = memorising_run
     order = data.train_split.indices.argsort()
     assert torch.equal(dynamics.indices, data.train_split.indices[order])
     wrong = (data.train_split.targets != data.true_targets)[order]

@@ -30,22 +30,23 @@ LIKELY, UNLIKELY = 0.5, 0.25  # probabilities of a worthwhile gain from which ac
 # How far outside the study a run may lie, in standard deviations of the study's trainings.
 _MARGIN = 0.5
 _STUDY = Path(__file__).with_name("remedies.json")
-# What each remedy does. The first ones narrow the gap; those of _FITTING fit the training images more closely.
+# Each remedy (conf/remedy) as a noun and as advice. The first ones narrow the gap; those of _FITTING fit the training
+# images more closely.
 REMEDIES = {
-    "more_images": "train on twice the images",
-    "augmentation": "mirror, shift and erase training images",
-    "cutmix": "mix training images by CutMix",
-    "erasing": "erase a part of three quarters of the training images",
-    "smoothing": "smooth the labels",
-    "dropout": "add dropout",
-    "more_decay": "four times the weight decay",
-    "smaller": "train a narrower network",
-    "shorter": "train half as long",
-    "longer": "train twice as long",
-    "larger": "train a wider network",
-    "less_decay": "a quarter of the weight decay",
-    "no_mixing": "do not mix training images",
-    "no_smoothing": "do not smooth the labels",
+    "more_images": ("twice the images", "train on twice the images"),
+    "augmentation": ("augmentation", "mirror, shift and erase training images"),
+    "cutmix": ("CutMix", "mix training images by CutMix"),
+    "erasing": ("more random erasing", "erase a part of three quarters of the training images"),
+    "smoothing": ("label smoothing", "smooth the labels"),
+    "dropout": ("more dropout", "increase dropout"),
+    "more_decay": ("four times the weight decay", "increase weight decay fourfold"),
+    "smaller": ("a narrower network", "train a narrower network"),
+    "shorter": ("half the epochs", "train half as long"),
+    "longer": ("twice the epochs", "train twice as long"),
+    "larger": ("a wider network", "train a wider network"),
+    "less_decay": ("a quarter of the weight decay", "reduce weight decay to a quarter"),
+    "no_mixing": ("no mixing of images", "do not mix training images"),
+    "no_smoothing": ("no label smoothing", "do not smooth the labels"),
 }
 _FITTING = ("longer", "larger", "less_decay", "no_mixing", "no_smoothing")
 
@@ -192,7 +193,7 @@ def _describe_gains(gains: Sequence[ExpectedGain]) -> str:
     if not helpful:
         return "In runs like this one no remedy is expected to gain 0.2 points"
     texts = [
-        f"{gain.remedy} gained {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
+        f"{REMEDIES[gain.remedy][0]} gained {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
         f"{gain.gain.high * 100:+.1f})"
         for gain in helpful[:2]
     ]
@@ -317,14 +318,14 @@ def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
         return [Advice("measure the variation over seeds", ("-m", "seed=0,1,2"))]
     advice = [
         Advice(
-            f"{REMEDIES[gain.remedy]}: {gain.gain.estimate * 100:+.1f} points expected, a gain of 0.2 or more with "
+            f"{REMEDIES[gain.remedy][1]}: {gain.gain.estimate * 100:+.1f} points expected, a gain of 0.2 or more with "
             f"probability {gain.probability:.0%}",
             (f"remedy={choice(gain.remedy)}",),
         )
         for gain in helpful
     ]
     compared = [choice() if applied else "none", *(choice(gain.remedy) for gain in helpful)]
-    tried = " and ".join(gain.remedy for gain in helpful)
+    tried = " and ".join(REMEDIES[gain.remedy][0] for gain in helpful)
     return [*advice, Advice(f"try {tried} over three seeds", ("sweep=remedies", f"remedy={','.join(compared)}"))]
 
 

@@ -28,8 +28,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
     of_study = [gain for gain in found if gain.base >= 0]
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
-        f"{len({r['seed'] for r in records})} seeds, {sum(r['seconds'] for r in records) / 3600:.1f} hours of one core; "
-        f"{len(found) - len(of_study)} gains from recorded ablations.",
+        f"{len({r['seed'] for r in records})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
         gains_table(of_study),
         correlations(bases, of_study),
         regret_table(records, found, without=()),
@@ -92,7 +91,7 @@ def correlations(bases: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> s
 
 
 def regret_table(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], *, without: Sequence[str]) -> str:
-    """Regret of rules that choose one remedy: gain of the best one minus gain of the chosen one, whole bases left out."""
+    """Regret of rules that choose one remedy: gain of the best minus gain of the chosen, whole bases left out."""
     predicted = leave_bases_out(found)
     actual: dict[Key, dict[str, float]] = {}
     for gain in found:
