@@ -200,9 +200,22 @@ def test_one_seed_is_no_evidence(tmp_path):
     text = conclude(comparison)
     assert text.startswith("optimizer.lr=0.2 has the highest validation accuracy. With optimizer.lr=0.2 instead of ")
     assert "accuracy is 2.00 points higher. One seed cannot measure the variation over seeds" in text
+    assert "such a difference up to 0.4 points" in text
     axes = Figure().subplots()
     plot_gap_against(comparison, "optimizer.lr", axes)
     assert not axes.collections, "no error bars"
+
+
+def test_each_remedy_is_compared_with_no_change(tmp_path):
+    for remedy, gain in (("none", 0.0), ("cutmix", 0.01), ("longer", 0.0)):
+        for seed in range(3):
+            accuracy = 0.9 + seed / 100 + gain + (seed - 1) / 1000 * (remedy != "none")
+            make_run(tmp_path / f"{remedy}{seed}", [f"remedy={remedy}"], seed, accuracy, model={"n": remedy})
+    sentences = conclude(compare(find_runs(str(tmp_path)))).split("intervals. ")
+    assert sentences[0].startswith("With remedy=cutmix instead of remedy=none, the gap is")
+    assert "validation accuracy is 1.00 points higher (0.75 to 1.25); 3 pairs" in sentences[0]
+    assert sentences[1].startswith("With remedy=longer instead of remedy=none")
+    assert "validation accuracy is not seen to differ" in sentences[1]
 
 
 def test_two_seeds_give_no_interval(tmp_path):

@@ -73,7 +73,9 @@ def _resample_means(errors: Sequence[Floats]) -> list[Floats]:
     """Sample mean errors of other seeds, by a parametric bootstrap; none with one seed per size.
 
     The relative standard deviation of the errors is assumed equal at all sizes. It is estimated from all seeds, and
-    sampled too, from its scaled inverse chi distribution, since a few seeds determine it poorly.
+    sampled too, from its scaled inverse chi distribution, since a few seeds determine it poorly. Runs of the same seed
+    share validation images and nested training subsets: where all sizes have equally many seeds, in the same order, the
+    correlation of their errors is estimated and sampled with.
     """
     counts = np.array([len(values) for values in errors])
     means = np.array([values.mean() for values in errors])
@@ -82,12 +84,26 @@ def _resample_means(errors: Sequence[Floats]) -> list[Floats]:
     degrees_of_freedom = int((counts[has_errors] - 1).sum())
     if not degrees_of_freedom:
         return []
-    pairs = zip(errors, means, strict=True)
-    squares = sum(float(np.square(values / mean - 1).sum()) for values, mean in pairs if mean > 0)
+    relative = [values / mean - 1 for values, mean in zip(errors, means, strict=True) if mean > 0]
+    squares = sum(float(np.square(values).sum()) for values in relative)
     random = np.random.default_rng(0)
-    deviations = np.sqrt(squares / random.chisquare(degrees_of_freedom, _RESAMPLES))
-    relative = deviations[:, None] / np.sqrt(counts) * random.standard_normal((_RESAMPLES, len(means)))
-    return list(means * np.exp(relative))
+    correlation = _correlation(relative)
+    # Errors that move together determine the deviation less well than independent ones.
+    effective = degrees_of_freedom / (1 + correlation * (len(relative) - 1))
+    deviations = np.sqrt(squares / degrees_of_freedom * effective / random.chisquare(effective, _RESAMPLES))
+    shared, own = random.standard_normal((_RESAMPLES, 1)), random.standard_normal((_RESAMPLES, len(means)))
+    draws = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+    return list(means * np.exp(deviations[:, None] / np.sqrt(counts) * draws))
+
+
+def _correlation(relative: Sequence[Floats]) -> float:
+    """Mean correlation of the deviations of the same seed between sizes, from 0 to 1."""
+    if len(relative) < 2 or len({len(values) for values in relative}) > 1:
+        return 0.0
+    covariances = np.stack(relative) @ np.stack(relative).T
+    variance = np.trace(covariances) / len(relative)
+    between = (covariances.sum() - np.trace(covariances)) / (len(relative) * (len(relative) - 1))
+    return float(np.clip(between / variance, 0, 1)) if variance else 0.0
 
 
 def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:

@@ -43,6 +43,11 @@ def run_settings(config: DictConfig) -> dict[str, Setting]:
     # The seed of the data defaults to that of the run.
     if settings.get("data.seed") == settings.get("seed"):
         settings.pop("data.seed", None)
+    # A split that each seed draws anew is one setting, not one for each seed.
+    raw = OmegaConf.to_container(config)
+    data = raw.get("data") if isinstance(raw, dict) else None
+    if isinstance(data, dict) and data.get("split_seed") == "${seed}":
+        settings["data.split_seed"] = "seed"
     return settings
 
 
