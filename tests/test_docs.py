@@ -225,7 +225,8 @@ def documented_options():
 OPTION_FILES = {
     str(path.relative_to(CONF).with_suffix("")): path
     for path in sorted(CONF.rglob("*.yaml"))
-    if path.relative_to(CONF).parts[0] not in ("experiment", "hydra", "remedy", "sweep") and not path.stem.startswith("_")
+    if path.relative_to(CONF).parts[0] not in ("experiment", "hydra", "remedy", "sweep")
+    and not path.stem.startswith("_")
 }
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from overfitting_study.analysis import Gain
 
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES
+from overfitting_study.analysis import Gain
 
 SHOWN = ("longer", "larger", "cutmix", "erasing", "smoothing", "dropout", "more_decay", "shorter")
 
