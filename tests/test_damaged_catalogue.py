@@ -138,6 +138,7 @@ def assert_one_message(result):
     assert "rebuild=true" in err or "python -m fashion_cnn.index" in err or "run it again" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_search_reports_the_damage_and_indexing_repairs_it(search, index, damaged, damage):
     folder = damaged(damage)

@@ -767,6 +767,7 @@ def test_unfinished_files_of_a_killed_indexing_are_removed_by_the_next(run_index
     assert (table / "notes#1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 500, 2000, 5000, 8000, 10_000])
 @pytest.mark.parametrize("rebuild", ["false", "true"])
 def test_a_full_disk_ends_an_indexing_in_one_message_and_blocks_no_later_one(run_index, shop, tmp_path, size, rebuild):

@@ -475,6 +475,7 @@ def test_a_data_root_given_on_resuming_is_written_into_the_run(tiny, stop, disar
     assert stored == run.config(), "nothing else changes"
 
 
+@pytest.mark.training
 def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
     config = tiny()
     stop(1, KeyboardInterrupt())
@@ -499,6 +500,7 @@ def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
     assert train(tiny("resume=latest"))["epochs"] == 3
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     "content",
     [
@@ -679,6 +681,7 @@ def from_data(name):
 BRIEF = ("trainer.max_epochs=1", "test=false")
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("old", [False, True], ids=["recorded", "computed for an older run"])
 def test_init_from_finds_validation_images_that_another_data_module_read(tiny, old):
     source = train(tiny(*BRIEF, from_data("SameImages"), "data.val_size=0"))["run"]
@@ -694,6 +697,7 @@ def test_init_from_the_same_split_of_another_data_module_is_accepted(tiny):
     assert "val/loss" in train(tiny(*BRIEF, f"init_from='{source}'"))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("gone", [False, True], ids=["first run present", "first run deleted"])
 def test_init_from_finds_validation_images_over_two_runs(tiny, gone):
     first = train(tiny(*BRIEF, from_data("SameImages"), "data.val_size=0"))["run"]
@@ -717,6 +721,7 @@ def test_images_that_the_data_set_holds_twice_are_no_leakage(tiny, fraction):
     assert "val/loss" in train(tiny(*settings, f"data.train_fraction={fraction}", f"init_from='{source}'"))
 
 
+@pytest.mark.training
 def test_settings_are_compared_where_the_images_of_an_older_run_are_gone(tiny, monkeypatch):
     def gone(run):
         raise UserError("the data set is missing")
@@ -799,6 +804,7 @@ def test_init_from_another_network_is_refused_before_a_run_directory_exists(tiny
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.training
 def test_init_from_weights_trained_on_validation_images_is_refused(tiny):
     brief = ["trainer.max_epochs=1"]
     on_all = train(tiny(*brief, "data.val_size=0"))["run"]
