@@ -86,9 +86,9 @@ def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write results and plots into `folder`. Raises UserError if it is not writable."""
     create_folder(folder, "out")
     write_json(folder / METRICS_FILE, outcome)
+    title = f"Search of similar images by class, {outcome['split']} set, run {run_id(Path(outcome['run']))}"
     for name, figure in plot_outcome(outcome).items():
-        name = run_id(Path(outcome["run"]))
-        add_subtitle(figure, f"Search of similar images by class, {outcome['split']} set, run {name}")
+        add_subtitle(figure, title)
         save_figure(figure, folder / f"{name}.png")
     outcome["written_to"] = str(display_path(folder))
 
