@@ -1,5 +1,6 @@
 """The command line: help, error messages, paths."""
 
+import functools
 import os
 import re
 import shlex
@@ -30,22 +31,25 @@ from fashion_cnn.training.callbacks import HEADER
 
 COMMANDS = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
 
-# Calls a command as `python -m` does, several times in one process, and lists the heavy packages it imported.
+# Calls each command as `python -m` does, several times in one process, and lists the heavy packages that are imported.
 CALL_SEVERAL_TIMES = """
 import sys
 from importlib import import_module
 
 from hydra.core.global_hydra import GlobalHydra
 
-main = import_module(sys.argv[1] + ".__main__" * sys.argv[1].endswith(".runs")).main
-for arguments in (["--help"], ["--cfg", "job"], ["no_such_option=1"]):
-    sys.argv[1:] = arguments
-    GlobalHydra.instance().clear()
-    try:
-        main()
-    except SystemExit as stop:
-        print("exit status", stop.code)
-    print("--- imported", [name for name in ("torch", "lightning", "matplotlib", "pandas") if name in sys.modules])
+for module in sys.argv[1:]:
+    main = import_module(module + ".__main__" * module.endswith(".runs")).main
+    for arguments in (["--help"], ["--cfg", "job"], ["no_such_option=1"]):
+        sys.argv[1:] = arguments
+        GlobalHydra.instance().clear()
+        try:
+            main()
+        except SystemExit as stop:
+            print("exit status", stop.code)
+        print("--- imported", [name for name in ("torch", "lightning", "matplotlib", "pandas") if name in sys.modules])
+    for stream in (sys.stdout, sys.stderr):
+        print("--- end of a command", file=stream)
 """
 
 
@@ -60,17 +64,20 @@ class OwnNetwork(torch.nn.Module):
         return self.classifier(images.flatten(1))
 
 
+@functools.cache
+def called_several_times():
+    """Return what each command prints on standard output and on standard error."""
+    typed = [sys.executable, "-c", CALL_SEVERAL_TIMES, *(f"fashion_cnn.{module}" for module in COMMANDS)]
+    answer = subprocess.run(typed, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    texts = (text.split("--- end of a command\n") for text in (answer.stdout, answer.stderr))
+    return dict(zip(COMMANDS, zip(*(parts[:-1] for parts in texts), strict=True), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_config_and_error_messages_do_not_import_torch(module):
-    answer = subprocess.run(
-        [sys.executable, "-c", CALL_SEVERAL_TIMES, f"fashion_cnn.{module}"],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=True,
-    )
-    parts = re.split(r"--- imported (.*)\n", answer.stdout)
+    out, err = called_several_times()[module]
+    parts = re.split(r"--- imported (.*)\n", out)
     assert parts[1::2] == ["[]"] * 3
     help_text, config_text, error_output, rest = parts[0::2]
     assert f"Usage: python -m fashion_cnn.{module}" in help_text
@@ -79,7 +86,7 @@ def test_help_config_and_error_messages_do_not_import_torch(module):
     assert "trust: null" in config_text
     assert error_output == "exit status 2\n"
     assert rest == ""
-    assert answer.stderr.startswith("error: unknown option 'no_such_option'")
+    assert err.startswith("error: unknown option 'no_such_option'")
 
 
 def test_help_explains_each_option(command):
