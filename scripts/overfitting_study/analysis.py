@@ -259,8 +259,8 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
     return {
         "fitted_by": "scripts/verdict_study fit",
         "trainings": len(records),
-        "bases": len({gain.base for gain in found}),
-        "seeds": len({gain.seed for gain in found}),
+        "bases": len({record["base"] for record in records}),
+        "seeds": len({record["seed"] for record in records}),
         "ridge": RIDGE,
         "features": list(FEATURES),
         "mean": _rounded(mean),

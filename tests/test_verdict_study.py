@@ -1,0 +1,83 @@
+"""The study of the verdict: its design, its statistics, and what is shipped against what its records say."""
+
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from fashion_cnn.analysis import verdict
+from fashion_cnn.cli.main import CONFIG_DIR
+
+
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def numbers(text):
+    """The numbers in a text, which may differ in the last digit between processors."""
+    return [float(number) for number in NUMBER.findall(text)]
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A function that imports a module of scripts/overfitting_study."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    return lambda name: importlib.import_module(f"overfitting_study.{name}")
+
+
+@pytest.fixture
+def recorded(study):
+    """The records of the study, and the gains in them and in the recorded ablations."""
+    records = study("records").read_records()
+    lines = (REPOSITORY / "scripts" / "records.jsonl").read_text().splitlines()
+    analysis = study("analysis")
+    return records, [*analysis.gains(records), *analysis.ablation_gains(map(json.loads, lines))]
+
+
+def test_shipped_model_and_document_are_those_of_the_records(study, recorded):
+    records, found = recorded
+    fitted = study("analysis").fitted_study(found, records)
+    assert numbers(json.dumps(fitted)) == pytest.approx(numbers(json.dumps(verdict._study())), rel=1e-3, abs=1e-5)
+    page = (REPOSITORY / "docs" / "overfitting.md").read_text()
+    written = page.partition("<!-- summary -->\n")[2].partition("<!-- end of summary -->")[0]
+    summary = study("summary").summarise(records, found)
+    assert NUMBER.sub("", summary) == NUMBER.sub("", written.strip())
+    assert numbers(summary) == pytest.approx(numbers(written), abs=0.011)
+
+
+def test_longer_study_continues_the_same_design(study):
+    design = study("design")
+    assert design.bases(20)[:8] == design.bases(8)
+    jobs = list(design.jobs(8, 2))
+    assert len({job.key for job in jobs}) == len(jobs)
+    assert {job.seed for job in jobs[: len(jobs) // 2]} == {0}, "all bases once before the next seed"
+    remedies = {file.stem for file in (CONFIG_DIR / "remedy").glob("*.yaml")}
+    assert {job.arm for job in jobs} <= remedies | {"base"}
+
+
+def test_model_of_gains_recovers_a_linear_law_and_its_noise(study):
+    random = np.random.default_rng(0)
+    design = random.standard_normal((400, 3))
+    values = 0.01 + design @ np.array([0.02, 0.0, -0.01]) + 0.003 * random.standard_normal(400)
+    model = study("analysis").fit(design, values, ridge=1.0)
+    assert model.intercept == pytest.approx(0.01, abs=0.001)
+    assert model.coefficients == pytest.approx([0.02, 0.0, -0.01], abs=0.001)
+    assert model.deviation == pytest.approx(0.003, rel=0.1)
+
+
+def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, recorded):
+    analysis, summary = study("analysis"), study("summary")
+    features = np.zeros(len(verdict.FEATURES))
+    arms = list(verdict.REMEDIES)[:10]
+    found = [
+        analysis.Gain(base, 0, arm, features, 0.01 if arm == "longer" else -0.01, 0.0, 0.0)
+        for base in range(6)
+        for arm in [*arms, "longer"]
+    ]
+    records = [{"base": base, "arm": "base", "seed": 0, "advice_reasons": ["train longer"]} for base in range(6)]
+    rows = dict(line.split("|")[1:3] for line in summary.regret_table(records, found, without=()).splitlines()[2:])
+    regrets = {name.strip(): float(value) for name, value in rows.items()}
+    assert regrets["the study's model"] == regrets["always longer"] == 0
+    assert regrets["no change"] == 1
