@@ -11,7 +11,6 @@ from conftest import REPOSITORY
 from fashion_cnn.analysis import verdict
 from fashion_cnn.cli.main import CONFIG_DIR
 
-
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
