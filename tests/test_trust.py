@@ -1,6 +1,7 @@
 """Runs, checkpoints and catalogues that name other things than classes of the libraries."""
 
 import importlib
+import importlib.util
 import os
 import shutil
 from collections import OrderedDict
@@ -346,6 +347,17 @@ def test_a_reference_to_another_part_of_the_config_is_checked(shop_run, tmp_path
     with pytest.raises(UserError, match=r"names torch\.utils\.collect_env\.run|cannot be read"):
         fashion_cnn.load(run.path)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["data.__main__", "__main__", "train", "runs.trust", "data.__main__.x"])
+def test_the_check_imports_no_module_that_defines_no_accepted_class(name, monkeypatch):
+    def refuse(module, *_):
+        raise AssertionError(f"imports {module}")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    monkeypatch.setattr(importlib.util, "find_spec", refuse)
+    with pytest.raises(UserError, match="is not a class that a run may name"):
+        check_classes({"_target_": f"fashion_cnn.{name}.ResNet"}, Path("config.yaml"))
 
 
 @pytest.mark.parametrize(

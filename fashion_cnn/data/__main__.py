@@ -9,7 +9,8 @@ from pathlib import Path
 from fashion_cnn.data.fashion_mnist import ensure_files
 from fashion_cnn.errors import UserError
 
-try:
-    ensure_files(*(Path(folder).expanduser() for folder in sys.argv[1:]))
-except UserError as error:
-    sys.exit(f"error: {error}")
+if __name__ == "__main__":
+    try:
+        ensure_files(*(Path(folder).expanduser() for folder in sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

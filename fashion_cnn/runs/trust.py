@@ -41,6 +41,13 @@ _OWN_NAMES = (
     "one_cycle GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV "
     "TensorBoard EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
 )
+# Modules of this package that these may be named by. No other one is imported for the check.
+_OWN_MODULES = (
+    "analysis.dynamics analysis.monitor analysis.tensorboard data data.augmentation data.fashion_mnist data.folder "
+    "data.torchvision_set models models.classifier models.ensemble models.fast_cnn models.keras_cnn models.layers "
+    "models.losses models.mixing models.optim models.resnet models.torchvision_backbone training.callbacks "
+    "training.checkpoints training.distillation training.loggers"
+)
 # Data sets of torchvision that `TorchvisionDataModule` may read: their classes only read files below `data.root`.
 _DATA_SETS = "MNIST FashionMNIST KMNIST EMNIST QMNIST USPS SVHN CIFAR10 CIFAR100 STL10"
 # Callbacks of Lightning that write or delete files at places that their state or their arguments name.
@@ -164,8 +171,8 @@ def _is_accepted(path: str) -> bool:
     module_name, _, name = path.rpartition(".")
     if module_name in _LIBRARY_MODULES:
         return _is_library_class(module_name, name)
-    if module_name.startswith("fashion_cnn.") and name in _OWN_NAMES.split():
-        return _is_own(module_name, name)
+    if module_name.partition(".")[0] == "fashion_cnn":
+        return path in _typed_classes or _is_own(module_name, name)
     return path in _typed_classes or _is_trusted(path)
 
 
@@ -187,13 +194,10 @@ def _is_library_class(module_name: str, name: str) -> bool:
 
 
 def _is_own(module_name: str, name: str) -> bool:
-    try:
-        importable = importlib.util.find_spec(module_name) is not None
-    except ModuleNotFoundError:  # a module inside something that is no package
+    if module_name.partition(".")[2] not in _OWN_MODULES.split() or name not in _OWN_NAMES.split():
         return False
-    return importable and getattr(vars(importlib.import_module(module_name)).get(name), "__module__", "").startswith(
-        "fashion_cnn."
-    )
+    candidate = vars(importlib.import_module(module_name)).get(name)
+    return getattr(candidate, "__module__", "").startswith("fashion_cnn.")
 
 
 def _is_trusted(path: str) -> bool:
