@@ -334,6 +334,15 @@ def test_a_checkpoint_with_an_instantiator_is_refused(tmp_path):
         ImageClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("settings", [[["_instantiator", "lightning.pytorch.cli.instantiate_module"]], "text", 1])
+@pytest.mark.parametrize("key", ["hyper_parameters", "hparams", "module_arguments"])
+def test_settings_of_a_checkpoint_that_are_no_plain_mapping_are_refused(shop_run, tmp_path, key, settings):
+    checkpoint = torch.load(shop_run.weights, weights_only=True)
+    torch.save({**checkpoint, key: settings}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=rf"a\.ckpt is damaged \(its {key} are no mapping\)"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("reference", ["${evil}", "${..evil}", ["${evil}"]])
 @pytest.mark.parametrize("option", ["std", "augmentation"])
 def test_a_reference_to_another_part_of_the_config_is_checked(shop_run, tmp_path, reference, option):

@@ -22,7 +22,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models.layers import compute_in_float32
 from fashion_cnn.models.losses import CrossEntropy
 from fashion_cnn.models.optim import constant
-from fashion_cnn.runs.damage import check_containers
+from fashion_cnn.runs.damage import DamagedRunError, check_containers
 from fashion_cnn.runs.files import update_class_paths
 from fashion_cnn.runs.trust import check_classes, instantiate
 
@@ -355,10 +355,12 @@ class ImageClassifier(LightningModule):
         for key in ("hyper_parameters", "hparams", "module_arguments"):
             stored = checkpoint.get(key)
             check_containers(stored, path)
-            if isinstance(stored, dict) and {"_instantiator", "_class_path"} & stored.keys():
+            if not isinstance(stored, dict | None):
+                raise DamagedRunError(path, f"its {key} are no mapping", "take it from a copy of the run")
+            if stored and {"_instantiator", "_class_path"} & stored.keys():
                 raise UserError(f"{path} was written by LightningCLI, which this project does not load.")
             check_classes(update_class_paths(stored), path)
-        module = cls(**{**checkpoint.get("hyper_parameters", {}), **settings})
+        module = cls(**{**(checkpoint.get("hyper_parameters") or {}), **settings})
         module.on_load_checkpoint(checkpoint)
         weights: Mapping[str, Tensor] = checkpoint["state_dict"]
         module.load_state_dict(weights, strict=strict)
