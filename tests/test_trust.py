@@ -20,7 +20,7 @@ from fashion_cnn.inference.network import instantiate_data
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.trust import check_classes, trust_classes, trust_packages
-from fashion_cnn.sweeps.sweep import resumed_sweep
+from fashion_cnn.sweeps.sweep import add_earlier_values, resumed_sweep
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
 _FOREIGN_PATHS = (
@@ -190,18 +190,18 @@ def test_commands_and_load_open_a_run_of_a_trusted_package(shop_run, tmp_path, c
     fashion_cnn.load(run, trust="other_networks")
 
 
+def store_sweep(folder, hydra=(), task=(), params=None):
+    stored = {
+        "overrides": {"hydra": [*hydra], "task": [*task, "seed=0,1"]},
+        "sweeper": {"params": params},
+        "runtime": {"config_sources": []},
+        "job": {"config_name": "train"},
+    }
+    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": stored}))
+
+
 def stored_sweep(folder, hydra=(), task=()):
-    (folder / "multirun.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "hydra": {
-                    "overrides": {"hydra": [*hydra], "task": [*task, "seed=0,1"]},
-                    "runtime": {"config_sources": []},
-                    "job": {"config_name": "train"},
-                }
-            }
-        )
-    )
+    store_sweep(folder, hydra, task)
     return resumed_sweep([f"resume={folder}"])
 
 
@@ -222,11 +222,37 @@ def stored_sweep(folder, hydra=(), task=()):
         "hydra.launcher._target_=os.system",
         "hydra.launcher.setup=[rm]",
         "hydra.launcher.python=evil",
+        "hydra.launcher.partition='gpu\ntouch evil #'",
+        "hydra.launcher.account=$(evil)",
+        "hydra.launcher.ray.init.address=evil:6379",
+        "name=${oc.env:HOME}",
+        "optimizer.lr=1,2)",
     ],
 )
 def test_a_stored_sweep_executes_nothing_that_it_names(tmp_path, override):
     with pytest.raises(UserError, match=r"multirun\.yaml"):
         stored_sweep(tmp_path, *([[override], []] if override.startswith("hydra") else [[], [override]]))
+
+
+EXECUTED = "[{_target_:torch.utils.collect_env.run,command:x}]"
+
+
+@pytest.mark.parametrize("place", ["task", "params"])
+@pytest.mark.parametrize("further", [EXECUTED, "../../elsewhere/evil", "'/elsewhere/evil'"])
+def test_values_added_from_a_stored_sweep_are_checked(tmp_path, place, further):
+    stored = {"task": [f"model=tiny,{further}"]} if place == "task" else {"params": {"model": f"tiny,{further}"}}
+    store_sweep(tmp_path, **stored)
+    with pytest.raises(UserError, match=r"multirun\.yaml"):
+        add_earlier_values(tmp_path, ["model=tiny,small", "seed=0,1"], {})
+    with pytest.raises(UserError, match=r"multirun\.yaml"):
+        add_earlier_values(tmp_path, ["seed=0,1"], {"model": "tiny,small"})
+
+
+def test_values_of_a_stored_sweep_that_the_user_types_again_are_kept(tmp_path):
+    classes = ["loss={_target_:typed_package.A},{_target_:typed_package.B}", "trust='typed_package'"]
+    store_sweep(tmp_path, task=classes, params={"optimizer": "adamw,sgd"})
+    task = add_earlier_values(tmp_path, [classes[0], "seed=0"], {"optimizer": "adamw"})
+    assert task == ["optimizer=adamw,sgd", classes[0], "seed=0,1"]
 
 
 def test_a_stored_sweep_reads_no_config_files_that_the_user_did_not_name(tmp_path):

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 from fashion_cnn.runs import Run, newest_weights
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, DamagedRunError, check_yaml, read_text
 from fashion_cnn.runs.overrides import (
@@ -32,7 +33,7 @@ from fashion_cnn.sweeps.jobs import Job, expand_sweep, key_element, list_choices
 
 COMMAND_FILE = "multirun.yaml"
 # Settings of a launcher that are names; all others that a stored command may set are numbers.
-_LAUNCHER_NAMES = ("partition", "account", "qos", "gres", "constraint", "address")
+_LAUNCHER_NAMES = ("partition", "account", "qos", "gres", "constraint")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def resolve_latest_weights(path: Path, task: Sequence[str], runs_dir: Path) -> l
     """
     if all(unquote_override(override) != LATEST_WEIGHTS for override in task):
         return [*task]
-    stored = _read_command(path).overrides.task if (path / COMMAND_FILE).is_file() else ()
-    at_start = [override for override in stored if override_key(override) == "init_from"]
+    command = _read_command(path) if (path / COMMAND_FILE).is_file() else None
+    at_start = [override for override in command.task if override_key(override) == "init_from"] if command else []
+    if command:
+        command.check(at_start)
     resolved = at_start[0] if at_start else f"init_from={quote_value(newest_weights(runs_dir))}"
     return [resolved if unquote_override(override) == LATEST_WEIGHTS else override for override in task]
 
@@ -118,13 +121,16 @@ def add_earlier_values(path: Path, task: Sequence[str], params: Mapping[str, Any
         The overrides that make the jobs that exist and those for further values.
 
     Raises:
-        UserError: the command line would change the settings of jobs that exist.
+        UserError: the command line would change the settings of jobs that exist, or the sweep holds a value that a
+            stored command may not set and that the command line does not repeat.
     """
     if not (path / COMMAND_FILE).is_file():
         return [*task]
-    stored = _read_command(path)
-    earlier = list_choices(stored.overrides.task, stored.sweeper.get("params") or {})
     current = list_choices(task, params)
+    stored = _read_command(path)
+    # Packages trusted then are not trusted now.
+    earlier = {key: values for key, values in stored.choices.items() if override_key(key) != "trust"}
+    stored.check(_single_values(earlier), typed=_single_values(current))
     _check_only_added_values(path, earlier, current)
     merged = {key_element(override): override for override in task}
     for key in (key for key, values in earlier.items() if len(values) > 1):
@@ -175,7 +181,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         if override_key(argument) == "trust":
             trust_packages(argument.partition("=")[2].strip("[]'\""))
     stored = _read_command(sweep)
-    own_files = [flag for flag in config_flags(stored, "train") if "=" not in flag]
+    own_files = [flag for flag in stored.flags if "=" not in flag]
     if own_files and not {"--config-dir", "-cd", "--config-name", "-cn"} & set(flags):
         raise UserError(
             f"{sweep / COMMAND_FILE} names config files of its own: if you trust them, add {shlex.join(own_files)}",
@@ -183,7 +189,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         )
     if not is_sweep:
         flags = ["-m", *flags]
-        others = [*_stored_arguments(sweep, stored, others), *others]
+        others = [*_stored_arguments(stored, others), *others]
     return [*flags, *others, f"hydra.sweep.dir={quote_value(str(sweep))}"]
 
 
@@ -196,39 +202,84 @@ def _find_sweep(reference: str, runs_dir: Path) -> Path | None:
     return path if (path / COMMAND_FILE).is_file() else None
 
 
-def _read_command(path: Path) -> Any:
-    """Return Hydra's settings of the sweep in `path`. Raises UserError if its command file is damaged."""
+@dataclass(frozen=True)
+class _StoredCommand:
+    """The command in the command file of a sweep, none of which is checked: the directory may come from someone else.
+
+    Attributes:
+        file: the command file.
+        hydra: its overrides of Hydra's own settings.
+        task: its other overrides.
+        choices: the values of each key in `task` and in `hydra.sweeper.params`, see `list_choices`.
+        flags: see `config_flags`.
+    """
+
+    file: Path
+    hydra: tuple[str, ...]
+    task: tuple[str, ...]
+    choices: Mapping[str, list[str]]
+    flags: tuple[str, ...]
+
+    def check(self, overrides: Iterable[str], *, typed: Iterable[str] = ()) -> None:
+        """Raise UserError if one of the overrides could execute code or read files that it names.
+
+        Args:
+            overrides: stored overrides.
+            typed: those on the command line, which are not checked.
+        """
+        own = {*typed}
+        for override in (override for override in overrides if override not in own):
+            if not _is_harmless(override):
+                raise UserError(
+                    f"{self.file} sets {printable(override)}, which a stored command may not: if it is yours, repeat "
+                    f"the sweep's own command with all of its values, together with resume={self.file.parent}."
+                )
+            _check_stored_classes(override, self.file)
+
+
+def _read_command(path: Path) -> _StoredCommand:
+    """Return the command that started the sweep in `path`. Raises UserError if its command file is damaged."""
     file = path / COMMAND_FILE
     try:
         text = read_text(file, MAX_CONFIG_BYTES)
         check_yaml(text)
-        settings: Any = OmegaConf.load(io.StringIO(text))
-        overrides = settings.hydra.overrides
-        if not all(isinstance(override, str) for override in (*overrides.hydra, *overrides.task)):
+        # Hydra stores resolved overrides: a reference would be resolved here, before its check.
+        settings: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        settings = settings["hydra"]
+        hydra, task = settings["overrides"]["hydra"], settings["overrides"]["task"]
+        params = (settings.get("sweeper") or {}).get("params") or {}
+        sources, config_name = settings["runtime"]["config_sources"], settings["job"]["config_name"]
+        if not all(isinstance(override, str) for override in (*hydra, *task, config_name)):
             raise ValueError("its overrides are no texts")
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DamagedRunError(file, reason, "restore it from a copy, or start a new sweep") from error
-    return settings.hydra
+        if "${" in f"{hydra} {task} {params} {sources} {config_name}":
+            raise ValueError("its overrides refer to other settings")
+        choices = list_choices(task, params)
+        parts = {
+            "overrides": {"hydra": hydra},
+            "runtime": {"config_sources": sources},
+            "job": {"config_name": config_name},
+        }
+        flags = config_flags(OmegaConf.create(parts), "train")
+    except (
+        *(OmegaConfBaseException, OverrideParseException, yaml.YAMLError),
+        *(ValueError, TypeError, AttributeError, KeyError),
+    ) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise DamagedRunError(file, printable(reason), "restore it from a copy, or start a new sweep") from error
+    return _StoredCommand(file, tuple(hydra), tuple(task), choices, tuple(flags))
 
 
-def _stored_arguments(path: Path, command: Any, typed: Sequence[str]) -> list[str]:
-    """Return the arguments that started the sweep in `path`, without those that are typed again.
+def _single_values(choices: Mapping[str, Iterable[str]]) -> list[str]:
+    return [f"{key}={value}" for key, values in choices.items() for value in values]
 
-    Raises:
-        UserError: if one of them could execute code that it names: the directory may come from someone else.
-    """
-    overrides = [*(o for o in command.overrides.hydra if not _is_pinned(o)), *command.overrides.task]
+
+def _stored_arguments(command: _StoredCommand, typed: Sequence[str]) -> list[str]:
+    """Return the arguments that started a sweep, without those that are typed again, all of them checked."""
     # Packages trusted then are not trusted now unless they are typed again.
     retyped = {*map(override_key, typed)} & {"trust"}
+    overrides = [*(override for override in command.hydra if not _is_pinned(override)), *command.task]
     stored = [override for override in overrides if override not in typed and override_key(override) not in retyped]
-    for override in stored:
-        if not _is_harmless(override):
-            raise UserError(
-                f"{path / COMMAND_FILE} sets {override}, which a stored command may not: repeat the sweep's own "
-                f"command together with resume={path}."
-            )
-        _check_stored_classes(override, path / COMMAND_FILE)
+    command.check(stored)
     return stored
 
 
@@ -240,11 +291,13 @@ def _is_harmless(override: str) -> bool:
     # A choice of a group may be a path to a file elsewhere.
     if key not in QUOTED_KEYS and re.search(r"\.\.|(?<![\w.-])/", value):
         return False
-    is_launcher = key in ("hydra/launcher", "hydra/sweeper") or (
-        key.startswith("hydra.launcher.")
-        and (key.rpartition(".")[2] in _LAUNCHER_NAMES or re.fullmatch(r"[\d.]+|true|false|null", value, re.IGNORECASE))
-    )
-    return not key.startswith("hydra") or bool(is_launcher)
+    if key.startswith("hydra.launcher."):
+        # Launchers write names into scripts.
+        name = key.rpartition(".")[2]
+        if re.fullmatch(r"\d+(\.\d+)?|true|false|null", value, re.IGNORECASE) or (name, value) == ("address", "auto"):
+            return True
+        return name in _LAUNCHER_NAMES and re.fullmatch(r"[\w.:,=@+-]+", value) is not None
+    return key in ("hydra/launcher", "hydra/sweeper") or not key.startswith("hydra")
 
 
 def _check_stored_classes(override: str, file: Path) -> None:
