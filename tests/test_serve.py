@@ -39,7 +39,7 @@ from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
 from fashion_cnn.cli.main import compose
 from fashion_cnn.concepts import Concepts, fit_background, learn
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.network import TrainedNetwork, instantiate_data
 from fashion_cnn.inference.predictor import read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
@@ -675,6 +675,15 @@ def test_samples_start_no_download(run_copy, torchvision_root, tmp_path, monkeyp
     assert len(samples_of_test_set(run_copy, None)) == 10
     monkeypatch.setattr("torchvision.datasets.KMNIST.download", lambda self: pytest.fail("a download"))
     assert samples_of_test_set(run_copy, str(tmp_path / "nowhere")) == ()
+
+    def changed_after_the_check(run, root):
+        data = instantiate_data(run, root)
+        config.data.dataset = "shutil.rmtree"
+        run.write_config(config)
+        return data
+
+    monkeypatch.setattr("fashion_cnn.retrieval.web.views.instantiate_data", changed_after_the_check)
+    assert len(samples_of_test_set(run_copy, None)) == 10
 
 
 def test_the_catalogue_of_a_data_set_is_marked_as_having_invented_prices(run_copy, serving):

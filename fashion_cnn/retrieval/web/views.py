@@ -5,7 +5,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.utils import get_class
 from PIL import Image
 
 from fashion_cnn.data import TorchvisionDataModule
@@ -88,12 +87,12 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
         At most 10 samples; none if the data set is not on this machine or its images are too large for a link.
     """
     data = instantiate_data(run, root)
-    if isinstance(data, TorchvisionDataModule) and not _is_downloaded(data, run):
-        return ()
+    if isinstance(data, TorchvisionDataModule):
+        data.download = False  # a server starts none
     try:
         images, targets = data.load(train=False)
         members = data.test_positions(targets)
-    except (UserError, RuntimeError, OSError, ValueError):
+    except (UserError, RuntimeError, OSError, ValueError, ImportError):
         return ()
     samples = []
     for label, name in enumerate(data.all_class_names[:MAX_SAMPLES]):
@@ -106,13 +105,3 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
                 return ()
             samples.append(Sample(name, encode_png(to_pil_image(picture)), link))
     return tuple(samples)
-
-
-def _is_downloaded(data: TorchvisionDataModule, run: Run) -> bool:
-    """Check that the test set can be read without a download, which a server must not start."""
-    settings = run.config().data
-    try:
-        get_class(settings.dataset)(data.root, download=False, **(settings.test or {"train": False}))
-    except Exception:  # torchvision's data sets raise errors of all kinds
-        return False
-    return True
