@@ -1,6 +1,7 @@
 """`python -m fashion_cnn.index`: indexing of new and changed products in transactions."""
 
 import io
+import json
 import multiprocessing
 import os
 import time
@@ -16,6 +17,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import PATIENCE, REPOSITORY, TINY_DATA, file_size_limit
+from lancedb.embeddings import EmbeddingFunctionRegistry
 from PIL import Image
 
 from fashion_cnn.cli.main import compose
@@ -516,6 +518,26 @@ def test_tables_of_other_programs_are_not_changed(command, run, shop, tmp_path, 
     assert f"The table {name} in {tmp_path / 'theirs'} was not made by fashion_cnn.index" in err
     assert command(main, *arguments, "remove=a")[0] == 1
     assert lancedb.connect(tmp_path / "theirs").open_table(name).to_arrow() == foreign.to_arrow()
+
+
+@pytest.mark.parametrize("tagged", [False, True], ids=["latest version", "version of readers"])
+def test_a_catalogue_whose_schema_names_functions_to_call_is_refused(run_index, shop, tmp_path, monkeypatch, tagged):
+    run_index(f"images={shop}")
+    database = lancedb.connect(tmp_path / "catalogue")
+    content = database.open_table("products").to_arrow()
+    functions = [{"name": "huggingface", "model": {}, "source_column": "title", "vector_column": "vector"}]
+    metadata = content.schema.metadata | {b"embedding_functions": json.dumps(functions).encode()}
+    table = database.create_table("products", content.replace_schema_metadata(metadata), mode="overwrite")
+    table.tags.update("ready", table.version)
+    if tagged:
+        database.create_table("products", content, mode="overwrite")
+    monkeypatch.setattr(EmbeddingFunctionRegistry, "parse_functions", lambda *_: pytest.fail("functions are built"))
+    with pytest.raises(UserError, match=r"not made by fashion_cnn\.index"):
+        Catalogue(str(tmp_path / "catalogue")).open()
+    if not tagged:
+        for rebuild in ("rebuild=false", "rebuild=true"):
+            with pytest.raises(UserError, match=r"not made by fashion_cnn\.index"):
+                run_index(f"images={shop}", "class_weight=0", rebuild)
 
 
 def test_no_catalogue_is_created_when_no_picture_can_be_read(run_index, shop, tmp_path):

@@ -383,18 +383,24 @@ class Catalogue:
                 if "was not found" in str(error):
                     return None
                 raise
-            if _METADATA_KEY not in (table.schema.metadata or {}):
-                raise UserError(
-                    f"The table {name} in {self.uri} was not made by fashion_cnn.index: use another catalogue=DIR."
-                )
+            self._check_metadata(table)
             _check_columns(table.schema, metadata_of(table).dimensions)
         return table
+
+    def _check_metadata(self, table: Any) -> None:
+        """Raise UserError for the table of another program: LanceDB imports and calls what some metadata name."""
+        keys = (table.schema.metadata or {}).keys()
+        if _METADATA_KEY not in keys or keys - {_METADATA_KEY, _TABLE_ID_KEY}:
+            raise UserError(
+                f"The table {table.name} in {self.uri} was not made by fashion_cnn.index: use another catalogue=DIR."
+            )
 
     def _checkout_complete(self, table: Any) -> bool:
         """Check out the version for readers; return False if the first indexing has not ended."""
         with storage_errors_reported(self.uri):
             if _is_tagged(table):
                 table.checkout(_READY_TAG)
+                self._check_metadata(table)
                 return True
         # Catalogues of older versions have neither an id nor a tag.
         return _TABLE_ID_KEY not in table.schema.metadata
