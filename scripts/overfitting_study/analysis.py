@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, WORTHWHILE, ExpectedGain, run_features
 from fashion_cnn.metrics.intervals import Interval, normal_probability_above
+from overfitting_study.design import FIRST_OF_COVERAGE
 from overfitting_study.records import job_key
 
 Floats = NDArray[np.float64]
@@ -259,7 +260,7 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
     return {
         "fitted_by": "scripts/verdict_study fit",
         "trainings": len(records),
-        "bases": len({record["base"] for record in records}),
+        "bases": len({record["base"] for record in records if record["base"] < FIRST_OF_COVERAGE}),
         "seeds": len({record["seed"] for record in records}),
         "ridge": RIDGE,
         "features": list(FEATURES),

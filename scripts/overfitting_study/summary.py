@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE, ExpectedGain
+from fashion_cnn.metrics.gap import accuracy_gap_of
 from overfitting_study.analysis import FORMER_ADVICE, Gain, leave_bases_out
+from overfitting_study.design import FIRST_OF_COVERAGE
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 2000
@@ -24,6 +26,8 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         records: the trainings.
         found: the gains that the model is fitted to, those of recorded ablations included.
     """
+    coverage = coverage_table(records)
+    records = [record for record in records if record["base"] < FIRST_OF_COVERAGE]
     bases = [record for record in records if record["arm"] == "base"]
     of_study = [gain for gain in found if gain.base >= 0]
     parts = [
@@ -34,6 +38,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         regret_table(records, found, without=()),
         regret_table(records, found, without=("more_images",)),
         brier_table(found),
+        coverage,
     ]
     return "\n\n".join(parts)
 
@@ -181,3 +186,49 @@ def brier_table(found: Sequence[Gain]) -> str:
     )
     lines.append(f"| share of gains inside the 95% prediction interval | {inside:.1%} |")
     return "\n".join(lines)
+
+
+def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """How often 95% intervals of the accuracy gap hold the true gap, among trainings on at most 5,000 images.
+
+    Their training accuracy is known exactly, and the images in no split, more than 40,000, tell the held-out accuracy;
+    its own error is allowed for.
+    """
+    chosen = [r for r in records if r["arm"] == "base" and r["last_train_count"] == r["settings"]["images"]]
+    intervals: dict[str, list[bool]] = {}
+    errors: dict[str, list[float]] = {}
+    for run in chosen:
+        best = "best" if "best_rest_accuracy" in run else "last"
+        halves = _cross_fitted(run["passes"])
+        for name, weights, accuracies in (
+            ("last epoch", "last", (run["last_train_accuracy"], run["last_val_accuracy"])),
+            ("best epoch, as it is", best, (run[f"{best}_train_accuracy"], run[f"{best}_val_accuracy"])),
+            ("best epoch, cross-fitted", best, halves),
+        ):
+            count = run["last_val_count"]
+            gap = accuracy_gap_of(*accuracies, run["last_train_count"], count, train_share=1.0)
+            held_out, rest = run[f"{weights}_rest_accuracy"], run[f"{weights}_rest_count"]
+            true = run[f"{weights}_train_accuracy"] - held_out
+            own = 1.96 * math.sqrt(held_out * (1 - held_out) / rest)
+            low, high = (
+                gap.estimate - math.hypot(gap.estimate - gap.low, own),
+                gap.estimate + math.hypot(gap.high - gap.estimate, own),
+            )
+            intervals.setdefault(name, []).append(low <= true <= high)
+            errors.setdefault(name, []).append(gap.estimate - true)
+    lines = [
+        f"| 95% intervals of the gap in {len(chosen)} trainings | hold the true gap | mean error, points |",
+        "|---|---:|---:|",
+    ]
+    for name, inside in intervals.items():
+        lines.append(f"| {name} | {np.mean(inside):.1%} | {100 * float(np.mean(errors[name])):+.2f} |")
+    return "\n".join(lines)
+
+
+def _cross_fitted(passes: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Training and validation accuracy of the best pass, chosen on one half of the images and measured on the other."""
+    chosen = []
+    for by, on in (("a", "b"), ("b", "a")):
+        best = max(passes, key=lambda each: (each[f"val_accuracy_{by}"], -each[f"val_loss_{by}"]))
+        chosen.append((best["train_accuracy"], best[f"val_accuracy_{on}"]))
+    return float(np.mean([train for train, _ in chosen])), float(np.mean([val for _, val in chosen]))
