@@ -13,7 +13,7 @@ import yaml
 from conftest import REPOSITORY
 
 import fashion_cnn
-from fashion_cnn import predict, search
+from fashion_cnn import predict, search, train
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import instantiate_data
@@ -111,6 +111,8 @@ def test_each_class_of_conf_is_accepted(path):
         "torch.optim.RMSprop",
         "torch.optim.lr_scheduler.StepLR",
         "lightning.pytorch.callbacks.LearningRateMonitor",
+        "lightning.pytorch.callbacks.StochasticWeightAveraging",
+        "lightning.pytorch.loggers.MLFlowLogger",
         "torchvision.transforms.v2.RandomRotation",
         "fashion_cnn.models.resnet.ResNet",
     ],
@@ -403,6 +405,7 @@ def test_the_check_imports_no_module_that_defines_no_accepted_class(name, monkey
         {"a": {"_target_": "torchvision.datasets.KMNIST", "root": "elsewhere", "download": True}},
         {"callbacks": {"a": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}}},
         {"callbacks": {"a": {"_target_": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "dirpath": "a"}}},
+        {"callbacks": {"a": {"_target_": "lightning.pytorch.callbacks.SpikeDetection", "window": 1}}},
     ],
 )
 def test_classes_with_effects_outside_of_the_run_are_refused(config):
@@ -414,12 +417,25 @@ def test_data_sets_of_torchvision_that_read_their_own_folder_are_accepted():
     check_classes({"dataset": "torchvision.datasets.CIFAR10"}, Path("config.yaml"))
 
 
-@pytest.mark.parametrize("value", ["/elsewhere", "../../elsewhere", "a/../../b", "~/b"])
-@pytest.mark.parametrize("option", ["name", "save_dir", "sub_dir", "dirpath"])
+@pytest.mark.parametrize("value", ["/elsewhere", "../../elsewhere", "a/../../b", "~/b", "${evil}", "a/${data.root}"])
+@pytest.mark.parametrize("option", ["name", "save_dir", "sub_dir", "dirpath", "version"])
 def test_files_of_loggers_and_callbacks_stay_inside_of_the_run(option, value):
     with pytest.raises(UserError, match="leads out of the run directory"):
         check_classes({"_target_": "lightning.pytorch.loggers.CSVLogger", option: value}, Path("config.yaml"))
     check_classes({"_target_": "lightning.pytorch.loggers.CSVLogger", option: "inside/of"}, Path("config.yaml"))
+
+
+def test_a_resumed_run_is_checked_with_its_references_resolved(shop_run, tmp_path, command):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    run.results_file.unlink()
+    config = yaml.safe_load(run.config_file.read_text())
+    config["evil"] = {"_target_": "lightning.pytorch.loggers.CSVLogger", "elsewhere": str(tmp_path / "elsewhere")}
+    for part in ({"_target_": config["evil"]["_target_"], "name": "${evil.elsewhere}"}, "${logger.missing}"):
+        run.config_file.write_text(yaml.safe_dump(config | {"logger": config["logger"] | {"x": part}}))
+        status, _, err = command(train.main, f"resume={run.path}")
+        assert status == 1
+        assert "leads out of the run directory" in err or "logger.missing" in err
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_checkpoint_callback_removes_nothing_outside_of_its_folder(tmp_path):

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_class
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.nn import functional
 
@@ -189,17 +187,9 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
         root: the directory of the data set, if it is no longer where the run found it.
     """
     settings = run.config().data
-    check_classes(settings, run.config_file)
     if root is not None:
         settings.root = root
-    try:
-        # A reference may lead to any part of the config, whose classes are checked too.
-        resolved = OmegaConf.to_container(settings, resolve=True)
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{run.config_file}: the section data cannot be read ({reason}).") from error
-    check_classes(resolved, run.config_file)
-    data = instantiate(resolved, _convert_="all")
+    data = instantiate(check_classes(settings, run.config_file), _convert_="all")
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{run.config_file}: data._target_={settings.get('_target_')} is no ImageDataModule.")
     return data

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError, causes_of, did_you_mean
 
@@ -50,8 +51,13 @@ _OWN_MODULES = (
 )
 # Data sets of torchvision that `TorchvisionDataModule` may read: their classes only read files below `data.root`.
 _DATA_SETS = "MNIST FashionMNIST KMNIST EMNIST QMNIST USPS SVHN CIFAR10 CIFAR100 STL10"
-# Callbacks of Lightning that write or delete files at places that their state or their arguments name.
-_EXCLUDED_CALLBACKS = ("Checkpoint", "Writer", "LambdaCallback")
+# Callbacks of Lightning. All others write or delete files at places that their state or their arguments name.
+_CALLBACKS = (
+    "BackboneFinetuning BatchSizeFinder DeviceStatsMonitor EMAWeightAveraging EarlyStopping "
+    "GradientAccumulationScheduler LearningRateFinder LearningRateMonitor ModelPruning ModelSummary RichModelSummary "
+    "RichProgressBar StochasticWeightAveraging TQDMProgressBar ThroughputMonitor Timer WeightAveraging"
+)
+_LOGGERS = "CSVLogger CometLogger MLFlowLogger TensorBoardLogger WandbLogger"
 # Options of loggers and callbacks that name files, which must stay inside of the run directory.
 _FILE_OPTIONS = "save_dir root_dir log_dir sub_dir dirpath dir filename name version prefix"
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
@@ -128,23 +134,41 @@ def instantiate(config: Any, *args: Any, **settings: Any) -> Any:
         raise cause from None
 
 
-def check_classes(config: Any, source: Path) -> None:
+def check_classes(config: Any, source: Path) -> Any:
     """Check each class that a config or a checkpoint names, before any of them is instantiated.
 
     Args:
-        config: plain containers or an OmegaConf config.
+        config: plain containers or an OmegaConf config, whose references may lead to any part of the whole config.
         source: the file that it was read from, for the message.
+
+    Returns:
+        The checked content as plain containers, those of an OmegaConf config with its references resolved.
 
     Raises:
         UserError: if it names anything but an accepted class, or calls a resolver of OmegaConf.
     """
-    for key, text in _texts(_plain(config)):
+    _check_texts(plain := _plain(config), source)
+    if not OmegaConf.is_config(config):
+        return plain
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{source}: its settings cannot be read ({reason}).") from error
+    _check_texts(resolved, source)
+    return resolved
+
+
+def _check_texts(config: Any, source: Path) -> None:
+    for key, text in _texts(config):
         names_class = key in _CLASS_KEYS
         if "${" in _KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
             raise UserError(f"{source}: {key}={text} is not accepted in the settings of a run: write its value.")
         if names_class and not (_is_data_set(text) if key == "dataset" else _is_accepted(text)):
             raise UserError(f"{source} names {text}, {_remedy(text)}")
-        if key in _FILE_OPTIONS.split() and (text.startswith(("/", "~")) or ".." in re.split(r"[/\\]", text)):
+        # A reference may lead anywhere, and its value may change after this check.
+        leads_out = text.startswith(("/", "~")) or "${" in text or ".." in re.split(r"[/\\]", text)
+        if key in _FILE_OPTIONS.split() and leads_out:
             raise UserError(f"{source}: {key}={text} leads out of the run directory: write a name inside of it.")
 
 
@@ -185,7 +209,8 @@ def _is_data_set(path: str) -> bool:
 def _is_library_class(module_name: str, name: str) -> bool:
     if importlib.util.find_spec(module_name.partition(".")[0]) is None or name.startswith("_"):
         return False
-    if module_name.endswith(".callbacks") and name.endswith(_EXCLUDED_CALLBACKS):
+    listed = {"lightning.pytorch.callbacks": _CALLBACKS, "lightning.pytorch.loggers": _LOGGERS}.get(module_name)
+    if listed is not None and name not in listed.split():
         return False
     base_module, _, base_name = _LIBRARY_MODULES[module_name].rpartition(".")
     base = getattr(importlib.import_module(base_module), base_name)
