@@ -27,7 +27,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         UserError: if there is no such run or split, or the checkpoint does not belong to the run.
     """
     from fashion_cnn.evaluation.evaluate import evaluate_runs, evaluation_record, write_evaluation
-    from fashion_cnn.runs import display_path, find_finished_runs
+    from fashion_cnn.runs import check_links, display_path, find_finished_runs
     from fashion_cnn.training.session import quieten_lightning
 
     check_choice(config, "split", ("test", "val"))
@@ -40,6 +40,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         from fashion_cnn.evaluation.robustness_report import read_baseline
 
         baseline = read_baseline(config.baseline, config.split, Path(config.runs_dir))
+    if not config.out and len(runs) == 1:
+        check_links(runs[0].path, runs[0].evaluation.name)
     quieten_lightning()
     evaluation = evaluate_runs(runs, config.split, data_root=config.data.root)
     record = evaluation_record(runs, evaluation)

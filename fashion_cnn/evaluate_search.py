@@ -33,11 +33,14 @@ def evaluate_search(config: DictConfig) -> list[dict[str, Any]]:
     from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.retrieval import evaluation
     from fashion_cnn.retrieval.report import outcome_of, write_outcome
+    from fashion_cnn.runs import check_links
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
     outcomes = []
     runs = _runs(config)
+    for run in runs:
+        check_links(run.path, run.search_evaluation.name)
     for number, run in enumerate(runs, start=1):
         images = evaluation.load_search_images(instantiate_data(run, config.data.root), config.split, config.queries)
         network = TrainedNetwork(run, flip_average=config.flip_average, needs_embeddings=True)

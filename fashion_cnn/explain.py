@@ -25,7 +25,7 @@ def explain(config: DictConfig) -> None:
     from fashion_cnn.inference.output import encodable
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures
     from fashion_cnn.pictures.decoding import silence_pillow
-    from fashion_cnn.runs import display_path, find_run
+    from fashion_cnn.runs import check_links, display_path, find_run
     from fashion_cnn.terminal import progress_bar
 
     check_images(config, required=True)
@@ -38,6 +38,8 @@ def explain(config: DictConfig) -> None:
     run = find_run(config.run, Path(config.runs_dir))
     files = find_pictures(config.images)
     folder = Path(config.out).expanduser() if config.out else run.path / "explained"
+    if not config.out:
+        check_links(run.path, folder.name)
     unreadable = 0
     with silence_pillow():
         explainer = Explainer(

@@ -26,9 +26,11 @@ def export(config: DictConfig) -> dict[str, Any]:
     """
     require("export", "onnx", "onnxruntime", "onnxscript")
     from fashion_cnn.inference.export import export_run
-    from fashion_cnn.runs import find_finished_run
+    from fashion_cnn.runs import check_links, find_finished_run
 
     run = find_finished_run(config.run, Path(config.runs_dir))
+    if not config.out:
+        check_links(run.path, run.export.name)
     return export_run(
         run,
         Path(config.out).expanduser() if config.out else run.export,

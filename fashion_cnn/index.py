@@ -42,11 +42,13 @@ def index(config: DictConfig) -> None:
     from fashion_cnn.pictures.decoding import silence_pillow
     from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri
     from fashion_cnn.retrieval.indexing import index_products
-    from fashion_cnn.runs import find_finished_run
+    from fashion_cnn.runs import check_links, find_finished_run
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
     run = find_finished_run(config.run, Path(config.runs_dir))
+    if config.catalogue is None:
+        check_links(run.path, run.catalogue.name)
     catalogue = Catalogue(str(run.catalogue) if config.catalogue is None else catalogue_uri(config.catalogue))
     if config.remove is not None:
         _remove(catalogue, as_strings(config.remove))

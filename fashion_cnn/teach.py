@@ -33,10 +33,11 @@ def teach(config: DictConfig) -> None:
     _check(config)
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.runs import create_folder, find_finished_run
+    from fashion_cnn.runs import check_links, create_folder, find_finished_run
 
     run = find_finished_run(config.run, Path(config.runs_dir))
     if config.name is not None or (config.remove is not None and run.concepts.exists()):
+        check_links(run.path, run.concepts.name)
         create_folder(run.concepts, None)
     network = TrainedNetwork(run, flip_embeddings=True, needs_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import importlib
 import io
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from omegaconf import OmegaConf
 
 from fashion_cnn import runs
@@ -258,6 +260,49 @@ def test_a_lock_that_is_no_file_is_refused_in_one_message(three_runs, tmp_path, 
     lock.rmdir() if lock.is_dir() and not lock.is_symlink() else lock.unlink()
     with three_runs[2].locked():
         assert three_runs[2].state == "running"
+
+
+@pytest.mark.parametrize("entry", ["report.md", "figures", "projector/tensors.tsv", ".lock", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("target", ["thesis", "missing"])
+def test_a_run_with_a_link_that_leads_out_of_it_is_not_resumed(three_runs, tmp_path, entry, target):
+    (tmp_path / "thesis").mkdir()
+    run = three_runs[2]
+    run.path.rename(tmp_path / "moved")
+    run.path.symlink_to(tmp_path / "moved")  # a run on another disk
+    (run.path / "inside").symlink_to("config.yaml")
+    run.create()
+    link = run.path / entry
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=f"^{link} is a link that leads out of {run.path}, to {tmp_path / target}: "):
+        run.create()
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "arguments"),
+    [
+        ("evaluate", "evaluation", []),
+        ("evaluate", "evaluation/test", []),
+        ("export", "export", []),
+        ("evaluate_search", "search_evaluation/test", []),
+        ("teach", "concepts", ["name=red", "images=."]),
+        ("index", "catalogue", []),
+        ("index", "catalogue/products.lance/data", []),
+        ("explain", "explained", [f"images={REPOSITORY / 'docs'}"]),
+    ],
+)
+def test_no_command_writes_through_a_link_in_a_run(three_runs, tmp_path, command, name, folder, arguments):
+    (tmp_path / "victim").mkdir()
+    link = three_runs[0].path / folder
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "victim")
+    main = importlib.import_module(f"fashion_cnn.{name}").main
+    status, _, err = command(main, f"run={three_runs[0].path}", *arguments)
+    assert status == 1
+    assert f"{link} is a link that leads out of" in err
+    assert not list((tmp_path / "victim").iterdir())
 
 
 def test_escape_sequences_in_the_files_of_a_run_do_not_reach_the_terminal(three_runs, tmp_path, command):

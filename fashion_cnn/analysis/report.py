@@ -56,7 +56,7 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
     )
     add_subtitle(curves, run_title(run, results))
     save_figure(curves, run.plots / "curves.png")
-    run.report_file.write_text(_report(run, results, history))
+    write_atomically(run.report_file, _report(run, results, history))
 
 
 def _report(run: Run, results: dict[str, Any], history: History) -> str:

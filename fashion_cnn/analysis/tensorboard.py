@@ -20,6 +20,7 @@ from fashion_cnn.metrics.gap import metric_name
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import split_names
 from fashion_cnn.models.layers import is_nonlinearity
+from fashion_cnn.runs.files import open_atomically, write_atomically
 from fashion_cnn.runs.finding import short_name
 from fashion_cnn.runs.overrides import affects_training, override_key
 from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS
@@ -175,10 +176,11 @@ def write_projector(
 
     folder = directory / _PROJECTOR_FOLDER
     folder.mkdir(exist_ok=True)
-    np.savetxt(folder / "tensors.tsv", embeddings.numpy(), fmt="%.5g", delimiter="\t")
+    with open_atomically(folder / "tensors.tsv") as file:
+        np.savetxt(file, embeddings.numpy(), fmt="%.5g", delimiter="\t")
     rows = zip(*columns.values(), strict=True)
     lines = ["\t".join(columns), *("\t".join(map(str, row)) for row in rows)]
-    (folder / "metadata.tsv").write_text("\n".join(lines) + "\n")
+    write_atomically(folder / "metadata.tsv", "\n".join(lines) + "\n")
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add(
         tensor_name="validation images",
@@ -188,10 +190,11 @@ def write_projector(
     height, width = images.shape[-2:]
     side = int(np.ceil(np.sqrt(len(images))))
     if side * max(height, width) <= _MAX_SPRITE:
-        _sprite(images, side).save(folder / "sprite.png")
+        with open_atomically(folder / "sprite.png") as file:
+            _sprite(images, side).save(file, "PNG")
         embedding.sprite.image_path = f"{_PROJECTOR_FOLDER}/sprite.png"
         embedding.sprite.single_image_dim.extend([width, height])
-    projector.visualize_embeddings(str(directory), config)
+    write_atomically(directory / projector.metadata.PROJECTOR_FILENAME, str(config))
 
 
 def _sprite(images: Tensor, side: int) -> Image.Image:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from fashion_cnn.cli.errors import check_values, exit_with
 from fashion_cnn.errors import UserError
-from fashion_cnn.runs import create_folder, display_path
+from fashion_cnn.runs import check_links, create_folder, display_path
 from fashion_cnn.runs.overrides import config_flags
 from fashion_cnn.runs.trust import packages_to_trust
 from fashion_cnn.sweeps.jobs import Job, list_jobs, repeated_names
@@ -49,6 +49,7 @@ class SweepStart(Callback):
         sweep = Sweep(path, tuple(jobs), tuple(config_flags(config.hydra, "train")))
         try:
             sweep.check_same_settings()
+            check_links(sweep.path)
             create_folder(sweep.path, "runs_dir")
         except UserError as error:
             exit_with(str(error), error.status)

@@ -37,7 +37,7 @@ from fashion_cnn.errors import UserError, disk_error
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
-from fashion_cnn.runs.files import lock_file
+from fashion_cnn.runs.files import check_links, lock_file
 
 _METADATA_KEY = b"fashion_cnn"
 # Random id of a table: the versions of a rebuilt table start again at 1.
@@ -269,8 +269,11 @@ class Catalogue:
         """Publish the changes of the block to readers when it ends, or none of them after an error.
 
         Raises:
-            UserError: if another process on this machine is changing the catalogue, or the folder is not writable.
+            UserError: if another process on this machine is changing the catalogue, the folder is not writable, or a
+                link in it leads elsewhere.
         """
+        if "://" not in self.uri:
+            check_links(Path(self.uri), ".lock", f"{_TABLE}.lance", f"{_STAGING}.lance")
         with self._lock():
             # A damaged catalogue may be rebuilt in the block.
             with suppress(DamagedCatalogueError), storage_errors_reported(self.uri):

@@ -1,6 +1,7 @@
 """Run directories: their files, states and listing. `python -m fashion_cnn.runs` prints a table of them."""
 
 from fashion_cnn.runs.files import (
+    check_links,
     create_folder,
     display_path,
     format_csv,
@@ -25,6 +26,7 @@ __all__ = [
     "STUDY_FILE",
     "Run",
     "State",
+    "check_links",
     "create_folder",
     "display_path",
     "find_finished_run",

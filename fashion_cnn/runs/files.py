@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -313,6 +314,27 @@ def _create_locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
             if _lock(descriptor) and folder.exists():
                 return folder, descriptor
             os.close(descriptor)
+
+
+def check_links(folder: Path, *names: str) -> None:
+    """Check before writing into a folder of someone else that no link in it leads the files elsewhere.
+
+    Args:
+        folder: the directory of a run, a sweep or a catalogue, which may itself be reached through a link.
+        names: the files and folders in it that are written; all by default. None of them need exist.
+
+    Raises:
+        UserError: if it holds a link that leads out of it.
+    """
+    root = Path(os.path.realpath(folder))
+    for top in [root / name for name in names] or [root]:
+        below = (Path(parent, name) for parent, *entries in os.walk(top) for name in chain(*entries))
+        for path in filter(Path.is_symlink, chain([top], below)):
+            # Unlike `resolve`, it accepts a link to itself.
+            target = Path(os.path.realpath(path))
+            if not target.is_relative_to(root):
+                place, around = display_path(folder / path.relative_to(root)), display_path(folder)
+                raise UserError(f"{place} is a link that leads out of {around}, to {target}: put a copy in its place.")
 
 
 def create_folder(folder: Path, option: str | None) -> None:

@@ -17,6 +17,7 @@ from fashion_cnn.errors import UserError, printable
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, DamagedRunError, read_regular
 from fashion_cnn.runs.files import (
     check_config,
+    check_links,
     create_folder,
     display_path,
     lock_file,
@@ -169,7 +170,12 @@ class Run:
         return is_named or (folder / STUDY_FILE).is_file()
 
     def create(self) -> None:
-        """Create the directory, and remove what a killed process left in it. Raises UserError if it is not writable."""
+        """Create the directory, and remove what a killed process left in it.
+
+        Raises:
+            UserError: if it is not writable, or a link in it leads elsewhere.
+        """
+        check_links(self.path)
         create_folder(self.path, None if self.config_file.exists() else "runs_dir")
         # A link is not followed; `locked` refuses it.
         if not os.path.lexists(self._lock_file):

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.errors import Interrupted, Pruned, UserError
-from fashion_cnn.runs import STUDIES_FOLDER, STUDY_FILE, create_folder, display_path, newest_weights
+from fashion_cnn.runs import STUDIES_FOLDER, STUDY_FILE, check_links, create_folder, display_path, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
 from fashion_cnn.sweeps.study import (
     EPOCHS,
@@ -90,6 +90,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     example = {key: _example_value(distribution) for key, distribution in space.items()}
     _check_hardware(_trial_config(name, fixed, example, started))
     folder = (Path(config.runs_dir) / STUDIES_FOLDER / name).absolute()
+    check_links(folder)
     create_folder(folder, "runs_dir")
     storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
     settings = {
