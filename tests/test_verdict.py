@@ -51,13 +51,16 @@ def judged(history, overrides=(), *, val_count=5000, **settings):
 
 @pytest.fixture
 def expect(monkeypatch):
-    """A function that sets the expected gain in points of some remedies, with a standard deviation of 0.3 points."""
+    """A function that sets the expected gain of some remedies in points, with a standard deviation of 0.3 points.
+
+    The model has shares of the validation error, which is 5.1% in `FALLING`.
+    """
 
     def set_gains(low=-100.0, high=100.0, **gains):
         count = len(FEATURES)
         bounds = {"low": [low] * count, "high": [high] * count}
         remedies = {
-            name: {"intercept": gain / 100, "coefficients": [0.0] * count, "deviation": 0.003, **bounds}
+            name: {"intercept": gain / 5.1, "coefficients": [0.0] * count, "deviation": 0.3 / 5.1, **bounds}
             for name, gain in gains.items()
         }
         study = {"mean": [0.0] * count, "scale": [1.0] * count, "remedies": remedies}
@@ -90,7 +93,7 @@ def test_verdict_depends_on_what_a_remedy_is_expected_to_gain(kind, gains, expec
 
 
 def test_verdict_says_what_was_seen_and_what_is_expected(expect):
-    expect(cutmix=0.4, larger=0.25, dropout=-0.3)
+    expect(cutmix=0.4, larger=0.24, dropout=-0.3)
     rule = judged(FALLING).rule
     assert rule.startswith("the accuracy gap is 1.7 points (95% interval +1.0 to +2.4), 33% of the validation error (")
     assert rule.endswith(

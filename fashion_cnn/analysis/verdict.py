@@ -65,6 +65,13 @@ class ExpectedGain:
     gain: Interval
     probability: float
 
+    @classmethod
+    def normal(cls, remedy: str, mean: float, deviation: float) -> "ExpectedGain":
+        """The expectation of a normally distributed gain."""
+        half = 1.96 * deviation
+        probability = normal_probability_above(WORTHWHILE, mean, deviation)
+        return cls(remedy, Interval(mean, mean - half, mean + half), probability)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -250,6 +257,7 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
     study = _study()
     mean, scale = (np.array(study[name]) for name in ("mean", "scale"))
     standardised = (features - mean) / scale
+    val_error = math.exp(features[FEATURES.index("log_val_error")])
     gains = []
     for remedy in possible_remedies(config):
         if (model := study["remedies"].get(remedy)) is None:
@@ -257,10 +265,9 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
         low, high = (np.array(model[bound]) for bound in ("low", "high"))
         if (features < low - _MARGIN * scale).any() or (features > high + _MARGIN * scale).any():
             continue
-        gain = model["intercept"] + float(standardised @ np.array(model["coefficients"]))
-        half = 1.96 * model["deviation"]
-        probability = normal_probability_above(WORTHWHILE, gain, model["deviation"])
-        gains.append(ExpectedGain(remedy, Interval(gain, gain - half, gain + half), probability))
+        # The model predicts shares of the validation error.
+        share = model["intercept"] + float(standardised @ np.array(model["coefficients"]))
+        gains.append(ExpectedGain.normal(remedy, share * val_error, model["deviation"] * val_error))
     return tuple(sorted(gains, key=lambda gain: -gain.gain.estimate))
 
 

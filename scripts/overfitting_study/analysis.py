@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, WORTHWHILE, ExpectedGain, run_features
-from fashion_cnn.metrics.intervals import Interval, normal_probability_above
+from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, ExpectedGain, run_features
 from overfitting_study.design import FIRST_OF_COVERAGE
 from overfitting_study.records import job_key
 
@@ -52,6 +51,16 @@ class Gain:
     accuracy: float
     loss: float
     gap: float
+
+    @property
+    def val_error(self) -> float:
+        """Validation error of the base's training, to which gains are relative."""
+        return math.exp(self.features[FEATURES.index("log_val_error")])
+
+    @property
+    def relative(self) -> float:
+        """The gain in accuracy as a share of the validation error before."""
+        return self.accuracy / self.val_error
 
 
 def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
@@ -170,7 +179,7 @@ def _gap(run: Mapping[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class GainModel:
-    """Linear model of the gain of one remedy.
+    """Linear model of the gain of one remedy, as a share of the validation error before.
 
     Attributes:
         intercept: gain at the mean of the features.
@@ -227,16 +236,12 @@ def leave_bases_out(found: Sequence[Gain], ridge: float = RIDGE) -> dict[tuple[i
             if len(others) < 4:
                 continue
             design = (np.array([gain.features for gain in others]) - mean) / scale
-            model = fit(design, np.array([gain.accuracy for gain in others]), ridge)
+            model = fit(design, np.array([gain.relative for gain in others]), ridge)
             for gain in of_arm:
                 if gain.base == base:
-                    expected = model.predict((gain.features - mean) / scale)
-                    half = 1.96 * model.deviation
-                    predictions[base, gain.seed, arm] = ExpectedGain(
-                        arm,
-                        Interval(expected, expected - half, expected + half),
-                        normal_probability_above(WORTHWHILE, expected, model.deviation),
-                    )
+                    expected = model.predict((gain.features - mean) / scale) * gain.val_error
+                    deviation = model.deviation * gain.val_error
+                    predictions[base, gain.seed, arm] = ExpectedGain.normal(arm, expected, deviation)
     return predictions
 
 
@@ -248,7 +253,7 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
         of_arm = [gain for gain in found if gain.arm == remedy]
         if len(of_arm) >= 4:
             design = (np.array([gain.features for gain in of_arm]) - mean) / scale
-            model = fit(design, np.array([gain.accuracy for gain in of_arm]))
+            model = fit(design, np.array([gain.relative for gain in of_arm]))
             remedies[remedy] = {
                 "intercept": round(model.intercept, 6),
                 "coefficients": _rounded(model.coefficients),
