@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import instantiate_data
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.retrieval import catalogue
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.trust import check_classes, trust_classes, trust_packages
 from fashion_cnn.sweeps.sweep import add_earlier_values, resumed_sweep
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
+from fashion_cnn.training.resume import restore_config
 
 _FOREIGN_PATHS = (
     "os.system os.popen os.remove posix.system subprocess.run subprocess.Popen subprocess.check_output shutil.rmtree "
@@ -331,6 +334,21 @@ def test_a_catalogue_opens_no_run_elsewhere_unless_the_user_names_it(shop_run, c
     assert command(search.main, f"catalogue={shop_run.catalogue}", "text=red", f"runs_dir={tmp_path / 'mine'}")[0] == 0
 
 
+def test_the_run_of_a_catalogue_is_checked_where_it_is_opened(shop_run, command, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    shutil.copytree(shop_run.path, home / "foreign")
+    copy = shutil.copytree(shop_run.catalogue, tmp_path / "shop" / "catalogue")
+    monkeypatch.chdir(copy.parent)
+    monkeypatch.setenv("HOME", str(home))
+    stored = catalogue.metadata_of
+    monkeypatch.setattr(catalogue, "metadata_of", lambda table: replace(stored(table), run="~/foreign"))
+    # Without the tilde expanded, the run would lie inside of the runs_dir.
+    status, _, err = command(search.main, "catalogue=catalogue", "text=red", "runs_dir=.")
+    assert status == 1
+    assert f"names the run {home / 'foreign'}, which is outside" in err
+    assert command(search.main, "catalogue=catalogue", "text=red", f"runs_dir={home}")[0] == 0
+
+
 def test_settings_of_a_checkpoint_that_hold_each_other_a_billion_times_are_refused(tmp_path):
     levels = ["x"]
     for _ in range(20):
@@ -436,6 +454,42 @@ def test_a_resumed_run_is_checked_with_its_references_resolved(shop_run, tmp_pat
         assert status == 1
         assert "leads out of the run directory" in err or "logger.missing" in err
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("dataset", ["KMNIST", "FashionMNIST"])
+def test_a_run_starts_no_download_into_a_folder_that_only_it_names(shop_run, tmp_path, dataset):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    config = yaml.safe_load(run.config_file.read_text())
+    data = {"_target_": "fashion_cnn.data.TorchvisionDataModule", "dataset": f"torchvision.datasets.{dataset}"}
+    for download in (None, True):
+        named = {"root": str(elsewhere), "download": download}
+        run.config_file.write_text(yaml.safe_dump(config | {"data": data | named}))
+        with pytest.raises(UserError, match="does not hold what was detected in the training images"):
+            instantiate_data(run)
+        stored = restore_config(compose(), run, by_user=True, check_values=lambda config: None)
+        assert stored.data.download is False
+        typed = compose("train", [f"data.root='{elsewhere}'"])
+        assert restore_config(typed, run, by_user=True, check_values=lambda config: None).data.download is None
+        typed = compose("train", ["data.download=true"])
+        assert restore_config(typed, run, by_user=True, check_values=lambda config: None).data.download is True
+    run.config_file.write_text(
+        yaml.safe_dump(config | {"data": {"_target_": "fashion_cnn.data.FashionMNISTDataModule"}})
+    )
+    assert instantiate_data(run).download is None
+    assert not [*elsewhere.iterdir()]
+
+
+def test_a_run_removes_nothing_from_the_cache_of_pictures(shop_run, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    config = yaml.safe_load(run.config_file.read_text())
+    data = {"_target_": "fashion_cnn.data.ImageFolderDataModule", "root": str(tmp_path / "pictures"), "cache_gb": 0}
+    run.config_file.write_text(yaml.safe_dump(config | {"data": data}))
+    monkeypatch.setattr("fashion_cnn.data.folder.find_files", lambda root: pytest.fail("a folder was scanned"))
+    with pytest.raises(UserError, match="does not hold what was detected in the training images"):
+        instantiate_data(run)
+    assert restore_config(compose(), run, by_user=True, check_values=lambda config: None).data.cache_gb is None
 
 
 def test_a_checkpoint_callback_removes_nothing_outside_of_its_folder(tmp_path):

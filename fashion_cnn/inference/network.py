@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
+from fashion_cnn.data.fashion_mnist import DEFAULT_ROOT
 from fashion_cnn.errors import UserError, printable
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
@@ -189,10 +190,35 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
     settings = run.config().data
     if root is not None:
         settings.root = root
-    data = instantiate(check_classes(settings, run.config_file), _convert_="all")
+    checked = check_classes(settings, run.config_file)
+    confine_data(checked, is_typed=root is not None)
+    # Otherwise it would read the whole folder, or download it, even for a command that needs no image.
+    reads_files = str(checked.get("_target_")).endswith((".ImageFolderDataModule", ".TorchvisionDataModule"))
+    if root is None and reads_files and not checked.get("detected"):
+        raise UserError(
+            f"{run.config_file} does not hold what was detected in the training images (data.detected): restore it "
+            "from a copy of the run."
+        )
+    data = instantiate(checked, _convert_="all")
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{run.config_file}: data._target_={settings.get('_target_')} is no ImageDataModule.")
     return data
+
+
+def confine_data(settings: MutableMapping[Any, Any], *, is_typed: bool) -> None:
+    """Let the data module of a stored run remove no cached picture, and download into no folder that only it names.
+
+    Args:
+        settings: checked section `data` of the run's config, which is changed.
+        is_typed: whether the user typed the folder.
+    """
+    if not str(settings.get("_target_")).startswith("fashion_cnn."):
+        return  # Other classes are trusted ones.
+    if "cache_gb" in settings:
+        settings["cache_gb"] = None
+    is_default = Path(settings.get("root") or DEFAULT_ROOT) == DEFAULT_ROOT
+    if "root" in settings:
+        settings["download"] = None if is_typed or is_default else False
 
 
 def load_data(run: Run, root: str | None = None) -> ImageDataModule:

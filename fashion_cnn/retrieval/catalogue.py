@@ -568,17 +568,17 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
         return chosen, Catalogue(str(chosen.catalogue))
     named = Catalogue(catalogue_uri(catalogue))
     if run is None and named.exists():
-        run = metadata_of(named.open_latest()).run
-        _check_run_of_catalogue(Path(run), catalogue, runs_dir)
+        # Resolved once: the path that is checked is the one that is opened.
+        path = Path(metadata_of(named.open_latest()).run).expanduser().resolve()
+        _check_run_of_catalogue(path, catalogue, runs_dir)
+        run = str(path)
     return find_finished_run("latest" if run is None else run, runs_dir), named
 
 
 def _check_run_of_catalogue(run: Path, catalogue: str, runs_dir: Path) -> None:
     """Raise UserError if a catalogue names a run that is neither the user's own nor stored together with it."""
-    inside, around = run.resolve(), Path(catalogue).expanduser().resolve()
-    if not (
-        inside.is_relative_to(runs_dir.resolve()) or inside.is_relative_to(around) or around.is_relative_to(inside)
-    ):
+    around = Path(catalogue).expanduser().resolve()
+    if not (run.is_relative_to(runs_dir.resolve()) or run.is_relative_to(around) or around.is_relative_to(run)):
         raise UserError(
             f"catalogue={catalogue} names the run {run}, which is outside runs_dir={runs_dir}: add run={run} if you "
             "trust it."

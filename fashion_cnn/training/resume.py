@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import differing_weights, read_checkpoint
+from fashion_cnn.inference.network import confine_data, differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import LOCATION_KEYS, override_key
@@ -18,7 +18,9 @@ from fashion_cnn.training.loggers import ResumableLogger
 def restore_config(
     config: DictConfig, run: Run, *, by_user: bool, check_values: Callable[[DictConfig], None]
 ) -> DictConfig:
-    """Return the run's own config; only `data.root` may be overridden, which the returned overrides then contain.
+    """Return the run's own config; only `data.root` and `data.download` may be overridden.
+
+    The returned overrides contain a `data.root` that was given.
 
     A relative `data.root` that does not exist is looked for in the folder in which the run was started.
 
@@ -45,6 +47,9 @@ def restore_config(
     elif (root := stored.data.get("root")) and (folder := stored.get("working_dir")) and not Path(root).exists():
         started = Path(folder) / root
         stored.data.root = str(started) if started.exists() else root
+    confine_data(stored.data, is_typed=bool(moved))
+    if any(override_key(override) == "data.download" for override in overrides):
+        stored.data.download = config.data.download
     if by_user:
         check_values(stored)
     return stored
