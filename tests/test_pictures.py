@@ -126,6 +126,18 @@ def test_more_than_eight_bits_are_scaled_not_clipped(values, expected):
     assert np.asarray(decoded)[0].tolist() == expected
 
 
+def gif(blocks):
+    """A GIF of one pixel with blocks before its frame."""
+    head = b"GIF89a\1\0\1\0\x80\0\0" + b"\0\0\0\xff\xff\xff"
+    return head + blocks + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+
+
+def test_a_gif_with_ordinary_comments_is_decoded(tmp_path):
+    content = gif((b"!\xfe\xff" + b"x" * 255 + b"\3yes\0") * 500)
+    (tmp_path / "a.gif").write_bytes(content)
+    assert decode(content).size == decode(tmp_path / "a.gif").size == (1, 1)
+
+
 @pytest.mark.parametrize("tag", [281, 341], ids=["MaxSampleValue", "SMaxSampleValue"])
 def test_tags_of_the_sample_maximum_do_not_change_the_range_of_a_tiff(tag):
     values = np.array([[0, 500, 1000]], np.uint16)
@@ -271,6 +283,10 @@ GREY = {258: 8, 262: 1, 277: 1}
         (tiff({256: 9, 257: 9, 273: [1000] * 1_000_000, **GREY}), "takes too long"),
         (b"P3 10 10 255 " + b"#\n" * 2000 + b"1 " * 300, "takes too long"),
         (b"P6 2000 2000 100 ", "takes too long"),
+        # Comments, parts of one comment, and bytes of no meaning before the first frame.
+        (gif(b"!\xfe\1x\0" * 100_000), "takes too long"),
+        (gif(b"!\xfe" + b"\1x" * 200_000 + b"\0"), "takes too long"),
+        (gif(b"\0" * 200_000), "takes too long"),
         (b"P2 2000 2000 255 ", "takes too long"),
     ],
 )

@@ -38,6 +38,8 @@ MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
 # Limits of the rare kinds that Pillow decodes in Python.
 _MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_000, 1000
+# Blocks of a GIF before its first frame, and their parts: an ordinary file has a few hundred.
+_MAX_GIF_PARTS = 100_000
 # Strips or tiles of a TIFF that is not compressed, each of which Pillow decodes by itself.
 _MAX_TILES = 200_000
 # Bytes of a tag of TIFF or EXIF that holds numbers, of each of which Pillow makes an object.
@@ -55,6 +57,7 @@ _BAND_PIXELS = 4_000_000
 # Smaller pictures do not wait for memory.
 _SMALL = 16_000_000
 _JPEG = b"\xff\xd8\xff"
+_GIF = b"GIF8"
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 # Markers of a JPEG 2000's coding style, of all channels and of one.
 _COD, _COC = 0xFF52, 0xFF53
@@ -180,7 +183,27 @@ def open_picture(source: Path | bytes) -> ImageFile.ImageFile:
             raise UnreadablePictureError(f"takes too long to decode ({scans:,} scans; {MAX_SCANS} are the most)")
         if source.count(b"Exif\0\0") > _MAX_EXIF_PARTS:
             raise UnreadablePictureError("is damaged (its EXIF data has too many parts)")
+    if isinstance(source, bytes) and source.startswith(_GIF):
+        _check_gif(source)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def _check_gif(content: bytes) -> None:
+    """Refuse a GIF with a great many comments and other blocks before its first frame: Pillow reads each by itself."""
+    flags = content[10] if len(content) > 10 else 0
+    position, in_block = 13 + (3 * (2 << (flags & 7)) if flags & 128 else 0), False
+    for _ in range(_MAX_GIF_PARTS):
+        byte = content[position : position + 1]
+        if in_block:
+            position += 1 + (byte[0] if byte else 0)
+            in_block = byte not in (b"", b"\0")
+        elif byte == b"!":
+            position, in_block = position + 2, True
+        elif byte in (b"", b",", b";"):
+            return
+        else:
+            position += 1
+    raise UnreadablePictureError(TOO_LONG)
 
 
 def is_picture(path: Path) -> bool:
@@ -215,7 +238,7 @@ def _too_large(size: str, limit: int) -> str:
 
 
 def _with_content(source: Path | bytes) -> Path | bytes:
-    """Return the content of a JPEG or JPEG 2000 file, whose structure is looked through; other files as they are."""
+    """Return the content of a JPEG, JPEG 2000 or GIF file, whose structure is looked through; other files as is."""
     if isinstance(source, bytes):
         return source
     if not stat.S_ISREG(source.stat().st_mode):  # Reading a named pipe could block for ever.
@@ -224,7 +247,7 @@ def _with_content(source: Path | bytes) -> Path | bytes:
         raise TooManyPixelsError(f"is too large ({size / 1e6:,.0f} MB; {MAX_BYTES / 1e6:g} MB are the most)")
     with source.open("rb") as file:
         head = file.read(12)
-        return head + file.read() if head.startswith((_JPEG, *_JPEG2000)) else source
+        return head + file.read() if head.startswith((_JPEG, _GIF, *_JPEG2000)) else source
 
 
 def _content(source: Path | bytes) -> bytes:
