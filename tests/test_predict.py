@@ -21,11 +21,12 @@ from torch.nn import functional
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.inference.network import NetworkOutput, NetworkRunner, TrainedNetwork, load
-from fashion_cnn.inference.predictor import Predictor, read_validation_predictions
+from fashion_cnn.inference.output import print_csv
+from fashion_cnn.inference.predictor import Prediction, Predictor, read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 from fashion_cnn.predict import main
-from fashion_cnn.runs import Run
+from fashion_cnn.runs import Run, format_csv
 from fashion_cnn.train import train
 
 NAMES = FashionMNISTDataModule.class_names
@@ -224,6 +225,17 @@ def test_each_unusual_file_has_a_line_and_unreadable_ones_set_the_exit_status(
     assert {record["file"].removeprefix("odd files/"): not record["error"] for record in records} == odd_files
     assert {record["answer"] or None for record in records if record["error"]} == {None}
     assert all(record["answer"] in (*NAMES, "none of these") for record in records if not record["error"])
+
+
+@pytest.mark.parametrize("name", ['=HYPERLINK("a","b")', "+1+1", "-1+1", "@SUM(A1)", "\t=1"])
+def test_a_csv_holds_no_formulas(capsys, name):
+    print_csv([Prediction(Path(name), classes=((name, 1.0), ("Bag", 0.0))), Prediction(Path("a"), error=name)], top_k=2)
+    read, unreadable = csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert (read["file"], read["answer"], read["class_1"]) == (f"./{name}", f"'{name}", f"'{name}")
+    assert (read["class_2"], read["probability_1"], read["error"]) == ("Bag", "1.000000", "")
+    assert (unreadable["file"], unreadable["error"]) == ("a", f"'{name}")
+    (cells,) = csv.reader(io.StringIO(format_csv([[name, "-0.5", -0.5, "-", None, "a=b", "a\r=1"]]), newline=""))
+    assert cells == [f"'{name}", "-0.5", "-0.5", "-", "", "a=b", "a\\r=1"]
 
 
 def test_file_names_need_no_escaping_alone_and_in_a_list(predict, tmp_path, monkeypatch, odd_files):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fashion_cnn.errors import printable
 from fashion_cnn.inference.predictor import NONE_OF_THESE, Prediction
+from fashion_cnn.runs.files import csv_cell
 from fashion_cnn.terminal import wide_console
 
 # Minimum number of files for a progress bar.
@@ -72,9 +73,12 @@ def print_csv(predictions: Iterable[Prediction], top_k: int) -> None:
     writer = csv.DictWriter(sys.stdout, ["file", "answer", *columns, "error"], restval="", lineterminator="\n")
     writer.writeheader()
     for prediction in predictions:
-        row = {"file": encodable(str(prediction.path)), "answer": prediction.label, "error": prediction.error}
+        file = encodable(str(prediction.path)).replace("\r", "\\r")
+        row = {"answer": prediction.label, "error": prediction.error}
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
             row |= {f"class_{rank}": name, f"probability_{rank}": f"{probability:.6f}"}
+        # Spreadsheets compute formulas; the name of a file stays one with a folder in front.
+        row = {"file": file if csv_cell(file) == file else f"./{file}"} | {k: csv_cell(v) for k, v in row.items()}
         if sys.stdout.isatty():
             row = {key: value and printable(value) for key, value in row.items()}
         writer.writerow(row)

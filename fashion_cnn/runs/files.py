@@ -386,10 +386,27 @@ def lock_file(
         yield
 
 
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV file: a text that spreadsheets would take for a formula gets an apostrophe in front.
+
+    Carriage returns are escaped. Class names and errors may come from the files of someone else.
+    """
+    text = str(value)
+    if "\r" in text:  # Python's writer does not quote it, and it would end the row.
+        value = text = text.replace("\r", "\\r")
+    if len(text) < 2 or not text.startswith(("=", "+", "-", "@", "\t")):
+        return value
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return value
+
+
 def format_csv(rows: Iterable[Iterable[Any]]) -> str:
-    """Format rows as CSV text with Unix line endings."""
+    """Format rows as CSV text with Unix line endings and without formulas."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, row) for row in rows)
     return text.getvalue()
 
 
