@@ -1,9 +1,11 @@
 """The hyper-parameter search: its space, its trials, stopping and going on."""
 
+import contextlib
 import csv
 import importlib.util
 import io
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
@@ -26,10 +28,12 @@ from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import PruneTrial, search_space
 from fashion_cnn.sweeps.study import (
     TRIAL_HEADER,
+    check_trials,
     current_trials,
     format_trial,
     open_study,
     run_trials,
+    study_errors_reported,
     write_results,
 )
 from fashion_cnn.train import main as train_main
@@ -552,3 +556,48 @@ def test_cfg_prints_the_config_wherever_it_is_typed(command):
         status, out, err = command(main, *arguments)
         assert (status, err) == (0, "")
         assert "\ntune:\n" in out
+
+
+_SPACE = {"data.batch_size": CategoricalDistribution(["16", "20"]), "optimizer.lr": FloatDistribution(0.1, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"params": {"optimizer.lr": 2.0}, "distributions": {"optimizer.lr": FloatDistribution(0.1, 3.0)}},
+        {
+            "params": {"data.batch_size": "{a: b}"},
+            "distributions": {"data.batch_size": CategoricalDistribution(["{a: b}"])},
+        },
+        {"params": {"further": "x"}, "distributions": {"further": CategoricalDistribution(["x"])}},
+        {"system_attrs": {"fixed_params": {"data.batch_size": "{a: b}"}}},
+        {"user_attrs": {"run": 1}},
+    ],
+    ids=["range", "choice", "key", "queued", "run"],
+)
+def test_a_study_with_values_that_nobody_searched_is_refused(forged):
+    study = optuna.create_study(study_name="s", direction="maximize")
+    study.enqueue_trial({"data.batch_size": "16"})
+    study.ask(_SPACE)
+    check_trials(study, _SPACE)
+    study.add_trial(optuna.create_trial(**{"state": TrialState.WAITING, **forged}))
+    with pytest.raises(UserError, match="the study s cannot be read or written"):
+        check_trials(study, _SPACE)
+
+
+@pytest.mark.parametrize("settings", ["'x'", '{"fixed": 1}', '{"fixed": [], "searched": []}', "{"])
+def test_a_study_with_damaged_settings_is_one_message(tmp_path, settings):
+    a_study(tmp_path, fixed=[], searched={})
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE study_user_attributes SET value_json=? WHERE key='settings'", [settings])
+    with pytest.raises(UserError, match="the study test cannot be read or written"):
+        a_study(tmp_path, fixed=["a=1"], searched={})
+
+
+def test_a_database_that_refuses_a_trial_is_one_message(tmp_path):
+    study = a_study(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("CREATE TRIGGER t AFTER INSERT ON trials BEGIN SELECT load_extension('x'); END")
+    expected = pytest.raises(UserError, match="the study test cannot be read or written")
+    with expected, study_errors_reported("test", optuna.exceptions.StorageInternalError):
+        study.ask()

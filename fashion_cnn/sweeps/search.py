@@ -27,11 +27,13 @@ from fashion_cnn.sweeps.study import (
     EPOCHS,
     TRIAL_HEADER,
     best_trial,
+    check_trials,
     current_trials,
     format_params,
     format_trial,
     open_study,
     run_trials,
+    study_errors_reported,
     write_results,
 )
 from fashion_cnn.terminal import progress_bar
@@ -98,6 +100,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
         "searched": {key: str(space[key]) for key in sorted(space)},
     }
     study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
+    check_trials(study, space)
     fixed = _resolve_latest_weights(fixed, study, Path(config.runs_dir))
     # Makes a search reproducible, while a process that joins it draws other trials.
     study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
@@ -121,7 +124,8 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
 
     print(TRIAL_HEADER, flush=True)
     try:
-        run_trials(study, space, config.tune.trials, folder, train_trial, print_trial)
+        with study_errors_reported(name, optuna.exceptions.StorageInternalError):
+            run_trials(study, space, config.tune.trials, folder, train_trial, print_trial)
     except KeyboardInterrupt as stop:
         typed = [*config.flags, *map(unquote_override, task), *swept]
         command = shlex.join(["python", "-m", "fashion_cnn.tune", *typed])
@@ -133,23 +137,27 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     write_results(study, folder)
     # The name in the trials' configs is that of the study.
     typed_folder = [override for override in config.overrides if override_key(override) == "runs_dir"]
-    _print_results(study, folder, [*fixed, *typed_folder], config.flags)
+    _print_results(study, space, folder, [*fixed, *typed_folder], config.flags)
     return study
 
 
-def _print_results(study: optuna.Study, folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
+def _print_results(
+    study: optuna.Study, space: Iterable[str], folder: Path, overrides: Sequence[str], flags: Sequence[str]
+) -> None:
     """Print the best trial, and the command that trains with its settings in addition to the overrides."""
     trials = current_trials(study)
     states = Counter("failed" if trial.state == TrialState.FAIL else trial.state.name.lower() for trial in trials)
     best = best_trial(study)
     if best is None:
         raise UserError(f"none of the {len(trials)} trials finished: see {display_path(folder / 'trials.csv')}.")
-    best_overrides = [f"{key}={value}" for key, value in best.params.items()]
+    # The storage may hold further parameters, which nobody typed.
+    params = {key: value for key, value in best.params.items() if key in space}
+    best_overrides = [f"{key}={value}" for key, value in params.items()]
     command = training_command({"overrides": [*overrides, *best_overrides], "flags": flags})
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     print(
         f"\n{len(trials)} {'trial' if len(trials) == 1 else 'trials'}: {counts}\n"
-        f"Best: trial {best.number}, validation {best.value:.2%}: {format_params(best.params)}\n"
+        f"Best: trial {best.number}, validation {best.value:.2%}: {format_params(params)}\n"
         f"Trials and plots: {display_path(folder)}\n"
         f"To train with these settings and evaluate on the test set:\n  {command}"
     )

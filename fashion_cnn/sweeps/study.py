@@ -3,7 +3,8 @@
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.errors import Pruned, UserError, printable
 from fashion_cnn.plots.comparison import Trial, plot_search
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically
@@ -57,17 +58,52 @@ def open_study(
     # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
     with lock_file(folder / ".lock", "the study is locked", instead="choose another runs_dir=DIR"):
         study = _create_or_load(storage, name, pruner)
-        _check_step_unit(study, name)
-        stored = study.user_attrs.get("settings")
-        if stored is None:
-            study.set_user_attr("settings", dict(settings))
+        with study_errors_reported(name):
+            _check_step_unit(study, name)
+            stored = study.user_attrs.get("settings")
+            if stored is None:
+                study.set_user_attr("settings", dict(settings))
     if stored not in (None, dict(settings)):
+        with study_errors_reported(name):
+            difference = printable(_describe_difference(stored, settings))
         raise UserError(
-            f"the study {name} has other settings ({_describe_difference(stored, settings)}): "
+            f"the study {name} has other settings ({difference}): "
             "repeat its command to continue it, or start a new one with tune.study=NAME.",
             status=2,
         )
     return study
+
+
+@contextmanager
+def study_errors_reported(name: str, errors: type[Exception] = Exception) -> Iterator[None]:
+    """Raise UserError for an error of reading or writing a study, whose database may come from someone else.
+
+    Args:
+        name: name of the study.
+        errors: the class of these errors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        reason = printable(str(error.__cause__ or error).splitlines()[0])
+        raise UserError(
+            f"the study {name} cannot be read or written ({reason}): restore it from a copy, or start a new one with "
+            "tune.study=NAME."
+        ) from error
+
+
+def check_trials(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+    """Raise UserError if the study holds values that its search space does not have, or cannot be read."""
+    with study_errors_reported(study.study_name):
+        for trial in study.get_trials(deepcopy=False):
+            if not isinstance(trial.user_attrs.get(RUN, ""), str):
+                raise TypeError(f"the run of trial {trial.number} is no text")
+            queued = trial.system_attrs.get("fixed_params", {})
+            for key, value in [*trial.params.items(), *((key, queued[key]) for key in space if key in queued)]:
+                if key not in space or not space[key]._contains(space[key].to_internal_repr(value)):
+                    raise ValueError(f"trial {trial.number} has {key}={value}, which is not searched")
 
 
 def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, attempts: int = 3) -> optuna.Study:
@@ -232,7 +268,7 @@ def format_trial(trial: FrozenTrial, best: FrozenTrial | None) -> str:
     if trial.state == TrialState.PRUNED:
         cells.append(f"pruned after epoch {trial.user_attrs.get(EPOCHS)}, {trial.last_step}% of its schedule")
     elif trial.state == TrialState.FAIL:
-        cells.append(f"failed: {trial.user_attrs.get(ERROR, '')}")
+        cells.append(printable(f"failed: {trial.user_attrs.get(ERROR, '')}"))
     return "  ".join(cells)
 
 
