@@ -40,8 +40,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         from fashion_cnn.evaluation.robustness_report import read_baseline
 
         baseline = read_baseline(config.baseline, config.split, Path(config.runs_dir))
-    if not config.out and len(runs) == 1:
-        check_links(runs[0].path, runs[0].evaluation.name)
+    if not config.out:
+        folder = _default_folder(runs)
+        check_links(folder.parent, folder.name)
     quieten_lightning()
     evaluation = evaluate_runs(runs, config.split, data_root=config.data.root)
     record = evaluation_record(runs, evaluation)

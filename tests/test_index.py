@@ -612,7 +612,7 @@ def test_readers_see_an_indexing_only_when_it_is_complete(run, shop, tmp_path, m
     index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
     if not tagged:
         # Catalogues of older versions have neither an id nor a tag.
-        monkeypatch.setattr("fashion_cnn.retrieval.catalogue._TABLE_ID_KEY", b"none")
+        monkeypatch.setattr("fashion_cnn.retrieval.catalogue._TABLE_ID_KEY", b"fashion_cnn_none")
         catalogue.open_latest().tags.delete("ready")
     before = catalogue.table_version()
     bags = products_from_files(str(shop / "bags"), None, lambda *_: None)

@@ -393,7 +393,7 @@ class Catalogue:
     def _check_metadata(self, table: Any) -> None:
         """Raise UserError for the table of another program: LanceDB imports and calls what some metadata name."""
         keys = (table.schema.metadata or {}).keys()
-        if _METADATA_KEY not in keys or keys - {_METADATA_KEY, _TABLE_ID_KEY}:
+        if _METADATA_KEY not in keys or not all(key.startswith(_METADATA_KEY) for key in keys):
             raise UserError(
                 f"The table {table.name} in {self.uri} was not made by fashion_cnn.index: use another catalogue=DIR."
             )
