@@ -256,7 +256,7 @@ def test_the_command_prints_tables_and_json_and_draws_contact_sheets(search, pic
     assert [*records[0]] == ["id", "title", "category", "price", "similarity", "seen_as", "confidence", "tone"]
     assert err == f"Contact sheet: {sheet}\n"
     with Image.open(sheet) as drawn:
-        assert drawn.width > 500
+        assert drawn.width > 250
     _, out, _ = search(f"like={records[0]['id']}", "top_k=1", "format=json")
     assert json.loads(out)[0]["id"] != records[0]["id"]
     _, out, _ = search(f"image={path}", "format=json", "where={category:bottom}")

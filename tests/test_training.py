@@ -574,7 +574,9 @@ def test_a_run_directory_removed_during_the_training_is_reported_and_stays_remov
     class Remove(Callback):
         def on_train_epoch_start(self, trainer, module):
             if trainer.current_epoch == epoch:
-                shutil.rmtree(trainer.default_root_dir)
+                # TensorBoard's threads may write a file while the folder is being removed.
+                while Path(trainer.default_root_dir).exists():
+                    shutil.rmtree(trainer.default_root_dir, ignore_errors=True)
 
     original = build._callbacks
     monkeypatch.setattr(build, "_callbacks", lambda *args: [*original(*args), Remove()])
