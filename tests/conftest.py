@@ -71,16 +71,14 @@ _SEVERAL_PROCESSES = ("browser", "cluster", "processes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Assign each test to an xdist group and mark the slow ones.
+    """Mark the slow tests, and put the longest first.
 
-    Tests of one module share a worker and so its fixtures. Tests that start servers, browsers or several processes form
-    one group, so that no two of them run at the same time; that group comes first, since it takes the longest. Modules
-    that train on real images follow: a long group that started last would run alone.
+    pytest-xdist (`--dist worksteal`) gives each worker a consecutive part of this order, and a part of what another has
+    left to a worker that has finished. So tests of one module mostly share a worker and its fixtures, and those that
+    start servers, browsers or several processes, which come first, mostly run one after the other.
     """
     for item in items:
-        several_processes = any(map(item.get_closest_marker, _SEVERAL_PROCESSES))
-        item.add_marker(pytest.mark.xdist_group("processes" if several_processes else item.path.stem))
-        if several_processes or item.get_closest_marker("training"):
+        if any(map(item.get_closest_marker, (*_SEVERAL_PROCESSES, "training"))):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "fashion_mnist_root" not in getattr(item, "fixturenames", ()))
     items.sort(key=lambda item: not any(map(item.get_closest_marker, _SEVERAL_PROCESSES)))

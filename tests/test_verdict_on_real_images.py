@@ -33,7 +33,7 @@ class ShuffledLabels(FashionMNISTDataModule):
         self.train_probe.targets[:] = split.targets[: len(self.train_probe)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def memorising_run(fashion_mnist_root, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("run"))
     config = compose(
