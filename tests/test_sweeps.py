@@ -187,6 +187,10 @@ def test_a_resumed_sweep_repeats_its_own_command(command, tmp_path):
     status, _, err = command(main, "-m", "seed=0,1", f"resume={tmp_path / 'nowhere'}")
     assert status == 2
     assert "is no sweep: give the directory of a sweep" in err
+    (sweep / "seed-3").symlink_to(tmp_path / "elsewhere")
+    status, _, err = command(main, f"resume={sweep}")
+    assert status == 1
+    assert f"{sweep / 'seed-3'} is a link that leads out of {sweep}" in err
 
 
 @pytest.mark.parametrize(

@@ -404,6 +404,15 @@ def test_a_search_through_the_command_line(command, tmp_path):
     assert "tune.study=NAME" in err
 
 
+def test_a_search_writes_through_no_link_that_leads_out_of_its_directory(command, tmp_path):
+    link = tmp_path / "runs" / "tune" / "tiny" / "trial-0000"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    status, _, err = command(main, *TINY_DATA, f"runs_dir={tmp_path / 'runs'}")
+    assert (status, list(link.parent.iterdir())) == (1, [link])
+    assert f"{link} is a link that leads out of {link.parent}, to {tmp_path / 'elsewhere'}" in err
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
