@@ -357,17 +357,26 @@ def test_the_storage_of_a_search_adds_no_settings_and_no_directories(command, tm
     folder, rate = tmp_path / "tune" / "tiny", optuna.distributions.FloatDistribution(0.01, 0.1)
     call = "{_target_: subprocess.call, args: [touch, pwned]}"
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder / 'study.db'}")
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params={"optimizer.lr": 0.05, "+callbacks.z": call},
-            distributions={"optimizer.lr": rate, "+callbacks.z": optuna.distributions.CategoricalDistribution([call])},
-            user_attrs={"run": str(tmp_path / "elsewhere")},
+
+    def add_trial(**further):
+        distributions = {name: optuna.distributions.CategoricalDistribution([value]) for name, value in further.items()}
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params={"optimizer.lr": 0.05, **further},
+                distributions={"optimizer.lr": rate, **distributions},
+                user_attrs={"run": str(tmp_path / "elsewhere")},
+            )
         )
-    )
+
+    add_trial()
     assert command(main, *arguments, "tune.trials=2")[0] == 0
     assert not (tmp_path / "elsewhere").exists()
-    assert "callbacks.z" not in " ".join(Run(folder / "elsewhere").config().overrides)
+    assert Run(folder / "elsewhere").state == "finished"
+    add_trial(**{"+callbacks.z": call})
+    status, _, err = command(main, *arguments, "tune.trials=3")
+    assert status == 1
+    assert f"+callbacks.z={call}, which is not searched" in err
 
 
 @pytest.mark.training
