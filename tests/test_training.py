@@ -33,6 +33,7 @@ import fashion_cnn
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.evaluation.evaluate import evaluate_runs
+from fashion_cnn.inference.network import read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
@@ -329,6 +330,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, stop, disarm, tmp_path,
     assert run.metrics_file.read_bytes() == Run(Path(whole["run"])).metrics_file.read_bytes()
     assert scalars(run) == scalars(Run(Path(whole["run"])))
     assert run.state == "finished"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_sanity_check_of_lightning_is_no_pass_of_the_gap(tiny):
+    results = train(tiny("callbacks=default", "trainer.max_epochs=2", "trainer.num_sanity_val_steps=1"))
+    state = read_checkpoint(Run(Path(results["run"])).last_checkpoint)["callbacks"]["GapMonitor"]
+    assert [int(epoch) for epoch in state["epochs"]] == [1, 2]
 
 
 @pytest.mark.training

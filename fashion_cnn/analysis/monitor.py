@@ -78,10 +78,14 @@ class GapMonitor(PredictionCollector):
 
     @property
     def passes(self) -> ValidationPasses | None:
-        """The passes so far; None before the first."""
-        if not self._passes["epochs"]:
+        """The passes so far over the images of the latest one; None before the first."""
+        sizes = [len(correct) for correct in self._passes["correct"]]
+        if not sizes:
             return None
-        return ValidationPasses(**{name: torch.stack(values) for name, values in self._passes.items()})
+        # A run that was resumed with another limit of its validation batches has earlier passes of another size.
+        kept = [number for number, size in enumerate(sizes) if size == sizes[-1]]
+        stacked = {name: torch.stack([values[number] for number in kept]) for name, values in self._passes.items()}
+        return ValidationPasses(**stacked)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out the charts of the custom scalars."""
@@ -96,6 +100,8 @@ class GapMonitor(PredictionCollector):
             data = trainer.datamodule  # type: ignore[attr-defined]
             metrics = overfitting_metrics(self.predictions, data)
             pl_module.log_dict(metrics, logger=False, sync_dist=trainer.world_size > 1)
+            if trainer.sanity_checking:
+                return
             train, val = self.predictions["train"], self.predictions["val"]
             self._passes["epochs"].append(torch.tensor(trainer.current_epoch + 1))
             self._passes["train_accuracy"].append(train.correct.double().mean())
