@@ -301,6 +301,7 @@ def test_a_run_through_the_command_line(command, tmp_path):
     assert "finished" in err
 
 
+@pytest.mark.slow
 def test_overrides_that_change_a_resumed_run_are_rejected(command, tmp_path, monkeypatch):
     from fashion_cnn.training import session
 

@@ -313,6 +313,7 @@ def test_learning_curve_interval_covers_the_truth_with_few_seeds():
     assert covered >= 53  # 57 are expected; a bootstrap of the three seeds covers 49
 
 
+@pytest.mark.slow
 def test_plots_of_many_groups_stay_readable(tmp_path):
     rates = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.17, 0.18, 0.2)
     for number in range(36):

@@ -28,6 +28,7 @@ def make_batch():
     return Batch(torch.randn(12, 1, 12, 12, generator=generator), torch.arange(12) % 3, torch.arange(12))
 
 
+@pytest.mark.slow
 def test_the_target_interpolates_smoothed_labels_and_the_teachers_mean_prediction(tiny):
     teachers = [train(tiny("callbacks=essential", "trainer.max_epochs=1", f"seed={seed}")) for seed in (5, 6)]
     networks = [fashion_cnn.load(results["run"]).module for results in teachers]

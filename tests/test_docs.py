@@ -249,6 +249,7 @@ def test_configuration_lists_every_choice_of_every_group():
     assert choices <= spans
 
 
+@pytest.mark.slow
 def test_the_examples_of_extending_train_together(command, tmp_path, monkeypatch):
     page = DOCUMENTS["extending.md"]
     (tmp_path / "my_project.py").write_text("\n\n".join(code_blocks(page, "python")))

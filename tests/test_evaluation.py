@@ -256,6 +256,7 @@ def test_an_ensemble_is_calibrated_only_on_shared_validation_images(command, pic
     assert "other val images" in err
 
 
+@pytest.mark.slow
 def test_a_run_without_test_set_can_be_evaluated_on_validation(command, picture_folder, tmp_path):
     run = trained_on(picture_folder, tmp_path, "no-test", "data.test_share=0", "data.val_share=0.4")
     status, _, err = command(main, f"run={run}")

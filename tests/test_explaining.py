@@ -163,6 +163,7 @@ def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_each_picture_has_its_page_and_unreadable_files_are_reported(command, run, tmp_path, monkeypatch):
     pytest.importorskip("captum")
     from matplotlib.figure import Figure
@@ -206,6 +207,7 @@ def test_each_picture_has_its_page_and_unreadable_files_are_reported(command, ru
     assert "reject=5 is not possible" in err
 
 
+@pytest.mark.slow
 def test_a_file_with_any_name_has_its_page(command, run, tmp_path):
     pytest.importorskip("captum")
     from PIL import Image

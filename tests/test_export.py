@@ -93,6 +93,7 @@ def test_the_file_equals_pytorch_for_batches_of_any_size(run, exported, images):
 
 @pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("has_test", [True, False])
+@pytest.mark.slow
 def test_pytorch_computes_each_image_once(run, tmp_path, monkeypatch, has_test):
     sizes = []
     compute = exporting.NetworkRunner.logits
@@ -270,6 +271,7 @@ def test_folders_of_killed_exports_are_removed_and_those_in_use_stay(run, tmp_pa
     assert not at_work.exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_the_model_card_lists_the_files(command, run, tmp_path):
     copy = Run(shutil.copytree(run.path, tmp_path / "a run"))
     status, out, err = command(main, f"run={copy.path}", "int8=false")

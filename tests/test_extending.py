@@ -31,6 +31,7 @@ def table(run, name="metrics.csv"):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_plain_network_trains_with_every_part_of_the_analysis(tiny, command, tmp_path):
     results = train(tiny("callbacks=default", "trainer.max_epochs=2", *own("PlainNetwork")))
     run = Path(results["run"])
@@ -44,6 +45,7 @@ def test_a_plain_network_trains_with_every_part_of_the_analysis(tiny, command, t
     assert status == 0, out
 
 
+@pytest.mark.slow
 def test_a_network_without_embeddings_trains_and_predicts_but_is_not_searched(tiny, command, tmp_path):
     results = train(tiny("callbacks=default", "trainer.max_epochs=1", *own("ConvolutionalNetwork")))
     run = Path(results["run"])

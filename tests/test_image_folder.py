@@ -356,6 +356,7 @@ def test_the_least_recently_used_pixels_are_removed_above_the_limit(folder, cach
     assert (cache / "deadbeef.npy").exists()
 
 
+@pytest.mark.slow
 def test_pixels_in_use_are_never_removed(folder, cache, command):
     from fashion_cnn.cache import main as cache_main
 
@@ -485,6 +486,7 @@ def test_a_run_is_evaluated_again_on_the_same_folder_and_predicts_without_it(fol
         evaluate_runs([run], "test", data_root=str(tmp_path / "moved"))
 
 
+@pytest.mark.slow
 def test_transparency_shows_the_same_background_in_training_and_prediction(tmp_path):
     for bar, name in enumerate("ab"):
         for number in range(6):
@@ -549,6 +551,7 @@ def test_balanced_draws_all_classes_equally_often(folder):
     assert drawn(balanced=True) == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+@pytest.mark.slow
 def test_without_test_pictures_results_have_no_test_accuracy(folder, tmp_path):
     overrides = ["data=image_folder", *NETWORK, f"data.root='{folder}'", f"runs_dir='{tmp_path / 'runs'}'"]
     results = train(compose(overrides=[*overrides, "data.test_share=0", "trainer.max_epochs=1", "data.batch_size=8"]))

@@ -110,6 +110,7 @@ def test_a_thumbnail_keeps_transparency():
         assert (small.format, small.size) == ("JPEG", (192, 96))
 
 
+@pytest.mark.slow
 def test_indexing_again_embeds_only_changed_products(run_index, shop):
     (shop / "bags" / "broken.jpg").unlink()
     run_index(f"images={shop}")
@@ -232,6 +233,7 @@ def test_a_named_pipe_in_a_table_is_reported(run_index, shop, tmp_path):
     assert "pipe.csv is not a regular file" in err
 
 
+@pytest.mark.slow
 def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(run_index, shop, tmp_path):
     lines = [f'{number},"a title,\nin two lines",{number % 50},loose.png' for number in range(50_000)]
     table = tmp_path / "shop.csv"
@@ -245,6 +247,7 @@ def test_a_csv_keeps_text_such_as_null_and_sizes_that_start_as_numbers(run_index
     assert read["title"][7].as_py() == "a title,\nin two lines"
 
 
+@pytest.mark.slow
 def test_escape_sequences_in_a_table_do_not_reach_the_terminal(run_index, command, run, shop, tmp_path):
     title = "\x1b]0;title\x07\x9b2J\u202e"
     table, heading = tmp_path / "shop.csv", "id,title,image,size\x1b[2J"
@@ -260,6 +263,7 @@ def test_escape_sequences_in_a_table_do_not_reach_the_terminal(run_index, comman
     assert "\\x1b]0;title\\x07\\x9b2J\\u202e" in outputs[1][1]
 
 
+@pytest.mark.slow
 def test_a_column_that_became_empty_is_reported_and_dropped(run_index, shop, tmp_path):
     table = tmp_path / "shop.csv"
     table.write_text("id,price,colour\nloose,5,red\n")
@@ -410,6 +414,7 @@ def test_a_column_that_changes_its_type_is_rejected(run_index, shop, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.slow
 def test_columns_keep_their_types_when_new_values_are_less_specific(run_index, shop, tmp_path, form):
     """Empty columns, and integers in a column of decimal numbers."""
     file = tmp_path / f"shop.{form}"
@@ -438,6 +443,7 @@ def test_a_text_column_stays_text_when_all_values_are_numbers(run_index, shop, t
         assert (status, err, rows["loose"]["size"]) == (0, "", size)
 
 
+@pytest.mark.slow
 def test_a_catalogue_of_another_network_is_rejected_unless_rebuilt(run_index, command, shop, tmp_path):
     (shop / "bags" / "broken.jpg").unlink()
     run_index(f"images={shop}")
@@ -493,6 +499,7 @@ def test_the_training_images_of_the_run_become_products_by_default(run, tmp_path
     assert rows[0]["thumbnail"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_data_set_images_and_shop_products_do_not_mix_in_a_catalogue(run_index, shop, tmp_path):
     (shop / "bags" / "broken.jpg").unlink()
     assert run_index()[0] == 0

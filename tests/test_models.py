@@ -58,6 +58,7 @@ def test_the_size_table_covers_every_model_config():
 
 
 @pytest.mark.parametrize("name", MAX_PARAMETERS)
+@pytest.mark.slow
 def test_each_model_config_stays_below_its_size_and_all_parameters_get_gradients(name):
     network = configured(name)
     logits = network(torch.rand(4, 1, 28, 28))

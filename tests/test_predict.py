@@ -238,6 +238,7 @@ def test_a_csv_holds_no_formulas(capsys, name):
     assert cells == [f"'{name}", "-0.5", "-0.5", "-", "", "a=b", "a\\r=1"]
 
 
+@pytest.mark.slow
 def test_file_names_need_no_escaping_alone_and_in_a_list(predict, tmp_path, monkeypatch, odd_files):
     monkeypatch.chdir(tmp_path / "odd files")
     for name, readable in odd_files.items():

@@ -90,6 +90,7 @@ def test_a_process_that_reads_the_state_delays_training_and_does_not_disturb_oth
         release.join()
 
 
+@pytest.mark.slow
 def test_the_lock_ends_with_a_process_that_is_killed(three_runs):
     code = (
         "import sys; from pathlib import Path; from fashion_cnn.runs import Run\n"

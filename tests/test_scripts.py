@@ -217,6 +217,7 @@ def test_the_sizes_of_the_networks_in_the_documents_are_the_recorded_ones():
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.slow
 def test_comments_in_configs_state_only_recorded_results(file):
     comments = " ".join(line.strip(" #") for line in file.read_text().splitlines() if line.strip().startswith("#"))
     stated = re.findall(r"([\d.]+(?: ± [\d.]+)?) ?(%|minutes|s\b|points)", comments)

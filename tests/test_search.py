@@ -244,6 +244,7 @@ def test_near_duplicates_are_linked_across_blocks(monkeypatch):
     assert near_duplicates(vectors, 0.99999) == [[2, 7, 19], [0, 11]]
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_json_and_draws_contact_sheets(search, picture, tmp_path):
     path, _ = picture
     status, out, err = search(f"image={path}", "top_k=2", "category=middle")
@@ -316,6 +317,7 @@ def test_a_catalogue_of_another_network_is_rejected(command, run, tmp_path):
     assert f"search with run={run.path}, or index again with this run and rebuild=true" in err
 
 
+@pytest.mark.slow
 def test_the_default_run_is_that_of_the_catalogue_or_the_newest_with_a_catalogue(command, run, tmp_path):
     overrides = [*TINY_DATA, f"runs_dir='{run.path.parent.parent}'", "callbacks=essential", "trainer.max_epochs=1"]
     other = Path(train(compose(overrides=overrides))["run"])

@@ -1210,6 +1210,7 @@ def raises_when_closed(send):
         b"GET /none HTTP/1.1\r\nhost: localhost\r\n\r\nGET /",
     ],
 )
+@pytest.mark.slow
 def test_a_connection_without_a_whole_request_is_closed(serving, shop_run, sent):
     client = serving(shop_run, "limits.idle_seconds=0.3")
     with connect(client) as connection:
@@ -1221,6 +1222,7 @@ def test_a_connection_without_a_whole_request_is_closed(serving, shop_run, sent)
         assert responses.count(b"HTTP/1.1 404 ") == ("none" in sent.decode())
 
 
+@pytest.mark.slow
 def test_header_bytes_do_not_keep_a_connection_open(serving, shop_run):
     client = serving(shop_run, "limits.idle_seconds=0.3")
     with connect(client) as connection:
@@ -1232,6 +1234,7 @@ def test_header_bytes_do_not_keep_a_connection_open(serving, shop_run):
         wait_until(lambda: raises_when_closed(one_more))
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_its_responses_is_disconnected(serving, shop_run):
     client = serving(shop_run, "limits.idle_seconds=0.3")
     with connect(client) as connection:

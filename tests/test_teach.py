@@ -164,6 +164,7 @@ def remove_concepts(run):
 
 
 @pytest.mark.usefixtures("remove_concepts")
+@pytest.mark.slow
 def test_a_concept_is_listed_predicted_replaced_and_removed(teach, command, run, pictures):
     assert "has no concepts" in teach()[1]
     examples = [file for file in sorted(pictures.glob("bottom*"))][:5]

@@ -125,6 +125,7 @@ def equal_results(first, second):
     return {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_files_and_beats_chance(tiny):
     # Without a tie-breaker the first of equally accurate epochs is best, which makes best and last differ.
     config = tiny("callbacks=default", "trainer.max_epochs=6", "callbacks.best.tie=null")
@@ -413,6 +414,7 @@ def test_a_finished_run_is_not_resumed(tiny):
         train(tiny("resume=latest"))
 
 
+@pytest.mark.slow
 def test_a_run_locked_by_another_process_is_not_resumed(tiny, stop, disarm):
     config = tiny()
     stop(1, KeyboardInterrupt())
@@ -1040,6 +1042,7 @@ def test_an_unfinished_epoch_has_running_metrics(tiny):
     assert math.isfinite(results["running/loss"])
 
 
+@pytest.mark.slow
 def test_the_report_mentions_a_missing_validation_pass(tiny):
     results = train(tiny("callbacks=default", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
     report = Run(Path(results["run"])).report_file.read_text()
@@ -1136,6 +1139,7 @@ def test_a_checkpoint_rebuilds_its_module(tiny):
         assert module(torch.zeros(3, 1, 20, 20)).shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_a_training_writes_nothing_outside_its_run_directory(tiny, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

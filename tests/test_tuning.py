@@ -312,6 +312,7 @@ def test_a_trial_of_another_process_is_not_requeued(tmp_path):
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.COMPLETE]
 
 
+@pytest.mark.slow
 def test_a_study_is_continued_only_with_the_same_settings(tmp_path):
     a_study(tmp_path, fixed=["seed=1"])
     assert a_study(tmp_path, fixed=["seed=1"])
@@ -612,6 +613,7 @@ def test_a_study_with_damaged_settings_is_one_message(tmp_path, settings):
         a_study(tmp_path, fixed=["a=1"], searched={})
 
 
+@pytest.mark.slow
 def test_a_database_that_refuses_a_trial_is_one_message(tmp_path):
     study = a_study(tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database, database:

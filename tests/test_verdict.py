@@ -200,6 +200,7 @@ def test_advice_adds_to_a_remedy_that_was_applied(expect):
     assert only.overrides == ("-m", "seed=0,1,2")
 
 
+@pytest.mark.slow
 def test_every_possible_remedy_changes_the_training():
     shrunk = ["data.train_fraction=0.4", "optimizer=adamw", "model.network.dropout=0.1"]
     plain = [*shrunk, "data.augmentation=null", "model.label_smoothing=0.0"]
