@@ -784,7 +784,7 @@ def test_a_damaged_staging_table_is_made_again(run, shop, tmp_path):
 def test_unfinished_files_of_a_killed_indexing_are_removed_by_the_next(run_index, shop, tmp_path):
     assert run_index(f"images={shop / 'shirts'}")[0] == 0
     table = tmp_path / "catalogue" / "products.lance"
-    # As kills at its file operations leave them.
+    # Files that kills at its file operations leave.
     names = ("data/.tmph9N23z", "_versions/.tmpM2TlXX", f"_versions/{2**64 - 6}.manifest#1", "_indices/e1c3/.tmpohy674")
     for name in (*names, "data/.tmp of someone", "notes#1"):
         (table / name).parent.mkdir(exist_ok=True)

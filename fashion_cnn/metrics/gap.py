@@ -65,7 +65,7 @@ def _effective_count(count: int, share: float) -> float:
 
 @dataclass(frozen=True)
 class ValidationPasses:
-    """What the validation passes of a training measured on each validation image.
+    """Measurements of the validation passes of a training on each validation image.
 
     An epoch that is chosen because it was best on some images looks better on them than it is. Cross-fitting measures
     it without that bias: the epoch is chosen on one half of the images and measured on the other, and the reverse.

@@ -163,7 +163,7 @@ class Run:
 
     @property
     def is_trial(self) -> bool:
-        """Whether a hyper-parameter search trained it."""
+        """True if a hyper-parameter search trained it."""
         folder = self.path.absolute().parent
         # Without the file where the option tune.storage names another place.
         is_named = folder.parent.name == STUDIES_FOLDER and _TRIAL.fullmatch(self.path.name) is not None

@@ -32,7 +32,7 @@ FORMER_ADVICE = {
 
 @dataclass(frozen=True)
 class Gain:
-    """What an arm gained over its base, on the judge.
+    """Gain of an arm over its base, on the judge.
 
     Attributes:
         base: number of the base.

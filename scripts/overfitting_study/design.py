@@ -107,7 +107,7 @@ class Job:
 
     @property
     def key(self) -> tuple[int, str, int]:
-        """What identifies the job in the records."""
+        """Key of the job in the records."""
         return self.base, self.arm, self.seed
 
     def overrides(self) -> list[str]:

@@ -33,7 +33,7 @@ def read_records(added: Path | None = None) -> list[dict[str, Any]]:
 
 
 def job_key(record: dict[str, Any]) -> tuple[int, str, int]:
-    """What identifies the job of a record, see `Job.key`."""
+    """Key of the job of a record, see `Job.key`."""
     return record["base"], record["arm"], record["seed"]
 
 
