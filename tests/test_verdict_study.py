@@ -71,7 +71,7 @@ def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, reco
     features = np.zeros(len(verdict.FEATURES))
     arms = list(verdict.REMEDIES)[:10]
     found = [
-        analysis.Gain(base, 0, arm, features, 0.01 if arm == "longer" else -0.01, 0.0, 0.0)
+        analysis.Gain(base, 0, arm, features, 0.01 if arm == "longer" else -0.01, 0.0)
         for base in range(6)
         for arm in [*arms, "longer"]
     ]

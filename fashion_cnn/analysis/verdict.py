@@ -87,7 +87,6 @@ class Verdict:
         loss_rise: rise of the validation loss from its lowest epoch to the last, in nats; None if it was not measured
             on each image.
         rising_since: the first epoch of a rise that exceeds the noise, under falling training loss; None without one.
-        lowest_at_end: True if the validation loss was lowest after the last measured epoch.
         gains: expected gains of the remedies that are possible, highest first; empty outside the study's range.
     """
 
@@ -99,7 +98,6 @@ class Verdict:
     loss_gap: float
     loss_rise: Interval | None
     rising_since: int | None
-    lowest_at_end: bool
     gains: tuple[ExpectedGain, ...]
 
 
@@ -169,7 +167,6 @@ def judge(
         loss_gap=float(val[-1] - train[-1]),
         loss_rise=rise,
         rising_since=int(epochs[lowest + 1]) if is_rising else None,
-        lowest_at_end=lowest == len(val) - 1,
         gains=gains,
     )
 

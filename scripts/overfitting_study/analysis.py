@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, ExpectedGain, run_features
 from overfitting_study.design import FIRST_OF_COVERAGE
@@ -40,7 +40,6 @@ class Gain:
         arm: name of the change.
         features: `(F,)` of the base's training.
         accuracy: gain in accuracy, as a fraction.
-        loss: fall of the loss.
         gap: change of the accuracy gap to validation.
     """
 
@@ -49,7 +48,6 @@ class Gain:
     arm: str
     features: Floats
     accuracy: float
-    loss: float
     gap: float
 
     @property
@@ -79,7 +77,6 @@ def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
                 arm,
                 features_of(base),
                 run["last_judge_accuracy"] - base["last_judge_accuracy"],
-                base["last_judge_loss"] - run["last_judge_loss"],
                 gap_change,
             )
         )
@@ -89,19 +86,20 @@ def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
 def features_of(run: Mapping[str, Any]) -> Floats:
     """The features `(F,)` of a recorded training, as the verdict computes them."""
     settings = run["settings"]
-    config = OmegaConf.create(
-        {
-            "data": {"augmentation": {"flip": settings["augmentation"] or None}},
-            "mixing": {"p": 0.5} if settings["cutmix"] else None,
-        }
-    )
     return run_features(
         run["last_train_accuracy"],
         run["last_val_accuracy"],
         images=settings["images"],
         epochs=settings["epochs"],
         parameters=run["parameters"],
-        config=config,
+        config=_config(augmented=settings["augmentation"], mixed=settings["cutmix"]),
+    )
+
+
+def _config(*, augmented: bool, mixed: bool) -> DictConfig:
+    """The settings that features depend on."""
+    return OmegaConf.create(
+        {"data": {"augmentation": {"flip": augmented or None}}, "mixing": {"p": 0.5} if mixed else None}
     )
 
 
@@ -148,19 +146,13 @@ def ablation_gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
 def _ablation_gain(
     run: Mapping[str, Any], changed: Mapping[str, Any], row: str, number: int, seed: int, arm: str
 ) -> Gain:
-    config = OmegaConf.create(
-        {
-            "data": {"augmentation": {"flip": None if row in _NOT_AUGMENTED else True}},
-            "mixing": {"p": 0.5} if row in _MIXED else None,
-        }
-    )
     features = run_features(
         run["train/accuracy"],
         run["val/accuracy"],
         images=run["train_images"],
         epochs=run["epochs"],
         parameters=run["parameters"],
-        config=config,
+        config=_config(augmented=row not in _NOT_AUGMENTED, mixed=row in _MIXED),
     )
     return Gain(
         number,
@@ -168,7 +160,6 @@ def _ablation_gain(
         arm,
         features,
         changed["val/accuracy"] - run["val/accuracy"],
-        run["val/loss"] - changed["val/loss"],
         changed["gap/accuracy"] - run["gap/accuracy"],
     )
 
