@@ -29,6 +29,25 @@ def test_confident_correct_predictions_have_zero_calibration_error():
     assert reliability_diagram(confident).expected_calibration_error == 0
 
 
+@pytest.mark.parametrize("sharpening", [1.0, 1.2, 1.5])
+def test_interval_holds_the_true_calibration_error(sharpening):
+    # Labels follow the softmax; the predictions are sharper, and so are too confident by a known amount.
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count):
+        logits = torch.randn(count, 10, generator=generator)
+        logits[:, 0] += 5 * torch.rand(count, generator=generator)
+        targets = logits.softmax(1).multinomial(1, generator=generator)[:, 0]
+        return reliability_diagram(Predictions(sharpening * logits, targets, torch.arange(count)))
+
+    true = draw(300_000).expected_calibration_error
+    intervals = [draw(1_000).calibration_error_interval() for _ in range(100)]
+    # 95% are expected; fewer than 90 of 100 would be rare (1.2%).
+    assert sum(interval.low <= true <= interval.high for interval in intervals) >= 90
+    assert all(interval.low <= interval.estimate <= interval.high for interval in intervals)
+    assert all(interval.high - interval.low < 0.1 for interval in intervals), "the intervals say something"
+
+
 def test_reliability_plot_shows_only_filled_bins():
     result = reliability_diagram(random_predictions(), 10)
     axes = Figure().subplots()

@@ -97,6 +97,33 @@ def test_command_writes_table_plots_and_learning_curve(sweep, command):
     assert len(find_runs(str(sweep))) == 11, "its output is not a run"
 
 
+def test_sizes_with_equal_steps_have_a_learning_curve(tmp_path, command):
+    for fraction in (0.04, 0.16, 0.64):
+        for seed in (0, 1):
+            error = (55_000 * fraction) ** -0.5 * (1 + 0.1 * seed)
+            make_run(
+                tmp_path / f"{fraction}_{seed}",
+                [f"data.train_fraction={fraction}", "remedy=equal_steps"],
+                seed,
+                1 - error,
+                data={"train_fraction": fraction},
+                trainer={"max_epochs": round(2 / fraction), "check_val_every_n_epoch": round(1 / fraction)},
+            )
+    assert command(main, f"runs={tmp_path}")[0] == 0
+    assert "The power law through 3 sizes" in (tmp_path / "comparison" / "comparison.md").read_text()
+    # A second length for one size: what differs is no longer the size alone.
+    make_run(
+        tmp_path / "longer",
+        ["data.train_fraction=0.64", "trainer.max_epochs=9"],
+        0,
+        0.99,
+        data={"train_fraction": 0.64},
+        trainer={"max_epochs": 9},
+    )
+    assert command(main, f"runs={tmp_path}")[0] == 0
+    assert "power law" not in (tmp_path / "comparison" / "comparison.md").read_text()
+
+
 def test_settings_that_no_two_runs_differ_in_alone_have_no_plot(tmp_path):
     for number, (model, rate, seed) in enumerate([("small", 0.1, 0), ("tiny", 0.2, 0), ("tiny", 0.4, 0)]):
         overrides = [f"model={model}", f"optimizer.lr={rate}"]

@@ -13,6 +13,7 @@ from fashion_cnn.analysis import verdict as verdict_module
 from fashion_cnn.analysis.history import History
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, advise, judge, possible_remedies, training_command
 from fashion_cnn.cli.main import CONFIG_DIR, compose
+from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import ValidationPasses
 from fashion_cnn.training.build import apply_remedy
 
@@ -214,7 +215,17 @@ def test_every_possible_remedy_changes_the_training():
             assert config.remedy is None
             assert OmegaConf.to_container(config) != OmegaConf.to_container(before) | {"remedy": None}, remedy
             tried.add(remedy)
-    assert tried == set(REMEDIES) == {file.stem for file in (CONFIG_DIR / "remedy").glob("*.yaml")} - {"none"}
+    files = {file.stem for file in (CONFIG_DIR / "remedy").glob("*.yaml")}
+    assert tried == set(REMEDIES) == files - {"none", "equal_steps"}
+
+
+def test_equal_steps_repeat_fewer_images_in_more_epochs():
+    config = compose(overrides=["model=tiny", "trainer.max_epochs=3", "data.train_fraction=0.2", "remedy=equal_steps"])
+    apply_remedy(config)
+    assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (15, 5)
+    config = compose(overrides=["data.train_fraction=0", "remedy=equal_steps"])
+    with pytest.raises(UserError, match="trainer.max_epochs divided by data.train_fraction is not possible"):
+        apply_remedy(config)
 
 
 def test_remedies_change_values_relative_to_those_of_the_run():

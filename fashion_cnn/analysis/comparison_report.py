@@ -13,6 +13,8 @@ from fashion_cnn.runs import write_atomically
 
 _FRACTION = "data.train_fraction"
 _IMAGES = "train_images"
+# Settings that differ with the fraction where all sizes have equally many training steps.
+_EPOCHS = {"trainer.max_epochs", "trainer.check_val_every_n_epoch"}
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[str]]:
@@ -49,9 +51,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
 
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:
-    """Fit the learning curve if only the train fraction differs and at least two fractions are measured."""
+    """Fit the learning curve if only the train fraction differs and at least two fractions are measured.
+
+    The number of epochs may differ with it, so that each fraction has one.
+    """
     measured = [group for group in comparison.groups if group.values(_IMAGES) and group.values("val/accuracy")]
-    if comparison.factors != (_FRACTION,) or len(measured) < 2:
+    fractions = {group.factors.get(_FRACTION) for group in measured}
+    if set(comparison.factors) - _EPOCHS != {_FRACTION} or len(fractions) < max(2, len(measured)):
         return None
     measured.sort(key=_mean_images)
     errors = [[1 - accuracy for accuracy in group.values("val/accuracy")] for group in measured]

@@ -264,13 +264,18 @@ def _evaluation_table(outcome: dict[str, Any]) -> Table:
         for coverage, accuracy in outcome["selective_accuracy"].items()
         if coverage != "1.0"
     ]
-    rows.append(("calibration error", f"{outcome['calibration_error']:.4f}"))
+    rows.append(("calibration error, 95% interval", _calibration_error_cell(outcome)))
     if calibrated := outcome["calibrated"]:
         label = f"calibration error, temperature {calibrated['temperature']:.2f} (fitted on val)"
-        rows.append((label, f"{calibrated['calibration_error']:.4f}"))
+        rows.append((label, _calibration_error_cell(calibrated)))
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _calibration_error_cell(metrics: dict[str, Any]) -> str:
+    interval = f"({metrics['calibration_error_low']:.4f} to {metrics['calibration_error_high']:.4f})"
+    return f"{metrics['calibration_error']:.4f} {interval}"
 
 
 def _share_cells(share: dict[str, float] | None) -> tuple[str, str]:

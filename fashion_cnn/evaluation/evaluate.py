@@ -185,10 +185,13 @@ def _calibrated_metrics(evaluation: Evaluation) -> dict[str, float] | None:
         return None
     temperature = calibrate(evaluation.val).temperature
     scaled = _scaled(evaluation.predictions, temperature)
+    calibration_error = reliability_diagram(scaled).calibration_error_interval()
     return {
         "temperature": temperature,
         "loss": scaled.losses.double().mean().item(),
-        "calibration_error": reliability_diagram(scaled).expected_calibration_error,
+        "calibration_error": calibration_error.estimate,
+        "calibration_error_low": calibration_error.low,
+        "calibration_error_high": calibration_error.high,
     }
 
 

@@ -3,14 +3,19 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.metrics.predictions import Predictions
 
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 # Standard deviation of the prior on the logarithm of the temperature.
 _LOG_TEMPERATURE_STD = 0.5
+# Draws of the interval of the calibration error, and multiples of the observed differences that it tries.
+_DRAWS = 1000
+_MULTIPLES = torch.linspace(0, 2, 41, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,13 @@ class ReliabilityDiagram:
         counts: `(bins,)`, the number of images in each bin.
         confidence: `(bins,)`, the mean confidence of each bin, 0 for an empty one.
         accuracy: `(bins,)`, the accuracy of each bin, 0 for an empty one.
+        variance: variance of the bins' contributions to the calibration error, `(bins,)`, by the sampling of the images.
     """
 
     counts: Tensor
     confidence: Tensor
     accuracy: Tensor
+    variance: Tensor
 
     @property
     def expected_calibration_error(self) -> float:
@@ -33,8 +40,34 @@ class ReliabilityDiagram:
 
         Guo et al., "On Calibration of Modern Neural Networks", 2017 (arXiv 1706.04599).
         """
-        error = (self.accuracy - self.confidence).abs()
-        return ((error * self.counts).sum() / self.counts.sum()).item()
+        return self._contributions.abs().sum().item()
+
+    @property
+    def _contributions(self) -> Tensor:
+        return (self.accuracy - self.confidence) * self.counts / self.counts.sum()
+
+    def calibration_error_interval(self) -> Interval:
+        """95% interval of the expected calibration error over other images.
+
+        The estimate is biased upwards, since the noise of each bin counts as error, so that its percentiles alone
+        rarely hold the true value of a well calibrated network. The interval reaches from the bootstrap's lower normal
+        bound with bias correction to the upper one without (Efron and Tibshirani, "An Introduction to the Bootstrap",
+        1993, chapters 10 and 13), and includes all multiples of the observed differences under which the observed error
+        is not extreme. Contributions of bins are drawn from normal distributions. In simulations it holds the true
+        error in 93 to 99% of the cases (tests/test_calibration.py).
+        """
+        error = self.expected_calibration_error
+        # Half an image per bin keeps bins without any variance from looking certain.
+        variance = self.variance + 1 / (2 * self.counts.sum()) ** 2
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(_DRAWS, len(variance), dtype=torch.float64, generator=generator) * variance.sqrt()
+        errors = (_MULTIPLES[:, None, None] * self._contributions + noise).abs().sum(2)
+        low, high = errors.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
+        bootstrap = errors[(_MULTIPLES - 1).abs().argmin()]
+        half = 1.96 * bootstrap.std().item()
+        bounds = [2 * error - bootstrap.mean().item() - half, error + half]
+        bounds += (_MULTIPLES[(low <= error) & (error <= high)] * error).tolist()
+        return Interval(error, max(0.0, min(bounds)), min(1.0, max(bounds)))
 
 
 def reliability_diagram(predictions: Predictions, bins: int = 15) -> ReliabilityDiagram:
@@ -46,7 +79,11 @@ def reliability_diagram(predictions: Predictions, bins: int = 15) -> Reliability
     def mean(values: Tensor) -> Tensor:
         return bin_index.bincount(values.double(), minlength=bins) / counts.clamp(min=1)
 
-    return ReliabilityDiagram(counts, mean(confidence), mean(predictions.correct))
+    differences = predictions.correct.double() - confidence
+    # Contributions are means over all images of the differences of one bin, 0 in the other bins.
+    first, second = (bin_index.bincount(differences**power, minlength=bins) / len(predictions) for power in (1, 2))
+    variance = (second - first**2) / len(predictions)
+    return ReliabilityDiagram(counts, mean(confidence), mean(predictions.correct), variance)
 
 
 @dataclass(frozen=True)

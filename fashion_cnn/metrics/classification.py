@@ -101,6 +101,7 @@ class ClassificationMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, as stored in `evaluation.json`."""
         images = len(self.selective_accuracy)
+        calibration_error = self.reliability.calibration_error_interval()
         return {
             "images": images,
             "accuracy": self.accuracy.estimate,
@@ -109,7 +110,9 @@ class ClassificationMetrics:
             "loss": self.loss,
             "top2_accuracy": self.top2_accuracy,
             "macro_f1": sum(row.f1 for row in self.classes) / len(self.classes),
-            "calibration_error": self.reliability.expected_calibration_error,
+            "calibration_error": calibration_error.estimate,
+            "calibration_error_low": calibration_error.low,
+            "calibration_error_high": calibration_error.high,
             "selective_accuracy": {
                 str(coverage): self.selective_accuracy[round(coverage * images) - 1].item() for coverage in COVERAGES
             },

@@ -85,13 +85,13 @@ def plot_reliability(diagram: ReliabilityDiagram, axes: Axes, *, title: str, col
     )
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="perfect calibration")
     axes.plot(confidence[filled], accuracy[filled], marker="o", color=color, label="accuracy")
-    error = f"calibration error {diagram.expected_calibration_error:.4f}"
+    error = diagram.calibration_error_interval()
     axes.set(
         xlabel="confidence",
         ylabel="accuracy; fraction of the images",
         xlim=(0, 1),
         ylim=(0, 1),
-        title=f"{title}: {error}",
+        title=f"{title}\ncalibration error {error.estimate:.4f} (95%: {error.low:.4f} to {error.high:.4f})",
     )
     axes.legend(frameon=False, loc="upper left", fontsize="small")
 

@@ -53,6 +53,11 @@ def apply_remedy(config: DictConfig) -> None:
                 if value is None:
                     raise UserError(f"remedy: this training has no {key} to change. Choose another remedy.")
                 OmegaConf.update(config, str(key), function(value, number), merge=False)
+        for key, divisor in (remedy.get("divide") or {}).items():
+            value, share = (OmegaConf.select(config, str(name)) for name in (key, divisor))
+            if value is None or not share:
+                raise UserError(f"remedy: {key} divided by {divisor} is not possible: they are {value} and {share}.")
+            OmegaConf.update(config, str(key), _multiplied(value, 1 / share), merge=False)
     fraction = OmegaConf.select(config, "data.train_fraction")
     if fraction is not None and fraction > 1:
         raise UserError(f"remedy: data.train_fraction would be {fraction:g}: there are no further training images.")
