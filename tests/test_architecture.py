@@ -14,14 +14,14 @@ LAYERS = (
     {"runs", "pictures", "metrics"},
     {"data"},
     {"models"},
-    {"inference.network"},
+    {"inference.network", "evaluation.corruptions"},
     {"training", "plots", "analysis"},
     {"inference", "evaluation", "sweeps"},
     {"concepts", "retrieval"},
     {"cli"},
 )
 COMMANDS = len(LAYERS)
-MAX_MODULES = 140
+MAX_MODULES = 150
 
 
 def _module(file: Path) -> str:

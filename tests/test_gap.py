@@ -14,7 +14,14 @@ from fashion_cnn.metrics.gap import (
     loss_gap,
     metric_name,
 )
-from fashion_cnn.metrics.intervals import Interval, MeanStd, newcombe_interval, to_json_dict, wilson_interval
+from fashion_cnn.metrics.intervals import (
+    Interval,
+    MeanStd,
+    newcombe_interval,
+    normal_interval,
+    to_json_dict,
+    wilson_interval,
+)
 from fashion_cnn.metrics.predictions import Predictions
 
 
@@ -61,19 +68,33 @@ def test_interval_of_the_share_of_the_gap_covers_the_truth():
     assert gap_share_of(1.0, 1.0, 100, 100, 0.0).low == -np.inf, "without errors there is no share"
 
 
-def test_gap_of_the_best_epoch_is_free_of_the_bias_of_the_choice():
+def test_gap_of_the_best_epoch_has_little_of_the_bias_of_the_choice():
     random = np.random.default_rng(0)
-    naive, fitted, inside = [], [], []
+    naive, corrected, inside = [], [], []
     for _ in range(200):
         correct = torch.tensor(random.random((20, 1000)) < 0.9)
         passes = ValidationPasses(torch.arange(1, 21), torch.full((20,), 0.95), correct, torch.ones(20, 1000))
         gap = passes.best_epoch_gap(5000, train_share=1.0)
         naive.append(0.95 - correct.double().mean(1).max().item())
-        fitted.append(gap.estimate)
+        corrected.append(gap.estimate)
         inside.append(gap.low <= 0.05 <= gap.high)
     assert np.mean(naive) < 0.04, "the best of 20 equal epochs looks better than it is"
-    assert np.mean(fitted) == pytest.approx(0.05, abs=0.002)
-    assert np.mean(inside) >= 0.9
+    assert 0.05 - np.mean(corrected) < 0.4 * (0.05 - np.mean(naive))
+    assert np.mean(inside) >= 0.93
+
+
+def test_chance_alone_rarely_makes_the_loss_rise():
+    generator = torch.Generator().manual_seed(0)
+    false_alarms = naive = 0
+    for _ in range(200):
+        losses = 0.3 + 0.3 * torch.randn(10, 500, generator=generator)
+        equal = ValidationPasses(torch.arange(10), torch.ones(10), losses < 0.5, losses)
+        false_alarms += equal.loss_rise().low > 0
+        lowest = losses.mean(1).argmin()
+        naive += normal_interval(losses[-1] - losses[lowest]).low > 0
+    assert naive > 20, "the lowest of ten equal epochs looks lower than it is"
+    # 5 are expected of a one-sided 2.5%; a part of the optimism of independent epochs remains.
+    assert false_alarms <= 14
 
 
 def test_accuracy_gap_is_the_difference_of_the_accuracies():

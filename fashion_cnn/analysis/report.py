@@ -124,12 +124,10 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
 def results_summary(history: History, results: dict[str, Any]) -> str:
     """Summarise verdict, curves, gaps and advice as Markdown."""
     if "verdict" not in results:
-        return "No verdict: no validation pass was made during training."
-    parts = [
-        f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}.",
-        describe_curves(history, results),
-        describe_gap(results),
-    ]
+        return "No verdict: there are no validation images, and no forecast for a training like this one."
+    parts = [f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}."]
+    if "gap/accuracy" in results:
+        parts += [describe_curves(history, results), describe_gap(results)]
     if lag := describe_lag(results):
         parts.insert(1, lag)
     if results["advice"]:
@@ -170,8 +168,8 @@ def describe_gap(results: dict[str, Any]) -> str:
     if results.get("chosen_on_validation") and "gap_best/accuracy" in results:
         gap = _describe_interval(results, "gap_best")
         text += (
-            " That epoch was chosen on these validation images, which flatters it; chosen on one half of them and "
-            f"measured on the other (cross-fitting), the gap is {gap}."
+            " That epoch was chosen on these validation images, which flatters it; without this optimism, which the "
+            f"bootstrap estimates, the gap is {gap}."
         )
     if results["gap_last/epoch"] != results["best_epoch"]:
         gap = _describe_interval(results, "gap_last")

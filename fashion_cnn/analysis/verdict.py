@@ -81,9 +81,9 @@ class Verdict:
         kind: the verdict.
         rule: what was seen and what is expected, in a sentence or two without the final stop.
         last_epoch: the last measured epoch, from 1.
-        gap: the accuracy gap between train probe and validation after that epoch.
-        gap_share: share of the validation error that the gap makes up.
-        loss_gap: the loss gap after that epoch.
+        gap: the accuracy gap between training and validation images after that epoch, or its forecast.
+        gap_share: share of the validation error that the gap makes up; None for a forecast.
+        loss_gap: the loss gap after that epoch; None for a forecast.
         loss_rise: rise of the validation loss from its lowest epoch to the last, in nats; None if it was not measured
             on each image.
         rising_since: the first epoch of a rise that exceeds the noise, under falling training loss; None without one.
@@ -94,8 +94,8 @@ class Verdict:
     rule: str
     last_epoch: int
     gap: Interval
-    gap_share: Interval
-    loss_gap: float
+    gap_share: Interval | None
+    loss_gap: float | None
     loss_rise: Interval | None
     rising_since: int | None
     gains: tuple[ExpectedGain, ...]
@@ -171,6 +171,42 @@ def judge(
     )
 
 
+def judge_forecast(
+    train_accuracy: float, forecast: Interval, config: DictConfig, *, train_images: int, epochs: int, parameters: int
+) -> Verdict:
+    """Judge a training without validation images by the forecast of its accuracy on new ones.
+
+    Args:
+        train_accuracy: the accuracy on training images.
+        forecast: the accuracy that is expected on new images, see `fashion_cnn.analysis.forecast`.
+        config: the settings of the run.
+        train_images: the number of training images.
+        epochs: the number of epochs.
+        parameters: the number of parameters of the network.
+    """
+    gap = Interval(train_accuracy - forecast.estimate, train_accuracy - forecast.high, train_accuracy - forecast.low)
+    features = run_features(
+        train_accuracy, forecast.estimate, images=train_images, epochs=epochs, parameters=parameters, config=config
+    )
+    gains = expected_gains(features, config)
+    memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
+    text = (
+        f"an accuracy gap of {gap.estimate * 100:.1f} points (95% prediction interval {gap.low * 100:+.1f} to "
+        f"{gap.high * 100:+.1f}) is forecast from the training images alone"
+    )
+    return Verdict(
+        kind="memorising" if memorises else _kind(gains),
+        rule=f"{text}. {_describe_gains(gains)}",
+        last_epoch=epochs,
+        gap=gap,
+        gap_share=None,
+        loss_gap=None,
+        loss_rise=None,
+        rising_since=None,
+        gains=gains,
+    )
+
+
 def _kind(gains: Sequence[ExpectedGain]) -> Kind:
     likely = [gain.remedy for gain in gains if gain.probability >= LIKELY]
     if any(remedy not in _FITTING for remedy in likely):
@@ -222,18 +258,20 @@ def run_features(
         config: the settings of the run.
     """
     train_error, val_error = (max(1 - accuracy, 1e-4) for accuracy in (train_accuracy, val_accuracy))
+    settings = setting_features(images, epochs, parameters, config)
+    return np.array([1 - train_error / val_error, math.log(val_error), *settings])
+
+
+def setting_features(images: int, epochs: int, parameters: int, config: DictConfig) -> list[float]:
+    """Compute the features of the settings of a run, the last five of `FEATURES`. Arguments as for `run_features`."""
     augmentation = OmegaConf.select(config, "data.augmentation") or {}
-    return np.array(
-        [
-            1 - train_error / val_error,
-            math.log(val_error),
-            math.log2(images),
-            math.log2(epochs),
-            math.log2(parameters),
-            float(any(augmentation.values())),
-            float(bool(config.get("mixing"))),
-        ]
-    )
+    return [
+        math.log2(images),
+        math.log2(epochs),
+        math.log2(parameters),
+        float(any(augmentation.values())),
+        float(bool(config.get("mixing"))),
+    ]
 
 
 @cache

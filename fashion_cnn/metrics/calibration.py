@@ -26,7 +26,7 @@ class ReliabilityDiagram:
         counts: `(bins,)`, the number of images in each bin.
         confidence: `(bins,)`, the mean confidence of each bin, 0 for an empty one.
         accuracy: `(bins,)`, the accuracy of each bin, 0 for an empty one.
-        variance: variance of the bins' contributions to the calibration error, `(bins,)`, by the sampling of the images.
+        variance: `(bins,)`, the sampling variance of the bins' contributions to the calibration error.
     """
 
     counts: Tensor

@@ -22,6 +22,9 @@ from fashion_cnn.metrics.intervals import (
 )
 from fashion_cnn.metrics.predictions import Predictions
 
+# Bootstrap samples that estimate the optimism of a chosen epoch.
+_SAMPLES = 200
+
 
 def accuracy_gap(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> Interval:
     """Accuracy on `train` minus accuracy on `held_out`, as a fraction in [-1, 1].
@@ -67,8 +70,9 @@ def _effective_count(count: int, share: float) -> float:
 class ValidationPasses:
     """Measurements of the validation passes of a training on each validation image.
 
-    An epoch that is chosen because it was best on some images looks better on them than it is. Cross-fitting measures
-    it without that bias: the epoch is chosen on one half of the images and measured on the other, and the reverse.
+    An epoch that is chosen because it was best on some images looks better on them than it is. This optimism is
+    estimated by the bootstrap and subtracted: in samples of the images, drawn with replacement, the best epoch of each
+    sample is compared on the sample and on all images (Efron, "Estimating the error rate of a prediction rule", 1983).
 
     Attributes:
         epochs: `(P,)`, the epoch of each pass, from 1.
@@ -83,36 +87,46 @@ class ValidationPasses:
     losses: Tensor
 
     def best_epoch_gap(self, train_count: int, train_share: float) -> Interval:
-        """Accuracy gap of the epoch with the highest validation accuracy, cross-fitted, with Newcombe's interval.
+        """Accuracy gap of the epoch with the highest validation accuracy, without optimism, with Newcombe's interval.
 
         Args:
             train_count: number of images of the train probe.
             train_share: share of the training split that the probe is.
         """
-        correct = torch.empty(self.correct.shape[1], dtype=torch.float64)
-        train_accuracy = 0.0
-        for chosen_on, measured_on in self._halves():
-            # Among equally accurate epochs the one with the lowest loss, as the checkpoint of the best epoch.
-            accuracy = self.correct[:, chosen_on].double().mean(1)
-            loss = self.losses[:, chosen_on].double().mean(1)
-            best = int(torch.where(accuracy == accuracy.max(), loss, torch.inf).argmin())
-            correct[measured_on] = self.correct[best, measured_on].double()
-            train_accuracy += self.train_accuracy[best].item() * len(measured_on) / len(correct)
-        return accuracy_gap_of(train_accuracy, correct.mean().item(), train_count, len(correct), train_share)
+        correct, losses = self.correct.double(), self.losses.double()
+        best = int(_best_epochs(correct.mean(1), losses.mean(1)))
+        accuracy = correct[best].mean().item()
+        weights = self._bootstrap_weights()
+        sampled = correct @ weights
+        chosen = _best_epochs(sampled, losses @ weights)
+        optimism = sampled.gather(0, chosen[None])[0] - correct.mean(1)[chosen]
+        held_out = min(1.0, max(0.0, accuracy - optimism.mean().item()))
+        train_accuracy = self.train_accuracy[best].item()
+        return accuracy_gap_of(train_accuracy, held_out, train_count, correct.shape[1], train_share)
 
     def loss_rise(self) -> Interval:
-        """Rise of the validation loss from its lowest epoch to the last, in nats, cross-fitted and paired by image."""
-        rises = torch.empty(self.losses.shape[1], dtype=torch.float64)
-        for chosen_on, measured_on in self._halves():
-            lowest = int(self.losses[:, chosen_on].double().mean(1).argmin())
-            rises[measured_on] = (self.losses[-1, measured_on] - self.losses[lowest, measured_on]).double()
-        return normal_interval(rises)
+        """Rise of the validation loss from its lowest epoch to the last, in nats, without optimism, paired by image."""
+        losses = self.losses.double()
+        lowest = int(losses.mean(1).argmin())
+        if lowest == len(losses) - 1:
+            return Interval(0.0, 0.0, 0.0)
+        rises = losses[-1] - losses
+        sampled = losses @ self._bootstrap_weights()
+        chosen = sampled.argmin(0)
+        optimism = (sampled[-1] - sampled.gather(0, chosen[None])[0] - rises.mean(1)[chosen]).mean().item()
+        rise = normal_interval(rises[lowest])
+        return Interval(*(value - optimism for value in (rise.estimate, rise.low, rise.high)))
 
-    def _halves(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(self.correct.shape[1], generator=generator)
-        first, second = order[::2], order[1::2]
-        return (first, second), (second, first)
+    def _bootstrap_weights(self) -> Tensor:
+        """Weights `(N, samples)` of the images in each bootstrap sample, which sum to 1."""
+        count = self.correct.shape[1]
+        drawn = torch.randint(count, (_SAMPLES, count), generator=torch.Generator().manual_seed(0))
+        return torch.stack([row.bincount(minlength=count) for row in drawn], dim=1).double() / count
+
+
+def _best_epochs(accuracy: Tensor, loss: Tensor) -> Tensor:
+    """Index of the pass with the highest accuracy, and the lowest loss among equals, along the first dimension."""
+    return torch.where(accuracy == accuracy.amax(0), loss, torch.inf).argmin(0)
 
 
 def loss_gap(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> Interval:

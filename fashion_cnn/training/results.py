@@ -10,11 +10,12 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
+from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.history import History, evaluation_lag, read_history
 from fashion_cnn.analysis.monitor import GapMonitor, PredictionCollector, overfitting_metrics
-from fashion_cnn.analysis.verdict import advise, judge, training_command
+from fashion_cnn.analysis.verdict import Verdict, advise, judge, judge_forecast, training_command
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.inference.network import read_checkpoint, weights_sha256
+from fashion_cnn.inference.network import NetworkRunner, read_checkpoint, weights_sha256
 from fashion_cnn.metrics.gap import ValidationPasses, gap_metrics, largest_gap_classes
 from fashion_cnn.metrics.intervals import Interval, to_json_dict
 from fashion_cnn.metrics.predictions import Predictions
@@ -75,6 +76,9 @@ def collect_results(
         results |= {"evaluation_lag": lag.estimate} if lag.low > 0 else {}
     monitors = [part for part in trainer.callbacks if isinstance(part, GapMonitor)]  # type: ignore[attr-defined]
     passes = monitors[0].passes if monitors else None
+    if not data.val_size:
+        network = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
+        return results | forecast_results(config, results, network, data), predictions
     return results | verdict_results(config, history, results, predictions, data, passes), predictions
 
 
@@ -168,10 +172,9 @@ def verdict_results(
     )
     if verdict is None:
         return {}
-    advice = advise(verdict, config)
+    assert verdict.gap_share is not None
     return {
-        "verdict": verdict.kind,
-        "verdict_rule": verdict.rule,
+        **_verdict_and_advice(verdict, config),
         "rising_since": verdict.rising_since,
         **_interval_results("gap_last/accuracy", verdict.gap),
         **_interval_results("gap_last/share", verdict.gap_share),
@@ -181,6 +184,38 @@ def verdict_results(
         "gap_carriers": [
             data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
         ],
+    }
+
+
+def forecast_results(
+    config: DictConfig, results: dict[str, Any], network: NetworkRunner, data: ImageDataModule
+) -> dict[str, Any]:
+    """Return the forecast of the gap of a training without validation images, and the verdict on it.
+
+    Args:
+        config: the settings of the run.
+        results: the results so far, of which `parameters` and `epochs` are read.
+        network: the network with the last weights.
+        data: the run's data.
+
+    Returns:
+        Entries of results.json; none if the study has no training like this one.
+    """
+    size = {"epochs": results["epochs"], "parameters": results["parameters"]}
+    accuracies = forecast.measure_accuracies(network, data)
+    features = forecast.forecast_features(accuracies, images=len(data.train_split), config=config, **size)
+    accuracy = forecast.forecast_accuracy(features)
+    if accuracy is None:
+        return {}
+    verdict = judge_forecast(accuracies[0], accuracy, config, train_images=len(data.train_split), **size)
+    return {**_verdict_and_advice(verdict, config), **_interval_results("gap_forecast/accuracy", verdict.gap)}
+
+
+def _verdict_and_advice(verdict: Verdict, config: DictConfig) -> dict[str, Any]:
+    advice = advise(verdict, config)
+    return {
+        "verdict": verdict.kind,
+        "verdict_rule": verdict.rule,
         "expected_gains": {
             gain.remedy: {**to_json_dict(gain.gain), "probability": gain.probability} for gain in verdict.gains
         },

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, ExpectedGain, run_features
-from overfitting_study.design import FIRST_OF_COVERAGE
+from overfitting_study.design import DEFAULT_VALIDATION, FIRST_OF_COVERAGE, MAX_IMAGES
 from overfitting_study.records import job_key
 
 Floats = NDArray[np.float64]
 # Strength of the ridge penalty on standardised features, in observations.
 RIDGE = 10.0
+FORECAST_RIDGE = 1.0
 # The advice of version 1, by its reason in results.json: the arm that it stands for, None for no change.
 FORMER_ADVICE = {
     "use all training images": "more_images",
@@ -83,13 +85,19 @@ def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
     return found
 
 
+def train_images(run: Mapping[str, Any]) -> int:
+    """Number of training images: the recorded one counts for 5,000 validation images, and grows with fewer of them."""
+    pool = MAX_IMAGES + DEFAULT_VALIDATION - run["last_val_count"]
+    return round(pool * run["settings"]["images"] / MAX_IMAGES)
+
+
 def features_of(run: Mapping[str, Any]) -> Floats:
     """The features `(F,)` of a recorded training, as the verdict computes them."""
     settings = run["settings"]
     return run_features(
         run["last_train_accuracy"],
         run["last_val_accuracy"],
-        images=settings["images"],
+        images=train_images(run),
         epochs=settings["epochs"],
         parameters=run["parameters"],
         config=_config(augmented=settings["augmentation"], mixed=settings["cutmix"]),
@@ -264,6 +272,78 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
         "scale": _rounded(scale),
         "remedies": remedies,
     }
+
+
+def held_out_accuracy(run: Mapping[str, Any]) -> float:
+    """Accuracy of the last weights on all images of the study that the training did not see, with its label noise.
+
+    These are the validation images and those in no split. A training on all images leaves only the former: the judge,
+    whose labels have no noise, is added where the training has none either.
+    """
+    parts = ["val", "rest"] if run["settings"]["label_noise"] else ["val", "rest", "judge"]
+    parts = [part for part in parts if run[f"last_{part}_count"]]
+    counts, accuracies = (np.array([run[f"last_{part}_{name}"] for part in parts]) for name in ("count", "accuracy"))
+    return float(accuracies @ counts / counts.sum())
+
+
+def forecast_features_of(run: Mapping[str, Any]) -> Floats:
+    """The features `(F,)` of a base's training that the forecast of its gap depends on."""
+    settings = run["settings"]
+    corrupted = [run[f"sample_{name}_accuracy"] for name in forecast.CORRUPTIONS]
+    return forecast.forecast_features(
+        (run["last_train_accuracy"], *corrupted),
+        images=train_images(run),
+        epochs=settings["epochs"],
+        parameters=run["parameters"],
+        config=_config(augmented=settings["augmentation"], mixed=settings["cutmix"]),
+    )
+
+
+def fitted_forecast(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of fashion_cnn/analysis/forecast.json, fitted to all bases' trainings."""
+    runs = [record for record in records if record["arm"] == "base"]
+    features = np.array([forecast_features_of(run) for run in runs])
+    mean, scale = features.mean(0), np.maximum(features.std(0), 1e-9)
+    errors = np.log([1 - held_out_accuracy(run) for run in runs])
+    model = fit((features - mean) / scale, errors, FORECAST_RIDGE)
+    return {
+        "fitted_by": "scripts/verdict_study fit",
+        "trainings": len(runs),
+        "ridge": FORECAST_RIDGE,
+        "features": list(forecast.FEATURES),
+        "mean": _rounded(mean),
+        "scale": _rounded(scale),
+        "intercept": round(model.intercept, 6),
+        "coefficients": _rounded(model.coefficients),
+        "deviation": round(model.deviation, 6),
+        "low": _rounded(features.min(0)),
+        "high": _rounded(features.max(0)),
+    }
+
+
+def leave_bases_out_forecast(
+    runs: Sequence[Mapping[str, Any]], features: Floats, ridge: float = FORECAST_RIDGE
+) -> tuple[Floats, Floats]:
+    """Forecast the logarithm of each training's held-out error by a model that saw no training of its base.
+
+    Args:
+        runs: trainings of bases.
+        features: `(N, F)` of each.
+        ridge: penalty of the model.
+
+    Returns:
+        Forecasts `(N,)`, and the standard deviation `(N,)` that each model states.
+    """
+    numbers = np.array([run["base"] for run in runs])
+    errors = np.log([1 - held_out_accuracy(run) for run in runs])
+    standardised = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
+    forecasts, deviations = np.empty(len(runs)), np.empty(len(runs))
+    for number in set(numbers.tolist()):
+        others = numbers != number
+        model = fit(standardised[others], errors[others], ridge)
+        forecasts[~others] = [model.predict(row) for row in standardised[~others]]
+        deviations[~others] = model.deviation
+    return forecasts, deviations
 
 
 def _rounded(values: Floats) -> list[float]:

@@ -23,6 +23,7 @@ _IMAGES = (1_000, 2_000, 4_000, 8_000, 16_000, 45_000)
 _EPOCHS = (4, 8, 16, 32, 64)
 # Validation passes of each training, so that the best epoch is chosen among equally many.
 VALIDATION_PASSES = 8
+DEFAULT_VALIDATION = 5_000
 MAX_IMAGES = 45_000
 # Number of the first of the small bases that check the coverage of intervals; they have no arms.
 FIRST_OF_COVERAGE = 1000

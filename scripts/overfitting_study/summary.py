@@ -1,15 +1,24 @@
 """Every figure of docs/overfitting.md that comes from the study, as tables."""
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE, ExpectedGain
-from fashion_cnn.metrics.gap import accuracy_gap_of
-from overfitting_study.analysis import FORMER_ADVICE, Gain, leave_bases_out
+from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
+from overfitting_study.analysis import (
+    FORMER_ADVICE,
+    Gain,
+    forecast_features_of,
+    held_out_accuracy,
+    leave_bases_out,
+    leave_bases_out_forecast,
+)
 from overfitting_study.design import FIRST_OF_COVERAGE
 
 Floats = NDArray[np.float64]
@@ -26,7 +35,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         records: the trainings.
         found: the gains that the model is fitted to, those of recorded ablations included.
     """
-    coverage = coverage_table(records)
+    coverage, forecast = coverage_table(records), forecast_table(records)
     records = [record for record in records if record["base"] < FIRST_OF_COVERAGE]
     bases = [record for record in records if record["arm"] == "base"]
     of_study = [gain for gain in found if gain.base >= 0]
@@ -39,6 +48,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         regret_table(records, found, without=("more_images",)),
         brier_table(found),
         coverage,
+        forecast,
     ]
     return "\n\n".join(parts)
 
@@ -124,7 +134,7 @@ def regret_table(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], *,
         "no change": lambda key: None,
     }
     title = f"regret over {len(actual)} trainings" + (f", without {', '.join(without)}" if without else "")
-    lines = [f"| {title} | points | the model's minus this (95%) |", "|---|---:|---:|"]
+    lines = [f"| {title} | points (95%) | the model's minus this (95%) |", "|---|---:|---:|"]
     regrets = {name: _regrets(actual, policy) for name, policy in policies.items()}
     regrets["random remedy"] = {
         key: max(0.0, *arms.values()) - float(np.mean(list(arms.values()))) for key, arms in actual.items()
@@ -134,7 +144,9 @@ def regret_table(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], *,
         difference = {key: model[key] - values[key] for key in values}
         low, high = _interval(difference)
         compared = "" if name == "the study's model" else f"{100 * low:+.2f} to {100 * high:+.2f}"
-        lines.append(f"| {name} | {100 * float(np.mean(list(values.values()))):.2f} | {compared} |")
+        own_low, own_high = _interval(values)
+        mean = f"{100 * float(np.mean(list(values.values()))):.2f} ({100 * own_low:.2f} to {100 * own_high:.2f})"
+        lines.append(f"| {name} | {mean} | {compared} |")
     return "\n".join(lines)
 
 
@@ -189,24 +201,30 @@ def brier_table(found: Sequence[Gain]) -> str:
 
 
 def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """How often 95% intervals of the accuracy gap hold the true gap, among trainings on at most 5,000 images.
+    """How often 95% intervals of the accuracy gap hold the true gap, among the trainings that check coverage.
 
-    Their training accuracy is known exactly, and the images in no split, more than 40,000, tell the held-out accuracy;
-    its own error is allowed for.
+    Their training accuracy is known exactly, and 20,000 images that they do not see tell the held-out accuracy; its own
+    error is allowed for.
     """
-    chosen = [r for r in records if r["arm"] == "base" and r["last_train_count"] == r["settings"]["images"]]
+    chosen = [record for record in records if record["base"] >= FIRST_OF_COVERAGE]
     intervals: dict[str, list[bool]] = {}
     errors: dict[str, list[float]] = {}
     for run in chosen:
         best = "best" if "best_rest_accuracy" in run else "last"
-        halves = _cross_fitted(run["passes"])
-        for name, weights, accuracies in (
-            ("last epoch", "last", (run["last_train_accuracy"], run["last_val_accuracy"])),
-            ("best epoch, as it is", best, (run[f"{best}_train_accuracy"], run[f"{best}_val_accuracy"])),
-            ("best epoch, cross-fitted", best, halves),
+        last_gap, best_gap = (
+            accuracy_gap_of(
+                *(run[f"{weights}_{split}_accuracy"] for split in ("train", "val")),
+                *(run[f"{weights}_{split}_count"] for split in ("train", "val")),
+                train_share=1.0,
+            )
+            for weights in ("last", best)
+        )
+        corrected = _validation_passes(run).best_epoch_gap(run["last_train_count"], train_share=1.0)
+        for name, weights, gap in (
+            ("last epoch", "last", last_gap),
+            ("best epoch, as it is", best, best_gap),
+            ("best epoch, without optimism", best, corrected),
         ):
-            count = run["last_val_count"]
-            gap = accuracy_gap_of(*accuracies, run["last_train_count"], count, train_share=1.0)
             held_out, rest = run[f"{weights}_rest_accuracy"], run[f"{weights}_rest_count"]
             true = run[f"{weights}_train_accuracy"] - held_out
             own = 1.96 * math.sqrt(held_out * (1 - held_out) / rest)
@@ -225,10 +243,54 @@ def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cross_fitted(passes: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    """Training and validation accuracy of the best pass, chosen on one half of the images and measured on the other."""
-    chosen = []
-    for by, on in (("a", "b"), ("b", "a")):
-        best = max(passes, key=lambda each: (each[f"val_accuracy_{by}"], -each[f"val_loss_{by}"]))
-        chosen.append((best["train_accuracy"], best[f"val_accuracy_{on}"]))
-    return float(np.mean([train for train, _ in chosen])), float(np.mean([val for _, val in chosen]))
+def _validation_passes(run: Mapping[str, Any]) -> ValidationPasses:
+    """The validation passes of a training that checks coverage."""
+    passes, count = run["passes"], run["last_val_count"]
+    correct = [np.unpackbits(np.frombuffer(base64.b85decode(text), np.uint8))[:count] for text in run["val_correct"]]
+    losses = torch.tensor([each["val_loss"] for each in passes])
+    return ValidationPasses(
+        epochs=torch.tensor([each["epoch"] for each in passes]),
+        train_accuracy=torch.tensor([each["train_accuracy"] for each in passes]),
+        correct=torch.from_numpy(np.stack(correct)).bool(),
+        losses=losses[:, None].expand(-1, count),
+    )
+
+
+def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """How well the gap is forecast from training images alone, whole bases left out, beside single measurements."""
+    runs = [record for record in records if record["arm"] == "base"]
+    train = np.array([run["last_train_accuracy"] for run in runs])
+    true = train - np.array([held_out_accuracy(run) for run in runs])
+    features = np.array([forecast_features_of(run) for run in runs])
+    lines = [
+        f"| forecast of the gap of {len(runs)} trainings | error, points (RMS) | Kendall's tau | in the 95% interval |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, chosen in (
+        ("the model", features),
+        ("settings and training accuracy alone", np.delete(features, [1, 2], 1)),
+    ):
+        forecasts, deviations = leave_bases_out_forecast(runs, chosen)
+        low, high = (np.exp(forecasts + step * deviations) - (1 - train) for step in (-1.96, 1.96))
+        gaps = np.exp(forecasts) - (1 - train)
+        error = 100 * np.sqrt(np.square(gaps - true).mean())
+        inside = np.mean((low <= true) & (true <= high))
+        lines.append(f"| {name} | {error:.2f} | {kendall(gaps, true):+.2f} | {inside:.1%} |")
+    single = {
+        "training accuracy": train,
+        "median margin of the training images": [-run["train_margin_quantiles"][3] for run in runs],
+        "10% quantile of the margins": [-run["train_margin_quantiles"][1] for run in runs],
+        "loss under noise on the weights (sharpness)": [run["sample_weight_noise_0.1_loss"] for run in runs],
+        "loss of mixed images (mixup, 0.3)": [run["sample_mixup_0.3_loss"] for run in runs],
+        "error of translated images": [1 - run["sample_translation_accuracy"] for run in runs],
+    }
+    for name, values in single.items():
+        lines.append(f"| {name} | | {kendall(np.array(values), true):+.2f} | |")
+    return "\n".join(lines)
+
+
+def kendall(first: Floats, second: Floats) -> float:
+    """Kendall's rank correlation tau-a: concordant minus discordant pairs, as a share of all pairs."""
+    signs = (np.sign(values[:, None] - values) for values in (first, second))
+    count = len(first)
+    return float(np.multiply(*signs).sum() / (count * (count - 1)))

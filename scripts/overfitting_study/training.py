@@ -22,12 +22,13 @@ from fashion_cnn.inference.network import NetworkRunner, read_checkpoint
 from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.train import train
-from overfitting_study.design import Job
+from overfitting_study.design import FIRST_OF_COVERAGE, Job
 
 JUDGE_SIZE = 10_000
 # Images of the train probe that measures the gap at the end; during an arm's training a smaller one will do.
 PROBE_SIZE = 5_000
 _ARM_PROBE_SIZE = 1_000
+_REST_SIZE = 20_000
 # Judge images whose predicted classes are recorded, for the agreement of two networks.
 _AGREEMENT_SIZE = 2_000
 # Images for measurements that need many passes.
@@ -46,7 +47,7 @@ class StudyDataModule(FashionMNISTDataModule):
 
     Attributes:
         judge: 10,000 images, the same for every seed.
-        rest: the images that are in no other split, with the label noise of the training.
+        rest: at most 20,000 images that are in no other split, with the label noise of the training.
     """
 
     has_test = False
@@ -77,7 +78,8 @@ class StudyDataModule(FashionMNISTDataModule):
 
     @property
     def rest(self) -> InMemoryDataset:
-        return InMemoryDataset(self._images, self._targets, self._pool[self.val_size + len(self.train_split) :])
+        unused = self._pool[self.val_size + len(self.train_split) :]
+        return InMemoryDataset(self._images, self._targets, unused[:_REST_SIZE])
 
     def probe(self, size: int = PROBE_SIZE) -> InMemoryDataset:
         """A stratified sample of the training images, all of them if there are at most `size`."""
@@ -90,6 +92,7 @@ class PassRecorder(PredictionCollector):
     Attributes:
         passes: one dict of metrics for each pass.
         val_losses: `(N,)` of each pass.
+        val_correct: `(N,)` bool of each pass.
         module: the network that was trained.
         data: its data.
     """
@@ -98,6 +101,7 @@ class PassRecorder(PredictionCollector):
         super().__init__()
         self.passes: list[dict[str, float]] = []
         self.val_losses: list[Tensor] = []
+        self.val_correct: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the network and the data."""
@@ -111,6 +115,7 @@ class PassRecorder(PredictionCollector):
         correct = val.correct[self._half_order(val)]
         losses = val.losses[self._half_order(val)]
         self.val_losses.append(val.losses)
+        self.val_correct.append(val.correct)
         self.passes.append(
             {
                 "epoch": trainer.current_epoch + 1,
@@ -162,6 +167,8 @@ def run_job(job: Job, root: Path) -> dict[str, Any]:
     record: dict[str, Any] = {**job.as_dict(), "passes": recorder.passes, "loss_rises": recorder.loss_rises()}
     names = ("verdict", "verdict_rule", "advice_reasons", "best_epoch", "parameters", "precision", "hardware", "torch")
     record |= {name: results.get(name) for name in names}
+    if job.base >= FIRST_OF_COVERAGE:
+        record["val_correct"] = [_pack_bits(correct) for correct in recorder.val_correct]
     for name in ("best", "last"):
         module.load_state_dict(weights[name])
         if name == "best" and results["best_epoch"] == recorder.passes[-1]["epoch"]:
