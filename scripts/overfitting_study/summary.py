@@ -266,10 +266,8 @@ def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
         f"| forecast of the gap of {len(runs)} trainings | error, points (RMS) | Kendall's tau | in the 95% interval |",
         "|---|---:|---:|---:|",
     ]
-    for name, chosen in (
-        ("the model", features),
-        ("settings and training accuracy alone", np.delete(features, [1, 2], 1)),
-    ):
+    without_corruptions = np.delete(features, [1, 2], axis=1)
+    for name, chosen in (("the model", features), ("settings and training accuracy alone", without_corruptions)):
         forecasts, deviations = leave_bases_out_forecast(runs, chosen)
         low, high = (np.exp(forecasts + step * deviations) - (1 - train) for step in (-1.96, 1.96))
         gaps = np.exp(forecasts) - (1 - train)
