@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from fashion_cnn.analysis import verdict
+from fashion_cnn.analysis import forecast, verdict
 from fashion_cnn.cli.main import CONFIG_DIR
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -39,6 +39,10 @@ def test_shipped_model_and_document_are_those_of_the_records(study, recorded):
     records, found = recorded
     fitted = study("analysis").fitted_study(found, records)
     assert numbers(json.dumps(fitted)) == pytest.approx(numbers(json.dumps(verdict._study())), rel=1e-3, abs=1e-5)
+    forecast_model = study("analysis").fitted_forecast(records)
+    assert numbers(json.dumps(forecast_model)) == pytest.approx(
+        numbers(json.dumps(forecast._model())), rel=1e-3, abs=1e-5
+    )
     page = (REPOSITORY / "docs" / "overfitting.md").read_text()
     written = page.partition("<!-- summary -->\n")[2].partition("<!-- end of summary -->")[0]
     summary = study("summary").summarise(records, found)
@@ -49,6 +53,8 @@ def test_shipped_model_and_document_are_those_of_the_records(study, recorded):
 def test_longer_study_continues_the_same_design(study):
     design = study("design")
     assert design.bases(20)[:8] == design.bases(8)
+    assert design.bases(8)[0].images == 1000, "the sequence of the records"
+    assert all(base.images <= 12_000 for base in design.bases(20, pictograms=True))
     jobs = list(design.jobs(8, 2))
     assert len({job.key for job in jobs}) == len(jobs)
     assert {job.seed for job in jobs[: len(jobs) // 2]} == {0}, "all bases once before the next seed"
@@ -75,8 +81,17 @@ def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, reco
         for base in range(6)
         for arm in [*arms, "longer"]
     ]
-    records = [{"base": base, "arm": "base", "seed": 0, "advice_reasons": ["train longer"]} for base in range(6)]
-    rows = dict(line.split("|")[1:3] for line in summary.regret_table(records, found, without=()).splitlines()[2:])
-    regrets = {name.strip(): float(value) for name, value in rows.items()}
-    assert regrets["the study's model"] == regrets["always longer"] == 0
+    run = {
+        "arm": "base",
+        "seed": 0,
+        "settings": {"images": 1000, "augmentation": True, "erasing": 0.0, "dropout": 0.0},
+        "passes": [{"val_loss": loss, "train_loss": loss} for loss in (0.4, 0.3)],
+        **{"last_train_accuracy": 0.9, "last_train_count": 1000, "last_val_accuracy": 0.9, "last_val_count": 1000},
+    }
+    predicted, constant = (analysis.leave_bases_out(found, ridge) for ridge in (analysis.RIDGE, np.inf))
+    table = summary.regret_table([run | {"base": base} for base in range(6)], found, predicted, constant, without=())
+    rows = dict(line.split("|")[1:3] for line in table.splitlines()[2:])
+    regrets = {name.strip(): float(value.split()[0]) for name, value in rows.items()}
+    assert regrets["the study's model"] == regrets["highest mean gain"] == regrets["always longer"] == 0
+    assert regrets["advice of version 1"] == 0, "the loss was lowest at the end: train longer"
     assert regrets["no change"] == 1

@@ -368,7 +368,14 @@ def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
     ]
     compared = [choice() if applied else "none", *(choice(gain.remedy) for gain in helpful)]
     tried = " and ".join(REMEDIES[gain.remedy][0] for gain in helpful)
-    return [*advice, Advice(f"try {tried} over three seeds", ("sweep=remedies", f"remedy={','.join(compared)}"))]
+    sweep = ("sweep=remedies", f"remedy={','.join(compared)}", *_validation_overrides(config))
+    return [*advice, Advice(f"try {tried} over three seeds", sweep)]
+
+
+def _validation_overrides(config: DictConfig) -> list[str]:
+    """Overrides that hold out validation images, on which remedies are compared, if the run has none."""
+    defaults = {"data.val_size": 5000, "data.val_share": 0.15}
+    return [f"{key}={value}" for key, value in defaults.items() if OmegaConf.select(config, key) == 0]
 
 
 def training_command(config: Mapping[str, Any] | DictConfig, changes: Sequence[str] = ()) -> str:

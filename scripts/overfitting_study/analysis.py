@@ -1,7 +1,7 @@
 """Gains of the arms over their bases, and a model that predicts them, evaluated with whole bases left out."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,25 +11,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, ExpectedGain, run_features
-from overfitting_study.design import DEFAULT_VALIDATION, FIRST_OF_COVERAGE, MAX_IMAGES
+from fashion_cnn.metrics.gap import accuracy_gap_of
+from overfitting_study.design import (
+    DEFAULT_VALIDATION,
+    FIRST_OF_COVERAGE,
+    FIRST_OF_LARGE,
+    FIRST_OF_PICTOGRAMS,
+    MAX_IMAGES,
+    group_of,
+)
 from overfitting_study.records import job_key
 
 Floats = NDArray[np.float64]
 # Strength of the ridge penalty on standardised features, in observations.
 RIDGE = 10.0
 FORECAST_RIDGE = 1.0
-# The advice of version 1, by its reason in results.json: the arm that it stands for, None for no change.
-FORMER_ADVICE = {
-    "use all training images": "more_images",
-    "add data augmentation": "augmentation",
-    "apply random erasing to more images": "erasing",
-    "stop early, when validation loss no longer falls": None,
-    "increase dropout": "dropout",
-    "increase weight decay": "more_decay",
-    "disable dropout, which limits the fit": None,
-    "train a larger model": "larger",
-    "measure the variation over seeds": None,
-}
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,13 @@ class Gain:
         return self.accuracy / self.val_error
 
 
-def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
-    """Pair every arm with its base of the same seed."""
+def gains(records: Iterable[Mapping[str, Any]], groups: Sequence[int] = (0, FIRST_OF_LARGE)) -> list[Gain]:
+    """Pair every arm of the bases of these groups with its base of the same seed."""
     by_key = {job_key(record): record for record in records}
     found = []
     for (number, arm, seed), run in by_key.items():
         base = by_key.get((number, "base", seed))
-        if arm == "base" or base is None:
+        if arm == "base" or base is None or group_of(number) not in groups:
             continue
         gap_change = _gap(run) - _gap(base)
         found.append(
@@ -86,9 +82,11 @@ def gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
 
 
 def train_images(run: Mapping[str, Any]) -> int:
-    """Number of training images: the recorded one counts for 5,000 validation images, and grows with fewer of them."""
-    pool = MAX_IMAGES + DEFAULT_VALIDATION - run["last_val_count"]
-    return round(pool * run["settings"]["images"] / MAX_IMAGES)
+    """Number of training images: checks of coverage have fewer validation images, and so more than recorded."""
+    images = run["settings"]["images"]
+    if group_of(run["base"]) == FIRST_OF_COVERAGE:
+        return round((MAX_IMAGES + DEFAULT_VALIDATION - run["last_val_count"]) / MAX_IMAGES * images)
+    return images
 
 
 def features_of(run: Mapping[str, Any]) -> Floats:
@@ -244,9 +242,30 @@ def leave_bases_out(found: Sequence[Gain], ridge: float = RIDGE) -> dict[tuple[i
     return predictions
 
 
+def predict_gains(
+    found: Sequence[Gain], others: Sequence[Gain], ridge: float = RIDGE
+) -> dict[tuple[int, int, str], ExpectedGain]:
+    """Predict gains on other data by models fitted to `found`, with the keys of `leave_bases_out`."""
+    mean, scale = standardisation(found)
+    predictions = {}
+    for arm in {gain.arm for gain in others}:
+        of_arm = [gain for gain in found if gain.arm == arm]
+        if len(of_arm) < 4:
+            continue
+        design = (np.array([gain.features for gain in of_arm]) - mean) / scale
+        model = fit(design, np.array([gain.relative for gain in of_arm]), ridge)
+        for gain in others:
+            if gain.arm == arm:
+                expected = model.predict((gain.features - mean) / scale) * gain.val_error
+                key = gain.base, gain.seed, arm
+                predictions[key] = ExpectedGain.normal(arm, expected, model.deviation * gain.val_error)
+    return predictions
+
+
 def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of fashion_cnn/analysis/remedies.json, fitted to all gains."""
     mean, scale = standardisation(found)
+    used = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     remedies = {}
     for remedy in REMEDIES:
         of_arm = [gain for gain in found if gain.arm == remedy]
@@ -263,15 +282,49 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
             }
     return {
         "fitted_by": "scripts/verdict_study fit",
-        "trainings": len(records),
-        "bases": len({record["base"] for record in records if record["base"] < FIRST_OF_COVERAGE}),
-        "seeds": len({record["seed"] for record in records}),
+        "trainings": len(used),
+        "bases": len({record["base"] for record in used}),
+        "seeds": len({record["seed"] for record in used}),
         "ridge": RIDGE,
         "features": list(FEATURES),
         "mean": _rounded(mean),
         "scale": _rounded(scale),
         "remedies": remedies,
     }
+
+
+def base_trainings(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The trainings of bases on Fashion-MNIST."""
+    return [run for run in records if run["arm"] == "base" and group_of(run["base"]) != FIRST_OF_PICTOGRAMS]
+
+
+def former_advice(run: Mapping[str, Any], without: Collection[str] = ()) -> str | None:
+    """Return the first remedy but those in `without` that version 1 of the verdict advised; None for no change.
+
+    It called a training overfitting if training accuracy was at least 99% and the gap at least 10 points, if the
+    validation loss ended at least 5% above its minimum while the training loss fell, or if the gap was at least two
+    thirds of the validation error and significant. Its first advice then was more images, then augmentation, erasing,
+    early stopping (no change of the last epoch's weights) or dropout, whichever was possible. Otherwise it advised to
+    train longer if the validation loss was lowest at the end, and else a larger network.
+    """
+    settings, passes = run["settings"], run["passes"]
+    train_accuracy, val_accuracy = run["last_train_accuracy"], run["last_val_accuracy"]
+    losses = [each["val_loss"] for each in passes]
+    lowest = int(np.argmin(losses))
+    rises = losses[-1] >= 1.05 * losses[lowest] and passes[-1]["train_loss"] < passes[lowest]["train_loss"]
+    gap = accuracy_gap_of(train_accuracy, val_accuracy, run["last_train_count"], run["last_val_count"], 0.0)
+    is_wide = gap.estimate >= 2 / 3 * (1 - val_accuracy) and gap.low > 0
+    if (train_accuracy >= 0.99 and gap.estimate >= 0.1) or rises or is_wide:
+        if settings["images"] < MAX_IMAGES and "more_images" not in without:
+            return "more_images"
+        if not settings["augmentation"]:
+            return "augmentation"
+        if settings["erasing"]:
+            return "erasing"
+        return None if rises else "dropout"
+    if lowest == len(losses) - 1:
+        return "longer"
+    return None if settings["dropout"] else "larger"
 
 
 def held_out_accuracy(run: Mapping[str, Any]) -> float:
@@ -301,7 +354,7 @@ def forecast_features_of(run: Mapping[str, Any]) -> Floats:
 
 def fitted_forecast(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of fashion_cnn/analysis/forecast.json, fitted to all bases' trainings."""
-    runs = [record for record in records if record["arm"] == "base"]
+    runs = base_trainings(records)
     features = np.array([forecast_features_of(run) for run in runs])
     mean, scale = features.mean(0), np.maximum(features.std(0), 1e-9)
     errors = np.log([1 - held_out_accuracy(run) for run in runs])

@@ -25,10 +25,21 @@ _EPOCHS = (4, 8, 16, 32, 64)
 VALIDATION_PASSES = 8
 DEFAULT_VALIDATION = 5_000
 MAX_IMAGES = 45_000
+# Data of another kind, smaller: validation images, and training images at most.
+PICTOGRAM_VALIDATION, MAX_PICTOGRAMS = 2_000, 12_000
+_PICTOGRAMS = (1_000, 2_000, 4_000, 6_000, 12_000)
 # Number of the first of the small bases that check the coverage of intervals; they have no arms.
 FIRST_OF_COVERAGE = 1000
+# Numbers of the first of the large trainings, and of those on pictograms.
+FIRST_OF_LARGE, FIRST_OF_PICTOGRAMS = 2000, 3000
 _COVERAGE_IMAGES = (500, 1_000, 2_000, 4_000)
 _COVERAGE_VALIDATION = 2_000
+
+
+def group_of(base: int) -> int:
+    """The first number of the bases of the same kind as number `base`: 0 or one of FIRST_OF_...."""
+    firsts = (FIRST_OF_PICTOGRAMS, FIRST_OF_LARGE, FIRST_OF_COVERAGE, 0)
+    return next(first for first in firsts if base >= first)
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,8 @@ class Settings:
     smoothing: float
     dropout: float
 
-    def overrides(self, seed: int) -> list[str]:
-        """The overrides of `python -m fashion_cnn.train` with these settings."""
+    def overrides(self, seed: int, max_images: int) -> list[str]:
+        """The overrides of `python -m fashion_cnn.train` with these settings, of at most `max_images` images."""
         stem, widths = SIZES[self.size]
         augmentation = []
         if not self.augmentation:
@@ -72,9 +83,8 @@ class Settings:
             f"model.network.widths={widths}",
             f"model.network.dropout={self.dropout}",
             f"model.label_smoothing={self.smoothing}",
-            "data._target_=overfitting_study.training.StudyDataModule",
             f"+data.label_noise={self.label_noise}",
-            f"data.train_fraction={self.images / MAX_IMAGES!r}",
+            f"data.train_fraction={self.images / max_images!r}",
             f"data.split_seed={seed}",
             "data.batch_size=128",
             *augmentation,
@@ -116,23 +126,32 @@ class Job:
         epochs = self.settings.epochs * {"longer": 2, "shorter": 0.5}.get(self.arm, 1)
         every = f"trainer.check_val_every_n_epoch={max(1, int(epochs) // VALIDATION_PASSES)}"
         remedy = [] if self.arm == "base" else [f"remedy={self.arm}"]
-        validation = [f"data.val_size={_COVERAGE_VALIDATION}"] if self.base >= FIRST_OF_COVERAGE else []
-        return [*self.settings.overrides(self.seed), every, *remedy, *validation]
+        sizes = {FIRST_OF_COVERAGE: _COVERAGE_VALIDATION, FIRST_OF_PICTOGRAMS: PICTOGRAM_VALIDATION}
+        group = group_of(self.base)
+        has_pictograms = group == FIRST_OF_PICTOGRAMS
+        data = "PictogramDataModule" if has_pictograms else "StudyDataModule"
+        return [
+            *self.settings.overrides(self.seed, MAX_PICTOGRAMS if has_pictograms else MAX_IMAGES),
+            f"data._target_=overfitting_study.training.{data}",
+            f"data.val_size={sizes.get(group, DEFAULT_VALIDATION)}",
+            every,
+            *remedy,
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """The job as entries of a record."""
         return {"base": self.base, "arm": self.arm, "seed": self.seed, "settings": asdict(self.settings)}
 
 
-def bases(count: int) -> list[Settings]:
-    """Return the first `count` base configurations, all different."""
-    rng = random.Random("bases")
+def bases(count: int, *, pictograms: bool = False) -> list[Settings]:
+    """Return the first `count` base configurations, all different; those of pictograms have fewer images."""
+    rng = random.Random("pictograms" if pictograms else "bases")
     chosen: dict[Settings, None] = {}
     while len(chosen) < count:
         size = rng.choices(list(_SIZE_WEIGHTS), list(_SIZE_WEIGHTS.values()))[0]
         possible = [
             (images, epochs)
-            for images in _IMAGES
+            for images in (_PICTOGRAMS if pictograms else _IMAGES)
             for epochs in _EPOCHS
             if _MIN_PASSES
             <= images * epochs
@@ -155,14 +174,14 @@ def bases(count: int) -> list[Settings]:
     return list(chosen)
 
 
-def arms(base: Settings) -> list[str]:
-    """Return the remedies (conf/remedy) that are possible with `base`."""
+def arms(base: Settings, max_images: int = MAX_IMAGES) -> list[str]:
+    """Return the remedies (conf/remedy) that are possible with `base`, given `max_images` training images."""
     return [
         *("longer", "shorter", "larger", "smaller", "erasing", "more_decay", "less_decay", "dropout"),
         "no_mixing" if base.cutmix else "cutmix",
         "no_smoothing" if base.smoothing else "smoothing",
         *([] if base.augmentation else ["augmentation"]),
-        *(["more_images"] if base.images * 2 <= MAX_IMAGES else []),
+        *(["more_images"] if base.images * 2 <= max_images else []),
     ]
 
 
@@ -174,6 +193,31 @@ def jobs(base_count: int, seeds: int) -> Iterator[Job]:
             yield Job(number, "base", seed, base)
             for remedy in arms(base):
                 yield Job(number, remedy, seed, base)
+
+
+def pictogram_jobs(count: int) -> Iterator[Job]:
+    """Return the trainings on pictograms: `count` bases with their arms, one seed each."""
+    for number, base in enumerate(bases(count, pictograms=True), start=FIRST_OF_PICTOGRAMS):
+        for arm in ("base", *arms(base, MAX_PICTOGRAMS)):
+            yield Job(number, arm, 0, base)
+
+
+def large_jobs(count: int) -> Iterator[Job]:
+    """Return `count` long trainings on many images, each with its most promising arms."""
+    plain = {"augmentation": True, "erasing": 0.5, "label_noise": 0.0, "smoothing": 0.1, "dropout": 0.0}
+    long = (
+        ("tiny", 45_000, 8, False),
+        ("tiny", 16_000, 24, True),
+        ("small", 45_000, 4, True),
+        ("tiny", 45_000, 16, True),
+        ("small", 16_000, 16, False),
+        ("tiny", 45_000, 24, False),
+        ("small", 45_000, 12, True),
+    )
+    for number, (size, images, epochs, cutmix) in enumerate(long[:count], start=FIRST_OF_LARGE):
+        base = Settings(size, images, epochs, cutmix=cutmix, **plain)
+        for arm in ("base", "no_mixing" if cutmix else "cutmix", "larger"):
+            yield Job(number, arm, 0, base)
 
 
 def coverage_jobs(count: int) -> Iterator[Job]:

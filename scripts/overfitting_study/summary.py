@@ -12,18 +12,26 @@ from numpy.typing import NDArray
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE, ExpectedGain
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
 from overfitting_study.analysis import (
-    FORMER_ADVICE,
+    RIDGE,
     Gain,
+    base_trainings,
+    fitted_forecast,
     forecast_features_of,
+    former_advice,
+    gains,
     held_out_accuracy,
     leave_bases_out,
     leave_bases_out_forecast,
+    predict_gains,
 )
-from overfitting_study.design import FIRST_OF_COVERAGE
+from overfitting_study.design import FIRST_OF_COVERAGE, FIRST_OF_LARGE, FIRST_OF_PICTOGRAMS, group_of
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 2000
 Key = tuple[int, int]
+# Expected gains by base, seed and remedy.
+Predicted = Mapping[tuple[int, int, str], ExpectedGain]
+_MODEL = "the study's model"
 # The arm that a rule chooses for a base's training, or None for no change.
 Policy = Callable[[Key], str | None]
 
@@ -35,20 +43,23 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         records: the trainings.
         found: the gains that the model is fitted to, those of recorded ablations included.
     """
+    everything = records
     coverage, forecast = coverage_table(records), forecast_table(records)
-    records = [record for record in records if record["base"] < FIRST_OF_COVERAGE]
+    records = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     bases = [record for record in records if record["arm"] == "base"]
     of_study = [gain for gain in found if gain.base >= 0]
+    predicted, constant = leave_bases_out(found), leave_bases_out(found, ridge=math.inf)
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
         f"{len({r['seed'] for r in records})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
         gains_table(of_study),
         correlations(bases, of_study),
-        regret_table(records, found, without=()),
-        regret_table(records, found, without=("more_images",)),
-        brier_table(found),
+        regret_table(records, found, predicted, constant, without=()),
+        regret_table(records, found, predicted, constant, without=("more_images",)),
+        brier_table(found, predicted, constant),
         coverage,
         forecast,
+        *replication(everything, found),
     ]
     return "\n\n".join(parts)
 
@@ -63,12 +74,16 @@ def gains_table(found: Sequence[Gain]) -> str:
         of_arm = [gain for gain in found if gain.arm == remedy]
         if len(of_arm) < 2:
             continue
-        gains, gaps = (np.array([getattr(gain, name) for gain in of_arm]) for name in ("accuracy", "gap"))
+        accuracies, gaps = (np.array([getattr(gain, name) for gain in of_arm]) for name in ("accuracy", "gap"))
         low, high = interval_over_bases(of_arm, lambda chosen: float(np.mean([gain.accuracy for gain in chosen])))
-        lines.append(
-            f"| {remedy} | {len({gain.base for gain in of_arm})} | {100 * gains.mean():+.2f} "
-            f"({100 * low:+.2f} to {100 * high:+.2f}) | {(gains >= WORTHWHILE).mean():.0%} | {100 * gaps.mean():+.2f} |"
+        cells = (
+            remedy,
+            len({gain.base for gain in of_arm}),
+            f"{100 * accuracies.mean():+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
+            f"{(accuracies >= WORTHWHILE).mean():.0%}",
+            f"{100 * gaps.mean():+.2f}",
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -105,9 +120,23 @@ def correlations(bases: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> s
     return "\n".join(lines)
 
 
-def regret_table(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], *, without: Sequence[str]) -> str:
-    """Regret of rules that choose one remedy: gain of the best minus gain of the chosen, whole bases left out."""
-    predicted = leave_bases_out(found)
+def regret_table(
+    records: Sequence[Mapping[str, Any]],
+    found: Sequence[Gain],
+    predicted: Predicted,
+    constant: Predicted,
+    *,
+    without: Sequence[str],
+) -> str:
+    """Regret of rules that choose one remedy: gain of the best minus gain of the chosen.
+
+    Args:
+        records: the trainings of the bases.
+        found: the gains.
+        predicted: their predictions by a model that saw no training of their base.
+        constant: the same for the mean gain of each remedy.
+        without: remedies that are not offered.
+    """
     actual: dict[Key, dict[str, float]] = {}
     for gain in found:
         if gain.base >= 0 and gain.arm not in without:
@@ -116,21 +145,21 @@ def regret_table(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], *,
     actual = {key: arms for key, arms in actual.items() if len(arms) >= 9}
     by_key = {(r["base"], r["seed"]): r for r in records if r["arm"] == "base"}
 
-    def by_model(key: Key) -> str | None:
-        expected = {arm: predicted[*key, arm].gain.estimate for arm in actual[key] if (*key, arm) in predicted}
-        best = max(expected, key=expected.__getitem__, default=None)
-        return best if best is not None and expected[best] > 0 else None
+    def best_of(predictions: Predicted) -> Policy:
+        def choose(key: Key) -> str | None:
+            expected = {arm: predictions[*key, arm].gain.estimate for arm in actual[key] if (*key, arm) in predictions}
+            best = max(expected, key=expected.__getitem__, default=None)
+            return best if best is not None and expected[best] > 0 else None
 
-    def former(key: Key) -> str | None:
-        reasons = by_key[key]["advice_reasons"] or [""]
-        return FORMER_ADVICE.get(reasons[0], "longer" if reasons[0].startswith("train longer") else None)
+        return choose
 
     policies: dict[str, Policy] = {
-        "the study's model": by_model,
+        _MODEL: best_of(predicted),
+        "highest mean gain": best_of(constant),
         "always longer": lambda key: "longer",
         "always larger": lambda key: "larger",
         "always CutMix": lambda key: "cutmix",
-        "advice of version 1": former,
+        "advice of version 1": lambda key: former_advice(by_key[key], without),
         "no change": lambda key: None,
     }
     title = f"regret over {len(actual)} trainings" + (f", without {', '.join(without)}" if without else "")
@@ -139,11 +168,9 @@ def regret_table(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], *,
     regrets["random remedy"] = {
         key: max(0.0, *arms.values()) - float(np.mean(list(arms.values()))) for key, arms in actual.items()
     }
-    model = regrets["the study's model"]
     for name, values in regrets.items():
-        difference = {key: model[key] - values[key] for key in values}
-        low, high = _interval(difference)
-        compared = "" if name == "the study's model" else f"{100 * low:+.2f} to {100 * high:+.2f}"
+        low, high = _interval({key: regrets[_MODEL][key] - values[key] for key in values})
+        compared = "" if name == _MODEL else f"{100 * low:+.2f} to {100 * high:+.2f}"
         own_low, own_high = _interval(values)
         mean = f"{100 * float(np.mean(list(values.values()))):.2f} ({100 * own_low:.2f} to {100 * own_high:.2f})"
         lines.append(f"| {name} | {mean} | {compared} |")
@@ -168,10 +195,8 @@ def _interval(values: Mapping[Key, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def brier_table(found: Sequence[Gain]) -> str:
-    """Brier score of the probabilities of a gain of 0.2 points or more, whole bases left out."""
-    predicted: dict[tuple[int, int, str], ExpectedGain] = leave_bases_out(found)
-    constant = leave_bases_out(found, ridge=math.inf)
+def brier_table(found: Sequence[Gain], predicted: Predicted, constant: Predicted) -> str:
+    """Brier score of the probabilities of a gain of 0.2 points or more; arguments as for `regret_table`."""
     outcomes = {(g.base, g.seed, g.arm): float(g.accuracy > WORTHWHILE) for g in found if g.base >= 0}
     keys = [key for key in outcomes if key in predicted]
     rate = float(np.mean([outcomes[key] for key in keys]))
@@ -180,7 +205,7 @@ def brier_table(found: Sequence[Gain]) -> str:
         for base, _, arm in keys
     }
     scores = {
-        "the study's model": [predicted[key].probability for key in keys],
+        _MODEL: [predicted[key].probability for key in keys],
         "mean gain of each remedy": [constant[key].probability for key in keys],
         "rate of each remedy": [rates[key[0], key[2]] for key in keys],
         "overall rate": [rate] * len(keys),
@@ -206,7 +231,7 @@ def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
     Their training accuracy is known exactly, and 20,000 images that they do not see tell the held-out accuracy; its own
     error is allowed for.
     """
-    chosen = [record for record in records if record["base"] >= FIRST_OF_COVERAGE]
+    chosen = [record for record in records if group_of(record["base"]) == FIRST_OF_COVERAGE]
     intervals: dict[str, list[bool]] = {}
     errors: dict[str, list[float]] = {}
     for run in chosen:
@@ -256,9 +281,49 @@ def _validation_passes(run: Mapping[str, Any]) -> ValidationPasses:
     )
 
 
+def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> list[str]:
+    """The tables for trainings on pictograms, whose gains and gaps are predicted by the models of Fashion-MNIST."""
+    runs = [record for record in records if group_of(record["base"]) == FIRST_OF_PICTOGRAMS]
+    others = gains(runs, (FIRST_OF_PICTOGRAMS,))
+    if not others:
+        return []
+    bases = [run for run in runs if run["arm"] == "base"]
+    predicted, constant = (predict_gains(found, others, ridge) for ridge in (RIDGE, math.inf))
+    return [
+        f"On pictograms: {len(runs)} trainings, {len(bases)} base configurations, 1 seed; the models are those of "
+        "Fashion-MNIST.",
+        gains_table(others),
+        correlations(bases, others),
+        regret_table(runs, others, predicted, constant, without=()),
+        regret_table(runs, others, predicted, constant, without=("more_images",)),
+        brier_table(others, predicted, constant),
+        transferred_forecast(base_trainings(records), bases),
+    ]
+
+
+def transferred_forecast(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """How well the forecast that is fitted to `runs` predicts the gaps of `others`, trainings on other data."""
+    model = fitted_forecast(runs)
+    train = np.array([run["last_train_accuracy"] for run in others])
+    true = train - np.array([held_out_accuracy(run) for run in others])
+    features = np.array([forecast_features_of(run) for run in others])
+    standardised = (features - np.array(model["mean"])) / np.array(model["scale"])
+    errors = model["intercept"] + standardised @ np.array(model["coefficients"])
+    low, gaps, high = (np.exp(errors + step * 1.96 * model["deviation"]) - (1 - train) for step in (-1, 0, 1))
+    rms, inside = 100 * np.sqrt(np.square(gaps - true).mean()), np.mean((low <= true) & (true <= high))
+    return "\n".join(
+        [
+            f"| forecast of the gap of {len(others)} trainings on pictograms | error, points (RMS) | Kendall's tau | "
+            "in the 95% interval |",
+            "|---|---:|---:|---:|",
+            f"| the model of Fashion-MNIST | {rms:.2f} | {kendall(gaps, true):+.2f} | {inside:.1%} |",
+        ]
+    )
+
+
 def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
     """How well the gap is forecast from training images alone, whole bases left out, beside single measurements."""
-    runs = [record for record in records if record["arm"] == "base"]
+    runs = base_trainings(records)
     train = np.array([run["last_train_accuracy"] for run in runs])
     true = train - np.array([held_out_accuracy(run) for run in runs])
     features = np.array([forecast_features_of(run) for run in runs])

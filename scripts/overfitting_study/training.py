@@ -22,7 +22,8 @@ from fashion_cnn.inference.network import NetworkRunner, read_checkpoint
 from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.train import train
-from overfitting_study.design import FIRST_OF_COVERAGE, Job
+from overfitting_study import pictogram_set
+from overfitting_study.design import FIRST_OF_COVERAGE, Job, group_of
 
 JUDGE_SIZE = 10_000
 # Images of the train probe that measures the gap at the end; during an arm's training a smaller one will do.
@@ -58,12 +59,15 @@ class StudyDataModule(FashionMNISTDataModule):
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Read the training images and their targets, with label noise."""
-        self._images, self._clean = super().load(train=train)
+        self._images, self._clean = self._read()
         generator = torch.Generator().manual_seed(derive_seed("label noise", self.split_seed))
-        shifts = torch.randint(1, 10, self._clean.shape, generator=generator)
+        shifts = torch.randint(1, self.num_classes, self._clean.shape, generator=generator)
         wrong = torch.rand(self._clean.shape, generator=generator) < self.label_noise
-        self._targets = torch.where(wrong, (self._clean + shifts) % 10, self._clean)
+        self._targets = torch.where(wrong, (self._clean + shifts) % self.num_classes, self._clean)
         return self._images, self._targets
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        return super().load(train=True)
 
     def split_train_val(self, targets: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions of training and validation images, drawn by `split_seed` from all but the judge."""
@@ -84,6 +88,21 @@ class StudyDataModule(FashionMNISTDataModule):
     def probe(self, size: int = PROBE_SIZE) -> InMemoryDataset:
         """A stratified sample of the training images, all of them if there are at most `size`."""
         return InMemoryDataset(self._images, self._targets, self.train_split.indices[:size])
+
+
+class PictogramDataModule(StudyDataModule):
+    """Pictograms of the project's own generator in place of Fashion-MNIST; `root` is the folder of the set."""
+
+    class_names = tuple(map(str, range(pictogram_set.CLASSES)))
+    train_size = pictogram_set.CLASSES * pictogram_set.IMAGES_PER_CLASS
+    about = "Small grey pictures of icons of brands, drawn by scripts/pictograms."
+
+    def prepare_data(self) -> None:
+        """Draw the pictures, if they are missing."""
+        pictogram_set.make(self.root)
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        return pictogram_set.read(self.root)
 
 
 class PassRecorder(PredictionCollector):
@@ -167,7 +186,7 @@ def run_job(job: Job, root: Path) -> dict[str, Any]:
     record: dict[str, Any] = {**job.as_dict(), "passes": recorder.passes, "loss_rises": recorder.loss_rises()}
     names = ("verdict", "verdict_rule", "advice_reasons", "best_epoch", "parameters", "precision", "hardware", "torch")
     record |= {name: results.get(name) for name in names}
-    if job.base >= FIRST_OF_COVERAGE:
+    if group_of(job.base) == FIRST_OF_COVERAGE:
         record["val_correct"] = [_pack_bits(correct) for correct in recorder.val_correct]
     for name in ("best", "last"):
         module.load_state_dict(weights[name])
