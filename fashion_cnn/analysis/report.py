@@ -124,7 +124,7 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
 def results_summary(history: History, results: dict[str, Any]) -> str:
     """Summarise verdict, curves, gaps and advice as Markdown."""
     if "verdict" not in results:
-        return "No verdict: there are no validation images, and no forecast for a training like this one."
+        return "No verdict: no validation pass was made, and there is no forecast for a training like this one."
     parts = [f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}."]
     if "gap/accuracy" in results:
         parts += [describe_curves(history, results), describe_gap(results)]

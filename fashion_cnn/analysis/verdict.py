@@ -114,10 +114,13 @@ def judge(
     """Judge a training run by its curves. Only epochs with a validation pass count.
 
     - memorising: training accuracy is at least 99%, and the whole interval of the gap is at least 10 points.
-    - overfitting: a remedy that narrows the gap is more likely than not to gain at least 0.2 points.
-    - underfitting: no such remedy is, but one that fits the training images more closely.
+    - overfitting: the gap is significant, and the likely remedy with the highest expected gain is one that narrows it;
+      likely means that it is more likely than not to gain at least 0.2 points.
+    - underfitting: it is one that fits the training images more closely.
     - fits well: the probability is below 1/4 for every remedy.
     - undecided: otherwise, and for runs unlike those of the study.
+
+    Twice the images decide nothing, since at equal epochs they are also twice the training steps.
 
     Args:
         history: the metrics of the epochs.
@@ -152,7 +155,7 @@ def judge(
     )
     gains = expected_gains(features, config)
     memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
-    kind: Kind = "memorising" if memorises else _kind(gains)
+    kind: Kind = "memorising" if memorises else _kind(gains, gap)
     parts = [_describe_gap(gap, gap_share)]
     if is_rising:
         assert rise is not None
@@ -195,7 +198,7 @@ def judge_forecast(
         f"{gap.high * 100:+.1f}) is forecast from the training images alone"
     )
     return Verdict(
-        kind="memorising" if memorises else _kind(gains),
+        kind="memorising" if memorises else _kind(gains, gap),
         rule=f"{text}. {_describe_gains(gains)}",
         last_epoch=epochs,
         gap=gap,
@@ -207,13 +210,15 @@ def judge_forecast(
     )
 
 
-def _kind(gains: Sequence[ExpectedGain]) -> Kind:
-    likely = [gain.remedy for gain in gains if gain.probability >= LIKELY]
-    if any(remedy not in _FITTING for remedy in likely):
-        return "overfitting"
-    if likely:
+def _kind(gains: Sequence[ExpectedGain], gap: Interval) -> Kind:
+    # Highest expected gain first.
+    deciding = [gain for gain in gains if gain.remedy != "more_images"]
+    likely = [gain.remedy for gain in deciding if gain.probability >= LIKELY]
+    if likely and likely[0] in _FITTING:
         return "underfitting"
-    return "fits well" if gains and all(gain.probability < UNLIKELY for gain in gains) else "undecided"
+    if likely:
+        return "undecided" if gap.contains_zero else "overfitting"
+    return "fits well" if deciding and all(gain.probability < UNLIKELY for gain in deciding) else "undecided"
 
 
 def _describe_gap(gap: Interval, share: Interval) -> str:
@@ -233,12 +238,12 @@ def _describe_gains(gains: Sequence[ExpectedGain]) -> str:
     if not helpful:
         return "In runs like this one no remedy is expected to gain 0.2 points"
     texts = [
-        f"{REMEDIES[gain.remedy][0]} gained {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
+        f"{REMEDIES[gain.remedy][0]} by {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
         f"{gain.gain.high * 100:+.1f})"
         for gain in helpful[:2]
     ]
     rest = "; nothing else is expected to help" if len(helpful) <= len(texts) else ""
-    return f"In runs like this one, {' and '.join(texts)}{rest}"
+    return f"Runs like this one are expected to gain from {' and '.join(texts)}{rest}"
 
 
 FEATURES = ("gap_share", "log_val_error", "log2_images", "log2_epochs", "log2_parameters", "augmentation", "mixing")
@@ -361,7 +366,7 @@ def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
     advice = [
         Advice(
             f"{REMEDIES[gain.remedy][1]}: {gain.gain.estimate * 100:+.1f} points expected, a gain of 0.2 or more with "
-            f"probability {gain.probability:.0%}",
+            f"probability {_describe_probability(gain.probability)}",
             (f"remedy={choice(gain.remedy)}",),
         )
         for gain in helpful
@@ -370,6 +375,11 @@ def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
     tried = " and ".join(REMEDIES[gain.remedy][0] for gain in helpful)
     sweep = ("sweep=remedies", f"remedy={','.join(compared)}", *_validation_overrides(config))
     return [*advice, Advice(f"try {tried} over three seeds", sweep)]
+
+
+def _describe_probability(probability: float) -> str:
+    # The prediction intervals are not exact enough for more.
+    return "above 95%" if probability > 0.95 else f"{probability:.0%}"
 
 
 def _validation_overrides(config: DictConfig) -> list[str]:
