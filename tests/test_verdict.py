@@ -74,10 +74,10 @@ def expect(monkeypatch):
     ("kind", "gains"),
     [
         ("overfitting", {"cutmix": 0.6, "longer": 0.1}),
-        ("underfitting", {"cutmix": 0.3, "longer": 0.9}),
-        ("underfitting", {"more_images": 2.0, "longer": 0.9}),
+        ("undertrained", {"cutmix": 0.3, "longer": 0.9}),
+        ("undertrained", {"more_images": 2.0, "longer": 0.9}),
         ("fits well", {"more_images": 2.0, "longer": -0.9}),
-        ("underfitting", {"cutmix": -0.5, "longer": 0.4}),
+        ("undertrained", {"cutmix": -0.5, "longer": 0.4}),
         ("fits well", {"cutmix": -0.5, "longer": -0.1}),
         ("undecided", {"cutmix": 0.15, "longer": -0.1}),
         ("undecided", {}),
@@ -118,6 +118,8 @@ def test_gap_that_may_be_chance_is_called_so_and_is_no_overfitting(expect):
     expect(cutmix=0.6)
     verdict = judged(curves([0.3], [0.3], 0.92, 0.91), val_count=100)
     assert verdict.kind == "undecided"
+    expect(longer=0.6)
+    assert judged(curves([0.3], [0.3], 0.92, 0.91), val_count=100).kind == "underfitting"
     assert verdict.gap.contains_zero
     assert verdict.rule.startswith("no accuracy gap is seen: +1.0 points (95% interval ")
 
