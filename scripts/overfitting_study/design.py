@@ -32,13 +32,18 @@ _PICTOGRAMS = (1_000, 2_000, 4_000, 6_000, 12_000)
 FIRST_OF_COVERAGE = 1000
 # Numbers of the first of the large trainings, and of those on pictograms.
 FIRST_OF_LARGE, FIRST_OF_PICTOGRAMS = 2000, 3000
+# Number of the first size of the learning curve, which is trained with many seeds.
+FIRST_OF_CURVE = 4000
+CURVE_IMAGES = (500, 1_000, 2_000, 4_000)
+# A size beyond the curve, whose error the curve's extrapolation should hold.
+BEYOND_CURVE = 8_000
 _COVERAGE_IMAGES = (500, 1_000, 2_000, 4_000)
 _COVERAGE_VALIDATION = 2_000
 
 
 def group_of(base: int) -> int:
     """The first number of the bases of the same kind as number `base`: 0 or one of FIRST_OF_...."""
-    firsts = (FIRST_OF_PICTOGRAMS, FIRST_OF_LARGE, FIRST_OF_COVERAGE, 0)
+    firsts = (FIRST_OF_CURVE, FIRST_OF_PICTOGRAMS, FIRST_OF_LARGE, FIRST_OF_COVERAGE, 0)
     return next(first for first in firsts if base >= first)
 
 
@@ -106,7 +111,7 @@ class Job:
 
     Attributes:
         base: number of the base configuration.
-        arm: `base`, or the remedy (conf/remedy) that is applied to it.
+        arm: `base`, `curve`, or the remedy (conf/remedy) that is applied to the base.
         seed: seed of the weights, of the choice of the images, and of the label noise.
         settings: the settings of the base.
     """
@@ -125,7 +130,7 @@ class Job:
         """The overrides of `python -m fashion_cnn.train`."""
         epochs = self.settings.epochs * {"longer": 2, "shorter": 0.5}.get(self.arm, 1)
         every = f"trainer.check_val_every_n_epoch={max(1, int(epochs) // VALIDATION_PASSES)}"
-        remedy = [] if self.arm == "base" else [f"remedy={self.arm}"]
+        remedy = [] if self.arm in ("base", "curve") else [f"remedy={self.arm}"]
         sizes = {FIRST_OF_COVERAGE: _COVERAGE_VALIDATION, FIRST_OF_PICTOGRAMS: PICTOGRAM_VALIDATION}
         group = group_of(self.base)
         has_pictograms = group == FIRST_OF_PICTOGRAMS
@@ -218,6 +223,16 @@ def large_jobs(count: int) -> Iterator[Job]:
         base = Settings(size, images, epochs, cutmix=cutmix, **plain)
         for arm in ("base", "no_mixing" if cutmix else "cutmix", "larger"):
             yield Job(number, arm, 0, base)
+
+
+def curve_jobs(seeds: int) -> Iterator[Job]:
+    """Return the trainings of a learning curve with `seeds` seeds, each with images of its own."""
+    for seed in range(seeds):
+        for number, images in enumerate((*CURVE_IMAGES, BEYOND_CURVE), start=FIRST_OF_CURVE):
+            # The error beyond the curve is a mean over fewer, longer trainings.
+            if images != BEYOND_CURVE or seed < seeds // 4:
+                settings = Settings("nano", images, 8, False, 0.0, 0.0, False, 0.0, 0.0)
+                yield Job(number, "curve", seed, settings)
 
 
 def coverage_jobs(count: int) -> Iterator[Job]:

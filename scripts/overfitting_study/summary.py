@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fashion_cnn.analysis.learning_curve import fit_learning_curve
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE, ExpectedGain
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
 from overfitting_study.analysis import (
@@ -24,7 +25,14 @@ from overfitting_study.analysis import (
     leave_bases_out_forecast,
     predict_gains,
 )
-from overfitting_study.design import FIRST_OF_COVERAGE, FIRST_OF_LARGE, FIRST_OF_PICTOGRAMS, group_of
+from overfitting_study.design import (
+    CURVE_IMAGES,
+    FIRST_OF_COVERAGE,
+    FIRST_OF_CURVE,
+    FIRST_OF_LARGE,
+    FIRST_OF_PICTOGRAMS,
+    group_of,
+)
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 2000
@@ -58,6 +66,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         regret_table(records, found, predicted, constant, without=("more_images",)),
         brier_table(found, predicted, constant),
         coverage,
+        *curve_table(everything),
         forecast,
         *replication(everything, found),
     ]
@@ -266,6 +275,37 @@ def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
     for name, inside in intervals.items():
         lines.append(f"| {name} | {np.mean(inside):.1%} | {100 * float(np.mean(errors[name])):+.2f} |")
     return "\n".join(lines)
+
+
+def curve_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often the band of a learning curve of three seeds holds the true error, over groups of three seeds."""
+    runs = [record for record in records if group_of(record["base"]) == FIRST_OF_CURVE]
+    by_size: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for run in runs:
+        by_size.setdefault(run["settings"]["images"], {})[run["seed"]] = run
+    sizes = [size for size in CURVE_IMAGES if size in by_size]
+    seeds = sorted(set.intersection(*(set(by_size[size]) for size in sizes))) if sizes else []
+    groups = [seeds[start : start + 3] for start in range(0, len(seeds) - 2, 3)]
+    if not groups:
+        return []
+    true = {size: 1 - np.mean([run["last_judge_accuracy"] for run in of.values()]) for size, of in by_size.items()}
+    inside: dict[int, list[bool]] = {}
+    for group in groups:
+        errors = [[1 - by_size[size][seed]["last_val_accuracy"] for seed in group] for size in sizes]
+        band = fit_learning_curve(sizes, errors).interval(np.array(sorted(true), dtype=float))
+        assert band is not None
+        for size, low, high in zip(sorted(true), *band, strict=True):
+            inside.setdefault(size, []).append(low <= true[size] <= high)
+    lines = [
+        f"| 95% bands of {len(groups)} learning curves of three seeds, {len(runs)} trainings | hold the true error |",
+        "|---|---:|",
+    ]
+    for size, held in inside.items():
+        name = "extrapolated to " if size > sizes[-1] else ""
+        lines.append(f"| {name}{size:,} images | {np.mean(held):.0%} |")
+    fitted = [held for size in sizes for held in inside[size]]
+    lines.append(f"| all sizes of the curve | {np.mean(fitted):.1%} |")
+    return ["\n".join(lines)]
 
 
 def _validation_passes(run: Mapping[str, Any]) -> ValidationPasses:
