@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Stem and stage widths of ResNets like model=tiny and model=small, narrowest first.
+# Stem and stage widths of ResNets like model=tiny, model=small and model=medium, narrowest first.
 SIZES: dict[str, tuple[list[int], list[int]]] = {
     "nano": ([8], [16, 32, 48]),
     "tiny": ([16], [32, 64, 96]),
     "small": ([16], [64, 128, 112]),
+    "medium": ([16, 32], [96, 192, 192]),
 }
 # Image passes of a base at most: wider networks are slower. Some narrow ones train on all images, as users do.
 _MAX_PASSES = {"nano": 64_000, "tiny": 48_000, "small": 32_000}
@@ -32,6 +33,17 @@ _PICTOGRAMS = (1_000, 2_000, 4_000, 6_000, 12_000)
 FIRST_OF_COVERAGE = 1000
 # Numbers of the first of the large trainings, and of those on pictograms.
 FIRST_OF_LARGE, FIRST_OF_PICTOGRAMS = 2000, 3000
+# Size, images, epochs, CutMix and whether there are arms, of each large training.
+_LARGE = (
+    ("nano", 1_000, 200, True, False),
+    ("nano", 2_000, 128, False, False),
+    ("medium", 8_000, 8, True, False),
+    ("tiny", 45_000, 8, False, True),
+    ("tiny", 16_000, 24, True, True),
+    ("small", 45_000, 4, True, False),
+    ("tiny", 45_000, 16, True, False),
+    ("small", 16_000, 16, False, False),
+)
 # Number of the first size of the learning curve, which is trained with many seeds.
 FIRST_OF_CURVE = 4000
 CURVE_IMAGES = (500, 1_000, 2_000, 4_000)
@@ -208,20 +220,11 @@ def pictogram_jobs(count: int) -> Iterator[Job]:
 
 
 def large_jobs(count: int) -> Iterator[Job]:
-    """Return `count` long trainings on many images, each with its most promising arms."""
-    plain = {"augmentation": True, "erasing": 0.5, "label_noise": 0.0, "smoothing": 0.1, "dropout": 0.0}
-    long = (
-        ("tiny", 45_000, 8, False),
-        ("tiny", 16_000, 24, True),
-        ("small", 45_000, 4, True),
-        ("tiny", 45_000, 16, True),
-        ("small", 16_000, 16, False),
-        ("tiny", 45_000, 24, False),
-        ("small", 45_000, 12, True),
-    )
-    for number, (size, images, epochs, cutmix) in enumerate(long[:count], start=FIRST_OF_LARGE):
+    """Return `count` trainings that are longer, larger or on more images than the bases; two of them with arms."""
+    plain: dict[str, Any] = {"augmentation": True, "erasing": 0.5, "label_noise": 0.0, "smoothing": 0.1, "dropout": 0.0}
+    for number, (size, images, epochs, cutmix, has_arms) in enumerate(_LARGE[:count], start=FIRST_OF_LARGE):
         base = Settings(size, images, epochs, cutmix=cutmix, **plain)
-        for arm in ("base", "no_mixing" if cutmix else "cutmix", "larger"):
+        for arm in ("base", "no_mixing" if cutmix else "cutmix", "larger") if has_arms else ("base",):
             yield Job(number, arm, 0, base)
 
 
