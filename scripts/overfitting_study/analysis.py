@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, ExpectedGain, run_features
 from fashion_cnn.metrics.gap import accuracy_gap_of
+from fashion_cnn.metrics.intervals import t_quantile
 from overfitting_study.design import (
     DEFAULT_VALIDATION,
     FIRST_OF_COVERAGE,
@@ -23,8 +24,12 @@ from overfitting_study.design import (
 from overfitting_study.records import job_key
 
 Floats = NDArray[np.float64]
-# Strength of the ridge penalty on standardised features, in observations.
-RIDGE = 10.0
+# Ridge penalties on standardised features, in observations, of which each remedy has the one that predicts best; an
+# infinite one leaves the mean gain. Remedies that were tried on fewer bases have no model.
+RIDGES = (3.0, 10.0, 30.0, 100.0, math.inf)
+_MIN_BASES = 4
+# Expected gains by base, seed and remedy.
+Predicted = dict[tuple[int, int, str], ExpectedGain]
 FORECAST_RIDGE = 1.0
 
 
@@ -175,32 +180,37 @@ def _gap(run: Mapping[str, Any]) -> float:
 
 
 @dataclass(frozen=True)
-class GainModel:
-    """Linear model of the gain of one remedy, as a share of the validation error before.
+class LinearModel:
+    """Linear model with a normal error.
 
     Attributes:
-        intercept: gain at the mean of the features.
+        intercept: prediction at the mean of the features.
         coefficients: `(F,)` of the standardised features.
-        deviation: standard deviation of a new gain around the prediction.
-        count: number of gains that it was fitted to.
+        deviation: standard deviation of a new value around the prediction.
+        count: number of values that it was fitted to.
+        ridge: penalty on the squared coefficients; infinite for a constant.
     """
 
     intercept: float
     coefficients: Floats
     deviation: float
     count: int
+    ridge: float
 
     def predict(self, features: Floats) -> float:
-        """Predict a gain from standardised features `(F,)`."""
+        """Predict a value from standardised features `(F,)`."""
         return self.intercept + float(features @ self.coefficients)
 
 
-def fit(design: Floats, values: Floats, ridge: float = RIDGE) -> GainModel:
-    """Fit by ridge regression; the deviation is that of leave-one-out residuals.
+def fit(design: Floats, values: Floats, ridge: float) -> LinearModel:
+    """Fit by ridge regression.
+
+    The deviation is that of the leave-one-out residuals, increased so that 1.96 of it reach the 97.5% quantile of
+    Student's t distribution.
 
     Args:
         design: `(N, F)` standardised features.
-        values: `(N,)` gains.
+        values: `(N,)`.
         ridge: penalty on the squared coefficients; infinite for the mean alone.
     """
     intercept = float(values.mean())
@@ -212,8 +222,59 @@ def fit(design: Floats, values: Floats, ridge: float = RIDGE) -> GainModel:
         coefficients = inverse @ centred.T @ (values - intercept)
         leverage = np.einsum("nf,fg,ng->n", centred, inverse, centred) + 1 / len(values)
     residuals = (values - intercept - centred @ coefficients) / np.maximum(1 - leverage, 0.1)
-    deviation = float(np.sqrt(np.square(residuals).mean()))
-    return GainModel(intercept - float(design.mean(0) @ coefficients), coefficients, max(deviation, 1e-4), len(values))
+    deviation = float(np.sqrt(np.square(residuals).mean())) * t_quantile(len(values) - 1) / 1.96
+    intercept -= float(design.mean(0) @ coefficients)
+    return LinearModel(intercept, coefficients, max(deviation, 1e-4), len(values), ridge)
+
+
+@dataclass(frozen=True)
+class GainModel:
+    """Models of the gains of the remedies, as shares of the validation error before.
+
+    Attributes:
+        mean: `(F,)`, mean of the features.
+        scale: `(F,)`, their standard deviation.
+        remedies: a model of each remedy that was tried on enough bases.
+    """
+
+    mean: Floats
+    scale: Floats
+    remedies: Mapping[str, LinearModel]
+
+    @classmethod
+    def fitted(cls, found: Sequence[Gain], ridges: Sequence[float] = RIDGES) -> "GainModel":
+        """Fit to gains, with the penalty of each remedy that predicts them best with whole bases left out."""
+        mean, scale = standardisation(found)
+        remedies = {}
+        for arm in sorted({gain.arm for gain in found}):
+            of_arm = [gain for gain in found if gain.arm == arm]
+            numbers = np.array([gain.base for gain in of_arm])
+            if len(set(numbers.tolist())) < _MIN_BASES:
+                continue
+            design = (np.array([gain.features for gain in of_arm]) - mean) / scale
+            values = np.array([gain.relative for gain in of_arm])
+            best = min(ridges, key=lambda ridge: _left_out_error(design, values, numbers, ridge))
+            remedies[arm] = fit(design, values, best)
+        return cls(mean, scale, remedies)
+
+    def predict(self, gain: Gain) -> ExpectedGain | None:
+        """Predict a gain from the features of its base; None for a remedy without a model."""
+        model = self.remedies.get(gain.arm)
+        if model is None:
+            return None
+        relative = model.predict((gain.features - self.mean) / self.scale)
+        return ExpectedGain.normal(gain.arm, relative * gain.val_error, model.deviation * gain.val_error)
+
+
+def _left_out_error(design: Floats, values: Floats, numbers: NDArray[np.int64], ridge: float) -> float:
+    """Sum of squared errors of predictions by models that saw no value of the same base."""
+    error = 0.0
+    for number in set(numbers.tolist()):
+        others = numbers != number
+        model = fit(design[others], values[others], ridge)
+        predicted = model.intercept + design[~others] @ model.coefficients
+        error += float(np.square(values[~others] - predicted).sum())
+    return error
 
 
 def standardisation(found: Sequence[Gain]) -> tuple[Floats, Floats]:
@@ -222,73 +283,50 @@ def standardisation(found: Sequence[Gain]) -> tuple[Floats, Floats]:
     return features.mean(0), np.maximum(features.std(0), 1e-9)
 
 
-def leave_bases_out(found: Sequence[Gain], ridge: float = RIDGE) -> dict[tuple[int, int, str], ExpectedGain]:
-    """Predict each gain by a model of its remedy that saw no training of its base, by base, seed and remedy."""
-    mean, scale = standardisation(found)
-    predictions: dict[tuple[int, int, str], ExpectedGain] = {}
-    for arm in sorted({gain.arm for gain in found}):
-        of_arm = [gain for gain in found if gain.arm == arm]
-        for base in {gain.base for gain in of_arm}:
-            others = [gain for gain in of_arm if gain.base != base]
-            if len(others) < 4:
-                continue
-            design = (np.array([gain.features for gain in others]) - mean) / scale
-            model = fit(design, np.array([gain.relative for gain in others]), ridge)
-            for gain in of_arm:
-                if gain.base == base:
-                    expected = model.predict((gain.features - mean) / scale) * gain.val_error
-                    deviation = model.deviation * gain.val_error
-                    predictions[base, gain.seed, arm] = ExpectedGain.normal(arm, expected, deviation)
-    return predictions
-
-
-def predict_gains(
-    found: Sequence[Gain], others: Sequence[Gain], ridge: float = RIDGE
-) -> dict[tuple[int, int, str], ExpectedGain]:
-    """Predict gains on other data by models fitted to `found`, with the keys of `leave_bases_out`."""
-    mean, scale = standardisation(found)
+def leave_bases_out(found: Sequence[Gain], ridges: Sequence[float] = RIDGES) -> Predicted:
+    """Predict each gain by models that saw no training of its base."""
     predictions = {}
-    for arm in {gain.arm for gain in others}:
-        of_arm = [gain for gain in found if gain.arm == arm]
-        if len(of_arm) < 4:
-            continue
-        design = (np.array([gain.features for gain in of_arm]) - mean) / scale
-        model = fit(design, np.array([gain.relative for gain in of_arm]), ridge)
-        for gain in others:
-            if gain.arm == arm:
-                expected = model.predict((gain.features - mean) / scale) * gain.val_error
-                key = gain.base, gain.seed, arm
-                predictions[key] = ExpectedGain.normal(arm, expected, model.deviation * gain.val_error)
+    for base in {gain.base for gain in found}:
+        model = GainModel.fitted([gain for gain in found if gain.base != base], ridges)
+        predictions |= _predictions(model, [gain for gain in found if gain.base == base])
     return predictions
+
+
+def predict_gains(found: Sequence[Gain], others: Sequence[Gain], ridges: Sequence[float] = RIDGES) -> Predicted:
+    """Predict gains on other data by models fitted to `found`."""
+    return _predictions(GainModel.fitted(found, ridges), others)
+
+
+def _predictions(model: GainModel, found: Iterable[Gain]) -> Predicted:
+    predictions = {(gain.base, gain.seed, gain.arm): model.predict(gain) for gain in found}
+    return {key: expected for key, expected in predictions.items() if expected is not None}
 
 
 def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of fashion_cnn/analysis/remedies.json, fitted to all gains."""
-    mean, scale = standardisation(found)
+    model = GainModel.fitted(found)
     used = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     remedies = {}
-    for remedy in REMEDIES:
-        of_arm = [gain for gain in found if gain.arm == remedy]
-        if len(of_arm) >= 4:
-            design = (np.array([gain.features for gain in of_arm]) - mean) / scale
-            model = fit(design, np.array([gain.relative for gain in of_arm]))
-            remedies[remedy] = {
-                "intercept": round(model.intercept, 6),
-                "coefficients": _rounded(model.coefficients),
-                "deviation": round(model.deviation, 6),
-                "count": model.count,
-                "low": _rounded(np.min([gain.features for gain in of_arm], axis=0)),
-                "high": _rounded(np.max([gain.features for gain in of_arm], axis=0)),
-            }
+    for remedy in (name for name in REMEDIES if name in model.remedies):
+        features = [gain.features for gain in found if gain.arm == remedy]
+        of_remedy = model.remedies[remedy]
+        remedies[remedy] = {
+            "intercept": round(of_remedy.intercept, 6),
+            "coefficients": _rounded(of_remedy.coefficients),
+            "deviation": round(of_remedy.deviation, 6),
+            "count": of_remedy.count,
+            "ridge": None if math.isinf(of_remedy.ridge) else of_remedy.ridge,
+            "low": _rounded(np.min(features, axis=0)),
+            "high": _rounded(np.max(features, axis=0)),
+        }
     return {
         "fitted_by": "scripts/verdict_study fit",
         "trainings": len(used),
         "bases": len({record["base"] for record in used}),
         "seeds": len({record["seed"] for record in used}),
-        "ridge": RIDGE,
         "features": list(FEATURES),
-        "mean": _rounded(mean),
-        "scale": _rounded(scale),
+        "mean": _rounded(model.mean),
+        "scale": _rounded(model.scale),
         "remedies": remedies,
     }
 
@@ -389,10 +427,10 @@ def leave_bases_out_forecast(
     """
     numbers = np.array([run["base"] for run in runs])
     errors = np.log([1 - held_out_accuracy(run) for run in runs])
-    standardised = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
     forecasts, deviations = np.empty(len(runs)), np.empty(len(runs))
     for number in set(numbers.tolist()):
         others = numbers != number
+        standardised = (features - features[others].mean(0)) / np.maximum(features[others].std(0), 1e-9)
         model = fit(standardised[others], errors[others], ridge)
         forecasts[~others] = [model.predict(row) for row in standardised[~others]]
         deviations[~others] = model.deviation

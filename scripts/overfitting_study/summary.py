@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from fashion_cnn.analysis.learning_curve import fit_learning_curve
-from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE, ExpectedGain
+from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
 from overfitting_study.analysis import (
-    RIDGE,
+    RIDGES,
     Gain,
+    Predicted,
     base_trainings,
     fitted_forecast,
     forecast_features_of,
@@ -37,8 +38,6 @@ from overfitting_study.design import (
 Floats = NDArray[np.float64]
 _RESAMPLES = 2000
 Key = tuple[int, int]
-# Expected gains by base, seed and remedy.
-Predicted = Mapping[tuple[int, int, str], ExpectedGain]
 _MODEL = "the study's model"
 # The arm that a rule chooses for a base's training, or None for no change.
 Policy = Callable[[Key], str | None]
@@ -56,7 +55,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
     records = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     bases = [record for record in records if record["arm"] == "base"]
     of_study = [gain for gain in found if gain.base >= 0]
-    predicted, constant = leave_bases_out(found), leave_bases_out(found, ridge=math.inf)
+    predicted, constant = leave_bases_out(found), leave_bases_out(found, [math.inf])
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
         f"{len({r['seed'] for r in records})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
@@ -328,7 +327,7 @@ def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> 
     if not others:
         return []
     bases = [run for run in runs if run["arm"] == "base"]
-    predicted, constant = (predict_gains(found, others, ridge) for ridge in (RIDGE, math.inf))
+    predicted, constant = (predict_gains(found, others, ridges) for ridges in (RIDGES, [math.inf]))
     return [
         f"On pictograms: {len(runs)} trainings, {len(bases)} base configurations, 1 seed; the models are those of "
         "Fashion-MNIST.",
