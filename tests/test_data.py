@@ -1,5 +1,7 @@
 """Splits, batches and the data module."""
 
+import re
+
 import pytest
 import torch
 from tiny_images import TinyDataModule
@@ -50,6 +52,53 @@ def test_training_fractions_are_nested_and_keep_the_validation_split():
     assert len(small) == 32
     assert small < large
     assert val == other_val
+
+
+def test_folds_are_stratified_and_divide_the_images_exactly(fashion_mnist_root):
+    validated = []
+    for fold in range(7):
+        data = FashionMNISTDataModule(root=fashion_mnist_root, folds=7, fold=fold, probe_size=100)
+        data.setup("fit")
+        train, val = data.train_split.indices, data.val_split.indices
+        assert data.val_size == len(val)
+        assert torch.cat([train, val]).sort().values.equal(torch.arange(60_000))
+        counts = data.val_split.targets.bincount()
+        assert counts.max() - counts.min() <= 2
+        validated.append(val)
+    assert torch.cat(validated).sort().values.equal(torch.arange(60_000))
+
+
+def test_subsets_are_stratified_and_independent_between_seeds():
+    members = {}
+    for seed in (0, 1):
+        data = TinyDataModule(**SETTINGS, subset_fraction=0.5, subset_seed=seed)
+        data.setup("fit")
+        everything = TinyDataModule(**SETTINGS)
+        everything.setup("fit")
+        assert data.val_split.indices.equal(everything.val_split.indices)
+        members[seed] = set(data.train_split.indices.tolist())
+        assert members[seed] < set(everything.train_split.indices.tolist())
+        assert len(members[seed]) == len(everything.train_split) // 2
+        halved = TinyDataModule(**SETTINGS, subset_fraction=0.5, subset_seed=seed, train_fraction=0.5)
+        halved.setup("fit")
+        assert set(halved.train_split.indices.tolist()) < members[seed]
+    assert 0 < len(members[0] & members[1]) < len(members[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"folds": 1}, "data.folds=1 is not possible: give 2 or more"),
+        ({"folds": 3, "fold": 3}, "data.fold=3 is not possible with data.folds=3: give 0 to 2"),
+        ({"fold": 1}, "data.fold=1 is not possible with data.folds=None: give data.folds too"),
+        ({"subset_fraction": 0}, "data.subset_fraction=0 is not a fraction"),
+        ({"subset_fraction": 1.5}, "data.subset_fraction=1.5 is not a fraction"),
+        ({"subset_fraction": 0.001}, "data.subset_fraction=0.001 of 128 images leaves fewer than one per class"),
+    ],
+)
+def test_impossible_folds_and_subsets_are_refused(settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        TinyDataModule(**SETTINGS, **settings)
 
 
 def test_a_batch_holds_the_positions_of_its_images_in_the_data_set():

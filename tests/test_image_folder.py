@@ -411,6 +411,7 @@ def test_pixels_above_the_memory_limit_are_memory_mapped(folder, cache):
         ({"channels": 4}, "data.channels=4"),
         ({"image_size": 0}, "data.image_size=0"),
         ({"val_share": 1}, "data.val_share=1"),
+        ({"folds": 5}, "data.folds=5 is not possible with an image folder"),
         ({"test_share": -0.1}, "data.test_share=-0.1"),
         ({"root": None}, "data.root is missing"),
         ({"root": "/nowhere"}, "data.root=/nowhere is no folder"),

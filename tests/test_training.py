@@ -726,6 +726,16 @@ def test_init_from_finds_test_images(tiny):
         train(tiny(*BRIEF, f"init_from='{source}'"))
 
 
+def test_init_from_another_fold_is_leakage(tiny):
+    folds = [*BRIEF, "data.folds=4"]
+    source = train(tiny(*folds))["run"]
+    with pytest.raises(UserError, match=r"data.fold is 0 there, 1 here"):
+        train(tiny(*folds, "data.fold=1", f"init_from='{source}'"))
+    with pytest.raises(UserError, match=r"data.folds is 4 there, None here"):
+        train(tiny(*BRIEF, f"init_from='{source}'"))
+    assert "val/loss" in train(tiny(*folds, "data.fold=0", f"init_from='{source}'"))
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
 def test_images_that_the_data_set_holds_twice_are_no_leakage(tiny, fraction):
     settings = [*BRIEF, from_data("RepeatedImages")]

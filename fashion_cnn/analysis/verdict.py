@@ -386,6 +386,8 @@ def _describe_probability(probability: float) -> str:
 def _validation_overrides(config: DictConfig) -> list[str]:
     """Overrides that hold out validation images, on which remedies are compared, if the run has none."""
     defaults = {"data.val_size": 5000, "data.val_share": 0.15}
+    if OmegaConf.select(config, "data.folds"):
+        return []
     return [f"{key}={value}" for key, value in defaults.items() if OmegaConf.select(config, key) == 0]
 
 

@@ -86,6 +86,11 @@ class ImageFolderDataModule(ImageDataModule):
         detected: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        if settings.get("folds"):
+            raise UserError(
+                f"data.folds={settings['folds']} is not possible with an image folder: data.val_share and the folder "
+                "'val' hold out its validation pictures. Set data.folds=null."
+            )
         if root is None:
             raise UserError("data.root is missing: give data.root=DIR, a folder with a sub-folder for each class.")
         if channels not in (None, 1, 3):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fashion_cnn.data.batches import SINGLE_PROCESS, Batch, InMemoryDataset, Shard, batch_loader
-from fashion_cnn.data.splits import left_out_labels, renumber, stratified_order
+from fashion_cnn.data.splits import derive_seed, left_out_labels, renumber, stratified_order
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
@@ -35,6 +35,12 @@ class ImageDataModule(LightningDataModule):
         balanced: draw all classes equally often, the images of rare classes several times per epoch.
         seed: seed of the order of the training batches.
         split_seed: seed of the choice of the validation images.
+        folds: number of stratified folds that the images are divided into, for cross-validation; None for none. One
+            fold, `fold`, is the validation set in place of `val_size` images, and the others are trained on.
+        fold: number of the fold to validate on, from 0; None for the first.
+        subset_fraction: fraction of the images for training that are kept, in (0, 1], a random stratified subset; None
+            keeps all. Unlike those of `train_fraction`, subsets of different seeds are independent.
+        subset_seed: seed of that choice; None for 0.
         augmentation: functions of a uint8 batch `(B, C, H, W)`, applied in order in training. The names are labels;
             None instead of a function switches it off.
         left_out: names or labels of classes that no split holds; `class_names` and the targets are of the remaining
@@ -80,6 +86,10 @@ class ImageDataModule(LightningDataModule):
         balanced: bool = False,
         seed: int = 0,
         split_seed: int = 0,
+        folds: int | None = None,
+        fold: int | None = None,
+        subset_fraction: float | None = None,
+        subset_seed: int | None = None,
         augmentation: Mapping[str, Augmentation | None] | None = None,
         left_out: Collection[str | int] | None = None,
         download: bool | None = None,
@@ -90,8 +100,12 @@ class ImageDataModule(LightningDataModule):
         self.left_out = left_out_labels(left_out or (), self.class_names)
         if self.left_out:
             self.class_names = [name for label, name in enumerate(self.class_names) if label not in self.left_out]
-        self.val_size = val_size
-        self.probe_size = val_size if probe_size is None else probe_size
+        self.folds, self.fold = folds, fold or 0
+        self.subset_fraction, self.subset_seed = 1 if subset_fraction is None else subset_fraction, subset_seed or 0
+        self._check_folds()
+        # The exact size of a fold is known once the images are read.
+        self.val_size = self.train_size // folds if folds else val_size
+        self.probe_size = self.val_size if probe_size is None else probe_size
         self.train_fraction = train_fraction
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -135,8 +149,14 @@ class ImageDataModule(LightningDataModule):
         # Leaving out classes keeps the order stratified, and the order within each other class.
         order = stratified_order(targets, self.split_seed)
         order = order[is_kept[order]]
+        start = 0
+        if self.folds:
+            # Parts between two prefixes of a stratified order are stratified, too.
+            start, end = (len(order) * number // self.folds for number in (self.fold, self.fold + 1))
+            self.val_size = end - start
         self._check(len(order))
-        return order[self.val_size :], order[: self.val_size]
+        end = start + self.val_size
+        return torch.cat([order[end:], order[:start]]), order[start:end]
 
     def labelled_images(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Return all images `(N, C, H, W)` for training and validation, or for testing, with their targets `(N,)`.
@@ -170,6 +190,7 @@ class ImageDataModule(LightningDataModule):
             images, labels = self.load(train=True)
             targets = renumber(labels, self.left_out, self.num_classes)
             train, val = self.split_train_val(labels, targets >= 0)
+            train = self._subset(train, targets)
             count = round(len(train) * self.train_fraction)
             self._missing_class = _class_after_prefix(targets[train], count)
             train = train[:count]
@@ -182,6 +203,13 @@ class ImageDataModule(LightningDataModule):
             targets, members = renumber(labels, self.left_out, self.num_classes), self.test_positions(labels)
             self.test_split = InMemoryDataset(images, targets, members[targets[members] >= 0])
             self.left_out_split = InMemoryDataset(images, labels, members[targets[members] < 0])
+
+    def _subset(self, train: Tensor, targets: Tensor) -> Tensor:
+        """Choose the random subset of the training images, every prefix of it stratified."""
+        if self.subset_fraction == 1:
+            return train
+        order = stratified_order(targets[train], derive_seed("subset", self.subset_seed))
+        return train[order[: round(len(train) * self.subset_fraction)]]
 
     def check_classes(self) -> None:
         """Raise UserError if `train_fraction` leaves no training image of a class that has some."""
@@ -237,6 +265,19 @@ class ImageDataModule(LightningDataModule):
             self.pixel_mean, self.pixel_scale = self.pixel_mean.to(images.device), self.pixel_scale.to(images.device)
         return (images - self.pixel_mean) * self.pixel_scale
 
+    def _check_folds(self) -> None:
+        """Raise UserError if there is no such fold, or the fraction of the subset is none."""
+        if self.folds is not None and not 2 <= self.folds <= self.train_size:
+            raise UserError(f"data.folds={self.folds} is not possible: give 2 or more, or null.")
+        if not 0 <= self.fold < (self.folds or 1):
+            numbers = f"0 to {self.folds - 1}" if self.folds else "data.folds too"
+            raise UserError(f"data.fold={self.fold} is not possible with data.folds={self.folds}: give {numbers}.")
+        if not 0 < self.subset_fraction <= 1:
+            raise UserError(
+                f"data.subset_fraction={self.subset_fraction} is not a fraction of the images: give a number above 0, "
+                "up to 1."
+            )
+
     def _check(self, available: int) -> None:
         """Raise UserError if `available` images, for training and validation together, are too few for the splits."""
         classes = self.num_classes
@@ -250,10 +291,13 @@ class ImageDataModule(LightningDataModule):
                 f"data.train_fraction={self.train_fraction} is not a fraction of the images: give a number above 0, "
                 "up to 1."
             )
-        if round((available - self.val_size) * self.train_fraction) < classes:
+        in_subset = round((available - self.val_size) * self.subset_fraction)
+        if round(in_subset * self.train_fraction) < classes:
+            option = "train_fraction" if in_subset >= classes else "subset_fraction"
+            of = in_subset if in_subset >= classes else available - self.val_size
             raise UserError(
-                f"data.train_fraction={self.train_fraction} of {available - self.val_size:,} images leaves "
-                f"fewer than one per class: give at least {classes / (available - self.val_size):.2g}."
+                f"data.{option}={getattr(self, option)} of {of:,} images leaves "
+                f"fewer than one per class: give at least {classes / of:.2g}."
             )
         if self.probe_size < 0:
             raise UserError(f"data.probe_size={self.probe_size} is not possible: give 0 or more, or null.")

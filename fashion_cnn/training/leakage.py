@@ -9,7 +9,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ _IMAGES_PER_CHUNK = 10_000
 # By held-out split: the options that select its images, and the options any of which is non-zero where it has images.
 _SPLIT_OPTIONS = {
     "validation": (
-        ("split_seed", "val_size", "val_share", "test_share"),
-        ("val_size", "val_share", "detected.val_size"),
+        ("split_seed", "folds", "fold", "val_size", "val_share", "test_share"),
+        ("val_size", "val_share", "detected.val_size", "folds"),
     ),
     "test": (("test_share", "split_seed"), ("test_share",)),
 }
@@ -74,12 +74,18 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     for split, (options, sizes) in _SPLIT_OPTIONS.items():
         if any(OmegaConf.select(target, size) for size in sizes):
             for key in options:
-                source_value, value = OmegaConf.select(source, key), OmegaConf.select(target, key)
+                source_value, value = _option(source, key), _option(target, key)
                 # Validation images are the first of one stratified order: a larger set contains a smaller one.
                 contains = key == "val_size" and source_value is not None and source_value > value
                 if source_value != value and not contains:
                     return Leakage(split, key, source_value, value)
     return None
+
+
+def _option(settings: DictConfig, key: str) -> Any:
+    """Value of an option of `data`; the fold is 0 if none of several is named."""
+    value = OmegaConf.select(settings, key)
+    return 0 if key == "fold" and value is None and OmegaConf.select(settings, "folds") else value
 
 
 def is_same_data_set(source: DictConfig, target: DictConfig) -> bool:
