@@ -88,10 +88,12 @@ def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, reco
         "passes": [{"val_loss": loss, "train_loss": loss} for loss in (0.4, 0.3)],
         **{"last_train_accuracy": 0.9, "last_train_count": 1000, "last_val_accuracy": 0.9, "last_val_count": 1000},
     }
-    predicted, constant = (analysis.leave_bases_out(found, ridges) for ridges in (analysis.RIDGES, [np.inf]))
-    table = summary.regret_table([run | {"base": base} for base in range(6)], found, predicted, constant, without=())
+    predictions = {family: analysis.leave_bases_out(found, family) for family in analysis.FAMILIES}
+    used = analysis.best_family(found, predictions)
+    assert used == "mean gain of each remedy", "no other predicts better"
+    table = summary.regret_table([run | {"base": base} for base in range(6)], found, predictions, used, without=())
     rows = dict(line.split("|")[1:3] for line in table.splitlines()[2:])
     regrets = {name.strip(): float(value.split()[0]) for name, value in rows.items()}
-    assert regrets["the study's model"] == regrets["highest mean gain"] == regrets["always longer"] == 0
+    assert regrets[f"{used} (the verdict)"] == regrets["linear model"] == regrets["always longer"] == 0
     assert regrets["advice of version 1"] == 0, "the loss was lowest at the end: train longer"
     assert regrets["no change"] == 1

@@ -24,10 +24,13 @@ from overfitting_study.design import (
 from overfitting_study.records import job_key
 
 Floats = NDArray[np.float64]
-# Ridge penalties on standardised features, in observations. The first leaves the mean gain of a remedy; another one must
-# predict better by a share of the squared error. Remedies that were tried on fewer bases have no model.
-RIDGES = (math.inf, 100.0, 30.0, 10.0, 3.0)
-_MIN_IMPROVEMENT = 0.1
+# Families of models of the gains, by the ridge penalties on standardised features, in observations. Each remedy has the
+# one that predicts best; an infinite one leaves the mean gain. The family that predicts best is used.
+FAMILIES: dict[str, tuple[float, ...]] = {
+    "mean gain of each remedy": (math.inf,),
+    "linear model": (3.0, 10.0, 30.0, 100.0, math.inf),
+}
+# Remedies that were tried on fewer bases have no model.
 _MIN_BASES = 4
 # Expected gains by base, seed and remedy.
 Predicted = dict[tuple[int, int, str], ExpectedGain]
@@ -243,11 +246,8 @@ class GainModel:
     remedies: Mapping[str, LinearModel]
 
     @classmethod
-    def fitted(cls, found: Sequence[Gain], ridges: Sequence[float] = RIDGES) -> "GainModel":
-        """Fit to gains, with the penalty of each remedy that predicts them best with whole bases left out.
-
-        Another penalty than the first is chosen only if it reduces the squared error by a tenth.
-        """
+    def fitted(cls, found: Sequence[Gain], family: str) -> "GainModel":
+        """Fit a family of models to gains, with the penalties that predict them best with whole bases left out."""
         mean, scale = standardisation(found)
         remedies = {}
         for arm in sorted({gain.arm for gain in found}):
@@ -257,10 +257,8 @@ class GainModel:
                 continue
             design = (np.array([gain.features for gain in of_arm]) - mean) / scale
             values = np.array([gain.relative for gain in of_arm])
-            errors = {ridge: _left_out_error(design, values, numbers, ridge) for ridge in ridges}
-            best = min(ridges, key=errors.__getitem__)
-            is_better = errors[best] <= (1 - _MIN_IMPROVEMENT) * errors[ridges[0]]
-            remedies[arm] = fit(design, values, best if is_better else ridges[0])
+            best = min(FAMILIES[family], key=lambda ridge: _left_out_error(design, values, numbers, ridge))
+            remedies[arm] = fit(design, values, best)
         return cls(mean, scale, remedies)
 
     def predict(self, gain: Gain) -> ExpectedGain | None:
@@ -289,18 +287,29 @@ def standardisation(found: Sequence[Gain]) -> tuple[Floats, Floats]:
     return features.mean(0), np.maximum(features.std(0), 1e-9)
 
 
-def leave_bases_out(found: Sequence[Gain], ridges: Sequence[float] = RIDGES) -> Predicted:
+def leave_bases_out(found: Sequence[Gain], family: str) -> Predicted:
     """Predict each gain by models that saw no training of its base."""
     predictions = {}
     for base in {gain.base for gain in found}:
-        model = GainModel.fitted([gain for gain in found if gain.base != base], ridges)
+        model = GainModel.fitted([gain for gain in found if gain.base != base], family)
         predictions |= _predictions(model, [gain for gain in found if gain.base == base])
     return predictions
 
 
-def predict_gains(found: Sequence[Gain], others: Sequence[Gain], ridges: Sequence[float] = RIDGES) -> Predicted:
+def best_family(found: Sequence[Gain], predictions: Mapping[str, Predicted]) -> str:
+    """Return the family whose predictions with bases left out have the smallest squared error."""
+
+    def error(family: str) -> float:
+        of_family = predictions[family]
+        pairs = [(gain, of_family.get((gain.base, gain.seed, gain.arm))) for gain in found]
+        return sum((gain.accuracy - expected.gain.estimate) ** 2 for gain, expected in pairs if expected is not None)
+
+    return min(FAMILIES, key=error)
+
+
+def predict_gains(found: Sequence[Gain], others: Sequence[Gain], family: str) -> Predicted:
     """Predict gains on other data by models fitted to `found`."""
-    return _predictions(GainModel.fitted(found, ridges), others)
+    return _predictions(GainModel.fitted(found, family), others)
 
 
 def _predictions(model: GainModel, found: Iterable[Gain]) -> Predicted:
@@ -310,7 +319,8 @@ def _predictions(model: GainModel, found: Iterable[Gain]) -> Predicted:
 
 def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of fashion_cnn/analysis/remedies.json, fitted to all gains."""
-    model = GainModel.fitted(found)
+    family = best_family(found, {name: leave_bases_out(found, name) for name in FAMILIES})
+    model = GainModel.fitted(found, family)
     used = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     remedies = {}
     for remedy in (name for name in REMEDIES if name in model.remedies):
@@ -330,6 +340,7 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
         "trainings": len(used),
         "bases": len({record["base"] for record in used}),
         "seeds": len({record["seed"] for record in used}),
+        "family": family,
         "features": list(FEATURES),
         "mean": _rounded(model.mean),
         "scale": _rounded(model.scale),

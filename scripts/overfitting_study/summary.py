@@ -13,10 +13,11 @@ from fashion_cnn.analysis.learning_curve import fit_learning_curve
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
 from overfitting_study.analysis import (
-    RIDGES,
+    FAMILIES,
     Gain,
     Predicted,
     base_trainings,
+    best_family,
     fitted_forecast,
     forecast_features_of,
     former_advice,
@@ -38,7 +39,6 @@ from overfitting_study.design import (
 Floats = NDArray[np.float64]
 _RESAMPLES = 2000
 Key = tuple[int, int]
-_MODEL = "the study's model"
 # The arm that a rule chooses for a base's training, or None for no change.
 Policy = Callable[[Key], str | None]
 
@@ -55,15 +55,16 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
     records = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     bases = [record for record in records if record["arm"] == "base"]
     of_study = [gain for gain in found if gain.base >= 0]
-    predicted, constant = leave_bases_out(found), leave_bases_out(found, [math.inf])
+    predictions = {family: leave_bases_out(found, family) for family in FAMILIES}
+    used = best_family(found, predictions)
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
         f"{len({r['seed'] for r in records})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
         gains_table(of_study),
         correlations(bases, of_study),
-        regret_table(records, found, predicted, constant, without=()),
-        regret_table(records, found, predicted, constant, without=("more_images",)),
-        brier_table(found, predicted, constant),
+        regret_table(records, found, predictions, used, without=()),
+        regret_table(records, found, predictions, used, without=("more_images",)),
+        brier_table(found, predictions, used),
         coverage,
         *curve_table(everything),
         forecast,
@@ -131,8 +132,8 @@ def correlations(bases: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> s
 def regret_table(
     records: Sequence[Mapping[str, Any]],
     found: Sequence[Gain],
-    predicted: Predicted,
-    constant: Predicted,
+    predictions: Mapping[str, Predicted],
+    used: str,
     *,
     without: Sequence[str],
 ) -> str:
@@ -141,8 +142,8 @@ def regret_table(
     Args:
         records: the trainings of the bases.
         found: the gains.
-        predicted: their predictions by a model that saw no training of their base.
-        constant: the same for the mean gain of each remedy.
+        predictions: their predictions by models of each family that saw no training of their base.
+        used: the family that the verdict uses.
         without: remedies that are not offered.
     """
     actual: dict[Key, dict[str, float]] = {}
@@ -153,17 +154,16 @@ def regret_table(
     actual = {key: arms for key, arms in actual.items() if len(arms) >= 9}
     by_key = {(r["base"], r["seed"]): r for r in records if r["arm"] == "base"}
 
-    def best_of(predictions: Predicted) -> Policy:
+    def best_of(predicted: Predicted) -> Policy:
         def choose(key: Key) -> str | None:
-            expected = {arm: predictions[*key, arm].gain.estimate for arm in actual[key] if (*key, arm) in predictions}
+            expected = {arm: predicted[*key, arm].gain.estimate for arm in actual[key] if (*key, arm) in predicted}
             best = max(expected, key=expected.__getitem__, default=None)
             return best if best is not None and expected[best] > 0 else None
 
         return choose
 
     policies: dict[str, Policy] = {
-        _MODEL: best_of(predicted),
-        "highest mean gain": best_of(constant),
+        **{name: best_of(predicted) for name, predicted in predictions.items()},
         "always longer": lambda key: "longer",
         "always larger": lambda key: "larger",
         "always CutMix": lambda key: "cutmix",
@@ -171,17 +171,17 @@ def regret_table(
         "no change": lambda key: None,
     }
     title = f"regret over {len(actual)} trainings" + (f", without {', '.join(without)}" if without else "")
-    lines = [f"| {title} | points (95%) | the model's minus this (95%) |", "|---|---:|---:|"]
+    lines = [f"| {title} | points (95%) | that of the verdict minus this (95%) |", "|---|---:|---:|"]
     regrets = {name: _regrets(actual, policy) for name, policy in policies.items()}
     regrets["random remedy"] = {
         key: max(0.0, *arms.values()) - float(np.mean(list(arms.values()))) for key, arms in actual.items()
     }
     for name, values in regrets.items():
-        low, high = _interval({key: regrets[_MODEL][key] - values[key] for key in values})
-        compared = "" if name == _MODEL else f"{100 * low:+.2f} to {100 * high:+.2f}"
+        low, high = _interval({key: regrets[used][key] - values[key] for key in values})
+        compared = "" if name == used else f"{100 * low:+.2f} to {100 * high:+.2f}"
         own_low, own_high = _interval(values)
         mean = f"{100 * float(np.mean(list(values.values()))):.2f} ({100 * own_low:.2f} to {100 * own_high:.2f})"
-        lines.append(f"| {name} | {mean} | {compared} |")
+        lines.append(f"| {_marked(name, used)} | {mean} | {compared} |")
     return "\n".join(lines)
 
 
@@ -203,34 +203,33 @@ def _interval(values: Mapping[Key, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def brier_table(found: Sequence[Gain], predicted: Predicted, constant: Predicted) -> str:
+def brier_table(found: Sequence[Gain], predictions: Mapping[str, Predicted], used: str) -> str:
     """Brier score of the probabilities of a gain of 0.2 points or more; arguments as for `regret_table`."""
     outcomes = {(g.base, g.seed, g.arm): float(g.accuracy > WORTHWHILE) for g in found if g.base >= 0}
-    keys = [key for key in outcomes if key in predicted]
+    keys = [key for key in outcomes if all(key in predicted for predicted in predictions.values())]
     rate = float(np.mean([outcomes[key] for key in keys]))
     rates = {
         (base, arm): float(np.mean([outcomes[o] for o in keys if o[2] == arm and o[0] != base]))
         for base, _, arm in keys
     }
     scores = {
-        _MODEL: [predicted[key].probability for key in keys],
-        "mean gain of each remedy": [constant[key].probability for key in keys],
+        **{name: [of[key].probability for key in keys] for name, of in predictions.items()},
         "rate of each remedy": [rates[key[0], key[2]] for key in keys],
         "overall rate": [rate] * len(keys),
     }
     truth = np.array([outcomes[key] for key in keys])
     lines = [f"| Brier score over {len(keys)} pairs, rate {rate:.0%} | score |", "|---|---:|"]
     for name, probabilities in scores.items():
-        lines.append(f"| {name} | {np.square(np.array(probabilities) - truth).mean():.3f} |")
-    inside = np.mean(
-        [
-            predicted[k].gain.low <= g.accuracy <= predicted[k].gain.high
-            for g in found
-            if (k := (g.base, g.seed, g.arm)) in predicted
-        ]
-    )
-    lines.append(f"| share of gains inside the 95% prediction interval | {inside:.1%} |")
+        lines.append(f"| {_marked(name, used)} | {np.square(np.array(probabilities) - truth).mean():.3f} |")
+    actual = {(gain.base, gain.seed, gain.arm): gain.accuracy for gain in found}
+    for name, predicted in predictions.items():
+        inside = np.mean([predicted[key].gain.low <= actual[key] <= predicted[key].gain.high for key in keys])
+        lines.append(f"| share of gains in the 95% prediction interval, {name} | {inside:.1%} |")
     return "\n".join(lines)
+
+
+def _marked(name: str, used: str) -> str:
+    return f"{name} (the verdict)" if name == used else name
 
 
 def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -327,15 +326,16 @@ def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> 
     if not others:
         return []
     bases = [run for run in runs if run["arm"] == "base"]
-    predicted, constant = (predict_gains(found, others, ridges) for ridges in (RIDGES, [math.inf]))
+    used = best_family(found, {family: leave_bases_out(found, family) for family in FAMILIES})
+    predictions = {family: predict_gains(found, others, family) for family in FAMILIES}
     return [
         f"On pictograms: {len(runs)} trainings, {len(bases)} base configurations, 1 seed; the models are those of "
         "Fashion-MNIST.",
         gains_table(others),
         correlations(bases, others),
-        regret_table(runs, others, predicted, constant, without=()),
-        regret_table(runs, others, predicted, constant, without=("more_images",)),
-        brier_table(others, predicted, constant),
+        regret_table(runs, others, predictions, used, without=()),
+        regret_table(runs, others, predictions, used, without=("more_images",)),
+        brier_table(others, predictions, used),
         transferred_forecast(base_trainings(records), bases),
     ]
 
