@@ -16,6 +16,7 @@ from fashion_cnn.metrics.intervals import t_quantile
 from overfitting_study.design import (
     DEFAULT_VALIDATION,
     FIRST_OF_COVERAGE,
+    FIRST_OF_CURVE,
     FIRST_OF_LARGE,
     FIRST_OF_PICTOGRAMS,
     MAX_IMAGES,
@@ -93,7 +94,7 @@ def gains(records: Iterable[Mapping[str, Any]], groups: Sequence[int] = (0, FIRS
 def train_images(run: Mapping[str, Any]) -> int:
     """Number of training images: checks of coverage have fewer validation images, and so more than recorded."""
     images = run["settings"]["images"]
-    if group_of(run["base"]) == FIRST_OF_COVERAGE:
+    if group_of(run["base"]) in (FIRST_OF_COVERAGE, FIRST_OF_CURVE):
         return round((MAX_IMAGES + DEFAULT_VALIDATION - run["last_val_count"]) / MAX_IMAGES * images)
     return images
 

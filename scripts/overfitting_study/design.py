@@ -143,7 +143,8 @@ class Job:
         epochs = self.settings.epochs * {"longer": 2, "shorter": 0.5}.get(self.arm, 1)
         every = f"trainer.check_val_every_n_epoch={max(1, int(epochs) // VALIDATION_PASSES)}"
         remedy = [] if self.arm in ("base", "curve") else [f"remedy={self.arm}"]
-        sizes = {FIRST_OF_COVERAGE: _COVERAGE_VALIDATION, FIRST_OF_PICTOGRAMS: PICTOGRAM_VALIDATION}
+        sizes = dict.fromkeys((FIRST_OF_COVERAGE, FIRST_OF_CURVE), _COVERAGE_VALIDATION)
+        sizes[FIRST_OF_PICTOGRAMS] = PICTOGRAM_VALIDATION
         group = group_of(self.base)
         has_pictograms = group == FIRST_OF_PICTOGRAMS
         data = "PictogramDataModule" if has_pictograms else "StudyDataModule"

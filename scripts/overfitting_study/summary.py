@@ -26,6 +26,7 @@ from overfitting_study.analysis import (
     leave_bases_out,
     leave_bases_out_forecast,
     predict_gains,
+    train_images,
 )
 from overfitting_study.design import (
     CURVE_IMAGES,
@@ -235,31 +236,33 @@ def _marked(name: str, used: str) -> str:
 def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
     """How often 95% intervals of the accuracy gap hold the true gap, among the trainings that check coverage.
 
-    Their training accuracy is known exactly, and 20,000 images that they do not see tell the held-out accuracy; its own
-    error is allowed for.
+    Their training accuracy is known exactly, and 10,000 or 20,000 images that they do not see tell the held-out
+    accuracy; its own error is allowed for.
     """
-    chosen = [record for record in records if group_of(record["base"]) == FIRST_OF_COVERAGE]
+    chosen = [record for record in records if group_of(record["base"]) in (FIRST_OF_COVERAGE, FIRST_OF_CURVE)]
     intervals: dict[str, list[bool]] = {}
     errors: dict[str, list[float]] = {}
     for run in chosen:
-        best = "best" if "best_rest_accuracy" in run else "last"
+        best = "best" if "best_judge_accuracy" in run else "last"
+        share = run["last_train_count"] / train_images(run)
+        unseen = "rest" if "last_rest_accuracy" in run else "judge"
         last_gap, best_gap = (
             accuracy_gap_of(
                 *(run[f"{weights}_{split}_accuracy"] for split in ("train", "val")),
                 *(run[f"{weights}_{split}_count"] for split in ("train", "val")),
-                train_share=1.0,
+                train_share=share,
             )
             for weights in ("last", best)
         )
-        corrected = _validation_passes(run).best_epoch_gap(run["last_train_count"], train_share=1.0)
+        corrected = _validation_passes(run).best_epoch_gap(run["last_train_count"], train_share=share)
         for name, weights, gap in (
             ("last epoch", "last", last_gap),
             ("best epoch, as it is", best, best_gap),
             ("best epoch, without optimism", best, corrected),
         ):
-            held_out, rest = run[f"{weights}_rest_accuracy"], run[f"{weights}_rest_count"]
+            held_out, count = (run[f"{weights}_{unseen}_{name}"] for name in ("accuracy", "count"))
             true = run[f"{weights}_train_accuracy"] - held_out
-            own = 1.96 * math.sqrt(held_out * (1 - held_out) / rest)
+            own = 1.96 * math.sqrt(held_out * (1 - held_out) / count)
             low, high = (
                 gap.estimate - math.hypot(gap.estimate - gap.low, own),
                 gap.estimate + math.hypot(gap.high - gap.estimate, own),

@@ -23,7 +23,7 @@ from fashion_cnn.metrics.calibration import reliability_diagram
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.train import train
 from overfitting_study import pictogram_set
-from overfitting_study.design import FIRST_OF_COVERAGE, Job, group_of
+from overfitting_study.design import FIRST_OF_COVERAGE, FIRST_OF_CURVE, Job, group_of
 
 JUDGE_SIZE = 10_000
 # Images of the train probe that measures the gap at the end; during an arm's training a smaller one will do.
@@ -173,7 +173,8 @@ def run_job(job: Job, root: Path) -> dict[str, Any]:
     is_base = job.arm == "base"
     recorder, dynamics = PassRecorder(), TrainingDynamics()
     overrides = [*job.overrides(), f"data.root={root}"]
-    overrides.append(f"data.probe_size={PROBE_SIZE if is_base else _ARM_PROBE_SIZE}")
+    checks_coverage = group_of(job.base) in (FIRST_OF_COVERAGE, FIRST_OF_CURVE)
+    overrides.append(f"data.probe_size={PROBE_SIZE if is_base or checks_coverage else _ARM_PROBE_SIZE}")
     with TemporaryDirectory() as folder:
         callbacks = [recorder, dynamics] if is_base else [recorder]
         results = train(compose("train", overrides), directory=Path(folder) / "run", callbacks=callbacks, quiet=True)
@@ -186,7 +187,7 @@ def run_job(job: Job, root: Path) -> dict[str, Any]:
     record: dict[str, Any] = {**job.as_dict(), "passes": recorder.passes, "loss_rises": recorder.loss_rises()}
     names = ("verdict", "verdict_rule", "advice_reasons", "best_epoch", "parameters", "precision", "hardware", "torch")
     record |= {name: results.get(name) for name in names}
-    if group_of(job.base) == FIRST_OF_COVERAGE:
+    if checks_coverage:
         record["val_correct"] = [_pack_bits(correct) for correct in recorder.val_correct]
     for name in ("best", "last"):
         module.load_state_dict(weights[name])
