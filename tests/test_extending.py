@@ -10,6 +10,7 @@ import torch
 from conftest import TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
+from tiny_parts import NumpyData
 from torch.nn import functional
 
 import fashion_cnn
@@ -111,6 +112,8 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
         (["loss=weighted", "loss.label_smoothing=1"], "loss.label_smoothing=1 is not possible"),
         (["loss=weighted", "distillation=soft_labels"], "distillation.teachers is empty"),
         (["+loss._target_=tiny_parts.LossPerImage"], "loss LossPerImage must return a scalar"),
+        (["data.mean=[0.4,0.4]"], r"data.mean=\[0.4, 0.4\] has 2 numbers for images of shape \(1, 20, 20\): give one"),
+        (["data.std=[60]"], r"data.std=\[60\] is not possible: it is of pixels from 0 to 1"),
         (["data.mean=null"], r"data.mean=None data.std=.*: TinyDataModule computes neither"),
         (["+metrics.loss._target_=tiny_parts.MeanRank"], "metrics.loss is not possible"),
         (["+metrics.wrong._target_=tiny_parts.MarginLoss"], "metrics.wrong is a MarginLoss"),
@@ -128,6 +131,51 @@ def test_parts_that_cannot_work_are_refused_before_the_run_directory(tiny, tmp_p
     with pytest.raises(UserError, match=message):
         train(tiny(*settings))
     assert not (tmp_path / "runs").exists()
+
+
+def test_numpy_arrays_train_like_the_same_tensors():
+    data, arrays = (
+        class_(mean=[0.5], std=[0.25], val_size=32).read(train=True) for class_ in (TinyDataModule, NumpyData)
+    )
+    for tensor, array in zip(data, arrays, strict=True):
+        assert array.dtype == tensor.dtype
+        assert array.equal(tensor.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("float", r"images of float32 values from 0 to 0\.\d+: return uint8 from 0 to 255"),
+        ("int64", r"images of int64 values from 0 to 219: return uint8"),
+        ("channels last", r"images of shape \(160, 20, 20, 1\), which do not fit image_shape=\(1, 20, 20\)"),
+        ("no channel", r"images of shape \(160, 20, 20\), which do not fit image_shape=\(1, 20, 20\)"),
+        ("fewer", r"100 images: set train_size=100 \(it is 160\)"),
+        ("float labels", "labels of float32: return class indices"),
+        ("one-hot", r"labels of shape \(160, 4\) for 160 images: return one class index for each"),
+        ("too high", "labels from 1 to 4: return 0 to 3, the positions in the 4 class_names"),
+        ("negative", "labels from -1 to 2: return 0 to 3"),
+        ("three", "returns tuple: return two arrays, images and class indices"),
+        ("list", "returns list: return NumPy arrays or tensors"),
+        ("texts", "returns an array of <U"),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_refused_before_the_run_directory(tiny, tmp_path, change, message):
+    data = ["data._target_=tiny_parts.ChangedData", f"+data.change='{change}'"]
+    with pytest.raises(UserError, match=message) as error:
+        train(tiny(*data))
+    assert str(error.value).startswith("ChangedData.load(train=True) returns ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_test_set_that_cannot_be_used_is_refused_before_the_run_directory(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"load\(train=False\) returns images of float32"):
+        train(tiny("data._target_=tiny_parts.ChangedData", "+data.change=float", "+data.split=test"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_augmentation_that_scales_the_pixels_is_refused_in_the_first_step(tiny):
+    with pytest.raises(UserError, match=r"data.augmentation: ToFloat returns float32 .*: return uint8"):
+        train(tiny("+data.augmentation.scale._target_=tiny_parts.ToFloat"))
 
 
 def test_a_loss_and_a_metric_are_named_on_the_command_line(command, tmp_path):

@@ -1,6 +1,7 @@
 """Parts of a user's own for the tests: networks without the attributes of ours, a loss, metrics, a LightningModule."""
 
 import torch
+from tiny_images import TinyDataModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -88,3 +89,51 @@ class MeanRank(Metric):
 
     def compute(self) -> Tensor:
         return self.ranks / self.images
+
+
+class NumpyData(TinyDataModule):
+    """The tiny images as NumPy arrays: read-only, in reversed order, labels of 16 bits."""
+
+    def load(self, *, train: bool):  # type: ignore[override]
+        images, targets = (array.numpy()[::-1] for array in super().load(train=train))
+        images.flags.writeable = False
+        return images, targets.astype("uint16")
+
+
+class ChangedData(TinyDataModule):
+    """The tiny images after a change that the data module cannot use.
+
+    Args:
+        change: name of the change.
+        split: the set that is changed.
+    """
+
+    def __init__(self, *, change: str, split: str = "train", **settings: object) -> None:
+        self.change, self.split = change, split
+        super().__init__(**settings)  # type: ignore[arg-type]
+
+    def load(self, *, train: bool):  # type: ignore[override]
+        images, targets = super().load(train=train)
+        if train != (self.split == "train"):
+            return images, targets
+        return {
+            "float": (images / 255, targets),
+            "int64": (images.long(), targets),
+            "channels last": (images.permute(0, 2, 3, 1), targets),
+            "no channel": (images[:, 0].numpy(), targets),
+            "fewer": (images[:100], targets[:100]),
+            "float labels": (images, targets.float()),
+            "one-hot": (images, torch.eye(4, dtype=torch.int64)[targets]),
+            "too high": (images, targets + 1),
+            "negative": (images, targets.numpy() - 1),
+            "three": (images, targets, targets),
+            "list": ([images], targets),
+            "texts": (images, targets.numpy().astype(str)),
+        }[self.change]
+
+
+class ToFloat:
+    """An augmentation that scales the pixels to [0, 1]."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images / 255

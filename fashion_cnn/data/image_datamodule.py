@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from fashion_cnn.data.batches import SINGLE_PROCESS, Batch, InMemoryDataset, Shard, batch_loader
 from fashion_cnn.data.splits import derive_seed, left_out_labels, renumber, stratified_order
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
 
@@ -19,7 +20,7 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 class ImageDataModule(LightningDataModule):
-    """Train, validation and test splits of a data set that `load` reads as tensors.
+    """Train, validation and test splits of a data set that `load` reads as tensors or NumPy arrays.
 
     A subclass defines `class_names`, `image_shape`, `train_size` and `load`.
 
@@ -118,32 +119,82 @@ class ImageDataModule(LightningDataModule):
                 f"data.mean={mean} data.std={std}: {type(self).__name__} computes neither. Give both for each channel, "
                 "for pixels from 0 to 1 (fashion_cnn.data.batches.channel_statistics)."
             )
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.image_shape[0]:
+                raise UserError(
+                    f"data.{name}={list(values)} has {pluralize(len(values), 'number')} for images of shape "
+                    f"{tuple(self.image_shape)}: give one for each of the {self.image_shape[0]} channels."
+                )
+            if not all(0 <= value <= 1 for value in values):
+                raise UserError(f"data.{name}={list(values)} is not possible: it is of pixels from 0 to 1.")
         # On the scale of the pixels, 0 to 255, so that normalising is one subtraction and one multiplication.
         self.pixel_mean = torch.tensor(mean).view(-1, 1, 1) * 255
         self.pixel_scale = 1 / (torch.tensor(std).view(-1, 1, 1) * 255)
         self._check(self.train_size)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Read images `(N, C, H, W)` uint8 and targets `(N,)` int64: the training set or the test set."""
+        """Read images `(N, C, H, W)` uint8 and targets `(N,)` of integers: the training set or the test set.
+
+        A subclass may return tensors or NumPy arrays. Read them with `read`, which converts and checks them.
+        """
         raise NotImplementedError
+
+    def read(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Return images `(N, C, H, W)` uint8 and targets `(N,)` int64, as `load` reads them.
+
+        Raises:
+            UserError: if `load` returns anything else, or another number of images than `train_size`.
+        """
+        source = f"{type(self).__name__}.load(train={train})"
+        loaded: Any = self.load(train=train)
+        if not isinstance(loaded, tuple | list) or len(loaded) != 2:
+            raise UserError(f"{source} returns {type(loaded).__name__}: return two arrays, images and class indices.")
+        images, targets = (_as_tensor(array, source) for array in loaded)
+        if images.dtype != torch.uint8:
+            low, high = images.float().aminmax() if images.numel() else (0.0, 0.0)
+            raise UserError(
+                f"{source} returns images of {_dtype_name(images)} values from {low:.4g} to {high:.4g}: "
+                "return uint8 from 0 to 255, which the data module normalises."
+            )
+        if images.ndim != 4 or images.shape[1:] != tuple(self.image_shape):
+            raise UserError(
+                f"{source} returns images of shape {tuple(images.shape)}, which do not fit image_shape="
+                f"{tuple(self.image_shape)}: return the shape (N, C, H, W), with one channel too."
+            )
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise UserError(f"{source} returns labels of {_dtype_name(targets)}: return class indices, such as int64.")
+        if targets.shape != images.shape[:1]:
+            raise UserError(
+                f"{source} returns labels of shape {tuple(targets.shape)} for {pluralize(len(images), 'image')}: "
+                "return one class index for each."
+            )
+        targets, classes = targets.long(), len(self.all_class_names)
+        if len(targets) and not (targets.min() >= 0 and targets.max() < classes):
+            raise UserError(
+                f"{source} returns labels from {targets.min()} to {targets.max()}: return 0 to {classes - 1}, the "
+                f"positions in the {classes} class_names."
+            )
+        if train and (count := len(self.train_positions(targets))) != self.train_size:
+            raise UserError(f"{source} returns {count:,} images: set train_size={count} (it is {self.train_size}).")
+        return images, targets
 
     def train_positions(self, targets: Tensor) -> Tensor:
         """Return the positions `(N,)` of the images for training and validation.
 
         Args:
-            targets: `(M,)`, all targets that `load(train=True)` reads.
+            targets: `(M,)`, all targets that `read(train=True)` returns.
         """
         return torch.arange(len(targets))
 
     def test_positions(self, targets: Tensor) -> Tensor:
-        """Return the positions `(N,)` of the test images, as `train_positions` for `load(train=False)`."""
+        """Return the positions `(N,)` of the test images, as `train_positions` for `read(train=False)`."""
         return torch.arange(len(targets))
 
     def split_train_val(self, targets: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
         """Return the positions of the training images, every prefix of them stratified, and of the validation images.
 
         Args:
-            targets: `(M,)`, all targets that `load(train=True)` reads.
+            targets: `(M,)`, all targets that `read(train=True)` returns.
             is_kept: `(M,)` bool, false for classes that are left out.
         """
         # Leaving out classes keeps the order stratified, and the order within each other class.
@@ -163,7 +214,7 @@ class ImageDataModule(LightningDataModule):
 
         The order and the labels are those of the data set, including the classes that are left out.
         """
-        images, targets = self.load(train=train)
+        images, targets = self.read(train=train)
         members = (self.train_positions(targets) if train else self.test_positions(targets)).sort().values
         return images[members], targets[members]
 
@@ -187,7 +238,7 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of `stage` into memory, once."""
         if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):
-            images, labels = self.load(train=True)
+            images, labels = self.read(train=True)
             targets = renumber(labels, self.left_out, self.num_classes)
             train, val = self.split_train_val(labels, targets >= 0)
             train = self._subset(train, targets)
@@ -199,7 +250,7 @@ class ImageDataModule(LightningDataModule):
             # A prefix of a stratified order is a fixed, stratified sample of the training split.
             self.train_probe = InMemoryDataset(images, targets, train[: self.probe_size])
         if stage in ("test", None) and not hasattr(self, "test_split"):
-            images, labels = self.load(train=False)
+            images, labels = self.read(train=False)
             targets, members = renumber(labels, self.left_out, self.num_classes), self.test_positions(labels)
             self.test_split = InMemoryDataset(images, targets, members[targets[members] >= 0])
             self.left_out_split = InMemoryDataset(images, labels, members[targets[members] < 0])
@@ -254,7 +305,13 @@ class ImageDataModule(LightningDataModule):
         images = batch.images
         if self.trainer is not None and self.trainer.training:
             for augment in self.augmentation:
-                images = augment(images)
+                shape, images = images.shape, augment(images)
+                if images.dtype != torch.uint8 or images.shape != shape:
+                    name = getattr(augment, "__name__", type(augment).__name__)
+                    raise UserError(
+                        f"data.augmentation: {name} returns {_dtype_name(images)} images of shape "
+                        f"{tuple(images.shape)}: return uint8 of the shape {tuple(shape)} that it is given."
+                    )
         images = self.normalise(images)
         # With trainer.precision=bf16-true and the like the network's weights are not float32.
         return batch._replace(images=images if self.trainer is None else images.to(self.trainer.lightning_module.dtype))
@@ -306,6 +363,20 @@ class ImageDataModule(LightningDataModule):
                 raise UserError(f"data.{name}={getattr(self, name)} is not possible: give 1 or more.")
         if (self.pixel_scale <= 0).any() or self.pixel_scale.isinf().any():
             raise UserError("data.std must be above 0 for every channel.")
+
+
+def _as_tensor(array: Any, source: str) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise UserError(f"{source} returns {kind}: return NumPy arrays or tensors of numbers.")
+    # torch takes neither read-only arrays, such as those of np.load with mmap_mode, nor reversed ones.
+    return torch.from_numpy(array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy())
+
+
+def _dtype_name(array: Tensor) -> str:
+    return str(array.dtype).removeprefix("torch.")
 
 
 def _class_after_prefix(targets: Tensor, count: int) -> tuple[int, float] | None:

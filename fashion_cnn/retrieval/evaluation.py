@@ -72,7 +72,7 @@ def load_search_images(data: ImageDataModule, split: str, max_queries: int | Non
     if split == "val":
         if not data.val_size:
             raise UserError("The run has no validation images (data.val_size=0): use split=test.")
-        images, targets = data.load(train=True)
+        images, targets = data.read(train=True)
         data.setup("fit")
         chosen, others = data.val_split.indices, data.train_positions(targets)
         others = others[~torch.isin(others, chosen)].sort().values

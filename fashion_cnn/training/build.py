@@ -72,10 +72,12 @@ def _multiplied(value: Any, factor: float) -> Any:
 
 
 def data(config: DictConfig) -> ImageDataModule:
-    """Build the data module and load its training images; what it detects in them is written into the config."""
+    """Build the data module and load its images; what it detects in them is written into the config."""
     datamodule: ImageDataModule = instantiate(config.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("fit")
+    if datamodule.has_test:
+        datamodule.setup("test")
     if datamodule.detected is not None:
         config.data.detected = datamodule.detected
     return datamodule

@@ -211,7 +211,7 @@ def _held_out_splits(data: ImageDataModule) -> Iterator[tuple[str, InMemoryDatas
 
 def _hashes_in_training(data: ImageDataModule) -> Hashes:
     """Hashes of all images that are neither validation nor test images, whatever `train_fraction` is."""
-    images, targets = data.load(train=True)
+    images, targets = data.read(train=True)
     members = InMemoryDataset(images, targets, data.train_positions(targets))
     training = Counter(_hash_images(members).tolist()) - Counter(_hash_images(data.val_split).tolist())
     return np.array([*training], dtype=np.uint64)

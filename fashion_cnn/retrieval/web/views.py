@@ -90,7 +90,7 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
     if isinstance(data, TorchvisionDataModule):
         data.download = False  # a server starts none
     try:
-        images, targets = data.load(train=False)
+        images, targets = data.read(train=False)
         members = data.test_positions(targets)
     except (UserError, RuntimeError, OSError, ValueError, ImportError):
         return ()
