@@ -83,6 +83,8 @@ def test_a_loss_changes_the_training_alone(tiny, loss):
     plain, other = (train(tiny(*SHORT, *settings)) for settings in ([], loss))
     assert plain["val/loss"] != other["val/loss"]
     assert "training_loss" not in plain
+    assert plain["label_smoothing"] == 0.1
+    assert ("label_smoothing" in other) == ("weighted" in loss[0])
     assert other["training_loss"] in ("weighted cross-entropy", "MarginLoss")
     assert f"(loss: {other['training_loss']})" in (Path(other["run"]) / "report.md").read_text()
     if "MarginLoss" in loss[0]:
@@ -174,7 +176,7 @@ def test_a_test_set_that_cannot_be_used_is_refused_before_the_run_directory(tiny
 
 
 def test_an_augmentation_that_scales_the_pixels_is_refused_in_the_first_step(tiny):
-    with pytest.raises(UserError, match=r"data.augmentation: ToFloat returns float32 .*: return uint8"):
+    with pytest.raises(UserError, match=r"data.augmentation: ToFloat returns pixels from 0 to 1 .*: return"):
         train(tiny("+data.augmentation.scale._target_=tiny_parts.ToFloat"))
 
 
@@ -183,6 +185,22 @@ def test_a_loss_and_a_metric_are_named_on_the_command_line(command, tmp_path):
     status, out, err = command(train_main, *TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1", *parts)
     assert (status, err) == (0, "")
     assert "rank" in out
+
+
+@pytest.mark.parametrize(
+    "section", ["loss", "embedding_loss", "mixing", "metrics.own", "callbacks.own", "logger.own", "model.network"]
+)
+def test_a_class_that_cannot_be_imported_is_named_with_its_section(command, tmp_path, section):
+    plus = "" if section == "model.network" else "+"
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", f"{plus}{section}._target_=absent_package.Part"]
+    status, _, err = command(train_main, *arguments)
+    assert status == 2
+    assert err.startswith(f"error: {section}._target_=absent_package.Part cannot be imported: No module named")
+
+
+def test_an_impossible_learning_rate_is_refused_before_the_data_are_read(tiny):
+    with pytest.raises(UserError, match="optimizer or schedule: Invalid learning rate: -1"):
+        train(tiny("data._target_=tiny_parts.AbsentData", "optimizer.lr=-1"))
 
 
 def test_a_loss_and_teachers_exclude_each_other(tiny):

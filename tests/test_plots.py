@@ -13,7 +13,7 @@ from fashion_cnn.inference.explain import Explanation, draw
 from fashion_cnn.metrics.classification import confusion_matrix, metrics_by_class
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_precision_by_class
-from fashion_cnn.plots.style import plot_thumbnails, save_figure
+from fashion_cnn.plots.style import add_subtitle, plot_thumbnails, save_figure
 from fashion_cnn.plots.training import plot_confusion_matrices, plot_gap_by_class
 from fashion_cnn.retrieval.output import contact_sheet
 from fashion_cnn.retrieval.products import encode_png
@@ -72,6 +72,17 @@ def test_names_are_drawn_literally(tmp_path, plot):
     texts = [text.get_text() for text in figure.findobj(Text)]
     assert sum("5_" in text for text in texts) >= 1
     assert not any(map(is_math_text, texts))
+
+
+def test_titles_and_labels_of_a_small_confusion_matrix_do_not_overlap():
+    figure = plot_confusion_matrices(PREDICTIONS, PREDICTIONS, ["zero", "one", "two"])
+    add_subtitle(figure, "lenet, seed 0, run 7fa02e")
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    left, right = (axes.title.get_window_extent() for axes in figure.axes)
+    assert title.y0 > max(left.y1, right.y1)
+    assert left.x1 < right.x0
+    assert min(axes.xaxis.label.get_window_extent().y0 for axes in figure.axes) > 0
 
 
 def test_interrupted_write_keeps_the_previous_file(tmp_path, monkeypatch):

@@ -87,6 +87,36 @@ def test_gap_is_described_in_images_with_its_interval_and_significance():
     assert "from Shirt and Coat" in text
 
 
+def test_a_gap_that_may_be_chance_is_called_so_once():
+    gaps = {f"{gap}/accuracy_low": -0.01 for gap in ("gap", "gap_test", "gap_last", "gap_best")}
+    text = describe_gap(RESULTS | gaps | {"gap_best/accuracy": 0.015, "gap_best/accuracy_high": 0.03})
+    assert text.count("contains zero: it may be chance") == 1
+    last = {f"gap_last/accuracy{bound}": RESULTS[f"gap/accuracy{bound}"] for bound in ("", "_low", "_high")}
+    assert "After the last measured epoch (4) the gap to validation was the same." in describe_gap(RESULTS | last)
+
+
+@pytest.mark.parametrize(
+    ("low", "since"), [([-1, 1, -1, 1], 4), ([1, 1, np.nan, 1], 1), ([-1, 1, np.nan, 1], 2), ([1, -1, 1, -1], None)]
+)
+def test_the_report_names_the_epoch_since_which_the_gap_is_significant(low, since):
+    curves = history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5])
+    curves.metrics["gap/accuracy_low"] = np.array(low)
+    text = results_summary(curves, RESULTS)
+    assert ("excludes zero since epoch" in text) == (since is not None)
+    assert since is None or f"The 95% interval of the accuracy gap excludes zero since epoch {since}." in text
+
+
+def test_the_report_says_that_no_onset_is_marked():
+    results = RESULTS | {"rising_since": None}
+    assert "No onset of overfitting is marked" in describe_curves(history([0.4, 0.3, 0.2], [0.5, 0.4, 0.45]), results)
+
+
+def test_label_smoothing_is_named_beside_the_running_average():
+    figure = plot_curves(history([0.4, 0.3], [0.5, 0.4]), title="t", label_smoothing=0.1)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "running training average, label smoothing 0.1" in labels
+
+
 def test_summary_starts_with_the_verdict_and_ends_with_the_advice():
     text = results_summary(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
     assert text.startswith("**Verdict: overfitting.** After the last epoch, the rule.")

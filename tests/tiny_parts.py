@@ -132,6 +132,13 @@ class ChangedData(TinyDataModule):
         }[self.change]
 
 
+class AbsentData(TinyDataModule):
+    """A data set that is not there."""
+
+    def prepare_data(self) -> None:
+        raise FileNotFoundError
+
+
 class ToFloat:
     """An augmentation that scales the pixels to [0, 1]."""
 

@@ -53,6 +53,7 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
         best_epoch=best_epoch,
         rising_since=results.get("rising_since"),
         training_loss=results.get("training_loss"),
+        label_smoothing=results.get("label_smoothing", 0.0),
     )
     add_subtitle(curves, run_title(run, results))
     save_figure(curves, run.plots / "curves.png")
@@ -95,7 +96,9 @@ def _describe_weights(results: dict[str, Any]) -> str:
 
 
 def _describe_training_loss(results: dict[str, Any]) -> str:
-    name = results.get("training_loss")
+    name, smoothing = results.get("training_loss"), results.get("label_smoothing")
+    if smoothing and not name:
+        return f" Its loss is higher than the others also because its labels are smoothed ({smoothing:g})."
     return f" Its loss is the one that was trained, {name}, and cannot be compared with the others." if name else ""
 
 
@@ -127,7 +130,8 @@ def results_summary(history: History, results: dict[str, Any]) -> str:
         return "No verdict: no validation pass was made, and there is no forecast for a training like this one."
     parts = [f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}."]
     if "gap/accuracy" in results:
-        parts += [describe_curves(history, results), describe_gap(results)]
+        parts += [" ".join(filter(None, (describe_curves(history, results), describe_significance(history))))]
+        parts += [describe_gap(results)]
     if lag := describe_lag(results):
         parts.insert(1, lag)
     if results["advice"]:
@@ -153,7 +157,20 @@ def describe_curves(history: History, results: dict[str, Any]) -> str:
     )
     if results["rising_since"] is not None:
         text += f" From epoch {results['rising_since']} on, validation loss rose while training loss fell."
+    else:
+        text += " No onset of overfitting is marked: it did not keep rising while training loss fell."
     return text
+
+
+def describe_significance(history: History) -> str:
+    """Name the epoch since which the interval of the accuracy gap excludes zero; an empty text if it does not."""
+    low = history["gap/accuracy_low"]
+    measured = np.isfinite(low)
+    above = low[measured] > 0
+    if not len(above) or not above[-1]:
+        return ""
+    first = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
+    return f"The 95% interval of the accuracy gap excludes zero since epoch {history.epochs[measured][first]}."
 
 
 def describe_gap(results: dict[str, Any]) -> str:
@@ -163,16 +180,16 @@ def describe_gap(results: dict[str, Any]) -> str:
         f"probe and {results['val/accuracy']:.2%} on validation: a gap of {_describe_interval(results, 'gap')}."
     )
     if "gap_test/accuracy" in results:
-        gap = _describe_interval(results, "gap_test")
+        gap = _describe_interval(results, "gap_test", like="gap")
         text += f" Test accuracy is {results['test/accuracy']:.2%}: a gap of {gap}."
     if results.get("chosen_on_validation") and "gap_best/accuracy" in results:
-        gap = _describe_interval(results, "gap_best")
+        gap = _describe_interval(results, "gap_best", like="gap")
         text += (
             " That epoch was chosen on these validation images, which flatters it; without this optimism, which the "
             f"bootstrap estimates, the gap is {gap}."
         )
     if results["gap_last/epoch"] != results["best_epoch"]:
-        gap = _describe_interval(results, "gap_last")
+        gap = _describe_interval(results, "gap_last", like="gap")
         text += f" After the last measured epoch ({results['gap_last/epoch']}) the gap to validation was {gap}."
     if results["gap_carriers"]:
         *others, last = results["gap_carriers"]
@@ -195,13 +212,28 @@ def describe_lag(results: dict[str, Any]) -> str:
     )
 
 
-def _describe_interval(results: dict[str, Any], prefix: str) -> str:
+def _describe_interval(results: dict[str, Any], prefix: str, like: str | None = None) -> str:
+    """Describe a gap with its interval, in fewer words where it equals the gap `like`, or is as significant."""
+    if like and _interval_numbers(results, prefix) == _interval_numbers(results, like):
+        return "the same"
+    zero = _contains_zero(results, prefix)
+    meaning = f", which {'contains zero: it may be chance' if zero else 'excludes zero'}"
+    if like and zero == _contains_zero(results, like):
+        meaning = ""
+    return f"{_interval_numbers(results, prefix)}{meaning})"
+
+
+def _interval_numbers(results: dict[str, Any], prefix: str) -> str:
     gap, low, high = (results[f"{prefix}/accuracy{bound}"] for bound in ("", "_low", "_high"))
-    zero = "contains zero: it may be chance" if low <= 0 <= high else "excludes zero"
     return (
         f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} of 1,000 images "
-        f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}, which {zero})"
+        f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}"
     )
+
+
+def _contains_zero(results: dict[str, Any], prefix: str) -> bool:
+    low, high = (results[f"{prefix}/accuracy_{bound}"] for bound in ("low", "high"))
+    return bool(low <= 0 <= high)
 
 
 def write_model_card(

@@ -241,12 +241,14 @@ def _describe_target(causes: Sequence[BaseException], key: str, config: DictConf
     target, name = match[1], match[1].rpartition(".")[2]
     options: Mapping[Any, Any] = {}
     # The section may be one of a run's config, not of the command's.
-    if config is not None and OmegaConf.is_config(config.get(key)):
-        sections = dotted_items({key: OmegaConf.to_container(config[key])})
-        # The section itself, or the part of it that its class instantiates. Hydra reports the module of the definition.
-        for section, value in sections:
+    plain = {} if config is None else cast("dict[str, Any]", OmegaConf.to_container(config))
+    # The section itself, or the part of it that its class instantiates: a classifier builds sections beside its own,
+    # such as `loss`. Hydra reports the module of the definition.
+    for part in (plain, {key: plain[key]} if key in plain else {}):
+        for section, value in reversed([*dotted_items(part)]):
             if isinstance(value, Mapping) and str(value.get("_target_")).rpartition(".")[2] == name:
                 key, options, target = section, value, str(value["_target_"])
+                break
     if str(inner).startswith("Error locating"):
         reason = " ".join(root.split())
         # `import module.Name` fails in this way if the module has no such class.
@@ -297,6 +299,9 @@ def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
         return UserError(
             f"unknown option '{key}' here: its section was removed or replaced. --cfg job shows the config.", status=2
         )
+    if key == "run" and config_name == "train":
+        hint = "resume=DIR continues a run, init_from=DIR starts from its weights; DIR may be latest."
+        return UserError(f"unknown option 'run'. {hint}", status=2)
     command = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
     flag = "--cfg job" if config_name in ("train", "tune") else "--help"
     return UserError(f"unknown option '{key}'{command}.{did_you_mean(key, keys)} {flag} lists all options.", status=2)

@@ -114,6 +114,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.split_seed = split_seed
         self.augmentation = [function for function in (augmentation or {}).values() if function is not None]
+        self._augmentation_checked = False
         if mean is None or std is None:
             raise UserError(
                 f"data.mean={mean} data.std={std}: {type(self).__name__} computes neither. Give both for each channel, "
@@ -305,13 +306,11 @@ class ImageDataModule(LightningDataModule):
         images = batch.images
         if self.trainer is not None and self.trainer.training:
             for augment in self.augmentation:
-                shape, images = images.shape, augment(images)
-                if images.dtype != torch.uint8 or images.shape != shape:
-                    name = getattr(augment, "__name__", type(augment).__name__)
-                    raise UserError(
-                        f"data.augmentation: {name} returns {_dtype_name(images)} images of shape "
-                        f"{tuple(images.shape)}: return uint8 of the shape {tuple(shape)} that it is given."
-                    )
+                augmented = augment(images)
+                if not self._augmentation_checked:
+                    _check_augmented(images, augmented, getattr(augment, "__name__", type(augment).__name__))
+                images = augmented
+            self._augmentation_checked = True
         images = self.normalise(images)
         # With trainer.precision=bf16-true and the like the network's weights are not float32.
         return batch._replace(images=images if self.trainer is None else images.to(self.trainer.lightning_module.dtype))
@@ -373,6 +372,17 @@ def _as_tensor(array: Any, source: str) -> Tensor:
         raise UserError(f"{source} returns {kind}: return NumPy arrays or tensors of numbers.")
     # torch takes neither read-only arrays, such as those of np.load with mmap_mode, nor reversed ones.
     return torch.from_numpy(array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy())
+
+
+def _check_augmented(images: Tensor, augmented: Tensor, name: str) -> None:
+    """Raise UserError if an augmentation changed the shape of a batch, or scaled its pixels to [0, 1]."""
+    is_scaled = augmented.is_floating_point() and bool(augmented.max() <= 1 < images.max())
+    if is_scaled or augmented.shape != images.shape:
+        scale = " from 0 to 1" if is_scaled else ""
+        raise UserError(
+            f"data.augmentation: {name} returns pixels{scale} of shape {tuple(augmented.shape)}: return pixels from 0 "
+            f"to 255 of the shape {tuple(images.shape)} that it is given."
+        )
 
 
 def _dtype_name(array: Tensor) -> str:

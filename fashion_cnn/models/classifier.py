@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from fashion_cnn.data import Batch, ImageDataModule, InMemoryDataset
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, causes_of
 from fashion_cnn.models.layers import compute_in_float32
 from fashion_cnn.models.losses import CrossEntropy
 from fashion_cnn.models.optim import constant
@@ -268,7 +268,13 @@ class ImageClassifier(LightningModule):
         if not name.isidentifier() or name in _RESERVED_METRICS:
             raise UserError(f"metrics.{name} is not possible: choose another name, of letters, digits and underscores.")
         if isinstance(metric, Mapping):
-            takes_classes = "num_classes" in inspect.signature(get_class(metric["_target_"])).parameters
+            try:
+                takes_classes = "num_classes" in inspect.signature(get_class(metric["_target_"])).parameters
+            except ImportError as error:
+                reason = [*causes_of(error)][-1]
+                raise UserError(
+                    f"metrics.{name}._target_={metric['_target_']} cannot be imported: {reason}", status=2
+                ) from error
             sizes = {"num_classes": self.num_classes} if takes_classes and "num_classes" not in metric else {}
             metric = instantiate(metric, **sizes, _convert_="all")
         if not isinstance(metric, Metric):
@@ -296,6 +302,13 @@ class ImageClassifier(LightningModule):
         if self._embedding_loss:
             name += f" + {_part_name(self._embedding_loss)}"
         return name if name != "cross-entropy" else None
+
+    @property
+    def training_label_smoothing(self) -> float:
+        """Label smoothing of the cross-entropy that is trained; 0 for a loss that is given."""
+        if isinstance(self._loss, CrossEntropy):
+            return self._loss.label_smoothing
+        return 0.0 if self._loss else self.label_smoothing
 
     def _check_loss(self) -> None:
         """Call a given loss once: what it cannot take fails before there is a run directory."""

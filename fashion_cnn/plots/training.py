@@ -66,6 +66,7 @@ def plot_curves(
     best_epoch: int | None = None,
     rising_since: int | None = None,
     training_loss: str | None = None,
+    label_smoothing: float = 0.0,
 ) -> Figure:
     """Draw loss and accuracy of train probe, validation and running average over the epochs, counted from 1.
 
@@ -75,6 +76,7 @@ def plot_curves(
         best_epoch: the epoch that was chosen on validation, which is marked; None if none was.
         rising_since: the first epoch of a rise of the validation loss under falling training loss.
         training_loss: name of the loss that was trained, which has an axis of its own; None for the cross-entropy.
+        label_smoothing: of the cross-entropy that was trained, which raises its running average.
     """
 
     def plot(quantity: str, axes: Axes) -> None:
@@ -90,6 +92,8 @@ def plot_curves(
                     style = {**style, "label": f"running average of {escape_label(training_loss)} (right axis)"}
                     axes.plot([], [], marker=marker, **style)
                 else:
+                    if label_smoothing and (prefix, quantity) == ("running", "loss"):
+                        style = {**style, "label": f"{style['label']}, label smoothing {label_smoothing:g}"}
                     axes.plot(history.epochs, values, marker=marker, **style)
         axes.set_ylabel(label)
 
@@ -113,7 +117,7 @@ def plot_gap(history: History, best_epoch: int | None) -> Figure:
 def _plot_over_epochs(
     plot: Callable[[str, Axes], None], *, title: str, best_epoch: int | None, rising_since: int | None = None
 ) -> Figure:
-    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    figure = Figure(figsize=(7, 6.8), layout="constrained")
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     for quantity, axes in (("loss", loss), ("accuracy", accuracy)):
         plot(quantity, axes)
@@ -125,7 +129,8 @@ def _plot_over_epochs(
             axes.axvspan(rising_since, max(last, rising_since + 0.5), color="#D55E00", alpha=0.08, label=label)
             axes.set_xlim(right=max(last, rising_since + 0.5))
         axes.grid(alpha=0.3)
-    loss.legend(frameon=False)
+    # Above the axes: a second axis, of another training loss, would be drawn over it.
+    loss.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize="small")
     accuracy.set_xlabel("epoch")
     accuracy.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(escape_label(title))
@@ -157,8 +162,10 @@ def plot_gap_by_class(
 
 def plot_confusion_matrices(train: Predictions, val: Predictions, class_names: Sequence[str]) -> Figure:
     """Draw the confusion matrices of train probe and validation side by side."""
-    side = figure_inches(len(class_names), margin=2.4)
-    figure = Figure(figsize=(2 * side, side + 0.5), layout="constrained")
+    # With few classes, each has more room: the titles are as wide as two panels of three inches.
+    side = max(3.4, figure_inches(len(class_names), margin=2.4))
+    figure = Figure(figsize=(2 * side, side + 0.9), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     figure.suptitle("Confusion matrices")
     left, right = figure.subplots(1, 2)
     plot_confusion(confusion_matrix(train), class_names, left, title="train probe")

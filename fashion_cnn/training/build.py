@@ -2,7 +2,8 @@
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,29 @@ def _multiplied(value: Any, factor: float) -> Any:
     return max(1, round(product)) if isinstance(value, int) else product
 
 
+def check_optimizer(config: DictConfig) -> None:
+    """Build the optimizer and the schedule for two weights: wrong values fail before the data set is downloaded.
+
+    Raises:
+        UserError: if they cannot be built.
+    """
+    optimizer, schedule = (instantiate(config.get(part), _convert_="all") for part in ("optimizer", "schedule"))
+    weights, bias = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    with _optimizer_errors():
+        built = optimizer([{"params": [weights]}, {"params": [bias], "weight_decay": 0.0}])
+        schedule(built, 1000)
+
+
+@contextmanager
+def _optimizer_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"optimizer or schedule: {error}. See conf/optimizer and conf/schedule.") from error
+
+
 def data(config: DictConfig) -> ImageDataModule:
     """Build the data module and load its images; what it detects in them is written into the config."""
     datamodule: ImageDataModule = instantiate(config.data, _convert_="all")
@@ -105,12 +129,8 @@ def module(config: DictConfig, datamodule: ImageDataModule) -> ImageClassifier:
         _recursive_=False,
     )
     # The trainer builds its own optimizer: this one finds wrong options before there is a run directory.
-    try:
+    with _optimizer_errors():
         classifier.make_optimizer(total_steps=1000)
-    except UserError:
-        raise
-    except (TypeError, ValueError, IndexError) as error:
-        raise UserError(f"optimizer or schedule: {error}. See conf/optimizer and conf/schedule.") from error
     return classifier
 
 

@@ -54,6 +54,7 @@ def collect_results(
         **({"metrics": list(module.metric_names[2:])} if module.metric_names[2:] else {}),
         **{name: float(history[name][-1]) for name in ("running/loss", "running/accuracy")},
         **({"training_loss": name} if (name := module.training_loss_name) else {}),
+        **({"label_smoothing": smoothing} if (smoothing := module.training_label_smoothing) else {}),
         "train_images": len(data.train_split),
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,

@@ -126,6 +126,7 @@ def prepare(
         by_user = config.resume is not None and _RUN_VARIABLE not in os.environ
         config = restore_config(config, existing, by_user=by_user, check_values=check_resumed)
     seed_everything(build.check_seed(config), verbose=False)
+    build.check_optimizer(config)
     data = build.data(config)
     data.check_classes()
     if config.get("distillation"):
