@@ -18,6 +18,7 @@ from rich.table import Table
 from fashion_cnn import __main__ as list_commands
 from fashion_cnn import index
 from fashion_cnn import train as train_command
+from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.cli.console import print_end
 from fashion_cnn.cli.errors import describe_error
 from fashion_cnn.cli.main import CONFIG_DIR
@@ -131,6 +132,7 @@ def test_error_messages_do_not_wait_for_torch():
         (["test=maybe"], "test=maybe is not possible: it takes true or false"),
         (["optimizer=3"], "give a group one of its choices"),
         (["+colour=red"], "unknown option 'colour'"),
+        (["run=latest"], "unknown option 'run'. resume=DIR continues a run, init_from=DIR starts from its weights"),
         (["experiment=basline"], "Did you mean baseline?"),
         (["model.network={members:4}"], "unknown option 'model.network.members'."),
         (["mixing.p=0.3"], "the group mixing is not set. Add mixing=CHOICE"),
@@ -522,6 +524,27 @@ def test_no_word_of_a_table_is_broken_at_80_columns(monkeypatch, capsys):
     assert {"settings", *(f"{name}={value}" for name, value in settings.items()), "underfitting"} <= {*words}
     print_table(["run", "val"], [["sweep/2026-11-29_08-29-28-9ea728/" + "lr-0.1_" * 9, "1"]], right=["val"])
     assert "sweep/2026-11-29_08-29-28-9ea728/ " in capsys.readouterr().out, "a path is folded between its folders"
+
+
+def test_a_long_command_is_printed_once_above_the_advice(capsys):
+    results = {"name": "a", "best_epoch": 1, "seconds": 1.0, "epochs": 1, "images_per_second": 1.0, "hardware": "a CPU"}
+    results |= {
+        "precision": "32",
+        "parameters": 1,
+        "multiply_adds": 1,
+        "verdict": "overfitting",
+        "verdict_rule": "rule",
+    }
+    config = OmegaConf.create({"runs_dir": "runs", "overrides": [f"data.root={'long/' * 20}", "seed=3"]})
+    changes = [["remedy=cutmix"], ["-m", "remedy=none,cutmix"], ["seed=0,1"]]
+    advice = [training_command(config, change) for change in changes]
+    results |= {"advice": advice, "advice_reasons": ["a", "b", "c"]}
+    print_end(results, Run(Path("runs/a")), config, brief=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  {training_command(config)}" in lines
+    assert "    … remedy=cutmix" in lines
+    assert "    … remedy=none,cutmix -m" in lines
+    assert f"    {advice[2]}" in lines, "it replaces a word"
 
 
 def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):

@@ -3,6 +3,7 @@
 import math
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from fashion_cnn.terminal import print_table, print_text, table_console, wide_co
 
 # Number of changed settings that are printed at the start of a training.
 _MAX_CHANGES = 16
+# Longest command, in characters, that each line of advice repeats.
+_MAX_REPEATED = 100
 
 
 def print_start(
@@ -167,7 +170,11 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         console.print(f"\nVerdict: {results['verdict']}: {results['verdict_rule']}.", highlight=False)
         if lag := describe_lag(results):
             console.print(lag, highlight=False)
-        for reason, advice in zip(results["advice_reasons"], results["advice"], strict=True):
+        command = training_command(config)
+        commands = _shorten_commands(results["advice"], command)
+        if commands != results["advice"]:
+            console.print(f"Next, repeat this with the words after …:\n  {command}", highlight=False, soft_wrap=True)
+        for reason, advice in zip(results["advice_reasons"], commands, strict=True):
             console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
     folder = shlex.quote(config.runs_dir)
     list_option = "" if config.runs_dir == "runs" else f" runs_dir={folder}"
@@ -180,6 +187,19 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _shorten_commands(commands: Sequence[str], repeated: str) -> list[str]:
+    """Replace the words of a long command in others that only add words to it: `… remedy=none,cutmix -m`."""
+    shortened = []
+    for command in commands:
+        added = Counter(shlex.split(command))
+        added.subtract(shlex.split(repeated))
+        is_longer = len(repeated) > _MAX_REPEATED and min(added.values(), default=0) >= 0
+        # Flags come last: argparse does not accept overrides on both sides of a flag.
+        words = sorted(added.elements(), key=lambda word: word.startswith("-"))
+        shortened.append(f"… {shlex.join(words)}" if is_longer else command)
+    return shortened
 
 
 def results_table(results: dict[str, Any]) -> Table:
