@@ -14,7 +14,8 @@ from conftest import PATIENCE, REPOSITORY, TINY_DATA
 from PIL import Image
 from tiny_images import TinyDataModule
 
-from fashion_cnn.analysis.tensorboard import TensorBoardWriter, dashboard_layout
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter, dashboard_layout, hyperparameters
+from fashion_cnn.cli.main import compose
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
 
@@ -59,8 +60,6 @@ class Board:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Results of a run whose last epoch is not its best, beside a failed run."""
-    from fashion_cnn.cli.main import compose
-
     folder = tmp_path_factory.mktemp("runs")
     overrides = [*TINY_DATA, "callbacks=default", f"runs_dir='{folder}'"]
     overrides += ["trainer.max_epochs=6", "callbacks.best.tie=null"]
@@ -126,7 +125,7 @@ def test_train_and_validation_have_one_color_each_and_overfitting_comes_first(bo
     assert [len(values) for values in colors.values()] == [1] * len(colors), "the train curves of all runs are alike"
     assert len(set.union(*colors.values())) == len(colors)
     assert colors["train"] == {"rgb(0, 114, 178)"}, "the colors of the roles are fixed"
-    assert colors[Path(run).name] == {"rgb(204, 121, 167)"}, "also if no run overfits"
+    assert colors[run[-6:]] == {"rgb(204, 121, 167)"}, "also if no run overfits"
     assert page.get_by_text("Card Width").count() == 0, "the settings are closed"
     page.close()
 
@@ -142,6 +141,38 @@ def test_the_script_of_tensorboard_has_fixed_colors_and_narrow_columns(board):
     names = re.search(r"tensorboardColorBlindAssist:(\[.*?\])", script)[1]
     assert json.loads(names) == [color["lightHex"] for color in runs]
     assert 'flex-grow="2" width="7.5em"' in script
+    assert re.search(r"name:shortRunName\(\w\),startTime:0", script)
+    assert "info.differs).length;for" in script
+    assert '"_smoothingWeight",{defaultValue:.6}' not in script
+
+
+@pytest.mark.filterwarnings("ignore:html5lib")
+def test_hparams_shows_the_settings_that_differ_in_the_order_of_the_runs():
+    # Imported here: TensorBoard's own import warns.
+    from fashion_cnn.analysis.dashboard import _order_columns, _order_rows
+
+    columns = [{"name": name, "differs": name in "remedy Seed"} for name in ("data", "remedy", "Seed", "Model")]
+    ordered = _order_columns({"hparamInfos": columns})["hparamInfos"]
+    assert [(column["name"], column["differs"]) for column in ordered] == [
+        ("Model", False),
+        ("Seed", True),
+        ("data", False),
+        ("remedy", True),
+    ]
+    alike = _order_columns({"hparamInfos": [{**column, "differs": False} for column in columns]})["hparamInfos"]
+    assert [column["name"] for column in alike if column["differs"]] == ["Model", "Seed"]
+    rows = [{"name": name, "sessions": [{"name": run}]} for name, run in (("7f", "a/2"), ("b4", "a/1"))]
+    assert [row["name"] for row in _order_rows({"sessionGroups": rows})["sessionGroups"]] == ["b4", "7f"]
+
+
+def test_hyperparameters_write_removed_parts_and_classes_like_other_settings():
+    config = compose(overrides=["seed=3", "model=tiny"])
+    typed = ["~callbacks.ema", "callbacks.lines=null", "data._target_=a.Own", "mixing=cutmix"]
+    config.overrides = typed
+    settings = hyperparameters(config)
+    assert settings["callbacks.ema"] == "null"
+    assert settings["Seed"] == "3"
+    assert "data._target_" not in settings
 
 
 def test_the_time_series_tab_lists_only_runs_with_curves(board, run, trained):
@@ -254,6 +285,7 @@ def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, t
     assert session["name"] == f"{run}/best"
     assert group["name"] == f"{run[-6:]} tiny", "the tab shows its first 14 characters"
     assert group["hparams"]["Model"] == "tiny"
+    assert group["hparams"]["Seed"] == "0"
     values = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
     assert values == {tag: pytest.approx(trained[1][name]) for tag, name in tags.items()}
 

@@ -49,12 +49,19 @@ _START_PAGE = "?" + urlencode(
 _OUTLIERS_KEY = "_ignoreYOutliers"
 _SETTINGS_KEY = "_tb_global_settings"
 _SETTINGS = {"ignoreOutliers": False, "timeSeriesSettingsPaneOpened": False}
-_SCRIPT = f"""try {{
+# The time in the name of a run directory, which leaves no room for the rest in the charts.
+_TIME = r"\d{4}(?:-\d\d){2}_\d\d(?:-\d\d){2}-"
+# The name that TensorBoard gives to a run that is the --logdir itself is a dot.
+_SCRIPT = f"""const shortRunName = (name) =>
+  name === "." ? "this run" : name.replace(/{_TIME}([0-9a-f]{{6}})(?=\\/|$)/g, "$1");
+try {{
   const stored = JSON.parse(localStorage.getItem("{_SETTINGS_KEY}") ?? "{{}}");
   localStorage.setItem("{_SETTINGS_KEY}", JSON.stringify({{...{json.dumps(_SETTINGS)}, ...stored}}));
   localStorage.setItem("{_OUTLIERS_KEY}", localStorage.getItem("{_OUTLIERS_KEY}") ?? "false");
 }} catch {{}}
 """
+# Settings that HParams shows at first.
+_MAX_COLUMNS = 8
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -75,6 +82,13 @@ _SCRIPT_CHANGES = {
     r'(colorPalette:\{id:"default".*?colors:)\[.*?\]': lambda match: match[1] + _palette(),
     r"groupKeyToColorId:new Map\b": lambda match: f"{match[0]}({_color_groups()})",
     r"(tensorboardColorBlindAssist:)\[.*?\]": lambda match: match[1] + json.dumps(_RUN_COLORS),
+    r"(\(\w+\)=>|\w+=>)(\(\{id:\w+\(\w+,\w+\),name:)(\w+)(?=,startTime:0\}\))": (
+        lambda match: f"{match[1]}{match[2]}shortRunName({match[3]})"
+    ),
+    # The tabs Scalars and Custom Scalars smooth no more than Time Series.
+    r'("_smoothingWeight",\{defaultValue:)\.6': lambda match: f"{match[1]}0",
+    # HParams shows the columns that the server marks, see `_order_columns`.
+    r"Math\.min\(5,(\w+)\.length\)(?=;for)": lambda match: f"{match[1]}.filter(({{info}})=>info.differs).length",
     # Narrower columns of HParams: settings, accuracy and gap fit on a page.
     r'(flex-grow="0" width=)"10em"': lambda match: f'{match[1]}"9em"',
     r'(flex-grow="2" width=)"10em"': lambda match: f'{match[1]}"7.5em"',
@@ -104,7 +118,7 @@ def wrap(application: WSGIApp) -> WSGIApp:
     """Wrap TensorBoard's application.
 
     Requests of `/` are redirected to the start page, run directories are listed before their parts, in the Time Series
-    tab without those that have no curve, and HParams begins with `FIRST_COLUMNS`.
+    tab without those that have no curve, and HParams shows the settings that differ, `FIRST_COLUMNS` first.
     """
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -119,6 +133,8 @@ def wrap(application: WSGIApp) -> WSGIApp:
             return _respond(application, environ, start_response, _order_runs)
         if path.endswith("/data/plugin/hparams/experiment"):
             return _respond(application, environ, start_response, _order_columns)
+        if path.endswith("/data/plugin/hparams/session_groups") and not _has_order(environ):
+            return _respond(application, environ, start_response, _order_rows)
         return application(environ, start_response)
 
     return answer
@@ -155,11 +171,25 @@ def _order_runs(runs: list[str]) -> list[str]:
 
 
 def _order_columns(experiment: dict[str, Any]) -> dict[str, Any]:
-    """Put `FIRST_COLUMNS` first: the browser sorts columns that differ before the others, and shows five."""
+    """Put `FIRST_COLUMNS` first, and mark the columns to show: those that differ, or the first ones if none does."""
     columns = experiment.get("hparamInfos", [])
-    first = [{**column, "differs": True} for name in FIRST_COLUMNS for column in columns if column["name"] == name]
-    others = [column for column in columns if column["name"] not in FIRST_COLUMNS]
-    return {**experiment, "hparamInfos": [*first, *others]}
+    first = [column for name in FIRST_COLUMNS for column in columns if column["name"] == name]
+    ordered = first + [column for column in columns if column["name"] not in FIRST_COLUMNS]
+    shown = [column for column in ordered if column.get("differs")][:_MAX_COLUMNS] or first
+    return {**experiment, "hparamInfos": [{**column, "differs": column in shown} for column in ordered]}
+
+
+def _order_rows(table: dict[str, Any]) -> dict[str, Any]:
+    """Sort the rows of HParams by the directories of the runs; their names begin with a random id."""
+    rows = table.get("sessionGroups", [])
+    return {**table, "sessionGroups": sorted(rows, key=lambda row: row["sessions"][0]["name"])}
+
+
+def _has_order(environ: dict[str, Any]) -> bool:
+    """Return whether the request of the rows of HParams names a column to sort by."""
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return any(column.get("order") for column in json.loads(body or b"{}").get("colParams", []))
 
 
 def _serve(application: WSGIApp, flags: Any) -> Any:

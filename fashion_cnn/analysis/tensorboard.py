@@ -147,16 +147,21 @@ class TensorBoardWriter:
 def hyperparameters(config: DictConfig) -> dict[str, Setting]:
     """Settings for the HParams tab: model, learning rate, seed, and what was typed, such as the settings of a sweep.
 
-    The tab shows five columns, with `scripts/dashboard` first these three, then those that differ. With all settings of
-    the config, the metrics would be off the screen.
+    `fashion_cnn.analysis.dashboard` shows those that differ. With all settings of the config, the metrics would be off
+    the screen.
     """
     settings = run_settings(config)
     overrides = filter(affects_training, config.get("overrides") or [])
-    typed = {override_key(override): override.partition("=")[2] for override in overrides}
+    # A removed part, `~callbacks.ema`, is the same as one set to null.
+    typed = {
+        override_key(override).removesuffix("._target_"): override.partition("=")[2] or "null" for override in overrides
+    }
     # The chosen config names a model better than its class does.
     settings["model"] = typed.get("model", config.name)
     columns = {heading: settings[name] for heading, name in FIRST_COLUMNS.items() if name in settings}
     others = (name for name in typed if is_setting(name) and name not in FIRST_COLUMNS.values())
+    # As text: the tab writes numbers with five digits.
+    columns |= {"Seed": str(config.seed)}
     return columns | {name: settings.get(name, typed[name]) for name in others}
 
 
