@@ -6,6 +6,7 @@ from conftest import TINY_DATA
 
 from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.cli.main import CONFIG_DIR, compose
+from fashion_cnn.errors import UserError
 from fashion_cnn.training import build
 
 CHOICES = [
@@ -83,3 +84,15 @@ def test_optimizers_and_schedules_combine_freely(optimizer, schedule):
 def test_the_settings_that_differ_from_the_default_are_those_that_affect_training(overrides, changed):
     differing = changed_settings(compose(overrides=overrides), compose())
     assert [setting.removeprefix("trainer.") for setting in differing] == changed
+
+
+def test_compose_finds_config_groups_of_the_user(tmp_path):
+    folder = tmp_path / "my, conf"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "own.yaml").write_text("network:\n  _target_: tiny_parts.PlainNetwork\n  width: 48\n")
+    config = compose("train", ["model=own", "model.network.width=16"], config_dir=folder)
+    assert config.name == "own"
+    assert config.model.network == {"_target_": "tiny_parts.PlainNetwork", "width": 16}
+    assert any(str(folder) in flag for flag in config.flags), "commands that are suggested find them too"
+    with pytest.raises(UserError, match=r"config_dir=.* is no folder"):
+        compose("train", config_dir=tmp_path / "nowhere")

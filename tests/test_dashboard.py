@@ -166,12 +166,10 @@ def test_hparams_shows_the_settings_that_differ_in_the_order_of_the_runs():
 
 
 def test_hyperparameters_write_removed_parts_and_classes_like_other_settings():
-    config = compose(overrides=["seed=3", "model=tiny"])
-    typed = ["~callbacks.ema", "callbacks.lines=null", "data._target_=a.Own", "mixing=cutmix"]
-    config.overrides = typed
-    settings = hyperparameters(config)
+    settings = hyperparameters(compose(overrides=[*TINY_DATA, "callbacks=default", "seed=3", "~callbacks.ema"]))
     assert settings["callbacks.ema"] == "null"
     assert settings["Seed"] == "3"
+    assert settings["data"] == "TinyDataModule"
     assert "data._target_" not in settings
 
 

@@ -234,6 +234,20 @@ def test_metrics_are_measured_stored_shown_and_monitored(tiny, capsys):
     assert fashion_cnn.load(run).module.metric_names == ("loss", "accuracy", *names)
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(80, []), (92, ["val f1"]), (120, ["val f1", "val mean_rank"])])
+def test_metrics_are_in_the_lines_of_the_epochs_where_they_fit(tiny, capsys, monkeypatch, columns, shown):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rank = "+metrics.mean_rank._target_=tiny_parts.MeanRank"
+    results = train(tiny(*SHORT, "metrics=classification", "~metrics.top2_accuracy", rank))
+    lines = capsys.readouterr().out.splitlines()
+    (number,) = (number for number, line in enumerate(lines) if line.startswith("epoch "))
+    assert [name for name in ("val f1", "val mean_rank") if name in lines[number]] == shown
+    for row, line in zip(table(results["run"]), lines[number + 1 :], strict=False):
+        assert len(line) == len(lines[number]) <= columns
+        values = line.split()[8:]
+        assert values == [f"{float(row[name.replace(' ', '/')]):.4f}" for name in shown]
+
+
 def test_macro_f1_equals_its_definition(tiny):
     results = train(tiny(*SHORT, "metrics=classification"))
     network = fashion_cnn.load(results["run"])

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import weakref
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import TINY_DATA
+from conftest import REPOSITORY, TINY_DATA
 from lancedb.expr import Expr
 from PIL import Image
 from tiny_images import TinyDataModule
@@ -44,6 +45,17 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def searcher(run):
     return Searcher(Snapshot(Catalogue(str(run.catalogue))), TrainedNetwork(run, flip_average=True))
+
+
+def test_the_python_example_of_the_documentation_prints_hits(run, picture, tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "search.md").read_text(), re.DOTALL)
+    (tmp_path / "runs").symlink_to(run.path.parents[1])
+    Image.open(picture[0]).save(tmp_path / "shirt.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "search.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(10 <= float(line.split()[-2]) <= 50 for line in lines)
 
 
 @pytest.fixture

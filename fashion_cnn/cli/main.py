@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.runs.overrides import QUOTED_KEYS, config_flags, quote_override, unquote_override
+from fashion_cnn.runs.overrides import QUOTED_KEYS, config_flags, quote_override, quote_value, unquote_override
 from fashion_cnn.runs.trust import trust_packages
 
 if TYPE_CHECKING:
@@ -238,16 +238,24 @@ def _included_files_hidden() -> Iterator[None]:
         ConfigRepository.get_group_options = list_options  # type: ignore[method-assign]
 
 
-def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictConfig:
+def compose(
+    config_name: str = "train", overrides: Iterable[str] = (), *, config_dir: str | Path | None = None
+) -> DictConfig:
     """Compose the config of a command as its command line does, for notebooks and tests.
 
     Args:
         config_name: the command's file in conf/, without the suffix.
         overrides: `key=value` strings in Hydra's grammar.
+        config_dir: folder with config groups of your own, as `--config-dir`.
 
     Returns:
         The config without Hydra's own settings.
     """
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            raise UserError(f"config_dir={config_dir} is no folder: give one that holds config groups.")
+        overrides = [f"hydra.searchpath=[{quote_value(f'file://{folder}')}]", *overrides]
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
         hydra_config = config.hydra

@@ -164,8 +164,8 @@ def plot_confusion_matrices(train: Predictions, val: Predictions, class_names: S
     """Draw the confusion matrices of train probe and validation side by side."""
     # With few classes, each has more room: the titles are as wide as two panels of three inches.
     side = max(3.4, figure_inches(len(class_names), margin=2.4))
-    figure = Figure(figsize=(2 * side, side + 0.9), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(2 * side, side + 0.9))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     figure.suptitle("Confusion matrices")
     left, right = figure.subplots(1, 2)
     plot_confusion(confusion_matrix(train), class_names, left, title="train probe")

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.classifier import SplitMetrics
+from fashion_cnn.terminal import table_console
 from fashion_cnn.training.loggers import TensorBoard
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
@@ -160,13 +161,17 @@ class ProgressBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """Prints a header, then one line of metrics at the end of each epoch."""
+    """Prints a header, then one line of metrics at the end of each epoch.
+
+    Further metrics (conf/metrics) are printed on the validation set, where the terminal is wide enough.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the header."""
         if name := getattr(pl_module, "training_loss_name", None):
             pl_module.print(f"loss: cross-entropy; running: the loss that is trained, {name}")
-        pl_module.print(HEADER)
+        self._shown = self._metrics_that_fit(getattr(pl_module, "metric_names", ())[2:])
+        pl_module.print(HEADER + "".join(f"{heading:>{width}}" for heading, width in self._shown.items()))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line of the epoch."""
@@ -183,7 +188,20 @@ class EpochLines(Callback):
             _cell(metrics, "running/loss", ">8.4f"),
             f"{find_callback(trainer, Stopwatch).epoch_images_per_second:>9,.0f}",
         ]
-        pl_module.print(" ".join(columns), flush=True)
+        own = (_cell(metrics, heading.replace(" ", "/"), f">{width}.4f") for heading, width in self._shown.items())
+        pl_module.print(" ".join(columns) + "".join(own), flush=True)
+
+    @staticmethod
+    def _metrics_that_fit(names: Sequence[str]) -> dict[str, int]:
+        """Headings and widths of the columns of further metrics, as many as fit into a line of the terminal."""
+        free = table_console().width - len(HEADER.splitlines()[-1])
+        shown: dict[str, int] = {}
+        for name in names:
+            heading = f"val {name}"
+            width = max(len(heading), 8) + 2
+            if sum(shown.values()) + width <= free:
+                shown[heading] = width
+        return shown
 
 
 def _cell(metrics: dict[str, float], name: str, spec: str) -> str:
