@@ -93,6 +93,6 @@ def test_compose_finds_config_groups_of_the_user(tmp_path):
     config = compose("train", ["model=own", "model.network.width=16"], config_dir=folder)
     assert config.name == "own"
     assert config.model.network == {"_target_": "tiny_parts.PlainNetwork", "width": 16}
-    assert any(str(folder) in flag for flag in config.flags), "commands that are suggested find them too"
+    assert list(config.flags) == ["--config-dir", str(folder)], "commands that are suggested find them too"
     with pytest.raises(UserError, match=r"config_dir=.* is no folder"):
         compose("train", config_dir=tmp_path / "nowhere")

@@ -173,7 +173,9 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         command = training_command(config)
         commands = _shorten_commands(results["advice"], command)
         if commands != results["advice"]:
-            console.print(f"Next, repeat this with the words after …:\n  {command}", highlight=False, soft_wrap=True)
+            console.print(
+                f"Next, repeat this command with the words after … added:\n  {command}", highlight=False, soft_wrap=True
+            )
         for reason, advice in zip(results["advice_reasons"], commands, strict=True):
             console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
     folder = shlex.quote(config.runs_dir)
@@ -190,7 +192,12 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
 
 
 def _shorten_commands(commands: Sequence[str], repeated: str) -> list[str]:
-    """Replace the words of a long command in others that only add words to it: `… remedy=none,cutmix -m`."""
+    """Replace the words of a long command in others that only add words to it: `… remedy=none,cutmix -m`.
+
+    A single command stays whole.
+    """
+    if len(commands) < 2:
+        return list(commands)
     shortened = []
     for command in commands:
         added = Counter(shlex.split(command))

@@ -255,7 +255,8 @@ def compose(
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"config_dir={config_dir} is no folder: give one that holds config groups.")
-        overrides = [f"hydra.searchpath=[{quote_value(f'file://{folder}')}]", *overrides]
+        search_path = f"hydra.searchpath=[{quote_value(f'file://{folder}')}]"
+        overrides = [search_path, *overrides]
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
         hydra_config = config.hydra
@@ -263,6 +264,8 @@ def compose(
         del config["hydra"]
         OmegaConf.set_struct(config, True)
         _complete_config(config, hydra_config, config_name)
+    if config_dir is not None and "flags" in config:
+        config.flags = ["--config-dir", str(folder), *(flag for flag in config.flags if flag != search_path)]
     return config
 
 
