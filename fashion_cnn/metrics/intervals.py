@@ -159,6 +159,11 @@ def normal_probability_above(threshold: float, mean: float, deviation: float) ->
     return 0.5 * (1 + math.erf((mean - threshold) / deviation / math.sqrt(2)))
 
 
+def t_quantile(degrees: int) -> float:
+    """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1."""
+    return _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
+
+
 def paired_interval(differences: Sequence[float]) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
 
@@ -168,9 +173,7 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     mean_std = MeanStd.of(differences)
     if mean_std.std is None:
         return Interval(mean_std.mean, -math.inf, math.inf)
-    degrees = mean_std.count - 1
-    quantile = _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
-    half = quantile * mean_std.std / math.sqrt(mean_std.count)
+    half = t_quantile(mean_std.count - 1) * mean_std.std / math.sqrt(mean_std.count)
     return Interval(mean_std.mean, mean_std.mean - half, mean_std.mean + half)
 
 
