@@ -6,6 +6,7 @@ from conftest import TINY_DATA
 
 from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.cli.main import CONFIG_DIR, compose
+from fashion_cnn.errors import UserError
 from fashion_cnn.training import build
 
 CHOICES = [
@@ -83,3 +84,23 @@ def test_optimizers_and_schedules_combine_freely(optimizer, schedule):
 def test_the_settings_that_differ_from_the_default_are_those_that_affect_training(overrides, changed):
     differing = changed_settings(compose(overrides=overrides), compose())
     assert [setting.removeprefix("trainer.") for setting in differing] == changed
+
+
+def test_an_option_that_another_config_leaves_to_its_class_does_not_differ():
+    config = compose(overrides=["~data.augmentation.flip.p", "data.augmentation.crop=null"])
+    assert changed_settings(config, compose()) == ["data.augmentation.crop=null"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", "unknown option 'optimizer.lrr'. Did you mean optimizer.lr?"),
+        ("model=smal", "model=smal does not exist. Did you mean small?"),
+        ("optimizer.lr=[", "'optimizer.lr=[' is not a valid override: its [ is not closed."),
+    ],
+)
+def test_a_mistyped_override_from_python_has_the_message_of_the_command_line(override, message):
+    with pytest.raises(UserError) as error:
+        compose("train", [override])
+    assert str(error.value).startswith(message)
+    assert "viable" not in str(error.value)

@@ -17,15 +17,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.runs.overrides import QUOTED_KEYS, config_flags, quote_override, unquote_override
+from fashion_cnn.runs.overrides import CONFIG_DIR, QUOTED_KEYS, config_flags, quote_override, unquote_override
 from fashion_cnn.runs.trust import trust_packages
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
 
-_PACKAGE = Path(__file__).parent.parent
-# In the wheel conf/ lies inside the package, in a checkout beside it.
-CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 # Commands with config groups, whose help Hydra prints.
 _COMMANDS_WITH_GROUPS = ("train", "tune")
 
@@ -247,9 +244,22 @@ def compose(config_name: str = "train", overrides: Iterable[str] = ()) -> DictCo
 
     Returns:
         The config without Hydra's own settings.
+
+    Raises:
+        UserError: an override that is not possible, as on the command line.
     """
+    try:
+        return _compose(config_name, list(overrides))
+    except Exception as error:
+        described = describe_error(error, config_name, str(CONFIG_DIR))
+        if described is None or described is error:
+            raise
+        raise described from error
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
+        config = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         hydra_config = config.hydra
         OmegaConf.set_struct(config, False)
         del config["hydra"]
