@@ -199,7 +199,7 @@ def _describe_interval(results: dict[str, Any], prefix: str) -> str:
     gap, low, high = (results[f"{prefix}/accuracy{bound}"] for bound in ("", "_low", "_high"))
     zero = "contains zero: it may be chance" if low <= 0 <= high else "excludes zero"
     return (
-        f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} of 1,000 images "
+        f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} per 1,000 images "
         f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}, which {zero})"
     )
 
