@@ -7,7 +7,8 @@ import textwrap
 from omegaconf import OmegaConf
 
 from fashion_cnn.cli.errors import exit_with
-from fashion_cnn.cli.main import CONFIG_DIR, closed_output_ends_quietly
+from fashion_cnn.cli.main import closed_output_ends_quietly
+from fashion_cnn.runs.overrides import CONFIG_DIR
 from fashion_cnn.terminal import table_console
 
 

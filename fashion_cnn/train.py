@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.cli.main import CONFIG_DIR, run_command, sweep_job_directory
+from fashion_cnn.cli.main import run_command, sweep_job_directory
+from fashion_cnn.runs.overrides import CONFIG_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

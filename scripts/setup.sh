@@ -39,22 +39,22 @@ check_disk() {
 }
 
 # pip_install STEP ARGUMENT…: announce the step, and run pip install, on a terminal with a line that shows its progress.
-# After a failure print the end of its output and a message.
+# Its output goes to a file. After a failure print one message, and the end of the output if the cause is unknown.
 pip_install() {
   local log=$venv/install.log
   echo "Installing $1 into .venv …" >&2
   shift
   PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --progress-bar off \
     -c scripts/constraints.txt "$@" 2>&1 | tee -a "$log" | show_progress && return
-  tail -n 15 "$log" >&2
   if grep -q 'No space left' "$log"; then
     fail "The disk is full. Free some space and run the same command again to continue."
   elif [ "$1" = --index-url ]; then
-    fail "torch and torchvision cannot be installed from TORCH_INDEX_URL=$2 (see pip's output above): the address is" \
+    fail "torch and torchvision cannot be installed from TORCH_INDEX_URL=$2 (see $log): the address is" \
       "unreachable or holds no version of them for this Python. Correct it, or leave it out."
   elif grep -qE 'ConnectionError|NewConnectionError|ConnectTimeout|Name or service|name resolution|ProxyError|from versions: none' "$log"; then
     fail "The package index is unreachable. Check the network and PIP_INDEX_URL, and run the same command again."
   fi
+  tail -n 15 "$log" >&2
   fail "pip failed, see the end of its output above and all of it in $log."
 }
 

@@ -101,19 +101,23 @@ def test_help_explains_each_option(command):
     assert "hydra:" not in out
 
 
-def test_error_messages_do_not_wait_for_torch():
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", "unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --cfg job lists all options."),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 is not possible: give 1 or more."),
+    ],
+)
+def test_error_messages_do_not_wait_for_torch(override, message):
     code = (
-        "import sys; sys.argv = ['train', 'optimizer.lrr=1']\n"
+        f"import sys; sys.argv = ['train', '{override}']\n"
         "from fashion_cnn.train import main\n"
         "try: main()\n"
         "finally: assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert answer.returncode == 2
-    assert (
-        answer.stderr
-        == "error: unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --cfg job lists all options.\n"
-    )
+    assert answer.stderr == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -545,6 +549,16 @@ def test_a_long_command_is_printed_once_above_the_advice(capsys):
     assert "    … remedy=cutmix" in lines
     assert "    … remedy=none,cutmix -m" in lines
     assert f"    {advice[2]}" in lines, "it replaces a word"
+
+
+def test_a_job_of_a_sweep_ends_with_what_was_measured_and_its_verdict(capsys):
+    results = {"name": "tiny", "best_epoch": 1, "verdict": "overfitting", "val/loss": 1.0, "val/accuracy": 0.5}
+    results |= {"evaluation_lag": 0.25, "running/accuracy": 0.75}
+    print_end(results, Run(Path("runs/x")), OmegaConf.create({}), brief=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "not measured" not in shown
+    assert "Verdict: overfitting." in shown
+    assert "accuracy was 75.0% on the augmented training batches and 50.0% on the train probe" in shown
 
 
 def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):

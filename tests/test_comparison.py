@@ -10,13 +10,16 @@ import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from fashion_cnn.analysis import comparison_report
 from fashion_cnn.analysis.comparison import compare, conclude
 from fashion_cnn.analysis.learning_curve import describe_learning_curve, fit_learning_curve, fit_power_law
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import paired_interval
-from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against
+from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against, plot_learning_curve
+from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, find_runs
+from fashion_cnn.runs.overrides import CONFIG_DIR
 
 
 def make_run(path, overrides, seed, accuracy=None, **settings):
@@ -254,6 +257,121 @@ def test_two_seeds_give_no_interval(tmp_path):
             assert run.results_file.exists()
     text = conclude(compare(find_runs(str(tmp_path))))
     assert "accuracy is 1.00 points higher. 2 seeds cannot measure" in text
+
+
+def test_noise_over_seeds_is_that_of_the_runs_where_it_exceeds_that_of_the_long_trainings(tmp_path):
+    for rate, accuracies in ((0.1, (0.85, 0.95)), (0.2, (0.90, 0.90))):
+        for seed, accuracy in enumerate(accuracies):
+            make_run(tmp_path / f"{rate}{seed}", [f"optimizer.lr={rate}"], seed, accuracy, optimizer={"lr": rate})
+    # Variances 0.005 and 0: pooled standard deviation 0.05, t quantile of two degrees of freedom 4.303.
+    text = conclude(compare(find_runs(str(tmp_path))))
+    assert "such a difference up to 21.5 points" in text
+    assert "these runs have a standard deviation of 5.00 points over their seeds" in text
+
+
+def test_noise_over_seeds_is_stated_once_for_all_remedies(tmp_path):
+    for remedy, gain in (("none", 0.0), ("cutmix", 0.01), ("longer", 0.0)):
+        for seed in range(2):
+            make_run(tmp_path / f"{remedy}{seed}", [f"remedy={remedy}"], seed, 0.9 + gain, model={"n": remedy})
+    text = conclude(compare(find_runs(str(tmp_path))))
+    assert text.count("cannot measure the variation over seeds") == 1
+    assert "experiment=tiny have one of 0.16" in text
+
+
+def test_conclusion_names_the_settings_that_both_groups_share(tmp_path):
+    for rate, fraction, accuracy in ((0.1, 0.5, 0.8), (0.2, 0.5, 0.9), (0.1, 0.25, 0.6), (0.2, 0.25, 0.7)):
+        overrides = [f"optimizer.lr={rate}", f"data.train_fraction={fraction}"]
+        settings = {"optimizer": {"lr": rate}, "data": {"train_fraction": fraction}}
+        make_run(tmp_path / f"{rate}{fraction}", overrides, 0, accuracy, **settings)
+    text = conclude(compare(find_runs(str(tmp_path))))
+    assert "With optimizer.lr=0.2 instead of optimizer.lr=0.1, at data.train_fraction=0.5, the gap is" in text
+
+
+def test_the_model_of_an_experiment_is_the_one_that_it_uses(tmp_path):
+    small = OmegaConf.load(CONFIG_DIR / "model" / "small.yaml").network
+    small.dropout = 0.3
+    tiny = OmegaConf.load(CONFIG_DIR / "model" / "tiny.yaml").network
+    make_run(tmp_path / "a", ["experiment=regularised"], 0, 0.9, model={"network": small}, optimizer={"lr": 0.1})
+    make_run(tmp_path / "b", ["model=tiny", "optimizer.lr=0.2"], 0, 0.9, model={"network": tiny}, optimizer={"lr": 0.2})
+    own = {"_target_": "elsewhere.Network", "width": 3}
+    make_run(tmp_path / "c", ["experiment=mine"], 0, 0.9, model={"network": own}, optimizer={"lr": 0.3})
+    comparison = compare(find_runs(str(tmp_path)))
+    assert sorted(group.factors["model"] for group in comparison.groups) == ["Network", "small", "tiny"]
+
+
+def test_different_validation_sets_are_noted(tmp_path, command):
+    for number, data in enumerate(({"val_size": 500}, {"val_size": 1000, "split_seed": 1})):
+        make_run(tmp_path / str(number), [f"data.val_size={data['val_size']}"], 0, 0.9, data=data)
+    status, out, _ = command(main, f"runs={tmp_path}")
+    note = "The validation sets differ (data.val_size: 1000, 500; data.split_seed: 0, 1)"
+    assert status == 0
+    assert note in " ".join(out.split())
+    assert note in (tmp_path / "comparison" / "comparison.md").read_text()
+
+
+def test_runs_whose_evaluation_lags_are_noted(tmp_path, command):
+    for number, rate in enumerate((0.1, 0.2, 0.3)):
+        run = make_run(tmp_path / str(rate), [f"optimizer.lr={rate}"], 0, 0.9, optimizer={"lr": rate})
+        if number < 2:
+            results = json.loads(run.results_file.read_text()) | {"evaluation_lag": 0.1}
+            run.results_file.write_text(json.dumps(results))
+    _, out, _ = command(main, f"runs={tmp_path}")
+    note = "Evaluation lags behind the training in 2 of 3 runs"
+    assert note in " ".join(out.split())
+    assert note in (tmp_path / "comparison" / "comparison.md").read_text()
+    assert "~callbacks.ema" in out
+
+
+def test_no_change_is_the_first_category_of_the_remedies(tmp_path):
+    for remedy in ("cutmix", "none", "longer"):
+        make_run(tmp_path / remedy, [f"remedy={remedy}"], 0, 0.9, model={"n": remedy})
+    axes = Figure().subplots()
+    plot_gap_against(compare(find_runs(str(tmp_path))), "remedy", axes)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "cutmix", "longer"]
+
+
+def test_error_bars_of_lines_at_the_same_number_are_side_by_side(tmp_path):
+    for rate, fraction, seed in itertools.product((0.1, 0.2), (0.25, 0.5), (0, 1)):
+        overrides = [f"optimizer.lr={rate}", f"data.train_fraction={fraction}"]
+        settings = {"optimizer": {"lr": rate}, "data": {"train_fraction": fraction}}
+        make_run(tmp_path / f"{rate}{fraction}{seed}", overrides, seed, 0.9, **settings)
+    comparison = compare(find_runs(str(tmp_path)))
+    axes = Figure().subplots()
+    plot_gap_against(comparison, "data.train_fraction", axes)
+    first, second = (line.get_xdata() for line in axes.lines if line.get_marker() in "os")
+    assert (np.abs(first - second) > 0).all()
+    assert list(first) == pytest.approx([0.25, 0.5], abs=0.01)
+
+
+def test_figures_of_a_comparison_name_the_sweep(tmp_path, command, monkeypatch):
+    folder = tmp_path / "sweep" / "2026-11-29_17-23-48-06985c"
+    for fraction in (0.1, 0.2):
+        data = {"train_fraction": fraction}
+        make_run(folder / str(fraction), [f"data.train_fraction={fraction}"], 0, 1 - fraction / 2, data=data)
+    titles = {}
+
+    def save(figure, path):
+        titles[path.stem] = figure.get_suptitle()
+        save_figure(figure, path)
+
+    monkeypatch.setattr(comparison_report, "save_figure", save)
+    assert command(main, f"runs={folder}")[0] == 0
+    assert set(titles) == {"against_data.train_fraction", "learning_curve"}
+    assert all(title.endswith("\nsweep/2026-11-29_17-23-48-06985c") for title in titles.values())
+
+
+def test_learning_curve_is_drawn_in_percent_with_several_ticks_and_says_that_one_seed_has_no_interval():
+    curve = fit_learning_curve([300, 600, 1200, 2400], [[0.31], [0.25], [0.21], [0.185]])
+    figure = plot_learning_curve(curve)
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    ticks = [label.get_text() for label in axes.get_yticklabels() if label.get_text()]
+    assert sum(low <= float(tick) <= high for tick in ticks) >= 4
+    assert "one seed: no interval" in axes.get_title()
+    label = axes.get_legend().get_texts()[0].get_text()
+    assert float(label.split(" · ")[0]) == pytest.approx(curve.law.scale * 100, rel=1e-3)
+    assert "no interval" in describe_learning_curve(curve)
 
 
 def test_paired_interval_is_that_of_students_t():

@@ -96,3 +96,23 @@ def test_compose_finds_config_groups_of_the_user(tmp_path):
     assert list(config.flags) == ["--config-dir", str(folder)], "commands that are suggested find them too"
     with pytest.raises(UserError, match=r"config_dir=.* is no folder"):
         compose("train", config_dir=tmp_path / "nowhere")
+
+
+def test_an_option_that_another_config_leaves_to_its_class_does_not_differ():
+    config = compose(overrides=["~data.augmentation.flip.p", "data.augmentation.crop=null"])
+    assert changed_settings(config, compose()) == ["data.augmentation.crop=null"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", "unknown option 'optimizer.lrr'. Did you mean optimizer.lr?"),
+        ("model=smal", "model=smal does not exist. Did you mean small?"),
+        ("optimizer.lr=[", "'optimizer.lr=[' is not a valid override: its [ is not closed."),
+    ],
+)
+def test_a_mistyped_override_from_python_has_the_message_of_the_command_line(override, message):
+    with pytest.raises(UserError) as error:
+        compose("train", [override])
+    assert str(error.value).startswith(message)
+    assert "viable" not in str(error.value)

@@ -11,6 +11,7 @@ from conftest import TINY_DATA, file_size_limit
 from hydra.utils import instantiate
 from PIL import Image
 
+from fashion_cnn.analysis.report import run_title
 from fashion_cnn.cli.main import compose
 from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.evaluate import main
@@ -127,6 +128,7 @@ def test_the_record_names_the_hardware_and_precision_of_the_evaluation(trained, 
     monkeypatch.setattr(Run, "config", lambda run: config)
     quieten_lightning()
     evaluation = evaluate_runs([trained["first"]], "test")
+    assert evaluation.title == run_title(trained["first"], trained["first"].results()), "as figures of the training"
     # A GPU that the run does not use.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     record = evaluation_record([trained["first"]], evaluation)

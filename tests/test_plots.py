@@ -157,3 +157,11 @@ def test_classes_that_are_never_predicted_have_no_precision():
     axes = Figure().subplots()
     plot_by_class(metrics_by_class(predictions, names), axes, title="t")
     assert axes.get_legend_handles_labels()[1] == ["recall"]
+
+
+def test_the_neighbours_of_an_explanation_have_a_heading_and_the_run_a_name():
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    parts = Explanation("shirt", image, image[0] / 1.0, image[0] / 1.0, [(image, "Shirt")] * 4, run="small, seed 0")
+    figure = draw(parts, torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())
+    assert figure.get_suptitle() == "shirt\nsmall, seed 0"
+    assert any("most similar training images" in part.get_suptitle() for part in figure.subfigs)

@@ -80,9 +80,9 @@ def test_report_names_the_last_measured_epoch_if_the_last_one_was_not_measured()
 
 def test_gap_is_described_in_images_with_its_interval_and_significance():
     text = describe_gap(RESULTS)
-    assert "+2.00 points, 20 of 1,000 images (95% interval +1.10 to +2.90, which excludes zero)" in text
+    assert "+2.00 points, 20 per 1,000 images (95% interval +1.10 to +2.90, which excludes zero)" in text
     chance = "which contains zero: it may be chance"
-    assert f"+2.50 points, 25 of 1,000 images (95% interval -0.10 to +5.00, {chance})" in text
+    assert f"+2.50 points, 25 per 1,000 images (95% interval -0.10 to +5.00, {chance})" in text
     assert "After the last measured epoch (4) the gap to validation was +3.00 points" in text
     assert "from Shirt and Coat" in text
 

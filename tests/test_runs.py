@@ -111,6 +111,14 @@ def test_latest_unfinished_skips_runs_in_training(three_runs, tmp_path):
         runs.find_unfinished_run("latest", tmp_path)
 
 
+def test_latest_does_not_resume_a_run_that_is_older_than_a_finished_one(three_runs, tmp_path):
+    finished = make_run(tmp_path / "small" / "newer", 400, val__accuracy=0.9)
+    with pytest.raises(UserError, match="is finished") as caught:
+        runs.find_unfinished_run("latest", tmp_path)
+    assert str(finished.path) in str(caught.value)
+    assert f"python -m fashion_cnn.train resume={three_runs[2].path}" in str(caught.value)
+
+
 def test_a_missing_run_raises_with_the_newest_runs(three_runs, tmp_path):
     with pytest.raises(UserError, match="does not exist") as caught:
         runs.find_run(tmp_path / "smal", tmp_path)
@@ -521,6 +529,39 @@ def test_the_list_shows_what_differs_the_verdict_and_the_reason_of_a_failure(tmp
     assert [row["optimizer.lr"] for row in rows] == ["0.1", "0.1", "0.2"]
     assert rows[0]["val/accuracy"] == "0.9"
     assert rows[1]["reason"] == "UserError: The loss became nan at step 7, and so on"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_jobs_of_a_sweep_are_listed_below_it_without_repeating_their_settings(tmp_path, command, monkeypatch, width):
+    shared = ["model=tiny", "data.val_size=500", "trainer.max_epochs=4"]
+    folder = tmp_path / "sweep" / "2026-11-29_17-23-48-06985c"
+    for rate in (0.002, 0.008):
+        for seed in (0, 1):
+            run = make_run(folder / f"lr-{rate}_seed-{seed}", 0)
+            overrides = [*shared, f"optimizer.lr={rate}", f"seed={seed}"]
+            run.write_config(OmegaConf.create({"overrides": overrides, "optimizer": {"lr": rate}, "seed": seed}))
+            run.write_results({"verdict": "undecided", "val/accuracy": 0.9, "gap/accuracy": 0.02, "seconds": 9})
+    other = make_run(tmp_path / "small" / "2026-11-29_17-20-00-06985d", 0)
+    other.write_config(OmegaConf.create({"overrides": [], "optimizer": {"lr": 0.1}, "seed": 0}))
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = command(main, f"runs_dir={tmp_path}")
+    assert status == 0
+    assert out.count("max_epochs=4") == 1
+    (jobs,) = {
+        sum(f"lr-{rate}_seed-" in line and "90.00" in line for line in out.splitlines()) for rate in (0.002, 0.008)
+    }
+    assert jobs == 2
+    assert "lr=0.002" not in out, "the name of the job has it"
+    table = [line for line in out.splitlines() if line.startswith("│")]
+    assert len(table) <= 5 + 1 + 3, "one line for each run and job, and some for the sweep"
+
+
+def test_columns_that_are_not_shown_are_not_explained(tmp_path, command):
+    run = make_run(tmp_path / "small" / "2026-11-29_17-20-00-06985d", 0)
+    run.write_config(OmegaConf.create({"overrides": [], "seed": 0}))
+    status, out, _ = command(main, f"runs_dir={tmp_path}")
+    assert status == 0
+    assert "gap" not in out
 
 
 def test_the_command_lists_runs(three_runs, tmp_path, command, monkeypatch):

@@ -148,6 +148,7 @@ def test_an_unreachable_package_index_of_torch_is_named(machine):
     ended, _ = machine(TORCH_INDEX_URL="https://index.example/cpu")
     assert ended.returncode == 1
     assert "torchvision cannot be installed from TORCH_INDEX_URL=https://index.example/cpu (see" in ended.stderr
+    assert "Obtaining fashion_cnn" not in ended.stderr, "the output of pip is in the file that the message names"
 
 
 def test_extras_are_installed_into_the_environment_beside_earlier_ones(machine):

@@ -113,3 +113,21 @@ def test_the_checkpoint_is_read_once_and_must_fit_the_code(shop_run, monkeypatch
     monkeypatch.setattr(torch, "load", lambda file, **settings: state)
     with pytest.raises(UserError, match=r"does not fit .*ImageClassifier: the code or the file"):
         fashion_cnn.load(shop_run.path)
+
+
+def test_files_that_cannot_be_read_are_named_in_one_message(network, split, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.jpg"
+    pictures(split[0][:1])[0].resize((64, 64)).save(good)
+    bad.write_text("text")
+    with pytest.raises(UserError, match=r"nothere.jpg cannot be read \(No such file or directory\)"):
+        network.predict("nothere.jpg")
+    with pytest.raises(UserError, match=r"bad.jpg is not a picture"):
+        network.predict([good, bad])
+    with pytest.raises(UserError, match=r"is a folder: give its files"):
+        network.predict(tmp_path)
+
+
+@pytest.mark.parametrize("images", [None, 3])
+def test_a_value_that_is_no_image_is_refused(network, images):
+    with pytest.raises(UserError, match=f"images={images} is no image"):
+        network.predict(images)

@@ -34,11 +34,13 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.evaluation.evaluate import evaluate_runs
 from fashion_cnn.inference.network import read_checkpoint
+from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.train import main, train
 from fashion_cnn.training import build, leakage, session
+from fashion_cnn.training import results as results_module
 from fashion_cnn.training.callbacks import HEADER, ProgressBar
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
@@ -1162,3 +1164,15 @@ def test_the_model_card_names_the_data(tiny):
     assert "A network (ResNet) that classifies images of 20 x 20 pixels" in card
     assert "**Training data.** The data set of TinyDataModule. Trained on 128 images" in card
     assert "**Intended use.** Images of the same kind as the training data; nothing else was tested. Not for" in card
+
+
+def test_advice_starts_with_longer_training_where_evaluation_lags(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(results_module, "evaluation_lag", lambda *_: Interval(0.3, 0.2, 0.4))
+    results = train(tiny("trainer.max_epochs=1"))
+    assert "trainer.max_epochs=2" in results["advice"][0]
+    assert "~callbacks.ema" in results["advice"][1]
+    assert len(results["advice"]) > 2, "the advice of the verdict follows"
+    out = capsys.readouterr().out
+    assert out.index("first train longer: evaluation lags behind") < out.index("or turn the average")
+    without = train(tiny("trainer.max_epochs=1", "~callbacks.ema"))
+    assert not any("EMA" in reason for reason in without["advice_reasons"])

@@ -190,8 +190,9 @@ def test_commands_and_load_open_a_run_of_a_trusted_package(shop_run, tmp_path, c
     assert "add trust=other_networks, or export FASHION_CNN_TRUST=other_networks" in err
     assert command(predict.main, f"run={run}", f"images={picture}", "trust=other_networks")[0] == 0
     monkeypatch.setenv("FASHION_CNN_TRUST", trusted)
-    with pytest.raises(UserError, match="add trust=other_networks"):
+    with pytest.raises(UserError, match="add trust=other_networks") as error:
         fashion_cnn.load(run)
+    assert 'in Python: fashion_cnn.load(…, trust="other_networks").' in str(error.value)
     fashion_cnn.load(run, trust="other_networks")
 
 

@@ -22,10 +22,11 @@ from sqlalchemy.engine import Engine
 from fashion_cnn import tune as tune_command
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.plots.comparison import Trial, plot_search
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
-from fashion_cnn.sweeps.search import PruneTrial, search_space
+from fashion_cnn.sweeps.search import PruneTrial, _describe_best, search_space
 from fashion_cnn.sweeps.study import (
     TRIAL_HEADER,
     check_trials,
@@ -380,6 +381,19 @@ def test_the_storage_of_a_search_adds_no_settings_and_no_directories(command, tm
     assert f"+callbacks.z={call}, which is not searched" in err
 
 
+def test_the_best_accuracy_has_an_interval_and_few_trials_rank_no_settings():
+    # Wilson's interval of 136 of 500: 0.2348 to 0.3126.
+    text = _describe_best(0.272, 500, [0.27, 0.248, 0.2])
+    assert "with 500 validation images is 23.48% to 31.26%, in which 2 of the 3 other complete trials lie" in text
+    trials = [Trial(number, True, 0.2 + number / 100, {100: 0.2 + number / 100}) for number in range(4)]
+    figures = plot_search(trials, {"lr": 0.9, "decay": 0.1}, title="search tiny")
+    assert "from 4 complete trials, too few to rank the settings reliably" in figures["importance"].get_suptitle()
+    for name in ("history", "curves"):
+        figures[name].draw_without_rendering()
+        (legend,) = figures[name].legends
+        assert legend.get_window_extent().y1 < figures[name].axes[0].get_window_extent().y0, "outside the axes"
+
+
 @pytest.mark.training
 def test_a_search_through_the_command_line(command, tmp_path):
     arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "callbacks=essential", "tune.pruner.n_startup_trials=2"]
@@ -399,6 +413,8 @@ def test_a_search_through_the_command_line(command, tmp_path):
     assert f"{float(best['val/accuracy']) * 100:.2f} ({best['trial']})" in lines[-1]
     assert HEADER not in out
     assert f"Best: trial {best['trial']}, validation {float(best['val/accuracy']):.2%}" in out
+    assert "Its 95% interval with 32 validation images is " in out
+    assert f"of the {len(complete) - 1} other complete trials lie" in out
     assert Run(folder / f"trial-{int(best['trial']):04}").results()["val/accuracy"] == float(best["val/accuracy"])
     assert not any("test/accuracy" in Run(file.parent).results() for file in folder.glob("*/results.json"))
     assert (folder / "history.png").exists()

@@ -1,14 +1,16 @@
 """Comparison of runs: groups that differ in their settings, with mean and standard deviation over the seeds."""
 
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.analysis.settings import (
@@ -20,8 +22,10 @@ from fashion_cnn.analysis.settings import (
     to_setting,
 )
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import Interval, MeanStd, paired_interval
+from fashion_cnn.metrics.intervals import Interval, MeanStd, paired_interval, t_quantile
 from fashion_cnn.runs import Run, format_csv
+from fashion_cnn.runs.finding import run_id
+from fashion_cnn.runs.overrides import CONFIG_DIR, override_key
 
 # By heading: the metric in results.json, its scale and its number of digits.
 COLUMNS: dict[str, tuple[str, float, int]] = {
@@ -40,6 +44,14 @@ _VERDICT = "verdict"
 _MIN_PAIRS = 3
 # Standard deviation of the test accuracy over five seeds of experiment=tiny (docs/results.md).
 _SEED_DEVIATION = 0.0016
+# Settings that choose the validation images, with their defaults.
+_VALIDATION = {
+    "data": "none",
+    "data.val_size": "none",
+    "data.val_share": "none",
+    "data.split_seed": 0,
+    "data.left_out": "none",
+}
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
@@ -89,11 +101,15 @@ class Comparison:
         groups: the groups of the finished runs, ordered by their factors.
         factors: the names of the settings that differ.
         unfinished: the other runs, and those whose settings cannot be read.
+        notes: what limits the comparison, a sentence or two each.
+        name: the folder of the runs, such as that of a sweep.
     """
 
     groups: tuple[Group, ...]
     factors: tuple[str, ...]
     unfinished: tuple[Run, ...]
+    notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 class _Variant(NamedTuple):
@@ -131,7 +147,43 @@ def compare(runs: Iterable[Run]) -> Comparison:
     ]
     compared_runs = {run for variant in variants for run in variant.runs}
     groups.sort(key=lambda group: [_sort_key(value) for value in group.factors.values()])
-    return Comparison(tuple(groups), tuple(factors), tuple(run for run in runs if run not in compared_runs))
+    results = [result for group in groups for result in group.results]
+    lagging = sum("evaluation_lag" in result for result in results)
+    notes = filter(None, (_validation_note(variants), lag_note(lagging, len(results))))
+    unfinished = tuple(run for run in runs if run not in compared_runs)
+    return Comparison(tuple(groups), tuple(factors), unfinished, tuple(notes), _common_folder(runs))
+
+
+def _common_folder(runs: Sequence[Run]) -> str:
+    """The name of the folder that holds all runs; that of a sweep, which is a time, with the one above it."""
+    folder = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+    return folder.name if run_id(folder) == folder.name else f"{folder.parent.name}/{folder.name}"
+
+
+def lag_note(lagging: int, runs: int) -> str:
+    """Say in how many runs the evaluation lags behind the training, see `evaluation_lag`; an empty text for none."""
+    if not lagging:
+        return ""
+    return (
+        f"Evaluation lags behind the training in {lagging} of {runs} {'run' if runs == 1 else 'runs'}: its averages, "
+        "of the weights (EMA) and in batch normalisation, need more training steps. Train longer, or turn EMA off "
+        "(~callbacks.ema), before comparing settings."
+    )
+
+
+def _validation_note(variants: Sequence[_Variant]) -> str:
+    """Say that the validation sets of the variants differ; an empty text if they do not."""
+    differing = []
+    for name, default in _VALIDATION.items():
+        values = {str(variant.settings.get(name, default)) for variant in variants}
+        if len(values) > 1:
+            differing.append(f"{name}: {', '.join(sorted(values))}")
+    if not differing:
+        return ""
+    return (
+        f"The validation sets differ ({'; '.join(differing)}): accuracies and gaps are measured on different images, "
+        "and a part of their differences may come from that."
+    )
 
 
 def _variants(runs: Iterable[Run]) -> list[_Variant]:
@@ -164,8 +216,7 @@ def _held_value(variant: _Variant, name: str) -> Setting:
         return variant.settings[name]
     config = variant.runs[0].config()
     if name == "model":
-        # A run is named after its experiment or its model, unless the name was typed.
-        return variant.overrides.get(name) or ("default" if "name" in variant.overrides else str(config.get("name")))
+        return variant.overrides.get(name) or _model_name(config)
     value: Any = None
     with suppress(OmegaConfBaseException):  # A run of someone else may have a list where others have a section.
         value = OmegaConf.select(config, name)
@@ -177,6 +228,25 @@ def _held_value(variant: _Variant, name: str) -> Setting:
         typed = variant.overrides.get(name)
         return "none" if typed in (None, "null") else typed
     return to_setting(value)
+
+
+def _model_name(config: DictConfig) -> str:
+    """The file of conf/model with the network of a run whose model was not typed, else the class of the network."""
+    typed = {override_key(override) for override in config.get("overrides") or []}
+    if not typed & {"experiment", "name"}:
+        # A run is then named after its model.
+        return str(config.get("name"))
+    network = OmegaConf.select(config, "model.network")
+    if not OmegaConf.is_dict(network):
+        return "default"
+
+    def architecture(network: Any) -> dict[str, Any]:
+        return {str(key): value for key, value in network.items() if key != "dropout"}
+
+    for file in sorted((CONFIG_DIR / "model").glob("*.yaml")):
+        if architecture(OmegaConf.select(OmegaConf.load(file), "network") or {}) == architecture(network):
+            return file.stem
+    return str(network.get("_target_", "default")).rpartition(".")[2]
 
 
 def _results_by_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
@@ -228,12 +298,46 @@ def conclude(comparison: Comparison) -> str:
     if len(groups) < 2:
         return "There is a single group of settings with validation accuracy and gap: nothing is compared."
     baseline = [group for group in groups if group.factors == {"remedy": "none"}]
+    sentences = []
     if baseline:
-        return " ".join(_conclude_pair(baseline[0], group) for group in groups if group is not baseline[0])
-    if len(groups) == 2:
-        return _conclude_pair(*groups)
-    groups.sort(key=lambda group: statistics.fmean(group.values("val/accuracy")), reverse=True)
-    return f"{groups[0].label} has the highest validation accuracy. {_conclude_pair(groups[1], groups[0])}"
+        compared = [(baseline[0], group) for group in groups if group is not baseline[0]]
+    elif len(groups) == 2:
+        compared = [(groups[0], groups[1])]
+    else:
+        groups.sort(key=lambda group: statistics.fmean(group.values("val/accuracy")), reverse=True)
+        compared = [(groups[1], groups[0])]
+        sentences.append(f"{groups[0].label} has the highest validation accuracy.")
+    sentences += [_conclude_pair(*pair) for pair in compared]
+    if few := [pair for pair in compared if 0 < len(_pairs(*pair)) < _MIN_PAIRS]:
+        sentences.append(_describe_noise(few))
+    return " ".join(sentences)
+
+
+def _describe_noise(compared: Sequence[tuple[Group, Group]]) -> str:
+    """Say how much the choice of the seeds alone may change the differences of pairs of groups with few seeds."""
+    seeds = min(len(_pairs(*pair)) for pair in compared)
+    groups = {id(group): group for pair in compared for group in pair}.values()
+    stds = [MeanStd.of(group.values("val/accuracy")) for group in groups]
+    degrees = sum(metric.count - 1 for metric in stds)
+    squares = sum(metric.std**2 * (metric.count - 1) for metric in stds if metric.std is not None)
+    own = math.sqrt(squares / degrees) if degrees else 0.0
+    if own > _SEED_DEVIATION:
+        deviation, quantile = own, t_quantile(degrees)
+        source = f"these runs have a standard deviation of {own * 100:.2f} points over their seeds"
+    else:
+        deviation, quantile = _SEED_DEVIATION, 1.96
+        why = (
+            f"these runs have a smaller standard deviation, {own * 100:.2f} points"
+            if degrees
+            else "each row has one run"
+        )
+        source = f"five seeds of experiment=tiny have one of {_SEED_DEVIATION * 100:.2f} points; {why}"
+    noise = quantile * math.sqrt(2 / seeds) * deviation * 100
+    count = "One seed" if seeds == 1 else f"{seeds} seeds"
+    return (
+        f"{count} cannot measure the variation over seeds, which alone makes such a difference up to {noise:.1f} "
+        f"points in validation accuracy (95%; {source})."
+    )
 
 
 def _conclude_pair(first: Group, second: Group) -> str:
@@ -249,15 +353,12 @@ def _conclude_pair(first: Group, second: Group) -> str:
     shown = len(pairs) >= _MIN_PAIRS
     smaller = _describe(gap, "smaller", "larger", has_interval=shown)
     lower = _describe(accuracy, "lower", "higher", has_interval=shown)
-    text = f"With {better} instead of {other}, the gap is {smaller}, and validation accuracy is {lower}"
-    if shown:
-        return f"{text}; {len(pairs)} pairs of equal seed, 95% intervals."
-    seeds = "one seed" if len(pairs) == 1 else f"{len(pairs)} seeds"
-    noise = 1.96 * math.sqrt(2 / len(pairs)) * _SEED_DEVIATION * 100
-    return (
-        f"{text}. {seeds.capitalize()} cannot measure the variation over seeds, which alone makes such a difference up "
-        f"to {noise:.1f} points (95%; experiment=tiny, five seeds)."
+    shared = ", ".join(f"{name}={value}" for name, value in second.factors.items() if first.factors[name] == value)
+    text = (
+        f"With {better} instead of {other},{f' at {shared},' if shared else ''} the gap is {smaller}, and validation "
+        f"accuracy is {lower}"
     )
+    return f"{text}; {len(pairs)} pairs of equal seed, 95% intervals." if shown else f"{text}."
 
 
 def _label_of_difference(group: Group, other: Group) -> str:
@@ -326,6 +427,6 @@ def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: S
     if comparison.unfinished:
         runs = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)
         parts.append(f"Unfinished runs, not included:\n\n{runs}")
-    parts += remarks
+    parts += [*comparison.notes, *remarks]
     parts += [f"![{name}]({name})" for name in plots]
     return "\n\n".join(parts) + "\n"

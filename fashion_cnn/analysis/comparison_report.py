@@ -8,7 +8,7 @@ from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter
 from fashion_cnn.errors import unusable
 from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
-from fashion_cnn.plots.style import save_figure
+from fashion_cnn.plots.style import add_subtitle, save_figure
 from fashion_cnn.runs import write_atomically
 
 _FRACTION = "data.train_fraction"
@@ -37,6 +37,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
         for stale in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
             stale.unlink()
         for name, figure in plots.items():
+            add_subtitle(figure, comparison.name)
             save_figure(figure, folder / f"{name}.png")
         write_atomically(folder / "comparison.csv", comparison_csv(comparison))
         write_atomically(folder / "comparison.md", text)

@@ -130,7 +130,9 @@ def describe_learning_curve(curve: LearningCurve) -> str:
         band = curve.interval(size)
         interval = "" if band is None else f" ({band[0][0] * 100:.2f} to {band[1][0] * 100:.2f})"
         predictions.append(f"{curve.law(size)[0] * 100:.2f}%{interval} with {times} times as many images")
+    seeds = "" if curve.resampled else " Without a second seed there is no interval."
     return (
         f"The power law through {len(curve.sizes)} sizes up to {curve.sizes[-1]:,.0f} training images predicts a "
         f"validation error of {' and '.join(predictions)}. This is an extrapolation: ambiguous labels limit the error."
+        f"{seeds}"
     )

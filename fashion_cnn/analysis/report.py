@@ -226,7 +226,7 @@ def _describe_interval(results: dict[str, Any], prefix: str, like: str | None = 
 def _interval_numbers(results: dict[str, Any], prefix: str) -> str:
     gap, low, high = (results[f"{prefix}/accuracy{bound}"] for bound in ("", "_low", "_high"))
     return (
-        f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} of 1,000 images "
+        f"{gap * 100:+.2f} points, {abs(round(gap * 1000))} per 1,000 images "
         f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}"
     )
 

@@ -71,8 +71,11 @@ def changed_settings(config: DictConfig, default: DictConfig) -> list[str]:
     new, old = (run_settings(each) | checkpoint_settings(each) for each in (config, default))
     changed = set()
     for name in new.keys() | old.keys():
-        section = name.rpartition(".")[0]
+        section, _, key = name.rpartition(".")
         if new.get(name) == old.get(name) or new.get(section) != old.get(section):
+            continue
+        if section in new and name not in new and key not in OmegaConf.select(config, section):
+            # Another config file leaves the option out: the class has a default.
             continue
         if name in new:
             value = str(new[name]).replace(", ", ",")

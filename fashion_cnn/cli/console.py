@@ -152,11 +152,15 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         results: the contents of `results.json`.
         run: the run directory.
         config: the training's config.
-        brief: leave out everything but the table of losses and accuracies.
+        brief: leave out everything but the table of losses and accuracies, the verdict and a lag of the evaluation.
     """
     console = wide_console()
     console.print(results_table(results))
     if brief:
+        if "verdict" in results:
+            console.print(f"Verdict: {results['verdict']}.", highlight=False)
+        if lag := describe_lag(results):
+            console.print(lag, highlight=False)
         return
     epochs = _count_epochs(results["epochs"])
     minutes, seconds = divmod(round(results["seconds"]), 60)
@@ -210,7 +214,7 @@ def _shorten_commands(commands: Sequence[str], repeated: str) -> list[str]:
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Return the table of loss and accuracy on each split, and of the gaps."""
+    """Return the table of loss and accuracy on each measured split, and of the measured gaps."""
     table = Table(title=f"{results['name']}, weights of epoch {results['best_epoch']}", title_justify="left")
     metrics = results.get("metrics", [])
     for heading in ("", "loss", "accuracy", *metrics):
@@ -229,8 +233,6 @@ def results_table(results: dict[str, Any]) -> Table:
             unit = " points" if sign else " %"
             others = (f"{results[f'{prefix}/{name}']:{sign}.4f}" for name in metrics)
             table.add_row(label, f"{loss:{sign}.4f}", f"{accuracy * 100:{sign}.2f}{unit}", *others)
-        elif prefix != "test_flip":
-            table.add_row(label, *["not measured"] * (2 + len(metrics)))
     return table
 
 
@@ -355,7 +357,8 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
     optional = ("minutes", "best epoch", "train loss", "val loss", "gap in loss", "train acc. %", "seeds")
     hint = f"All are in {written.name}."
     print_table(headings, rows, right=numbers, optional=optional, hint=hint, settings=[*names.values()])
-    print_text(conclude(comparison))
+    for text in (conclude(comparison), *comparison.notes):
+        print_text(text)
     for run in comparison.unfinished:
         message = f"Left out: {display_path(run.path)}: {run.describe_state()}"
         console.print(message, highlight=False, soft_wrap=True)

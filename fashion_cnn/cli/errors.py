@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error, printable
 from fashion_cnn.runs.files import dotted_items
+from fashion_cnn.runs.overrides import check_epochs
 
 # Config groups that every training needs.
 _REQUIRED_GROUPS = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
@@ -47,6 +48,8 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
         # A group without a choice, such as `loss`, may be set by `+loss._target_=...`.
         if defaults is not None and key not in defaults and not _is_group(key):
             raise UserError(f"unknown option '{key}'.{did_you_mean(key, map(str, defaults))}", status=2)
+    if config_name == "train" and not config.get("resume"):
+        check_epochs(config)
 
 
 def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]) -> None:
@@ -177,8 +180,8 @@ def describe_error(
         return UserError(f"{ambiguous[1]} has several values: type {sweep}{key}=[{values}] for a list.", status=2)
     if isinstance(error, OverrideParseException):
         return UserError(
-            f"'{error.override}' is not a valid override. Write key=value; quote a value with spaces, commas or "
-            f"brackets twice, such as 'key=\"a, b\"'.\n{error}",
+            f"'{error.override}' is not a valid override{_unclosed(error.override)}. Write key=value; quote a value "
+            "with spaces, commas or brackets twice, such as 'key=\"a, b\"'.",
             status=2,
         )
     if isinstance(error, ConfigCompositionException) and (
@@ -220,6 +223,16 @@ def describe_error(
     if system is not None:
         return UserError(f"{system.strerror}: {system.filename}" if system.filename else str(system.strerror))
     return None
+
+
+def _unclosed(override: str) -> str:
+    """Say which bracket or quote of an override is not closed; an empty text if all are."""
+    pairs = [*zip("[{(", "]})", strict=True), *(("'", "'"), ('"', '"'))]
+    for first, last in pairs:
+        is_open = override.count(first) % 2 if first == last else override.count(first) > override.count(last)
+        if is_open:
+            return f": its {first} is not closed"
+    return ""
 
 
 def _describe_target(causes: Sequence[BaseException], key: str, config: DictConfig | None) -> UserError | None:

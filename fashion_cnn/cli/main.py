@@ -17,15 +17,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.errors import Interrupted, UserError
-from fashion_cnn.runs.overrides import QUOTED_KEYS, config_flags, quote_override, quote_value, unquote_override
+from fashion_cnn.runs.overrides import (
+    CONFIG_DIR,
+    QUOTED_KEYS,
+    config_flags,
+    quote_override,
+    quote_value,
+    unquote_override,
+)
 from fashion_cnn.runs.trust import trust_packages
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
 
-_PACKAGE = Path(__file__).parent.parent
-# In the wheel conf/ lies inside the package, in a checkout beside it.
-CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 # Commands with config groups, whose help Hydra prints.
 _COMMANDS_WITH_GROUPS = ("train", "tune")
 
@@ -250,22 +254,37 @@ def compose(
 
     Returns:
         The config without Hydra's own settings.
+
+    Raises:
+        UserError: an override that is not possible, as on the command line.
     """
+    search_path = None
     if config_dir is not None:
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"config_dir={config_dir} is no folder: give one that holds config groups.")
         search_path = f"hydra.searchpath=[{quote_value(f'file://{folder}')}]"
         overrides = [search_path, *overrides]
+    try:
+        config = _compose(config_name, list(overrides))
+    except Exception as error:
+        described = describe_error(error, config_name, str(CONFIG_DIR))
+        if described is None or described is error:
+            raise
+        raise described from error
+    if search_path is not None and "flags" in config:
+        config.flags = ["--config-dir", str(folder), *(flag for flag in config.flags if flag != search_path)]
+    return config
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
+        config = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         hydra_config = config.hydra
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         OmegaConf.set_struct(config, True)
         _complete_config(config, hydra_config, config_name)
-    if config_dir is not None and "flags" in config:
-        config.flags = ["--config-dir", str(folder), *(flag for flag in config.flags if flag != search_path)]
     return config
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fashion_cnn.analysis.report import run_title
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.errors import UserError
@@ -99,13 +100,14 @@ def evaluate_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = 
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     metrics, predictions = evaluate_splits(config, module, data, test=split == "test", flip_average=True)
     names = ", ".join(run_id(run.path) for run in runs)
+    single = run_title(runs[0], {"name": config.name, "seed": config.seed})
     return Evaluation(
         network=NetworkRunner(module, data, device=device, precision=precision),
         split=split,
         predictions=predictions[split],
         val=predictions.get("val") if same_val else None,
         metrics=metrics,
-        title=f"run {names}" if len(runs) == 1 else f"mean of the runs {names}",
+        title=single if len(runs) == 1 else f"mean of the runs {names}",
     )
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fashion_cnn.analysis.report import run_title
 from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.inference.network import NetworkRunner, load, load_data, weights_sha256
 from fashion_cnn.inference.predictor import NONE_OF_THESE, load_calibration
@@ -48,6 +49,7 @@ class Explainer:
         invert: see `Preparation`.
 
     Attributes:
+        run_title: name of the run.
         warning: problem with the calibration of the probabilities, if any.
 
     Raises:
@@ -66,6 +68,8 @@ class Explainer:
         invert: Invert,
     ) -> None:
         data = load_data(run, data_root)
+        config = run.config()
+        self.run_title = run_title(run, {"name": config.get("name"), "seed": config.get("seed")})
         self.network = NetworkRunner(load(run), data)
         if isinstance(self.network.module.network, Ensemble):
             raise UserError(f"{run.path} is an ensemble, whose members look at different places: explain one network.")
@@ -128,11 +132,12 @@ class Explainer:
         )
         return Explanation(
             title=title,
+            run=self.run_title,
             image=image,
             grad_cam=grad_cam(network, normalised.clone(), torch.tensor([label]))[0],
             attribution=integrated_gradients(network, normalised, torch.tensor([label]), black)[0],
             neighbours=[
-                (neighbour, f"{data.class_names[target]}\nimage {index}, {similarity:.2f}")
+                (neighbour, f"{data.class_names[target]}\nimage {index}, similarity {similarity:.2f}")
                 for neighbour, target, index, similarity in neighbours
             ],
         )
@@ -166,6 +171,7 @@ class Explanation:
         grad_cam: `(H, W)`, from 0 to 1.
         attribution: integrated gradients, `(H, W)`.
         neighbours: nearest training images `(C, H, W)` uint8 with their captions, the nearest first.
+        run: name of the run.
     """
 
     title: str
@@ -173,6 +179,7 @@ class Explanation:
     grad_cam: Tensor
     attribution: Tensor
     neighbours: Sequence[tuple[Tensor, str]]
+    run: str = ""
 
 
 def draw(explanation: Explanation, original: np.ndarray) -> Figure:
@@ -183,9 +190,11 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
         original: the picture itself, `(H, W, 3)` uint8.
     """
     columns = max(4, len(explanation.neighbours))
-    figure = Figure(figsize=(2.3 * columns, 5.6), layout="constrained")
-    figure.suptitle(escape_label(explanation.title), fontsize=12)
-    upper, lower = figure.subplots(2, columns)
+    figure = Figure(figsize=(2.3 * columns, 6.9), layout="constrained")
+    figure.suptitle(escape_label(f"{explanation.title}\n{explanation.run}"), fontsize=12)
+    top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    bottom.suptitle("The most similar training images, with the cosine similarity of the embeddings", fontsize=11)
+    upper, lower = (part.subplots(1, columns) for part in (top, bottom))
     for axes in (*upper, *lower):
         axes.set_axis_off()
     upper[0].imshow(original)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
 from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions
@@ -20,6 +20,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.pictures import UnreadablePictureError, decode, read_pictures
 from fashion_cnn.runs import Run
 
+_IMAGES_REMEDY = "give one array or tensor, or a list of PIL pictures or paths."
 NONE_OF_THESE = "none of these"
 # With fewer validation images, the prior of the temperature outweighs them.
 _FEW_VALIDATION_IMAGES = 30
@@ -220,7 +221,7 @@ class TrainedClassifier:
         """Return class indices `(N,)`; `class_names` gives their names.
 
         Raises:
-            UserError: if the images have another size or range of values than the network takes.
+            UserError: if an image cannot be read, or has another size or range of values than the network takes.
         """
         return self._network.logits(self.prepare(images)).argmax(dim=1).numpy()
 
@@ -228,7 +229,7 @@ class TrainedClassifier:
         """Return class probabilities `(N, num_classes)`, temperature-scaled on the run's validation images.
 
         Raises:
-            UserError: if the images have another size or range of values than the network takes.
+            UserError: if an image cannot be read, or has another size or range of values than the network takes.
         """
         return self._calibration.probabilities(self._network.logits(self.prepare(images))).float().numpy()
 
@@ -236,7 +237,7 @@ class TrainedClassifier:
         """Return embeddings, unit vectors `(N, D)`: similar images have a large dot product.
 
         Raises:
-            UserError: if the images have another size or range of values than the network takes.
+            UserError: if an image cannot be read, or has another size or range of values than the network takes.
         """
         return self._network.embed(self.prepare(images)).numpy()
 
@@ -244,7 +245,7 @@ class TrainedClassifier:
         """Return images as the uint8 tensor `(N, C, H, W)` that the network's normalisation takes.
 
         Raises:
-            UserError: if the images have another size or range of values than the network takes.
+            UserError: if an image cannot be read, or has another size or range of values than the network takes.
         """
         if isinstance(images, Image.Image | str | Path):
             images = [images]
@@ -256,17 +257,17 @@ class TrainedClassifier:
             images = torch.stack([torch.as_tensor(image) for image in images])
         if isinstance(images, np.ndarray | Tensor):
             return self._with_batch_dimension(_as_bytes(torch.as_tensor(images)))
+        if not isinstance(images, Sequence):
+            raise UserError(f"images={images!r} is no image: {_IMAGES_REMEDY}")
         if not images:
             return torch.zeros(0, *self.image_shape, dtype=torch.uint8)
         return torch.stack([self._prepare_picture(picture) for picture in images])
 
     def _prepare_picture(self, picture: Picture) -> Tensor:
         if not isinstance(picture, Image.Image | str | Path):
-            raise UserError(
-                f"images hold a {type(picture).__name__}: give one array or tensor, or a list of PIL pictures or paths."
-            )
+            raise UserError(f"images hold a {type(picture).__name__}: {_IMAGES_REMEDY}")
         if not isinstance(picture, Image.Image):
-            picture = decode(Path(picture), min_pixels=self._network.preparation.min_pixels)
+            picture = _read_picture(Path(picture), self._network.preparation.min_pixels)
         if picture.mode not in ("L", "LA", "RGB", "RGBA"):
             picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
         return self._network.preparation(picture)
@@ -287,6 +288,15 @@ class TrainedClassifier:
                 f"(N, {channels}, {height}, {width}). Give PIL pictures or paths to have other sizes resized."
             )
         return images
+
+
+def _read_picture(path: Path, min_pixels: int) -> Image.Image:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give its files, such as list(Path({str(path)!r}).glob('*.jpg')).")
+    try:
+        return decode(path, min_pixels=min_pixels)
+    except UnreadablePictureError as error:
+        raise UserError(printable(f"{path} {error}.")) from error
 
 
 def _as_bytes(images: Tensor) -> Tensor:

@@ -159,6 +159,11 @@ def normal_probability_above(threshold: float, mean: float, deviation: float) ->
     return 0.5 * (1 + math.erf((mean - threshold) / deviation / math.sqrt(2)))
 
 
+def t_quantile(degrees: int) -> float:
+    """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1."""
+    return _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
+
+
 def paired_interval(differences: Sequence[float]) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.learning_curve import LearningCurve
@@ -29,6 +29,12 @@ _LEGEND_ROW = 0.22
 # Largest number of tick labels side by side.
 _MAX_LEVEL_TICKS = 4
 _MAX_FILE_NAME = 60
+# Number of complete trials below which the importance of settings is called uncertain.
+_MIN_TRIALS_FOR_RANKING = 20
+# Ratio of the ends of a logarithmic axis below which its ticks are evenly spaced numbers.
+_NARROW = 5
+# Shift of the points of a line on an axis of numbers, as a fraction of the axis for each unit of `_offset`.
+_MAX_SHIFT = 0.06
 # Smallest distance of two tick labels, as a fraction of the axis.
 _MIN_TICK_DISTANCE = 0.07
 
@@ -96,11 +102,12 @@ def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> No
     lines = _lines(comparison, factor)
     scale = _Scale([group for groups in lines.values() for group in groups], factor)
     for number, groups in enumerate(lines.values()):
-        for split in ("train", "val"):
+        for split, shift in (("train", -0.1), ("val", 0.1)):
             style = STYLES[split]
             if len(lines) > 1:
                 style = {**_line_style(number), "linestyle": style["linestyle"], "label": None}
-            scale.plot(groups, f"{split}/accuracy", axes, offset=_offset(number, len(lines)), **style, **_fill(split))
+            offset = _offset(number, len(lines)) + shift / len(lines)
+            scale.plot(groups, f"{split}/accuracy", axes, offset=offset, **style, **_fill(split))
     scale.finish(axes)
     if len(lines) == 1:
         axes.legend(frameon=False, fontsize="small")
@@ -139,7 +146,7 @@ def _line_style(number: int) -> dict[str, Any]:
 
 
 def _offset(number: int, lines: int) -> float:
-    """Distance of the points of a line from their category, so that those of other lines are beside them."""
+    """Distance of the points of a line from their category, so that the error bars of other lines are beside them."""
     return 0.6 * ((number + 0.5) / lines - 0.5)
 
 
@@ -156,6 +163,9 @@ class _Scale:
         values = [self._value(group) for group in groups]
         self.numbers = sorted({float(value) for value in values if _is_number(value)})
         self.names = [] if all(map(_is_number, values)) else sorted({str(value) for value in values})
+        if factor == "remedy":
+            # The runs that the others are compared with come first.
+            self.names.sort(key=lambda name: name != "none")
         self.logarithmic = not self.names and self.numbers[0] > 0 and self.numbers[-1] >= 8 * self.numbers[0]
 
     def _value(self, group: Group) -> Setting:
@@ -180,6 +190,13 @@ class _Scale:
             # No line connects categories.
             style["linestyle"] = "none"
             positions = [position + offset for position in positions]
+        elif has_seeds and len(self.numbers) > 1:
+            first, last = self.numbers[0], self.numbers[-1]
+            shift = _MAX_SHIFT * offset
+            positions = [
+                position * (last / first) ** shift if self.logarithmic else position + (last - first) * shift
+                for position in positions
+            ]
         axes.errorbar(positions, means, yerr=deviations, **{"marker": "o", "capsize": 3, **style})  # type: ignore[arg-type]
 
     def _spaced_ticks(self) -> list[float]:
@@ -219,7 +236,8 @@ def plot_learning_curve(curve: LearningCurve, *, reach: float = 10.0) -> Figure:
         axes.plot([size] * len(values), values * percent, "o", color="#D55E00", alpha=0.6)
     grid = np.geomspace(curve.sizes[0], curve.sizes[-1] * reach, 100)
     law = curve.law
-    label = f"{law.scale:.3g} · n^-{law.exponent:.3f}" + (f" + {law.floor:.4f}" if law.floor else "")
+    floor = f" + {law.floor * percent:.2f}" if law.floor else ""
+    label = f"{law.scale * percent:.4g} · n^-{law.exponent:.3f}{floor}"
     axes.plot(grid, law(grid) * percent, color="#0072B2", label=label)
     if band := curve.interval(grid):
         axes.fill_between(
@@ -231,11 +249,13 @@ def plot_learning_curve(curve: LearningCurve, *, reach: float = 10.0) -> Figure:
         yscale="log",
         xlabel="training images (n)",
         ylabel="validation error (%)",
-        title="Learning curve, one point for each seed",
+        title=f"Learning curve, {'one point for each seed' if curve.resampled else 'one seed: no interval'}",
     )
-    # Plain numbers, since the errors span less than two powers of ten.
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    low, high = axes.get_ylim()
+    is_narrow = high < _NARROW * low
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 2.5, 5, 10)) if is_narrow else LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, which="both")
     return figure
@@ -268,7 +288,7 @@ def plot_search(trials: Sequence[Trial], importances: Mapping[str, float], *, ti
     """
     figures = {"history": _plot_trials(trials), "curves": _plot_trial_curves(trials)}
     if importances:
-        figures["importance"] = _plot_importances(importances)
+        figures["importance"] = _plot_importances(importances, sum(trial.finished for trial in trials))
     for figure in figures.values():
         add_subtitle(figure, title)
     return figures
@@ -290,7 +310,7 @@ def _plot_trials(trials: Sequence[Trial]) -> Figure:
     axes.step(numbers, [*best, best[-1]], where="post", color=STYLES["val"]["color"], label="best so far")
     axes.set(xlabel="trial", ylabel="validation accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.grid(alpha=0.3)
     return figure
 
@@ -315,16 +335,17 @@ def _plot_trial_curves(trials: Sequence[Trial]) -> Figure:
             marker = "." if len(accuracies) < 20 else None
             axes.plot([*trial.curve], accuracies, marker=marker, label="" if number else label, **style)
     axes.set(xlabel="percent of the schedule", ylabel="validation accuracy (%)", xlim=(0, 102))
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.grid(alpha=0.3)
     return figure
 
 
-def _plot_importances(importances: Mapping[str, float]) -> Figure:
+def _plot_importances(importances: Mapping[str, float], trials: int) -> Figure:
     rows = sorted(importances.items(), key=lambda row: row[1])
-    figure = Figure(figsize=(8, 1.6 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 1.9 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    figure.suptitle("Importance of the settings for the validation accuracy")
+    caution = ", too few to rank the settings reliably" if trials < _MIN_TRIALS_FOR_RANKING else ""
+    figure.suptitle(f"Importance of the settings for the validation accuracy\nfrom {trials} complete trials{caution}")
     bars = axes.barh([escape_label(name) for name, _ in rows], [value * 100 for _, value in rows], color=COLOR)
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.set(xlabel="share of the variance between the trials (%, fANOVA)", xlim=(0, 105))

@@ -93,7 +93,8 @@ def plot_reliability(diagram: ReliabilityDiagram, axes: Axes, *, title: str, col
         ylim=(0, 1),
         title=f"{title}\ncalibration error {error.estimate:.4f} (95%: {error.low:.4f} to {error.high:.4f})",
     )
-    axes.legend(frameon=False, loc="upper left", fontsize="small")
+    # Below the axes: the curve may pass through any of their corners.
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize="small")
 
 
 def plot_precision_by_class(search: Mapping[str, Any], axes: Axes, *, title: str) -> None:

@@ -32,7 +32,7 @@ COLOR = "#CC79A7"
 _QUANTITIES = {"accuracy": ("accuracy (%)", 100.0), "loss": ("loss (cross-entropy, nats)", 1.0)}
 # Unit and scale of the gap of each quantity.
 _GAP_UNITS = {"accuracy": ("points", 100.0), "loss": ("nats", 1.0)}
-_REGION_COLORS = {"easy": "#009E73", "ambiguous": "#E69F00", "hard": "#D55E00"}
+_REGION_COLORS = {"easy": "#009E73", "ambiguous": "#0072B2", "hard": "#D55E00"}
 
 
 def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule) -> dict[str, Figure]:
@@ -230,8 +230,8 @@ def plot_data_map(dynamics: Dynamics) -> Figure:
             label=f"{name} ({fraction:.1%})",
         )
     axes.set(
-        xlabel="variability (standard deviation of the label's probability)",
-        ylabel="confidence (its mean)",
+        xlabel="variability (standard deviation of the label's probability over the epochs)",
+        ylabel="confidence (mean of the label's probability over the epochs)",
         ylim=(0, 1),
     )
     axes.legend(frameon=False, markerscale=3)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from fashion_cnn.analysis.report import run_title
 from fashion_cnn.data.batches import fingerprint
 from fashion_cnn.errors import printable
 from fashion_cnn.inference.network import TrainedNetwork
@@ -27,7 +28,6 @@ from fashion_cnn.retrieval.evaluation import (
 )
 from fashion_cnn.retrieval.vectors import vector_dimensions
 from fashion_cnn.runs import Run, create_folder, display_path, write_json
-from fashion_cnn.runs.finding import run_id
 from fashion_cnn.terminal import print_table
 
 SUMMARY_FILE = "summary.json"
@@ -86,7 +86,10 @@ def write_outcome(outcome: dict[str, Any], folder: Path) -> None:
     """Write results and plots into `folder`. Raises UserError if it is not writable."""
     create_folder(folder, "out")
     write_json(folder / METRICS_FILE, outcome)
-    title = f"Search of similar images by class, {outcome['split']} set, run {run_id(Path(outcome['run']))}"
+    run = Run(Path(outcome["run"]))
+    config = run.config()
+    name = run_title(run, {"name": config.name, "seed": config.seed})
+    title = f"Search of similar images by class, {outcome['split']} set, {name}"
     for name, figure in plot_outcome(outcome).items():
         add_subtitle(figure, title)
         save_figure(figure, folder / f"{name}.png")

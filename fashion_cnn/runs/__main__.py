@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,6 +53,10 @@ class _Row(NamedTuple):
     def outcome(self) -> str:
         """The verdict of a finished run, else its state."""
         return str(self.results.get("verdict", self.state)) if self.state == "finished" else self.state
+
+    def names(self, setting: str, value: object) -> bool:
+        """Return whether the name of the directory, as that of a sweep's job, holds the value of a setting."""
+        return f"_{setting.rpartition('.')[2]}-{value}_" in f"_{Path(self.path).name}_"
 
 
 def _list(config: DictConfig) -> None:
@@ -121,15 +126,38 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
     # Where no override tells runs apart, the settings do.
     untyped = [name for name in differing if not any(name in row.typed for row in rows)]
     names = short_names(differing)
-    cells = []
-    for row in rows:
-        shown = row.typed | {name: row.settings[name] for name in untyped if name in row.settings}
-        parts = [f"{names[name]}={round_value(value)}" for name, value in shown.items() if name in differing]
+
+    def cells_of(
+        path: str, settings: Mapping[str, object], outcome: str, results: dict[str, Any], reason: str
+    ) -> list[str]:
+        parts = [f"{names[name]}={round_value(value)}" for name, value in settings.items()]
         lines = [" ".join(parts)] if parts else []
-        if row.reason:
-            lines.append(row.reason[:_MAX_REASON])
-        text = [row.path, "\n".join(lines)] if is_wide else ["\n".join([row.path, *(f"  {line}" for line in lines)])]
-        cells.append([*text, row.outcome, *_format_metrics(row.results)])
+        if reason:
+            lines.append(reason[:_MAX_REASON])
+        indent = " " * (len(path) - len(path.lstrip()) + 2)
+        text = [path, "\n".join(lines)] if is_wide else ["\n".join([path, *(f"{indent}{line}" for line in lines)])]
+        return [*text, outcome, *_format_metrics(results)]
+
+    cells = []
+    for folder, members in _group_jobs(rows):
+        shown = [
+            {
+                name: value
+                for name, value in (row.typed | {n: row.settings[n] for n in untyped if n in row.settings}).items()
+                if name in differing
+            }
+            for row in members
+        ]
+        if folder is None:
+            cells.append(cells_of(members[0].path, shown[0], members[0].outcome, members[0].results, members[0].reason))
+            continue
+        # A damaged run has no settings.
+        known = [held for held in shown if held] or [{}]
+        shared = {name: value for name, value in known[0].items() if all(s.get(name) == value for s in known)}
+        cells.append(cells_of(f"{folder}/", shared, f"{len(members)} runs", {}, ""))
+        for row, held in zip(members, shown, strict=True):
+            own = {name: value for name, value in held.items() if name not in shared and not row.names(name, value)}
+            cells.append(cells_of(f"  {Path(row.path).name}", own, row.outcome, row.results, row.reason))
     numbers = ("val", "test", "gap", "minutes")
     headings += ["outcome", *numbers]
     # Without metrics that no run has, such as those of the test set.
@@ -137,7 +165,7 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         column for column, name in enumerate(headings) if name not in numbers or any(cell[column] for cell in cells)
     ]
     # The paths stay whole, for copying.
-    longest = max(len(row.path) for row in rows)
+    longest = max(len(line) for cell in cells for line in cell[0].splitlines()[:1])
     print_table(
         [headings[column] for column in kept],
         [[cell[column] for column in kept] for cell in cells],
@@ -146,8 +174,30 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         least_widths={headings[0]: min(longest, _MAX_PATH)},
         hint="format=csv has all.",
     )
-    measured = "val, test" if headings.index("test") in kept else "val"
-    print_text(f"{measured}: accuracy in %. gap: accuracy on the train probe minus val, in points.")
+    shown_headings = [headings[column] for column in kept]
+    if accuracies := [name for name in ("val", "test") if name in shown_headings]:
+        gap = " gap: accuracy on the train probe minus val, in points." if "gap" in shown_headings else ""
+        print_text(f"{', '.join(accuracies)}: accuracy in %.{gap}")
+
+
+def _group_jobs(rows: Sequence[_Row]) -> list[tuple[str | None, list[_Row]]]:
+    """Group the jobs of each sweep and the trials of each search below their folder; every other run is by itself.
+
+    Returns:
+        The folder, None for a run by itself, and its runs, in the order of the first run of each.
+    """
+    from fashion_cnn.runs.finding import run_id
+    from fashion_cnn.runs.run import STUDIES_FOLDER
+
+    folders = [Path(row.path).parent for row in rows]
+    # The folder of a sweep is named after a time, as that of a run is.
+    has_jobs = [run_id(folder) != folder.name or folder.parent.name == STUDIES_FOLDER for folder in folders]
+    jobs = Counter(folder for folder, job in zip(folders, has_jobs, strict=True) if job)
+    groups: dict[str, tuple[str | None, list[_Row]]] = {}
+    for row, folder in zip(rows, folders, strict=True):
+        key, heading = (str(folder), str(folder)) if jobs[folder] > 1 else (row.path, None)
+        groups.setdefault(key, (heading, []))[1].append(row)
+    return list(groups.values())
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -144,9 +145,10 @@ def find_unfinished_run(reference: str | Path, runs_dir: Path) -> Run:
         runs_dir: the directory that `latest` searches.
 
     Raises:
-        UserError: if there is no such run, or it is finished.
+        UserError: if there is no such run, or it is finished, or `latest` is given and a newer run is finished.
     """
     if reference == "latest":
+        _check_newest_is_unfinished(runs_dir)
         return _newest(runs_dir, {"stopped", "failed"}, "unfinished run")
     run = _named(Path(reference), runs_dir)
     if run.state == "finished":
@@ -155,6 +157,17 @@ def find_unfinished_run(reference: str | Path, runs_dir: Path) -> Run:
             "weights."
         )
     return run
+
+
+def _check_newest_is_unfinished(runs_dir: Path) -> None:
+    """Raise UserError if a finished run is newer than all unfinished ones: `latest` may mean that one."""
+    runs = [run for run in list_runs(runs_dir, "finished", "stopped", "failed") if not run.is_trial]
+    unfinished = [run for run in runs if run.state != "finished"]
+    if unfinished and runs[-1].state == "finished":
+        raise UserError(
+            f"The newest run, {display_path(runs[-1].path)}, is finished. To continue an older one, name it:\n"
+            f"  python -m fashion_cnn.train resume={shlex.quote(str(display_path(unfinished[-1].path)))}"
+        )
 
 
 def newest_weights(runs_dir: Path) -> str:

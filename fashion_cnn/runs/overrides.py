@@ -9,6 +9,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
+from fashion_cnn.errors import UserError
+
+_PACKAGE = Path(__file__).parent.parent
+# The folder of the config files. In the wheel conf/ lies inside the package, in a checkout beside it.
+CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 # Keys whose values are paths or text, which may contain characters that Hydra's grammar interprets.
 QUOTED_KEYS = {
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
@@ -60,6 +65,12 @@ def affects_training(override: str) -> bool:
     """Return whether an override can change what is trained: not paths, nor options of a sweep or search."""
     key = override_key(override)
     return key not in LOCATION_KEYS | {"sweep"} and not key.startswith(("tune.", "tune/"))
+
+
+def check_epochs(config: Any) -> None:
+    """Raise UserError unless a training's config has a whole number of epochs, at least 1."""
+    if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
+        raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.", status=2)
 
 
 def quote_override(argument: str) -> str:

@@ -247,7 +247,10 @@ def _remedy(path: str) -> str:
         return "which is not a class that a run may name. The file was damaged or made to run a program."
     if root in _trusted_packages():
         return f"which {_why_not_defined(path)}"
-    return f"which is a class of another package. If you trust it, add trust={root}, or export {TRUST_VARIABLE}={root}"
+    return (
+        f"which is a class of another package. If you trust it, add trust={root}, or export {TRUST_VARIABLE}={root}; "
+        f'in Python: fashion_cnn.load(…, trust="{root}").'
+    )
 
 
 def _why_not_defined(path: str) -> str:

@@ -19,12 +19,15 @@ from omegaconf import DictConfig, open_dict
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from fashion_cnn.analysis.comparison import lag_note
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.errors import Interrupted, Pruned, UserError
-from fashion_cnn.runs import STUDIES_FOLDER, STUDY_FILE, check_links, create_folder, display_path, newest_weights
+from fashion_cnn.metrics.intervals import wilson_interval
+from fashion_cnn.runs import STUDIES_FOLDER, STUDY_FILE, Run, check_links, create_folder, display_path, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
 from fashion_cnn.sweeps.study import (
     EPOCHS,
+    RUN,
     TRIAL_HEADER,
     best_trial,
     check_trials,
@@ -36,7 +39,7 @@ from fashion_cnn.sweeps.study import (
     study_errors_reported,
     write_results,
 )
-from fashion_cnn.terminal import progress_bar
+from fashion_cnn.terminal import print_text, progress_bar
 from fashion_cnn.training.callbacks import EpochLog, find_callback
 from fashion_cnn.training.session import check_one_device, quieten_lightning
 
@@ -155,11 +158,33 @@ def _print_results(
     best_overrides = [f"{key}={value}" for key, value in params.items()]
     command = training_command({"overrides": [*overrides, *best_overrides], "flags": flags})
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    results = {trial.number: _results(trial, folder) for trial in trials if trial.state == TrialState.COMPLETE}
     print(
         f"\n{len(trials)} {'trial' if len(trials) == 1 else 'trials'}: {counts}\n"
-        f"Best: trial {best.number}, validation {best.value:.2%}: {format_params(params)}\n"
+        f"Best: trial {best.number}, validation {best.value:.2%}: {format_params(params)}"
+    )
+    others = [trial.value for trial in trials if trial.number in results and trial is not best]
+    if images := results[best.number].get("val_images"):
+        print_text(_describe_best(best.value or 0.0, images, [value for value in others if value is not None]))
+    if note := lag_note(sum("evaluation_lag" in values for values in results.values()), len(results)):
+        print_text(note)
+    print(
         f"Trials and plots: {display_path(folder)}\n"
         f"To train with these settings and evaluate on the test set:\n  {command}"
+    )
+
+
+def _results(trial: FrozenTrial, folder: Path) -> dict[str, Any]:
+    return Run(folder / Path(trial.user_attrs.get(RUN) or "").name.strip(".")).results()
+
+
+def _describe_best(accuracy: float, images: int, others: Sequence[float]) -> str:
+    """Describe the 95% interval of the best accuracy, and how many other finished trials lie in it."""
+    interval = wilson_interval(accuracy, images)
+    within = sum(value >= interval.low for value in others)
+    return (
+        f"Its 95% interval with {images:,} validation images is {interval.low:.2%} to {interval.high:.2%}, in which "
+        f"{within} of the {len(others)} other complete trials lie."
     )
 
 

@@ -18,6 +18,7 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import resolve_precision, select_device
+from fashion_cnn.runs.overrides import check_epochs
 from fashion_cnn.runs.trust import instantiate
 from fashion_cnn.training.callbacks import EpochLog, SeedEachEpoch, Stopwatch
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
@@ -148,8 +149,7 @@ def trainer(
     Raises:
         UserError: if settings of the trainer, the callbacks or the loggers cannot work.
     """
-    if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
-        raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.")
+    check_epochs(config)
     if config.trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches=0 leaves no training batch: give 1 or more, or a fraction.")
     _check_loggers(config.logger)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.history import History, evaluation_lag, read_history
 from fashion_cnn.analysis.monitor import GapMonitor, PredictionCollector, overfitting_metrics
-from fashion_cnn.analysis.verdict import Verdict, advise, judge, judge_forecast, training_command
+from fashion_cnn.analysis.verdict import Advice, Verdict, advise, judge, judge_forecast, training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import NetworkRunner, read_checkpoint, weights_sha256
 from fashion_cnn.metrics.gap import ValidationPasses, gap_metrics, largest_gap_classes
@@ -56,6 +56,7 @@ def collect_results(
         **({"training_loss": name} if (name := module.training_loss_name) else {}),
         **({"label_smoothing": smoothing} if (smoothing := module.training_label_smoothing) else {}),
         "train_images": len(data.train_split),
+        **({"val_images": len(predictions["val"])} if "val" in predictions else {}),
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,
         "chosen_on_validation": run.weights == run.best_checkpoint,
@@ -151,7 +152,7 @@ def verdict_results(
     Args:
         config: the settings of the run.
         history: metrics of each epoch.
-        results: the results so far, of which `parameters` is read.
+        results: the results so far, of which `parameters` and `evaluation_lag` are read.
         predictions: predictions of the best weights by split.
         data: the run's data, for the class names and the size of the training split.
         passes: the measurements on each validation image, if the run has them.
@@ -175,7 +176,7 @@ def verdict_results(
         return {}
     assert verdict.gap_share is not None
     return {
-        **_verdict_and_advice(verdict, config),
+        **_verdict_and_advice(verdict, config, lags="evaluation_lag" in results),
         "rising_since": verdict.rising_since,
         **_interval_results("gap_last/accuracy", verdict.gap),
         **_interval_results("gap_last/share", verdict.gap_share),
@@ -212,8 +213,8 @@ def forecast_results(
     return {**_verdict_and_advice(verdict, config), **_interval_results("gap_forecast/accuracy", verdict.gap)}
 
 
-def _verdict_and_advice(verdict: Verdict, config: DictConfig) -> dict[str, Any]:
-    advice = advise(verdict, config)
+def _verdict_and_advice(verdict: Verdict, config: DictConfig, *, lags: bool = False) -> dict[str, Any]:
+    advice = [*(_advise_on_lag(config) if lags else []), *advise(verdict, config)]
     return {
         "verdict": verdict.kind,
         "verdict_rule": verdict.rule,
@@ -223,6 +224,16 @@ def _verdict_and_advice(verdict: Verdict, config: DictConfig) -> dict[str, Any]:
         "advice": [training_command(config, suggestion.overrides) for suggestion in advice],
         "advice_reasons": [suggestion.reason for suggestion in advice],
     }
+
+
+def _advise_on_lag(config: DictConfig) -> list[Advice]:
+    """Suggest how evaluation catches up with the training; the measurements of the run are not final before."""
+    longer = Advice(
+        "first train longer: evaluation lags behind", (f"trainer.max_epochs={2 * config.trainer.max_epochs}",)
+    )
+    if not config.callbacks.get("ema"):
+        return [longer]
+    return [longer, Advice("or turn the average of the weights (EMA) off", ("~callbacks.ema",))]
 
 
 def _best_epoch_gap(passes: ValidationPasses | None, probe_count: int, train_images: int) -> dict[str, float]:
