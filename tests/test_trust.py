@@ -500,3 +500,124 @@ def test_a_checkpoint_callback_removes_nothing_outside_of_its_folder(tmp_path):
         assert callback.best_model_path == ""
     callback.load_state_dict({**state, "best_model_path": "/elsewhere/best.ckpt"})
     assert callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.parametrize("value", ["ftp://host/x", "zip://::http://host/x.zip", "reference://::refs.json", "a::b"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda options: {"callbacks": {"best": options}},
+        lambda options: {"data": {"augmentation": {"evil": [options]}}},
+        lambda options: {"network": {"activation": options}},
+        lambda options: {"elsewhere": options},
+    ],
+    ids=["callback", "augmentation", "network of a checkpoint", "elsewhere"],
+)
+@pytest.mark.parametrize("option", ["dirpath", "name", "_args_"])
+def test_no_option_for_a_file_names_an_address(place, option, value):
+    with pytest.raises(UserError, match=r"leads out of the run directory|If it is yours, type it"):
+        check_classes(place({option: [value] if option == "_args_" else value}), Path("config.yaml"))
+
+
+@pytest.fixture
+def nothing_typed(monkeypatch):
+    monkeypatch.setattr("fashion_cnn.runs.trust._typed_options", set())
+
+
+CALLBACK, LOGGER = "fashion_cnn.training.checkpoints.MovableModelCheckpoint", "lightning.pytorch.loggers.CSVLogger"
+TRANSFORM, LAYER = "torchvision.transforms.v2.RandomRotation", "torch.nn.Embedding"
+METRIC, OPTIMIZER = "torchmetrics.classification.MulticlassConfusionMatrix", "torch.optim.SGD"
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        *(("data.augmentation.evil", path) for path in (CALLBACK, LOGGER, LAYER, METRIC, OPTIMIZER)),
+        *(("network.activation", path) for path in (CALLBACK, LOGGER, METRIC, TRANSFORM)),
+        *(("model.network.widths.x", path) for path in (CALLBACK, LOGGER, METRIC, TRANSFORM)),
+        *(("data.train.x", path) for path in (CALLBACK, LAYER, TRANSFORM)),
+        *(("callbacks.x", path) for path in (LOGGER, LAYER, METRIC)),
+        *(("logger.x", path) for path in (CALLBACK, LAYER)),
+        *((place, CALLBACK) for place in ("optimizer", "schedule", "loss", "mixing", "distillation", "trainer.logger")),
+    ],
+)
+def test_a_class_is_accepted_only_in_the_places_of_its_kind(place, path, nothing_typed):
+    config = {"_target_": path}
+    for name in reversed(place.split(".")):
+        config = {name: config}
+    with pytest.raises(UserError, match=rf"config\.yaml names {path} as {place}, where no such class belongs"):
+        check_classes(config, Path("config.yaml"))
+    trust_classes(config)
+    check_classes(config, Path("config.yaml"))
+
+
+def test_classes_of_a_trusted_package_are_accepted_in_any_place():
+    check_classes({"data": {"augmentation": {"x": {"_target_": "tiny_parts.MarginLoss"}}}}, Path("config.yaml"))
+
+
+@pytest.mark.parametrize("experiment", sorted(file.stem for file in (REPOSITORY / "conf/experiment").glob("*.yaml")))
+def test_every_experiment_names_its_classes_in_accepted_places(experiment):
+    check_classes(compose("train", [f"experiment={experiment}"]), Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "choice", ["model=ensemble", "optimizer=adamw", "loss=weighted", "metrics=classification", "mixing=mixup"]
+)
+def test_choices_of_conf_name_their_classes_in_accepted_places(choice):
+    check_classes(compose("train", [choice, "data=kmnist", "callbacks=early_stopping"]), Path("config.yaml"))
+
+
+def test_checkpoints_of_a_resumed_run_go_into_no_folder_that_only_it_names(shop_run, tmp_path, command, nothing_typed):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    run.results_file.unlink()
+    (victim := tmp_path / "victim").mkdir()
+    (victim / "best.ckpt").write_bytes(b"precious")
+    config = yaml.safe_load(run.config_file.read_text())
+    for folder in ("victim", str(victim)):
+        config["callbacks"]["best"]["dirpath"] = folder
+        run.config_file.write_text(yaml.safe_dump(config))
+        status, _, err = command(train.main, f"resume={run.path}")
+        assert status == 1
+        assert f"type it, too: ++callbacks.best.dirpath={folder}" in err
+    assert (victim / "best.ckpt").read_bytes() == b"precious"
+
+
+def test_a_folder_for_checkpoints_that_the_user_types_again_is_accepted(nothing_typed):
+    config = {"callbacks": {"best": {"_target_": CALLBACK, "dirpath": "/mine"}}}
+    trust_classes({"callbacks": {"best": {"dirpath": "/other"}}})
+    with pytest.raises(UserError, match=r"type it, too: \+\+callbacks\.best\.dirpath=/mine"):
+        check_classes(config, Path("config.yaml"))
+    trust_classes({"callbacks": {"best": {"dirpath": "/mine"}}})
+    check_classes(config, Path("config.yaml"))
+
+
+def test_a_server_of_a_logger_is_used_only_if_the_user_types_it(nothing_typed):
+    options = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "file:/elsewhere"}
+    config = {"logger": {"ml": options}}
+    for typed in ({}, {"_target_": options["_target_"]}, options | {"tracking_uri": "http://mine"}):
+        trust_classes({"logger": {"ml": typed}})
+        with pytest.raises(UserError, match=r"type it, too: .*\+\+logger\.ml\.tracking_uri=file:/elsewhere"):
+            check_classes(config, Path("config.yaml"))
+    trust_classes(config)
+    check_classes(config, Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "callbacks.best.dirpath=runs/victim/checkpoints",
+        "callbacks.best.dirpath=ftp://host/x",
+        "callbacks.best={dirpath:runs/victim}",
+        "+remedy.set={callbacks.best.dirpath:runs/victim}",
+        "+remedy.set={callbacks.best:{dirpath:runs/victim}}",
+        "trainer.default_root_dir=elsewhere",
+        "+logger.csv2={_target_:lightning.pytorch.loggers.CSVLogger,sub_dir:'~/x'}",
+        "+logger.ml._target_=lightning.pytorch.loggers.MLFlowLogger",
+        f"+data.augmentation.x={{_target_:{CALLBACK}}}",
+        f"+data.augmentation.x._target_={CALLBACK}",
+        f"model.network.activation={{_target_:{CALLBACK}}},relu",
+    ],
+)
+def test_a_stored_sweep_names_no_folder_address_or_class_of_another_place(tmp_path, override, nothing_typed):
+    with pytest.raises(UserError, match=r"multirun\.yaml"):
+        stored_sweep(tmp_path, task=[override])

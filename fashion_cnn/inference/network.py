@@ -190,7 +190,7 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
     settings = run.config().data
     if root is not None:
         settings.root = root
-    checked = check_classes(settings, run.config_file)
+    checked = check_classes(settings, run.config_file, "data")
     confine_data(checked, is_typed=root is not None)
     # Otherwise it would read the whole folder, or download it, even for a command that needs no image.
     reads_files = str(checked.get("_target_")).endswith((".ImageFolderDataModule", ".TorchvisionDataModule"))
@@ -245,7 +245,7 @@ def load(run: Run) -> ImageClassifier:
     """
     checkpoint = _read_final_checkpoint(run)
     model = run.config().model
-    check_classes(model, run.config_file)
+    check_classes(model, run.config_file, "model")
     # A subclass may have parameters of its own, as a learned loss has.
     recorded_class = get_class(model._target_)
     if not issubclass(recorded_class, ImageClassifier):
