@@ -18,6 +18,7 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.data.fashion_mnist import DEFAULT_ROOT
 from fashion_cnn.errors import UserError, printable
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.classifier import load_checkpoint
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
@@ -113,6 +114,12 @@ class TrainedNetwork(NetworkRunner):
             device=select_device(trainer.accelerator, trainer.get("devices", 1)),
             precision=resolve_precision(trainer.precision, trainer.accelerator),
         )
+        needed, given = ((tuple(part.image_shape), part.num_classes) for part in (self.module, data))
+        if needed != given:
+            raise UserError(
+                f"{run.config_file} does not belong to {run.weights}: it describes images of shape {given[0]} and "
+                f"{given[1]} classes, the network takes images of shape {needed[0]} and {needed[1]} classes."
+            )
         if needs_embeddings:
             self.module.head()
         self.run = run
@@ -269,11 +276,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: if it is missing or cannot be read.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(weight, Tensor) for weight in dict(checkpoint["state_dict"]).values()):
-            raise ValueError("its weights are no tensors")
+        checkpoint: dict[str, Any] = load_checkpoint(path)
+        if not isinstance(checkpoint["state_dict"], Mapping):
+            raise ValueError("its weights are no mapping")
         if not all(isinstance(checkpoint[name], int) for name in ("epoch", "global_step")):
             raise ValueError("its epoch is no number")
     except FileNotFoundError:
