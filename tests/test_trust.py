@@ -15,6 +15,7 @@ import tiny_images
 import torch
 import yaml
 from conftest import REPOSITORY
+from omegaconf import OmegaConf
 
 import fashion_cnn
 from fashion_cnn import predict, search, train
@@ -778,3 +779,24 @@ def test_images_and_classes_of_the_data_are_those_of_the_network(shop_run, tmp_p
         with pytest.raises(UserError, match=r"config\.yaml does not belong to .*ckpt: .* images of"):
             fashion_cnn.load(shop_run.path)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("data.root", value) for value in ({"a": 1}, -3, ["a"])),
+        *(("trainer", value) for value in (None, 0, ["a"])),
+        *(("model._target_", value) for value in (None, "torch.nn.ReLU")),
+        *(("data.mean", value) for value in ({"a": 1}, "x", None)),
+        *(("data.augmentation", value) for value in (["a"], 3)),
+        *((name, None) for name in ("data", "model", "data._target_")),
+        ("data.eval_batch_size", "many"),
+    ],
+)
+def test_settings_of_other_types_are_reported_in_one_message(shop_run, tmp_path, key, value):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    config = OmegaConf.load(run.config_file)
+    OmegaConf.update(config, key, value, merge=False)
+    run.config_file.write_text(OmegaConf.to_yaml(config))
+    with pytest.raises(UserError, match=rf"config\.yaml|{key}"):
+        fashion_cnn.load(run.path)

@@ -18,6 +18,10 @@ YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_CONFIG_BYTES = 1_000_000
 _MAX_NODES = 20_000
 _MAX_LEVELS = 30
+# Plain numbers of more characters take time to read; those of at most 18 digits have different hashes as keys.
+_MAX_DIGITS, _MAX_KEY_DIGITS, _MAX_LONG_NUMBERS = 100, 18, 100
+_NUMBER = re.compile(r"[-+.]?\d[\w:.+-]*")
+_MAX_REFERENCES = 1000
 # Largest number of nodes and characters that a config may have once its references are resolved.
 _MAX_RESOLVED = 5_000_000
 MAX_RESULTS_BYTES = 10_000_000
@@ -91,15 +95,28 @@ def check_yaml(text: str) -> None:
     Aliases are refused: few of them can stand for gigabytes, or contain themselves, and no config of a run has any.
 
     Raises:
-        ValueError: if it has aliases, too many nodes or levels; the message is the reason.
+        ValueError: if it has aliases, tags, long numbers, too many nodes, levels or references; the message is the
+            reason.
         YAMLError: if it is not YAML.
     """
-    nodes = level = 0
+    nodes = level = long_numbers = references = 0
     for event in yaml.parse(text, Loader=YAML_LOADER):
         nodes += isinstance(event, yaml.NodeEvent)
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if getattr(event, "anchor", None) is not None:
             raise ValueError(f"it has a YAML alias in line {event.start_mark.line + 1}")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has a YAML tag in line {event.start_mark.line + 1}")
+        if isinstance(event, yaml.ScalarEvent):
+            is_number = event.implicit[0] and _NUMBER.fullmatch(event.value) is not None
+            long_numbers += is_number and len(event.value) > _MAX_KEY_DIGITS
+            references += event.value.count("${")
+            if is_number and len(event.value) > _MAX_DIGITS:
+                raise ValueError(f"it has a number of {len(event.value):,} digits in line {event.start_mark.line + 1}")
+        if long_numbers > _MAX_LONG_NUMBERS:
+            raise ValueError(f"it has more than {_MAX_LONG_NUMBERS} numbers of over {_MAX_KEY_DIGITS} digits")
+        if references > _MAX_REFERENCES:
+            raise ValueError(f"it has more than {_MAX_REFERENCES:,} references")
         if nodes > _MAX_NODES:
             raise ValueError(f"it has more than {_MAX_NODES:,} entries")
         if level > _MAX_LEVELS:
@@ -285,7 +302,8 @@ def check_results(results: Any) -> dict[str, Any]:
     if not isinstance(results, dict) or not results:
         raise ValueError("it holds no results")
     for name, value in results.items():
-        if ("/" in name or name in _NUMBERS) and not _is_number(value):
+        is_bounded = name in _NUMBERS or name.endswith("/accuracy")
+        if ("/" in name or is_bounded) and not (_is_number(value) and not (is_bounded and abs(value) == float("inf"))):
             raise ValueError(f"{name} is {value!r:.40}, no number")
     return results
 

@@ -262,7 +262,7 @@ def _read_command(path: Path) -> _StoredCommand:
         flags = config_flags(OmegaConf.create(parts), "train")
     except (
         *(OmegaConfBaseException, OverrideParseException, yaml.YAMLError),
-        *(ValueError, TypeError, AttributeError, KeyError),
+        *(ValueError, TypeError, AttributeError, KeyError, ArithmeticError),
     ) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise DamagedRunError(file, printable(reason), "restore it from a copy, or start a new sweep") from error
