@@ -1,5 +1,7 @@
 """Generalization gap and its intervals, against published values and bootstrap resampling."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -191,3 +193,11 @@ def test_mean_std_is_the_sample_standard_deviation_and_none_of_a_single_value():
 
 def test_intervals_are_stored_with_value_low_and_high():
     assert to_json_dict(Interval(0.5, 0.4, 0.6)) == {"value": 0.5, "low": 0.4, "high": 0.6}
+
+
+def test_the_mean_of_a_diverged_metric_is_not_a_number():
+    for values in ([math.inf, 1.0], [math.inf, -math.inf], [math.nan, 1.0]):
+        mean_std = MeanStd.of(values)
+        assert math.isnan(mean_std.mean)
+        assert math.isnan(mean_std.std)
+    assert MeanStd.of([math.inf]).std is None

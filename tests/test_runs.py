@@ -587,3 +587,32 @@ def test_a_folder_of_runs_that_is_a_link_to_itself_is_refused_in_one_message(com
     status, out, err = command(main, f"runs_dir={link}")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"error: {link} is a link that leads to itself: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "evil: " + ":".join(["1"] * 400) + ":1.5\n",
+        "evil: " + ":".join(["1"] * 100_000) + "\n",
+        "evil: 0x" + "f" * 90_000 + "\n",
+        "evil: !!int '1'\n",
+        "evil:\n" + "".join(f"  {number * (2**61 - 1)}: 1\n" for number in range(2, 9000)),
+        'evil: "' + "${seed}" * 100_000 + '"\n',
+    ],
+    ids=["float of base 60", "integer of base 60", "hexadecimal", "tag", "keys of equal hash", "references"],
+)
+def test_a_config_that_takes_long_to_read_counts_as_damaged(three_runs, tmp_path, command, text):
+    with three_runs[1].config_file.open("a") as file:
+        file.write(text)
+    status, out, err = command(main, f"runs_dir={tmp_path}", "format=csv")
+    assert status == 0
+    assert "damaged" in out
+    assert "Traceback" not in err
+    assert re.search(r"it has (a number of|a YAML tag|more than)", three_runs[1].damage.reason)
+
+
+@pytest.mark.parametrize("name", ["seconds", "best_epoch", "val/accuracy"])
+def test_a_run_with_infinite_results_counts_as_damaged(three_runs, name):
+    three_runs[1].write_results({"seed": 3, name: float("inf")})
+    assert three_runs[1].state == "damaged"
+    assert f"{name} is inf" in three_runs[1].describe_state()

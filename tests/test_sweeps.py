@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from fashion_cnn import train as train_command
 from fashion_cnn.cli import main as command_line
 from fashion_cnn.cli.main import CONFIG_DIR, compose
+from fashion_cnn.errors import UserError
 from fashion_cnn.models import ResNet
 from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.sweeps.jobs import job_name, list_jobs
@@ -335,3 +336,28 @@ def test_the_comparison_names_the_only_finished_value_and_resuming_reports_an_in
     assert status == 2
     assert f"The newest unfinished run: {failed}" in err
     assert "optimizer.lr=abc is not possible: it takes a number" in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=range(0,30000000)"], "30,000,000 values of seed are too many for a sweep"),
+        (["optimizer.lr=range(0.0,1.0,0.0000001)"], "values of optimizer.lr are too many for a sweep"),
+        ([f"+x{number}=0,1,2,3,4,5,6,7,8,9" for number in range(8)], "100,000,000 jobs are too many for a sweep"),
+    ],
+)
+def test_the_jobs_of_a_sweep_are_counted_before_they_are_listed(tmp_path, command, overrides, message):
+    with pytest.raises(UserError, match=message):
+        list_jobs(overrides, {})
+    stored = {"overrides": {"hydra": [], "task": ["model=tiny", *overrides]}, "sweeper": {"params": None}}
+    stored |= {"runtime": {"config_sources": []}, "job": {"config_name": "train"}}
+    OmegaConf.save({"hydra": stored}, tmp_path / "multirun.yaml")
+    for arguments in ([f"resume={tmp_path}"], ["-m", *overrides, f"runs_dir={tmp_path / 'runs'}"]):
+        status, out, err = command(main, *arguments)
+        assert status != 0
+        assert message in err
+        assert "Traceback" not in out + err
+
+
+def test_a_sweep_of_ten_thousand_jobs_is_listed():
+    assert len(list_jobs(["seed=range(0,10000)"], {})[0]) == 10_000

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tiny_images import TinyDataModule
 from fashion_cnn.cli.main import compose
 from fashion_cnn.concepts import Background, Concepts, fit_background, joint_false_alarm_rate, learn, with_common_margin
 from fashion_cnn.inference.network import TrainedNetwork, instantiate_data
+from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.runs import Run
 from fashion_cnn.teach import main
@@ -318,3 +320,61 @@ def test_a_cut_concept_is_reported_in_one_message(teach, run, pictures, share):
     status, _, err = teach()
     assert (status, err.count("\n")) == (1, 1)
     assert f"{file} is damaged" in err
+
+
+@pytest.mark.usefixtures("remove_concepts")
+@pytest.mark.parametrize(
+    ("start", "values"),
+    [
+        ("concept", {"direction": np.zeros(3, np.float32)}),
+        ("concept", {"direction": np.zeros(16)}),
+        ("concept", {"direction": np.zeros((16, 16), np.float32)}),
+        ("concept", {"direction": np.full(16, np.nan, np.float32)}),
+        ("concept", {"examples": np.float64("inf")}),
+        ("background", {"whitener": np.zeros((3, 3), np.float32)}),
+        ("background", {"mean": np.array(["a"])}),
+        ("background", {"others": np.zeros((0, 16), np.float32)}),
+        ("background", {"mean": np.zeros(3, np.float32), "whitener": np.eye(3, dtype=np.float32)}),
+    ],
+)
+def test_concepts_with_arrays_of_other_shapes_and_types_are_damaged(teach, command, run, pictures, start, values):
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    (file,) = run.concepts.glob(f"{start}*")
+    before = file.read_bytes()
+    with np.load(file) as arrays:
+        np.savez(file, **(dict(arrays) | values))
+    try:
+        status, out, err = command(predict_main, f"run={run.path}", f"images={pictures / 'bottom 03.png'}")
+    finally:
+        file.write_bytes(before)
+    assert status == 1
+    assert "is damaged (" in err
+    assert str(file) in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.usefixtures("remove_concepts")
+def test_no_concept_is_read_that_unpacks_to_far_more_than_its_size(teach, run, pictures, monkeypatch):
+    teach("name=x", f"images={pictures / 'bottom 03.png'}")
+    (file,) = run.concepts.glob("concept-*")
+    with np.load(file) as arrays:
+        values = dict(arrays)
+    np.savez_compressed(file, **values, unexpected=np.zeros(1000))
+    assert teach()[0] == 0
+    np.savez_compressed(file, **(values | {"direction": np.zeros(1_000_000, np.float32)}))
+    monkeypatch.setattr("fashion_cnn.metrics.predictions._MAX_UNPACKED", 1_000_000)
+    status, _, err = teach()
+    assert status == 1
+    assert f"{file} is damaged (" in err
+    assert " bytes unpack to 4,0" in err
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_predictions_without_images_are_damaged(command, run, pictures, classes, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    empty = Predictions(torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    write_predictions(copy.predictions_file, {"best.val": empty})
+    status, out, err = command(predict_main, f"run={copy.path}", f"images={pictures / 'bottom 03.png'}")
+    assert status == 1
+    assert f"{copy.predictions_file} is damaged" in err
+    assert "Traceback" not in out + err

@@ -2,22 +2,26 @@
 
 import importlib
 import importlib.util
+import io
 import os
 import shutil
+import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_images
 import torch
 import yaml
 from conftest import REPOSITORY
+from omegaconf import OmegaConf
 
 import fashion_cnn
 from fashion_cnn import predict, search, train
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import instantiate_data
+from fashion_cnn.inference.network import instantiate_data, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.retrieval import catalogue
 from fashion_cnn.runs import Run
@@ -501,3 +505,299 @@ def test_a_checkpoint_callback_removes_nothing_outside_of_its_folder(tmp_path):
         assert callback.best_model_path == ""
     callback.load_state_dict({**state, "best_model_path": "/elsewhere/best.ckpt"})
     assert callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.parametrize("value", ["ftp://host/x", "zip://::http://host/x.zip", "reference://::refs.json", "a::b"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda options: {"callbacks": {"best": options}},
+        lambda options: {"data": {"augmentation": {"evil": [options]}}},
+        lambda options: {"network": {"activation": options}},
+        lambda options: {"elsewhere": options},
+    ],
+    ids=["callback", "augmentation", "network of a checkpoint", "elsewhere"],
+)
+@pytest.mark.parametrize("option", ["dirpath", "name", "_args_"])
+def test_no_option_for_a_file_names_an_address(place, option, value):
+    with pytest.raises(UserError, match=r"leads out of the run directory|If it is yours, type it"):
+        check_classes(place({option: [value] if option == "_args_" else value}), Path("config.yaml"))
+
+
+@pytest.fixture
+def nothing_typed(monkeypatch):
+    monkeypatch.setattr("fashion_cnn.runs.trust._typed_options", set())
+
+
+CALLBACK, LOGGER = "fashion_cnn.training.checkpoints.MovableModelCheckpoint", "lightning.pytorch.loggers.CSVLogger"
+TRANSFORM, LAYER = "torchvision.transforms.v2.RandomRotation", "torch.nn.Embedding"
+METRIC, OPTIMIZER = "torchmetrics.classification.MulticlassConfusionMatrix", "torch.optim.SGD"
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        *(("data.augmentation.evil", path) for path in (CALLBACK, LOGGER, LAYER, METRIC, OPTIMIZER)),
+        *(("network.activation", path) for path in (CALLBACK, LOGGER, METRIC, TRANSFORM)),
+        *(("model.network.widths.x", path) for path in (CALLBACK, LOGGER, METRIC, TRANSFORM)),
+        *(("data.train.x", path) for path in (CALLBACK, LAYER, TRANSFORM)),
+        *(("callbacks.x", path) for path in (LOGGER, LAYER, METRIC)),
+        *(("logger.x", path) for path in (CALLBACK, LAYER)),
+        *((place, CALLBACK) for place in ("optimizer", "schedule", "loss", "mixing", "distillation", "trainer.logger")),
+    ],
+)
+def test_a_class_is_accepted_only_in_the_places_of_its_kind(place, path, nothing_typed):
+    config = {"_target_": path}
+    for name in reversed(place.split(".")):
+        config = {name: config}
+    with pytest.raises(UserError, match=rf"config\.yaml names {path} as {place}, where no such class belongs"):
+        check_classes(config, Path("config.yaml"))
+    trust_classes(config)
+    check_classes(config, Path("config.yaml"))
+
+
+def test_classes_of_a_trusted_package_are_accepted_in_any_place():
+    check_classes({"data": {"augmentation": {"x": {"_target_": "tiny_parts.MarginLoss"}}}}, Path("config.yaml"))
+
+
+@pytest.mark.parametrize("experiment", sorted(file.stem for file in (REPOSITORY / "conf/experiment").glob("*.yaml")))
+def test_every_experiment_names_its_classes_in_accepted_places(experiment):
+    check_classes(compose("train", [f"experiment={experiment}"]), Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "choice", ["model=ensemble", "optimizer=adamw", "loss=weighted", "metrics=classification", "mixing=mixup"]
+)
+def test_choices_of_conf_name_their_classes_in_accepted_places(choice):
+    check_classes(compose("train", [choice, "data=kmnist", "callbacks=early_stopping"]), Path("config.yaml"))
+
+
+def test_checkpoints_of_a_resumed_run_go_into_no_folder_that_only_it_names(shop_run, tmp_path, command, nothing_typed):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    run.results_file.unlink()
+    (victim := tmp_path / "victim").mkdir()
+    (victim / "best.ckpt").write_bytes(b"precious")
+    config = yaml.safe_load(run.config_file.read_text())
+    for folder in ("victim", str(victim)):
+        config["callbacks"]["best"]["dirpath"] = folder
+        run.config_file.write_text(yaml.safe_dump(config))
+        status, _, err = command(train.main, f"resume={run.path}")
+        assert status == 1
+        assert f"type it, too: ++callbacks.best.dirpath={folder}" in err
+    assert (victim / "best.ckpt").read_bytes() == b"precious"
+
+
+def test_a_folder_for_checkpoints_that_the_user_types_again_is_accepted(nothing_typed):
+    config = {"callbacks": {"best": {"_target_": CALLBACK, "dirpath": "/mine"}}}
+    trust_classes({"callbacks": {"best": {"dirpath": "/other"}}})
+    with pytest.raises(UserError, match=r"type it, too: \+\+callbacks\.best\.dirpath=/mine"):
+        check_classes(config, Path("config.yaml"))
+    trust_classes({"callbacks": {"best": {"dirpath": "/mine"}}})
+    check_classes(config, Path("config.yaml"))
+
+
+def test_a_server_of_a_logger_is_used_only_if_the_user_types_it(nothing_typed):
+    options = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "file:/elsewhere"}
+    config = {"logger": {"ml": options}}
+    for typed in ({}, {"_target_": options["_target_"]}, options | {"tracking_uri": "http://mine"}):
+        trust_classes({"logger": {"ml": typed}})
+        with pytest.raises(UserError, match=r"type it, too: .*\+\+logger\.ml\.tracking_uri=file:/elsewhere"):
+            check_classes(config, Path("config.yaml"))
+    trust_classes(config)
+    check_classes(config, Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "callbacks.best.dirpath=runs/victim/checkpoints",
+        "callbacks.best.dirpath=ftp://host/x",
+        "callbacks.best={dirpath:runs/victim}",
+        "+remedy.set={callbacks.best.dirpath:runs/victim}",
+        "+remedy.set={callbacks.best:{dirpath:runs/victim}}",
+        "trainer.default_root_dir=elsewhere",
+        "+logger.csv2={_target_:lightning.pytorch.loggers.CSVLogger,sub_dir:'~/x'}",
+        "+logger.ml._target_=lightning.pytorch.loggers.MLFlowLogger",
+        f"+data.augmentation.x={{_target_:{CALLBACK}}}",
+        f"+data.augmentation.x._target_={CALLBACK}",
+        f"model.network.activation={{_target_:{CALLBACK}}},relu",
+    ],
+)
+def test_a_stored_sweep_names_no_folder_address_or_class_of_another_place(tmp_path, override, nothing_typed):
+    with pytest.raises(UserError, match=r"multirun\.yaml"):
+        stored_sweep(tmp_path, task=[override])
+
+
+def with_pickle(file, operations):
+    """Put operations that leave one object, which is dropped, in front of the pickle of a checkpoint."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as written:
+        for entry in archive.infolist():
+            content = archive.read(entry)
+            if entry.filename.endswith("/data.pkl"):
+                content = content[:2] + operations + b"0" + content[2:]
+            written.writestr(entry.filename, content)
+    file.write_bytes(copy.getvalue())
+
+
+# All multiples of 2^61 - 1 have the hash 0.
+_EQUAL_HASHES = b"".join(b"\x8a\x0b" + (number * (2**61 - 1)).to_bytes(11, "little") + b"N" for number in range(9))
+
+
+@pytest.mark.parametrize(
+    ("operations", "reason"),
+    [
+        (b"c__builtin__\nbytearray\n\x8a\x05" + (25 * 10**8).to_bytes(5, "little") + b"\x85R", "calls __builtin__ byt"),
+        (b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R", "calls torch FloatTensor"),
+        (b"ctorch.storage\nUntypedStorage\nJ\xff\xff\xff\x7f\x85R", "calls torch.storage UntypedStorage"),
+        (b"}(" + _EQUAL_HASHES + b"u", "keys that are neither texts nor small numbers"),
+        (b"ccollections\nOrderedDict\n]\x85R", "a dict of a list"),
+        (b"}(K\x01K\x02\x86Nu", "keys that are neither texts nor small numbers"),
+        (b"\x8a\xff" + b"\x7f" * 255, "a huge number"),
+        (b"N0" * 600_000 + b"N", "more than 1,000,000 operations"),
+        (b"X" + (11 * 10**6).to_bytes(4, "little") + b"x" * 11 * 10**6, "settings are larger than 10 MB"),
+        (b"0", "its pickle is damaged"),
+    ],
+    ids=[
+        "bytearray",
+        "tensor",
+        "storage",
+        "equal hashes",
+        "ordered",
+        "tuples",
+        "number",
+        "operations",
+        "size",
+        "stack",
+    ],
+)
+def test_a_pickle_that_would_take_memory_or_time_is_not_loaded(shop_run, tmp_path, monkeypatch, operations, reason):
+    file = Path(shutil.copy(shop_run.weights, tmp_path / "a.ckpt"))
+    read_checkpoint(file)
+    with_pickle(file, operations)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match=f"a.ckpt is not a readable checkpoint .*{reason}"):
+        read_checkpoint(file)
+    with pytest.raises(UserError, match=f"a.ckpt is damaged .*{reason}"):
+        ImageClassifier.load_from_checkpoint(file)
+
+
+def test_a_compressed_checkpoint_is_not_loaded(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(100_000)}, "epoch": 0, "global_step": 0}, file := tmp_path / "a.ckpt")
+    read_checkpoint(file)
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as copy:
+        for entry in archive.infolist():
+            copy.writestr(entry.filename, archive.read(entry))
+    with pytest.raises(UserError, match=r"b\.ckpt is not a readable checkpoint .* bytes unpack to "):
+        read_checkpoint(tmp_path / "b.ckpt")
+
+
+def test_a_checkpoint_with_the_state_of_a_long_training_is_read(tmp_path):
+    network = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(300)])
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.zeros(1, 2)).sum().backward()
+    optimizer.step()
+    state = {
+        "state_dict": network.state_dict(),
+        "epoch": 1000,
+        "global_step": 2**40,
+        "optimizer_states": [optimizer.state_dict()],
+        "callbacks": {"GapMonitor": {"passes": [torch.zeros(3) for _ in range(1000)]}, "times": [-1.5, None, True]},
+        "hyper_parameters": {"shape": (1, 28, 28), "dtype": torch.bfloat16, "device": torch.device("cpu")},
+        "parameter": torch.nn.Parameter(torch.zeros(2)),
+    }
+    torch.save(state, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.to("meta"),
+        lambda weight: weight.to_sparse(),
+        lambda weight: torch.zeros(3, 3).to_sparse_csr(),
+        lambda weight: weight.to(torch.complex64).conj(),
+        lambda weight: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        lambda weight: torch.zeros(1).as_strided((2**20, 2**20), (0, 0)),
+    ],
+    ids=["meta", "sparse", "csr", "conjugate", "nested", "strided"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_not_stored_in_full_are_refused(shop_run, tmp_path, change):
+    checkpoint = torch.load(shop_run.weights, weights_only=True)
+    name = next(name for name, weight in checkpoint["state_dict"].items() if weight.ndim == 4)
+    checkpoint["state_dict"][name] = change(checkpoint["state_dict"][name])
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt is not a readable checkpoint \((its pickle calls|network\.)"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_names_of_weights_are_texts_and_weights_do_not_repeat_the_same_memory(shop_run, tmp_path):
+    checkpoint = torch.load(shop_run.weights, weights_only=True)
+    torch.save({**checkpoint, "state_dict": {**checkpoint["state_dict"], 5: torch.zeros(1)}}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt is not a readable checkpoint \(the name of a weight is 5, no text"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    shared = torch.zeros(1000)
+    torch.save({**checkpoint, "state_dict": {str(name): shared for name in range(100)}}, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="its weights are the same memory many times"):
+        read_checkpoint(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"network": {"widths": [60_000, 60_000]}}, "far larger than its weights"),
+        ({"network": {"depths": [10**9, 1]}}, "far larger than its weights"),
+        ({"image_shape": (1, 12_000, 12_000)}, "far larger than its weights"),
+        ({"num_classes": 10**9}, "far larger than its weights"),
+        ({"network": {"widths": [16, 16]}}, "does not fit"),
+        ({"loss": {"_target_": "torch.nn.Embedding", "num_embeddings": 10**6, "embedding_dim": 10**3}}, "far larger"),
+        (
+            {
+                "metrics": {
+                    "a": {"_target_": "torchmetrics.classification.MulticlassConfusionMatrix", "num_classes": 10**5}
+                }
+            },
+            "far larger than its weights",
+        ),
+    ],
+    ids=["widths", "depths", "image", "classes", "small", "loss", "metric"],
+)
+def test_no_network_is_built_that_is_larger_than_its_weights(shop_run, tmp_path, monkeypatch, changed, reason):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    checkpoint = torch.load(run.weights, weights_only=True)
+    settings = checkpoint["hyper_parameters"]
+    for name, value in changed.items():
+        settings[name] = {**settings[name], **value} if name == "network" else value
+    torch.save(checkpoint, run.weights)
+    with pytest.raises(UserError, match=rf"{run.weights.name}.* {reason}"):
+        fashion_cnn.load(run.path)
+
+
+def test_images_and_classes_of_the_data_are_those_of_the_network(shop_run, tmp_path, monkeypatch):
+    for name, value in (("image_shape", (1, 12_000, 12_000)), ("class_names", ("a", "b"))):
+        monkeypatch.setattr(tiny_images.TinyDataModule, name, value)
+        with pytest.raises(UserError, match=r"config\.yaml does not belong to .*ckpt: .* images of"):
+            fashion_cnn.load(shop_run.path)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("data.root", value) for value in ({"a": 1}, -3, ["a"])),
+        *(("trainer", value) for value in (None, 0, ["a"])),
+        *(("model._target_", value) for value in (None, "torch.nn.ReLU")),
+        *(("data.mean", value) for value in ({"a": 1}, "x", None)),
+        *(("data.augmentation", value) for value in (["a"], 3)),
+        *((name, None) for name in ("data", "model", "data._target_")),
+        ("data.eval_batch_size", "many"),
+    ],
+)
+def test_settings_of_other_types_are_reported_in_one_message(shop_run, tmp_path, key, value):
+    run = Run(shutil.copytree(shop_run.path, tmp_path / "run"))
+    config = OmegaConf.load(run.config_file)
+    OmegaConf.update(config, key, value, merge=False)
+    run.config_file.write_text(OmegaConf.to_yaml(config))
+    with pytest.raises(UserError, match=rf"config\.yaml|{key}"):
+        fashion_cnn.load(run.path)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fashion_cnn.concepts.concept import Background, Concept, with_common_margin
 from fashion_cnn.errors import UserError, disk_error
+from fashion_cnn.metrics.predictions import check_unpacked_size
 from fashion_cnn.pictures import PREPARATION_VERSION
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import open_atomically
@@ -48,6 +49,11 @@ class Concepts:
                 f"way. Teach again with name='{outdated[0]}' images=PATH, or delete with remove='{outdated[0]}'."
             )
         concepts = [concept for concept, _ in read]
+        size = None if self.background is None else len(self.background.mean)
+        for concept in concepts:
+            if size is not None and concept.direction.shape != (size,):
+                error = ValueError(f"its direction has {len(concept.direction)} values, those of the others {size}")
+                raise _damaged(self._folder / _file_name(concept.name), error)
         return concepts if self.background is None else with_common_margin(concepts, self.background)
 
     @cached_property
@@ -58,7 +64,16 @@ class Concepts:
             return None
         parts = ("mean", "whitener", "others")
         arrays = self._load_arrays(path, required=parts)
-        return Background(*(torch.from_numpy(arrays[name]) for name in parts))
+        try:
+            mean, whitener, others = (_vectors(arrays[name]) for name in parts)
+            size = len(mean)
+            if mean.ndim != 1 or whitener.shape != (size, size) or others.ndim != 2 or others.shape[1] != size:
+                raise ValueError("its arrays do not fit together")
+            if not len(others):
+                raise ValueError("it has no known images")
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        return Background(mean, whitener, others)
 
     def load(self) -> None:
         """Read all files now, so that no later call can fail. Raises UserError."""
@@ -81,6 +96,9 @@ class Concepts:
         background = self.background
         if not self.all or background is None:
             return [[] for _ in embeddings]
+        if embeddings.shape[1:] != background.mean.shape:
+            error = ValueError(f"the network has embeddings of {embeddings.shape[1]} values")
+            raise _damaged(self._folder / _BACKGROUND_FILE, error)
         whitened = background.whiten(embeddings)
         scores = torch.stack([concept.scores(whitened) for concept in self.all], dim=1)
         above = [
@@ -119,16 +137,19 @@ class Concepts:
         """Read a concept and the version of the preparation of its pictures, 0 before it was stored."""
         arrays = self._load_arrays(path, required=("name", "direction", "threshold", "false_alarms", "examples"))
         try:
+            direction = _vectors(arrays["direction"])
+            if direction.ndim != 1:
+                raise ValueError("its direction is no vector")
             concept = Concept(
                 name=str(arrays["name"]),
-                direction=torch.from_numpy(arrays["direction"]),
+                direction=direction,
                 threshold=float(arrays["threshold"]),
                 false_alarms=float(arrays["false_alarms"]),
                 examples=int(arrays["examples"]),
                 recognised=int(arrays["recognised"]) if "recognised" in arrays else None,
             )
             return concept, int(arrays.get("preparation", 0))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise _damaged(path, error) from error
 
     def _load_arrays(self, path: Path, *, required: Sequence[str]) -> dict[str, Any]:
@@ -136,9 +157,11 @@ class Concepts:
             if path.exists() and not path.is_file():
                 raise ValueError("it is not a regular file")
             with path.open("rb") as file, np.load(file) as stored:
-                arrays = dict(stored)
-            if missing := [name for name in ("network", *required) if name not in arrays]:
-                raise ValueError(f"it holds no {missing[0]}")
+                check_unpacked_size(stored.zip, path)
+                if missing := [name for name in ("network", *required) if name not in stored]:
+                    raise ValueError(f"it holds no {missing[0]}")
+                expected = ("network", *required, "recognised", "preparation")
+                arrays = {name: stored[name] for name in expected if name in stored}
         except Exception as error:  # NumPy, zipfile and zlib raise errors of many types
             raise _damaged(path, error) from error
         if str(arrays["network"]) != self._network:
@@ -152,6 +175,13 @@ class Concepts:
         self._folder.mkdir(exist_ok=True)
         with open_atomically(self._folder / name) as file:
             np.savez(file, network=self._network, **values)  # type: ignore[arg-type]
+
+
+def _vectors(array: Any) -> Tensor:
+    """Return an array as a tensor. Raises ValueError unless it holds finite numbers in float32."""
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ValueError("its vectors are not of finite numbers in float32")
+    return torch.from_numpy(array)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.data.fashion_mnist import DEFAULT_ROOT
-from fashion_cnn.errors import UserError, printable
+from fashion_cnn.errors import UserError, causes_of, printable
 from fashion_cnn.models import ImageClassifier
+from fashion_cnn.models.classifier import load_checkpoint
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
@@ -106,13 +108,20 @@ class TrainedNetwork(NetworkRunner):
         invert: Invert = "auto",
     ) -> None:
         data = instantiate_data(run)
-        trainer = run.config().trainer
-        super().__init__(
-            load(run),
-            data,
-            device=select_device(trainer.accelerator, trainer.get("devices", 1)),
-            precision=resolve_precision(trainer.precision, trainer.accelerator),
-        )
+        trainer = config_section(run.config(), "trainer", run.config_file)
+        module = load(run)
+        try:
+            device = select_device(trainer.accelerator, trainer.get("devices", 1))
+            precision = resolve_precision(trainer.precision, trainer.accelerator)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise _unusable_section(run.config_file, "trainer", error) from error
+        super().__init__(module, data, device=device, precision=precision)
+        needed, given = ((tuple(part.image_shape), part.num_classes) for part in (self.module, data))
+        if needed != given:
+            raise UserError(
+                f"{run.config_file} does not belong to {run.weights}: it describes images of shape {given[0]} and "
+                f"{given[1]} classes, the network takes images of shape {needed[0]} and {needed[1]} classes."
+            )
         if needs_embeddings:
             self.module.head()
         self.run = run
@@ -187,10 +196,10 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
         run: the run's directory.
         root: the directory of the data set, if it is no longer where the run found it.
     """
-    settings = run.config().data
+    settings = config_section(run.config(), "data", run.config_file)
     if root is not None:
         settings.root = root
-    checked = check_classes(settings, run.config_file)
+    checked = check_classes(settings, run.config_file, "data")
     confine_data(checked, is_typed=root is not None)
     # Otherwise it would read the whole folder, or download it, even for a command that needs no image.
     reads_files = str(checked.get("_target_")).endswith((".ImageFolderDataModule", ".TorchvisionDataModule"))
@@ -199,10 +208,42 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
             f"{run.config_file} does not hold what was detected in the training images (data.detected): restore it "
             "from a copy of the run."
         )
-    data = instantiate(checked, _convert_="all")
+    try:
+        data = instantiate(checked, _convert_="all")
+    except HydraException as error:
+        if isinstance(cause := [*causes_of(error)][-1], OSError):
+            raise
+        raise _unusable_section(run.config_file, "data", cause) from error
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{run.config_file}: data._target_={settings.get('_target_')} is no ImageDataModule.")
     return data
+
+
+def config_section(config: DictConfig, name: str, file: Path) -> DictConfig:
+    """Return a section of a stored config.
+
+    Args:
+        config: the whole config.
+        name: name of the section, such as `data`.
+        file: the file that it was read from, for the message.
+
+    Raises:
+        UserError: if it is no group of options, or `data.root` is no text.
+    """
+    section = config.get(name)
+    if not OmegaConf.is_dict(section):
+        raise UserError(f"{file} is damaged ({name} is {section!r:.40}, no group of options): restore it from a copy.")
+    if name == "data" and not isinstance(root := section.get("root"), str | None):
+        raise UserError(f"{file} is damaged (data.root={root!r:.40} is no folder): restore it from a copy.")
+    assert isinstance(section, DictConfig)
+    return section
+
+
+def _unusable_section(file: Path, name: str, error: BaseException) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = str(error).partition("\n")[0]
+    return UserError(f"{file}: its section {name} cannot be used ({reason:.200}): restore it from a copy of the run.")
 
 
 def confine_data(settings: MutableMapping[Any, Any], *, is_typed: bool) -> None:
@@ -244,12 +285,12 @@ def load(run: Run) -> ImageClassifier:
         UserError: if the weights cannot be read, or are not those that the run ended with.
     """
     checkpoint = _read_final_checkpoint(run)
-    model = run.config().model
-    check_classes(model, run.config_file)
+    model = config_section(run.config(), "model", run.config_file)
+    check_classes(model, run.config_file, "model")
     # A subclass may have parameters of its own, as a learned loss has.
-    recorded_class = get_class(model._target_)
+    recorded_class = get_class(model._target_) if isinstance(model.get("_target_"), str) else type(None)
     if not issubclass(recorded_class, ImageClassifier):
-        raise UserError(f"{run.config_file}: model._target_={model._target_} is no ImageClassifier.")
+        raise UserError(f"{run.config_file}: model._target_={model.get('_target_')} is no ImageClassifier.")
     try:
         return recorded_class.from_checkpoint(checkpoint, run.weights).eval()
     except UserError:
@@ -269,11 +310,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: if it is missing or cannot be read.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(weight, Tensor) for weight in dict(checkpoint["state_dict"]).values()):
-            raise ValueError("its weights are no tensors")
+        checkpoint: dict[str, Any] = load_checkpoint(path)
+        if not isinstance(checkpoint["state_dict"], Mapping):
+            raise ValueError("its weights are no mapping")
         if not all(isinstance(checkpoint[name], int) for name in ("epoch", "global_step")):
             raise ValueError("its epoch is no number")
     except FileNotFoundError:

@@ -166,7 +166,13 @@ def read_validation_predictions(run: Run, *, flip_average: bool = False) -> Pred
             f"{run.predictions_file} is damaged ({error}): delete it to predict without calibration."
         ) from error
     single = stored.get("best.val")
-    return stored.get("best.val_flip", single) if flip_average else single
+    predictions = stored.get("best.val_flip", single) if flip_average else single
+    if predictions is not None and not predictions.logits.numel():
+        raise UserError(
+            f"{run.predictions_file} is damaged (best.val has no images or classes): delete it to predict without "
+            "calibration."
+        )
+    return predictions
 
 
 class TrainedClassifier:

@@ -55,6 +55,8 @@ class MeanStd:
     def of(cls, values: Iterable[float]) -> "MeanStd":
         """Compute both from one value or more."""
         values = list(values)
+        if not all(map(math.isfinite, values)):  # of a run that diverged
+            return cls(math.nan, math.nan if len(values) > 1 else None, len(values))
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), std, len(values))
 

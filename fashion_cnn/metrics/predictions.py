@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -88,6 +89,13 @@ def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> Non
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
+def check_unpacked_size(archive: ZipFile, path: Path) -> None:
+    """Raise ValueError if the arrays of an .npz file would take far more memory than any that is written here."""
+    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * size):
+        raise ValueError(f"{size:,} bytes unpack to {unpacked:,}")
+
+
 def read_predictions(path: Path) -> dict[str, Predictions]:
     """Read the predictions that `write_predictions` stored, by name.
 
@@ -100,9 +108,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     try:
         # np.load leaves a damaged file open if it opens the file itself.
         with path.open("rb") as opened, np.load(opened) as file:
-            size, unpacked = path.stat().st_size, sum(entry.file_size for entry in file.zip.infolist())
-            if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * size):
-                raise ValueError(f"{size:,} bytes unpack to {unpacked:,}")
+            check_unpacked_size(file.zip, path)
             names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
             stored = {name: [torch.from_numpy(file[f"{name}.{field}"]) for field in _FIELDS] for name in names}
     except FileNotFoundError:

@@ -1,8 +1,10 @@
 """Checks of the files of a run before they are used: one may be damaged, or made to use up time and memory."""
 
+import pickletools
 import re
 import stat
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,22 @@ YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_CONFIG_BYTES = 1_000_000
 _MAX_NODES = 20_000
 _MAX_LEVELS = 30
+# Plain numbers of more characters take time to read; those of at most 18 digits have different hashes as keys.
+_MAX_DIGITS, _MAX_KEY_DIGITS, _MAX_LONG_NUMBERS = 100, 18, 100
+_NUMBER = re.compile(r"[-+.]?\d[\w:.+-]*")
+_MAX_REFERENCES = 1000
 # Largest number of nodes and characters that a config may have once its references are resolved.
 _MAX_RESOLVED = 5_000_000
 MAX_RESULTS_BYTES = 10_000_000
 _MAX_NUMBER = 1e100
+# Limits of the pickle in a checkpoint, without its tensors: one of a long training has 300 KB and 50,000 operations.
+_MAX_PICKLE_BYTES, _MAX_OPERATIONS = 10_000_000, 1_000_000
+_MAX_INTEGER = 2**64
+# What the pickle of a checkpoint may call; torch.load would also accept functions that allocate memory of any size.
+_CALLABLES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
+    r"torch (Size|device|[a-z]+\d*|[A-Z][A-Za-z0-9]*Storage)"
+)
 # Types of the settings in a checkpoint.
 _PLAIN_TYPES = (dict, list, tuple, str, int, float, bool, type(None))
 # Entries of results.json that are numbers, beside the metrics, whose names contain a slash.
@@ -81,19 +95,115 @@ def check_yaml(text: str) -> None:
     Aliases are refused: few of them can stand for gigabytes, or contain themselves, and no config of a run has any.
 
     Raises:
-        ValueError: if it has aliases, too many nodes or levels; the message is the reason.
+        ValueError: if it has aliases, tags, long numbers, too many nodes, levels or references; the message is the
+            reason.
         YAMLError: if it is not YAML.
     """
-    nodes = level = 0
+    nodes = level = long_numbers = references = 0
     for event in yaml.parse(text, Loader=YAML_LOADER):
         nodes += isinstance(event, yaml.NodeEvent)
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if getattr(event, "anchor", None) is not None:
             raise ValueError(f"it has a YAML alias in line {event.start_mark.line + 1}")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has a YAML tag in line {event.start_mark.line + 1}")
+        if isinstance(event, yaml.ScalarEvent):
+            is_number = event.implicit[0] and _NUMBER.fullmatch(event.value) is not None
+            long_numbers += is_number and len(event.value) > _MAX_KEY_DIGITS
+            references += event.value.count("${")
+            if is_number and len(event.value) > _MAX_DIGITS:
+                raise ValueError(f"it has a number of {len(event.value):,} digits in line {event.start_mark.line + 1}")
+        if long_numbers > _MAX_LONG_NUMBERS:
+            raise ValueError(f"it has more than {_MAX_LONG_NUMBERS} numbers of over {_MAX_KEY_DIGITS} digits")
+        if references > _MAX_REFERENCES:
+            raise ValueError(f"it has more than {_MAX_REFERENCES:,} references")
         if nodes > _MAX_NODES:
             raise ValueError(f"it has more than {_MAX_NODES:,} entries")
         if level > _MAX_LEVELS:
             raise ValueError(f"it is nested more than {_MAX_LEVELS} levels deep")
+
+
+def check_checkpoint(file: Path) -> None:
+    """Check the archive and the pickle of a checkpoint before torch loads it.
+
+    Few bytes of a pickle can make `torch.load` allocate memory of any size, or compare keys of equal hashes for hours.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is no archive of `torch.save`, or its pickle is not one of a training; the message is the
+            reason.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError("it is not a regular file")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            pickles = [entry for entry in entries if entry.filename.partition("/")[2] == "data.pkl"]
+            unpacked = sum(entry.file_size for entry in entries)
+            if len(pickles) != 1 or len({entry.filename for entry in entries}) != len(entries):
+                raise ValueError("it is no archive of torch.save")
+            # torch.save compresses nothing.
+            if unpacked > file.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError(f"{file.stat().st_size:,} bytes unpack to {unpacked:,}")
+            if pickles[0].file_size > _MAX_PICKLE_BYTES:
+                raise ValueError(f"its settings are larger than {_MAX_PICKLE_BYTES / 1e6:g} MB")
+            content = archive.read(pickles[0])
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(str(error) or "it is damaged") from error
+    try:
+        _check_pickle(content)
+    except (IndexError, KeyError) as error:
+        raise ValueError("its pickle is damaged") from error
+
+
+def _check_pickle(content: bytes) -> None:
+    """Check each operation of a pickle, with the kinds of the objects on the unpickler's stack."""
+    stack: list[str] = []
+    marks: list[int] = []
+    memo: dict[int, str] = {}
+    value: Any
+    for number, (operation, value, _) in enumerate(pickletools.genops(content)):
+        name = operation.name
+        if number >= _MAX_OPERATIONS:
+            raise ValueError(f"its pickle has more than {_MAX_OPERATIONS:,} operations")
+        if name == "GLOBAL" and not _CALLABLES.fullmatch(value):
+            raise ValueError(f"its pickle calls {value}")
+        if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise ValueError("its pickle has a huge number")
+        if name in ("LONG_BINPUT", "BINPUT"):
+            memo[value] = stack[-1]
+        elif name in ("LONG_BINGET", "BINGET"):
+            stack.append(memo[value])
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            items = stack[(start := marks.pop()) :]
+            del stack[start:]
+            if name == "TUPLE":
+                stack.append("TUPLE")
+            elif name == "SETITEMS":
+                _check_keys(items[::2])
+        elif name == "SETITEM":
+            _check_keys(stack[-2:-1])
+            del stack[-2:]
+        elif name == "REDUCE":
+            arguments = stack.pop()
+            # With arguments it would hash keys of any type.
+            if stack.pop() == "collections OrderedDict" and arguments != "EMPTY_TUPLE":
+                raise ValueError("its pickle makes a dict of a list")
+            stack.append(name)
+        elif name in ("APPEND", "BUILD", "POP"):
+            stack.pop()
+        elif name not in ("PROTO", "STOP"):
+            if (taken := len(operation.stack_before)) > 0:
+                del stack[-taken:]
+            stack += [value if name == "GLOBAL" else name] * len(operation.stack_after)
+
+
+def _check_keys(kinds: Iterable[str]) -> None:
+    # Numbers of any size and tuples can have equal hashes.
+    if not {*kinds} <= {"BINUNICODE", "BININT", "BININT1", "BININT2", "NEWTRUE", "NEWFALSE", "NONE"}:
+        raise ValueError("its pickle has keys that are neither texts nor small numbers")
 
 
 def check_containers(settings: Any, source: Path) -> None:
@@ -192,7 +302,8 @@ def check_results(results: Any) -> dict[str, Any]:
     if not isinstance(results, dict) or not results:
         raise ValueError("it holds no results")
     for name, value in results.items():
-        if ("/" in name or name in _NUMBERS) and not _is_number(value):
+        is_bounded = name in _NUMBERS or name.endswith("/accuracy")
+        if ("/" in name or is_bounded) and not (_is_number(value) and not (is_bounded and abs(value) == float("inf"))):
             raise ValueError(f"{name} is {value!r:.40}, no number")
     return results
 

@@ -132,7 +132,7 @@ def _parse_config(file: Path) -> str:
         raise _damaged_config(file, "it is no text") from error
     except RecursionError as error:
         raise _damaged_config(file, "its references form too long a chain") from error
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise _damaged_config(file, str(error)) from error
     return text
 
@@ -146,7 +146,7 @@ def read_config(file: Path) -> DictConfig:
     except DamagedRunError:
         raise
     # OmegaConf's own loader also refuses repeated keys.
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, ArithmeticError) as error:
         raise _damaged_config(file, str(error).partition("\n")[0]) from error
     assert isinstance(config, DictConfig)
     return update_config(config)

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,14 +35,33 @@ _LIBRARY_MODULES = {
     "lightning.pytorch.callbacks": "lightning.pytorch.Callback",
     "lightning.pytorch.loggers": "lightning.pytorch.loggers.Logger",
 }
-# Classes and schedules of this package, by name: what conf/ offers and what a user can put in its place.
-_OWN_NAMES = (
-    "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule RandomAffine RandomBlur RandomColour "
-    "RandomCrop RandomErasing RandomFlip ImageClassifier Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone "
-    "WideResNet Dropout CutMix MixUp CrossEntropy SupervisedContrastive Distillation Muon constant cosine linear "
-    "one_cycle GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint MetricsCSV "
-    "TensorBoard EpochLines ProgressBar ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging "
-)
+# Where a config may name which classes: names of this package, and the modules above. Everything below a place, such as
+# the activation of a network, belongs to it. Elsewhere each of them is accepted, since nothing is built from there.
+_PLACES = {
+    "model": "ImageClassifier",
+    **dict.fromkeys(
+        ("model.network", "network"),  # in config.yaml and in a checkpoint
+        "Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone WideResNet Dropout torch.nn timm.layers",
+    ),
+    "optimizer": "Muon torch.optim",
+    "schedule": "constant cosine linear one_cycle torch.optim.lr_scheduler",
+    "loss": "CrossEntropy torch.nn",
+    "embedding_loss": "SupervisedContrastive torch.nn",
+    "metrics": "torchmetrics.classification",
+    "mixing": "CutMix MixUp",
+    "distillation": "Distillation",
+    "data": "FashionMNISTDataModule ImageFolderDataModule TorchvisionDataModule",
+    "data.augmentation": (
+        "RandomAffine RandomBlur RandomColour RandomCrop RandomErasing RandomFlip torchvision.transforms.v2"
+    ),
+    "trainer": "lightning.pytorch",
+    "callbacks": (
+        "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint EpochLines ProgressBar "
+        "ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging lightning.pytorch.callbacks"
+    ),
+    "logger": "MetricsCSV TensorBoard lightning.pytorch.loggers",
+}
+_OWN_NAMES = {word for words in _PLACES.values() for word in words.split() if "." not in word}
 # Modules of this package that these may be named by. No other one is imported for the check.
 _OWN_MODULES = (
     "analysis.dynamics analysis.monitor analysis.tensorboard data data.augmentation data.fashion_mnist data.folder "
@@ -58,13 +78,39 @@ _CALLBACKS = (
     "RichProgressBar StochasticWeightAveraging TQDMProgressBar ThroughputMonitor Timer WeightAveraging"
 )
 _LOGGERS = "CSVLogger CometLogger MLFlowLogger TensorBoardLogger WandbLogger"
-# Options of loggers and callbacks that name files, which must stay inside of the run directory.
-_FILE_OPTIONS = "save_dir root_dir log_dir sub_dir dirpath dir filename name version prefix"
+# Loggers whose options name servers and accounts.
+_REMOTE_LOGGERS = ("CometLogger", "MLFlowLogger", "WandbLogger")
+# Options of loggers and callbacks that name files, which must stay inside of the run directory. Positional arguments
+# may be any of them.
+_FILE_OPTIONS = [
+    "save_dir",
+    "root_dir",
+    "log_dir",
+    "sub_dir",
+    "dirpath",
+    "dir",
+    "default_root_dir",
+    "filename",
+    "name",
+    "version",
+    "prefix",
+    "checkpoint_name",
+    "_args_",
+]
+# Folders of callbacks and of the trainer, which the libraries look for in the working directory.
+_FOLDER_OPTIONS = ("dirpath", "default_root_dir")
+# Parts of a text that leads to another place than a folder inside: fsspec, which Lightning opens files with, would
+# connect to the address of a URL, or take `::` for a chain of file systems.
+_LEADS_OUT = re.compile(r"^[/~]|\$|://|::|(^|[/\\])\.\.($|[/\\])")
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+# Last part of the paths of keys themselves, which is no key of a config.
+_NAME = "(key)"
 # Keys whose texts name classes: `dataset` is the option of `TorchvisionDataModule`.
 _CLASS_KEYS = ("_target_", "dataset")
 _typed_classes: set[str] = set()
+# Options of typed configs that name files or servers, with their values.
+_typed_options: set[tuple[str, str]] = set()
 
 
 def trust_packages(packages: str | Iterable[str] | None) -> None:
@@ -102,17 +148,22 @@ def packages_to_trust(config: Any) -> list[str]:
         config: plain containers or an OmegaConf config.
     """
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES), *sys.stdlib_module_names}
-    roots = (path.partition(".")[0] for key, path in _texts(_plain(config)) if key in _CLASS_KEYS and "." in path)
+    roots = (name.partition(".")[0] for name in _class_names(config) if "." in name)
     return [root for root in dict.fromkeys(roots) if root not in libraries]
 
 
 def trust_classes(config: Any) -> None:
-    """Accept the classes that a config names, in this process: the user typed them.
+    """Accept the classes, files and servers that a config names, in this process: the user typed them.
 
     Args:
         config: plain containers or an OmegaConf config.
     """
-    _typed_classes.update(path for key, path in _texts(_plain(config)) if key in _CLASS_KEYS)
+    _typed_classes.update(_class_names(config))
+    _typed_options.update((path, text) for path, text in _texts(_plain(config)) if "${" not in text)
+
+
+def _class_names(config: Any) -> Iterator[str]:
+    return (text for path, text in _texts(_plain(config)) if _key(path) in _CLASS_KEYS)
 
 
 def instantiate(config: Any, *args: Any, **settings: Any) -> Any:
@@ -134,20 +185,22 @@ def instantiate(config: Any, *args: Any, **settings: Any) -> Any:
         raise cause from None
 
 
-def check_classes(config: Any, source: Path) -> Any:
+def check_classes(config: Any, source: Path, place: str = "") -> Any:
     """Check each class that a config or a checkpoint names, before any of them is instantiated.
 
     Args:
         config: plain containers or an OmegaConf config, whose references may lead to any part of the whole config.
         source: the file that it was read from, for the message.
+        place: dotted key of the part of the config of a training that it is; empty for the whole one.
 
     Returns:
         The checked content as plain containers, those of an OmegaConf config with its references resolved.
 
     Raises:
-        UserError: if it names anything but an accepted class, or calls a resolver of OmegaConf.
+        UserError: if it names anything but an accepted class, an accepted class in another place than its own, a
+            file outside of the run directory or an address, or calls a resolver of OmegaConf.
     """
-    _check_texts(plain := _plain(config), source)
+    _check_texts(plain := _plain(config), source, place)
     if not OmegaConf.is_config(config):
         return plain
     try:
@@ -155,40 +208,81 @@ def check_classes(config: Any, source: Path) -> Any:
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{source}: its settings cannot be read ({reason}).") from error
-    _check_texts(resolved, source)
+    _check_texts(resolved, source, place)
     return resolved
 
 
-def _check_texts(config: Any, source: Path) -> None:
-    for key, text in _texts(config):
+def _check_texts(config: Any, source: Path, place: str) -> None:
+    texts = [*_texts(config, place)]
+    for path, text in texts:
+        key = _key(path)
         names_class = key in _CLASS_KEYS
         if "${" in _KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
             raise UserError(f"{source}: {key}={text} is not accepted in the settings of a run: write its value.")
         if names_class and not (_is_data_set(text) if key == "dataset" else _is_accepted(text)):
             raise UserError(f"{source} names {text}, {_remedy(text)}")
+        if key == "_target_" and not _belongs_to(text, path):
+            raise UserError(
+                f"{source} names {text} as {path.rpartition('.')[0]}, where no such class belongs: take it from a copy "
+                "of the run."
+            )
+        if key == "_target_" and path.startswith("logger.") and text.endswith(_REMOTE_LOGGERS):
+            _check_typed([pair for pair in texts if pair[0].startswith(path.removesuffix("_target_"))], source)
+        if key in _FOLDER_OPTIONS and _place(path) in ("callbacks", "trainer"):
+            _check_typed([(path, text)], source)
         # A reference may lead anywhere, and its value may change after this check.
-        leads_out = text.startswith(("/", "~")) or "${" in text or ".." in re.split(r"[/\\]", text)
-        if key in _FILE_OPTIONS.split() and leads_out:
+        elif key in _FILE_OPTIONS and _LEADS_OUT.search(text) and (path, text) not in _typed_options:
             raise UserError(f"{source}: {key}={text} leads out of the run directory: write a name inside of it.")
+
+
+def _check_typed(options: Iterable[tuple[str, str]], source: Path) -> None:
+    """Raise UserError for options of a stored config that name a folder or a server and that the user did not type."""
+    untyped = [pair for pair in options if pair not in _typed_options and _key(pair[0]) != _NAME]
+    if untyped:
+        raise UserError(
+            f"{source} names a folder or a server that may be anyone's. If it is yours, type it, too: "
+            f"{shlex.join(f'++{path}={text}' for path, text in untyped)}"
+        )
 
 
 def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
 
 
-def _texts(part: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All texts in nested containers, each with its key in the innermost mapping."""
+def _texts(part: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in nested containers, each with the path of its key, such as `callbacks.best.filename`."""
     if isinstance(part, Mapping):
         for name, value in part.items():
-            yield "key", str(name)
-            yield from _texts(value, str(name))
+            yield f"{path}.{_NAME}", str(name)
+            yield from _texts(value, f"{path}.{name}" if path else str(name))
     elif isinstance(part, list | tuple):
         for value in part:
-            yield from _texts(value, key)
+            yield from _texts(value, path)
     elif isinstance(part, str):
-        yield key, part
-    elif key == "_target_" and part is not None:
-        yield key, repr(part)
+        yield path, part
+    elif _key(path) == "_target_" and part is not None:
+        yield path, repr(part)
+
+
+def _key(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _place(path: str) -> str | None:
+    """The place in `_PLACES` that a path belongs to, the longest one; None for any other path."""
+    # A remedy changes the setting that its key names.
+    path = path.removeprefix("remedy.set.")
+    return max((place for place in _PLACES if f"{path}.".startswith(f"{place}.")), key=len, default=None)
+
+
+def _belongs_to(name: str, path: str) -> bool:
+    """Return whether an accepted class may be named at a path; those of other packages may be anywhere."""
+    module_name, _, class_name = name.rpartition(".")
+    is_own = module_name.startswith("fashion_cnn.")
+    if not (is_own or module_name in _LIBRARY_MODULES) or (path, name) in _typed_options:
+        return True
+    place = _place(path)
+    return place is None or (class_name if is_own else module_name) in _PLACES[place].split()
 
 
 def _is_accepted(path: str) -> bool:
@@ -219,7 +313,7 @@ def _is_library_class(module_name: str, name: str) -> bool:
 
 
 def _is_own(module_name: str, name: str) -> bool:
-    if module_name.partition(".")[2] not in _OWN_MODULES.split() or name not in _OWN_NAMES.split():
+    if module_name.partition(".")[2] not in _OWN_MODULES.split() or name not in _OWN_NAMES:
         return False
     candidate = vars(importlib.import_module(module_name)).get(name)
     return getattr(candidate, "__module__", "").startswith("fashion_cnn.")

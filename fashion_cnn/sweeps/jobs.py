@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import itertools
+import math
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from fashion_cnn.runs.overrides import override_key, quote_value
 
 # Maximum length of a job directory name.
 _MAX_NAME_LENGTH = 200
+# Maximum number of jobs of a sweep, and of values of a key; a range can stand for any number.
+_MAX_JOBS = 10_000
 # Output of a job that runs in parallel with others, in its directory.
 LOG_FILE = "log.txt"
 
@@ -56,8 +59,10 @@ def list_jobs(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list
 
     Raises:
         ValueError: a sweep without a list of values, such as an interval.
+        UserError: more than 10,000 jobs.
     """
     choices = list_choices(overrides, params)
+    _check_count(math.prod(map(len, choices.values())), "jobs")
     shared = {key for key, values in choices.items() if len(values) == 1}
     combined = itertools.product(*([f"{key}={value}" for value in values] for key, values in choices.items()))
     return [Job(job_name(each, shared), each) for each in combined], shared
@@ -69,9 +74,18 @@ def list_choices(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[st
     for override in OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides]):
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise ValueError(f"{override.input_line} is not a list of values")
+        if override.is_range_sweep():
+            swept: Any = override.value()
+            count = math.ceil((swept.stop - swept.start) / swept.step) if swept.step else math.inf
+            _check_count(count, f"values of {override.get_key_element()}")
         values = override.sweep_string_iterator() if override.is_sweep_override() else None
         choices[override.get_key_element()] = [*values] if values else [str(override.get_value_element_as_str())]
     return choices
+
+
+def _check_count(count: float, noun: str) -> None:
+    if count > _MAX_JOBS:
+        raise UserError(f"{count:,} {noun} are too many for a sweep, which has at most {_MAX_JOBS:,}: give fewer.")
 
 
 def key_element(override: str) -> str:

@@ -262,7 +262,7 @@ def _read_command(path: Path) -> _StoredCommand:
         flags = config_flags(OmegaConf.create(parts), "train")
     except (
         *(OmegaConfBaseException, OverrideParseException, yaml.YAMLError),
-        *(ValueError, TypeError, AttributeError, KeyError),
+        *(ValueError, TypeError, AttributeError, KeyError, ArithmeticError),
     ) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise DamagedRunError(file, printable(reason), "restore it from a copy, or start a new sweep") from error
@@ -306,10 +306,8 @@ def _check_stored_classes(override: str, file: Path) -> None:
     values = [parsed.value()]
     if parsed.is_discrete_sweep():
         values = [parser.parse_override(f"x={text}").value() for text in parsed.sweep_string_iterator()]
-    name = override_key(override).rpartition(".")[2]
     for value in values:
-        # The key `data.dataset` names a class, too.
-        check_classes({"_target_" if name == "dataset" else name: value}, file)
+        check_classes(value, file, override_key(override))
 
 
 def pinned_overrides(path: Path, shared: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import confine_data, differing_weights, read_checkpoint
+from fashion_cnn.inference.network import config_section, confine_data, differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import LOCATION_KEYS, override_key
@@ -36,6 +36,8 @@ def restore_config(
     """
     stored = run.config()
     check_classes(stored, run.config_file)
+    for name in ("data", "model", "trainer", "callbacks", "logger", "optimizer", "schedule"):
+        config_section(stored, name, run.config_file)
     overrides = config.get("overrides") or []
     if by_user:
         _check_overrides(config, stored, overrides, run)
