@@ -179,11 +179,6 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     return Interval(mean_std.mean, mean_std.mean - half, mean_std.mean + half)
 
 
-def t_quantile(degrees: int) -> float:
-    """97.5% quantile of Student's t distribution with so many degrees of freedom, at least 1."""
-    return _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
-
-
 def _variance_of_mean(values: Tensor, share: float = 0.0) -> float:
     if share == 1:
         return 0.0
