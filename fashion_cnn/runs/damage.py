@@ -38,7 +38,7 @@ _CALLABLES = re.compile(
 _PLAIN_TYPES = (dict, list, tuple, str, int, float, bool, type(None))
 # Entries of results.json that are numbers, beside the metrics, whose names contain a slash.
 _NUMBERS = {
-    *("seed", "epochs", "best_epoch", "train_images", "parameters", "multiply_adds"),
+    *("seed", "epochs", "best_epoch", "train_images", "val_images", "parameters", "multiply_adds"),
     *("seconds", "teachers_seconds", "images_per_second"),
 }
 _REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
