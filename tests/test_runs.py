@@ -209,7 +209,11 @@ def test_latest_follows_the_recorded_time_of_copied_runs(tmp_path):
         ("config.yaml", reference_bomb("${{{0}}}${{{0}}}${{{0}}}${{{0}}}"), "make it too large"),
         ("config.yaml", reference_bomb("${{oc.decode:'${{{0}}}${{{0}}}${{{0}}}${{{0}}}'}}"), "make it too large"),
         ("config.yaml", reference_bomb("{{x: '${{{0}}}', y: '${{{0}}}', z: '${{{0}}}'}}"), "make it too large"),
-        ("config.yaml", "seed: 1\n" + "".join(f"a{n}: ${{a{n + 1}}}\n" for n in range(5000)) + "a5000: 1", "a chain"),
+        (
+            "config.yaml",
+            "seed: 1\n" + "".join(f"a{n}: ${{a{n + 1}}}\n" for n in range(5000)) + "a5000: 1",
+            "1,000 references",
+        ),
         ("config.yaml", "seed: 1\na: !!timestamp 2001-99-99", "config.yaml is damaged"),
         ("config.yaml", "seed: 1\na: !!python/object/apply:os.getcwd []", "config.yaml is damaged"),
     ],

@@ -116,7 +116,7 @@ class TrainedNetwork(NetworkRunner):
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise _unusable_section(run.config_file, "trainer", error) from error
         super().__init__(module, data, device=device, precision=precision)
-        needed, given = ((tuple(part.image_shape), part.num_classes) for part in (self.module, data))
+        needed, given = ((tuple(part.image_shape), part.num_classes) for part in (module, data))
         if needed != given:
             raise UserError(
                 f"{run.config_file} does not belong to {run.weights}: it describes images of shape {given[0]} and "
