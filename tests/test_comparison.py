@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -16,6 +17,7 @@ from fashion_cnn.analysis.learning_curve import describe_learning_curve, fit_lea
 from fashion_cnn.compare import main
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import paired_interval
+from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 from fashion_cnn.plots.comparison import plot_accuracy_against, plot_comparison, plot_gap_against, plot_learning_curve
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, find_runs
@@ -98,6 +100,32 @@ def test_command_writes_table_plots_and_learning_curve(sweep, command):
     assert status == 0
     assert (sweep / "else where" / "comparison.md").exists()
     assert len(find_runs(str(sweep))) == 11, "its output is not a run"
+
+
+def test_folds_are_one_group_whose_predictions_cover_every_image(tmp_path, command):
+    targets = torch.arange(30) % 3
+    for fold in range(3):
+        data = {"folds": 3, "fold": fold}
+        run = make_run(tmp_path / str(fold), ["data.folds=3", f"data.fold={fold}"], 0, 0.8 + fold / 10, data=data)
+        indices = torch.arange(fold * 10, fold * 10 + 10)
+        logits = torch.nn.functional.one_hot(targets[indices], 3).float()
+        logits[:fold] = logits[:fold].roll(1, dims=1)
+        write_predictions(run.predictions_file, {"best.val": Predictions(logits, targets[indices], indices)})
+    status, out, _ = command(main, f"runs={tmp_path}")
+    assert status == 0
+    assert (
+        "Over all 30 images, each predicted by the network that was not trained on it, accuracy is 90.00%"
+        in " ".join(out.split())
+    )
+    rows = list(csv.DictReader((tmp_path / "comparison" / "comparison.csv").read_text().splitlines()))
+    assert [row["folds"] for row in rows] == ["3"]
+    assert float(rows[0]["val/accuracy mean"]) == pytest.approx(0.9)
+    stored = read_predictions(tmp_path / "comparison" / "out_of_fold.npz")["all"]
+    assert stored.indices.equal(torch.arange(30))
+    assert stored.targets.equal(targets)
+    (tmp_path / "2" / "results.json").unlink()
+    assert command(main, f"runs={tmp_path}")[0] == 0
+    assert not (tmp_path / "comparison" / "out_of_fold.npz").exists(), "a fold is missing"
 
 
 def test_sizes_with_equal_steps_have_a_learning_curve(tmp_path, command):

@@ -1,4 +1,4 @@
-"""Comparison of runs: groups that differ in their settings, with mean and standard deviation over the seeds."""
+"""Comparison of runs: groups that differ in their settings, with mean and standard deviation over seeds or folds."""
 
 import math
 import os
@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,7 +24,8 @@ from fashion_cnn.analysis.settings import (
     to_setting,
 )
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import Interval, MeanStd, paired_interval, t_quantile
+from fashion_cnn.metrics.intervals import Interval, MeanStd, mean_interval, paired_interval, t_quantile
+from fashion_cnn.metrics.predictions import PREDICTION_FIELDS, Predictions, read_predictions
 from fashion_cnn.runs import Run, format_csv
 from fashion_cnn.runs.finding import run_id
 from fashion_cnn.runs.overrides import CONFIG_DIR, override_key
@@ -50,23 +53,44 @@ _VALIDATION = {
     "data.val_size": "none",
     "data.val_share": "none",
     "data.split_seed": 0,
+    "data.folds": "none",
     "data.left_out": "none",
 }
+# Settings that only repeat a training, on other random numbers or other images.
+_REPETITIONS = ("seed", "data.fold")
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that differ only in their seed, the newest of each seed.
+    """Finished runs that differ only in their seed or fold, the newest of each.
 
     Attributes:
         factors: the settings that distinguish the group from the others, by name.
-        results: `results.json` of each run.
+        results: `results.json` of each run, with `fold`, the number of its fold, in cross-validation.
+        runs: the runs, in the same order.
     """
 
     factors: dict[str, Setting]
     results: tuple[dict[str, Any], ...]
+    runs: tuple[Run, ...] = ()
+
+    @cached_property
+    def out_of_fold(self) -> Predictions | None:
+        """Predictions of every image by the network that validated on it, if the runs are all folds of one seed."""
+        folds = {OmegaConf.select(run.config(), "data.folds") for run in self.runs}
+        if len(folds) != 1 or [result.get("fold") for result in self.results] != [*range(folds.pop() or 0)]:
+            return None
+        try:
+            parts = [read_predictions(run.predictions_file)["best.val"] for run in self.runs]
+        except (OSError, ValueError, KeyError):  # Some callbacks store none, and someone else's may be damaged.
+            return None
+        logits, targets, indices = (torch.cat([getattr(part, name) for part in parts]) for name in PREDICTION_FIELDS)
+        if len(indices.unique()) < len(indices):
+            return None
+        order = indices.argsort()
+        return Predictions(logits[order], targets[order], indices[order])
 
     def values(self, name: str) -> tuple[float, ...]:
         """The values of a metric in results.json over the runs; empty if a run lacks it."""
@@ -113,7 +137,7 @@ class Comparison:
 
 
 class _Variant(NamedTuple):
-    """Settings without the seed, and the runs that have them."""
+    """Settings without seed and fold, and the runs that have them."""
 
     settings: dict[str, Setting]
     runs: list[Run]
@@ -124,7 +148,7 @@ class _Variant(NamedTuple):
 
 
 def compare(runs: Iterable[Run]) -> Comparison:
-    """Group the finished runs by their settings, ignoring the seed.
+    """Group the finished runs by their settings, ignoring the seed and the fold of cross-validation.
 
     Raises:
         UserError: if no run is finished.
@@ -139,19 +163,30 @@ def compare(runs: Iterable[Run]) -> Comparison:
     compared = variants if len(variants) > 1 else _variants(readable)
     factors = _factor_names(compared)
     groups = [
-        Group(
-            {name: _held_value(variant, name) for name in factors},
-            _results_by_seed(variant.runs),
-        )
+        Group({name: _held_value(variant, name) for name in factors}, *_results_by_repetition(variant.runs))
         for variant in variants
     ]
     compared_runs = {run for variant in variants for run in variant.runs}
     groups.sort(key=lambda group: [_sort_key(value) for value in group.factors.values()])
     results = [result for group in groups for result in group.results]
     lagging = sum("evaluation_lag" in result for result in results)
-    notes = filter(None, (_validation_note(variants), lag_note(lagging, len(results))))
+    notes = filter(None, (_validation_note(variants), lag_note(lagging, len(results)), *map(_out_of_fold_note, groups)))
     unfinished = tuple(run for run in runs if run not in compared_runs)
     return Comparison(tuple(groups), tuple(factors), unfinished, tuple(notes), _common_folder(runs))
+
+
+def _out_of_fold_note(group: Group) -> str:
+    """Say how accurate a cross-validation is over all images; an empty text for other groups."""
+    predictions = group.out_of_fold
+    if predictions is None:
+        return ""
+    accuracy = mean_interval(predictions.correct)
+    name = f"With {group.label}, over" if group.label else "Over"
+    return (
+        f"{name} all {len(predictions):,} images, each predicted by the network that was not trained on it, accuracy "
+        f"is {accuracy.estimate:.2%} (95% interval {accuracy.low:.2%} to {accuracy.high:.2%}). The predictions of each "
+        "image are in out_of_fold.npz."
+    )
 
 
 def _common_folder(runs: Sequence[Run]) -> str:
@@ -207,7 +242,7 @@ def _settings_without_seed(run: Run) -> dict[str, Setting]:
     if "distillation.teachers" in settings:
         teachers = config.distillation.teachers
         settings["distillation.teachers"] = len(teachers) if OmegaConf.is_list(teachers) else 1
-    return {name: value for name, value in settings.items() if name != "seed"}
+    return {name: value for name, value in settings.items() if name not in _REPETITIONS}
 
 
 def _held_value(variant: _Variant, name: str) -> Setting:
@@ -249,17 +284,28 @@ def _model_name(config: DictConfig) -> str:
     return str(network.get("_target_", "default")).rpartition(".")[2]
 
 
-def _results_by_seed(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
-    """Results of the newest run of each seed, in the order of the seeds."""
-    newest = {run.config().seed: run.results() for run in sorted(runs, key=lambda run: run.started)}
-    return tuple(newest[seed] for seed in sorted(newest))
+def _results_by_repetition(runs: Sequence[Run]) -> tuple[tuple[dict[str, Any], ...], tuple[Run, ...]]:
+    """Results of the newest run of each seed and fold, in their order, and these runs."""
+    newest = {(run.config().seed, _fold(run)): run for run in sorted(runs, key=lambda run: run.started)}
+    chosen = tuple(newest[key] for key in sorted(newest, key=lambda key: (key[0], key[1] or 0)))
+    folds = [{} if (fold := _fold(run)) is None else {"fold": fold} for run in chosen]
+    return tuple(run.results() | fold for run, fold in zip(chosen, folds, strict=True)), chosen
+
+
+def _fold(run: Run) -> int | None:
+    """Number of the run's fold in cross-validation, else None."""
+    config = run.config()
+    if not OmegaConf.select(config, "data.folds"):
+        return None
+    fold = OmegaConf.select(config, "data.fold")
+    return fold if isinstance(fold, int) else 0
 
 
 def _overrides(run: Run) -> dict[str, str]:
     """Overrides of the settings on the command line of a run."""
     pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
     # A choice of these config groups is compared by its single settings.
-    ignored = ("seed", "init_from", "callbacks", "logger", "trainer")
+    ignored = (*_REPETITIONS, "init_from", "callbacks", "logger", "trainer")
     return {
         name: value
         for name, value in pairs
@@ -367,9 +413,10 @@ def _label_of_difference(group: Group, other: Group) -> str:
 
 
 def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Results of both groups with the same seed."""
-    others = {result["seed"]: result for result in second.results}
-    return [(result, others[result["seed"]]) for result in first.results if result["seed"] in others]
+    """Results of both groups with the same seed and fold."""
+    others = {(result["seed"], result.get("fold")): result for result in second.results}
+    keys = [(result["seed"], result.get("fold")) for result in first.results]
+    return [(result, others[key]) for key, result in zip(keys, first.results, strict=True) if key in others]
 
 
 def _describe(difference: Interval, less: str, more: str, *, has_interval: bool) -> str:
@@ -386,8 +433,13 @@ def _describe(difference: Interval, less: str, more: str, *, has_interval: bool)
 def comparison_table(comparison: Comparison) -> list[list[str]]:
     """Format the headings and one row per group: factors, number of seeds, verdict, mean ± std of each metric."""
     columns = _columns(comparison)
-    headings = [*(comparison.factors or ["runs"]), "seeds", _VERDICT, *columns]
+    headings = [*(comparison.factors or ["runs"]), _repetitions(comparison), _VERDICT, *columns]
     return [headings, *(_row(group, columns.values()) for group in comparison.groups)]
+
+
+def _repetitions(comparison: Comparison) -> str:
+    """The heading of the number of runs of each row."""
+    return "folds" if any("fold" in result for group in comparison.groups for result in group.results) else "seeds"
 
 
 def _columns(comparison: Comparison) -> dict[str, tuple[str, float, int]]:
@@ -409,7 +461,12 @@ def comparison_csv(comparison: Comparison) -> str:
     """Format one row per group: factors, number of seeds, mean and standard deviation of each metric, unrounded."""
     names = [name for name, _, _ in _columns(comparison).values()]
     rows: list[list[Any]] = [
-        [*comparison.factors, "seeds", _VERDICT, *(f"{name} {part}" for name in names for part in ("mean", "sd"))]
+        [
+            *comparison.factors,
+            _repetitions(comparison),
+            _VERDICT,
+            *(f"{name} {part}" for name in names for part in ("mean", "sd")),
+        ]
     ]
     for group in comparison.groups:
         metrics = [group.metric(name) for name in names]
@@ -423,7 +480,7 @@ def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: S
     headings, *rows = comparison_table(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", conclude(comparison), "\n".join(lines)]
-    parts.append("Mean ± standard deviation over the seeds of each row.")
+    parts.append(f"Mean ± standard deviation over the {_repetitions(comparison)} of each row.")
     if comparison.unfinished:
         runs = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)
         parts.append(f"Unfinished runs, not included:\n\n{runs}")

@@ -7,6 +7,7 @@ from fashion_cnn.analysis.comparison import Comparison, Group, comparison_csv, c
 from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, fit_learning_curve
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter
 from fashion_cnn.errors import unusable
+from fashion_cnn.metrics.predictions import write_predictions
 from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
 from fashion_cnn.plots.style import add_subtitle, save_figure
 from fashion_cnn.runs import write_atomically
@@ -34,11 +35,18 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
     text = comparison_markdown(comparison, [f"{name}.png" for name in plots], remarks)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in [*folder.glob("against_*.png"), *folder.glob("learning_curve.png")]:
+        for stale in [
+            *folder.glob("against_*.png"),
+            *folder.glob("learning_curve.png"),
+            *folder.glob("out_of_fold.npz"),
+        ]:
             stale.unlink()
         for name, figure in plots.items():
             add_subtitle(figure, comparison.name)
             save_figure(figure, folder / f"{name}.png")
+        out_of_fold = {group.label or "all": p for group in comparison.groups if (p := group.out_of_fold) is not None}
+        if out_of_fold:
+            write_predictions(folder / "out_of_fold.npz", out_of_fold)
         write_atomically(folder / "comparison.csv", comparison_csv(comparison))
         write_atomically(folder / "comparison.md", text)
     except OSError as error:

@@ -74,7 +74,7 @@ class Predictions:
         return Predictions(self.logits[mask], self.targets[mask], self.indices[mask])
 
 
-_FIELDS = [field.name for field in fields(Predictions)]
+PREDICTION_FIELDS = [field.name for field in fields(Predictions)]
 # Logits shrink little: a file that unpacks to more bytes and to this multiple of its size was not written here.
 _MAX_UNPACKED = 256_000_000
 _MAX_RATIO = 100
@@ -83,7 +83,9 @@ _MAX_RATIO = 100
 def write_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
     """Store predictions by name in one .npz file: arrays `<name>.logits`, `<name>.targets` and `<name>.indices`."""
     arrays = {
-        f"{name}.{field}": getattr(split, field).numpy() for name, split in predictions.items() for field in _FIELDS
+        f"{name}.{field}": getattr(split, field).numpy()
+        for name, split in predictions.items()
+        for field in PREDICTION_FIELDS
     }
     with open_atomically(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -110,7 +112,9 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
         with path.open("rb") as opened, np.load(opened) as file:
             check_unpacked_size(file.zip, path)
             names = dict.fromkeys(name.rpartition(".")[0] for name in file.files)
-            stored = {name: [torch.from_numpy(file[f"{name}.{field}"]) for field in _FIELDS] for name in names}
+            stored = {
+                name: [torch.from_numpy(file[f"{name}.{field}"]) for field in PREDICTION_FIELDS] for name in names
+            }
     except FileNotFoundError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise errors of many types

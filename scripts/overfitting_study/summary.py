@@ -29,7 +29,7 @@ from overfitting_study.analysis import (
     train_images,
 )
 from overfitting_study.design import (
-    CURVE_IMAGES,
+    BEYOND_CURVE,
     FIRST_OF_COVERAGE,
     FIRST_OF_CURVE,
     FIRST_OF_LARGE,
@@ -283,8 +283,9 @@ def curve_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
     runs = [record for record in records if group_of(record["base"]) == FIRST_OF_CURVE]
     by_size: dict[int, dict[int, Mapping[str, Any]]] = {}
     for run in runs:
-        by_size.setdefault(run["settings"]["images"], {})[run["seed"]] = run
-    sizes = [size for size in CURVE_IMAGES if size in by_size]
+        by_size.setdefault(train_images(run), {})[run["seed"]] = run
+    beyond = {train_images(run) for run in runs if run["settings"]["images"] == BEYOND_CURVE}
+    sizes = sorted(by_size.keys() - beyond)
     seeds = sorted(set.intersection(*(set(by_size[size]) for size in sizes))) if sizes else []
     groups = [seeds[start : start + 3] for start in range(0, len(seeds) - 2, 3)]
     if not groups:
@@ -302,7 +303,7 @@ def curve_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
         "|---|---:|",
     ]
     for size, held in inside.items():
-        name = "extrapolated to " if size > sizes[-1] else ""
+        name = "extrapolated to " if size in beyond else ""
         lines.append(f"| {name}{size:,} images | {np.mean(held):.0%} |")
     fitted = [held for size in sizes for held in inside[size]]
     lines.append(f"| all sizes of the curve | {np.mean(fitted):.1%} |")
