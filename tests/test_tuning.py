@@ -653,9 +653,9 @@ def test_a_study_whose_database_runs_code_is_refused_before_optuna_opens_it(tmp_
 
 
 def test_an_error_without_a_message_is_reported_by_its_name():
-    with pytest.raises(UserError, match=r"the study s cannot be read or written \(AssertionError\)"):
-        with study_errors_reported("s"):
-            raise AssertionError
+    expected = pytest.raises(UserError, match=r"the study s cannot be read or written \(AssertionError\)")
+    with expected, study_errors_reported("s"):
+        raise AssertionError
 
 
 def test_an_unfinished_transaction_of_a_killed_process_is_undone(tmp_path):
