@@ -125,3 +125,11 @@ def test_predict_help_imports_no_sweep_code():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_pillow_is_always_told_which_formats_to_open():
+    """It would start an external program for an EPS, and a file may come from someone else."""
+    for module, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open"):
+                assert "formats" in {keyword.arg for keyword in node.keywords}, f"{module}, line {node.lineno}"

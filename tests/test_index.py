@@ -1,5 +1,6 @@
 """`python -m fashion_cnn.index`: indexing of new and changed products in transactions."""
 
+import gzip
 import io
 import json
 import multiprocessing
@@ -316,7 +317,44 @@ def test_an_unreadable_parquet_file_is_reported_with_its_reason(run_index, tmp_p
     (tmp_path / "shop.parquet").write_bytes(b"PAR1\xe9\xff no more")
     status, _, err, _ = run_index(f"products={tmp_path / 'shop.parquet'}")
     assert (status, err.count("\n")) == (1, 1)
-    assert "shop.parquet cannot be read (Could not open Parquet input source" in err
+    assert "shop.parquet cannot be read (Parquet magic bytes not found in footer" in err
+
+
+def read_table(path):
+    Image.new("L", (4, 4)).save(path.parent / "a.png")
+    return products_from_files(None, str(path), lambda *_: None).table
+
+
+def test_a_compressed_csv_is_not_unpacked(tmp_path):
+    (tmp_path / "shop.csv.gz").write_bytes(gzip.compress(b"id,image\n1,a.png\n"))
+    with pytest.raises(UserError, match=r"shop\.csv\.gz is compressed: unpack it"):
+        read_table(tmp_path / "shop.csv.gz")
+    (tmp_path / "plain.csv.gz").write_text("id,image\n1,a.png\n")
+    assert read_table(tmp_path / "plain.csv.gz")["id"].to_pylist() == ["1"]
+
+
+def test_the_bytes_and_rows_of_a_table_are_limited(tmp_path, monkeypatch):
+    count = 200
+    csv_file, encoded, plain = (tmp_path / name for name in ("shop.csv", "encoded.parquet", "plain.parquet"))
+    csv_file.write_text("id,image\n" + "".join(f"{number},a.png\n" for number in range(count)))
+    columns = {"id": [str(number) for number in range(count)], "image": ["a.png"] * count}
+    # One text of which each row takes a few bits.
+    note = pa.DictionaryArray.from_arrays(pa.array([0] * count), pa.array(["x" * 10_000]))
+    pyarrow.parquet.write_table(pa.table(columns | {"note": note}), encoded)
+    pyarrow.parquet.write_table(pa.table(columns | {"note": note.dictionary_decode()}), plain)
+    assert read_table(encoded) == read_table(plain)
+    assert read_table(plain)["note"].to_pylist() == ["x" * 10_000] * count
+    monkeypatch.setattr("fashion_cnn.retrieval.tables._MAX_BYTES", 1_000_000)
+    for file in (encoded, plain):
+        assert file.stat().st_size < 100_000
+        with pytest.raises(UserError, match="holds more than 1 MB: shorten its columns"):
+            read_table(file)
+    monkeypatch.setattr("fashion_cnn.retrieval.tables._MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=r"shop\.csv holds more than 0.001 MB"):
+        read_table(csv_file)
+    monkeypatch.setattr("fashion_cnn.retrieval.tables._MAX_ROWS", count - 1)
+    with pytest.raises(UserError, match=r"plain\.parquet has 200 rows: 199 are the most"):
+        read_table(plain)
 
 
 def test_pandas_row_numbers_and_empty_columns_are_dropped(run_index, shop, tmp_path):

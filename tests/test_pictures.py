@@ -26,6 +26,7 @@ from fashion_cnn.pictures import (
     decoding,
     find_pictures,
 )
+from fashion_cnn.pictures.decoding import is_picture
 from fashion_cnn.pictures.isolation import PictureProcess
 
 FRAME = (1, 28, 28)
@@ -293,6 +294,37 @@ GREY = {258: 8, 262: 1, 277: 1}
 def test_a_few_bytes_cannot_claim_much_work(not_loaded, content, reason):
     with pytest.raises(UnreadablePictureError, match=reason):
         decode(content)
+
+
+def png_with_chunks(before=0, behind=0):
+    content = encoded(Image.new("L", (20, 20)))
+    chunk = struct.pack(">I", 0) + b"aaAa" + struct.pack(">I", zlib.crc32(b"aaAa"))
+    return content[:33] + before * chunk + content[33:-12] + behind * chunk + content[-12:]
+
+
+@pytest.mark.parametrize(("before", "behind"), [(100_000, 0), (0, 100_000)])
+def test_a_png_of_many_chunks_is_refused_before_it_is_opened(tmp_path, monkeypatch, before, behind):
+    content, file = png_with_chunks(before, behind), tmp_path / "a.png"
+    file.write_bytes(content)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow opens the file"))
+    for source in (content, file):
+        with pytest.raises(UnreadablePictureError, match="takes too long"):
+            decode(source)
+    assert is_picture(file)
+
+
+def test_a_png_of_ordinary_chunks_is_decoded():
+    assert decode(png_with_chunks(100, 100)).size == (20, 20)
+
+
+def test_the_compressed_bytes_of_a_jpeg_2000_are_limited(monkeypatch):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    whole, levels = (encoded(noise, "JPEG2000", irreversible=False, num_resolutions=count) for count in (1, 4))
+    monkeypatch.setattr("fashion_cnn.pictures.decoding._MAX_JPEG2000_BYTES", 20_000)
+    assert decode(levels, min_pixels=32 * 32).size == (32, 32)
+    for content, min_pixels in ((whole, 32 * 32), (whole, None), (levels, None)):
+        with pytest.raises(UnreadablePictureError, match="takes too long"):
+            decode(content, min_pixels=min_pixels)
 
 
 def test_exif_of_a_million_numbers_is_not_read():

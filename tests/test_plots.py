@@ -8,6 +8,8 @@ import torch
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import ImageFile
+from test_pictures import png_with_header_size
 
 from fashion_cnn.inference.explain import Explanation, draw
 from fashion_cnn.metrics.classification import confusion_matrix, metrics_by_class
@@ -45,6 +47,22 @@ def results_sheet():
     return contact_sheet(
         [SimpleNamespace(title=n, id=n, category=n, price=1, similarity=1, thumbnail=thumbnail) for n in NAMES]
     )
+
+
+def a_hit(thumbnail):
+    return SimpleNamespace(title="t", id="1", category="c", price=1, similarity=1, thumbnail=thumbnail)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n0 0 64 64 rectfill showpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("thumbnail", [EPS, png_with_header_size(13_000, 13_000), b"", b"<html>"])
+def test_a_contact_sheet_opens_only_small_pictures_of_known_formats(monkeypatch, thumbnail):
+    # Pillow would start Ghostscript to decode an EPS.
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels are decoded"))
+    figure = contact_sheet([a_hit(thumbnail)])
+    (drawn,) = figure.axes[0].images
+    assert drawn.get_array().tolist() == [[[128, 128, 128, 255]]]
 
 
 def search_plot():

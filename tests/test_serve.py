@@ -55,7 +55,7 @@ from fashion_cnn.retrieval.web import service as web_service
 from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture, encode_picture
 from fashion_cnn.retrieval.web.service import SearchService, search_catalogue
 from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
-from fashion_cnn.retrieval.web.views import format_attribute, samples_of_test_set
+from fashion_cnn.retrieval.web.views import format_attribute, inline_image, samples_of_test_set
 from fashion_cnn.runs import Run
 from fashion_cnn.serve import build_app, main
 
@@ -893,6 +893,13 @@ def test_static_files_are_cached_and_revalidated_and_pages_are_not_cached(client
 def test_nothing_outside_the_static_folder_is_served(client, path):
     assert "does not exist" in page(client.get(f"/static/{path}"), 404)
     assert client.post(f"/static/{path}").status_code == 405
+
+
+@pytest.mark.parametrize("thumbnail", [b"", b"<html>", png_with_header_size(60_000, 60_000), ico_file(b"")])
+def test_a_thumbnail_that_cannot_be_read_is_a_grey_square_on_pages(thumbnail):
+    source = inline_image(thumbnail).source
+    picture = decode(base64.b64decode(source.removeprefix("data:image/png;base64,")))
+    assert (picture.size, picture.getpixel((0, 0))) == ((1, 1), 128)
 
 
 def test_an_internal_error_reveals_no_details(client, monkeypatch):

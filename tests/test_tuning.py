@@ -637,3 +637,49 @@ def test_a_database_that_refuses_a_trial_is_one_message(tmp_path):
     expected = pytest.raises(UserError, match="the study test cannot be read or written")
     with expected, study_errors_reported("test", optuna.exceptions.StorageInternalError):
         study.ask()
+
+
+_SLOW = "replace(hex(zeroblob(100)), '0', 'a')"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "CREATE TRIGGER t BEFORE INSERT ON trials BEGIN DELETE FROM studies; END",
+        "CREATE VIEW v AS SELECT count(*) FROM trials",
+        "CREATE TABLE t (a INTEGER, b TEXT GENERATED ALWAYS AS (a || a))",
+        "ALTER TABLE trials ADD COLUMN b TEXT AS (a || a)",
+        f"CREATE TABLE t (a INTEGER DEFAULT ({_SLOW}))",
+        f"CREATE TABLE t (a INTEGER CHECK ({_SLOW} > 'a'))",
+        f"CREATE TABLE t (a INTEGER CHECK ({_SLOW.replace('hex', chr(34) + 'hex' + chr(34))} > 1))",
+        "CREATE INDEX i ON trials (hex(state))",
+        "CREATE INDEX i ON trials (state) WHERE hex/**/(state) > 1",
+        "CREATE VIRTUAL TABLE t USING fts5(a)",
+        "PRAGMA writable_schema=1; INSERT INTO sqlite_master VALUES ('table', 't', 'trials', 0, "
+        "'CREATE TRIGGER t BEFORE INSERT ON trials BEGIN DELETE FROM studies; END')",
+    ],
+)
+def test_a_study_whose_database_runs_code_is_refused_before_optuna_opens_it(tmp_path, monkeypatch, forged):
+    a_study(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.executescript(forged.replace("(a || a)", "(state || state)" if "ALTER" in forged else "(a || a)"))
+    monkeypatch.setattr(optuna, "create_study", lambda **_: pytest.fail("Optuna opens the study"))
+    with pytest.raises(UserError, match="the study test cannot be read or written"):
+        a_study(tmp_path)
+
+
+def test_an_error_without_a_message_is_reported_by_its_name():
+    expected = pytest.raises(UserError, match=r"the study s cannot be read or written \(AssertionError\)")
+    with expected, study_errors_reported("s"):
+        raise AssertionError
+
+
+def test_an_unfinished_transaction_of_a_killed_process_is_undone(tmp_path):
+    a_study(tmp_path).ask()
+    killed = (
+        f"import os, sqlite3; d = sqlite3.connect({str(tmp_path / 'study.db')!r}); d.execute('PRAGMA cache_size=1');"
+        "d.execute('DELETE FROM trials'); d.execute('CREATE TABLE t AS SELECT zeroblob(1000000) a'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", killed], check=True)
+    assert (tmp_path / "study.db-journal").exists()
+    assert len(a_study(tmp_path).trials) == 1

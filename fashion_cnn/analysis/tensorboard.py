@@ -92,7 +92,7 @@ class TensorBoardWriter:
 
     def add_image(self, name: str, path: Path, step: int) -> None:
         """Add a plot that was saved as a PNG file."""
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def add_pr_curves(self, predictions: Predictions, class_names: Sequence[str], step: int) -> None:

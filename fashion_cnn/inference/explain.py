@@ -151,7 +151,7 @@ def _page_path(folder: Path, path: Path) -> Path:
 
 def _explains(page: Path, path: Path) -> bool:
     try:
-        with Image.open(page) as image:
+        with Image.open(page, formats=["PNG"]) as image:
             return image.info.get(_SOURCE) == _source_text(path)
     except OSError:
         return False

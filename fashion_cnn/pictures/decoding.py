@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ _MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
 _MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_000, 1000
 # Blocks of a GIF before its first frame, and their parts: an ordinary file has a few hundred.
 _MAX_GIF_PARTS = 100_000
+# Chunks of a PNG, each of which Pillow reads by itself: encoders write one for some kilobytes of pixels.
+_MAX_PNG_CHUNKS = 100_000
 # Strips or tiles of a TIFF that is not compressed, each of which Pillow decodes by itself.
 _MAX_TILES = 200_000
 # Bytes of a tag of TIFF or EXIF that holds numbers, of each of which Pillow makes an object.
@@ -52,12 +54,16 @@ _MAX_MARKERS, _MAX_STYLES, _MAX_STYLES_OF_TILES = 1000, 100, 100_000
 # 32 x 32 samples are common.
 _MAX_PARTS, _MIN_SAMPLES_PER_PART = 100_000, 150
 _BYTES_PER_PART, _BYTES_PER_TILE = 320, 12_000
+# Compressed bytes of the resolutions of a JPEG 2000 that are decoded, which takes a second for seven million, and the
+# most that a sample may take.
+_MAX_JPEG2000_BYTES, _MAX_BYTES_PER_SAMPLE = 50_000_000, 4
 # Pictures are converted in bands of about this many pixels: for large ones there is no memory for whole copies.
 _BAND_PIXELS = 4_000_000
 # Smaller pictures do not wait for memory.
 _SMALL = 16_000_000
 _JPEG = b"\xff\xd8\xff"
 _GIF = b"GIF8"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 # Markers of a JPEG 2000's coding style, of all channels and of one.
 _COD, _COC = 0xFF52, 0xFF53
@@ -185,7 +191,20 @@ def open_picture(source: Path | bytes) -> ImageFile.ImageFile:
             raise UnreadablePictureError("is damaged (its EXIF data has too many parts)")
     if isinstance(source, bytes) and source.startswith(_GIF):
         _check_gif(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        if file.read(len(_PNG)) == _PNG:
+            _check_png(file)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def _check_png(file: BinaryIO) -> None:
+    """Refuse a PNG with a great many chunks. The file is read from its first one."""
+    for _ in range(_MAX_PNG_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return
+        file.seek(int.from_bytes(head[:4]) + 4, io.SEEK_CUR)
+    raise UnreadablePictureError(TOO_LONG)
 
 
 def _check_gif(content: bytes) -> None:
@@ -340,6 +359,8 @@ def _configure_jpeg2000(image: Jpeg2KImagePlugin.Jpeg2KImageFile, content: bytes
         image.reduce = power
         # Pillow rounds the reduced size; the decoder rounds it up.
         image._size = (width << power, height << power)
+    if min(len(content), _MAX_BYTES_PER_SAMPLE * width * height * len(image.getbands())) > _MAX_JPEG2000_BYTES:
+        raise UnreadablePictureError(TOO_LONG)
     # Coefficients of 32 bits, and samples of 8 or 16.
     channel = 6 if image.mode == "I;16" else 5
     memory = width * height * (_bytes_per_pixel(image.mode) + channel * len(image.getbands()))

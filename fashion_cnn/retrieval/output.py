@@ -1,12 +1,11 @@
 """Search results as JSON records, as tables in the terminal and as a contact sheet."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fashion_cnn.retrieval.products import PRODUCT_COLUMNS
+from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, decode_thumbnail
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.terminal import print_table
 
@@ -63,7 +62,10 @@ def print_duplicates(groups: Sequence[Sequence[dict[str, Any]]], threshold: floa
 
 
 def contact_sheet(hits: Sequence[Hit], queries: Sequence[Image.Image] = ()) -> "Figure":
-    """Draw the query pictures in the first rows, then the hits with title, id, category, price and similarity."""
+    """Draw the query pictures in the first rows, then the hits with title, id, category, price and similarity.
+
+    A thumbnail that cannot be decoded is drawn as a grey square.
+    """
     from matplotlib.figure import Figure
 
     query_rows, hit_rows = (-(-len(pictures) // _SHEET_COLUMNS) for pictures in (queries, hits))
@@ -77,7 +79,7 @@ def contact_sheet(hits: Sequence[Hit], queries: Sequence[Image.Image] = ()) -> "
     for axes, hit in zip(grid[query_rows:].flat, hits, strict=False):
         details = "   ".join(filter(None, (hit.category, _number(hit.price, 2), _number(hit.similarity, 3))))
         caption = "\n".join([_shorten(hit.title), _shorten(hit.id), details])
-        _draw_picture(axes, Image.open(io.BytesIO(hit.thumbnail)), caption)
+        _draw_picture(axes, decode_thumbnail(hit.thumbnail) or Image.new("L", (1, 1), "grey"), caption)
     return figure
 
 

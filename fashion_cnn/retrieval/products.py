@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.pictures import Preparation, UnreadablePictureError
+from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode, open_picture
 
 # Columns of every product; the custom columns of a shop follow them.
 PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "price": pa.float64()}
@@ -19,6 +19,9 @@ PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.strin
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
 # Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
+# Most pixels of a thumbnail: those of a data set keep its size. A catalogue may come from someone else.
+_MAX_THUMBNAIL_PIXELS = 4_000_000
+_THUMBNAIL_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def catalogue_schema(dimensions: int, custom: Sequence[pa.Field]) -> pa.Schema:
@@ -115,6 +118,24 @@ def encode_thumbnail(picture: Image.Image) -> bytes:
     else:
         small.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
+
+
+def thumbnail_size(encoded: bytes) -> tuple[int, int] | None:
+    """Return width and height of a thumbnail from its header; None if it is damaged, too large or of another kind."""
+    try:
+        with open_picture(encoded) as image:
+            accepted = image.format in _THUMBNAIL_FORMATS and image.width * image.height <= _MAX_THUMBNAIL_PIXELS
+            return image.size if accepted else None
+    except Exception:  # Pillow raises many kinds of errors on damaged files.
+        return None
+
+
+def decode_thumbnail(encoded: bytes) -> Image.Image | None:
+    """Decode a thumbnail, reduced if it is large; None if it is damaged, too large or of another kind."""
+    try:
+        return decode(encoded, min_pixels=THUMBNAIL_SIDE**2) if thumbnail_size(encoded) else None
+    except UnreadablePictureError:
+        return None
 
 
 def to_pil_image(image: Tensor) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -110,10 +111,10 @@ class Snapshot:
         return attributes
 
     def thumbnails(self, rows: Sequence[int]) -> list[bytes]:
-        """Return the encoded thumbnails of these rows."""
+        """Return the encoded thumbnails of these rows; empty where the catalogue has none."""
         if self._thumbnails is not None:
             return [self._thumbnails[row].as_py() for row in rows]
-        return self._read("thumbnail", rows).to_pylist() if rows else []
+        return pc.fill_null(self._read("thumbnail", rows), b"").to_pylist() if rows else []
 
     def cache_thumbnails(self, max_bytes: int) -> None:
         """Keep all thumbnails in memory if a sample suggests that they take at most `max_bytes`."""
@@ -123,7 +124,7 @@ class Snapshot:
         with storage_errors_reported(self.uri):
             table = self._table.search().select(["thumbnail"]).with_row_id(True).limit(None).to_arrow()
             order = np.argsort(self._row_ids.rows(table["_rowid"]))
-            self._thumbnails = table["thumbnail"].take(order).combine_chunks()
+            self._thumbnails = pc.fill_null(table["thumbnail"].take(order), b"").combine_chunks()
 
     def _read(self, column: str, rows: Sequence[int]) -> pa.ChunkedArray:
         """Read a column of these rows from disk, in their order."""

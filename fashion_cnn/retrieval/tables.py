@@ -31,6 +31,10 @@ from fashion_cnn.retrieval.products import (
 
 Progress = Callable[[int, int], None]
 _COLUMN_TYPES = PRODUCT_COLUMNS | {"image": pa.string()}
+# Limits of a table: rows, and bytes of a CSV or of a Parquet file's values. A small file can hold any number of them.
+_MAX_ROWS, _MAX_BYTES = 10_000_000, 500_000_000
+_BATCH_ROWS = 10_000
+_ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # Prefixes of LanceDB's own columns.
 _LANCEDB_PREFIXES = ("_row", "_score", "_distance")
 
@@ -180,7 +184,7 @@ def _read_table(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
         raise UserError(f"products={path} {problem}: give a CSV or Parquet file.")
     is_parquet = path.suffix.lower() in (".parquet", ".pq")
     try:
-        table = _drop_unnamed(pyarrow.parquet.read_table(path) if is_parquet else _read_csv(path, known_types))
+        table = _drop_unnamed(_read_parquet(path) if is_parquet else _read_csv(path, known_types))
         _check_headings(table.column_names, path)
         columns = zip(table.column_names, table.columns, strict=True)
         types = {name: _COLUMN_TYPES.get(name, _target_type(column, known_types.get(name))) for name, column in columns}
@@ -201,6 +205,47 @@ def _read_table(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
         raise UserError(f"{reason}: give Parquet, or a CSV in UTF-8 with a header row and commas.") from error
 
 
+def _read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file in batches, with texts decoded; a repeated text takes no memory before it is counted."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        if file.metadata.num_rows > _MAX_ROWS:
+            raise UserError(f"products={path} has {file.metadata.num_rows:,} rows: {_MAX_ROWS:,} are the most.")
+        schema = file.schema_arrow
+    texts = [field.name for field in schema if _is_text(field.type)]
+    batches, size = [], 0
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(_BATCH_ROWS):
+            size += sum(map(_decoded_bytes, batch.columns))
+            if size > _MAX_BYTES:
+                raise _too_large(path)
+            columns = [column.dictionary_decode() if _has_texts(column.type) else column for column in batch.columns]
+            batches.append(pa.record_batch(columns, names=schema.names))
+    return pa.Table.from_batches(batches) if batches else schema.empty_table()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    is_type = pa.types
+    tests = (is_type.is_string, is_type.is_large_string, is_type.is_binary, is_type.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _has_texts(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and _is_text(kind.value_type)
+
+
+def _decoded_bytes(column: pa.Array) -> int:
+    """Return the bytes of a column without its dictionary."""
+    if not _has_texts(column.type):
+        return int(column.nbytes)
+    return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(
+        f"products={path} holds more than {_MAX_BYTES / 1e6:g} MB: shorten its columns, or index it in several parts."
+    )
+
+
 def _read_csv(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
     """Read a CSV with the known types of its columns where the values fit, and text where inferred types do not."""
     is_type = pa.types
@@ -212,7 +257,14 @@ def _read_csv(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
         types = expected | texts | _COLUMN_TYPES
         try:
             converting = pyarrow.csv.ConvertOptions(column_types=types)
-            return pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=converting)
+            # Arrow would decompress a file that it opens by its name.
+            with path.open("rb") as content:
+                if content.read(5).startswith(_ARCHIVES):
+                    raise UserError(f"products={path} is compressed: unpack it.")
+                if content.seek(0, os.SEEK_END) > _MAX_BYTES:
+                    raise _too_large(path)
+                content.seek(0)
+                return pyarrow.csv.read_csv(content, parse_options=parsing, convert_options=converting)
         except pa.ArrowInvalid as error:
             place = re.match(r"In CSV column #(\d+)", str(error))
             with path.open(newline="", encoding="utf-8-sig") as file:

@@ -2,9 +2,11 @@
 
 import gc
 import random
+import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from fashion_cnn.errors import Pruned, UserError, printable
 from fashion_cnn.plots.comparison import Trial, plot_search
@@ -32,6 +36,15 @@ TRIAL_HEADER = "trial  val %  best (trial)  settings"
 _MAX_EQUAL_FAILURES = 3
 # Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study.
 _HANDOVER_SECONDS = 60
+# Beginning of the statements in the schema of a study's SQLite file, and the words that stand before a parenthesis in
+# them. SQLite calls any other as a function, also in generated columns, whenever Optuna reads or writes a row.
+_PLAIN_STATEMENT = re.compile(r"CREATE (UNIQUE )?(TABLE|INDEX) ", re.IGNORECASE)
+_BEFORE_PARENTHESIS = re.compile(r"""([^\s(),"'`\[\]]+)["'`\]]?\s*\(""")
+_PLAIN_WORD = re.compile(
+    r"(stud(y|ies)|trials?)(_[a-z_]+)?|version_info|_?alembic_\w+|varchar|char|float|datetime|key|unique|check|in",
+    re.IGNORECASE,
+)
+_NOT_PLAIN = re.compile(r"--|/\*|\bselect\b", re.IGNORECASE)
 # Number of finished trials needed for a plot of parameter importances.
 _MIN_TRIALS_FOR_IMPORTANCE = 4
 
@@ -57,6 +70,8 @@ def open_study(
     """
     # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
     with lock_file(folder / ".lock", "the study is locked", instead="choose another runs_dir=DIR"):
+        with study_errors_reported(name):
+            _check_schema(storage)
         study = _create_or_load(storage, name, pruner)
         with study_errors_reported(name):
             _check_step_unit(study, name)
@@ -87,7 +102,7 @@ def study_errors_reported(name: str, errors: type[Exception] = Exception) -> Ite
     except UserError:
         raise
     except errors as error:
-        reason = printable(str(error.__cause__ or error).splitlines()[0])
+        reason = printable((str(error.__cause__ or error) or type(error).__name__).splitlines()[0])
         raise UserError(
             f"the study {name} cannot be read or written ({reason}): restore it from a copy, or start a new one with "
             "tune.study=NAME."
@@ -104,6 +119,24 @@ def check_trials(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> 
             for key, value in [*trial.params.items(), *((key, queued[key]) for key in space if key in queued)]:
                 if key not in space or not space[key]._contains(space[key].to_internal_repr(value)):
                     raise ValueError(f"trial {trial.number} has {key}={value}, which is not searched")
+
+
+def _check_schema(storage: str) -> None:
+    """Raise ValueError if an SQLite file holds more than plain tables: SQLite would run code of whoever made it."""
+    try:
+        url = make_url(storage)
+    except ArgumentError:  # Optuna reports it.
+        return
+    file = url.database or ""
+    if url.get_backend_name() != "sqlite" or not Path(file).is_file():
+        return
+    # Not read-only, which fails if a killed process left a journal.
+    with closing(sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=rw", uri=True)) as database:
+        for name, statement in database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
+            words = _BEFORE_PARENTHESIS.findall(str(statement))
+            is_plain = _PLAIN_STATEMENT.match(str(statement)) and not _NOT_PLAIN.search(statement)
+            if not is_plain or not all(map(_PLAIN_WORD.fullmatch, words)):
+                raise ValueError(f"its database defines {str(name)[:50]} in a way that Optuna does not")
 
 
 def _create_or_load(storage: str, name: str, pruner: optuna.pruners.BasePruner, attempts: int = 3) -> optuna.Study:

@@ -1,22 +1,23 @@
 """Products, pictures and numbers as pages show them, and sample pictures to search with."""
 
 import base64
-import io
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+import torch
 
 from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import instantiate_data
-from fashion_cnn.retrieval.products import encode_png, to_pil_image
+from fashion_cnn.retrieval.products import encode_png, thumbnail_size, to_pil_image
 from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.retrieval.web.query import SearchQuery, encode_picture
 from fashion_cnn.runs import Run
 
 # Pictures with no side longer than this are enlarged without smoothing, which would blur them.
 _PIXELATED_SIDE = 64
+# A grey square in place of a thumbnail that cannot be read.
+_PLACEHOLDER = encode_png(to_pil_image(torch.full((1, 1, 1), 128, dtype=torch.uint8)))
 MAX_SAMPLES = 10
 
 
@@ -34,8 +35,10 @@ class InlineImage:
 
 
 def inline_image(encoded: bytes) -> InlineImage:
-    """Turn an encoded image into a `data:` URL."""
-    size = Image.open(io.BytesIO(encoded)).size
+    """Turn an encoded image into a `data:` URL; one that cannot be read becomes a grey square."""
+    size = thumbnail_size(encoded)
+    if size is None:
+        encoded, size = _PLACEHOLDER, (1, 1)
     source = f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
     return InlineImage(source, pixelated=max(size) <= _PIXELATED_SIDE)
 
