@@ -4,11 +4,13 @@ import json
 import shutil
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from fashion_cnn.index import main as index_main
 from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.web.state import CatalogueState
 from fashion_cnn.search import main as search_main
 
@@ -62,6 +64,32 @@ def with_prices_as_text(rows):
     return rows.set_column(rows.column_names.index("price"), "price", rows["price"].cast(pa.string()))
 
 
+def with_column(name, make):
+    """Return a function that replaces or adds a column of the values that `make` returns for a number of rows."""
+
+    def change(rows):
+        values = make(rows.num_rows)
+        if name not in rows.column_names:
+            return rows.append_column(name, values)
+        return rows.set_column(rows.column_names.index(name), rows.schema.field(name), values)
+
+    return stored(change)
+
+
+def with_changed_metadata(**changes):
+    def change(rows):
+        metadata = json.loads(rows.schema.metadata[b"fashion_cnn"]) | changes
+        return rows.replace_schema_metadata(rows.schema.metadata | {b"fashion_cnn": json.dumps(metadata).encode()})
+
+    return stored(change)
+
+
+def with_huge_vectors(rows):
+    length = rows.schema.field("vector").type.list_size
+    vectors = pa.array([[3e38, -3e38] + [0.0] * (length - 2)] * rows.num_rows, pa.list_(pa.float32(), length))
+    return rows.set_column(rows.column_names.index("vector"), "vector", vectors)
+
+
 def as_file(table):
     shutil.rmtree(table)
     table.write_bytes(b"no table")
@@ -93,6 +121,18 @@ DAMAGES = {
     "a column is missing": stored(lambda rows: rows.drop_columns(["thumbnail"])),
     "vectors have another length": stored(with_shorter_vectors),
     "prices are text": stored(with_prices_as_text),
+    "titles are missing": with_column("title", lambda count: pa.nulls(count, pa.string())),
+    "categories are missing": with_column("category", lambda count: pa.nulls(count, pa.string())),
+    "times are out of range": with_column("when", lambda count: pa.array([2**62] * count, pa.timestamp("s"))),
+    "a time zone is unknown": with_column("when", lambda count: pa.array([5] * count, pa.timestamp("us", "No/Zone"))),
+    "durations are out of range": with_column("how_long", lambda count: pa.array([2**62] * count, pa.duration("s"))),
+    "dates are out of range": with_column("day", lambda count: pa.array([2**31 - 1] * count, pa.date32())),
+    "hours are out of range": with_column("hour", lambda count: pa.array([2**60] * count, pa.time64("us"))),
+    "vectors are huge": stored(with_huge_vectors),
+    "the class weight is negative": with_changed_metadata(class_weight=-1e308),
+    "the class weight is huge": with_changed_metadata(class_weight=10**400),
+    "the temperature is not a number": with_changed_metadata(temperature=float("nan")),
+    "the dimensions are infinite": with_changed_metadata(dimensions=float("inf")),
     "the table is a file": as_file,
     "the table is an empty folder": empty,
 }
@@ -166,3 +206,40 @@ def test_a_server_keeps_the_loaded_version_and_logs_the_damage_once(shop_run, tm
     assert state.view is before
     assert capsys.readouterr().err.count("\n") <= 1
     assert len(before.products(["p20"])) == 1
+
+
+@pytest.mark.parametrize("run", ["\0", "~nosuchuser/x", "/\ud800"])
+def test_a_catalogue_that_names_no_path_as_its_run_is_one_message(command, shop_run, tmp_path, run):
+    folder = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    with_changed_metadata(run=run)(folder / "products.lance")
+    status, out, err = command(search_main, f"catalogue={folder}", "text=number")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "which is not a path" in err
+    assert "add run=RUN" in err
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda count: pa.array(["x"] * count).dictionary_encode(),
+        lambda count: pa.array(np.ones(count, np.float16)),
+        lambda count: pa.array([[1]] * count),
+    ],
+    ids=["dictionary", "float16", "list"],
+)
+def test_a_column_that_cannot_be_compared_is_no_filter(command, shop_run, tmp_path, make):
+    folder = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    with_column("odd", make)(folder / "products.lance")
+    command_line = (f"run={shop_run.path}", f"catalogue={folder}", "like=p20", "where={odd:1}")
+    status, _, err = command(search_main, *command_line)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "There is no column odd to filter by" in err
+
+
+def test_missing_thumbnails_are_empty(shop_run, tmp_path):
+    folder = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    with_column("thumbnail", lambda count: pa.nulls(count, pa.binary()))(folder / "products.lance")
+    snapshot = Snapshot(Catalogue(str(folder)))
+    assert snapshot.thumbnails([0, 1]) == [b"", b""]
+    snapshot.cache_thumbnails(1000)
+    assert snapshot.thumbnails([0, 1]) == [b"", b""]

@@ -1251,6 +1251,25 @@ def test_a_client_that_does_not_read_its_responses_is_disconnected(serving, shop
         wait_until(lambda: raises_when_closed(lambda: connection.sendall(requests)))
 
 
+def test_an_upload_in_a_great_many_tiny_chunks_is_closed(client):
+    head = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=B\r\n"
+    with connect(client) as connection:
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n" + 400 * b"1\r\nx\r\n")
+        wait_until(lambda: raises_when_closed(lambda: connection.sendall(200 * b"1\r\nx\r\n")))
+    assert client.get("/api/status").status_code == 200
+
+
+def test_an_upload_in_ordinary_chunks_is_accepted(client):
+    part = b'--B\r\ncontent-disposition: form-data; name="picture"; filename="a.png"\r\n\r\n'
+    form = part + photograph(0) + b"\r\n--B--\r\n"
+    pieces = [form[start : start + 2000] for start in range(0, len(form), 2000)]
+    response = client.post(
+        "/api/search", content=iter(pieces), headers={"content-type": "multipart/form-data; boundary=B"}
+    )
+    assert response.status_code == 200
+    assert response.request.headers["transfer-encoding"] == "chunked"
+
+
 @pytest.mark.parametrize("limit", ["connections=6", "connections_per_address=6"])
 def test_idle_connections_make_room_for_new_ones(serving, shop_run, limit):
     client = serving(shop_run, f"limits.{limit}")

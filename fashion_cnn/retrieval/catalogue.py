@@ -51,6 +51,8 @@ _FOREVER = timedelta(days=36500)
 # Place in the source code at the end of LanceDB's messages.
 _SOURCE_LOCATION = re.compile(r",? ?/?[\w./-]+\.rs:\d+(:\d+)?")
 _MAX_REASON_LENGTH = 200
+# Limits of the metadata.
+_MAX_DIMENSIONS, _MAX_TEMPERATURE = 100_000, 1e6
 # Names of the files that LanceDB renames when they are complete.
 _UNFINISHED = re.compile(r"\.tmp\w{6}|.+\.manifest#\d+")
 # Last bytes of each complete file of vectors, columns or an index.
@@ -123,10 +125,15 @@ def metadata_of(table: Any) -> CatalogueMetadata:
     """Read the metadata of a LanceDB table of products. Raises ValueError or TypeError if they are damaged."""
     metadata = CatalogueMetadata(**json.loads(table.schema.metadata[_METADATA_KEY]))
     texts = (metadata.network, metadata.run, metadata.note)
-    numbers = (metadata.dimensions, metadata.class_weight, metadata.temperature or 1.0)
+    numbers = (metadata.class_weight, 1.0 if metadata.temperature is None else metadata.temperature)
     if (
         not all(isinstance(text, str) for text in texts)
         or not all(isinstance(number, int | float) for number in numbers)
+        or not isinstance(metadata.dimensions, int)
+        # Comparisons are also false for what is not a number, and exact for integers that no float can hold.
+        or not 1 <= metadata.dimensions <= _MAX_DIMENSIONS
+        or not 0 <= metadata.class_weight <= 1
+        or not 0 < numbers[1] <= _MAX_TEMPERATURE
         or not isinstance(metadata.flip_average, bool)
         or metadata.invert not in get_args(Invert)
     ):
@@ -569,7 +576,14 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
     named = Catalogue(catalogue_uri(catalogue))
     if run is None and named.exists():
         # Resolved once: the path that is checked is the one that is opened.
-        path = Path(metadata_of(named.open_latest()).run).expanduser().resolve()
+        stored = metadata_of(named.open_latest()).run
+        try:
+            path = Path(stored).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"catalogue={catalogue} names the run {stored[:_MAX_REASON_LENGTH]}, which is not a path ({error}): "
+                "add run=RUN."
+            ) from error
         _check_run_of_catalogue(path, catalogue, runs_dir)
         run = str(path)
     return find_finished_run("latest" if run is None else run, runs_dir), named

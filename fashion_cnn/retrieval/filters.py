@@ -71,7 +71,7 @@ def parse_conditions(filters: Mapping[str, Any], schema: pa.Schema) -> tuple[Con
     """
     conditions = []
     for name, choice in filters.items():
-        if name not in schema.names or pa.types.is_nested(schema.field(name).type):
+        if name not in schema.names or not _is_comparable(schema.field(name).type):
             raise UserError(f"There is no column {name} to filter by: use one of {', '.join(_filterable(schema))}.")
         kind = schema.field(name).type
         if isinstance(choice, Mapping):
@@ -104,7 +104,14 @@ def describe_unmatched(conditions: Sequence[Condition], table: pa.Table) -> list
 
 def _filterable(schema: pa.Schema) -> list[str]:
     hidden = {"id", "key", "thumbnail", "vector"}
-    return [field.name for field in schema if field.name not in hidden and not pa.types.is_nested(field.type)]
+    return [field.name for field in schema if field.name not in hidden and _is_comparable(field.type)]
+
+
+def _is_comparable(kind: pa.DataType) -> bool:
+    """Return whether Arrow compares values of a type; it cannot for some that no table of products has."""
+    is_type = pa.types
+    unsupported = (is_type.is_nested, is_type.is_dictionary, is_type.is_float16, is_type.is_run_end_encoded)
+    return not any(test(kind) for test in unsupported)
 
 
 def _cast(name: str, value: Any, kind: pa.DataType) -> Value:

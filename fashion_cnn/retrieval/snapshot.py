@@ -24,6 +24,9 @@ from fashion_cnn.retrieval.catalogue import (
 )
 from fashion_cnn.retrieval.filters import Condition
 
+# Largest component of a vector, with room for rounding.
+_MAX_COMPONENT = 1.01
+
 
 class TitleMatches(NamedTuple):
     """Products whose titles match a text.
@@ -84,6 +87,9 @@ class Snapshot:
                 self.vectors = self._to_tensor(table["vector"])
                 table = table.drop_columns(["vector"])
             self.attributes: pa.Table = table.drop_columns(["_rowid"])
+            for name in ("id", "title", "category"):
+                if count := self.attributes[name].null_count:
+                    raise DamagedCatalogueError(self.uri, f"its column {name} lacks {count:,} values")
         # A word that half of the titles contain takes as long as ten vector searches, and each page repeats it.
         # The cached function must not refer to the snapshot, which would then never be freed.
         self._match_titles = lru_cache(maxsize=32)(partial(_match_titles, self.uri, self._table, self._row_ids))
@@ -107,7 +113,8 @@ class Snapshot:
 
     def attributes_of(self, row: int) -> dict[str, Any]:
         """Return the attributes of a row by column name."""
-        attributes: dict[str, Any] = self.attributes.slice(row, 1).to_pylist()[0]
+        with storage_errors_reported(self.uri):  # such as a time that Python cannot represent
+            attributes: dict[str, Any] = self.attributes.slice(row, 1).to_pylist()[0]
         return attributes
 
     def thumbnails(self, rows: Sequence[int]) -> list[bytes]:
@@ -138,8 +145,9 @@ class Snapshot:
         flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
         # Column-major memory order halves the time of a matrix-vector product.
         vectors = torch.from_numpy(flat.reshape(-1, self.metadata.dimensions).T.copy()).T
-        if not vectors.sum().isfinite():
-            raise DamagedCatalogueError(self.uri, "a vector is not finite")
+        # The comparison is also false for what is not a number.
+        if vectors.numel() and not torch.linalg.vector_norm(vectors, torch.inf) <= _MAX_COMPONENT:
+            raise DamagedCatalogueError(self.uri, "a vector is not of unit length")
         return vectors
 
     def similarity(self, query_vector: Tensor) -> Tensor:

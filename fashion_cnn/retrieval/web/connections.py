@@ -6,12 +6,44 @@ response; as soon as these take all connections, it turns everyone else away.
 
 import math
 from asyncio import BaseTransport
+from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+# Chunks of an upload that may be of any size, and the size of further ones in bytes on average.
+_FREE_CHUNKS, _MIN_CHUNK_BYTES = 500, 1024
+
+
+class _Parser(h11.Connection):
+    """A parser that closes the connection of an upload in a great many tiny chunks, each of which takes as much time.
+
+    Args:
+        close: closes the connection.
+        settings: further arguments of `h11.Connection`.
+    """
+
+    def __init__(self, close: Callable[[], None], **settings: int) -> None:
+        super().__init__(h11.SERVER, **settings)
+        self._close = close
+        self._chunks = self._size = 0
+
+    def next_event(self) -> Any:
+        """Return the next event of the request, see `h11.Connection`."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._size = 0
+        elif isinstance(event, h11.Data):
+            self._chunks, self._size = self._chunks + event.chunk_start, self._size + len(event.data)
+            if self._chunks > _FREE_CHUNKS + self._size // _MIN_CHUNK_BYTES:
+                self._close()
+                return h11.NEED_DATA
+        return event
 
 
 class LimitedConnection(H11Protocol):
@@ -32,6 +64,8 @@ class LimitedConnection(H11Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         """Make room for a new connection: the one that has been idle for the longest is closed, if need be."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        max_header = self.config.h11_max_incomplete_event_size
+        self.conn = _Parser(self.transport.abort, **({"max_incomplete_event_size": max_header} if max_header else {}))
         self.waiting_since = self.loop.time()
         others = [
             each
