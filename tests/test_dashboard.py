@@ -146,23 +146,38 @@ def test_the_script_of_tensorboard_has_fixed_colors_and_narrow_columns(board):
     assert '"_smoothingWeight",{defaultValue:.6}' not in script
 
 
-@pytest.mark.filterwarnings("ignore:html5lib")
 def test_hparams_shows_the_settings_that_differ_in_the_order_of_the_runs():
-    # Imported here: TensorBoard's own import warns.
-    from fashion_cnn.analysis.dashboard import _order_columns, _order_rows
-
     columns = [{"name": name, "differs": name in "remedy Seed"} for name in ("data", "remedy", "Seed", "Model")]
-    ordered = _order_columns({"hparamInfos": columns})["hparamInfos"]
-    assert [(column["name"], column["differs"]) for column in ordered] == [
+    alike = [{**column, "differs": False} for column in columns]
+    rows = [{"name": name, "sessions": [{"name": run}]} for name, run in (("7f", "a/2"), ("b4", "a/1"))]
+    ordered, same, sorted_rows = called_in_another_process(
+        ("_order_columns", {"hparamInfos": columns}),
+        ("_order_columns", {"hparamInfos": alike}),
+        ("_order_rows", {"sessionGroups": rows}),
+    )
+    assert [(column["name"], column["differs"]) for column in ordered["hparamInfos"]] == [
         ("Model", False),
         ("Seed", True),
         ("data", False),
         ("remedy", True),
     ]
-    alike = _order_columns({"hparamInfos": [{**column, "differs": False} for column in columns]})["hparamInfos"]
-    assert [column["name"] for column in alike if column["differs"]] == ["Model", "Seed"]
-    rows = [{"name": name, "sessions": [{"name": run}]} for name, run in (("7f", "a/2"), ("b4", "a/1"))]
-    assert [row["name"] for row in _order_rows({"sessionGroups": rows})["sessionGroups"]] == ["b4", "7f"]
+    assert [column["name"] for column in same["hparamInfos"] if column["differs"]] == ["Model", "Seed"]
+    assert [row["name"] for row in sorted_rows["sessionGroups"]] == ["b4", "7f"]
+
+
+def called_in_another_process(*calls):
+    """Results of functions of the dashboard, by name and argument.
+
+    The import of TensorBoard adds a handler to the logging, which closes pytest's standard error when Hydra configures
+    the logging later.
+    """
+    code = (
+        "import json, sys; from fashion_cnn.analysis import dashboard; "
+        "print(json.dumps([getattr(dashboard, name)(value) for name, value in json.loads(sys.argv[1])]))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(calls)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    return json.loads(answer.stdout)
 
 
 def test_hyperparameters_write_removed_parts_and_classes_like_other_settings():
