@@ -38,7 +38,7 @@ check_disk() {
       "Free some space, or install the CPU version: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
 }
 
-# pip_install STEP ARGUMENT…: announce the step, and run pip install, on a terminal with a line that shows its progress.
+# pip_install STEP ARGUMENT…: announce the step, and run pip install, with a line that shows its progress.
 # Its output goes to a file. After a failure print one message, and the end of the output if the cause is unknown.
 pip_install() {
   local log=$venv/install.log
@@ -58,10 +58,11 @@ pip_install() {
   fail "pip failed, see the end of its output above and all of it in $log."
 }
 
-# show_progress: show the present line of pip's output and the elapsed time on the terminal, if standard error is one.
+# show_progress: show the present line of pip's output and the elapsed time, on a terminal in one line that changes, else
+# as a further line every half minute.
 show_progress() {
-  local line='' text='Starting pip' status start=$SECONDS width
-  [ -t 2 ] || { cat >/dev/null && return; }
+  local line='' text='Starting pip' status start=$SECONDS shown=$SECONDS width format=$'\r\033[K  %d:%02d  %s' end=$'\r\033[K'
+  [ -t 2 ] || format=$'  %d:%02d  %s\n' end=
   width=$(stty size <&2 2>/dev/null | cut -d' ' -f2) || width=
   [ "${width:-0}" -gt 20 ] || width=80
   while :; do
@@ -77,9 +78,14 @@ show_progress() {
     if [[ $text =~ ^Downloading\ ([^\ -]+-[^\ -]+).*(\(.*\))$ ]]; then
       text="Downloading ${BASH_REMATCH[1]} ${BASH_REMATCH[2]}"
     fi
-    printf '\r\033[K  %d:%02d  %s' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "${text:0:width-12}" >&2
+    if [ -z "$end" ]; then
+      [ $((SECONDS - shown)) -ge 30 ] || continue
+      shown=$SECONDS
+    fi
+    # shellcheck disable=SC2059 # one of the two formats above
+    printf "$format" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "${text:0:width-12}" >&2
   done
-  printf '\r\033[K' >&2
+  printf '%s' "$end" >&2
 }
 
 # check_extras [EXTRA …]: fail unless pyproject.toml defines each extra.
