@@ -149,7 +149,7 @@ def test_plots_of_a_search_are_labelled_with_trials_and_accuracy(tmp_path, monke
         assert all(tick == round(tick) for tick in drawn[name].get_xticks())
     best = [line for line in drawn["curves"].lines if line.get_label() == f"best trial ({study.best_trial.number})"]
     assert [max(line.get_ydata()) for line in best] == [100 * study.best_value]
-    assert [text.get_text() for text in drawn["history"].get_legend().get_texts()] == ["trial", "best so far"]
+    assert [text.get_text() for text in drawn["history"].figure.legends[0].get_texts()] == ["trial", "best so far"]
 
 
 class Epochs:

@@ -127,7 +127,7 @@ def _row(label: str, prefix: str, results: dict[str, Any]) -> str:
 def results_summary(history: History, results: dict[str, Any]) -> str:
     """Summarise verdict, curves, gaps and advice as Markdown."""
     if "verdict" not in results:
-        return "No verdict: no validation pass was made, and there is no forecast for a training like this one."
+        return "No verdict: no validation pass was made during training, and there is no forecast for one like this."
     parts = [f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}."]
     if "gap/accuracy" in results:
         parts += [" ".join(filter(None, (describe_curves(history, results), describe_significance(history))))]
