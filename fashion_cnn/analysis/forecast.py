@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from fashion_cnn.analysis.verdict import setting_features
+from fashion_cnn.analysis.verdict import in_range, setting_features
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.evaluation.corruptions import corrupt
 from fashion_cnn.inference.network import NetworkRunner
@@ -32,8 +32,6 @@ CORRUPTIONS = ("translation", "shot_noise")
 SAMPLE_SIZE = 5_000
 # Added to errors before their logarithm, so that a sample without errors has one.
 _OFFSET = 0.001
-# How far outside the study a training may lie, in standard deviations of the study's trainings.
-_MARGIN = 0.5
 _MODEL = Path(__file__).with_name("forecast.json")
 
 
@@ -80,7 +78,7 @@ def forecast_accuracy(features: NDArray[np.float64]) -> Interval | None:
     """
     model = _model()
     mean, scale, low, high = (np.array(model[name]) for name in ("mean", "scale", "low", "high"))
-    if (features < low - _MARGIN * scale).any() or (features > high + _MARGIN * scale).any():
+    if not in_range(features, low, high, scale):
         return None
     log_error = model["intercept"] + float((features - mean) / scale @ np.array(model["coefficients"]))
     half = 1.96 * model["deviation"]

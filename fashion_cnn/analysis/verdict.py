@@ -304,12 +304,26 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
         if (model := study["remedies"].get(remedy)) is None:
             continue
         low, high = (np.array(model[bound]) for bound in ("low", "high"))
-        if (features < low - _MARGIN * scale).any() or (features > high + _MARGIN * scale).any():
+        if not in_range(features, low, high, scale):
             continue
         # The model predicts shares of the validation error.
         share = model["intercept"] + float(standardised @ np.array(model["coefficients"]))
         gains.append(ExpectedGain.normal(remedy, share * val_error, model["deviation"] * val_error))
     return tuple(sorted(gains, key=lambda gain: -gain.gain.estimate))
+
+
+def in_range(
+    features: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], scale: NDArray[np.float64]
+) -> bool:
+    """Return whether a run is like those of the study.
+
+    Args:
+        features: `(F,)` of the run.
+        low: `(F,)`, the lowest of the study.
+        high: `(F,)`, the highest of the study.
+        scale: `(F,)`, the standard deviations of the study, half of which a run may lie outside.
+    """
+    return bool((features >= low - _MARGIN * scale).all() and (features <= high + _MARGIN * scale).all())
 
 
 def possible_remedies(config: DictConfig) -> list[str]:

@@ -29,7 +29,7 @@ _MAX_NUMBER = 1e100
 # Limits of the pickle in a checkpoint, without its tensors: one of a long training has 300 KB and 50,000 operations.
 _MAX_PICKLE_BYTES, _MAX_OPERATIONS = 10_000_000, 1_000_000
 _MAX_INTEGER = 2**64
-# What the pickle of a checkpoint may call; torch.load would also accept functions that allocate memory of any size.
+# Callables that the pickle of a checkpoint may name; torch.load would also accept those that allocate any memory.
 _CALLABLES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
     r"torch (Size|device|[a-z]+\d*|[A-Z][A-Za-z0-9]*Storage)"

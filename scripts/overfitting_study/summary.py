@@ -69,7 +69,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         coverage,
         *curve_table(everything),
         forecast,
-        *replication(everything, found),
+        *replication(everything, found, used),
     ]
     return "\n\n".join(parts)
 
@@ -323,14 +323,13 @@ def _validation_passes(run: Mapping[str, Any]) -> ValidationPasses:
     )
 
 
-def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> list[str]:
+def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], used: str) -> list[str]:
     """The tables for trainings on pictograms, whose gains and gaps are predicted by the models of Fashion-MNIST."""
     runs = [record for record in records if group_of(record["base"]) == FIRST_OF_PICTOGRAMS]
     others = gains(runs, (FIRST_OF_PICTOGRAMS,))
     if not others:
         return []
     bases = [run for run in runs if run["arm"] == "base"]
-    used = best_family(found, {family: leave_bases_out(found, family) for family in FAMILIES})
     predictions = {family: predict_gains(found, others, family) for family in FAMILIES}
     return [
         f"On pictograms: {len(runs)} trainings, {len(bases)} base configurations, 1 seed; the models are those of "
