@@ -1,5 +1,6 @@
 """The study of the verdict: its design, its statistics, and what is shipped against what its records say."""
 
+import base64
 import importlib
 import json
 import re
@@ -70,6 +71,32 @@ def test_model_of_gains_recovers_a_linear_law_and_its_noise(study):
     assert model.intercept == pytest.approx(0.01, abs=0.001)
     assert model.coefficients == pytest.approx([0.02, 0.0, -0.01], abs=0.001)
     assert model.deviation == pytest.approx(0.003, rel=0.1)
+
+
+def test_disagreement_of_two_seeds_is_compared_with_error_and_gap(study):
+    summary = study("summary")
+    runs = []
+    for base, share in enumerate((0.1, 0.2, 0.3)):
+        for seed in (0, 1):
+            # Each network errs on images of its own, and so they disagree on twice as many as each gets wrong.
+            classes = np.zeros(100, np.uint8)
+            errors = round(100 * share)
+            classes[seed * errors : (seed + 1) * errors] = 1
+            runs.append(
+                {
+                    "base": base,
+                    "seed": seed,
+                    "judge_classes": base64.b85encode(classes.tobytes()).decode(),
+                    "last_judge_accuracy": 1 - share,
+                    "last_train_accuracy": 1.0,
+                }
+            )
+    (table,) = summary.agreement_table(runs)
+    rms = 100 * (0.14 / 3) ** 0.5
+    rows = table.splitlines()
+    assert rows[0].startswith("| disagreement of two seeds, 3 bases |")
+    assert rows[2:] == [f"| {name} | {rms:.2f} | +1.00 |" for name in ("error on the judge", "gap to the judge")]
+    assert summary.agreement_table(runs[:4]) == [], "two bases say nothing"
 
 
 def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, recorded):

@@ -340,7 +340,7 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
         "fitted_by": "scripts/verdict_study fit",
         "trainings": len(used),
         "bases": len({record["base"] for record in used}),
-        "seeds": len({record["seed"] for record in used}),
+        "seeds": len({gain.seed for gain in found if gain.base >= 0}),
         "family": family,
         "features": list(FEATURES),
         "mean": _rounded(model.mean),

@@ -213,6 +213,12 @@ def jobs(base_count: int, seeds: int) -> Iterator[Job]:
                 yield Job(number, remedy, seed, base)
 
 
+def agreement_jobs(count: int) -> Iterator[Job]:
+    """Return the trainings of the first `count` bases with a second seed, without arms: how far do two seeds agree?"""
+    for number, base in enumerate(bases(count)):
+        yield Job(number, "base", 1, base)
+
+
 def pictogram_jobs(count: int) -> Iterator[Job]:
     """Return the trainings on pictograms: `count` bases with their arms, one seed each."""
     for number, base in enumerate(bases(count, pictograms=True), start=FIRST_OF_PICTOGRAMS):

@@ -60,7 +60,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
     used = best_family(found, predictions)
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
-        f"{len({r['seed'] for r in records})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
+        f"{len({gain.seed for gain in of_study})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
         gains_table(of_study),
         correlations(bases, of_study),
         regret_table(records, found, predictions, used, without=()),
@@ -69,6 +69,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         coverage,
         *curve_table(everything),
         forecast,
+        *agreement_table(bases),
         *replication(everything, found, used),
     ]
     return "\n\n".join(parts)
@@ -392,6 +393,39 @@ def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
     for name, values in single.items():
         lines.append(f"| {name} | | {kendall(np.array(values), true):+.2f} | |")
     return "\n".join(lines)
+
+
+def agreement_table(bases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How well the disagreement of two seeds tells error and gap (Jiang et al., 2022), over bases with two seeds.
+
+    The images on which they are compared need no labels. Both trainings drew their own training images.
+    """
+    by_key = {(run["base"], run["seed"]): run for run in bases}
+    pairs = [(run, by_key[base, 1]) for (base, seed), run in by_key.items() if seed == 0 and (base, 1) in by_key]
+    if len(pairs) < 3:
+        return []
+
+    def mean(pair: tuple[Mapping[str, Any], ...], name: str) -> float:
+        return float(np.mean([run[name] for run in pair]))
+
+    disagreement = np.array([_disagreement(*pair) for pair in pairs])
+    error = np.array([1 - mean(pair, "last_judge_accuracy") for pair in pairs])
+    gap = np.array([mean(pair, "last_train_accuracy") for pair in pairs]) - 1 + error
+    forecast = disagreement - np.array([1 - mean(pair, "last_train_accuracy") for pair in pairs])
+    lines = [
+        f"| disagreement of two seeds, {len(pairs)} bases | difference, points (RMS) | Kendall's tau |",
+        "|---|---:|---:|",
+    ]
+    for name, told, value in (("error on the judge", disagreement, error), ("gap to the judge", forecast, gap)):
+        rms = 100 * np.sqrt(np.square(told - value).mean())
+        lines.append(f"| {name} | {rms:.2f} | {kendall(told, value):+.2f} |")
+    return ["\n".join(lines)]
+
+
+def _disagreement(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    """The share of the images of the judge that two networks put into different classes."""
+    classes = [np.frombuffer(base64.b85decode(run["judge_classes"]), np.uint8) for run in (first, second)]
+    return float(np.mean(classes[0] != classes[1]))
 
 
 def kendall(first: Floats, second: Floats) -> float:
