@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from tiny_images import TinyDataModule
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +42,7 @@ from fashion_cnn.runs.overrides import quote_override
 from fashion_cnn.train import main, train
 from fashion_cnn.training import build, leakage, session
 from fashion_cnn.training import results as results_module
-from fashion_cnn.training.callbacks import HEADER, ProgressBar
+from fashion_cnn.training.callbacks import HEADER, ProgressBar, SlowdownNotice
 from fashion_cnn.training.checkpoints import MovableModelCheckpoint
 
 # Splits of an epoch line whose accuracies are printed, with the sign of the format.
@@ -487,6 +488,39 @@ def test_a_data_root_given_on_resuming_is_written_into_the_run(tiny, stop, disar
     assert stored == run.config(), "nothing else changes"
 
 
+def test_a_run_keeps_its_number_of_threads_unless_resuming_gives_another(tiny, stop, disarm, monkeypatch):
+    used = []
+    monkeypatch.setattr(session, "resolve_threads", lambda threads, precision: used.append(threads) or 1)
+    config = tiny()
+    stop(1, KeyboardInterrupt())
+    before = torch.get_num_threads()
+    with pytest.raises(Interrupted):
+        train(config)
+    run = only_run(config)
+    assert (used, run.config().threads) == (["auto"], 1)
+    with pytest.raises(Interrupted):
+        train(tiny("resume=latest"))
+    with pytest.raises(Interrupted):
+        train(tiny("resume=latest", "threads=2"))
+    assert used == ["auto", 1, 2]
+    disarm()
+    monkeypatch.setattr(session, "resolve_threads", lambda threads, precision: threads)
+    train(tiny("resume=latest", "threads=2"))
+    assert run.config().threads == 2
+    assert torch.get_num_threads() == before
+
+
+def test_training_that_becomes_slow_says_so_once_and_how_to_use_fewer_threads(tiny, monkeypatch, capsys):
+    found = itertools.chain([None] * 4, itertools.repeat(6.0))
+    monkeypatch.setattr(SlowdownNotice, "add", lambda self, seconds: next(found))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    train(tiny("trainer.enable_progress_bar=false"))
+    printed = capsys.readouterr().out
+    line = "Training has become 6 times slower: other programs use the processor. To use fewer threads, stop it with "
+    assert printed.count("times slower") == 1
+    assert f"{line}Ctrl-C, and add threads=1 to the command it prints." in printed
+
+
 @pytest.mark.training
 def test_an_unreadable_checkpoint_is_refused_on_resume(tiny, stop, disarm):
     config = tiny()
@@ -602,6 +636,12 @@ def test_a_run_directory_removed_during_the_training_is_reported_and_stays_remov
     assert "Resume" not in str(error.value)
     assert not list(Path(config.runs_dir).glob("*/*"))
     assert capsys.readouterr().err == ""
+    # TensorBoard's threads end before the original hook is back, which would report their errors in a later test.
+    for thread in threading.enumerate():
+        if isinstance(thread, _AsyncWriterThread):
+            while thread.is_alive() and not thread._queue.empty():
+                thread.join(0.1)
+            thread.join(0.2)
 
 
 def test_an_error_of_tensorboards_threads_is_left_to_the_message_of_the_training(tmp_path, monkeypatch, capsys):

@@ -7,13 +7,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.runs.files import dotted_items
 
-# Options of paths, logging and display, which do not affect training.
+# Options of paths, logging, display and the machine, which do not affect training.
 _IGNORED = {
     "name",
     "overrides",
     "flags",
     "working_dir",
     "runs_dir",
+    "threads",
     "resume",
     "test",
     "flip_average",
@@ -22,7 +23,7 @@ _IGNORED = {
     "data.download",
 }
 _IGNORED |= {"data.eval_batch_size"}
-_IGNORED |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "divergence")}
+_IGNORED |= {f"callbacks.{part}" for part in ("lines", "bar", "best", "last", "divergence", "slowdown")}
 _IGNORED |= {f"callbacks.{part}" for part in ("gap", "dynamics", "histograms")}
 _IGNORED |= {f"trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "profiler")}
 

@@ -1,12 +1,17 @@
-"""The device, the floating-point precision and the memory allocator that networks run with."""
+"""The device, the floating-point precision, the CPU threads and the memory allocator that networks run with."""
 
 import ctypes
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn import functional
+
+from fashion_cnn.errors import UserError
 
 # Lightning's short forms of its precision names.
 _PRECISION_NAMES = {
@@ -17,6 +22,12 @@ _PRECISION_NAMES = {
     "16": "16-mixed",
     "bf16": "bf16-mixed",
 }
+# Threads that PyTorch uses by default: one per core, or OMP_NUM_THREADS.
+DEFAULT_THREADS = torch.get_num_threads()
+# Rounds and seconds per number of threads of the measurement that `fastest_threads` makes.
+_THREAD_ROUNDS, _THREAD_SECONDS = 4, 0.02
+# Fewer threads than the default must be this much faster: figures differ in the last bits between numbers of threads.
+_WORTHWHILE_SPEEDUP = 1.1
 # Parameters of mallopt in glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -94,14 +105,93 @@ def precision_context(precision: str | int | None, accelerator: str) -> Abstract
     return torch.autocast(select_device(accelerator).type, dtype) if dtype else nullcontext()
 
 
+def resolve_threads(threads: int | str, precision: str | int | None = None) -> int:
+    """Return the number of CPU threads for a training on the CPU.
+
+    Where another program keeps a core busy, a training with a thread on each core waits at each operation for the
+    thread that was interrupted, and can be several times slower than one with fewer threads.
+
+    Args:
+        threads: the number, or "auto": the fastest one at the moment, measured in a fifth of a second; PyTorch's
+            default if the environment variable OMP_NUM_THREADS is set.
+        precision: as given to the Trainer.
+
+    Raises:
+        UserError: if the number is not possible on this machine.
+    """
+    if threads == "auto":
+        is_fixed = "OMP_NUM_THREADS" in os.environ or DEFAULT_THREADS == 1
+        return DEFAULT_THREADS if is_fixed else fastest_threads(DEFAULT_THREADS, _throughput_of_threads(precision))
+    most = max(os.cpu_count() or 1, DEFAULT_THREADS)
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+        raise UserError(f"threads={threads} is not possible on this machine: give auto, or 1 to {most}.", status=2)
+    return threads
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Set the number of CPU threads back at the end of the block."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fastest_threads(available: int, throughput: Callable[[int], float]) -> int:
+    """Return the number of threads with the highest throughput, among `available` and its halves down to one.
+
+    All numbers are measured in turn, several times, so that each meets the same load of the machine.
+
+    Args:
+        available: the default, which is kept unless another number is clearly faster.
+        throughput: measures a number of threads, in any unit of work per second.
+    """
+    candidates = [available]
+    while candidates[-1] > 1:
+        candidates.append(candidates[-1] // 2)
+    totals = dict.fromkeys(candidates, 0.0)
+    for _ in range(_THREAD_ROUNDS):
+        for threads in candidates:
+            totals[threads] += throughput(threads)
+    fastest = max(candidates, key=totals.__getitem__)
+    return fastest if totals[fastest] > _WORTHWHILE_SPEEDUP * totals[available] else available
+
+
+def _throughput_of_threads(precision: str | int | None) -> Callable[[int], float]:
+    """Return a function that measures a number of threads, in convolutions of the size of a small network's."""
+    images = torch.zeros(64, 32, 14, 14).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.zeros(64, 32, 3, 3, requires_grad=True)
+
+    def step() -> None:
+        with torch.enable_grad(), precision_context(precision, "cpu"):
+            output = functional.conv2d(images, weights, padding=1).relu()
+            torch.autograd.grad(output.sum(), (images, weights))
+
+    def throughput(threads: int) -> float:
+        with restored_threads():
+            torch.set_num_threads(threads)
+            step()  # Not measured: it may start threads.
+            start, steps, seconds = time.perf_counter(), 0, 0.0
+            while seconds < _THREAD_SECONDS:
+                step()
+                steps += 1
+                seconds = time.perf_counter() - start
+        return steps / seconds
+
+    return throughput
+
+
 def describe_device(device: torch.device) -> str:
-    """Return the device's name; for a CPU, its threads and vector instructions."""
+    """Return the device's name; for a CPU, the threads in use, of how many, and its vector instructions."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type != "cpu":
         return device.type
     threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads != 1)}, {torch.backends.cpu.get_cpu_capability()}"
+    most = max(threads, DEFAULT_THREADS)
+    number = f"{threads} of {most}" if threads < most else f"{threads}"
+    return f"CPU, {number} thread{'s' * (most != 1)}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def keep_freed_memory() -> bool:

@@ -21,8 +21,8 @@ QUOTED_KEYS = {
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
     *("trust", "name", "text", "remove", "like", "unlike", "category", "concept", "about"),
 }
-# Keys that hold paths on this machine or open runs, which have no effect on a training.
-LOCATION_KEYS = {"data.root", "data.download", "runs_dir", "resume", "trust"}
+# Keys of paths and threads of this machine, and those that open runs, which do not change what is trained.
+MACHINE_KEYS = {"data.root", "data.download", "runs_dir", "threads", "resume", "trust"}
 # Flags of Hydra that take a value.
 _FLAGS_WITH_VALUE = {
     "--config-dir",
@@ -64,7 +64,7 @@ def round_value(value: object) -> str:
 def affects_training(override: str) -> bool:
     """Return whether an override can change what is trained: not paths, nor options of a sweep or search."""
     key = override_key(override)
-    return key not in LOCATION_KEYS | {"sweep"} and not key.startswith(("tune.", "tune/"))
+    return key not in MACHINE_KEYS | {"sweep"} and not key.startswith(("tune.", "tune/"))
 
 
 def check_epochs(config: Any) -> None:

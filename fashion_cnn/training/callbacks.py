@@ -1,14 +1,17 @@
 """Training callbacks: timing, logging, progress, seeding, weight averaging, early stopping, divergence."""
 
 import math
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -90,6 +93,76 @@ class Stopwatch(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the totals."""
         vars(self).update(state_dict)
+
+
+class SlowdownNotice(Callback):
+    """Prints a line when the training steps on a CPU have become several times slower, which other programs cause.
+
+    A training with a thread on each core waits for the one whose core another program uses. The line says how to
+    continue with fewer threads; nothing is changed.
+
+    Args:
+        factor: how many times slower the median of the last `steps` steps must be than that of the first ones.
+        steps: number of steps of both medians.
+        seconds: least duration of the slow steps together.
+    """
+
+    def __init__(self, factor: float = 5.0, steps: int = 20, seconds: float = 5.0) -> None:
+        if factor <= 1 or steps < 1:
+            raise UserError(
+                f"callbacks.slowdown.factor={factor} and callbacks.slowdown.steps={steps} are not possible: give a "
+                "factor above 1 and 1 or more steps."
+            )
+        self.factor, self.seconds = factor, seconds
+        # The first steps of a training are slower than the others.
+        self._warm_up = steps
+        self._first: deque[float] = deque(maxlen=steps)
+        self._last: deque[float] = deque(maxlen=steps)
+        self._start = 0.0
+        self._is_done = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch a training on a CPU alone: steps on an accelerator end before it has computed them."""
+        self._is_done = pl_module.device.type != "cpu"
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock of the step."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print the line, once, if the steps have become slower."""
+        if self._is_done or not (slowdown := self.add(time.perf_counter() - self._start)):
+            return
+        self._is_done = True
+        threads = torch.get_num_threads()
+        line = f"Training has become {slowdown:.0f} times slower: other programs use the processor."
+        if threads > 1:
+            line += (
+                f" To use fewer threads, stop it with Ctrl-C, and add threads={threads // 2} to the command it prints."
+            )
+        if isinstance(bar := trainer.progress_bar_callback, LightningProgressBar):
+            bar.print(line)
+        else:
+            print(line, flush=True)
+
+    def add(self, seconds: float) -> float | None:
+        """Add the duration of a step.
+
+        Returns:
+            How many times slower the last steps are than the first ones, if that is enough for the line.
+        """
+        if self._warm_up:
+            self._warm_up -= 1
+        elif len(self._first) < (self._first.maxlen or 0):
+            self._first.append(seconds)
+        else:
+            self._last.append(seconds)
+        if len(self._last) < (self._last.maxlen or 0) or sum(self._last) < self.seconds:
+            return None
+        slowdown = statistics.median(self._last) / statistics.median(self._first)
+        return slowdown if slowdown >= self.factor else None
 
 
 class EpochLog(Callback):

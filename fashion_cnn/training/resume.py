@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import config_section, confine_data, differing_weights, read_checkpoint
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.runs import Run
-from fashion_cnn.runs.overrides import LOCATION_KEYS, override_key
+from fashion_cnn.runs.overrides import MACHINE_KEYS, override_key
 from fashion_cnn.runs.trust import check_classes
 from fashion_cnn.training.loggers import ResumableLogger
 
@@ -18,9 +18,9 @@ from fashion_cnn.training.loggers import ResumableLogger
 def restore_config(
     config: DictConfig, run: Run, *, by_user: bool, check_values: Callable[[DictConfig], None]
 ) -> DictConfig:
-    """Return the run's own config; only `data.root` and `data.download` may be overridden.
+    """Return the run's own config; only `data.root`, `data.download` and `threads` may be overridden.
 
-    The returned overrides contain a `data.root` that was given.
+    The returned overrides contain a `data.root` that was given. Other `threads` change the last bits of the results.
 
     A relative `data.root` that does not exist is looked for in the folder in which the run was started.
 
@@ -52,6 +52,9 @@ def restore_config(
     confine_data(stored.data, is_typed=bool(moved))
     if any(override_key(override) == "data.download" for override in overrides):
         stored.data.download = config.data.download
+    if any(override_key(override) == "threads" for override in overrides):
+        with open_dict(stored):  # Missing in runs of older versions.
+            stored.threads = config.threads
     if by_user:
         check_values(stored)
     return stored
@@ -60,7 +63,7 @@ def restore_config(
 def _check_overrides(config: DictConfig, stored: DictConfig, overrides: Iterable[str], run: Run) -> None:
     for override in overrides:
         key = override_key(override)
-        if key in LOCATION_KEYS or override in (stored.get("overrides") or []):
+        if key in MACHINE_KEYS or override in (stored.get("overrides") or []):
             continue
         value, stored_value = OmegaConf.select(config, key), OmegaConf.select(stored, key)
         if value != stored_value or value is None:
@@ -72,7 +75,7 @@ def _check_overrides(config: DictConfig, stored: DictConfig, overrides: Iterable
 
 
 def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, config: DictConfig) -> int:
-    """Drop from the loggers what was written after the last checkpoint, and store a `data.root` given on resuming.
+    """Drop from the loggers what was written after the last checkpoint, and store what was given on resuming.
 
     Returns:
         The number of finished epochs.
@@ -96,6 +99,7 @@ def prepare_to_resume(trainer: Trainer, module: ImageClassifier, run: Run, confi
     for logger in trainer.loggers:
         if isinstance(logger, ResumableLogger):
             logger.resume_after(step, epochs)
-    if OmegaConf.select(config, "data.root") != OmegaConf.select(run.config(), "data.root"):
+    stored = run.config()
+    if any(OmegaConf.select(config, key) != OmegaConf.select(stored, key) for key in ("data.root", "threads")):
         run.replace_config(config)
     return int(epochs)

@@ -24,7 +24,7 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import Interrupted, Pruned, UserError, disk_error, missing_file
 from fashion_cnn.inference.network import initialise_from
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.hardware import keep_freed_memory
+from fashion_cnn.models.hardware import keep_freed_memory, resolve_threads, restored_threads
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
@@ -40,6 +40,7 @@ from fashion_cnn.training.resume import prepare_to_resume, restore_config
 _RUN_VARIABLE = "FASHION_CNN_RUN"
 
 
+@restored_threads()
 def run_training(
     config: DictConfig,
     *,
@@ -79,6 +80,7 @@ def run_training(
         return _fast_dev_run(config, data, module)
     run = existing or (Run(directory) if directory else runs.new_run(Path(config.runs_dir), config.name))
     trainer = build.trainer(config, data, run.path, callbacks)
+    _set_threads(config, trainer)
     if in_sweep:
         check_one_device(trainer, "job of a sweep", ", or train without -m")
     if not trainer.is_global_zero:
@@ -104,6 +106,16 @@ def run_training(
         if print_end:
             print_end(results, run, config, brief=directory is not None)
     return {**results, "run": str(run.path)}
+
+
+def _set_threads(config: DictConfig, trainer: Trainer) -> None:
+    """Set the number of CPU threads; one that was chosen for this machine is written into the config."""
+    threads = config.get("threads")  # Missing in runs of older versions.
+    is_measured = trainer.strategy.root_device.type == "cpu" and trainer.num_devices * trainer.num_nodes == 1
+    if threads is None or (threads == "auto" and not is_measured):
+        return
+    config.threads = resolve_threads(threads, config.trainer.precision)
+    torch.set_num_threads(config.threads)
 
 
 def prepare(
