@@ -269,3 +269,17 @@ def test_a_page_shows_the_picture_on_the_background_of_the_input(command, run, t
     assert torch.equal(inverted.image, 255 - plain.image)
     status, _, err = command(main, f"run={run}", f"images={tmp_path}/clear.png", "invert=maybe")
     assert (status, err) == (2, "error: invert=maybe is not possible: choose auto, never, always.\n")
+
+
+def test_explain_searches_all_training_images(command, run, tmp_path, monkeypatch):
+    pytest.importorskip("captum")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from fashion_cnn.explain import main
+    from fashion_cnn.inference import explain as explain_module
+
+    monkeypatch.setattr(explain_module, "draw", lambda *page: Figure())
+    Image.new("L", (20, 20), 200).save(tmp_path / "light.png")
+    status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", "training_images=null")
+    assert status == 0, err

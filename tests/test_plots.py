@@ -1,5 +1,6 @@
 """Plots of all kinds: literal labels, atomic files, and a size that is bounded for many classes."""
 
+import itertools
 import os
 from types import SimpleNamespace
 
@@ -11,12 +12,13 @@ from matplotlib.text import Text
 from PIL import ImageFile
 from test_pictures import png_with_header_size
 
-from fashion_cnn.inference.explain import Explanation, draw
+from fashion_cnn.evaluation.robustness_report import plot_corruptions
+from fashion_cnn.inference.explain import Explanation, draw, neighbour_caption
 from fashion_cnn.metrics.classification import confusion_matrix, metrics_by_class
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_precision_by_class
 from fashion_cnn.plots.style import add_subtitle, plot_thumbnails, save_figure
-from fashion_cnn.plots.training import plot_confusion_matrices, plot_gap_by_class
+from fashion_cnn.plots.training import plot_confident_errors, plot_confusion_matrices, plot_gap_by_class
 from fashion_cnn.retrieval.output import contact_sheet
 from fashion_cnn.retrieval.products import encode_png
 from fashion_cnn.retrieval.report import plot_outcome
@@ -101,6 +103,48 @@ def test_titles_and_labels_of_a_small_confusion_matrix_do_not_overlap():
     assert title.y0 > max(left.y1, right.y1)
     assert left.x1 < right.x0
     assert min(axes.xaxis.label.get_window_extent().y0 for axes in figure.axes) > 0
+
+
+GARMENTS = ["Trouser", "Ankle boot", "T-shirt/top"]
+
+
+def confident_errors_plot():
+    logits = torch.full((40, 3), -4.0)
+    logits[:, 1] = 4.0
+    predictions = Predictions(logits, torch.arange(40) % 2 * 2, torch.arange(40))
+    split = SimpleNamespace(images_at=lambda indices: torch.zeros(len(indices), 1, 28, 28, dtype=torch.uint8))
+    return plot_confident_errors(predictions, split, GARMENTS)
+
+
+def explanation_with_long_captions():
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    neighbours = [(image, neighbour_caption("T-shirt/top", 59_999, 0.98))] * 6
+    return draw(
+        Explanation("shirt.jpg", image, image[0] / 1.0, image[0] / 1.0, neighbours),
+        torch.zeros(280, 280, 3, dtype=torch.uint8).numpy(),
+    )
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        confident_errors_plot,
+        explanation_with_long_captions,
+        lambda: plot_corruptions(torch.zeros(1, 28, 28, dtype=torch.uint8)),
+    ],
+    ids=["confident errors", "explanation", "corruptions"],
+)
+def test_captions_are_legible_at_the_width_of_a_page_and_do_not_overlap(plot):
+    figure = plot()
+    figure.draw_without_rendering()
+    parts = [figure, *figure.subfigs]
+    texts = [text for part in parts for text in part.texts if text.get_text()]
+    texts += [text for axes in figure.axes for text in (*axes.texts, axes.title) if text.get_text()]
+    # Points of the smallest text on a page of A4, whose text is 6.3 inches wide.
+    assert min(text.get_fontsize() for text in texts) * min(1, 6.3 / figure.get_figwidth()) >= 5
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 def test_interrupted_write_keeps_the_previous_file(tmp_path, monkeypatch):

@@ -29,6 +29,8 @@ from fashion_cnn.runs.overrides import check_epochs
 
 # Config groups that every training needs.
 _REQUIRED_GROUPS = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
+# Options that may be null although their default is a number.
+_NULLABLE = {"training_images", "data.cache_gb"}
 _LAUNCHER_HINT = f"joblib is installed with: {install_command('sweeps')}; ray and submitit with the extra cluster."
 
 
@@ -99,6 +101,8 @@ def _check_types(
     for key, value in dict(override.lstrip("+").partition("=")[::2] for override in values).items():
         default, current = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
         # Lightning's Trainer takes several types of some values, such as devices=auto, and reports its own errors.
+        if current is None and key in _NULLABLE:
+            continue
         if not _has_type_of(current, default) and (not key.startswith("trainer.") or isinstance(default, DictConfig)):
             raise UserError(
                 f"{key}={value} is not possible: it takes {_type_name(default)}, such as {_format_value(default)}.",

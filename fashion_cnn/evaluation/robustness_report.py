@@ -152,14 +152,14 @@ def plot_robustness(result: Robustness, axes: Axes, *, title: str, errors: Corru
 def plot_corruptions(image: Tensor) -> Figure:
     """Draw an image `(C, H, W)` uint8 under each corruption, in two blocks of rows with severities in columns."""
     rows, columns = -(-len(CORRUPTIONS) // 2), len(SEVERITIES)
-    figure = Figure(figsize=(11, 0.9 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(9.2, 0.69 * rows + 0.55), layout="constrained")
     figure.suptitle("An image under each corruption")
     # All images share one Axes: the layout of one Axes per image takes ten times as long.
     axes = figure.subplots()
     for number, name in enumerate(CORRUPTIONS):
         block, row = divmod(number, rows)
         start = block * (columns + 1.7)
-        axes.text(start - 0.1, -row, _title(name), ha="right", va="center")
+        axes.text(start - 0.1, -row, _title(name), fontsize=9, ha="right", va="center")
         for severity in SEVERITIES:
             left = start + severity - 1
             pixels = corrupt(image[None], name, severity)[0].permute(1, 2, 0).squeeze(-1).numpy()

@@ -137,7 +137,7 @@ class Explainer:
             grad_cam=grad_cam(network, normalised.clone(), torch.tensor([label]))[0],
             attribution=integrated_gradients(network, normalised, torch.tensor([label]), black)[0],
             neighbours=[
-                (neighbour, f"{data.class_names[target]}\nimage {index}, similarity {similarity:.2f}")
+                (neighbour, neighbour_caption(data.class_names[target], index, similarity))
                 for neighbour, target, index, similarity in neighbours
             ],
         )
@@ -182,6 +182,11 @@ class Explanation:
     run: str = ""
 
 
+def neighbour_caption(class_name: str, index: int, similarity: float) -> str:
+    """Caption of a similar training image."""
+    return f"{class_name}\nimage {index}\nsimilarity {similarity:.2f}"
+
+
 def draw(explanation: Explanation, original: np.ndarray) -> Figure:
     """Draw an explanation as one page.
 
@@ -190,11 +195,14 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
         original: the picture itself, `(H, W, 3)` uint8.
     """
     columns = max(4, len(explanation.neighbours))
-    figure = Figure(figsize=(2.3 * columns, 6.9), layout="constrained")
+    # Inches: the upper row has four panels, the lower one is as wide with six.
+    width = max(9.2, 1.53 * columns)
+    heights = (2.9, width / columns + 1)
+    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(escape_label(f"{explanation.title}\n{explanation.run}"), fontsize=12)
-    top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     bottom.suptitle("The most similar training images, with the cosine similarity of the embeddings", fontsize=11)
-    upper, lower = (part.subplots(1, columns) for part in (top, bottom))
+    upper, lower = top.subplots(1, 4), bottom.subplots(1, columns)
     for axes in (*upper, *lower):
         axes.set_axis_off()
     upper[0].imshow(original)
@@ -204,7 +212,7 @@ def draw(explanation: Explanation, original: np.ndarray) -> Figure:
     upper[2].imshow(explanation.grad_cam.numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
     maximum = max(explanation.attribution.abs().max().item(), 1e-12)
     upper[3].imshow(explanation.attribution.numpy(), cmap="RdBu", vmin=-maximum, vmax=maximum)
-    upper[3].set_title(f"integrated gradients, for (blue)\nand against (red), up to {maximum:.2f}", fontsize=10)
+    upper[3].set_title(f"integrated gradients: for (blue)\nand against (red), up to {maximum:.2f}", fontsize=9)
     for axes, (image, caption) in zip(lower, explanation.neighbours, strict=False):
         _show_image(image, axes, caption)
     return figure

@@ -81,7 +81,7 @@ def plot_intervals_by_class(
     axes.legend(frameon=False, loc="lower left")
 
 
-def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, columns: int = 8) -> Figure:
+def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, columns: int = 6) -> Figure:
     """Draw a grid of captioned images, row by row.
 
     All images share one Axes: the layout of one Axes per image takes ten times as long.

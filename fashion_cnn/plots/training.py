@@ -18,7 +18,7 @@ from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_confusion, plot_reliability
 from fashion_cnn.plots.style import escape_label, figure_inches, last_rows, plot_thumbnails
 
-_THUMBNAILS = 32
+_THUMBNAILS = 24
 # Largest number of points in the data map.
 _MAX_POINTS = 10_000
 # Line styles distinguish the splits without color too. The colors are those of Okabe and Ito.
