@@ -100,9 +100,9 @@ def _check_types(
     # The last value counts where a key was typed twice.
     for key, value in dict(override.lstrip("+").partition("=")[::2] for override in values).items():
         default, current = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
-        # Lightning's Trainer takes several types of some values, such as devices=auto, and reports its own errors.
         if current is None and key in _NULLABLE:
             continue
+        # Lightning's Trainer takes several types of some values, such as devices=auto, and reports its own errors.
         if not _has_type_of(current, default) and (not key.startswith("trainer.") or isinstance(default, DictConfig)):
             raise UserError(
                 f"{key}={value} is not possible: it takes {_type_name(default)}, such as {_format_value(default)}.",
