@@ -57,7 +57,7 @@ _PLACES = {
     "trainer": "lightning.pytorch",
     "callbacks": (
         "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint EpochLines ProgressBar "
-        "ResumableEarlyStopping StopOnDivergence WarmedEMAWeightAveraging lightning.pytorch.callbacks"
+        "ResumableEarlyStopping SlowdownNotice StopOnDivergence WarmedEMAWeightAveraging lightning.pytorch.callbacks"
     ),
     "logger": "MetricsCSV TensorBoard lightning.pytorch.loggers",
 }
