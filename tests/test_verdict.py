@@ -11,7 +11,15 @@ from omegaconf import OmegaConf
 
 from fashion_cnn.analysis import verdict as verdict_module
 from fashion_cnn.analysis.history import History
-from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, advise, judge, possible_remedies, training_command
+from fashion_cnn.analysis.verdict import (
+    FEATURES,
+    REMEDIES,
+    advise,
+    judge,
+    loss_trend,
+    possible_remedies,
+    training_command,
+)
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import ValidationPasses
@@ -105,6 +113,31 @@ def test_verdict_says_what_was_seen_and_what_is_expected(expect):
     )
     expect(cutmix=-0.4)
     assert judged(FALLING).rule.endswith("no remedy is expected to gain 0.2 points")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "losses", "trend"),
+    [
+        ([1, 2, 3, 4], [0.9, 0.8, 0.5, 0.25], math.log(0.5)),
+        ([8, 16, 24, 32, 40, 48, 56, 64], [1, 1, 1, 1, 1, 0.2, 0.3, 0.4], math.log(2)),
+        ([1, 2], [0.5, 0.5], 0.0),
+        ([10], [0.5], math.nan),
+    ],
+)
+def test_trend_of_the_loss_is_its_change_in_the_last_quarter(epochs, losses, trend):
+    assert loss_trend(np.array(epochs), np.array(losses, dtype=float)) == pytest.approx(trend, nan_ok=True)
+
+
+def test_expected_gain_follows_the_trend_of_the_loss(expect):
+    expect(longer=0.0)
+    study = verdict_module._study()
+    place = FEATURES.index("val_loss_trend")
+    study["remedies"]["longer"]["coefficients"][place] = -1.0
+    (falling,), (rising,) = judged(FALLING).gains, judged(RISING).gains
+    assert falling.gain.estimate == pytest.approx(-math.log(0.155 / 0.18) * (1 - 0.949))
+    assert rising.gain.estimate == pytest.approx(-math.log(0.33 / 0.3) * (1 - 0.92))
+    single = judged(curves([0.1], [0.155], 0.966, 0.949))
+    assert single.gains[0].gain.estimate == 0, "a trend that is not known counts as that of a mean run"
 
 
 def test_nothing_is_expected_of_a_run_unlike_those_of_the_study(expect):

@@ -73,6 +73,32 @@ def test_model_of_gains_recovers_a_linear_law_and_its_noise(study):
     assert model.deviation == pytest.approx(0.003, rel=0.1)
 
 
+def test_family_depends_on_its_features_alone_and_takes_unknown_ones_as_the_mean(study):
+    analysis = study("analysis")
+    random = np.random.default_rng(0)
+    place = verdict.FEATURES.index("val_loss_trend")
+    found = []
+    for base in range(60):
+        features = random.standard_normal(len(verdict.FEATURES))
+        features[verdict.FEATURES.index("log_val_error")] = np.log(0.1)
+        relative = 0.1 - 0.2 * features[place]
+        found.append(analysis.Gain(base, 0, "longer", features, 0.1 * relative, 0.0))
+    model = analysis.GainModel.fitted(found, "trend of the validation loss")
+    coefficients = model.remedies["longer"].coefficients
+    assert coefficients[place] < -0.1
+    assert np.count_nonzero(coefficients) == 1
+    unknown = found[0].features.copy()
+    unknown[place] = np.nan
+    expected = model.predict(analysis.Gain(99, 0, "longer", unknown, 0.0, 0.0))
+    at_mean = unknown.copy()
+    at_mean[place] = model.mean[place]
+    assert expected == model.predict(analysis.Gain(99, 0, "longer", at_mean, 0.0, 0.0))
+    recorded_without = analysis.GainModel.fitted(
+        [*found, analysis.Gain(-1, 0, "longer", unknown, 0.01, 0.0)], "trend of the validation loss"
+    )
+    assert np.isfinite(recorded_without.remedies["longer"].coefficients).all()
+
+
 def test_disagreement_of_two_seeds_is_compared_with_error_and_gap(study):
     summary = study("summary")
     runs = []
@@ -121,6 +147,6 @@ def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, reco
     table = summary.regret_table([run | {"base": base} for base in range(6)], found, predictions, used, without=())
     rows = dict(line.split("|")[1:3] for line in table.splitlines()[2:])
     regrets = {name.strip(): float(value.split()[0]) for name, value in rows.items()}
-    assert regrets[f"{used} (the verdict)"] == regrets["linear model"] == regrets["always longer"] == 0
+    assert regrets[f"{used} (the verdict)"] == regrets["linear model of all features"] == regrets["always longer"] == 0
     assert regrets["advice of version 1"] == 0, "the loss was lowest at the end: train longer"
     assert regrets["no change"] == 1

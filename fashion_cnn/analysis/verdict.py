@@ -153,6 +153,7 @@ def judge(
         epochs=int(history.epochs[-1]),
         parameters=parameters,
         config=config,
+        val_loss_trend=loss_trend(epochs, val),
     )
     gains = expected_gains(features, config)
     memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
@@ -247,11 +248,37 @@ def _describe_gains(gains: Sequence[ExpectedGain]) -> str:
     return f"Runs like this one are expected to gain from {' and '.join(texts)}{rest}"
 
 
-FEATURES = ("gap_share", "log_val_error", "log2_images", "log2_epochs", "log2_parameters", "augmentation", "mixing")
+FEATURES = (
+    *("gap_share", "log_val_error", "val_loss_trend"),
+    *("log2_images", "log2_epochs", "log2_parameters", "augmentation", "mixing"),
+)
+
+
+def loss_trend(epochs: NDArray[Any], losses: NDArray[np.float64]) -> float:
+    """Return the logarithm of the last loss over the loss at three quarters of the epochs.
+
+    It is negative while the loss falls.
+
+    Args:
+        epochs: `(E,)`, measured epochs from 1, ascending.
+        losses: `(E,)` after each.
+
+    Returns:
+        The trend; NaN if nothing was measured in the first three quarters.
+    """
+    before = losses[epochs <= 0.75 * epochs[-1]]
+    return math.log(max(losses[-1], 1e-6) / max(before[-1], 1e-6)) if len(before) else math.nan
 
 
 def run_features(
-    train_accuracy: float, val_accuracy: float, *, images: int, epochs: int, parameters: int, config: DictConfig
+    train_accuracy: float,
+    val_accuracy: float,
+    *,
+    images: int,
+    epochs: int,
+    parameters: int,
+    config: DictConfig,
+    val_loss_trend: float = math.nan,
 ) -> NDArray[np.float64]:
     """Compute the features `(F,)` of a run that expected gains depend on, in the order of `FEATURES`.
 
@@ -262,10 +289,11 @@ def run_features(
         epochs: the number of epochs.
         parameters: the number of parameters of the network.
         config: the settings of the run.
+        val_loss_trend: `loss_trend` of the validation loss; NaN if it is not known.
     """
     train_error, val_error = (max(1 - accuracy, 1e-4) for accuracy in (train_accuracy, val_accuracy))
     settings = setting_features(images, epochs, parameters, config)
-    return np.array([1 - train_error / val_error, math.log(val_error), *settings])
+    return np.array([1 - train_error / val_error, math.log(val_error), val_loss_trend, *settings])
 
 
 def setting_features(images: int, epochs: int, parameters: int, config: DictConfig) -> list[float]:
@@ -289,7 +317,7 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
     """Predict the gains of the remedies that are possible with `config`, highest first.
 
     Args:
-        features: `(F,)`, see `run_features`.
+        features: `(F,)`, see `run_features`; NaN for one that is not known, which counts as that of a mean run.
         config: the settings of the run.
 
     Returns:
@@ -297,7 +325,7 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
     """
     study = _study()
     mean, scale = (np.array(study[name]) for name in ("mean", "scale"))
-    standardised = (features - mean) / scale
+    standardised = np.nan_to_num((features - mean) / scale)
     val_error = math.exp(features[FEATURES.index("log_val_error")])
     gains = []
     for remedy in possible_remedies(config):
@@ -323,7 +351,8 @@ def in_range(
         high: `(F,)`, the highest of the study.
         scale: `(F,)`, the standard deviations of the study, half of which a run may lie outside.
     """
-    return bool((features >= low - _MARGIN * scale).all() and (features <= high + _MARGIN * scale).all())
+    # Comparisons with NaN are false: a feature that is not known is in range.
+    return not ((features < low - _MARGIN * scale) | (features > high + _MARGIN * scale)).any()
 
 
 def possible_remedies(config: DictConfig) -> list[str]:
