@@ -175,6 +175,14 @@ def passes(rise, count, noise=0.3):
     return ValidationPasses(torch.tensor([1, 2, 3]), torch.full((3,), 0.95), correct, losses)
 
 
+def test_gap_with_a_rise_of_the_loss_is_overfitting_whatever_a_remedy_gains(expect):
+    expect(longer=0.9)
+    wide, none = (curves([0.5, 0.2, 0.1], [0.5, 0.300, 0.316], train, 0.95) for train in (0.98, 0.95))
+    assert judged(wide).kind == "undertrained"
+    assert judged(wide, passes=passes(0.016, 5000)).kind == "overfitting", "TensorBoard marks its onset, too"
+    assert judged(none, passes=passes(0.016, 5000)).kind == "underfitting", "a loss alone is no overfitting"
+
+
 def test_rise_of_the_loss_must_exceed_its_noise():
     history = curves([0.5, 0.2, 0.1], [0.5, 0.300, 0.316], 0.95, 0.95)
     few = judged(history, val_count=50, passes=passes(0.016, 50))

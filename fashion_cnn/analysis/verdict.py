@@ -114,8 +114,9 @@ def judge(
     """Judge a training run by its curves. Only epochs with a validation pass count.
 
     - memorising: training accuracy is at least 99%, and the whole interval of the gap is at least 10 points.
-    - overfitting: the gap is significant, and the likely remedy with the highest expected gain is one that narrows it;
-      likely means that it is more likely than not to gain at least 0.2 points.
+    - overfitting: the gap is significant, and the validation loss has risen beyond the noise while the training loss
+      fell, or the likely remedy with the highest expected gain is one that narrows the gap; likely means that it is more
+      likely than not to gain at least 0.2 points.
     - undertrained: the gap is significant, but that remedy is one that fits the training images more closely.
     - underfitting: it is such a remedy, and there is no significant gap.
     - fits well: the probability is below 1/4 for every remedy.
@@ -157,7 +158,7 @@ def judge(
     )
     gains = expected_gains(features, config)
     memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
-    kind: Kind = "memorising" if memorises else _kind(gains, gap)
+    kind: Kind = "memorising" if memorises else _kind(gains, gap, is_rising=is_rising)
     parts = [_describe_gap(gap, gap_share)]
     if is_rising:
         assert rise is not None
@@ -200,7 +201,7 @@ def judge_forecast(
         f"{gap.high * 100:+.1f}) is forecast from the training images alone"
     )
     return Verdict(
-        kind="memorising" if memorises else _kind(gains, gap),
+        kind="memorising" if memorises else _kind(gains, gap, is_rising=False),
         rule=f"{text}. {_describe_gains(gains)}",
         last_epoch=epochs,
         gap=gap,
@@ -212,7 +213,9 @@ def judge_forecast(
     )
 
 
-def _kind(gains: Sequence[ExpectedGain], gap: Interval) -> Kind:
+def _kind(gains: Sequence[ExpectedGain], gap: Interval, *, is_rising: bool) -> Kind:
+    if is_rising and not gap.contains_zero:
+        return "overfitting"
     # Highest expected gain first.
     deciding = [gain for gain in gains if gain.remedy != "more_images"]
     likely = [gain.remedy for gain in deciding if gain.probability >= LIKELY]
