@@ -23,11 +23,11 @@ def draw(found: Sequence[Gain]) -> Figure:
         ):
             shares = [100 * gain.features[place] for gain in chosen]
             axes.plot(shares, [100 * gain.accuracy for gain in chosen], marker, ms=4, label=label)
-        mean = np.mean([100 * gain.accuracy for gain in found if gain.arm == remedy])
+        mean = np.mean([100 * gain.accuracy for gain in found if gain.arm == remedy and gain.base >= 0])
         axes.axhline(0, color="0.5", lw=0.8)
-        axes.set_title(f"{REMEDIES[remedy][0]}: {mean:+.1f}", fontsize=9)
+        axes.set_title(f"{REMEDIES[remedy][0]}: {mean:+.2f}", fontsize=9)
     panels[0, 0].legend(fontsize=8)
     figure.supxlabel("share of the gap in the validation error before, %")
     figure.supylabel("gain in held-out accuracy, points")
-    figure.suptitle("What remedies gained (in the titles: their means, in points)")
+    figure.suptitle("What remedies gained (in the titles: their means in the study, in points)")
     return figure
