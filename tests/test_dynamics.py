@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from fashion_cnn.analysis.dynamics import (
     regions,
 )
 from fashion_cnn.data import Batch
-from fashion_cnn.plots.training import plot_data_map
+from fashion_cnn.plots.training import plot_data_map, plot_training
 
 # Probabilities of the label by epoch, of the images at positions 3, 5 and 8; None if it was not presented.
 EPOCHS = [(0.9, 0.2, 0.2), (0.9, 0.8, 0.1), (None, 0.1, 0.2), (0.9, 0.7, 0.3)]
@@ -141,3 +142,16 @@ def test_label_errors_are_ranked_by_correct_epochs_then_by_margin():
     assert [row["label_error_rank"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[0]["label"] == "Bag"
     assert rows[1]["region"] == "hard"
+
+
+def test_images_that_were_seen_once_are_neither_mapped_nor_called_label_errors():
+    dynamics = make_dynamics([0.9, 0.2], [0.0, 0.0])
+    images = torch.zeros(10, 1, 4, 4, dtype=torch.uint8)
+    split = SimpleNamespace(images_at=lambda indices: images[indices])
+    data = SimpleNamespace(val_size=0, train_split=split, class_names=["Bag"])
+    once = replace(dynamics, seen=torch.ones_like(dynamics.seen))
+    assert plot_training(None, once, data, None) == {}
+    assert plot_training(None, replace(dynamics, seen=torch.full_like(dynamics.seen, 2)), data, None).keys() == {
+        "cartography",
+        "label_errors",
+    }

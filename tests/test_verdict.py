@@ -82,10 +82,10 @@ def expect(monkeypatch):
     ("kind", "gains"),
     [
         ("overfitting", {"cutmix": 0.6, "longer": 0.1}),
-        ("undertrained", {"cutmix": 0.3, "longer": 0.9}),
-        ("undertrained", {"more_images": 2.0, "longer": 0.9}),
+        ("still improving", {"cutmix": 0.3, "longer": 0.9}),
+        ("still improving", {"more_images": 2.0, "longer": 0.9}),
         ("fits well", {"more_images": 2.0, "longer": -0.9}),
-        ("undertrained", {"cutmix": -0.5, "longer": 0.4}),
+        ("still improving", {"cutmix": -0.5, "longer": 0.4}),
         ("fits well", {"cutmix": -0.5, "longer": -0.1}),
         ("undecided", {"cutmix": 0.15, "longer": -0.1}),
         ("undecided", {}),
@@ -178,7 +178,7 @@ def passes(rise, count, noise=0.3):
 def test_gap_with_a_rise_of_the_loss_is_overfitting_whatever_a_remedy_gains(expect):
     expect(longer=0.9)
     wide, none = (curves([0.5, 0.2, 0.1], [0.5, 0.300, 0.316], train, 0.95) for train in (0.98, 0.95))
-    assert judged(wide).kind == "undertrained"
+    assert judged(wide).kind == "still improving"
     assert judged(wide, passes=passes(0.016, 5000)).kind == "overfitting", "TensorBoard marks its onset, too"
     assert judged(none, passes=passes(0.016, 5000)).kind == "underfitting", "a loss alone is no overfitting"
 

@@ -22,7 +22,7 @@ from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of, gap_share
 from fashion_cnn.metrics.intervals import Interval, normal_probability_above
 from fashion_cnn.runs.overrides import override_key
 
-Kind = Literal["underfitting", "undertrained", "fits well", "overfitting", "memorising", "undecided"]
+Kind = Literal["underfitting", "still improving", "fits well", "overfitting", "memorising", "undecided"]
 FITTED_ACCURACY = 0.99  # training accuracy from which nothing is left to learn
 LARGE_GAP = 0.10  # accuracy gap that memorising has at least, with its whole interval
 WORTHWHILE = 0.002  # gain in accuracy that is worth acting for
@@ -115,9 +115,9 @@ def judge(
 
     - memorising: training accuracy is at least 99%, and the whole interval of the gap is at least 10 points.
     - overfitting: the gap is significant, and the validation loss has risen beyond the noise while the training loss
-      fell, or the likely remedy with the highest expected gain is one that narrows the gap; likely means that it is more
-      likely than not to gain at least 0.2 points.
-    - undertrained: the gap is significant, but that remedy is one that fits the training images more closely.
+      fell, or the likely remedy with the highest expected gain narrows the gap; likely means that it is more likely
+      than not to gain at least 0.2 points.
+    - still improving: the gap is significant, but that remedy is one that fits the training images more closely.
     - underfitting: it is such a remedy, and there is no significant gap.
     - fits well: the probability is below 1/4 for every remedy.
     - undecided: otherwise, and for runs unlike those of the study.
@@ -220,7 +220,7 @@ def _kind(gains: Sequence[ExpectedGain], gap: Interval, *, is_rising: bool) -> K
     deciding = [gain for gain in gains if gain.remedy != "more_images"]
     likely = [gain.remedy for gain in deciding if gain.probability >= LIKELY]
     if likely and likely[0] in _FITTING:
-        return "underfitting" if gap.contains_zero else "undertrained"
+        return "underfitting" if gap.contains_zero else "still improving"
     if likely:
         return "undecided" if gap.contains_zero else "overfitting"
     return "fits well" if deciding and all(gain.probability < UNLIKELY for gain in deciding) else "undecided"

@@ -19,6 +19,7 @@ from fashion_cnn.plots.evaluation import plot_confusion, plot_reliability
 from fashion_cnn.plots.style import escape_label, figure_inches, last_rows, plot_thumbnails
 
 _THUMBNAILS = 24
+_MIN_OBSERVATIONS = 2
 # Largest number of points in the data map.
 _MAX_POINTS = 10_000
 # Line styles distinguish the splits without color too. The colors are those of Okabe and Ito.
@@ -49,11 +50,14 @@ def plot_predictions(train: Predictions, val: Predictions, data: ImageDataModule
 def plot_training(
     history: History, dynamics: Dynamics | None, data: ImageDataModule, best_epoch: int | None
 ) -> dict[str, Figure]:
-    """Draw all plots of the course of the training that have data, by file name without suffix."""
+    """Draw all plots of the course of the training that have data, by file name without suffix.
+
+    Those of the single training images need two observations of each, in the mean.
+    """
     plots = {}
     if data.val_size:
         plots["gap"] = plot_gap(history, best_epoch)
-    if dynamics is not None:
+    if dynamics is not None and dynamics.seen.double().mean() >= _MIN_OBSERVATIONS:
         plots["cartography"] = plot_data_map(dynamics)
         plots["label_errors"] = plot_label_errors(dynamics, data.train_split, data.class_names)
     return plots
