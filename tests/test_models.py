@@ -15,8 +15,8 @@ from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
+from fashion_cnn.models.backbones import TorchvisionBackbone
 from fashion_cnn.models.fast_cnn import Whitening
-from fashion_cnn.models.torchvision_backbone import TorchvisionBackbone
 
 MAX_PARAMETERS = {
     "baseline": 241_546,
@@ -28,6 +28,8 @@ MAX_PARAMETERS = {
     "large": 37_000_000,
     # resnet18 of torchvision.
     "torchvision": 11_200_000,
+    # EfficientNet-Lite0.
+    "timm": 3_400_000,
 }
 NETWORKS = {
     "keras": lambda **data: KerasCNN(**data),

@@ -1,5 +1,6 @@
 """Networks, the LightningModule that trains and evaluates them, optimizers, mixing and losses."""
 
+from fashion_cnn.models.backbones import TimmBackbone, TorchvisionBackbone
 from fashion_cnn.models.classifier import ImageClassifier, StepOutput, split_names
 from fashion_cnn.models.ensemble import Ensemble
 from fashion_cnn.models.fast_cnn import FastCNN
@@ -7,7 +8,6 @@ from fashion_cnn.models.keras_cnn import KerasCNN
 from fashion_cnn.models.losses import SupervisedContrastive
 from fashion_cnn.models.mixing import CutMix, MixUp
 from fashion_cnn.models.resnet import ResNet, WideResNet
-from fashion_cnn.models.torchvision_backbone import TorchvisionBackbone
 
 __all__ = [
     "CutMix",
@@ -19,6 +19,7 @@ __all__ = [
     "ResNet",
     "StepOutput",
     "SupervisedContrastive",
+    "TimmBackbone",
     "TorchvisionBackbone",
     "WideResNet",
     "split_names",

@@ -609,8 +609,9 @@ class ImageClassifier(LightningModule):
         parameters = [*self.network.parameters()]
         if isinstance(self._loss, nn.Module):
             parameters += self._loss.parameters()
-        weights = [p for p in parameters if p.ndim > 1]
-        others = [p for p in parameters if p.ndim <= 1]
+        trained = [p for p in parameters if p.requires_grad]
+        weights = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
         optimizer = self._optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
         # A fused step would unscale float16 gradients itself, and Lightning refuses to clip scaled gradients.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ _PLACES = {
     "model": "ImageClassifier",
     **dict.fromkeys(
         ("model.network", "network"),  # in config.yaml and in a checkpoint
-        "Ensemble FastCNN KerasCNN ResNet TorchvisionBackbone WideResNet Dropout torch.nn timm.layers",
+        "Ensemble FastCNN KerasCNN ResNet TimmBackbone TorchvisionBackbone WideResNet Dropout torch.nn timm.layers",
     ),
     "optimizer": "Muon torch.optim",
     "schedule": "constant cosine linear one_cycle torch.optim.lr_scheduler",
@@ -65,9 +65,9 @@ _OWN_NAMES = {word for words in _PLACES.values() for word in words.split() if ".
 # Modules of this package that these may be named by. No other one is imported for the check.
 _OWN_MODULES = (
     "analysis.dynamics analysis.monitor analysis.tensorboard data data.augmentation data.fashion_mnist data.folder "
-    "data.torchvision_set models models.classifier models.ensemble models.fast_cnn models.keras_cnn models.layers "
-    "models.losses models.mixing models.optim models.resnet models.torchvision_backbone training.callbacks "
-    "training.checkpoints training.distillation training.loggers"
+    "data.torchvision_set models models.backbones models.classifier models.ensemble models.fast_cnn models.keras_cnn "
+    "models.layers models.losses models.mixing models.optim models.resnet training.callbacks training.checkpoints "
+    "training.distillation training.loggers"
 )
 # Data sets of torchvision that `TorchvisionDataModule` may read: their classes only read files below `data.root`.
 _DATA_SETS = "MNIST FashionMNIST KMNIST EMNIST QMNIST USPS SVHN CIFAR10 CIFAR100 STL10"

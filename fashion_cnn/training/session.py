@@ -305,6 +305,8 @@ def quieten_lightning() -> None:
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
     # The images are in memory: workers would only copy them.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # A frozen backbone stays in evaluation mode.
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     # Metrics are logged at the end of each epoch.
     warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
     # Raised by Lightning's own use of torch.

