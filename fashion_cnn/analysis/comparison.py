@@ -57,18 +57,19 @@ _VALIDATION = {
     "data.left_out": "none",
 }
 # Settings that only repeat a training, on other random numbers or other images.
-_REPETITIONS = ("seed", "data.fold")
+_REPETITIONS = ("seed", "data.fold", "data.subset_seed")
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that differ only in their seed or fold, the newest of each.
+    """Finished runs that differ only in their seed, fold or subset of the images, the newest of each.
 
     Attributes:
         factors: the settings that distinguish the group from the others, by name.
-        results: `results.json` of each run, with `fold`, the number of its fold, in cross-validation.
+        results: `results.json` of each run, with `fold`, the number of its fold, in cross-validation, and
+            `subset_seed`, the seed of its subset of the training images, if it was trained on one.
         runs: the runs, in the same order.
     """
 
@@ -137,7 +138,7 @@ class Comparison:
 
 
 class _Variant(NamedTuple):
-    """Settings without seed and fold, and the runs that have them."""
+    """Settings without seed, fold and subset, and the runs that have them."""
 
     settings: dict[str, Setting]
     runs: list[Run]
@@ -148,7 +149,7 @@ class _Variant(NamedTuple):
 
 
 def compare(runs: Iterable[Run]) -> Comparison:
-    """Group the finished runs by their settings, ignoring the seed and the fold of cross-validation.
+    """Group the finished runs by their settings, ignoring the seed, the fold and the seed of a subset of the images.
 
     Raises:
         UserError: if no run is finished.
@@ -285,20 +286,21 @@ def _model_name(config: DictConfig) -> str:
 
 
 def _results_by_repetition(runs: Sequence[Run]) -> tuple[tuple[dict[str, Any], ...], tuple[Run, ...]]:
-    """Results of the newest run of each seed and fold, in their order, and these runs."""
-    newest = {(run.config().seed, _fold(run)): run for run in sorted(runs, key=lambda run: run.started)}
-    chosen = tuple(newest[key] for key in sorted(newest, key=lambda key: (key[0], key[1] or 0)))
-    folds = [{} if (fold := _fold(run)) is None else {"fold": fold} for run in chosen]
-    return tuple(run.results() | fold for run, fold in zip(chosen, folds, strict=True)), chosen
+    """Results of the newest run of each seed, fold and subset, in their order, and these runs."""
+    newest = {(run.config().seed, *_images(run).values()): run for run in sorted(runs, key=lambda run: run.started)}
+    chosen = tuple(newest[key] for key in sorted(newest))
+    return tuple(run.results() | _images(run) for run in chosen), chosen
 
 
-def _fold(run: Run) -> int | None:
-    """Number of the run's fold in cross-validation, else None."""
+def _images(run: Run) -> dict[str, int]:
+    """The number of the run's fold in cross-validation, and the seed of its subset of the images, if it has them."""
     config = run.config()
-    if not OmegaConf.select(config, "data.folds"):
-        return None
-    fold = OmegaConf.select(config, "data.fold")
-    return fold if isinstance(fold, int) else 0
+    options = {"fold": ("data.folds", "data.fold"), "subset_seed": ("data.subset_fraction", "data.subset_seed")}
+    return {
+        name: value if isinstance(value := OmegaConf.select(config, key), int) else 0
+        for name, (condition, key) in options.items()
+        if OmegaConf.select(config, condition)
+    }
 
 
 def _overrides(run: Run) -> dict[str, str]:
@@ -414,8 +416,9 @@ def _label_of_difference(group: Group, other: Group) -> str:
 
 def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Results of both groups with the same seed and fold."""
-    others = {(result["seed"], result.get("fold")): result for result in second.results}
-    keys = [(result["seed"], result.get("fold")) for result in first.results]
+    names = ("seed", "fold", "subset_seed")
+    others = {tuple(map(result.get, names)): result for result in second.results}
+    keys = [tuple(map(result.get, names)) for result in first.results]
     return [(result, others[key]) for key, result in zip(keys, first.results, strict=True) if key in others]
 
 
@@ -439,7 +442,10 @@ def comparison_table(comparison: Comparison) -> list[list[str]]:
 
 def _repetitions(comparison: Comparison) -> str:
     """The heading of the number of runs of each row."""
-    return "folds" if any("fold" in result for group in comparison.groups for result in group.results) else "seeds"
+    results = [result for group in comparison.groups for result in group.results]
+    if any("fold" in result for result in results):
+        return "folds"
+    return "subsets" if len({result.get("subset_seed") for result in results}) > 1 else "seeds"
 
 
 def _columns(comparison: Comparison) -> dict[str, tuple[str, float, int]]:

@@ -17,6 +17,7 @@ _IGNORED = {
     "resume",
     "test",
     "flip_average",
+    "keep",
     "logger",
     "data.root",
     "data.download",
