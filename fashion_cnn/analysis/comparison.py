@@ -1,5 +1,6 @@
 """Comparison of runs: groups that differ in their settings, with mean and standard deviation over seeds or folds."""
 
+import functools
 import math
 import os
 import statistics
@@ -11,10 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fashion_cnn.analysis.history import read_history
 from fashion_cnn.analysis.settings import (
     Setting,
     checkpoint_settings,
@@ -58,6 +62,8 @@ _VALIDATION = {
 }
 # Settings that only repeat a training, on other random numbers or other images.
 _REPETITIONS = ("seed", "data.fold", "data.subset_seed")
+# Metrics with a band over the runs in TensorBoard.
+BAND_METRICS = tuple(f"{split}/{name}" for name in ("accuracy", "loss") for split in ("val", "train", "gap"))
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
@@ -98,6 +104,27 @@ class Group:
         if not all(isinstance(result.get(name), int | float) for result in self.results):
             return ()
         return tuple(float(result[name]) for result in self.results)
+
+    def bands(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+        """Epochs, mean and standard deviation (n - 1) over the runs of each metric of `BAND_METRICS` by epoch.
+
+        Only epochs that all runs have measured count; there is nothing for fewer than two runs.
+        """
+        try:
+            histories = [read_history(run) for run in self.runs]
+        except UserError:  # A run keeps no metrics by epoch, or they are damaged.
+            return {}
+        if len(histories) < 2:
+            return {}
+        epochs = functools.reduce(np.intersect1d, (history.epochs for history in histories))
+        bands = {}
+        for name in BAND_METRICS:
+            rows = [history[name][np.isin(history.epochs, epochs)] for history in histories]
+            values = np.array(rows)
+            known = np.isfinite(values).all(axis=0)
+            if known.any():
+                bands[name] = epochs[known], values[:, known].mean(axis=0), values[:, known].std(axis=0, ddof=1)
+        return bands
 
     @property
     def verdict(self) -> str:

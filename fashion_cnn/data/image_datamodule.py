@@ -12,8 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fashion_cnn.data.batches import SINGLE_PROCESS, Batch, InMemoryDataset, Shard, batch_loader
-from fashion_cnn.data.corrections import file_sha256, read_exclusions, read_labels
-from fashion_cnn.data.splits import derive_seed, left_out_labels, renumber, stratified_order
+from fashion_cnn.data.splits import (
+    derive_seed,
+    file_sha256,
+    left_out_labels,
+    read_exclusions,
+    read_labels,
+    renumber,
+    stratified_order,
+)
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
@@ -46,7 +53,7 @@ class ImageDataModule(LightningDataModule):
         subset_seed: seed of that choice; None for 0.
         subset_pairs: make subsets of half the images complementary in pairs: that of seed 1 has the images that the one
             of seed 0 has not, that of seed 3 those that the one of seed 2 has not, and so on.
-        exclude: CSV file with the positions of images that are not trained on, see `fashion_cnn.data.corrections`.
+        exclude: CSV file with the positions of images that are not trained on, see `fashion_cnn.data.splits`.
         relabel: CSV file with positions of training images and their new labels.
         exclude_sha256: hash of the file `exclude` that an earlier module of the same training has read.
         relabel_sha256: hash of the file `relabel`.

@@ -8,7 +8,6 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -115,7 +114,7 @@ def collect_logits(
     trained = torch.isin(members, data.train_split.indices)
     network = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
     everything = InMemoryDataset(images, data.training_targets, members)
-    answers = {"train": Predictions(_logits(network, everything), everything.targets, members)}
+    answers = Predictions(_logits(network, everything), everything.targets, members)
     test = InMemoryDataset(images, labels, members[:0])
     if data.has_test:
         data.setup("test")
@@ -123,7 +122,7 @@ def collect_logits(
     results: dict[str, Any] = {"name": config.name, "seed": config.seed}
     for split, mask in (("train", trained), ("val", ~trained)):
         if mask.any():
-            part = Predictions(*(getattr(answers["train"], name)[mask] for name in PREDICTION_FIELDS))
+            part = Predictions(*(getattr(answers, name)[mask] for name in PREDICTION_FIELDS))
             results[f"{split}/loss"] = part.losses.mean().item()
             results[f"{split}/accuracy"] = part.correct.double().mean().item()
     if "val/loss" in results:
@@ -147,25 +146,22 @@ def collect_logits(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return results, SubsetLogits(
-        logits=_half_precision(answers["train"].logits),
+        logits=answers.logits.numpy().astype(np.float16),
         targets=everything.targets.numpy().astype(np.int32),
         indices=members.numpy().astype(np.int32),
         trained=trained.numpy(),
-        test_logits=_half_precision(_logits(network, test)),
+        test_logits=_logits(network, test).numpy().astype(np.float16),
         test_targets=test.targets.numpy().astype(np.int32),
         test_indices=test.indices.numpy().astype(np.int32),
     )
 
 
 def _logits(network: NetworkRunner, split: InMemoryDataset) -> Tensor:
-    """Logits `(N, C)` of the images of a split, of which a part at a time is read into memory."""
+    """Logits `(N, C)` of the images of a split, rounded to half precision; a part at a time is read into memory."""
+    limit = torch.finfo(torch.float16).max
     parts = [network.logits(split.images_at(part)) for part in split.indices.split(_IMAGES_PER_PART) if len(part)]
-    return torch.cat(parts) if parts else torch.zeros(0, network.data.num_classes)
-
-
-def _half_precision(logits: Tensor) -> NDArray[np.float16]:
-    limit = float(np.finfo(np.float16).max)
-    return logits.clamp(-limit, limit).numpy().astype(np.float16)
+    logits = torch.cat(parts) if parts else torch.zeros(0, network.data.num_classes)
+    return logits.clamp(-limit, limit).half().float()
 
 
 def _teachers_seconds(config: DictConfig) -> dict[str, float]:
