@@ -36,7 +36,7 @@ def memorisation(config: DictConfig) -> None:
             raise UserError(
                 f"{name}={config[name]} is not possible: give a number above {low:g}, up to {high:g}.", status=2
             )
-    ordinary = None if config.run is None else find_finished_run(config.run, Path("runs"))
+    ordinary = None if config.run is None else find_finished_run(config.run, Path(config.runs_dir))
     runs = find_runs(as_strings(config.runs))
     parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     folder = Path(config.out).expanduser() if config.out else parent / "analysis"

@@ -7,21 +7,25 @@ import json
 import math
 import re
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_DATA
+from conftest import REPOSITORY, TINY_DATA
+from lightning.pytorch import Callback
 from tiny_images import TinyDataModule
 
 from fashion_cnn.analysis.memorisation import find_duplicates, find_label_errors, shipped_scores
 from fashion_cnn.cli.main import compose
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.memorisation import main as memorisation
 from fashion_cnn.metrics import memorisation as metrics
 from fashion_cnn.metrics.memorisation import AnswerTotals, SubsetLogits, Tally
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train
+from fashion_cnn.train import train as train_function
 from fashion_cnn.training.session import run_training
 
 DATA = [part for part in TINY_DATA if part.split("=")[0] not in ("data.val_size", "model", "callbacks")]
@@ -303,6 +307,36 @@ def test_runs_that_keep_their_logits_have_learned_from_their_subset_alone(overri
         )
 
 
+class Stop(Callback):
+    """Stops the training after its first epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.training
+def test_a_run_records_its_corrections_and_continues_with_the_same_files_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few, bad.csv").write_text("index\n3\n")
+    overrides = [*TINY_DATA, "data.exclude='few, bad.csv'", "trainer.max_epochs=2", f"runs_dir={tmp_path / 'runs'}"]
+    directory = tmp_path / "runs" / "one"
+    with pytest.raises(Interrupted):
+        train_function(compose(overrides=overrides), directory=directory, callbacks=[Stop()], quiet=True)
+    stored = Run(directory).config().data
+    assert stored.exclude == str(tmp_path / "few, bad.csv")
+    assert len(stored.exclude_sha256) == 16
+    monkeypatch.chdir("/")
+    (tmp_path / "few, bad.csv").write_text("index\n4\n")
+    with pytest.raises(UserError, match="has changed since the training began"):
+        train_function(compose(overrides=overrides), directory=directory, quiet=True)
+    (tmp_path / "few, bad.csv").write_text("index\n3\n")
+    results = train_function(compose(overrides=overrides), directory=directory, quiet=True)
+    data = TinyDataModule(mean=[0.5], std=[0.25], val_size=32)
+    data.setup("fit")
+    assert results["train_images"] == 128 - int(3 in data.train_split.indices)
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A finished `sweep=memorisation` of four trainings."""
@@ -451,3 +485,52 @@ def test_impossible_options_are_one_message(argument, message, command):
     status, _, errors = command(memorisation, argument)
     assert status
     assert message in errors
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """The module of scripts/memorisation_study."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    loader = SourceFileLoader("memorisation_study", str(REPOSITORY / "scripts" / "memorisation_study"))
+    module = module_from_spec(spec_from_loader(loader.name, loader))
+    # A dataclass looks its module up.
+    monkeypatch.setitem(sys.modules, loader.name, module)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_studys_wrong_labels_are_wrong_and_outside_the_held_out_images(study, fashion_mnist_root, tmp_path):
+    options = study.Options(data=fashion_mnist_root, out=tmp_path, images=2000)
+    images = study.Images(options)
+    assert len(images.held_out) == 10_000
+    assert not np.isin(images.used, images.held_out).any()
+    for kind in study.KINDS:
+        file, wrong = images.noisy(kind, 0.05)
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        assert len(rows) == len(wrong) == 100
+        assert np.isin(wrong, images.used).all()
+        assert all(int(row["label"]) != images.labels[int(row["index"])] for row in rows)
+    assert {label: other for label, other in study.LOOK_ALIKE.items() if label == other} == {}
+    with pytest.raises(UserError, match="trainings=3 is odd"):
+        study.Options(trainings=3)
+
+
+def test_the_studys_summary_prints_what_is_recorded(study, tmp_path, capsys):
+    values = {"precision_at_k": 0.9, "average_precision": 0.95}
+    part = {"listed": 10, "precision": 0.8, "recall": 0.7}
+    noise = {
+        **{"kind": "symmetric", "share": 0.01, "wrong": 20, "rankings": {"memorisation": values}},
+        **{"lists": [{"promised": 0.8, **part}], "confident_learning": None},
+    }
+    removal = {
+        **{"kind": "removal", "images": 2000, "removed": 20, "influences": 3, "predicted": -0.01},
+        "accuracies": {"memorised": [0.8, 0.81, 0.8], "random": [0.81, 0.82, 0.82]},
+    }
+    file = tmp_path / "records.jsonl"
+    file.write_text(f"{json.dumps(noise)}\n{json.dumps(removal)}\n")
+    study.summary(study.Options(records=file))
+    out = capsys.readouterr().out
+    assert "| symmetric, 1%, K = 20 | memorisation | 90.0% | 0.950 |" in out
+    assert "differs from that without as many random ones by -1.33 points" in out
+    with pytest.raises(UserError, match="does not exist: run the study first"):
+        study.summary(study.Options(records=tmp_path / "none"))

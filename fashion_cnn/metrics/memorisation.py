@@ -315,10 +315,11 @@ def influences(
     differences = first_correct.astype(np.float32) - second_correct
     discordant = np.abs(differences).sum(axis=0).astype(np.int64)
     p_values = sign_test_p_values(pairs)
-    counts = np.zeros_like(p_values, dtype=np.int64)
+    counts = np.zeros(p_values.size, dtype=np.int64)
     for _, excess in _excesses(first_trained, differences):
-        np.add.at(counts, (np.broadcast_to(discordant, excess.shape), np.abs(excess)), 1)
-    threshold = benjamini_hochberg(p_values.ravel(), counts.ravel(), false_discovery_rate)
+        # There are few different p-values: they are counted, however many pairs there are.
+        counts += np.bincount((discordant * len(p_values) + np.abs(excess)).ravel(), minlength=p_values.size)
+    threshold = benjamini_hochberg(p_values.ravel(), counts, false_discovery_rate)
     found: list[tuple[Integers, Integers, Integers]] = []
     for start, excess in _excesses(first_trained, differences):
         rows, tests = np.nonzero(p_values[discordant, np.abs(excess)] <= threshold)
