@@ -253,7 +253,7 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     variants: dict[tuple[tuple[str, Setting], ...], _Variant] = {}
     for run in runs:
         try:
-            settings = _settings_without_seed(run)
+            settings = repeated_settings(run.config())
         except OmegaConfBaseException:  # It refers to a key that it lacks, or to a resolver of another program.
             continue
         key = tuple(sorted(settings.items(), key=lambda item: item[0]))
@@ -261,8 +261,8 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     return list(variants.values())
 
 
-def _settings_without_seed(run: Run) -> dict[str, Setting]:
-    config = run.config()
+def repeated_settings(config: DictConfig) -> dict[str, Setting]:
+    """Settings of a training that its repetitions share: all but seed, fold and seed of a subset of the images."""
     settings = run_settings(config) | checkpoint_settings(config)
     # Initial weights and teachers differ between seeds: only their presence and number count.
     if "init_from" in settings:
@@ -314,14 +314,17 @@ def _model_name(config: DictConfig) -> str:
 
 def _results_by_repetition(runs: Sequence[Run]) -> tuple[tuple[dict[str, Any], ...], tuple[Run, ...]]:
     """Results of the newest run of each seed, fold and subset, in their order, and these runs."""
-    newest = {(run.config().seed, *_images(run).values()): run for run in sorted(runs, key=lambda run: run.started)}
-    chosen = tuple(newest[key] for key in sorted(newest))
-    return tuple(run.results() | _images(run) for run in chosen), chosen
+    newest: dict[tuple[int, ...], tuple[Run, dict[str, int]]] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        config = run.config()
+        images = chosen_images(config)
+        newest[config.seed, *images.values()] = run, images
+    chosen = [newest[key] for key in sorted(newest)]
+    return tuple(run.results() | images for run, images in chosen), tuple(run for run, _ in chosen)
 
 
-def _images(run: Run) -> dict[str, int]:
-    """The number of the run's fold in cross-validation, and the seed of its subset of the images, if it has them."""
-    config = run.config()
+def chosen_images(config: DictConfig) -> dict[str, int]:
+    """The number of a run's fold in cross-validation, and the seed of its subset of the images, if it has them."""
     options = {"fold": ("data.folds", "data.fold"), "subset_seed": ("data.subset_fraction", "data.subset_seed")}
     return {
         name: value if isinstance(value := OmegaConf.select(config, key), int) else 0

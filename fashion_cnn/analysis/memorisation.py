@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import compare
+from fashion_cnn.analysis.comparison import chosen_images, repeated_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.inference.network import TrainedNetwork
@@ -199,23 +200,38 @@ def choose_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: if none does, or if they differ in their settings.
     """
-    runs = list(runs)
-    comparison = compare(runs)
-    if len(comparison.groups) > 1:
-        factors = ", ".join(comparison.factors)
+    unfinished = 0
+    groups: dict[tuple[tuple[str, Any], ...], dict[tuple[int, ...], Run]] = {}
+    with_answers: set[Run] = set()
+    for run in sorted(runs, key=lambda run: run.started):
+        if run.state != "finished":
+            unfinished += 1
+            continue
+        config = run.config()
+        settings = tuple(sorted(repeated_settings(config).items(), key=lambda item: item[0]))
+        # The newest of each seed, fold and subset.
+        groups.setdefault(settings, {})[config.seed, *chosen_images(config).values()] = run
+        if run.logits_file.exists() or OmegaConf.select(config, "data.folds"):
+            with_answers.add(run)
+    if not groups:
+        raise UserError(f"no run is finished yet ({pluralize(unfinished, 'run')} found): resume the sweep first.")
+    if len(groups) > 1:
+        first, second, *_ = (dict(settings) for settings in groups)
+        factors = ", ".join(name for name in first | second if first.get(name) != second.get(name))
         raise UserError(
             f"the runs differ in their settings ({factors}), so their answers have no common mean: give the runs of "
             "one sweep."
         )
-    finished = list(comparison.groups[0].runs)
-    chosen = [run for run in finished if run.logits_file.exists() or run.config().data.get("folds")]
+    repetitions = next(iter(groups.values()))
+    finished = [repetitions[key] for key in sorted(repetitions)]
+    chosen = [run for run in finished if run in with_answers]
     if not chosen:
         raise UserError(
             f"{finished[0].path} keeps no answers to images outside its training set: train with sweep=memorisation, "
             "sweep=kfold or keep=logits."
         )
     notes = []
-    if unfinished := len(comparison.unfinished):
+    if unfinished:
         notes.append(f"{pluralize(unfinished, 'run')} not finished: the analysis does not include them.")
     if skipped := len(finished) - len(chosen):
         notes.append(f"{pluralize(skipped, 'run')} without answers: the analysis does not include them.")
