@@ -20,6 +20,7 @@ from tiny_images import TinyDataModule
 from fashion_cnn.analysis.memorisation import find_duplicates, find_label_errors, shipped_scores
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
+from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.memorisation import main as memorisation
 from fashion_cnn.metrics import memorisation as metrics
 from fashion_cnn.metrics.memorisation import AnswerTotals, SubsetLogits, Tally
@@ -414,13 +415,11 @@ def test_the_report_of_a_sweep_has_all_tables_and_figures(sweep, command, tmp_pa
 
 
 @pytest.mark.training
-def test_images_without_weights_are_not_the_latest_run(sweep, command):
-    from fashion_cnn.predict import main as predict
-
-    status, _, errors = command(predict, f"run={sweep / 'seed-0'}", "images=nothing.png")
+def test_runs_without_weights_are_not_the_latest_run(sweep, command):
+    status, _, errors = command(evaluate, f"run={sweep / 'seed-0'}")
     assert status == 1
     assert "kept its answers and no weights (keep=logits)" in errors
-    status, _, errors = command(predict, f"runs_dir={sweep}", "images=nothing.png")
+    _, _, errors = command(evaluate, f"runs_dir={sweep}")
     assert "There is no finished run" in errors
 
 

@@ -87,7 +87,10 @@ def plot_bought_images(
     helpful = np.flatnonzero(found.values > 0)
     chosen = list(dict.fromkeys(found.rows[helpful].tolist()))[:rows]
     names = answers.class_names
-    figure = Figure(figsize=(1.9 * (_BOUGHT + 1), 2.1 * len(chosen) + 0.6), layout="constrained")
+    columns = max(min(_BOUGHT, int((found.rows[helpful] == row).sum())) for row in chosen)
+    # At least as wide as the title.
+    width = max(columns, 3)
+    figure = Figure(figsize=(1.9 * (width + 1), 2.1 * len(chosen) + 0.6), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(chosen):
         image = int(scores.tested[row])
@@ -111,7 +114,7 @@ def plot_bought_images(
             extent = (left, left + 0.9, bottom, bottom + 0.9)
             axes.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
             axes.text(left + 0.45, bottom + 0.93, escape_label(caption), fontsize=8, ha="center", va="bottom")
-    axes.set(xlim=(0, _BOUGHT + 1.25), ylim=(-1.35 * (len(chosen) - 1), 1.35))
+    axes.set(xlim=(0, width + 1.25), ylim=(-1.35 * (len(chosen) - 1), 1.35))
     axes.set_axis_off()
     figure.suptitle("Memorised training images (left) and the test images that each one buys")
     return figure
