@@ -578,8 +578,9 @@ def _write_tensorboard(analysis: Analysis, folder: Path, figures: Sequence[str],
     writer = TensorBoardWriter(folder)
     for name in figures:
         writer.add_image(f"memorisation/{name}", folder / "figures" / f"{name}.png", 0)
-    without_pictures = "\n\n".join(part for part in text.split("\n\n") if not part.startswith("!["))
-    writer.add_text("memorisation", without_pictures, 0)
+    # TensorBoard shows no pictures of the folder, and widens its page to the longest line of code.
+    shown = (part for part in text.split("\n\n") if not part.startswith(("![", "```", "The first of")))
+    writer.add_text("memorisation", "\n\n".join(shown), 0)
     writer.add_text("memorised_images", _example_table(analysis), 0)
     writer.close()
     _write_projector(analysis, folder)
