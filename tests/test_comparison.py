@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fashion_cnn.analysis import comparison_report
 from fashion_cnn.analysis.comparison import compare, conclude
@@ -529,3 +530,30 @@ def test_runs_that_start_from_different_runs_are_one_group(tmp_path):
     make_run(tmp_path / "new", [], 0, accuracy=0.8)
     comparison = compare(find_runs(str(tmp_path)))
     assert [len(group.results) for group in comparison.groups] == [2, 1]
+
+
+def test_tensorboard_has_bands_over_seeds_with_numpys_mean_and_standard_deviation(tmp_path):
+    accuracies = np.array([[0.71, 0.83, 0.86], [0.69, 0.8, 0.9]])
+    runs = []
+    for seed, values in enumerate(accuracies):
+        run = make_run(tmp_path / f"seed-{seed}", ["model=tiny"], seed, values[-1])
+        # The second epoch of the second run was not validated.
+        rows = [f"{epoch},{epoch},{value if (seed, epoch) != (1, 1) else ''}" for epoch, value in enumerate(values)]
+        run.metrics_file.write_text("\n".join(["epoch,step,val/accuracy", *rows]) + "\n")
+        runs.append(run)
+    folder = tmp_path / "comparison"
+    stale = folder / "bands" / "other" / "events.out.tfevents.1"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    comparison_report.write_comparison(compare(runs), folder)
+    assert not stale.exists()
+    events = EventAccumulator(str(folder / "bands" / "all runs")).Reload()
+    kept = accuracies[:, [0, 2]]
+    mean, deviation = kept.mean(axis=0), kept.std(axis=0, ddof=1)
+    for bound, expected in (("", mean), ("_low", mean - deviation), ("_high", mean + deviation)):
+        points = events.Scalars(f"over_runs/val/accuracy{bound}")
+        assert [point.step for point in points] == [1, 3]
+        # TensorBoard stores single precision.
+        assert [point.value for point in points] == expected.astype(np.float32).tolist()
+    layout = EventAccumulator(str(folder)).Reload().Tags()["tensors"]
+    assert "custom_scalars__config__" in layout

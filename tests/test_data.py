@@ -85,9 +85,105 @@ def test_subsets_are_stratified_and_independent_between_seeds():
     assert 0 < len(members[0] & members[1]) < len(members[0])
 
 
+def test_subsets_in_pairs_are_stratified_and_complementary():
+    halves = []
+    for seed in range(4):
+        data = TinyDataModule(**SETTINGS | {"val_size": 0}, subset_fraction=0.5, subset_seed=seed, subset_pairs=True)
+        data.setup("fit")
+        assert data.train_split.targets.bincount().tolist() == [20] * 4
+        assert data.train_split.targets[:40].bincount().tolist() == [10] * 4, "a prefix is stratified, too"
+        halves.append(set(data.train_split.indices.tolist()))
+    assert halves[0] | halves[1] == halves[2] | halves[3] == set(range(160))
+    assert not halves[0] & halves[1]
+    assert 0 < len(halves[0] & halves[2]) < 80
+
+
+def corrected(folder, rows, option="exclude", **settings):
+    file = folder / f"{option}.csv"
+    file.write_text("\n".join(rows) + "\n")
+    data = TinyDataModule(**SETTINGS | settings, **{option: str(file)})
+    data.setup("fit")
+    return data
+
+
+def test_excluded_images_are_not_trained_on_and_the_splits_stay(tmp_path):
+    plain = TinyDataModule(**SETTINGS)
+    plain.setup("fit")
+    val = plain.val_split.indices[:2].tolist()
+    train = plain.train_split.indices[:3].tolist()
+    data = corrected(tmp_path, ["label,index", *(f"x,{position}" for position in [*val, *train])])
+    assert data.train_split.indices.tolist() == [i for i in plain.train_split.indices.tolist() if i not in train]
+    assert data.val_split.indices.equal(plain.val_split.indices), "validation images stay"
+    assert len(data.corrections["exclude"]) == 16
+
+
+def test_new_labels_change_training_images_alone(tmp_path):
+    plain = TinyDataModule(**SETTINGS)
+    plain.setup("fit")
+    val, train = plain.val_split.indices[0].item(), plain.train_split.indices[0].item()
+    data = corrected(tmp_path, [f"{train},bottom", f"{val},3"], "relabel")
+    assert data.train_split.targets[0] == data.train_probe.targets[0] == 3
+    assert data.train_split.targets[1:].equal(plain.train_split.targets[1:])
+    assert data.train_split.indices.equal(plain.train_split.indices)
+    assert data.val_split.targets.equal(plain.val_split.targets)
+    renumbered = corrected(tmp_path, [f"{train},bottom"], "relabel", left_out=["top", "middle"], probe_size=10)
+    place = (renumbered.train_split.indices == train).nonzero()
+    assert renumbered.class_names == ["low", "bottom"]
+    assert train % 4 < 2 or renumbered.train_split.targets[place] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "option", "message"),
+    [
+        (["index", "160"], "exclude", "line 2: there is no image 160: positions are 0 to 159"),
+        (["3", "-1"], "exclude", "line 2: -1 is no position: give 0 to 159"),
+        (["3", "4", "3"], "exclude", "line 3: image 3 is in line 1 too: give it once"),
+        (["rank,label", "1,0"], "exclude", "has no column index: it has rank, label"),
+        (["index"], "exclude", "names no image"),
+        ([str(position) for position in range(160)], "exclude", "leaves no image to train on"),
+        ([str(position) for position in range(0, 160, 4)], "exclude", "leaves no training image of the class top"),
+        (["3,sock"], "relabel", "line 1: sock is no class: give a number or a name of 0 top"),
+        (["3,4"], "relabel", "line 1: 4 is no class"),
+        (["3"], "relabel", "line 1: 3 has no label"),
+    ],
+)
+def test_mistakes_in_corrections_are_one_message(rows, option, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        corrected(tmp_path, rows, option)
+
+
+def test_corrections_name_no_test_image_and_no_missing_or_changed_file(tmp_path):
+    with pytest.raises(UserError, match=r"data.exclude: .*no.csv cannot be read \(No such file"):
+        TinyDataModule(**SETTINGS, exclude=str(tmp_path / "no.csv")).setup("fit")
+
+    class WithTest(TinyDataModule):
+        train_size = 150
+
+        def load(self, *, train):
+            self.train_size, size = 160, self.train_size
+            loaded = super().load(train=True)
+            self.train_size = size
+            return loaded
+
+        def train_positions(self, targets):
+            return torch.arange(150)
+
+    (tmp_path / "test.csv").write_text("155\n")
+    with pytest.raises(UserError, match="image 155 is a test image"):
+        WithTest(**SETTINGS | {"val_size": 0}, exclude=str(tmp_path / "test.csv")).setup("fit")
+    before = corrected(tmp_path, ["3"]).corrections["exclude"]
+    assert corrected(tmp_path, ["3"], exclude_sha256=before).corrections == {"exclude": before}
+    with pytest.raises(UserError, match="has changed since the training began"):
+        corrected(tmp_path, ["3", "4"], exclude_sha256=before)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"subset_pairs": True, "subset_fraction": 0.3},
+            "data.subset_pairs=true makes complementary halves, which data.subset_fraction=0.3 is not",
+        ),
         ({"folds": 1}, "data.folds=1 is not possible: give 2 or more"),
         ({"folds": 3, "fold": 3}, "data.fold=3 is not possible with data.folds=3: give 0 to 2"),
         ({"fold": 1}, "data.fold=1 is not possible with data.folds=None: give data.folds too"),

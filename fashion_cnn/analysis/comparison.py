@@ -1,5 +1,6 @@
 """Comparison of runs: groups that differ in their settings, with mean and standard deviation over seeds or folds."""
 
+import functools
 import math
 import os
 import statistics
@@ -11,10 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fashion_cnn.analysis.history import read_history
 from fashion_cnn.analysis.settings import (
     Setting,
     checkpoint_settings,
@@ -57,18 +61,21 @@ _VALIDATION = {
     "data.left_out": "none",
 }
 # Settings that only repeat a training, on other random numbers or other images.
-_REPETITIONS = ("seed", "data.fold")
+_REPETITIONS = ("seed", "data.fold", "data.subset_seed")
+# Metrics with a band over the runs in TensorBoard.
+BAND_METRICS = tuple(f"{split}/{name}" for name in ("accuracy", "loss") for split in ("val", "train", "gap"))
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that differ only in their seed or fold, the newest of each.
+    """Finished runs that differ only in their seed, fold or subset of the images, the newest of each.
 
     Attributes:
         factors: the settings that distinguish the group from the others, by name.
-        results: `results.json` of each run, with `fold`, the number of its fold, in cross-validation.
+        results: `results.json` of each run, with `fold`, the number of its fold, in cross-validation, and
+            `subset_seed`, the seed of its subset of the training images, if it was trained on one.
         runs: the runs, in the same order.
     """
 
@@ -97,6 +104,27 @@ class Group:
         if not all(isinstance(result.get(name), int | float) for result in self.results):
             return ()
         return tuple(float(result[name]) for result in self.results)
+
+    def bands(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+        """Epochs, mean and standard deviation (n - 1) over the runs of each metric of `BAND_METRICS` by epoch.
+
+        Only epochs that all runs have measured count; there is nothing for fewer than two runs.
+        """
+        try:
+            histories = [read_history(run) for run in self.runs]
+        except UserError:  # A run keeps no metrics by epoch, or they are damaged.
+            return {}
+        if len(histories) < 2:
+            return {}
+        epochs = functools.reduce(np.intersect1d, (history.epochs for history in histories))
+        bands = {}
+        for name in BAND_METRICS:
+            rows = [history[name][np.isin(history.epochs, epochs)] for history in histories]
+            values = np.array(rows)
+            known = np.isfinite(values).all(axis=0)
+            if known.any():
+                bands[name] = epochs[known], values[:, known].mean(axis=0), values[:, known].std(axis=0, ddof=1)
+        return bands
 
     @property
     def verdict(self) -> str:
@@ -137,7 +165,7 @@ class Comparison:
 
 
 class _Variant(NamedTuple):
-    """Settings without seed and fold, and the runs that have them."""
+    """Settings without seed, fold and subset, and the runs that have them."""
 
     settings: dict[str, Setting]
     runs: list[Run]
@@ -148,7 +176,7 @@ class _Variant(NamedTuple):
 
 
 def compare(runs: Iterable[Run]) -> Comparison:
-    """Group the finished runs by their settings, ignoring the seed and the fold of cross-validation.
+    """Group the finished runs by their settings, ignoring the seed, the fold and the seed of a subset of the images.
 
     Raises:
         UserError: if no run is finished.
@@ -225,7 +253,7 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     variants: dict[tuple[tuple[str, Setting], ...], _Variant] = {}
     for run in runs:
         try:
-            settings = _settings_without_seed(run)
+            settings = repeated_settings(run.config())
         except OmegaConfBaseException:  # It refers to a key that it lacks, or to a resolver of another program.
             continue
         key = tuple(sorted(settings.items(), key=lambda item: item[0]))
@@ -233,8 +261,8 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     return list(variants.values())
 
 
-def _settings_without_seed(run: Run) -> dict[str, Setting]:
-    config = run.config()
+def repeated_settings(config: DictConfig) -> dict[str, Setting]:
+    """Settings of a training that its repetitions share: all but seed, fold and seed of a subset of the images."""
     settings = run_settings(config) | checkpoint_settings(config)
     # Initial weights and teachers differ between seeds: only their presence and number count.
     if "init_from" in settings:
@@ -285,20 +313,24 @@ def _model_name(config: DictConfig) -> str:
 
 
 def _results_by_repetition(runs: Sequence[Run]) -> tuple[tuple[dict[str, Any], ...], tuple[Run, ...]]:
-    """Results of the newest run of each seed and fold, in their order, and these runs."""
-    newest = {(run.config().seed, _fold(run)): run for run in sorted(runs, key=lambda run: run.started)}
-    chosen = tuple(newest[key] for key in sorted(newest, key=lambda key: (key[0], key[1] or 0)))
-    folds = [{} if (fold := _fold(run)) is None else {"fold": fold} for run in chosen]
-    return tuple(run.results() | fold for run, fold in zip(chosen, folds, strict=True)), chosen
+    """Results of the newest run of each seed, fold and subset, in their order, and these runs."""
+    newest: dict[tuple[int, ...], tuple[Run, dict[str, int]]] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        config = run.config()
+        images = chosen_images(config)
+        newest[config.seed, *images.values()] = run, images
+    chosen = [newest[key] for key in sorted(newest)]
+    return tuple(run.results() | images for run, images in chosen), tuple(run for run, _ in chosen)
 
 
-def _fold(run: Run) -> int | None:
-    """Number of the run's fold in cross-validation, else None."""
-    config = run.config()
-    if not OmegaConf.select(config, "data.folds"):
-        return None
-    fold = OmegaConf.select(config, "data.fold")
-    return fold if isinstance(fold, int) else 0
+def chosen_images(config: DictConfig) -> dict[str, int]:
+    """The number of a run's fold in cross-validation, and the seed of its subset of the images, if it has them."""
+    options = {"fold": ("data.folds", "data.fold"), "subset_seed": ("data.subset_fraction", "data.subset_seed")}
+    return {
+        name: value if isinstance(value := OmegaConf.select(config, key), int) else 0
+        for name, (condition, key) in options.items()
+        if OmegaConf.select(config, condition)
+    }
 
 
 def _overrides(run: Run) -> dict[str, str]:
@@ -414,8 +446,9 @@ def _label_of_difference(group: Group, other: Group) -> str:
 
 def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Results of both groups with the same seed and fold."""
-    others = {(result["seed"], result.get("fold")): result for result in second.results}
-    keys = [(result["seed"], result.get("fold")) for result in first.results]
+    names = ("seed", "fold", "subset_seed")
+    others = {tuple(map(result.get, names)): result for result in second.results}
+    keys = [tuple(map(result.get, names)) for result in first.results]
     return [(result, others[key]) for key, result in zip(keys, first.results, strict=True) if key in others]
 
 
@@ -439,7 +472,10 @@ def comparison_table(comparison: Comparison) -> list[list[str]]:
 
 def _repetitions(comparison: Comparison) -> str:
     """The heading of the number of runs of each row."""
-    return "folds" if any("fold" in result for group in comparison.groups for result in group.results) else "seeds"
+    results = [result for group in comparison.groups for result in group.results]
+    if any("fold" in result for result in results):
+        return "folds"
+    return "subsets" if len({result.get("subset_seed") for result in results}) > 1 else "seeds"
 
 
 def _columns(comparison: Comparison) -> dict[str, tuple[str, float, int]]:

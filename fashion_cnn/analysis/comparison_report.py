@@ -1,17 +1,22 @@
 """Report of a comparison: Markdown, CSV and plots in a folder, also shown in TensorBoard."""
 
+import re
+import shutil
 import statistics
 from pathlib import Path
 
 from fashion_cnn.analysis.comparison import Comparison, Group, comparison_csv, comparison_markdown
 from fashion_cnn.analysis.learning_curve import LearningCurve, describe_learning_curve, fit_learning_curve
-from fashion_cnn.analysis.tensorboard import TensorBoardWriter
+from fashion_cnn.analysis.tensorboard import TensorBoardWriter, bands_layout
 from fashion_cnn.errors import unusable
 from fashion_cnn.metrics.predictions import write_predictions
 from fashion_cnn.plots.comparison import plot_comparison, plot_learning_curve
 from fashion_cnn.plots.style import add_subtitle, save_figure
 from fashion_cnn.runs import write_atomically
 
+# Folder of the events with the bands over the runs of a group.
+_BANDS = "bands"
+_MAX_FOLDER = 80
 _FRACTION = "data.train_fraction"
 _IMAGES = "train_images"
 # Settings that differ with the fraction where all sizes have equally many training steps.
@@ -55,8 +60,31 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, list[s
     for name in plots:
         writer.add_image(name, folder / f"{name}.png", 0)
     writer.add_text("comparison", text.partition("\n![")[0], 0)
+    if names := _write_bands(comparison, folder / _BANDS):
+        writer.add_layout(bands_layout(names))
     writer.close()
     return folder / "comparison.md", list(plots)
+
+
+def _write_bands(comparison: Comparison, folder: Path) -> list[str]:
+    """Write mean ± standard deviation over the runs of each group for TensorBoard, in place of earlier ones.
+
+    Returns:
+        The names of the metrics.
+    """
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+    names: dict[str, None] = {}
+    for group in comparison.groups:
+        if bands := group.bands():
+            # Settings of someone else may hold characters that no directory name can have.
+            name = re.sub(r"[^\w.=, -]", "-", group.label)[:_MAX_FOLDER].strip(". ") or "all runs"
+            writer = TensorBoardWriter(folder / name)
+            for metric, band in bands.items():
+                writer.add_band(metric, *(values.tolist() for values in band))
+            writer.close()
+            names |= dict.fromkeys(bands)
+    return list(names)
 
 
 def _learning_curve(comparison: Comparison) -> LearningCurve | None:

@@ -188,17 +188,28 @@ def likely_label_errors(dynamics: Dynamics) -> Tensor:
     return by_margin[recognised[by_margin].argsort(stable=True)]
 
 
-def examples_csv(dynamics: Dynamics, class_names: Sequence[str]) -> str:
-    """Format the dynamics as CSV, one row per image, most likely label error first."""
+def examples_csv(
+    dynamics: Dynamics, class_names: Sequence[str], memorisation: Mapping[int, float] | None = None
+) -> str:
+    """Format the dynamics as CSV, one row per image, most likely label error first.
+
+    Args:
+        dynamics: of the training images.
+        class_names: of the classes.
+        memorisation: memorisation scores by position in the data set, see `fashion_cnn.analysis.memorisation`; None
+            leaves their column out.
+    """
     names = [field.name for field in fields(Dynamics)]
-    table: list[list[Any]] = [[*names, "label", "other_class", "region", "label_error_rank"]]
+    further = ["label", "other_class", "region", "label_error_rank"]
+    table: list[list[Any]] = [[*names, *further, *([] if memorisation is None else ["memorisation"])]]
     region, targets, others = (values.tolist() for values in (regions(dynamics), dynamics.targets, dynamics.other))
     columns = [getattr(dynamics, name).tolist() for name in names]
     for rank, row in enumerate(likely_label_errors(dynamics).tolist(), start=1):
         values = [column[row] for column in columns]
         rounded = [round(value, 5) if isinstance(value, float) else value for value in values]
         classes = [class_names[targets[row]], class_names[others[row]]]
-        table.append([*rounded, *classes, REGIONS[region[row]], rank])
+        score = [] if memorisation is None else [memorisation.get(columns[0][row], "")]
+        table.append([*rounded, *classes, REGIONS[region[row]], rank, *score])
     return format_csv(table)
 
 

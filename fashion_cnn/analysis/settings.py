@@ -18,6 +18,7 @@ _IGNORED = {
     "resume",
     "test",
     "flip_average",
+    "keep",
     "logger",
     "data.root",
     "data.download",

@@ -47,6 +47,19 @@ def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
     }
 
 
+# Tags of the bands over repeated runs begin with it.
+_BAND = "over_runs"
+
+
+def bands_layout(names: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Layout of the charts of `TensorBoardWriter.add_band`, mean and mean ± one standard deviation over the runs."""
+    return {
+        "Mean ± standard deviation over seeds, folds or subsets": {
+            name: ["Margin", [f"{_BAND}/{name}{bound}" for bound in ("", "_low", "_high")]] for name in names
+        }
+    }
+
+
 def tags_with_intervals(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Move the bounds of a metric, such as `gap/loss_low`, beside a copy of it: `gap_interval/loss`.
 
@@ -109,6 +122,16 @@ class TensorBoardWriter:
         """Add a text in Markdown."""
         self._writer.add_text(name, markdown, step)
 
+    def add_layout(self, layout: Mapping[str, Any]) -> None:
+        """Add charts of the Custom Scalars tab, see `bands_layout`; once a writer."""
+        self._writer.add_custom_scalars(layout)
+
+    def add_band(self, name: str, epochs: Sequence[int], means: Sequence[float], deviations: Sequence[float]) -> None:
+        """Add a metric over the epochs with its band, mean ± standard deviation."""
+        for epoch, mean, deviation in zip(epochs, means, deviations, strict=True):
+            for bound, value in (("", mean), ("_low", mean - deviation), ("_high", mean + deviation)):
+                self._writer.add_scalar(f"{_BAND}/{name}{bound}", value, epoch)
+
     def add_results(self, config: DictConfig, history: History, results: Mapping[str, Any]) -> None:
         """Mark the best epoch and the onset of overfitting, and add the run to the HParams tab.
 
@@ -166,7 +189,12 @@ def hyperparameters(config: DictConfig) -> dict[str, Setting]:
 
 
 def write_projector(
-    directory: Path, embeddings: Tensor, images: Tensor, columns: Mapping[str, Sequence[str | float]]
+    directory: Path,
+    embeddings: Tensor,
+    images: Tensor,
+    columns: Mapping[str, Sequence[str | float]],
+    *,
+    name: str = "validation images",
 ) -> None:
     """Write the files of the embedding projector.
 
@@ -175,6 +203,7 @@ def write_projector(
         embeddings: `(N, D)`.
         images: `(N, C, H, W)` uint8 with one or three channels, shown as thumbnails if they fit TensorBoard's limit.
         columns: metadata of the images by heading.
+        name: heading of the images.
     """
     # A lazy import like that of the writer.
     from tensorboard.plugins import projector
@@ -188,7 +217,7 @@ def write_projector(
     write_atomically(folder / "metadata.tsv", "\n".join(lines) + "\n")
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add(
-        tensor_name="validation images",
+        tensor_name=name,
         tensor_path=f"{_PROJECTOR_FOLDER}/tensors.tsv",
         metadata_path=f"{_PROJECTOR_FOLDER}/metadata.tsv",
     )

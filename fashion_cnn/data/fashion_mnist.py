@@ -193,6 +193,7 @@ class FashionMNISTDataModule(ImageDataModule):
         "too, and most of its errors lie there.",
     )
     cut_out = True
+    memorisation_scores = "fashion_mnist.npz"
 
     def __init__(
         self,

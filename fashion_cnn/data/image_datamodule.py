@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fashion_cnn.data.batches import SINGLE_PROCESS, Batch, InMemoryDataset, Shard, batch_loader
-from fashion_cnn.data.splits import derive_seed, left_out_labels, renumber, stratified_order
+from fashion_cnn.data.splits import (
+    derive_seed,
+    file_sha256,
+    left_out_labels,
+    read_exclusions,
+    read_labels,
+    renumber,
+    stratified_order,
+)
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
@@ -42,6 +51,12 @@ class ImageDataModule(LightningDataModule):
         subset_fraction: fraction of the images for training that are kept, in (0, 1], a random stratified subset; None
             keeps all. Unlike those of `train_fraction`, subsets of different seeds are independent.
         subset_seed: seed of that choice; None for 0.
+        subset_pairs: make subsets of half the images complementary in pairs: that of seed 1 has the images that the one
+            of seed 0 has not, that of seed 3 those that the one of seed 2 has not, and so on.
+        exclude: CSV file with the positions of images that are not trained on, see `fashion_cnn.data.splits`.
+        relabel: CSV file with positions of training images and their new labels.
+        exclude_sha256: hash of the file `exclude` that an earlier module of the same training has read.
+        relabel_sha256: hash of the file `relabel`.
         augmentation: functions of a uint8 batch `(B, C, H, W)`, applied in order in training. The names are labels;
             None instead of a function switches it off.
         left_out: names or labels of classes that no split holds; `class_names` and the targets are of the remaining
@@ -53,6 +68,11 @@ class ImageDataModule(LightningDataModule):
         all_class_names: with the classes that are left out, in the order of the data set's labels.
         image_shape: `(C, H, W)`.
         train_size: number of images that training and validation share.
+        corrections: hashes of the files `exclude` and `relabel`, by the name of their argument.
+        training_targets: `(M,)` targets of all images that `read(train=True)` returns, with the new labels of those
+            outside the validation set; -1 for classes that are left out.
+        memorisation_scores: name of the file of memorisation scores that come with the package, see
+            `fashion_cnn.analysis.memorisation.shipped_scores`; empty without one.
         about: description of the images for the model card.
         intended_use: sentence for the model card on what a network trained on these images is for.
         limits: sentences for the model card on what a network cannot learn from these images.
@@ -73,6 +93,7 @@ class ImageDataModule(LightningDataModule):
     background = 255
     has_test = True
     cut_out = False
+    memorisation_scores = ""
 
     def __init__(
         self,
@@ -91,6 +112,11 @@ class ImageDataModule(LightningDataModule):
         fold: int | None = None,
         subset_fraction: float | None = None,
         subset_seed: int | None = None,
+        subset_pairs: bool | None = None,
+        exclude: str | Path | None = None,
+        relabel: str | Path | None = None,
+        exclude_sha256: str | None = None,
+        relabel_sha256: str | None = None,
         augmentation: Mapping[str, Augmentation | None] | None = None,
         left_out: Collection[str | int] | None = None,
         download: bool | None = None,
@@ -103,6 +129,10 @@ class ImageDataModule(LightningDataModule):
             self.class_names = [name for label, name in enumerate(self.class_names) if label not in self.left_out]
         self.folds, self.fold = folds, fold or 0
         self.subset_fraction, self.subset_seed = 1 if subset_fraction is None else subset_fraction, subset_seed or 0
+        self.subset_pairs = bool(subset_pairs)
+        self._files = {"exclude": exclude, "relabel": relabel}
+        self._hashes = {"exclude": exclude_sha256, "relabel": relabel_sha256}
+        self.corrections: dict[str, str] = {}
         self._check_folds()
         # The exact size of a fold is known once the images are read.
         self.val_size = self.train_size // folds if folds else val_size
@@ -245,11 +275,14 @@ class ImageDataModule(LightningDataModule):
             train = self._subset(train, targets)
             count = round(len(train) * self.train_fraction)
             self._missing_class = _class_after_prefix(targets[train], count)
-            train = train[:count]
-            self.train_split = InMemoryDataset(images, targets, train)
+            # The splits are those of the data set: no correction moves an image into another one.
+            train = self._without_excluded(train[:count], labels)
+            self.training_targets = self._relabelled(targets, labels, val)
+            self._check_corrected(train)
+            self.train_split = InMemoryDataset(images, self.training_targets, train)
             self.val_split = InMemoryDataset(images, targets, val)
             # A prefix of a stratified order is a fixed, stratified sample of the training split.
-            self.train_probe = InMemoryDataset(images, targets, train[: self.probe_size])
+            self.train_probe = InMemoryDataset(images, self.training_targets, train[: self.probe_size])
         if stage in ("test", None) and not hasattr(self, "test_split"):
             images, labels = self.read(train=False)
             targets, members = renumber(labels, self.left_out, self.num_classes), self.test_positions(labels)
@@ -260,8 +293,64 @@ class ImageDataModule(LightningDataModule):
         """Choose the random subset of the training images, every prefix of it stratified."""
         if self.subset_fraction == 1:
             return train
-        order = stratified_order(targets[train], derive_seed("subset", self.subset_seed))
-        return train[order[: round(len(train) * self.subset_fraction)]]
+        seed, count = self.subset_seed, round(len(train) * self.subset_fraction)
+        if self.subset_pairs and seed % 2:
+            order = stratified_order(targets[train], derive_seed("subset", seed - 1))
+            return train[order[count:]]
+        return train[stratified_order(targets[train], derive_seed("subset", seed))[:count]]
+
+    def _correction(self, name: str) -> str | Path | None:
+        """Return the file of a correction, whose hash is recorded or compared with the one of the training before."""
+        path = self._files[name]
+        if path is None:
+            return None
+        path = Path(path).expanduser()
+        self.corrections[name] = file_sha256(path, f"data.{name}")
+        if self._hashes[name] not in (None, self.corrections[name]):
+            raise UserError(
+                f"data.{name}={path} has changed since the training began (SHA-256 {self.corrections[name]}…, it was "
+                f"{self._hashes[name]}…): restore the file, or start a new training with it."
+            )
+        return path
+
+    def _without_excluded(self, train: Tensor, labels: Tensor) -> Tensor:
+        if (path := self._correction("exclude")) is None:
+            return train
+        excluded = torch.zeros(len(labels), dtype=torch.bool)
+        excluded[read_exclusions(path, self._is_training(labels))] = True
+        return train[~excluded[train]]
+
+    def _relabelled(self, targets: Tensor, labels: Tensor, val: Tensor) -> Tensor:
+        if (path := self._correction("relabel")) is None:
+            return targets
+        positions, new = read_labels(path, self._is_training(labels), self.all_class_names)
+        if left_out := sorted({*new.tolist()} & {*self.left_out}):
+            raise UserError(
+                f"data.relabel={path} gives images the class {self.all_class_names[left_out[0]]}, which data.left_out "
+                "leaves out: correct one of them."
+            )
+        relabelled = targets.clone()
+        relabelled[positions] = renumber(new, self.left_out, self.num_classes)
+        # Classes that are left out stay out, and validation images keep the labels of the data set.
+        relabelled[targets < 0] = -1
+        relabelled[val] = targets[val]
+        return relabelled
+
+    def _is_training(self, labels: Tensor) -> Tensor:
+        is_training = torch.zeros(len(labels), dtype=torch.bool)
+        is_training[self.train_positions(labels)] = True
+        return is_training
+
+    def _check_corrected(self, train: Tensor) -> None:
+        """Raise UserError if the corrections leave a class without images."""
+        if not self.corrections:
+            return
+        files = " and ".join(f"data.{name}={self._files[name]}" for name in self.corrections)
+        counts = self.training_targets[train].bincount(minlength=self.num_classes)
+        if not len(train):
+            raise UserError(f"{files} leaves no image to train on: give fewer positions.")
+        if (missing := (counts == 0).nonzero().flatten().tolist()) and self._missing_class is None:
+            raise UserError(f"{files} leaves no training image of the class {self.class_names[missing[0]]}.")
 
     def check_classes(self) -> None:
         """Raise UserError if `train_fraction` leaves no training image of a class that has some."""
@@ -332,6 +421,11 @@ class ImageDataModule(LightningDataModule):
             raise UserError(
                 f"data.subset_fraction={self.subset_fraction} is not a fraction of the images: give a number above 0, "
                 "up to 1."
+            )
+        if self.subset_pairs and self.subset_fraction != 0.5:
+            raise UserError(
+                f"data.subset_pairs=true makes complementary halves, which data.subset_fraction={self.subset_fraction} "
+                "is not: give 0.5."
             )
 
     def _check(self, available: int) -> None:

@@ -1,12 +1,25 @@
-"""Seeded selections from a labelled data set: random streams, stratified orders, left-out classes."""
+"""Selections from a labelled data set: random streams, stratified orders, left-out classes, corrections from files.
 
+Corrections are CSV tables of positions in the data set, those in the columns `indices` of `examples.csv` and `index` of
+the tables of `python -m fashion_cnn.memorisation`. They change the training images alone: validation images stay, with
+the labels of the data set, since a set without its difficult images would flatter every network.
+"""
+
+import csv
+import hashlib
 import random
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, printable
+
+# Digits of the SHA-256 of a file that a run records.
+_HASH_DIGITS = 16
+_MAX_TABLE_BYTES = 100_000_000
+_MAX_SHOWN = 40
 
 
 def derive_seed(*parts: str | int) -> int:
@@ -74,3 +87,113 @@ def renumber(targets: Tensor, left_out: Collection[int], num_classes: int) -> Te
     numbers = torch.full((num_classes + len(left_out),), -1)
     numbers[[label for label in range(len(numbers)) if label not in left_out]] = torch.arange(num_classes)
     return numbers[targets]
+
+
+def file_sha256(path: str | Path, option: str) -> str:
+    """Return the first 16 digits of the SHA-256 of a file. Raises UserError if it cannot be read."""
+    return hashlib.sha256(_read(Path(path), option)).hexdigest()[:_HASH_DIGITS]
+
+
+def read_exclusions(path: str | Path, is_training: Tensor) -> Tensor:
+    """Read the positions of the images to leave out.
+
+    Args:
+        path: CSV file with the column `index`, or whose first column holds positions.
+        is_training: `(M,)` bool, for each position of the data set whether it is a training or validation image.
+
+    Returns:
+        The positions `(N,)`.
+
+    Raises:
+        UserError: if the file is missing or damaged, or has a position twice, or one that is no training image.
+    """
+    option = f"data.exclude={path}"
+    rows = _rows(Path(path), option, "data.exclude", ("index",))
+    return _positions(option, [(line, index) for line, (index,) in rows], is_training)
+
+
+def read_labels(path: str | Path, is_training: Tensor, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Read new labels of images.
+
+    Args:
+        path: CSV file with the columns `index` and `label`, a name or a number from 0, or with these two columns alone.
+        is_training: as for `read_exclusions`.
+        class_names: all classes of the data set.
+
+    Returns:
+        The positions `(N,)` and the labels `(N,)`.
+
+    Raises:
+        UserError: as for `read_exclusions`, or if a label is no class.
+    """
+    option = f"data.relabel={path}"
+    rows = _rows(Path(path), option, "data.relabel", ("index", "label"))
+    positions = _positions(option, [(line, index) for line, (index, _) in rows], is_training)
+    return positions, torch.tensor([_new_label(option, line, label, class_names) for line, (_, label) in rows])
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_TABLE_BYTES:
+            raise UserError(
+                f"{option}: {path} is larger than {_MAX_TABLE_BYTES // 10**6} MB: give a table of positions."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{option}: {path} cannot be read ({error.strerror}): give a CSV file of positions, or null."
+        ) from error
+
+
+def _rows(path: Path, option: str, name: str, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """Return the number of the line and the cells of the columns of each row."""
+    try:
+        table = [(line, row) for line, row in enumerate(csv.reader(_read(path, name).decode().splitlines()), 1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{option} is no CSV file ({printable(str(error))}): give a table of positions.") from error
+    places = range(len(columns))
+    if table and not table[0][1][0].strip().isdigit():
+        _, heading = table.pop(0)
+        names = [cell.strip() for cell in heading]
+        if missing := [column for column in columns if column not in names]:
+            raise UserError(f"{option} has no column {missing[0]}: it has {_shown(', '.join(names))}.")
+        places = [names.index(column) for column in columns]  # type: ignore[assignment]
+    if not table:
+        raise UserError(f"{option} names no image: give a row for each, or null.")
+    for line, row in table:
+        if len(row) <= max(places):
+            raise UserError(f"{option}, line {line}: {_shown(','.join(row))} has no {columns[len(row)]}.")
+    return [(line, [row[place].strip() for place in places]) for line, row in table]
+
+
+def _positions(option: str, rows: Sequence[tuple[int, str]], is_training: Tensor) -> Tensor:
+    seen: dict[int, int] = {}
+    for line, text in rows:
+        if not text.isdecimal():
+            raise UserError(f"{option}, line {line}: {_shown(text)} is no position: give 0 to {len(is_training) - 1}.")
+        position = int(text)
+        if position >= len(is_training):
+            raise UserError(
+                f"{option}, line {line}: there is no image {_shown(text)}: positions are 0 to {len(is_training) - 1}."
+            )
+        if not is_training[position]:
+            raise UserError(
+                f"{option}, line {line}: image {position} is a test image, which no training may choose or change."
+            )
+        if position in seen:
+            raise UserError(f"{option}, line {line}: image {position} is in line {seen[position]} too: give it once.")
+        seen[position] = line
+    return torch.tensor([*seen])
+
+
+def _new_label(option: str, line: int, text: str, class_names: Sequence[str]) -> int:
+    if text in class_names:
+        return class_names.index(text)
+    if text.isdecimal() and int(text) < len(class_names):
+        return int(text)
+    choices = ", ".join(f"{label} {name}" for label, name in enumerate(class_names))
+    raise UserError(f"{option}, line {line}: {_shown(text)} is no class: give a number or a name of {choices}.")
+
+
+def _shown(text: str) -> str:
+    return printable(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")

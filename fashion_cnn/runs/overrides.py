@@ -16,6 +16,7 @@ _PACKAGE = Path(__file__).parent.parent
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 # Keys whose values are paths or text, which may contain characters that Hydra's grammar interprets.
 QUOTED_KEYS = {
+    *("data.exclude", "data.relabel"),
     *("data.root", "runs_dir", "resume", "init_from", "run", "runs", "images", "out", "baseline"),
     "distillation.teachers",
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +71,7 @@ class Run:
         plots: the folder of the report's plots.
         model_card_file: purpose, limits and training of the network.
         predictions_file: the predictions for each image of train probe, validation and test.
+        logits_file: the answers to all training and test images, of a run that keeps nothing else (`keep=logits`).
         training_images_file: hashes of the images that the weights were trained on, see `training/leakage.py`.
         examples_file: the training dynamics of each training image.
         ambiguous_file: the validation and test images, those with the least certain predictions first.
@@ -94,6 +96,7 @@ class Run:
     plots = _Inside("figures")
     model_card_file = _Inside("model_card.md")
     predictions_file = _Inside("predictions.npz")
+    logits_file = _Inside("logits.npz")
     training_images_file = _Inside("training_images.npy")
     examples_file = _Inside("examples.csv")
     ambiguous_file = _Inside("ambiguous.csv")
@@ -162,6 +165,11 @@ class Run:
         return (self.config_file if self.config_file.exists() else self.path).stat().st_mtime
 
     @property
+    def keeps_logits_alone(self) -> bool:
+        """True if it is finished and holds no weights, see `logits_file`."""
+        return self.logits_file.exists() and self.results_file.exists()
+
+    @property
     def is_trial(self) -> bool:
         """True if a hyper-parameter search trained it."""
         folder = self.path.absolute().parent
@@ -223,6 +231,15 @@ class Run:
         """Write the results, which marks the run as finished: call it last."""
         self.error_file.unlink(missing_ok=True)
         write_json(self.results_file, results)
+
+    def remove_all_but_logits(self) -> None:
+        """Remove what a training leaves besides config, results and logits."""
+        for folder in (self.checkpoints, *(self.path / split for split in SPLIT_EVENTS)):
+            if not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
+        files = (self.metrics_file, self.training_images_file, *self.path.glob("events.out.tfevents.*"))
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def write_error(self, reason: str) -> None:
         """Write why the run failed, unless the disk is full: the state is then `stopped`."""

@@ -71,7 +71,8 @@ class Sweep:
         for job, run in zip(self.jobs, self.runs, strict=True):
             if not run.config_file.exists():
                 continue
-            stored = _training_overrides(run.config().get("overrides") or [])
+            # Unresolved: an override may refer to the seed.
+            stored = _training_overrides(OmegaConf.to_container(run.config()).get("overrides") or [])  # type: ignore[union-attr]
             # Runs of older versions do not store the overrides of a file in conf/sweep.
             surplus = stored - _training_overrides(expand_sweep(job.overrides))
             if differing := sorted(surplus | (_training_overrides(job.overrides) - stored)):

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
+from fashion_cnn.analysis.memorisation import shipped_scores
 from fashion_cnn.analysis.report import results_summary, run_title
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
 from fashion_cnn.data import ImageDataModule
@@ -42,7 +43,7 @@ def write_artifacts(
     """
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
-        write_atomically(run.examples_file, examples_csv(dynamics, data.class_names))
+        write_atomically(run.examples_file, examples_csv(dynamics, data.class_names, shipped_scores(data)))
     held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
     write_atomically(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
     has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)

@@ -105,6 +105,11 @@ def data(config: DictConfig) -> ImageDataModule:
         datamodule.setup("test")
     if datamodule.detected is not None:
         config.data.detected = datamodule.detected
+    for name, sha256 in datamodule.corrections.items():
+        with open_dict(config):
+            # Other commands find the file from any folder.
+            config.data[name] = str(Path(config.data[name]).expanduser().absolute())
+            config.data[f"{name}_sha256"] = sha256
     return datamodule
 
 

@@ -5,25 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.history import History, evaluation_lag, read_history
 from fashion_cnn.analysis.monitor import GapMonitor, PredictionCollector, overfitting_metrics
 from fashion_cnn.analysis.verdict import Advice, Verdict, advise, judge, judge_forecast, training_command
-from fashion_cnn.data import ImageDataModule
+from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.inference.network import NetworkRunner, read_checkpoint, weights_sha256
 from fashion_cnn.metrics.gap import ValidationPasses, gap_metrics, largest_gap_classes
 from fashion_cnn.metrics.intervals import Interval, to_json_dict
-from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.metrics.memorisation import SubsetLogits
+from fashion_cnn.metrics.predictions import PREDICTION_FIELDS, Predictions
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run
 from fashion_cnn.training import build
 from fashion_cnn.training.callbacks import Stopwatch, find_callback
+
+# Number of images that are read into memory at a time.
+_IMAGES_PER_PART = 10_000
 
 
 def collect_results(
@@ -82,6 +88,80 @@ def collect_results(
         network = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
         return results | forecast_results(config, results, network, data), predictions
     return results | verdict_results(config, history, results, predictions, data, passes), predictions
+
+
+def collect_logits(
+    config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
+) -> tuple[dict[str, Any], SubsetLogits]:
+    """Compute the answers of the last weights to all training and test images, without augmentation.
+
+    Nothing is selected, so the images that were not trained on are measured as validation images, whichever they are.
+
+    Args:
+        config: the settings of the run.
+        trainer: the Trainer that has trained it.
+        module: its module, which has the last weights afterwards.
+        data: its data.
+        run: its directory.
+
+    Returns:
+        The contents of results.json, without any metric of the test set; and the answers.
+    """
+    module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
+    images, labels = data.read(train=True)
+    members = data.train_positions(labels).sort().values
+    members = members[data.training_targets[members] >= 0]
+    trained = torch.isin(members, data.train_split.indices)
+    network = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
+    everything = InMemoryDataset(images, data.training_targets, members)
+    answers = Predictions(_logits(network, everything), everything.targets, members)
+    test = InMemoryDataset(images, labels, members[:0])
+    if data.has_test:
+        data.setup("test")
+        test = data.test_split
+    results: dict[str, Any] = {"name": config.name, "seed": config.seed}
+    for split, mask in (("train", trained), ("val", ~trained)):
+        if mask.any():
+            part = Predictions(*(getattr(answers, name)[mask] for name in PREDICTION_FIELDS))
+            results[f"{split}/loss"] = part.losses.mean().item()
+            results[f"{split}/accuracy"] = part.correct.double().mean().item()
+    if "val/loss" in results:
+        results["gap/loss"] = results["val/loss"] - results["train/loss"]
+        results["gap/accuracy"] = results["train/accuracy"] - results["val/accuracy"]
+    stopwatch = find_callback(trainer, Stopwatch)
+    results |= {
+        "train_images": int(trained.sum()),
+        "val_images": int((~trained).sum()),
+        "epochs": trainer.current_epoch,
+        "best_epoch": trainer.current_epoch,
+        "chosen_on_validation": False,
+        "seconds": round(stopwatch.seconds, 3),
+        "images_per_second": round(stopwatch.images_per_second, 1),
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        "multiply_adds": count_multiply_adds(module),
+        "precision": trainer.precision,
+        "hardware": describe_device(trainer.strategy.root_device),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return results, SubsetLogits(
+        logits=answers.logits.numpy().astype(np.float16),
+        targets=everything.targets.numpy().astype(np.int32),
+        indices=members.numpy().astype(np.int32),
+        trained=trained.numpy(),
+        test_logits=_logits(network, test).numpy().astype(np.float16),
+        test_targets=test.targets.numpy().astype(np.int32),
+        test_indices=test.indices.numpy().astype(np.int32),
+    )
+
+
+def _logits(network: NetworkRunner, split: InMemoryDataset) -> Tensor:
+    """Logits `(N, C)` of the images of a split, rounded to half precision; a part at a time is read into memory."""
+    limit = torch.finfo(torch.float16).max
+    parts = [network.logits(split.images_at(part)) for part in split.indices.split(_IMAGES_PER_PART) if len(part)]
+    logits = torch.cat(parts) if parts else torch.zeros(0, network.data.num_classes)
+    return logits.clamp(-limit, limit).half().float()
 
 
 def _teachers_seconds(config: DictConfig) -> dict[str, float]:

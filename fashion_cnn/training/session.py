@@ -23,6 +23,7 @@ from fashion_cnn.analysis.report import write_model_card, write_report
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import Interrupted, Pruned, UserError, disk_error, missing_file
 from fashion_cnn.inference.network import initialise_from
+from fashion_cnn.metrics.memorisation import write_subset_logits
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import keep_freed_memory, resolve_threads, restored_threads
 from fashion_cnn.runs import Run
@@ -33,7 +34,7 @@ from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
 from fashion_cnn.training.leakage import check_leakage, write_training_images
-from fashion_cnn.training.results import collect_results
+from fashion_cnn.training.results import collect_logits, collect_results
 from fashion_cnn.training.resume import prepare_to_resume, restore_config
 
 # Environment variable that gives the run directory to the other processes of a distributed training.
@@ -73,6 +74,8 @@ def run_training(
     keep_freed_memory()
     existing = _existing_run(config, directory)
     if existing and directory and existing.state == "finished":
+        if existing.keeps_logits_alone:
+            existing.remove_all_but_logits()  # A training that was killed at its very end has left them.
         return {**existing.results(), "run": str(existing.path)}
 
     config, data, module = prepare(config, existing, check_resumed)
@@ -138,6 +141,7 @@ def prepare(
         by_user = config.resume is not None and _RUN_VARIABLE not in os.environ
         config = restore_config(config, existing, by_user=by_user, check_values=check_resumed)
     seed_everything(build.check_seed(config), verbose=False)
+    _check_keep(config)
     build.check_optimizer(config)
     data = build.data(config)
     data.check_classes()
@@ -172,6 +176,12 @@ def publish(
     Returns:
         The results. `results.json` is written last and atomically: its presence means that the run is finished.
     """
+    if keeps_logits(config):
+        results, answers = collect_logits(config, trainer, module, data, run)
+        write_subset_logits(run.logits_file, answers)
+        run.write_results(results)
+        run.remove_all_but_logits()
+        return results
     results, predictions = collect_results(config, trainer, module, data, run)
     if any(isinstance(callback, GapMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         write_artifacts(config, trainer, module, data, run, results, predictions)
@@ -179,6 +189,26 @@ def publish(
     write_model_card(run, config, data, results)
     run.write_results(results)
     return results
+
+
+def keeps_logits(config: DictConfig) -> bool:
+    """Return whether a run keeps its answers alone; the option is missing in runs of older versions."""
+    return bool(config.get("keep", "all") == "logits")
+
+
+def _check_keep(config: DictConfig) -> None:
+    """Raise UserError if `keep` is no choice, or the network has learned from images that count as unseen."""
+    if config.get("keep", "all") not in ("all", "logits"):
+        raise UserError(f"keep={config.keep} is not possible: choose all or logits.", status=2)
+    if not keeps_logits(config):
+        return
+    for option, value in (("init_from", config.init_from), ("distillation", config.get("distillation"))):
+        if value is not None:
+            raise UserError(
+                f"keep=logits with {option} would take images for unseen that the network learned from before: "
+                f"leave {option} out.",
+                status=2,
+            )
 
 
 def _existing_run(config: DictConfig, directory: Path | None) -> Run | None:
