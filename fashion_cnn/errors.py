@@ -31,17 +31,32 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
+# Environment variable with the name of the program that starts the commands, which processes that it starts inherit.
+PROGRAM_VARIABLE = "FASHION_CNN_PROGRAM"
+# A command as messages, files and documents write it. The module of the dashboard is in a package.
+_COMMAND = re.compile(r"\bpython -m fashion_cnn(?:\.(?:analysis\.)?(\w+))?")
+
+
+def as_typed(text: str) -> str:
+    """Write the commands in a text in the form that the user types: `fashion-cnn train` if that program was started."""
+    program = os.environ.get(PROGRAM_VARIABLE)
+    if not program:
+        return text
+    return _COMMAND.sub(lambda command: f"{program} {command[1]}" if command[1] else program, text)
+
+
 class UserError(ValueError):
     """A mistake in a config, a file or a command line.
 
-    The commands print the message without a traceback. Its control characters are escaped.
+    The commands print the message without a traceback. Its control characters are escaped, and commands in it have the
+    form that the user types.
 
     Attributes:
         status: exit status of the command.
     """
 
     def __init__(self, message: str, *, status: int = 1) -> None:
-        super().__init__(printable(message))
+        super().__init__(as_typed(printable(message)))
         self.status = status
 
 
@@ -57,7 +72,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, status: int = 130) -> None:
-        super().__init__(message)
+        super().__init__(as_typed(message))
         self.status = status
 
 
