@@ -17,7 +17,10 @@ from fashion_cnn.runs.overrides import CONFIG_DIR
 from fashion_cnn.terminal import table_console
 
 # Commands without options in conf/, by the module below fashion_cnn.
-_OTHER_COMMANDS = {"analysis.dashboard": "Start TensorBoard, which opens with the charts of overfitting."}
+_OTHER_COMMANDS = {
+    "analysis.dashboard": "Start TensorBoard, which opens with the charts of overfitting.",
+    "new": "Write a package of your own: network, data set, augmentation, metric, experiment and test.",
+}
 
 
 def main() -> None:
@@ -57,6 +60,8 @@ def console() -> None:
             hint = f" Did you mean {as_typed(f'python -m fashion_cnn.{near[0]}')}?" if near else ""
             exit_with(f"'{typed}' is no command.{hint} {as_typed('python -m fashion_cnn')} --help lists them.", 2)
         del sys.argv[1]
+        if not sys.flags.safe_path:
+            sys.path.insert(0, str(Path.cwd()))
         # With `alter_sys`, processes that the command starts find it as `python -m` does.
         runpy.run_module(f"fashion_cnn.{modules[typed]}", run_name="__main__", alter_sys=True)
 

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
+from fashion_cnn.cli.user_settings import apply_user_settings
 from fashion_cnn.errors import Interrupted, UserError, as_typed
 from fashion_cnn.runs.overrides import (
     CONFIG_DIR,
@@ -85,6 +86,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     stop: KeyboardInterrupt | None = None
     try:
         arguments = _sweep_arguments(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
+        arguments = apply_user_settings(config_name, arguments)
         sys.argv[1:] = [quote_override(argument) for argument in arguments]
         with _hydra_raises(), _shared_config_store(), _included_files_hidden(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
@@ -292,6 +294,7 @@ def compose(
 
 
 def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    apply_user_settings(config_name, ())
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         hydra_config = config.hydra
