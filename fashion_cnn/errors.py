@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,17 +33,32 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
+# Environment variable with the name of the program that starts the commands, which processes that it starts inherit.
+PROGRAM_VARIABLE = "FASHION_CNN_PROGRAM"
+# A command as messages, files and documents write it. The module of the dashboard is in a package.
+_COMMAND = re.compile(r"\bpython -m fashion_cnn(?:\.(?:analysis\.)?(\w+))?")
+
+
+def as_typed(text: str) -> str:
+    """Write the commands in a text in the form that the user types: `fashion-cnn train` if that program was started."""
+    program = os.environ.get(PROGRAM_VARIABLE)
+    if not program:
+        return text
+    return _COMMAND.sub(lambda command: f"{program} {command[1]}" if command[1] else program, text)
+
+
 class UserError(ValueError):
     """A mistake in a config, a file or a command line.
 
-    The commands print the message without a traceback. Its control characters are escaped.
+    The commands print the message without a traceback. Its control characters are escaped, and commands in it have the
+    form that the user types.
 
     Attributes:
         status: exit status of the command.
     """
 
     def __init__(self, message: str, *, status: int = 1) -> None:
-        super().__init__(printable(message))
+        super().__init__(as_typed(printable(message)))
         self.status = status
 
 
@@ -57,7 +74,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, status: int = 130) -> None:
-        super().__init__(message)
+        super().__init__(as_typed(message))
         self.status = status
 
 
@@ -151,6 +168,28 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         nearest = difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.7)
         near = [choice for choice, part in zip(choices, last, strict=True) if part in nearest]
     return f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise UserError with the command that installs the optional extra `extra` if one of its packages is missing."""
+    if missing := [package for package in packages if not _is_installed(package)]:
+        raise UserError(f"This needs {', '.join(missing)}: {install_command(extra)}", status=1)
+
+
+def install_command(extra: str) -> str:
+    """Return the shell command that installs an optional extra into the environment of this Python."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / ".venv").resolve() == Path(sys.prefix).resolve():
+        return f"scripts/install {extra}"
+    if (checkout / "pyproject.toml").is_file():
+        return f"{sys.executable} -m pip install -c scripts/constraints.txt -e '.[{extra}]'"
+    return f"{sys.executable} -m pip install 'fashion_cnn[{extra}]'"
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether a package can be imported; a folder of its name, such as W&B's `wandb/`, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ def serve(config: DictConfig) -> None:
         Interrupted: at the end.
     """
     require("search", "lancedb", "fastapi", "uvicorn", "jinja2", "python_multipart")
+    if sys.platform == "win32":
+        raise UserError("serve cannot limit the memory of uploaded pictures on Windows: run it on Linux, macOS or WSL.")
     _check(config)
     import torch
 

@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from fashion_cnn.errors import printable
+from fashion_cnn.errors import as_typed, printable
 
 # Wider than any row of a table.
 _UNLIMITED_WIDTH = 1_000_000
@@ -35,6 +35,10 @@ class _PlainConsole(Console):
 
     def __init__(self, width: int | None = None) -> None:
         super().__init__(width=width, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print, with commands in the form that the user types."""
+        super().print(*(as_typed(part) if isinstance(part, str) else part for part in objects), **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Render with the control characters of texts escaped."""
@@ -69,7 +73,9 @@ def print_text(text: str, *, indent: str = "") -> None:
     """
     width = wide_console().width
     print(
-        textwrap.fill(printable(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        textwrap.fill(
+            as_typed(printable(text)), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
     )
 
 

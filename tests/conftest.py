@@ -32,6 +32,8 @@ sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 # Packages and modules whose classes a run may name, see fashion_cnn/runs/trust.py: runs of tests name classes of tests.
 os.environ["FASHION_CNN_TRUST"] = ",".join(path.stem for path in (REPOSITORY / "tests").glob("t*.py"))
+# The settings of the user who runs the tests have no effect.
+os.environ["XDG_CONFIG_HOME"] = str(REPOSITORY / "tests" / "no_settings")
 # Width of printed tables, which workers of pytest-xdist inherit from its terminal.
 os.environ.pop("COLUMNS", None)
 # Requests to this machine do not use a proxy.

@@ -6,7 +6,7 @@ from conftest import TINY_DATA
 
 from fashion_cnn.analysis.settings import changed_settings
 from fashion_cnn.cli.main import CONFIG_DIR, compose
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, install_command
 from fashion_cnn.training import build
 
 CHOICES = [
@@ -23,6 +23,8 @@ DATA = {
     "kmnist": "torchvision_root",
     "emnist": "torchvision_root",
 }
+# Optional packages that a choice needs.
+PACKAGES = {("logger", "wandb"): ["wandb"], ("logger", "mlflow"): ["mlflow"], ("logger", "many"): ["wandb", "mlflow"]}
 
 
 @pytest.mark.parametrize("file", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda file: file.stem)
@@ -32,6 +34,8 @@ def test_each_commands_config_composes(file):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["-".join(choice) for choice in CHOICES])
 def test_each_choice_builds_data_module_and_trainer(group, choice, tmp_path, request):
+    for package in PACKAGES.get((group, choice), ()):
+        pytest.importorskip(package, reason=f"{package} is not installed: {install_command(package)}")
     # A choice of data gets images of its own.
     fixture = DATA.get(choice)
     tiny_data = [] if fixture else [part for part in TINY_DATA if part.startswith("data")]

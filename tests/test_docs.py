@@ -54,8 +54,10 @@ def written_commands():
         texts += [line for block in code_blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()]
     commands = {}
     for text in texts:
-        # TensorBoard has options of its own.
-        if match := re.search(r"-m (fashion_cnn(?!\.analysis\.dashboard)\S*)(.*)", text):
+        # The installed program has the same commands.
+        text = re.sub(r"^fashion-cnn (\w+)", r"python -m fashion_cnn.\1", text)
+        # TensorBoard has options of its own, and `new` takes a directory.
+        if match := re.search(r"-m (fashion_cnn(?!\.analysis\.dashboard|\.new)\S*)(.*)", text):
             commands[match[1], *shlex.split(match[2], comments=True)] = None
     return list(commands)
 

@@ -1,10 +1,11 @@
 """Entry point of the commands: composes the config with Hydra, calls the command, reports errors in one message."""
 
+import io
 import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
-from fashion_cnn.errors import Interrupted, UserError
+from fashion_cnn.cli.user_settings import apply_user_settings
+from fashion_cnn.errors import Interrupted, UserError, as_typed
 from fashion_cnn.runs.overrides import (
     CONFIG_DIR,
     QUOTED_KEYS,
@@ -48,10 +50,12 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
         exit_with(f"-m starts sweeps of fashion_cnn.train only: leave it out of fashion_cnn.{config_name}.", 2)
     with closed_output_ends_quietly():
-        if {"--help", "-h"} & set(sys.argv[1:]) and config_name not in _COMMANDS_WITH_GROUPS:
+        wants_help = bool({"--help", "-h"} & set(sys.argv[1:]))
+        if wants_help and config_name not in _COMMANDS_WITH_GROUPS:
             _print_help(config_name)
             return
-        _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+        with _help_as_typed() if wants_help else nullcontext():
+            _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
 
 
 def _print_help(config_name: str) -> None:
@@ -61,7 +65,18 @@ def _print_help(config_name: str) -> None:
     _, _, options = text.partition("\n\ndefaults:")[0].partition("\n")
     _, _, shared_options = shared.partition("\n\n")
     template = OmegaConf.create(text).hydra.help.template
-    print(f"{template}\nOptions (KEY=VALUE) and their defaults:\n\n{options}\n{shared_options}")
+    print(as_typed(f"{template}\nOptions (KEY=VALUE) and their defaults:\n\n{options}\n{shared_options}"))
+
+
+@contextmanager
+def _help_as_typed() -> Iterator[None]:
+    """Print the help text that Hydra prints with commands in the form that the user types."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:  # Hydra exits.
+        print(as_typed(text.getvalue()), end="")
 
 
 def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback: bool) -> None:
@@ -71,6 +86,7 @@ def _run(config_name: str, task: Callable[[DictConfig], Any], *, wants_traceback
     stop: KeyboardInterrupt | None = None
     try:
         arguments = _sweep_arguments(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
+        arguments = apply_user_settings(config_name, arguments)
         sys.argv[1:] = [quote_override(argument) for argument in arguments]
         with _hydra_raises(), _shared_config_store(), _included_files_hidden(), _hydra_config_restored():
             hydra.main(config_path=str(CONFIG_DIR), config_name=config_name, version_base="1.3")(
@@ -278,6 +294,7 @@ def compose(
 
 
 def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    apply_user_settings(config_name, ())
     with _shared_config_store(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
         hydra_config = config.hydra

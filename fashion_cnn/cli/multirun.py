@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from fashion_cnn.cli.errors import check_values, exit_with
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, as_typed
 from fashion_cnn.runs import check_links, create_folder, display_path
 from fashion_cnn.runs.overrides import config_flags
 from fashion_cnn.runs.trust import packages_to_trust
@@ -108,7 +108,7 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
     packages = dict.fromkeys(package for run in started for package in packages_to_trust(run.config()))
     trust = [f"trust={','.join(packages)}"] if packages else []
     command = shlex.join(["python", "-m", "fashion_cnn.train", *sweep.flags, *trust, f"resume={path}"])
-    print(f"To run only the missing jobs:\n  {command}", flush=True)
+    print(f"To run only the missing jobs:\n  {as_typed(command)}", flush=True)
     return 130 if stopped else 1
 
 

@@ -1,13 +1,21 @@
 """Checks of options and optional packages, made before large packages are imported."""
 
-import importlib.util
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, install_command, require
+
+__all__ = [
+    "as_strings",
+    "check_choice",
+    "check_class_weight",
+    "check_images",
+    "check_invert",
+    "check_reject",
+    "install_command",
+    "require",
+]
 
 
 def check_choice(config: DictConfig, option: str, choices: Sequence[str]) -> None:
@@ -41,22 +49,6 @@ def check_class_weight(config: DictConfig) -> None:
     """Raise UserError unless `class_weight` is in [0, 1]."""
     if not 0 <= config.class_weight <= 1:
         raise UserError(f"class_weight={config.class_weight} is not possible: give a number from 0 to 1.", status=2)
-
-
-def require(extra: str, *packages: str) -> None:
-    """Raise UserError with the command that installs the optional extra `extra` if one of its packages is missing."""
-    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise UserError(f"This needs {', '.join(missing)}: {install_command(extra)}", status=1)
-
-
-def install_command(extra: str) -> str:
-    """Return the shell command that installs an optional extra into the environment of this Python."""
-    checkout = Path(__file__).parents[2]
-    if (checkout / ".venv").resolve() == Path(sys.prefix).resolve():
-        return f"scripts/install {extra}"
-    if (checkout / "pyproject.toml").is_file():
-        return f"{sys.executable} -m pip install -c scripts/constraints.txt -e '.[{extra}]'"
-    return f"{sys.executable} -m pip install 'fashion_cnn[{extra}]'"
 
 
 def as_strings(option: object | None) -> tuple[str, ...]:

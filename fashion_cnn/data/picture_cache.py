@@ -5,7 +5,6 @@ modification time of an entry, and a process holds a shared lock on the pixels t
 entries that no process uses can be removed.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from fashion_cnn.pictures import (
 )
 from fashion_cnn.pictures.files import read_ahead
 from fashion_cnn.runs import write_atomically
-from fashion_cnn.runs.files import open_atomically, remove_partial_files
+from fashion_cnn.runs.files import flock, open_atomically, remove_partial_files
 
 # Called with the number of finished items and of all items.
 Progress = Callable[[int, int], None]
@@ -225,7 +224,7 @@ def _lock(pixels: Path) -> None:
     """Keep other processes from removing a file of pixels until this process ends. Raises OSError if it is missing."""
     descriptor = os.open(pixels, os.O_RDONLY)
     with suppress(OSError):  # Some network file systems have no locks.
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        flock(descriptor, shared=True, wait=True)
     # Another process may have removed it before the lock.
     if not pixels.exists() or not os.path.samestat(os.fstat(descriptor), pixels.stat()):
         os.close(descriptor)
@@ -260,7 +259,7 @@ class CacheEntry:
                     file.unlink(missing_ok=True)
                     continue
                 with file.open("rb") as pixels:
-                    fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    flock(pixels)
                     file.unlink()
         except OSError:
             return False
@@ -272,7 +271,7 @@ class CacheEntry:
             if file.suffix == ".npy":
                 try:
                     with file.open("rb") as pixels:
-                        fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        flock(pixels)
                 except OSError:
                     return file.exists()
         return False

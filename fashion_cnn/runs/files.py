@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -10,6 +9,7 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -233,10 +233,29 @@ def _partial_prefix(name: str) -> str:
     return f".{name[:40]}-"
 
 
+def flock(file: int | IO[Any], *, shared: bool = False, wait: bool = False) -> None:
+    """Lock an open file until it is closed.
+
+    Args:
+        file: the file, or its descriptor.
+        shared: whether several processes may hold the lock.
+        wait: whether to wait for the lock.
+
+    Raises:
+        BlockingIOError: if another process holds the lock.
+        OSError: if the system (Windows) or the file system has no such locks.
+    """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOSYS, "no locks of open files")
+    import fcntl
+
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+
+
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed or this process ends; return False if another process holds the lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(descriptor)
     except BlockingIOError:
         return False
     except OSError:  # The file system has no locks.
@@ -271,7 +290,7 @@ def _remove_abandoned(partial: Path) -> None:
     descriptor = os.open(partial, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(descriptor)
         except OSError as error:
             # Some network file systems lock no folders.
             if isinstance(error, BlockingIOError) or not is_old:

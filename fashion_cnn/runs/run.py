@@ -1,6 +1,5 @@
 """The run directory: file names, state, lock, config and results."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from fashion_cnn.runs.files import (
     check_links,
     create_folder,
     display_path,
+    flock,
     lock_file,
     read_config,
     read_results,
@@ -66,6 +66,7 @@ class Run:
         last_checkpoint: the state after the last completed epoch, to resume from.
         metrics_file: the metrics of each epoch.
         results_file: the final results, written last.
+        trackers_file: the ids of the run at W&B and MLflow, and the number of epochs that they have.
         error_file: the reason why the run failed or was pruned, absent otherwise.
         report_file: the report on the training.
         plots: the folder of the report's plots.
@@ -91,6 +92,7 @@ class Run:
     last_checkpoint = _Inside("checkpoints/last.ckpt")
     metrics_file = _Inside("metrics.csv")
     results_file = _Inside("results.json")
+    trackers_file = _Inside("trackers.json")
     error_file = _Inside("error.txt")
     report_file = _Inside("report.md")
     plots = _Inside("figures")
@@ -262,9 +264,9 @@ class Run:
         # lock, so that none takes another for a training, and need no write permission.
         try:
             # A named pipe would block without O_NONBLOCK.
-            descriptor = os.open(self._lock_file, os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = os.open(self._lock_file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             with os.fdopen(descriptor) as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                flock(file, shared=True)
         except OSError as error:
             return isinstance(error, BlockingIOError)
         return False

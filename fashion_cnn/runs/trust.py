@@ -59,7 +59,7 @@ _PLACES = {
         "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint EpochLines ProgressBar "
         "ResumableEarlyStopping SlowdownNotice StopOnDivergence WarmedEMAWeightAveraging lightning.pytorch.callbacks"
     ),
-    "logger": "MetricsCSV TensorBoard lightning.pytorch.loggers",
+    "logger": "MLflow MetricsCSV TensorBoard WeightsAndBiases lightning.pytorch.loggers",
 }
 _OWN_NAMES = {word for words in _PLACES.values() for word in words.split() if "." not in word}
 # Modules of this package that these may be named by. No other one is imported for the check.
@@ -80,6 +80,8 @@ _CALLBACKS = (
 _LOGGERS = "CSVLogger CometLogger MLFlowLogger TensorBoardLogger WandbLogger"
 # Loggers whose options name servers and accounts.
 _REMOTE_LOGGERS = ("CometLogger", "MLFlowLogger", "WandbLogger")
+# Options of this package's loggers that do.
+_REMOTE_OPTIONS = ("artifact_location", "entity", "tracking_uri")
 # Options of loggers and callbacks that name files, which must stay inside of the run directory. Positional arguments
 # may be any of them.
 _FILE_OPTIONS = [
@@ -228,7 +230,8 @@ def _check_texts(config: Any, source: Path, place: str) -> None:
             )
         if key == "_target_" and path.startswith("logger.") and text.endswith(_REMOTE_LOGGERS):
             _check_typed([pair for pair in texts if pair[0].startswith(path.removesuffix("_target_"))], source)
-        if key in _FOLDER_OPTIONS and _place(path) in ("callbacks", "trainer"):
+        is_folder = key in _FOLDER_OPTIONS and _place(path) in ("callbacks", "trainer")
+        if is_folder or (key in _REMOTE_OPTIONS and _place(path) == "logger"):
             _check_typed([(path, text)], source)
         # A reference may lead anywhere, and its value may change after this check.
         elif key in _FILE_OPTIONS and _LEADS_OUT.search(text) and (path, text) not in _typed_options:

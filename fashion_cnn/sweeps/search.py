@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fashion_cnn.analysis.comparison import lag_note
 from fashion_cnn.analysis.verdict import training_command
-from fashion_cnn.errors import Interrupted, Pruned, UserError
+from fashion_cnn.errors import Interrupted, Pruned, UserError, as_typed
 from fashion_cnn.metrics.intervals import wilson_interval
 from fashion_cnn.runs import STUDIES_FOLDER, STUDY_FILE, Run, check_links, create_folder, display_path, newest_weights
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS, affects_training, override_key, quote_override, unquote_override
@@ -170,7 +170,7 @@ def _print_results(
         print_text(note)
     print(
         f"Trials and plots: {display_path(folder)}\n"
-        f"To train with these settings and evaluate on the test set:\n  {command}"
+        f"To train with these settings and evaluate on the test set:\n  {as_typed(command)}"
     )
 
 

@@ -1,19 +1,31 @@
-"""Loggers that a resumed run continues."""
+"""Loggers that a resumed run continues: TensorBoard, metrics.csv, Weights & Biases and MLflow."""
 
 import csv
 import io
+import json
+import logging
+import posixpath
+import re
+import secrets
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fashion_cnn.analysis.history import read_epochs
 from fashion_cnn.analysis.tensorboard import tags_with_intervals
+from fashion_cnn.errors import UserError, require
 from fashion_cnn.runs import Run, write_atomically
+from fashion_cnn.runs.damage import read_regular
 from fashion_cnn.runs.run import SPLIT_EVENTS
+
+# Largest `trackers.json`.
+_MAX_TRACKERS_BYTES = 100_000
 
 
 @runtime_checkable
@@ -22,6 +34,17 @@ class ResumableLogger(Protocol):
 
     def resume_after(self, step: int, epochs: int) -> None:
         """Discard the records after training step `step`, the last one of the first `epochs` epochs."""
+
+
+@runtime_checkable
+class ResultsLogger(Protocol):
+    """A logger that keeps the results of a finished run: metrics, verdict, figures and report."""
+
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Store the contents of `results.json` and the files of the run."""
+
+    def close(self) -> None:
+        """End the connection, also after a failure."""
 
 
 class TensorBoard(TensorBoardLogger):
@@ -142,6 +165,298 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomically(self._file, text.getvalue())
+
+
+class _EpochTracker(Logger):
+    """Sends the figures of `metrics.csv` to a tracker, each epoch once, with its number, from 1, as the step.
+
+    `trackers.json` in the run directory holds the id of the run at the tracker, and the number of epochs that it has: a
+    resumed run continues there. Metrics without an epoch are left out, as in `metrics.csv`.
+    """
+
+    _tracker: str
+    _run: Run
+    _sent = 0
+    _epochs = 0
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run at the tracker; None if it was not started."""
+        raise NotImplementedError
+
+    def _send(self, metrics: Mapping[str, Any], step: int) -> None:
+        raise NotImplementedError
+
+    def _restore(self, save_dir: str | Path) -> str | None:
+        """Read the state of a resumed run, and return its id at the tracker."""
+        self._run = Run(Path(save_dir))
+        state = _read_trackers(self._run).get(self._tracker, {})
+        self._sent = self._epochs = state.get("epochs", 0)
+        return state.get("id")
+
+    def resume_after(self, step: int, epochs: int) -> None:
+        """Send the finished epochs that the tracker lacks; the others are not sent again."""
+        for row in _read_rows(self._run, step):
+            self.log_metrics({name: float(value) for name, value in row.items() if value and name != "step"})
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Send the metrics of an epoch, unless the tracker has this epoch already."""
+        epoch = metrics.get("epoch")
+        if epoch is None or epoch < self._sent:
+            return
+        self._epochs = int(epoch) + 1
+        self._send(metrics, self._epochs)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the id and the number of epochs into the run directory."""
+        if self.run_id is not None:
+            state = _read_trackers(self._run) | {self._tracker: {"id": self.run_id, "epochs": self._epochs}}
+            write_atomically(self._run.trackers_file, json.dumps(state, indent=1))
+
+    def _files(self) -> list[Path]:
+        """The plots and the texts that go to the tracker."""
+        texts = (self._run.report_file, self._run.model_card_file, self._run.results_file)
+        return [*sorted(self._run.plots.glob("*.png")), *(file for file in texts if file.exists())]
+
+
+class WeightsAndBiases(_EpochTracker, WandbLogger):
+    """Lightning's WandbLogger, continued by a resumed run, with the figures and the verdict at the end.
+
+    Args:
+        save_dir: the run directory, in which W&B writes the folder `wandb`.
+        project: name of the project.
+        entity: user or team; None for that of the login.
+        offline: keep the run on this machine, for `wandb sync`; None as the variable WANDB_MODE says.
+        name: name of the run; None for the last two folders of the run directory.
+        group: name of a group of runs.
+        tags: tags of the run.
+        notes: a description of the run.
+        log_model: upload checkpoints, see Lightning's WandbLogger.
+    """
+
+    _tracker = "wandb"
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        *,
+        project: str = "fashion_cnn",
+        entity: str | None = None,
+        offline: bool | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+        log_model: bool = False,
+    ) -> None:
+        require("wandb", "wandb")
+        identity = self._restore(save_dir) or secrets.token_hex(4)
+        WandbLogger.__init__(
+            self,
+            name=name or "/".join(Path(save_dir).absolute().parts[-2:]),
+            save_dir=str(save_dir),
+            id=identity,
+            project=project,
+            log_model=log_model,
+            entity=entity,
+            group=group,
+            tags=tags,
+            notes=notes,
+            mode=None if offline is None else "offline" if offline else "online",
+        )
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the W&B run."""
+        return str(self._id) if self._experiment is not None else None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, which is started at the first use. Raises UserError if W&B refuses it."""
+        if self._experiment is None:
+            import wandb
+
+            # W&B would write its progress and copies of the terminal output between the lines of a training.
+            quiet = wandb.Settings(console="off", silent=True)
+            # Lightning passes an option that W&B ignores, with a warning.
+            self._wandb_init.pop("anonymous", None)
+            try:
+                self._experiment = wandb.init(**self._wandb_init, settings=quiet)
+            except wandb.errors.Error as error:
+                raise UserError(
+                    f"logger.wandb cannot start: {' '.join(str(error).split())} Log in with wandb login, or keep the "
+                    "run on this machine with logger.wandb.offline=true."
+                ) from error
+            self._experiment.define_metric("epoch")
+            self._experiment.define_metric("*", step_metric="epoch")
+        return self._experiment
+
+    def _send(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.experiment.log(dict(metrics), step=step)
+
+    @rank_zero_only
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Store final metrics and verdict in the summary, the figures as images, and all files as an artifact."""
+        import wandb
+
+        run = self.experiment
+        run.summary.update(_final_values(results))
+        plots = {f"figures/{file.stem}": wandb.Image(str(file)) for file in self._files() if file.suffix == ".png"}
+        run.log(plots, step=self._epochs)
+        artifact = wandb.Artifact(f"run-{run.id}", type="report")
+        for file in self._files():
+            artifact.add_file(str(file), str(file.relative_to(self._run.path)))
+        run.log_artifact(artifact)
+        upload = f"on this machine; wandb sync {run.settings.sync_dir} uploads it"
+        place = upload if run.settings._offline else run.url
+        print(f"W&B run {run.id}: {place}", file=sys.stderr)
+
+    @rank_zero_only
+    def close(self) -> None:
+        """End the W&B run: the next training in this process has its own."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if self._run.results_file.exists() else 1)
+            self._experiment = None
+
+
+class MLflow(_EpochTracker, MLFlowLogger):
+    """Lightning's MLFlowLogger, continued by a resumed run, with the figures and the verdict at the end.
+
+    Args:
+        save_dir: the run directory.
+        experiment_name: name of the experiment.
+        tracking_uri: address of the server, or a database such as `sqlite:///mlflow.db`; None for the default of
+            MLflow, which is the variable MLFLOW_TRACKING_URI or a database in the working directory.
+        artifact_location: where the files of a new experiment are stored; None for the default of the server.
+        run_name: name of the run; None for the last two folders of the run directory.
+        tags: tags of the run.
+        log_model: upload checkpoints, see Lightning's MLFlowLogger.
+    """
+
+    _tracker = "mlflow"
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        *,
+        experiment_name: str = "fashion_cnn",
+        tracking_uri: str | None = None,
+        artifact_location: str | None = None,
+        run_name: str | None = None,
+        tags: dict[str, str] | None = None,
+        log_model: bool = False,
+    ) -> None:
+        require("mlflow", "mlflow", "sqlalchemy", "alembic")
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        MLFlowLogger.__init__(
+            self,
+            experiment_name=experiment_name,
+            run_name=run_name or "/".join(Path(save_dir).absolute().parts[-2:]),
+            tracking_uri=tracking_uri or mlflow.get_tracking_uri(),
+            tags=tags,
+            log_model=log_model,
+            artifact_location=artifact_location,
+            run_id=self._restore(save_dir),
+        )
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run."""
+        return self._run_id if self._initialized else None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The client of MLflow, which starts or continues the run at the first use.
+
+        Raises:
+            UserError: if MLflow refuses it.
+        """
+        if self._initialized:
+            return self._mlflow_client
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking.context.registry import resolve_tags
+
+        client = self._mlflow_client
+        try:
+            if self._run_id is not None:
+                client.update_run(self._run_id, status="RUNNING")
+                self._experiment_id = client.get_run(self._run_id).info.experiment_id
+            else:
+                found = client.get_experiment_by_name(self._experiment_name)
+                self._experiment_id = (
+                    found.experiment_id
+                    if found is not None and found.lifecycle_stage == "active"
+                    else client.create_experiment(self._experiment_name, artifact_location=self._artifact_location)
+                )
+                # Lightning's class would also make this server the default of the process and its children.
+                run = client.create_run(self._experiment_id, tags=resolve_tags(self.tags), run_name=self._run_name)
+                self._run_id = run.info.run_id
+        except MlflowException as error:
+            raise UserError(
+                f"logger.mlflow cannot start at {self._tracking_uri}: {' '.join(str(error).split())} Give the address "
+                "that the run was started with: ++logger.mlflow.tracking_uri=ADDRESS."
+            ) from error
+        self._initialized = True
+        return client
+
+    def _send(self, metrics: Mapping[str, Any], step: int) -> None:
+        MLFlowLogger.log_metrics(self, {_mlflow_name(name): value for name, value in metrics.items()}, step)
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Leave the run open: the results follow after the training."""
+
+    @rank_zero_only
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Store final metrics and the verdict, and the figures and texts as artifacts."""
+        client = self.experiment
+        for name, value in _final_values(results).items():
+            if isinstance(value, str):
+                client.set_tag(self.run_id, name, value)
+            else:
+                client.log_metric(self.run_id, _mlflow_name(name), value)
+        for file in self._files():
+            folder = str(file.parent.relative_to(self._run.path))
+            client.log_artifact(self.run_id, str(file), None if folder == "." else folder)
+        print(f"MLflow run {self.run_id} at {self._tracking_uri}", file=sys.stderr)
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Mark the run as finished or failed."""
+        if self._initialized:
+            status = "FINISHED" if self._run.results_file.exists() else "FAILED"
+            self._mlflow_client.set_terminated(self._run_id, status)
+
+
+def _final_values(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The final metrics as `final/test/accuracy`, beside the verdict and its reason."""
+    metrics = {f"final/{name}": value for name, value in results.items() if "/" in name and isinstance(value, float)}
+    return metrics | {name: str(results[name]) for name in ("verdict", "verdict_rule") if name in results}
+
+
+def _mlflow_name(name: str) -> str:
+    """Return a metric's name that MLflow accepts: as a path, with the characters that it allows."""
+    return posixpath.normpath(re.sub(r"[^\w/. -]", "_", name, flags=re.ASCII)).strip("/.")
+
+
+def _read_trackers(run: Run) -> dict[str, dict[str, Any]]:
+    """Read `trackers.json`; none if there is no such file or it is damaged."""
+    try:
+        content = json.loads(read_regular(run.trackers_file, _MAX_TRACKERS_BYTES))
+        return {
+            str(name): {"id": state["id"], "epochs": int(state["epochs"])}
+            for name, state in content.items()
+            if re.fullmatch(r"\w{1,64}", state["id"], re.ASCII)
+        }
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _read_rows(run: Run, last_step: int) -> list[dict[str, Any]]:

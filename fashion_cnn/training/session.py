@@ -34,6 +34,7 @@ from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
 from fashion_cnn.training.leakage import check_leakage, write_training_images
+from fashion_cnn.training.loggers import ResultsLogger
 from fashion_cnn.training.results import collect_logits, collect_results
 from fashion_cnn.training.resume import prepare_to_resume, restore_config
 
@@ -103,9 +104,10 @@ def run_training(
             print_start(
                 config, run, module, data, trainer, finished_epochs=finished_epochs, brief=directory is not None
             )
-        with _export_run(run):
-            fit(trainer, module, data, run)
-        results = publish(config, trainer, module, data, run)
+        with _loggers_closed(trainer):
+            with _export_run(run):
+                fit(trainer, module, data, run)
+            results = publish(config, trainer, module, data, run)
         if print_end:
             print_end(results, run, config, brief=directory is not None)
     return {**results, "run": str(run.path)}
@@ -188,6 +190,12 @@ def publish(
     write_report(run, results)
     write_model_card(run, config, data, results)
     run.write_results(results)
+    for logger in trainer.loggers:
+        if isinstance(logger, ResultsLogger):
+            try:
+                logger.log_results(results)
+            except Exception as error:  # of a server, when the run is finished
+                print(f"{type(logger).__name__} has not stored the results: {error}", file=sys.stderr)
     return results
 
 
@@ -209,6 +217,17 @@ def _check_keep(config: DictConfig) -> None:
                 f"leave {option} out.",
                 status=2,
             )
+
+
+@contextmanager
+def _loggers_closed(trainer: Trainer) -> Iterator[None]:
+    """Close the loggers that have connections, also after a failure."""
+    try:
+        yield
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, ResultsLogger):
+                logger.close()
 
 
 def _existing_run(config: DictConfig, directory: Path | None) -> Run | None:

@@ -2,6 +2,8 @@
 
 from starlette.exceptions import HTTPException
 
+from fashion_cnn.errors import as_typed
+
 
 class HTTPError(HTTPException):
     """A request that is refused; `detail` is a whole sentence, shown on an error page or as JSON."""
@@ -19,7 +21,9 @@ class NoCatalogueError(HTTPError):
 
     def __init__(self) -> None:
         super().__init__(
-            503, "There is no catalogue yet: create it with python -m fashion_cnn.index.", {"Retry-After": "10"}
+            503,
+            as_typed("There is no catalogue yet: create it with python -m fashion_cnn.index."),
+            {"Retry-After": "10"},
         )
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
+from fashion_cnn.errors import as_typed
 from fashion_cnn.inference.predictor import Prediction
 from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.developer import evaluation_tables, histogram
@@ -36,6 +37,7 @@ def create_templates(state: CatalogueState) -> Jinja2Templates:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "as_typed": as_typed,
         "attribute": format_attribute,
         "clock": time.ctime,
         "inline_image": inline_image,
