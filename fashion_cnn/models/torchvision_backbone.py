@@ -1,11 +1,13 @@
 """Classification networks of torchvision, optionally pretrained, with a new classifier."""
 
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.runs.damage import check_checkpoint
 
 # In training these also return the logits of auxiliary classifiers.
 _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
@@ -67,6 +69,8 @@ class TorchvisionBackbone(nn.Module):
         try:
             if path.exists() and not path.is_file():
                 raise ValueError("it is not a regular file")
+            if is_zipfile(path):  # torch also reads its format before version 1.6, which torchvision still publishes.
+                check_checkpoint(path)
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises errors of many types
             raise UserError(
