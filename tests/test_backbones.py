@@ -84,7 +84,14 @@ def test_unknown_networks_and_wrong_weights_are_refused(tmp_path):
         build(name="squeezenet1_0")
     with pytest.raises(UserError, match="cannot be read"):
         build(weights=str(tmp_path / "nosuch.pth")).initialise(torch.zeros(1))
-    torch.save(torchvision.models.get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "weights.pth")
+    torch.save({"weight": bytearray(100)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"cannot be read .its pickle calls __builtin__ bytearray"):
+        build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
+    state_dict = torchvision.models.get_model("shufflenet_v2_x0_5").state_dict()
+    torch.save(state_dict, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="belongs to another network than ResNet"):
+        build(weights=str(tmp_path / "old.pth")).initialise(torch.zeros(1))
+    torch.save(state_dict, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="belongs to another network than ResNet"):
         build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
 

@@ -1,6 +1,7 @@
 """Catalogues whose files are damaged: one message says what is damaged, and `index rebuild=true` replaces them."""
 
 import json
+import os
 import shutil
 
 import lancedb
@@ -216,6 +217,40 @@ def test_a_catalogue_that_names_no_path_as_its_run_is_one_message(command, shop_
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "which is not a path" in err
     assert "add run=RUN" in err
+
+
+@pytest.fixture
+def table(shop_run, tmp_path):
+    """The folder of the table in a copy of the shop's catalogue."""
+    return shutil.copytree(shop_run.catalogue, tmp_path / "catalogue") / "products.lance"
+
+
+@pytest.mark.parametrize("folder", ["_versions", "tree/branch/_versions"])
+def test_a_table_of_files_in_another_place_is_refused_before_they_are_opened(search, index, table, folder):
+    original = table.rename(table.with_name("original"))
+    # LanceDB's way to make a table of the files of another one, which may be at any address.
+    lancedb.connect(table.parent).clone_table("products", str(original), is_shallow=True)
+    if folder != "_versions":
+        (table / folder).parent.mkdir(parents=True)
+        (table / "_versions").rename(table / folder)
+    for status, out, err in (search(table.parent), index(table.parent)):
+        assert (status, out, err.count("\n")) == (1, "", 1), err
+        assert f"reads files of another place, {original}" in err
+
+
+@pytest.mark.parametrize("name", ["_versions/1.manifest", "data/pipe.lance"])
+def test_a_pipe_in_a_table_does_not_block(search, index, table, name):
+    os.mkfifo(table / name)
+    for status, out, err in (search(table.parent), index(table.parent)):
+        assert (status, out, err) == (1, "", f"error: {table / name} is not a regular file: delete it.\n")
+
+
+def test_a_link_out_of_a_catalogue_is_not_followed_by_searches(search, table, tmp_path):
+    (table / "_versions").rename(tmp_path / "elsewhere")
+    (table / "_versions").symlink_to(tmp_path / "elsewhere")
+    status, out, err = search(table.parent)
+    assert (status, out, err.count("\n")) == (1, "", 1), err
+    assert "is a link that leads out of" in err
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,10 @@ def test_without_validation_all_images_are_trained_on():
         ("train_fraction", 0.001),
         ("batch_size", 0),
         ("eval_batch_size", -5),
+        ("eval_batch_size", True),
+        ("eval_batch_size", 1.5),
+        ("eval_batch_size", 2**70),
+        ("batch_size", "many"),
         ("std", [0.0]),
     ],
 )

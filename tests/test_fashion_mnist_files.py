@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,16 @@ def test_a_truncated_or_altered_file_raises_with_the_expected_hash(contents, pac
     with pytest.raises(UserError, match=name) as caught:
         ensure_files(tmp_path / "data", package)
     assert fashion_mnist.SHA256[name] in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_a_device_is_not_read(contents, package, tmp_path, make):
+    ensure_files(tmp_path / "data", package)
+    path = raw_folder(tmp_path / "data") / "t10k-labels-idx1-ubyte"
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=rf"{path.name} is not a regular file: delete it"):
+        ensure_files(tmp_path / "data", package)
 
 
 @pytest.mark.parametrize("damage", [lambda packed: packed[:40], lambda packed: b"no gzip", lambda packed: packed[:20]])

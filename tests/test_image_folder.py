@@ -203,7 +203,14 @@ def test_a_named_pipe_and_a_device_are_reported_and_left_out(folder, capsys):
     err = capsys.readouterr().err
     assert "Bäume/00.png: is not a regular file" in err
     assert "Bäume/01.png: is not a regular file" in err
-    os.mkfifo(folder / "groups.csv")
+    groups = folder / "groups.csv"
+    groups.write_text(f"file,group\n{'x' * 200_000},a\n")
+    with pytest.raises(UserError, match=r"groups\.csv is no table \(field larger"):
+        module(folder)
+    groups.write_text("group,file\na\n")
+    assert module(folder).train_size == data.train_size, "a row without a file is empty"
+    groups.unlink()
+    os.mkfifo(groups)
     with pytest.raises(UserError, match=r"groups\.csv is not a regular file"):
         module(folder)
 

@@ -139,6 +139,8 @@ def download_timeout() -> Iterator[None]:
 
 
 def _verify(path: Path, expected: str, reason: str) -> None:
+    if path.exists() and not path.is_file():  # Reading a named pipe or a device could never end.
+        raise UserError(f"{path} is not a regular file: delete it and start again. {_REMEDIES}")
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -113,9 +113,11 @@ def _read_groups(path: Path) -> dict[str, str]:
             rows = csv.DictReader(file)
             if not {"file", "group"} <= set(rows.fieldnames or ()):
                 raise UserError(f"{path} has the columns {', '.join(rows.fieldnames or ())}: it needs file and group.")
-            groups = {row["file"]: row["group"] for row in rows if row["group"]}
+            groups = {row["file"]: row["group"] for row in rows if row["file"] and row["group"]}
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+    except csv.Error as error:
+        raise UserError(f"{path} is no table ({error}): write one with the columns file and group.") from error
     return {Path(name).as_posix(): group for name, group in groups.items()}
 
 

@@ -26,6 +26,7 @@ from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.preparation import Invert
 
 Augmentation = Callable[[Tensor], Tensor]
+_MAX_BATCH_SIZE = 100_000
 
 
 class ImageDataModule(LightningDataModule):
@@ -452,8 +453,11 @@ class ImageDataModule(LightningDataModule):
         if self.probe_size < 0:
             raise UserError(f"data.probe_size={self.probe_size} is not possible: give 0 or more, or null.")
         for name in ("batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}={getattr(self, name)} is not possible: give 1 or more.")
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _MAX_BATCH_SIZE:
+                raise UserError(
+                    f"data.{name}={size!r:.40} is not possible: give a whole number from 1 to {_MAX_BATCH_SIZE:,}."
+                )
         if (self.pixel_scale <= 0).any() or self.pixel_scale.isinf().any():
             raise UserError("data.std must be above 0 for every channel.")
 

@@ -27,6 +27,8 @@ from fashion_cnn.runs.trust import check_classes, instantiate
 
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
 LogitsFunction = Callable[[Tensor], Tensor]
+# Images in one pass and of the pictures that are read for it, whatever a stored run names.
+_MAX_BATCH_SIZE = 1000
 
 
 class NetworkOutput(NamedTuple):
@@ -62,6 +64,7 @@ class NetworkRunner:
         # Not in inference mode: no state dict could be loaded into buffers that were moved in it.
         self.module = module.eval().to(device)
         self.data = data
+        self.batch_size = min(data.eval_batch_size, _MAX_BATCH_SIZE)
         self.precision = precision
 
     def logits(self, images: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class NetworkRunner:
         device = self.module.device
         batches = []
         with precision_context(self.precision, device.type):
-            for batch in images.split(self.data.eval_batch_size):
+            for batch in images.split(self.batch_size):
                 outputs = function(self.data.normalise(batch.to(device)))
                 batches.append([output.float().cpu() for output in outputs])
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
@@ -127,7 +130,6 @@ class TrainedNetwork(NetworkRunner):
         self.run = run
         self.class_names = tuple(data.class_names)
         self.preparation = data.preparation(invert)
-        self.batch_size = data.eval_batch_size
         self.flip_average = flip_average
         self.flip_embeddings = flip_average or flip_embeddings
 

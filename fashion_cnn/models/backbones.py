@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError, did_you_mean
+from fashion_cnn.runs.damage import check_checkpoint
 
 # In training these also return the logits of auxiliary classifiers.
 _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
@@ -306,6 +308,8 @@ def _read_file(name: str, publisher: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if is_zipfile(path):  # torch also reads its format before version 1.6, which torchvision still publishes.
+            check_checkpoint(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises errors of many types
         raise UserError(

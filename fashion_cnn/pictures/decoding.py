@@ -59,6 +59,8 @@ _BYTES_PER_PART, _BYTES_PER_TILE = 320, 12_000
 _MAX_JPEG2000_BYTES, _MAX_BYTES_PER_SAMPLE = 50_000_000, 4
 # Pictures are converted in bands of about this many pixels: for large ones there is no memory for whole copies.
 _BAND_PIXELS = 4_000_000
+# Further memory for a column of a picture of millions of columns, and for a value of more than eight bits in a band.
+_BYTES_PER_COLUMN, _BYTES_PER_VALUE = 24, 12
 # Smaller pictures do not wait for memory.
 _SMALL = 16_000_000
 _JPEG = b"\xff\xd8\xff"
@@ -303,6 +305,12 @@ def _configure(image: ImageFile.ImageFile, source: Path | bytes, factor: int) ->
     if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
         return _configure_jpeg2000(image, _content(source), factor)
     memory = pixels * _bytes_per_pixel(image.mode)
+    # The buffers of decoders and the bands of the conversion hold whole rows.
+    if image.width > _BAND_PIXELS:
+        memory += _BYTES_PER_COLUMN * image.width
+    band = min(pixels, image.width * factor)
+    if band > _BAND_PIXELS and (image.mode == "F" or image.mode.startswith("I")):
+        memory += _BYTES_PER_VALUE * band
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return pixels, memory + _check_tiff(image, source, memory)
     if image.format in ("WEBP", "AVIF"):

@@ -55,6 +55,9 @@ _MAX_REASON_LENGTH = 200
 _MAX_DIMENSIONS, _MAX_TEMPERATURE = 100_000, 1e6
 # Names of the files that LanceDB renames when they are complete.
 _UNFINISHED = re.compile(r"\.tmp\w{6}|.+\.manifest#\d+")
+# Fields of Lance's manifests, and kinds of fields in any message of Protocol Buffers.
+_BASE_PATHS, _PATH = 18, 4
+_VARINT, _BYTES, _FIXED_LENGTHS = 0, 2, {1: 8, 5: 4}
 # Last bytes of each complete file of vectors, columns or an index.
 _LANCE_END = b"LANC"
 
@@ -205,6 +208,8 @@ class Catalogue:
 
     @cached_property
     def _database(self) -> lancedb.DBConnection:
+        if "://" not in self.uri:
+            _check_tables(Path(self.uri))
         # Connecting creates a missing folder.
         return lancedb.connect(self.uri)
 
@@ -501,6 +506,63 @@ class Catalogue:
             return list(self._database.list_tables().tables)
         # LanceDB fails at links in the folder that lead to themselves.
         return [path.stem for path in Path(self.uri).glob("*.lance") if path.is_dir()]
+
+
+def _check_tables(folder: Path) -> None:
+    """Check the files of the tables in a local catalogue before LanceDB opens them, and those that they lead to.
+
+    Raises:
+        UserError: if one is no regular file, which could block for ever, or a table reads files of another place, which
+            may be any address.
+    """
+    tables = [path for path in folder.glob("*.lance") if path.is_dir()]
+    check_links(folder, *(table.name for table in tables))
+    for file in (Path(parent, name) for table in tables for parent, _, names in os.walk(table) for name in names):
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is not a regular file: delete it.")
+        if file.suffix == ".manifest":
+            _check_manifest(file)
+
+
+def _check_manifest(file: Path) -> None:
+    """Raise UserError if a version of a table reads files of another place, as shallow clones and branches do."""
+    # Another process may remove it; LanceDB reports a damaged one.
+    with suppress(FileNotFoundError, IndexError):
+        content = file.read_bytes()
+        start = int.from_bytes(content[-16:-8], "little") + 4
+        for number, value in _protobuf_fields(content[start:-16]):
+            if number == _BASE_PATHS and isinstance(value, bytes):
+                path = next((value for number, value in _protobuf_fields(value) if number == _PATH), b"")
+                place = path.decode(errors="replace") if isinstance(path, bytes) else ""
+                raise UserError(
+                    f"The table {file.parents[1]} reads files of another place, {place[:_MAX_REASON_LENGTH]}: use the "
+                    "catalogue there, or index into another catalogue=DIR."
+                )
+
+
+def _protobuf_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield number and value of each field of a message. Raises IndexError if it is cut."""
+    position = 0
+
+    def read_integer() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while position < len(message):
+        number, kind = divmod(read_integer(), 8)
+        if kind == _VARINT:
+            yield number, read_integer()
+            continue
+        length = read_integer() if kind == _BYTES else _FIXED_LENGTHS.get(kind, 0)
+        if position + length > len(message):
+            raise IndexError(length)
+        yield number, message[position : position + length]
+        position += length
 
 
 def index_names(table: Any, column: str) -> list[str]:
