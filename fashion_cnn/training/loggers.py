@@ -432,7 +432,7 @@ class MLflow(_EpochTracker, MLFlowLogger):
         """Mark the run as finished or failed."""
         if self._initialized:
             status = "FINISHED" if self._run.results_file.exists() else "FAILED"
-            self._mlflow_client.set_terminated(self._run_id, status)
+            self._mlflow_client.set_terminated(str(self._run_id), status)
 
 
 def _final_values(results: Mapping[str, Any]) -> dict[str, Any]:
