@@ -331,6 +331,9 @@ def test_a_run_records_its_corrections_and_continues_with_the_same_files_alone(t
     (tmp_path / "few, bad.csv").write_text("index\n4\n")
     with pytest.raises(UserError, match="has changed since the training began"):
         train_function(compose(overrides=overrides), directory=directory, quiet=True)
+    (tmp_path / "few, bad.csv").unlink()
+    with pytest.raises(UserError, match="is gone, with which the training began"):
+        train_function(compose(overrides=overrides), directory=directory, quiet=True)
     (tmp_path / "few, bad.csv").write_text("index\n3\n")
     results = train_function(compose(overrides=overrides), directory=directory, quiet=True)
     data = TinyDataModule(mean=[0.5], std=[0.25], val_size=32)
@@ -439,6 +442,23 @@ def test_cross_validation_gives_label_errors_and_no_scores(command, tmp_path):
     assert {row["memorisation"] for row in rows} == {""}
     status, _, errors = command(memorisation, f"runs={file.parent}", f"run={file.parent / 'fold-0'}")
     assert "run= compares with memorisation scores, which these runs do not give" in errors
+
+
+@pytest.mark.training
+def test_cross_validation_that_keeps_its_answers_gives_scores(command, tmp_path):
+    arguments = [part for part in TINY_DATA if not part.startswith(("data.val_size", "trainer.max"))]
+    folds = ["sweep=kfold", "data.folds=2", "data.fold=0,1", "keep=logits", "trainer.max_epochs=1"]
+    status, _, errors = command(train, *folds, *arguments, f"runs_dir={tmp_path}")
+    assert status == 0, errors
+    (file,) = tmp_path.rglob("multirun.yaml")
+    status, _, errors = command(memorisation, f"runs={file.parent}")
+    assert status == 0, errors
+    rows = table(file.parent / "analysis" / "memorisation.csv.gz")
+    assert {(row["networks_inside"], row["networks_outside"]) for row in rows} == {("1", "1")}
+    assert {row["standard_error"] for row in rows} == {""}
+    summary = json.loads((file.parent / "analysis" / "summary.json").read_text())
+    assert summary["pairs"] == 1
+    assert "nan" not in (file.parent / "analysis" / "report.md").read_text()
 
 
 @pytest.mark.training
