@@ -229,6 +229,24 @@ def test_without_label_noise_ambiguous_images_are_no_label_errors():
     assert len(errors.listed) < 0.002 * len(given)
 
 
+def test_wrong_labels_that_no_anchor_has_are_found_in_small_data_sets():
+    generator = np.random.default_rng(0)
+    truth = np.repeat(np.arange(4), 25)
+    probability = np.full((100, 4), 1e-4)
+    # The probability of the class differs, so that the wrong labels below are no anchors.
+    probability[np.arange(100), truth] = generator.uniform(0.95, 0.99, 100)
+    given = truth.copy()
+    given[3], given[30] = 2, 3
+    probability[[3, 30], truth[[3, 30]]] = 0.9
+    probability[0, 0], given[0] = 0.995, 1
+    probability /= probability.sum(axis=1, keepdims=True)
+    noise = metrics.anchor_noise_matrix(probability, given)
+    assert noise.sum(axis=1) == pytest.approx(1)
+    assert noise[1, 3] > 0, "no anchor of class 1 has the label 3"
+    wrong = metrics.wrong_label_probability(probability, given, noise)
+    assert set(np.flatnonzero(wrong > 0.5)) == {0, 3, 30}
+
+
 def test_confident_learning_finds_flipped_labels():
     pytest.importorskip("cleanlab")
     noise = np.full((4, 4), 0.03)
