@@ -229,6 +229,24 @@ def test_without_label_noise_ambiguous_images_are_no_label_errors():
     assert len(errors.listed) < 0.002 * len(given)
 
 
+def test_wrong_labels_that_no_anchor_has_are_found_in_small_data_sets():
+    generator = np.random.default_rng(0)
+    truth = np.repeat(np.arange(4), 25)
+    probability = np.full((100, 4), 1e-4)
+    # The probability of the class differs, so that the wrong labels below are no anchors.
+    probability[np.arange(100), truth] = generator.uniform(0.95, 0.99, 100)
+    given = truth.copy()
+    given[3], given[30] = 2, 3
+    probability[[3, 30], truth[[3, 30]]] = 0.9
+    probability[0, 0], given[0] = 0.995, 1
+    probability /= probability.sum(axis=1, keepdims=True)
+    noise = metrics.anchor_noise_matrix(probability, given)
+    assert noise.sum(axis=1) == pytest.approx(1)
+    assert noise[1, 3] > 0, "no anchor of class 1 has the label 3"
+    wrong = metrics.wrong_label_probability(probability, given, noise)
+    assert set(np.flatnonzero(wrong > 0.5)) == {0, 3, 30}
+
+
 def test_confident_learning_finds_flipped_labels():
     pytest.importorskip("cleanlab")
     noise = np.full((4, 4), 0.03)
@@ -330,6 +348,9 @@ def test_a_run_records_its_corrections_and_continues_with_the_same_files_alone(t
     monkeypatch.chdir("/")
     (tmp_path / "few, bad.csv").write_text("index\n4\n")
     with pytest.raises(UserError, match="has changed since the training began"):
+        train_function(compose(overrides=overrides), directory=directory, quiet=True)
+    (tmp_path / "few, bad.csv").unlink()
+    with pytest.raises(UserError, match="is gone, with which the training began"):
         train_function(compose(overrides=overrides), directory=directory, quiet=True)
     (tmp_path / "few, bad.csv").write_text("index\n3\n")
     results = train_function(compose(overrides=overrides), directory=directory, quiet=True)
@@ -439,6 +460,23 @@ def test_cross_validation_gives_label_errors_and_no_scores(command, tmp_path):
     assert {row["memorisation"] for row in rows} == {""}
     status, _, errors = command(memorisation, f"runs={file.parent}", f"run={file.parent / 'fold-0'}")
     assert "run= compares with memorisation scores, which these runs do not give" in errors
+
+
+@pytest.mark.training
+def test_cross_validation_that_keeps_its_answers_gives_scores(command, tmp_path):
+    arguments = [part for part in TINY_DATA if not part.startswith(("data.val_size", "trainer.max"))]
+    folds = ["sweep=kfold", "data.folds=2", "data.fold=0,1", "keep=logits", "trainer.max_epochs=1"]
+    status, _, errors = command(train, *folds, *arguments, f"runs_dir={tmp_path}")
+    assert status == 0, errors
+    (file,) = tmp_path.rglob("multirun.yaml")
+    status, _, errors = command(memorisation, f"runs={file.parent}")
+    assert status == 0, errors
+    rows = table(file.parent / "analysis" / "memorisation.csv.gz")
+    assert {(row["networks_inside"], row["networks_outside"]) for row in rows} == {("1", "1")}
+    assert {row["standard_error"] for row in rows} == {""}
+    summary = json.loads((file.parent / "analysis" / "summary.json").read_text())
+    assert summary["pairs"] == 1
+    assert "nan" not in (file.parent / "analysis" / "report.md").read_text()
 
 
 @pytest.mark.training

@@ -35,6 +35,7 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.inference.network import load_data
 from fashion_cnn.metrics import memorisation as metrics
+from fashion_cnn.metrics.intervals import t_quantile
 from fashion_cnn.metrics.memorisation import Decomposition, Floats
 from fashion_cnn.plots import memorisation as plots
 from fashion_cnn.plots.style import save_figure
@@ -513,7 +514,11 @@ def _score_parts(analysis: Analysis, scores: Scores, pictures: dict[str, str]) -
         parts.append("The images are ranked by one half of the runs and measured by the other.")
     parts.append(pictures.get("gap_by_class", ""))
     if scores.checks:
-        parts.append("Additivity: the scores of one half of the runs predict the gap of the other half.")
+        quantile = t_quantile(max(1, sum(map(len, answers.gaps)) - 2))
+        parts.append(
+            "Additivity: the scores of one half of the runs predict the gap of the other half. By chance 95% of the "
+            f"differences are within ±{quantile:.1f} standard errors."
+        )
         parts.append(
             _table(
                 ["images", "predicted, points", "measured, points", "difference in standard errors"],

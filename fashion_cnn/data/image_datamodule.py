@@ -306,6 +306,8 @@ class ImageDataModule(LightningDataModule):
         if path is None:
             return None
         path = Path(path).expanduser()
+        if self._hashes[name] is not None and not path.exists():
+            raise UserError(f"data.{name}={path} is gone, with which the training began: restore the file.")
         self.corrections[name] = file_sha256(path, f"data.{name}")
         if self._hashes[name] not in (None, self.corrections[name]):
             raise UserError(

@@ -502,6 +502,9 @@ def calibrate(mean: Floats, temperature: float) -> Floats:
 def anchor_noise_matrix(calibrated: Floats, targets: Integers, share: float = 0.2) -> Floats:
     """Probability of each given label (column) for each true class (row), `(C, C)`, from images beyond doubt.
 
+    A wrong label that none of the anchors of a class has is still possible: each class gets as many further anchors as
+    there are classes, whose labels are wrong as often as those of all anchors together, in any way.
+
     Args:
         calibrated: `(N, C)`, out-of-sample probabilities.
         targets: `(N,)`, the given labels.
@@ -509,14 +512,18 @@ def anchor_noise_matrix(calibrated: Floats, targets: Integers, share: float = 0.
     """
     classes = calibrated.shape[1]
     predicted = calibrated.argmax(axis=1)
-    matrix = np.eye(classes)
+    counts = np.zeros((classes, classes))
     for label in range(classes):
         members = np.flatnonzero(predicted == label)
-        count = math.ceil(share * len(members))
-        if count:
-            anchors = members[np.argsort(-calibrated[members, label], kind="stable")[:count]]
-            matrix[label] = np.bincount(targets[anchors], minlength=classes) / count
-    return matrix
+        number = math.ceil(share * len(members))
+        anchors = members[np.argsort(-calibrated[members, label], kind="stable")[:number]]
+        counts[label] = np.bincount(targets[anchors], minlength=classes)
+    wrong = 1 - np.trace(counts) / max(counts.sum(), 1)
+    prior = np.full((classes, classes), wrong / max(classes - 1, 1))
+    np.fill_diagonal(prior, 1 - wrong)
+    counts += classes * prior
+    noise: Floats = counts / counts.sum(axis=1, keepdims=True)
+    return noise
 
 
 def wrong_label_probability(calibrated: Floats, targets: Integers, noise: Floats) -> Floats:

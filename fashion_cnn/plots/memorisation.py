@@ -49,7 +49,8 @@ def plot_scores(scores: Scores) -> Figure:
         ylabel="share of the gap (%)",
         title="Who carries the gap",
     )
-    right.legend(frameon=False, fontsize="small", loc="upper left")
+    if right.get_legend_handles_labels()[0]:  # Networks without a gap have no curve.
+        right.legend(frameon=False, fontsize="small", loc="upper left")
     right.grid(alpha=0.3, which="both")
     return figure
 
