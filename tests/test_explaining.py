@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_DATA
@@ -129,6 +130,26 @@ def test_the_nearest_images_of_a_sample_are_computed_once_for_each_network(tmp_p
     assert sum(embedded) == 30 + 2 + 2 + 90
 
 
+@pytest.mark.parametrize("kind", ["pipe", "bomb", "array"])
+def test_a_file_of_embeddings_of_someone_else_is_not_unpacked(tmp_path, monkeypatch, kind):
+    config = compose(overrides=TINY_DATA)
+    data = build.data(config)
+    network = NetworkRunner(build.module(config, data), data)
+    cache = tmp_path / "embeddings.npz"
+    if kind == "pipe":
+        os.mkfifo(cache)
+    elif kind == "bomb":
+        # A few bytes for each megabyte.
+        np.savez_compressed(cache, key=np.zeros(4_000_000, np.uint8), embeddings=np.zeros((30, 1), np.float32))
+        monkeypatch.setattr("fashion_cnn.metrics.predictions._MAX_UNPACKED", 1_000_000)
+        monkeypatch.setattr(np.lib.format, "read_array", lambda *args, **settings: pytest.fail("it is unpacked"))
+    else:
+        with cache.open("wb") as file:
+            np.save(file, np.zeros(3))
+    TrainingImages(network, count=30, cache=cache)
+    assert cache.is_file(), "the file is replaced"
+
+
 def test_explain_keeps_the_embeddings_in_the_run(command, run, tmp_path, monkeypatch):
     pytest.importorskip("captum")
     from matplotlib.figure import Figure
@@ -147,6 +168,12 @@ def test_explain_keeps_the_embeddings_in_the_run(command, run, tmp_path, monkeyp
     status, _, err = command(main, f"run={run}", f"images={tmp_path}/light.png", "training_images=0")
     assert status == 2
     assert "training_images=0 is not possible" in err
+    page = tmp_path / "pages" / "light.png.png"
+    page.parent.mkdir()
+    os.mkfifo(page)
+    options = (f"images={tmp_path}/light.png", "training_images=20", f"out={page.parent}")
+    assert command(main, f"run={run}", *options)[0] == 0
+    assert page.with_name("light.png-2.png").is_file(), "a pipe is not opened"
 
 
 @pytest.fixture(scope="module")

@@ -803,9 +803,12 @@ def test_settings_are_compared_where_the_images_of_an_older_run_are_gone(tiny, m
 
 def test_a_damaged_list_of_training_images_is_reported(tiny):
     source = train(tiny(*BRIEF))["run"]
-    Run(Path(source)).training_images_file.write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match=r"training_images.npy is damaged: delete it"):
-        train(tiny(*BRIEF, f"init_from='{source}'"))
+    file = Run(Path(source)).training_images_file
+    for damage in (lambda: file.write_bytes(b"\x93NUMPY"), lambda: os.mkfifo(file)):
+        file.unlink()
+        damage()
+        with pytest.raises(UserError, match=r"training_images.npy is damaged: delete it"):
+            train(tiny(*BRIEF, f"init_from='{source}'"))
 
 
 def test_teachers_may_not_have_been_trained_on_validation_images_in_an_earlier_run(tiny):

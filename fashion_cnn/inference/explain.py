@@ -22,6 +22,7 @@ from fashion_cnn.analysis.report import run_title
 from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.inference.network import NetworkRunner, load, load_data, weights_sha256
 from fashion_cnn.inference.predictor import NONE_OF_THESE, load_calibration
+from fashion_cnn.metrics.predictions import check_unpacked_size
 from fashion_cnn.models import Ensemble
 from fashion_cnn.models.hardware import select_device
 from fashion_cnn.models.layers import is_nonlinearity
@@ -150,6 +151,8 @@ def _page_path(folder: Path, path: Path) -> Path:
 
 
 def _explains(page: Path, path: Path) -> bool:
+    if not page.is_file():  # A named pipe could block for ever.
+        return False
     try:
         with Image.open(page, formats=["PNG"]) as image:
             return image.info.get(_SOURCE) == _source_text(path)
@@ -368,12 +371,15 @@ class TrainingImages:
 
 def _read_embeddings(cache: Path, key: str, count: int) -> Tensor | None:
     """Read the embeddings `(count, D)` that were stored with this key; None if there are none."""
+    if not cache.is_file():  # A named pipe could block for ever.
+        return None
     try:
         with np.load(cache) as stored:
+            check_unpacked_size(stored.zip, cache)
             if str(stored["key"]) != key:
                 return None
             embeddings = stored["embeddings"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error):
+    except (OSError, ValueError, TypeError, KeyError, EOFError, AttributeError, BadZipFile, zlib.error):
         return None
     is_usable = embeddings.ndim == 2 and len(embeddings) == count and embeddings.dtype == np.float32
     return torch.from_numpy(embeddings) if is_usable else None

@@ -156,6 +156,8 @@ def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
 
 
 def _read_hashes(file: Path) -> Hashes:
+    if not file.is_file():  # A named pipe could block for ever.
+        raise ValueError("it is not a regular file")
     hashes: Hashes = np.load(file, allow_pickle=False)
     if hashes.dtype != np.uint64 or hashes.ndim != 1:
         raise ValueError(f"{hashes.dtype} of {hashes.ndim} dimensions")
