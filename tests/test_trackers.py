@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE, TINY_DATA
+from conftest import TINY_DATA
 
 from fashion_cnn.errors import UserError, install_command, require
 from fashion_cnn.inference.network import read_checkpoint
@@ -72,7 +72,7 @@ class WandbRun:
 
     def __init__(self, run):
         # W&B's own process writes the last records after the training has ended.
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 120
         files = len(list(Path("wandb").glob("offline-run-*")))
         while True:
             self.records = list(wandb_records(run))

@@ -258,7 +258,7 @@ class WeightsAndBiases(_EpochTracker, WandbLogger):
             self,
             name=name or "/".join(Path(save_dir).absolute().parts[-2:]),
             # The run directory would get links to W&B's logs, which lead out of it.
-            save_dir=os.environ.get("WANDB_DIR") or ".",
+            save_dir=str(Path(os.environ.get("WANDB_DIR") or ".").absolute()),
             id=identity,
             project=project,
             log_model=log_model,
@@ -432,9 +432,9 @@ class MLflow(_EpochTracker, MLFlowLogger):
     @rank_zero_only
     def close(self) -> None:
         """Mark the run as finished or failed."""
-        if self._initialized:
+        if self.run_id is not None:
             status = "FINISHED" if self._run.results_file.exists() else "FAILED"
-            self._mlflow_client.set_terminated(self._run_id, status)
+            self._mlflow_client.set_terminated(self.run_id, status)
 
 
 def _final_values(results: Mapping[str, Any]) -> dict[str, Any]:
