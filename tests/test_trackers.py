@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE, TINY_DATA
+from conftest import TINY_DATA
 
 from fashion_cnn.errors import UserError, install_command, require
 from fashion_cnn.inference.network import read_checkpoint
@@ -47,7 +47,7 @@ def wandb_records(run):
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for file in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
+    for file in sorted(Path("wandb").glob("offline-run-*/*.wandb")):
         content, position, parts = file.read_bytes(), 7, b""
         while position + 7 <= len(content):
             if (left := 32768 - position % 32768) < 7:
@@ -72,8 +72,8 @@ class WandbRun:
 
     def __init__(self, run):
         # W&B's own process writes the last records after the training has ended.
-        deadline = time.monotonic() + PATIENCE
-        files = len(list(run.path.glob("wandb/offline-run-*")))
+        deadline = time.monotonic() + 120
+        files = len(list(Path("wandb").glob("offline-run-*")))
         while True:
             self.records = list(wandb_records(run))
             if sum(record.HasField("exit") for record in self.records) == files:
@@ -116,7 +116,7 @@ class MlflowRun:
     def __init__(self, run):
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient("sqlite:///mlflow.db")
+        self.client = MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")
         experiment = self.client.get_experiment_by_name("fashion_cnn")
         self.ids = {found.info.run_id for found in self.client.search_runs([experiment.experiment_id])}
         (self.id,) = self.ids

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import posixpath
 import re
 import secrets
@@ -225,7 +226,7 @@ class WeightsAndBiases(_EpochTracker, WandbLogger):
     """Lightning's WandbLogger, continued by a resumed run, with the figures and the verdict at the end.
 
     Args:
-        save_dir: the run directory, in which W&B writes the folder `wandb`.
+        save_dir: the run directory. W&B writes its own files into `wandb/` in the working directory or in WANDB_DIR.
         project: name of the project.
         entity: user or team; None for that of the login.
         offline: keep the run on this machine, for `wandb sync`; None as the variable WANDB_MODE says.
@@ -256,7 +257,8 @@ class WeightsAndBiases(_EpochTracker, WandbLogger):
         WandbLogger.__init__(
             self,
             name=name or "/".join(Path(save_dir).absolute().parts[-2:]),
-            save_dir=str(save_dir),
+            # The run directory would get links to W&B's logs, which lead out of it.
+            save_dir=str(Path(os.environ.get("WANDB_DIR") or ".").absolute()),
             id=identity,
             project=project,
             log_model=log_model,
@@ -430,9 +432,9 @@ class MLflow(_EpochTracker, MLFlowLogger):
     @rank_zero_only
     def close(self) -> None:
         """Mark the run as finished or failed."""
-        if self._initialized:
+        if self.run_id is not None:
             status = "FINISHED" if self._run.results_file.exists() else "FAILED"
-            self._mlflow_client.set_terminated(str(self._run_id), status)
+            self._mlflow_client.set_terminated(self.run_id, status)
 
 
 def _final_values(results: Mapping[str, Any]) -> dict[str, Any]:
