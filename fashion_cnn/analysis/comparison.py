@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.analysis.settings import (
+    REPETITIONS,
     Setting,
-    checkpoint_settings,
     is_checkpoint_setting,
     is_setting,
-    run_settings,
+    repeated_settings,
     to_setting,
 )
 from fashion_cnn.errors import UserError
@@ -56,8 +56,6 @@ _VALIDATION = {
     "data.folds": "none",
     "data.left_out": "none",
 }
-# Settings that only repeat a training, on other random numbers or other images.
-_REPETITIONS = ("seed", "data.fold")
 # Metric that gives the position of a model on an axis.
 SIZE = "parameters"
 
@@ -225,24 +223,12 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     variants: dict[tuple[tuple[str, Setting], ...], _Variant] = {}
     for run in runs:
         try:
-            settings = _settings_without_seed(run)
+            settings = repeated_settings(run.config())
         except OmegaConfBaseException:  # It refers to a key that it lacks, or to a resolver of another program.
             continue
         key = tuple(sorted(settings.items(), key=lambda item: item[0]))
         variants.setdefault(key, _Variant(dict(key), [])).runs.append(run)
     return list(variants.values())
-
-
-def _settings_without_seed(run: Run) -> dict[str, Setting]:
-    config = run.config()
-    settings = run_settings(config) | checkpoint_settings(config)
-    # Initial weights and teachers differ between seeds: only their presence and number count.
-    if "init_from" in settings:
-        settings["init_from"] = "another run"
-    if "distillation.teachers" in settings:
-        teachers = config.distillation.teachers
-        settings["distillation.teachers"] = len(teachers) if OmegaConf.is_list(teachers) else 1
-    return {name: value for name, value in settings.items() if name not in _REPETITIONS}
 
 
 def _held_value(variant: _Variant, name: str) -> Setting:
@@ -305,7 +291,7 @@ def _overrides(run: Run) -> dict[str, str]:
     """Overrides of the settings on the command line of a run."""
     pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
     # A choice of these config groups is compared by its single settings.
-    ignored = (*_REPETITIONS, "init_from", "callbacks", "logger", "trainer")
+    ignored = (*REPETITIONS, "init_from", "callbacks", "logger", "trainer")
     return {
         name: value
         for name, value in pairs
