@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, REPOSITORY, TINY_DATA
+from omegaconf import OmegaConf
 from PIL import Image
 from tiny_images import TinyDataModule
+from torch.utils.tensorboard import SummaryWriter
 
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter, dashboard_layout, hyperparameters
 from fashion_cnn.cli.main import compose
@@ -91,12 +93,7 @@ def test_root_redirects_to_the_time_series_with_overfitting_first(board, run):
     for card in json.loads(query["pinnedCards"]):
         assert card["plugin"] == "scalars"
         assert any(card["tag"] in names for names in tags.values())
-    # TensorBoard colors runs by the groups that its regular expression captures.
-    pattern = query["runColorGroup"].removeprefix("regex:")
-    groups = {name: re.match(pattern, name).groups() for name in tags}
-    assert groups[f"{run}/train"] == ("train", None)
-    assert groups[f"{run}/val"] == ("val", None)
-    assert groups[run] == (None, run)
+    assert query["smoothing"] == "0"
 
 
 @pytest.mark.browser
@@ -108,9 +105,39 @@ def test_a_link_to_a_tab_opens_it(board, browser, fragment, tab):
     page.close()
 
 
-@pytest.mark.browser
-def test_train_and_validation_have_one_color_each_and_overfitting_comes_first(board, browser, run):
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
+def write_run(directory, settings, seed, overrides=(), epochs=2):
+    """Write the config and the TensorBoard events of a finished training."""
+    run = Run(directory)
+    run.create()
+    config = {"name": directory.name, "seed": seed, "overrides": [*overrides, f"seed={seed}"], **settings}
+    run.write_config(OmegaConf.create(config))
+    for part, tags in (("", ["gap/accuracy"]), ("train", ["loss", "accuracy"]), ("val", ["loss", "accuracy"])):
+        with SummaryWriter(str(directory / part)) as writer:
+            for tag in tags:
+                for epoch in range(epochs):
+                    writer.add_scalar(tag, 0.1 * epoch, epoch + 1)
+    writer = TensorBoardWriter(directory)
+    writer.add_results(OmegaConf.create(config), None, {"best_epoch": 2, "val/accuracy": 0.1, "val/loss": 0.1})
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """TensorBoard of a sweep over two remedies with two seeds each, beside a run of another experiment."""
+    folder = tmp_path_factory.mktemp("several")
+    for remedy, rate in (("none", 0.1), ("longer", 0.2)):
+        for seed in (0, 1):
+            settings = {"optimizer": {"lr": rate}, "data": {"val_size": 50}}
+            overrides = [f"remedy={remedy}", "data.val_size=50"]
+            write_run(folder / "sweep" / f"remedy-{remedy}_seed-{seed}", settings, seed, overrides)
+    write_run(folder / "base" / "a", {"optimizer": {"lr": 0.1}, "data": {"val_size": 80}}, 0)
+    with Board(folder) as board:
+        yield board
+
+
+def shown_colors(board, browser, **page_options):
+    """Colors of the rows of the Time Series tab by name, in the order of the page."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900}, **page_options)
     page.goto(board.address)
     pinned = page.locator("metrics-pinned-view card-view")
     pinned.first.wait_for(timeout=1000 * PATIENCE)
@@ -120,26 +147,80 @@ def test_train_and_validation_have_one_color_each_and_overfitting_comes_first(bo
     for row in page.locator("runs-data-table tb-data-table-content-row").all():
         swatch = row.locator(".run-color-swatch")
         name = row.locator(".table-column-run").inner_text()
-        colors.setdefault(Path(name).name, set()).add(swatch.evaluate("button => button.style.background"))
-    assert {"train", "val", "best"} < colors.keys()
-    assert [len(values) for values in colors.values()] == [1] * len(colors), "the train curves of all runs are alike"
-    assert len(set.union(*colors.values())) == len(colors)
-    assert colors["train"] == {"rgb(0, 114, 178)"}, "the colors of the roles are fixed"
-    assert colors[run[-6:]] == {"rgb(204, 121, 167)"}, "also if no run overfits"
+        colors[name] = swatch.evaluate("button => button.style.background")
     assert page.get_by_text("Card Width").count() == 0, "the settings are closed"
     page.close()
+    return colors
+
+
+@pytest.mark.browser
+def test_train_and_validation_of_a_single_run_have_fixed_colors_and_marks(browser, run, trained):
+    with Board(trained[0] / Path(run).parent) as board:
+        colors = shown_colors(board, browser)
+    parts = {name.rpartition("/")[2]: color for name, color in colors.items()}
+    assert {"train", "val", "best"} < parts.keys()
+    assert len(set(parts.values())) == len(parts)
+    assert parts["train"] == "rgb(0, 114, 178)"
+    assert parts["val"] == "rgb(213, 94, 0)"
+    assert parts[run[-6:]] == "rgb(204, 121, 167)", "also if no run overfits"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["light", "dark"])
+def test_each_setting_of_several_runs_has_a_hue_that_its_seeds_share_and_no_marks(several, browser, page):
+    colors = shown_colors(several, browser, color_scheme=page)
+    names = [f"sweep/remedy-{remedy}_seed-{seed}" for remedy in ("longer", "none") for seed in (0, 1)] + ["base/a"]
+    assert sorted(colors) == sorted(f"{name}{part}" for name in names for part in ("", "/train", "/val"))
+    hues = {}
+    for name in names:
+        assert colors[name] == colors[f"{name}/val"]
+        hues.setdefault(name.partition("_seed")[0], set()).add((colors[f"{name}/train"], colors[f"{name}/val"]))
+    assert [len(pairs) for pairs in hues.values()] == [1, 1, 1], "the seeds of a setting share its colors"
+    pairs = [channels(pair) for pairs in hues.values() for pair in pairs]
+    assert len({color for pair in pairs for color in pair}) == 6
+    sign = 1 if page == "light" else -1
+    assert all(sign * (sum(train_color) - sum(val_color)) > 90 for train_color, val_color in pairs), (
+        "train is nearer to the color of the page"
+    )
+
+
+def channels(colors):
+    return [tuple(map(int, re.findall(r"\d+", color))) for color in colors]
+
+
+def test_marks_of_several_runs_are_filtered_out_at_first(several, run, trained):
+    assert run_filter(several) == r"(?<!/best|/overfitting)$"
+    with Board(trained[0] / Path(run).parent) as single:
+        assert run_filter(single) is None
+
+
+def run_filter(board):
+    with urllib.request.urlopen(board.address) as response:
+        return dict(urllib.parse.parse_qsl(urllib.parse.urlparse(response.url).query)).get("runFilter")
+
+
+def test_runs_without_readable_settings_have_a_hue_each(tmp_path):
+    for name in ("a", "b"):
+        with SummaryWriter(str(tmp_path / name / "val")) as writer:
+            writer.add_scalar("loss", 1.0, 1)
+    (tmp_path / "b" / "config.yaml").write_text("seed: ${nowhere}\n[")
+    with Board(tmp_path) as board:
+        colors = board.get_json("run_colors")
+    assert {"a/val", "b/val"} < colors.keys()
+    assert colors["a/val"] != colors["b/val"]
 
 
 def test_the_script_of_tensorboard_has_fixed_colors_and_narrow_columns(board):
     script = board.get("../index.js").decode()
     palette = json.loads(re.search(r'colorPalette:\{id:"default".*?colors:(\[.*?\])', script)[1])
-    roles, runs = palette[:4], palette[4:14]
-    assert len({color["lightHex"] for color in palette}) == len(roles) + len(runs)
-    assert not {color["lightHex"] for color in roles} & {color["lightHex"] for color in palette[4:]}
-    groups = json.loads(re.search(r"groupKeyToColorId:new Map\((.*?\]\])\)", script)[1])
-    assert groups == [[f'["{role}",null]', i] for i, role in enumerate(("train", "val", "best", "overfitting"))]
+    roles, runs, settings = palette[:4], palette[4:14], palette[14:]
+    for colors in (runs, settings):
+        assert len({color["lightHex"] for color in (*roles, *colors)}) == len(roles) + len(colors)
+        assert len({color["darkHex"] for color in (*roles, *colors)}) == len(roles) + len(colors)
     names = re.search(r"tensorboardColorBlindAssist:(\[.*?\])", script)[1]
     assert json.loads(names) == [color["lightHex"] for color in runs]
+    assert len(re.findall(r"=runColors\[\w\]\?\?\w\.get\(\w\)\?\?\w\.size;", script)) == 2
+    assert re.search(r"=>withRunColors\((\w)\)\.map\(", script)
     assert 'flex-grow="2" width="7.5em"' in script
     assert re.search(r"name:shortRunName\(\w\),startTime:0", script)
     assert "info.differs).length;for" in script
@@ -149,10 +230,10 @@ def test_the_script_of_tensorboard_has_fixed_colors_and_narrow_columns(board):
 def test_hparams_shows_the_settings_that_differ_in_the_order_of_the_runs():
     columns = [{"name": name, "differs": name in "remedy Seed"} for name in ("data", "remedy", "Seed", "Model")]
     alike = [{**column, "differs": False} for column in columns]
-    rows = [{"name": name, "sessions": [{"name": run}]} for name, run in (("7f", "a/2"), ("b4", "a/1"))]
+    rows = [{"name": name, "hparams": {}, "sessions": [{"name": run}]} for name, run in (("7f", "a/2"), ("b4", "a/1"))]
     ordered, same, sorted_rows = called_in_another_process(
-        ("_order_columns", {"hparamInfos": columns}),
-        ("_order_columns", {"hparamInfos": alike}),
+        ("_order_columns", {"hparamInfos": columns}, []),
+        ("_order_columns", {"hparamInfos": alike}, []),
         ("_order_rows", {"sessionGroups": rows}),
     )
     assert [(column["name"], column["differs"]) for column in ordered["hparamInfos"]] == [
@@ -165,15 +246,37 @@ def test_hparams_shows_the_settings_that_differ_in_the_order_of_the_runs():
     assert [row["name"] for row in sorted_rows["sessionGroups"]] == ["b4", "7f"]
 
 
+def test_hparams_compares_typed_settings_with_those_of_runs_that_did_not_type_them(several):
+    experiment = several.get_json("plugin/hparams/experiment", {"experimentName": ""})
+    shown = [column["name"] for column in experiment["hparamInfos"] if column["differs"]]
+    assert shown == ["Learning rate", "Seed", "data.val_size", "remedy"]
+    (interval,) = (c["domainInterval"] for c in experiment["hparamInfos"] if c["name"] == "data.val_size")
+    assert interval == {"minValue": 50, "maxValue": 80}
+    rows = several.get_json("plugin/hparams/session_groups", SESSION_GROUPS)["sessionGroups"]
+    assert [(row["sessions"][0]["name"], row["hparams"]["data.val_size"]) for row in rows] == [
+        ("base/a/best", 80),
+        *((f"sweep/remedy-{remedy}_seed-{seed}/best", 50) for remedy in ("none", "longer") for seed in (0, 1)),
+    ]
+
+
+SESSION_GROUPS = {
+    "experimentName": "",
+    "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+    "colParams": [],
+    "startIndex": 0,
+    "sliceSize": 10,
+}
+
+
 def called_in_another_process(*calls):
-    """Results of functions of the dashboard, by name and argument.
+    """Results of functions of the dashboard, by name and arguments.
 
     The import of TensorBoard adds a handler to the logging, which closes pytest's standard error when Hydra configures
     the logging later.
     """
     code = (
         "import json, sys; from fashion_cnn.analysis import dashboard; "
-        "print(json.dumps([getattr(dashboard, name)(value) for name, value in json.loads(sys.argv[1])]))"
+        "print(json.dumps([getattr(dashboard, name)(*values) for name, *values in json.loads(sys.argv[1])]))"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(calls)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
@@ -285,13 +388,7 @@ def test_hparams_hold_only_the_finished_run_with_its_final_metrics(board, run, t
     assert hparams[:3] == ["Model", "Learning rate", "Seed"]
     assert {"data.val_size", "trainer.max_epochs"} <= set(hparams[3:]), "what was typed"
     assert "runs_dir" not in hparams
-    request = {
-        "experimentName": "",
-        "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
-        "colParams": [{"metric": info["name"]} for info in experiment["metricInfos"]],
-        "startIndex": 0,
-        "sliceSize": 10,
-    }
+    request = {**SESSION_GROUPS, "colParams": [{"metric": info["name"]} for info in experiment["metricInfos"]]}
     (group,) = board.get_json("plugin/hparams/session_groups", request)["sessionGroups"]
     (session,) = group["sessions"]
     assert session["status"] == "STATUS_SUCCESS"

@@ -20,11 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.analysis.history import read_history
 from fashion_cnn.analysis.settings import (
+    REPETITIONS,
     Setting,
-    checkpoint_settings,
     is_checkpoint_setting,
     is_setting,
-    run_settings,
+    repeated_settings,
     to_setting,
 )
 from fashion_cnn.errors import UserError
@@ -60,8 +60,6 @@ _VALIDATION = {
     "data.folds": "none",
     "data.left_out": "none",
 }
-# Settings that only repeat a training, on other random numbers or other images.
-_REPETITIONS = ("seed", "data.fold", "data.subset_seed")
 # Metrics with a band over the runs in TensorBoard.
 BAND_METRICS = tuple(f"{split}/{name}" for name in ("accuracy", "loss") for split in ("val", "train", "gap"))
 # Metric that gives the position of a model on an axis.
@@ -261,18 +259,6 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     return list(variants.values())
 
 
-def repeated_settings(config: DictConfig) -> dict[str, Setting]:
-    """Settings of a training that its repetitions share: all but seed, fold and seed of a subset of the images."""
-    settings = run_settings(config) | checkpoint_settings(config)
-    # Initial weights and teachers differ between seeds: only their presence and number count.
-    if "init_from" in settings:
-        settings["init_from"] = "another run"
-    if "distillation.teachers" in settings:
-        teachers = config.distillation.teachers
-        settings["distillation.teachers"] = len(teachers) if OmegaConf.is_list(teachers) else 1
-    return {name: value for name, value in settings.items() if name not in _REPETITIONS}
-
-
 def _held_value(variant: _Variant, name: str) -> Setting:
     """The value that a setting had, typed or not; parts of a section are joined, as in `flip+crop`."""
     if name in variant.settings:
@@ -337,7 +323,7 @@ def _overrides(run: Run) -> dict[str, str]:
     """Overrides of the settings on the command line of a run."""
     pairs = (override.lstrip("+").partition("=")[::2] for override in run.config().get("overrides") or [])
     # A choice of these config groups is compared by its single settings.
-    ignored = (*_REPETITIONS, "init_from", "callbacks", "logger", "trainer")
+    ignored = (*REPETITIONS, "init_from", "callbacks", "logger", "trainer")
     return {
         name: value
         for name, value in pairs

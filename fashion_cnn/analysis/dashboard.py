@@ -7,53 +7,79 @@ to another tab, such as `/#hparams`, opens that tab: browsers keep the part afte
 import functools
 import io
 import json
+import math
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from absl import app
+from omegaconf.errors import OmegaConfBaseException
 from tensorboard import assets, default, main_lib, program
 from tensorboard.plugins.base_plugin import FlagsError
 
-from fashion_cnn.analysis.settings import FIRST_COLUMNS
-from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS, SPLIT_EVENTS
+from fashion_cnn.analysis.settings import FIRST_COLUMNS, Setting, repeated_settings, run_settings
+from fashion_cnn.runs.files import read_config
+from fashion_cnn.runs.finding import list_runs
+from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS, SPLIT_EVENTS, Run
 
 # Charts at the top: is it overfitting, since when, and what does it cost?
 _PINNED = ("gap/accuracy", "loss", "accuracy")
-# Colors on a light and on a dark page of the curves and marks of all runs, by subdirectory; those of the plots.
+# Colors on a light and on a dark page of the curves and marks of a single run, by subdirectory; those of the plots.
 _ROLE_COLORS = {
     SPLIT_EVENTS[0]: ("#0072B2", "#3B9DD6"),
     SPLIT_EVENTS[1]: ("#D55E00", "#F07A1E"),
     BEST_EVENTS: ("#000000", "#FFFFFF"),
     OVERFITTING_EVENTS: ("#F0B400", "#F0D000"),
 }
-# Colors of the other curves, such as the gap, one for each run. They repeat, without those of the roles.
+# Colors of other curves, such as the gap of a single run, and of the tab Scalars, without those of the roles.
 _RUN_COLORS = (
     *("#CC79A7", "#009E73", "#56B4E9", "#7B2FBE", "#8C5A3C"),
     *("#A0A000", "#E0218A", "#00B5AD", "#7F7F7F", "#5DBB2F"),
 )
-_REPETITIONS = 50
-_COLOR_GROUPS = f"^(?:.*/)?({'|'.join(_ROLE_COLORS)})$|^(.*)$"
-_START_PAGE = "?" + urlencode(
-    {
-        "pinnedCards": json.dumps([{"plugin": "scalars", "tag": tag} for tag in _PINNED]),
-        "runColorGroup": f"regex:{_COLOR_GROUPS}",
-        # There is only one point per epoch.
-        "smoothing": 0,
-    }
+# Hues of the settings of several runs on a light page. They repeat.
+_SETTING_COLORS = (
+    *("#7B2FBE", "#00875A", "#D81B7A", "#B58900", "#0091B3"),
+    *("#8C5A3C", "#5A5A5A", "#3949AB", "#B3261E", "#5B8C1A"),
 )
+# Colors of the two pages, and how much a train curve takes of it: it is fainter than the validation curve of its run.
+_PAGES = ("#FFFFFF", "#303030")
+_FAINTNESS = 0.5
+# A group for each run, so that the page asks for the color of each.
+_COLOR_GROUPS = "^(.*)$"
+# Runs that the tab shows at first if there are several: their marks would cover the curves.
+_WITHOUT_MARKS = f"(?<!/{BEST_EVENTS}|/{OVERFITTING_EVENTS})$"
+_START = {
+    "pinnedCards": json.dumps([{"plugin": "scalars", "tag": tag} for tag in _PINNED]),
+    "runColorGroup": f"regex:{_COLOR_GROUPS}",
+    # There is only one point per epoch.
+    "smoothing": "0",
+}
 # Settings of a browser that has stored none: whole curves in all tabs, and the pane of the settings closed.
 _OUTLIERS_KEY = "_ignoreYOutliers"
 _SETTINGS_KEY = "_tb_global_settings"
 _SETTINGS = {"ignoreOutliers": False, "timeSeriesSettingsPaneOpened": False}
 # The time in the name of a run directory, which leaves no room for the rest in the charts.
 _TIME = r"\d{4}(?:-\d\d){2}_\d\d(?:-\d\d){2}-"
-# The name that TensorBoard gives to a run that is the --logdir itself is a dot.
+# The name that TensorBoard gives to a run that is the --logdir itself is a dot. The colors, numbers in the palette by
+# group of `_COLOR_GROUPS`, are requested with the runs, whose curves are drawn next.
 _SCRIPT = f"""const shortRunName = (name) =>
   name === "." ? "this run" : name.replace(/{_TIME}([0-9a-f]{{6}})(?=\\/|$)/g, "$1");
+let runColors = {{}};
+const withRunColors = (runs) => {{
+  try {{
+    const request = new XMLHttpRequest();
+    request.open("GET", "data/run_colors", false);
+    request.send();
+    const colors = Object.entries(JSON.parse(request.responseText));
+    runColors = Object.fromEntries(colors.map(([name, color]) => [JSON.stringify([shortRunName(name)]), color]));
+  }} catch {{}}
+  return runs;
+}};
 try {{
   const stored = JSON.parse(localStorage.getItem("{_SETTINGS_KEY}") ?? "{{}}");
   localStorage.setItem("{_SETTINGS_KEY}", JSON.stringify({{...{json.dumps(_SETTINGS)}, ...stored}}));
@@ -65,22 +91,32 @@ _MAX_COLUMNS = 8
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+def _mix(color: str, other: str, share: float) -> str:
+    """Mix two colors, such as `#7B2FBE`, with a share of the second in [0, 1]."""
+    channels = (int(color[at : at + 2], 16) * (1 - share) + int(other[at : at + 2], 16) * share for at in (1, 3, 5))
+    return "#" + "".join(f"{round(channel):02X}" for channel in channels)
+
+
+def _setting_colors(color: str) -> list[tuple[str, str]]:
+    """Colors of validation and train curves of a setting, on a light and a dark page."""
+    both = (color, _mix(color, "#FFFFFF", 0.3))
+    faint = tuple(_mix(shade, page, _FAINTNESS) for shade, page in zip(both, _PAGES, strict=True))
+    return [both, (faint[0], faint[1])]
+
+
 def _palette() -> str:
-    colors = [*_ROLE_COLORS.values(), *((color, color) for color in _RUN_COLORS * _REPETITIONS)]
+    colors = [*_ROLE_COLORS.values(), *((color, color) for color in _RUN_COLORS)]
+    colors += [pair for color in _SETTING_COLORS for pair in _setting_colors(color)]
     return json.dumps([{"name": light, "lightHex": light, "darkHex": dark} for light, dark in colors])
-
-
-def _color_groups() -> str:
-    """The groups of `_COLOR_GROUPS` that have the first colors, whether there are such runs or not."""
-    return json.dumps(
-        [[json.dumps([role, None], separators=(",", ":")), number] for number, role in enumerate(_ROLE_COLORS)]
-    )
 
 
 # Patterns in TensorBoard's script and their replacements. In a version without a pattern its own colors stay.
 _SCRIPT_CHANGES = {
     r'(colorPalette:\{id:"default".*?colors:)\[.*?\]': lambda match: match[1] + _palette(),
-    r"groupKeyToColorId:new Map\b": lambda match: f"{match[0]}({_color_groups()})",
+    r"(/data/runs`\)\.pipe\(\w+\(\(?(\w+)\)?=>)\2(?=\.map)": lambda match: f"{match[1]}withRunColors({match[2]})",
+    r"(let (\w+)=)((\w+)\.get\((\w+)\)\?\?\4\.size;\4\.set\(\5,\2\))": (
+        lambda match: f"{match[1]}runColors[{match[5]}]??{match[3]}"
+    ),
     r"(tensorboardColorBlindAssist:)\[.*?\]": lambda match: match[1] + json.dumps(_RUN_COLORS),
     r"(\(\w+\)=>|\w+=>)(\(\{id:\w+\(\w+,\w+\),name:)(\w+)(?=,startTime:0\}\))": (
         lambda match: f"{match[1]}{match[2]}shortRunName({match[3]})"
@@ -114,30 +150,99 @@ def _change_script(script: str) -> str:
     return script
 
 
-def wrap(application: WSGIApp) -> WSGIApp:
+def wrap(application: WSGIApp, logdir: Path | None = None) -> WSGIApp:
     """Wrap TensorBoard's application.
 
     Requests of `/` are redirected to the start page, run directories are listed before their parts, in the Time Series
     tab without those that have no curve, and HParams shows the settings that differ, `FIRST_COLUMNS` first.
+
+    Args:
+        application: that of TensorBoard.
+        logdir: the directory that it shows, whose runs hold their settings; without it, each run counts as a setting.
     """
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/" and not environ.get("QUERY_STRING"):
-            start_response("302 Found", [("Location", _START_PAGE), ("Content-Length", "0")])
+            start_response("302 Found", [("Location", _start_page(logdir)), ("Content-Length", "0")])
             return []
+        if path.endswith("/data/run_colors"):
+            content = json.dumps(_run_colors(_runs_with_curves(application, environ), logdir)).encode()
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(content)))])
+            return [content]
         if path.startswith("/experiment/") and path.endswith("/data/runs"):
             shown = _runs_with_curves(application, environ)
             return _respond(application, environ, start_response, lambda runs: [run for run in runs if run in shown])
         if path == "/data/runs":
             return _respond(application, environ, start_response, _order_runs)
         if path.endswith("/data/plugin/hparams/experiment"):
-            return _respond(application, environ, start_response, _order_columns)
-        if path.endswith("/data/plugin/hparams/session_groups") and not _has_order(environ):
-            return _respond(application, environ, start_response, _order_rows)
+            rows = _fill_rows(_all_rows(application, environ), logdir)["sessionGroups"]
+            return _respond(application, environ, start_response, lambda columns: _order_columns(columns, rows))
+        if path.endswith("/data/plugin/hparams/session_groups"):
+            order = (lambda table: table) if _has_order(environ) else _order_rows
+            return _respond(application, environ, start_response, lambda table: _fill_rows(order(table), logdir))
         return application(environ, start_response)
 
     return answer
+
+
+def _start_page(logdir: Path | None) -> str:
+    """Address of the settings of the Time Series tab, without the marks of several runs."""
+    runs = list_runs(logdir) if logdir else []
+    several = sum(any(run.path.glob("events.out.tfevents.*")) for run in runs) > 1
+    return "?" + urlencode({**_START, "runFilter": _WITHOUT_MARKS} if several else _START)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_settings(file: Path, changed: int) -> tuple[dict[str, Setting], frozenset[tuple[str, Setting]]]:
+    """Settings in the config of a run, and those that its repetitions share; `changed` is the time of the file."""
+    config = read_config(file)
+    return run_settings(config), frozenset(repeated_settings(config).items())
+
+
+def _settings_of(run: Run) -> tuple[dict[str, Setting], frozenset[tuple[str, Setting]]] | None:
+    """Settings of a run, see `_read_settings`; None if they cannot be read."""
+    with suppress(OSError, ValueError, OmegaConfBaseException):
+        return _read_settings(run.config_file, run.config_file.stat().st_mtime_ns)
+    return None
+
+
+def _run_colors(names: Iterable[str], logdir: Path | None) -> dict[str, int]:
+    """Numbers in the palette of the runs of TensorBoard, by name.
+
+    A single run has the colors of `_ROLE_COLORS`. Of several, those that differ in `REPETITIONS` alone have one hue.
+    """
+    roles = {role: number for number, role in enumerate(_ROLE_COLORS)}
+    parts = {name: name.rpartition("/") for name in names}
+    directories = {name: ((parent or ".") if role in roles else name) for name, (parent, _, role) in parts.items()}
+    # A grouping that the user types, such as (train|val)$, has the colors of the roles.
+    colors = dict(roles)
+    if len(set(directories.values())) < 2:
+        return colors | {name: roles.get(parts[name][2], len(roles)) for name in parts}
+    hues: dict[Any, int] = {}
+    for directory in sorted(set(directories.values()), key=lambda directory: _start(directory, logdir)):
+        setting = _setting(directory, logdir)
+        hues[directory] = hues.setdefault(setting, len(set(hues.values())))
+    first = len(roles) + len(_RUN_COLORS)
+    for name, directory in directories.items():
+        role = parts[name][2]
+        hue = first + 2 * (hues[directory] % len(_SETTING_COLORS))
+        is_mark = role in (BEST_EVENTS, OVERFITTING_EVENTS)
+        colors[name] = roles[role] if is_mark else hue + (role == SPLIT_EVENTS[0])
+    return colors
+
+
+def _start(directory: str, logdir: Path | None) -> tuple[float, str]:
+    """Key that sorts run directories by their start, so that a new run does not change the colors of the others."""
+    with suppress(OSError, ValueError):
+        return Run(logdir / directory).started if logdir else math.inf, directory
+    return math.inf, directory
+
+
+def _setting(directory: str, logdir: Path | None) -> object:
+    """Settings that are equal for the repetitions of a training; the directory itself if they cannot be read."""
+    settings = _settings_of(Run(logdir / directory)) if logdir else None
+    return settings[1] if settings else directory
 
 
 def _read(application: WSGIApp, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
@@ -170,19 +275,78 @@ def _order_runs(runs: list[str]) -> list[str]:
     return sorted(runs, key=lambda run: run.rpartition("/")[2] in _ROLE_COLORS)
 
 
-def _order_columns(experiment: dict[str, Any]) -> dict[str, Any]:
-    """Put `FIRST_COLUMNS` first, and mark the columns to show: those that differ, or the first ones if none does."""
-    columns = experiment.get("hparamInfos", [])
+def _order_columns(experiment: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put `FIRST_COLUMNS` first, and mark the columns to show: those that differ, or the first ones if none does.
+
+    TensorBoard compares the runs that hold a value alone.
+    """
+    columns = [_complete(column, rows) for column in experiment.get("hparamInfos", [])]
     first = [column for name in FIRST_COLUMNS for column in columns if column["name"] == name]
     ordered = first + [column for column in columns if column["name"] not in FIRST_COLUMNS]
     shown = [column for column in ordered if column.get("differs")][:_MAX_COLUMNS] or first
     return {**experiment, "hparamInfos": [{**column, "differs": column in shown} for column in ordered]}
 
 
+def _complete(column: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Complete the values of a column by those of `rows`, and tell whether they differ."""
+    if not rows:
+        return column
+    values = [row["hparams"].get(column["name"]) for row in rows]
+    changed = {**column, "differs": len(set(values)) > 1}
+    if "domainInterval" in column:
+        numbers = [value for value in values if isinstance(value, int | float)]
+        changed["domainInterval"] = {"minValue": min(numbers), "maxValue": max(numbers)} if numbers else {}
+    elif "domainDiscrete" in column:
+        known = column["domainDiscrete"]
+        changed["domainDiscrete"] = [*known, *dict.fromkeys(value for value in values if value not in (None, *known))]
+    return changed
+
+
+def _all_rows(application: WSGIApp, environ: dict[str, Any]) -> dict[str, Any]:
+    """Request the rows of HParams of all runs."""
+    statuses = [f"STATUS_{status}" for status in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+    request = {"experimentName": "", "allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 10**6}
+    body = json.dumps(request).encode()
+    changes = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": environ["PATH_INFO"].removesuffix("experiment") + "session_groups",
+        "QUERY_STRING": "",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+    }
+    status, _, content = _read(application, {**environ, **changes})
+    table: dict[str, Any] = json.loads(content) if status.startswith("200") else {}
+    return table
+
+
+def _fill_rows(table: dict[str, Any], logdir: Path | None) -> dict[str, Any]:
+    """Add the settings that a row lacks, which only the other runs have typed, from the config of its run."""
+    rows = []
+    for row in table.get("sessionGroups", []):
+        directory = _run_of_row(row)
+        settings = _settings_of(Run(logdir / directory)) if logdir else None
+        rows.append({**row, "hparams": {**(settings[0] if settings else {}), **row["hparams"]}})
+    return {**table, "sessionGroups": rows}
+
+
 def _order_rows(table: dict[str, Any]) -> dict[str, Any]:
-    """Sort the rows of HParams by the directories of the runs; their names begin with a random id."""
-    rows = table.get("sessionGroups", [])
-    return {**table, "sessionGroups": sorted(rows, key=lambda row: row["sessions"][0]["name"])}
+    """Sort the rows of HParams by the directories of the runs, those of a sweep without a remedy before the others.
+
+    The names of the rows begin with a random id.
+    """
+
+    def key(row: dict[str, Any]) -> tuple[str, bool, str]:
+        directory = _run_of_row(row)
+        return directory.rpartition("/")[0], row["hparams"].get("remedy", "none") != "none", directory
+
+    return {**table, "sessionGroups": sorted(table.get("sessionGroups", []), key=key)}
+
+
+def _run_of_row(row: dict[str, Any]) -> str:
+    """Directory of the run of a row of HParams, whose hyperparameters are among the events of its best epoch."""
+    name: str = row["sessions"][0]["name"]
+    return name.removesuffix(BEST_EVENTS).rstrip("/") or "."
 
 
 def _has_order(environ: dict[str, Any]) -> bool:
@@ -193,7 +357,8 @@ def _has_order(environ: dict[str, Any]) -> bool:
 
 
 def _serve(application: WSGIApp, flags: Any) -> Any:
-    return program.create_port_scanning_werkzeug_server(wrap(application), flags)
+    logdir = Path(flags.logdir).expanduser() if flags.logdir else None
+    return program.create_port_scanning_werkzeug_server(wrap(application, logdir), flags)
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ FIRST_COLUMNS = {"Model": "model", "Learning rate": "optimizer.lr", "Seed": "see
 # The callback that selects the best checkpoint, and its options that only name the file.
 _BEST = "callbacks.best"
 _FILE_OPTIONS = {f"{_BEST}.filename", f"{_BEST}.enable_version_counter"}
+# Settings that only repeat a training, on other random numbers or other images.
+REPETITIONS = ("seed", "data.fold", "data.subset_seed")
 # Larger integers may not fit into a float.
 _MAX_INTEGER = 2**63
 
@@ -59,6 +61,18 @@ def checkpoint_settings(config: DictConfig) -> dict[str, Setting]:
     They affect the reported metrics, but not training.
     """
     return dict(_flatten(config, is_checkpoint_setting))
+
+
+def repeated_settings(config: DictConfig) -> dict[str, Setting]:
+    """Settings of a training that its repetitions share: all but `REPETITIONS`."""
+    settings = run_settings(config) | checkpoint_settings(config)
+    # Initial weights and teachers differ between seeds: only their presence and number count.
+    if "init_from" in settings:
+        settings["init_from"] = "another run"
+    if "distillation.teachers" in settings:
+        teachers = config.distillation.teachers
+        settings["distillation.teachers"] = len(teachers) if OmegaConf.is_list(teachers) else 1
+    return {name: value for name, value in settings.items() if name not in REPETITIONS}
 
 
 def changed_settings(config: DictConfig, default: DictConfig) -> list[str]:
