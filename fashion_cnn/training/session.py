@@ -139,6 +139,7 @@ def prepare(
         config = restore_config(config, existing, by_user=by_user, check_values=check_resumed)
     seed_everything(build.check_seed(config), verbose=False)
     build.check_optimizer(config)
+    build.averages_flips(config)  # Raises UserError.
     data = build.data(config)
     data.check_classes()
     if config.get("distillation"):
