@@ -59,9 +59,10 @@ pip_install() {
 }
 
 # show_progress: show the present line of pip's output and the elapsed time, on a terminal in one line that changes, else
-# as a further line every half minute.
+# as a further line every progress_seconds, with the size of the environment while pip unpacks the packages.
+progress_seconds=30
 show_progress() {
-  local line='' text='Starting pip' status start=$SECONDS shown=$SECONDS width format=$'\r\033[K  %d:%02d  %s' end=$'\r\033[K'
+  local line='' text='Starting pip' size='' status start=$SECONDS shown=$SECONDS width format=$'\r\033[K  %d:%02d  %s' end=$'\r\033[K'
   [ -t 2 ] || format=$'  %d:%02d  %s\n' end=
   width=$(stty size <&2 2>/dev/null | cut -d' ' -f2) || width=
   [ "${width:-0}" -gt 20 ] || width=80
@@ -74,16 +75,21 @@ show_progress() {
       # Without the address of the package index.
       0*Collecting* | 0*Downloading* | 0*Building* | 0*Installing*) text=${line#"${line%%[! ]*}"} text=${text/http*\//} ;;
     esac
+    # Their names are longer than a line.
+    if [[ $text == "Installing collected packages: "* ]]; then
+      text=${text//[!,]/} text="Installing $((${#text} + 1)) packages"
+    fi
     # Name, version and size of a file, without its tags.
     if [[ $text =~ ^Downloading\ ([^\ -]+-[^\ -]+).*(\(.*\))$ ]]; then
       text="Downloading ${BASH_REMATCH[1]} ${BASH_REMATCH[2]}"
     fi
     if [ -z "$end" ]; then
-      [ $((SECONDS - shown)) -ge 30 ] || continue
-      shown=$SECONDS
+      [ $((SECONDS - shown)) -ge "$progress_seconds" ] || continue
+      shown=$SECONDS size=
+      [[ $text != Installing*packages ]] || size=$(du -sm "$venv" 2>/dev/null | cut -f1) || true
     fi
     # shellcheck disable=SC2059 # one of the two formats above
-    printf "$format" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "${text:0:width-12}" >&2
+    printf "$format" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "${text:0:width-12}${size:+, .venv has $size MB so far}" >&2
   done
   printf '%s' "$end" >&2
 }

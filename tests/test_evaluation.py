@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY_DATA, file_size_limit
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 
 from fashion_cnn.analysis.report import run_title
@@ -119,6 +120,22 @@ def test_metrics_equal_those_of_the_training(command, trained, split):
     assert record["weights_sha256"] == [results["weights_sha256"]]
     written = {file.name for file in (run.evaluation / split).iterdir()}
     assert written == {"evaluation.json", "confusion.png", "classes.png", "selective.png", "reliability.png"}
+
+
+@pytest.mark.training
+def test_no_flip_averaged_metrics_for_a_network_that_saw_no_mirrored_images(command, trained, tmp_path):
+    other = shutil.copytree(trained["first"].path, tmp_path / "other")
+    config = OmegaConf.load(other / "config.yaml")
+    config.data.augmentation.flip = None
+    OmegaConf.save(config, other / "config.yaml")
+    assert evaluation_json(command, Run(other))["flip"] is None
+    status, out, err = command(main, f"run={other}")
+    assert (status, err) == (0, "")
+    assert "flip-averaged" not in out
+    assert evaluation_json(command, Run(other), f"run=[{other},{trained['second'].path}]")["flip"] is None
+    config.flip_average = True  # as runs of older versions have it
+    OmegaConf.save(config, other / "config.yaml")
+    assert evaluation_json(command, Run(other))["flip"]["accuracy"] == trained["first"].results()["test_flip/accuracy"]
 
 
 @pytest.mark.training

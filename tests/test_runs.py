@@ -560,6 +560,23 @@ def test_jobs_of_a_sweep_are_listed_below_it_without_repeating_their_settings(tm
     assert len(table) <= 5 + 1 + 3, "one line for each run and job, and some for the sweep"
 
 
+def test_jobs_of_a_sweep_are_in_the_order_of_their_names(tmp_path, command):
+    names = ["lr-0.5_seed-2", "lr-0.5_seed-10", "lr-2e-1_seed-1", "lr-10_seed-0"]
+    sweep, later = (tmp_path / "sweep" / f"2026-11-29_17-2{minute}-00-06985c" for minute in (0, 5))
+    # Jobs that ran in parallel start in any order.
+    for started, name in enumerate(names):
+        make_run(sweep / name, 1000 - started)
+    make_run(later / "seed-1", 5000)
+    make_run(later / "seed-0", 6000)
+    make_run(tmp_path / "small" / "between", 3000)
+    expected = ["lr-2e-1_seed-1", "lr-0.5_seed-2", "lr-0.5_seed-10", "lr-10_seed-0", "between", "seed-0", "seed-1"]
+    _, out, _ = command(main, f"runs_dir={tmp_path}", "format=csv")
+    assert [Path(row["run"]).name for row in csv.DictReader(io.StringIO(out))] == expected
+    _, out, _ = command(main, f"runs_dir={tmp_path}")
+    rows = [line.split()[1] for line in out.splitlines() if "stopped" in line]
+    assert [Path(name).name for name in rows] == expected
+
+
 def test_columns_that_are_not_shown_are_not_explained(tmp_path, command):
     run = make_run(tmp_path / "small" / "2026-11-29_17-20-00-06985d", 0)
     run.write_config(OmegaConf.create({"overrides": [], "seed": 0}))

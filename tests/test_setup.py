@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,23 @@ def test_a_terminal_shows_what_pip_does(machine):
     assert "0:00  Downloading torch-2.9 (190.1 MB)" in shown
     assert "Obtaining" not in shown
     assert shown.endswith("\r\x1b[K"), "the line is removed at the end"
+
+
+@pytest.mark.parametrize("has_terminal", [True, False])
+def test_the_installed_packages_are_counted_instead_of_listed(machine, tmp_path, has_terminal):
+    (tmp_path / ".venv" / "file").write_bytes(os.urandom(3_000_000))
+    (tmp_path / "pip").write_text("Installing collected packages: nvidia-cusparselt-cu13, mpmath, cuda-toolkit\n")
+    reader, terminal = pty.openpty()
+    ended = subprocess.run(
+        ["bash", "-c", ". scripts/setup.sh; progress_seconds=0; { cat pip; sleep 1.5; } | show_progress"],
+        cwd=tmp_path,
+        stderr=terminal if has_terminal else subprocess.PIPE,
+        check=True,
+    )
+    shown = os.read(reader, 10_000).decode() if has_terminal else ended.stderr.decode()
+    end = "\r" if has_terminal else r", \.venv has [34] MB so far\n"
+    assert re.search(r"0:0\d  Installing 3 packages" + end, shown)
+    assert "mpmath" not in shown
 
 
 def test_an_unreachable_package_index_of_torch_is_named(machine):

@@ -295,6 +295,29 @@ def test_flip_average_false_records_no_flip_averaged_metrics(tiny):
     assert "flip-averaged" not in Run(Path(results["run"])).report_file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "is_averaged"),
+    [
+        ([], True),
+        (["data.augmentation.flip=null"], False),
+        (["data.augmentation.flip.p=0"], False),
+        (["data.augmentation=null"], False),
+        (["data.augmentation=null", "remedy=augmentation"], True),
+        (["data.augmentation=null", "flip_average=true"], True),
+    ],
+)
+def test_flip_averaged_metrics_are_measured_for_trainings_that_mirror_their_images(tiny, overrides, is_averaged):
+    results = train(tiny("trainer.max_epochs=1", *overrides))
+    assert bool([name for name in results if "flip" in name]) == is_averaged
+    assert ("flip-averaged" in Run(Path(results["run"])).report_file.read_text()) == is_averaged
+
+
+def test_impossible_values_of_flip_average_are_refused_before_the_training(tiny):
+    with pytest.raises(UserError, match="flip_average=2 is not possible: choose auto, true or false"):
+        train(tiny("flip_average=2"))
+    assert not Path(tiny().runs_dir).exists()
+
+
 @pytest.mark.training
 @pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_repeats_all_metrics_and_another_seed_does_not(tiny):

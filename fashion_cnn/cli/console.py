@@ -278,16 +278,17 @@ def _evaluation_table(outcome: dict[str, Any]) -> Table:
     table.add_column()
     table.add_column(justify="right")
     interval = f"({outcome['accuracy_low']:.2%} to {outcome['accuracy_high']:.2%})"
+    flip = outcome["flip"] or {}
     rows = [
         ("accuracy, 95% interval", f"{outcome['accuracy']:.2%} {interval}"),
-        ("accuracy, flip-averaged", f"{outcome['flip']['accuracy']:.2%}"),
+        *([("accuracy, flip-averaged", f"{flip['accuracy']:.2%}")] if flip else []),
         ("loss", f"{outcome['loss']:.4f}"),
-        ("loss, flip-averaged", f"{outcome['flip']['loss']:.4f}"),
+        *([("loss, flip-averaged", f"{flip['loss']:.4f}")] if flip else []),
         ("macro F1", f"{outcome['macro_f1']:.4f}"),
         ("top-2 accuracy", f"{outcome['top2_accuracy']:.2%}"),
     ]
     for name, value in outcome["metrics"].items():
-        rows += [(name, f"{value:.4f}"), (f"{name}, flip-averaged", f"{outcome['flip'][name]:.4f}")]
+        rows += [(name, f"{value:.4f}"), *([(f"{name}, flip-averaged", f"{flip[name]:.4f}")] if flip else [])]
     rows += [
         (f"accuracy on the most confident {float(coverage):.0%}", f"{accuracy:.2%}")
         for coverage, accuracy in outcome["selective_accuracy"].items()

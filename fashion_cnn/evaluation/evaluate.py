@@ -26,6 +26,7 @@ from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_rel
 from fashion_cnn.plots.style import LINE_COLORS, add_subtitle, figure_inches, save_figure
 from fashion_cnn.runs import Run, create_folder, display_path, write_json
 from fashion_cnn.runs.finding import run_id
+from fashion_cnn.training import build
 from fashion_cnn.training.results import evaluate_splits
 
 Split = Literal["val", "test"]
@@ -98,7 +99,8 @@ def evaluate_runs(runs: Sequence[Run], split: Split, *, data_root: str | None = 
     if device.type == "cpu":
         config.trainer.accelerator = "cpu"
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    metrics, predictions = evaluate_splits(config, module, data, test=split == "test", flip_average=True)
+    flip_average = all(build.averages_flips(run.config()) for run in runs)
+    metrics, predictions = evaluate_splits(config, module, data, test=split == "test", flip_average=flip_average)
     names = ", ".join(run_id(run.path) for run in runs)
     single = run_title(runs[0], {"name": config.name, "seed": config.seed})
     return Evaluation(
@@ -170,7 +172,8 @@ def evaluation_record(runs: Sequence[Run], evaluation: Evaluation) -> dict[str, 
         "accuracy": metrics[f"{split}/accuracy"],
         "loss": metrics[f"{split}/loss"],
         "metrics": {name: metrics[f"{split}/{name}"] for name in names[2:]},
-        "flip": {name: metrics[f"{split}_flip/{name}"] for name in names},
+        # Measured for trainings on mirrored images, see `averages_flips`.
+        "flip": {name: metrics[f"{split}_flip/{name}"] for name in names} if f"{split}_flip/loss" in metrics else None,
         "calibrated": _calibrated_metrics(evaluation),
         "class_names": list(network.data.class_names),
         "data_sha256": evaluation.fingerprint,

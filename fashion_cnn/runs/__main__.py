@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,6 +29,7 @@ _WIDE = 110
 # Longest path that is not folded, and longest reason of a failure in the table.
 _MAX_PATH = 48
 _MAX_REASON = 300
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 class _Row(NamedTuple):
@@ -67,6 +69,7 @@ def _list(config: DictConfig) -> None:
     if not runs:
         raise UserError(f"There are no runs in {Path(config.runs_dir).resolve()}: give another runs_dir=DIR.")
     rows = [_read(run, os.path.relpath(run.path, config.runs_dir)) for run in runs]
+    rows = [row for _, members in _group_jobs(rows) for row in members]
     (_print_csv if config.format == "csv" else _print_table)(rows, _differing_names(rows))
 
 
@@ -184,7 +187,8 @@ def _group_jobs(rows: Sequence[_Row]) -> list[tuple[str | None, list[_Row]]]:
     """Group the jobs of each sweep and the trials of each search below their folder; every other run is by itself.
 
     Returns:
-        The folder, None for a run by itself, and its runs, in the order of the first run of each.
+        The folder, None for a run by itself, and its runs, in the order of the first run of each. Jobs, which may have
+        run at the same time, are in the order of their names.
     """
     from fashion_cnn.runs.finding import run_id
     from fashion_cnn.runs.run import STUDIES_FOLDER
@@ -197,7 +201,13 @@ def _group_jobs(rows: Sequence[_Row]) -> list[tuple[str | None, list[_Row]]]:
     for row, folder in zip(rows, folders, strict=True):
         key, heading = (str(folder), str(folder)) if jobs[folder] > 1 else (row.path, None)
         groups.setdefault(key, (heading, []))[1].append(row)
-    return list(groups.values())
+    return [(heading, sorted(members, key=_name_key)) for heading, members in groups.values()]
+
+
+def _name_key(row: _Row) -> list[str | float]:
+    """Return a key that sorts names by the numbers in them, such as `lr-0.1_seed-2` before `lr-0.1_seed-10`."""
+    parts = _NUMBER.split(Path(row.path).name)
+    return [float(part) if position % 2 else part for position, part in enumerate(parts)]
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:

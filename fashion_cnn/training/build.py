@@ -73,6 +73,22 @@ def _multiplied(value: Any, factor: float) -> Any:
     return max(1, round(product)) if isinstance(value, int) else product
 
 
+def averages_flips(config: DictConfig) -> bool:
+    """Return whether the evaluations of a training also average over each image and its mirror image.
+
+    Args:
+        config: the settings of the training. With `flip_average=auto`, they must mirror the training images.
+
+    Raises:
+        UserError: if `flip_average` is none of its choices.
+    """
+    choice = config.get("flip_average", "auto")  # Missing in runs of older versions.
+    if choice != "auto" and not isinstance(choice, bool):
+        raise UserError(f"flip_average={choice} is not possible: choose auto, true or false.", status=2)
+    flip = OmegaConf.select(config, "data.augmentation.flip")
+    return choice if isinstance(choice, bool) else OmegaConf.is_dict(flip) and flip.get("p") != 0
+
+
 def check_optimizer(config: DictConfig) -> None:
     """Build the optimizer and the schedule for two weights: wrong values fail before the data set is downloaded.
 

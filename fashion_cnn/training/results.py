@@ -51,8 +51,9 @@ def collect_results(
     stopwatch = find_callback(trainer, Stopwatch)
     best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
-    flip_average = config.get("flip_average", False)  # Missing in runs of older versions.
-    metrics, predictions = evaluate_splits(config, module, data, test=config.test, flip_average=flip_average)
+    metrics, predictions = evaluate_splits(
+        config, module, data, test=config.test, flip_average=build.averages_flips(config)
+    )
     results = {
         "name": config.name,
         "seed": config.seed,

@@ -145,6 +145,7 @@ def prepare(
     seed_everything(build.check_seed(config), verbose=False)
     _check_keep(config)
     build.check_optimizer(config)
+    build.averages_flips(config)  # Raises UserError.
     data = build.data(config)
     data.check_classes()
     if config.get("distillation"):
