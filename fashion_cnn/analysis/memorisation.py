@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import chosen_images, repeated_settings
+from fashion_cnn.analysis.comparison import chosen_images
+from fashion_cnn.analysis.settings import repeated_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.inference.network import TrainedNetwork
