@@ -114,8 +114,8 @@ def test_a_mistyped_command_is_corrected(console):
 
 
 @pytest.mark.parametrize("name", ["train", "predict"])
-def test_the_help_of_the_program_has_its_form(console, name, monkeypatch):
-    # Another test may have imported the command, which runpy warns of.
+def test_the_help_of_the_program_has_its_form(console, monkeypatch, name):
+    # Another test may have imported it, of which runpy warns.
     monkeypatch.delitem(sys.modules, f"fashion_cnn.{name}", raising=False)
     status, out, err = console(name, "--help")
     assert (status, err) == (0, "")
