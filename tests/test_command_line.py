@@ -121,6 +121,21 @@ def test_error_messages_do_not_wait_for_torch(override, message):
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("fashion_mnist", "does not exist: correct it, or add data.download=true to download Fashion-MNIST into it."),
+        ("kmnist", "does not exist: correct it, or add data.download=true to download torchvision.datasets.KMNIST"),
+        ("image_folder", "is no folder: give one with a sub-folder of pictures for each class."),
+    ],
+)
+def test_a_missing_data_folder_is_reported_before_the_training_is_imported(command, monkeypatch, data, message):
+    monkeypatch.setitem(sys.modules, "fashion_cnn.training.session", None)
+    status, _, err = command(main, f"data={data}", "data.root=nowhere", "model=tiny")
+    assert status == 1
+    assert err.startswith(f"error: data.root=nowhere {message}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["model=smal"], "Did you mean small?"),
