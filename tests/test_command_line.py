@@ -25,6 +25,7 @@ from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, trust
+from fashion_cnn.runs.trust import python_path_of
 from fashion_cnn.terminal import print_table, progress_bar, wide_console
 from fashion_cnn.train import main
 from fashion_cnn.training import build
@@ -320,6 +321,20 @@ def test_a_run_through_the_command_line(command, tmp_path):
     status, _, err = command(main, f"resume={next(folder.glob('tiny/*'))}")
     assert status == 1
     assert "finished" in err
+
+
+def test_the_path_of_the_users_package_is_named_once_beside_the_next_commands(command, tmp_path, monkeypatch):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), "tests"]))
+    monkeypatch.chdir(REPOSITORY)
+    _, out, _ = command(main, *arguments)
+    hint = f"These commands find tiny_images with PYTHONPATH={REPOSITORY / 'tests'} in front of them."
+    assert out.count("PYTHONPATH") == 1
+    assert out.endswith(f"{hint}\n")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    assert python_path_of(["tiny_images", "nowhere"], tmp_path) is None, "it is found without"
+    assert python_path_of(["fashion_cnn"], tmp_path) == str(REPOSITORY)
+    assert python_path_of(["fashion_cnn"], REPOSITORY) is None, "python -m finds it in the present folder"
 
 
 @pytest.mark.slow
