@@ -147,6 +147,20 @@ def missing_file(error: BaseException, folder: Path) -> Path | None:
     return None
 
 
+def missing_data_root(root: Path, name: str | None = None) -> UserError:
+    """Describe a folder of images that does not exist.
+
+    Args:
+        root: the option `data.root`.
+        name: name of the data set that could be downloaded into it; None for a folder of pictures.
+    """
+    if name is None:
+        return UserError(f"data.root={root} is no folder: give one with a sub-folder of pictures for each class.")
+    return UserError(
+        f"data.root={root} does not exist: correct it, or add data.download=true to download {name} into it."
+    )
+
+
 def _error_number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno

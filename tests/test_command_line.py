@@ -25,6 +25,7 @@ from fashion_cnn.cli.main import CONFIG_DIR
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, trust
+from fashion_cnn.runs.trust import python_path_of
 from fashion_cnn.terminal import print_table, progress_bar, wide_console
 from fashion_cnn.train import main
 from fashion_cnn.training import build
@@ -118,6 +119,21 @@ def test_error_messages_do_not_wait_for_torch(override, message):
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert answer.returncode == 2
     assert answer.stderr == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("fashion_mnist", "does not exist: correct it, or add data.download=true to download Fashion-MNIST into it."),
+        ("kmnist", "does not exist: correct it, or add data.download=true to download torchvision.datasets.KMNIST"),
+        ("image_folder", "is no folder: give one with a sub-folder of pictures for each class."),
+    ],
+)
+def test_a_missing_data_folder_is_reported_before_the_training_is_imported(command, monkeypatch, data, message):
+    monkeypatch.setitem(sys.modules, "fashion_cnn.training.session", None)
+    status, _, err = command(main, f"data={data}", "data.root=nowhere", "model=tiny")
+    assert status == 1
+    assert err.startswith(f"error: data.root=nowhere {message}")
 
 
 @pytest.mark.parametrize(
@@ -305,6 +321,20 @@ def test_a_run_through_the_command_line(command, tmp_path):
     status, _, err = command(main, f"resume={next(folder.glob('tiny/*'))}")
     assert status == 1
     assert "finished" in err
+
+
+def test_the_path_of_the_users_package_is_named_once_beside_the_next_commands(command, tmp_path, monkeypatch):
+    arguments = [*TINY_DATA, f"runs_dir={tmp_path}", "trainer.max_epochs=1"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), "tests"]))
+    monkeypatch.chdir(REPOSITORY)
+    _, out, _ = command(main, *arguments)
+    hint = f"These commands find tiny_images with PYTHONPATH={REPOSITORY / 'tests'} in front of them."
+    assert out.count("PYTHONPATH") == 1
+    assert out.endswith(f"{hint}\n")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    assert python_path_of(["tiny_images", "nowhere"], tmp_path) is None, "it is found without"
+    assert python_path_of(["fashion_cnn"], tmp_path) == str(REPOSITORY)
+    assert python_path_of(["fashion_cnn"], REPOSITORY) is None, "python -m finds it in the present folder"
 
 
 @pytest.mark.slow

@@ -102,6 +102,16 @@ def test_compose_finds_config_groups_of_the_user(tmp_path):
         compose("train", config_dir=tmp_path / "nowhere")
 
 
+def test_the_augmentations_of_another_data_set_do_not_differ(tmp_path):
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "own.yaml"
+    file.write_text("_target_: tiny_images.TinyDataModule\nmean: null\nval_size: 32\n")
+    assert changed_settings(compose("train", ["data=own"], config_dir=tmp_path), compose()) == ["data=TinyDataModule"]
+    file.write_text("_target_: tiny_images.TinyDataModule\naugmentation:\n  flip: null\n")
+    changed = changed_settings(compose("train", ["data=own"], config_dir=tmp_path), compose())
+    assert changed == ["data.augmentation=null", "data=TinyDataModule"], "they are switched off in its file"
+
+
 def test_an_option_that_another_config_leaves_to_its_class_does_not_differ():
     config = compose(overrides=["~data.augmentation.flip.p", "data.augmentation.crop=null"])
     assert changed_settings(config, compose()) == ["data.augmentation.crop=null"]

@@ -17,8 +17,10 @@ import fashion_cnn
 from fashion_cnn import index, predict, teach
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.losses import CrossEntropy
+from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train_main
 from fashion_cnn.train import train
+from fashion_cnn.training import build
 
 SHORT = ("trainer.max_epochs=2",)
 
@@ -116,7 +118,7 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
         (["+loss._target_=tiny_parts.LossPerImage"], "loss LossPerImage must return a scalar"),
         (["data.mean=[0.4,0.4]"], r"data.mean=\[0.4, 0.4\] has 2 numbers for images of shape \(1, 20, 20\): give one"),
         (["data.std=[60]"], r"data.std=\[60\] is not possible: it is of pixels from 0 to 1"),
-        (["data.mean=null"], r"data.mean=None data.std=.*: TinyDataModule computes neither"),
+        (["data.fold=2"], r"data.fold=2 is not possible with data.folds=null: give data.folds too"),
         (["+metrics.loss._target_=tiny_parts.MeanRank"], "metrics.loss is not possible"),
         (["+metrics.wrong._target_=tiny_parts.MarginLoss"], "metrics.wrong is a MarginLoss"),
         (
@@ -142,6 +144,39 @@ def test_numpy_arrays_train_like_the_same_tensors():
     for tensor, array in zip(data, arrays, strict=True):
         assert array.dtype == tensor.dtype
         assert array.equal(tensor.flip(0))
+
+
+def test_mean_and_std_that_are_null_are_computed_from_the_training_images(tiny):
+    results = train(tiny("trainer.max_epochs=1", "data.mean=null", "data.std=null", "data.train_fraction=0.5"))
+    images, _ = TinyDataModule(val_size=32).load(train=True)
+    pixels = images.numpy() / 255
+    network = fashion_cnn.load(results["run"])  # without the data set
+    assert network.mean == pytest.approx((pixels.mean(),), abs=1e-4)
+    assert network.std == pytest.approx((pixels.std(),), abs=1e-4)
+    stored = Run(Path(results["run"])).config().data
+    given = train(tiny("trainer.max_epochs=1", f"data.mean={stored.mean}", "data.std=null", "data.train_fraction=0.5"))
+    assert given["test/loss"] == results["test/loss"]
+
+
+def test_a_data_set_without_mean_and_std_in_its_config_stores_computed_ones(tiny):
+    for target, is_stored in (("TinyDataModule", True), ("NormalisedData", False)):
+        config = tiny()
+        config.data = {"_target_": f"tiny_{'images' if is_stored else 'parts'}.{target}", "val_size": 32}
+        build.data(config)
+        assert ("mean" in config.data) == ("std" in config.data) == is_stored
+    config.data = {"_target_": "tiny_parts.FixedData"}
+    with pytest.raises(UserError, match="FixedData takes no argument 'mean', which is computed: add it"):
+        build.data(config)
+
+
+def test_mean_and_std_need_not_be_given_from_python():
+    data = TinyDataModule(val_size=32)
+    data.setup("test")
+    normalised = data.normalise(data.read(train=True)[0])
+    assert normalised.mean().item() == pytest.approx(0, abs=1e-3)
+    assert normalised.std().item() == pytest.approx(1, abs=1e-3)
+    with pytest.raises(UserError, match=r"data\.std must be above 0"):
+        TinyDataModule(std=[0], val_size=32)
 
 
 @pytest.mark.parametrize(

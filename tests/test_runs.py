@@ -122,7 +122,10 @@ def test_latest_does_not_resume_a_run_that_is_older_than_a_finished_one(three_ru
 def test_a_missing_run_raises_with_the_newest_runs(three_runs, tmp_path):
     with pytest.raises(UserError, match="does not exist") as caught:
         runs.find_run(tmp_path / "smal", tmp_path)
-    assert str(three_runs[2].path) in str(caught.value)
+    assert f"\n  {three_runs[2].path} (stopped)\n  {three_runs[1].path}\n" in str(caught.value)
+    three_runs[2].write_error("The loss became nan")
+    with pytest.raises(UserError, match=r"three_runs \(failed\)\n"):
+        runs.find_run(tmp_path / "smal", tmp_path)
     with pytest.raises(UserError, match="is not a run"):
         runs.find_run(tmp_path, tmp_path)
     with pytest.raises(UserError, match="no finished run"):

@@ -38,10 +38,15 @@ FORMS = {
     "pictures": pictures,
     "colour pictures": lambda images: [picture.convert("RGB") for picture in pictures(images)],
     "a list of arrays": lambda images: [image.numpy() for image in images],
+    "a list of tensors and pictures": lambda images: [images[0], *pictures(images[1:])],
+    "pictures and float arrays": lambda images: [*pictures(images[:2]), *(images[2:, 0].numpy() / 255)],
+    "reversed and read-only": lambda images: np.broadcast_to(images.numpy()[::-1], images.shape)[::-1],
+    "with a gradient": lambda images: (images.float() / 255).requires_grad_(),
     "palette pictures": lambda images: [picture.convert("P") for picture in pictures(images)],
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("form", FORMS)
 def test_images_in_any_form_have_the_same_classes(network, split, form):
     images, _ = split
@@ -49,6 +54,13 @@ def test_images_in_any_form_have_the_same_classes(network, split, form):
     assert expected.dtype == np.int64
     assert expected.shape == (len(images),)
     assert np.array_equal(network.predict(FORMS[form](images)), expected)
+
+
+def test_bool_images_are_black_and_white(network, split):
+    masks = split[0] > 127
+    expected = masks.to(torch.uint8) * 255
+    for form in (masks, masks.numpy(), [mask.numpy() for mask in masks]):
+        assert network.prepare(form).equal(expected)
 
 
 def test_the_accuracy_is_that_of_the_results(network, split, shop_run):
@@ -95,7 +107,15 @@ def test_embeddings_are_unit_vectors_and_the_module_takes_normalised_images(netw
         (lambda images: images / torch.tensor(torch.nan), "values from nan to nan"),
         (lambda images: images[..., :19], r"shape \(32, 1, 20, 19\) do not fit: the network takes \(N, 1, 20, 20\)"),
         (lambda images: images.expand(-1, 3, -1, -1), r"shape \(32, 3, 20, 20\) do not fit"),
-        (lambda images: [images[0].numpy(), "a.png"], "images hold a ndarray: give one array"),
+        (lambda images: images.numpy() / 100.0, r"images have float64 values from 0 to 2\.\d+\. Give uint8"),
+        (
+            lambda images: [images[0].numpy(), 3],
+            "images hold a int: give an array or tensor, a PIL picture, a path",
+        ),
+        (lambda images: [images[0].numpy(), "a.png"], "a.png cannot be read"),
+        (lambda images: [images[0], images[0, 0]], r"different shapes, \(1, 20, 20\) and \(20, 20\)"),
+        (lambda images: [images[:2]], r"shape \(1, 2, 1, 20, 20\) do not fit"),
+        (lambda images: images.numpy().astype(str), "images are an array of <U"),
     ],
 )
 def test_other_ranges_and_sizes_are_refused(network, split, change, message):

@@ -132,6 +132,20 @@ class ChangedData(TinyDataModule):
         }[self.change]
 
 
+class NormalisedData(TinyDataModule):
+    """A data set that knows its mean and standard deviation."""
+
+    def __init__(self, *, val_size: int) -> None:
+        super().__init__(mean=[0.5], std=[0.25], val_size=val_size)
+
+
+class FixedData(TinyDataModule):
+    """A data set whose constructor takes no arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(val_size=32)
+
+
 class AbsentData(TinyDataModule):
     """A data set that is not there."""
 

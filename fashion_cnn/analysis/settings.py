@@ -78,7 +78,8 @@ def repeated_settings(config: DictConfig) -> dict[str, Setting]:
 def changed_settings(config: DictConfig, default: DictConfig) -> list[str]:
     """List the settings that differ from the default, as `key=value`; of removed ones the outermost group, as null.
 
-    Where a section has another class, its options are left out: they are others, too.
+    Where a section has another class, its options are left out: they are others, too. So are parts that another class
+    of an outer section does not have, such as the augmentations of another data set.
 
     Args:
         config: the config of a training.
@@ -100,8 +101,19 @@ def changed_settings(config: DictConfig, default: DictConfig) -> list[str]:
             parts = name.split(".")
             prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
             removed = next(prefix for prefix in prefixes if not any(f"{key}.".startswith(f"{prefix}.") for key in new))
+            above, _, option = removed.rpartition(".")
+            if _has_other_class(above, new, old) and option not in (OmegaConf.select(config, above) or {}):
+                # The class of an outer section never had it.
+                continue
             changed.add(f"{removed}=null")
     return sorted(changed)
+
+
+def _has_other_class(section: str, new: Mapping[str, Setting], old: Mapping[str, Setting]) -> bool:
+    """Return whether a section, or one that contains it, has another class than before."""
+    while section and new.get(section) == old.get(section):
+        section = section.rpartition(".")[0]
+    return bool(section)
 
 
 def is_setting(name: str) -> bool:

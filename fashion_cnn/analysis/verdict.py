@@ -29,6 +29,8 @@ WORTHWHILE = 0.002  # gain in accuracy that is worth acting for
 LIKELY, UNLIKELY = 0.5, 0.25  # probabilities of a worthwhile gain from which acting pays, below which it does not
 # How far outside the study a run may lie, in standard deviations of the study's trainings.
 _MARGIN = 0.5
+# The gains were measured on other trainings.
+_BASIS = "Judging by the study's other trainings"
 _STUDY = Path(__file__).with_name("remedies.json")
 # Each remedy (conf/remedy) as a noun and as advice. The first ones narrow the gap; those of _FITTING fit the training
 # images more closely.
@@ -241,14 +243,14 @@ def _describe_gains(gains: Sequence[ExpectedGain]) -> str:
         return "Whether a remedy would pay is not known: the study has no training like this one"
     helpful = [gain for gain in gains if gain.probability >= UNLIKELY]
     if not helpful:
-        return "In runs like this one no remedy is expected to gain 0.2 points"
+        return f"{_BASIS}, no remedy is expected to gain 0.2 points in runs like this one"
     texts = [
         f"{REMEDIES[gain.remedy][0]} by {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
         f"{gain.gain.high * 100:+.1f})"
         for gain in helpful[:2]
     ]
     rest = "; nothing else is expected to help" if len(helpful) <= len(texts) else ""
-    return f"Runs like this one are expected to gain from {' and '.join(texts)}{rest}"
+    return f"{_BASIS}, runs like this one are expected to gain from {' and '.join(texts)}{rest}"
 
 
 FEATURES = (

@@ -23,6 +23,7 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.hardware import describe_device
 from fashion_cnn.runs import Run, display_path
 from fashion_cnn.runs.overrides import round_value, short_names
+from fashion_cnn.runs.trust import packages_to_trust, python_path_of
 from fashion_cnn.terminal import print_table, print_text, table_console, wide_console
 
 # Number of changed settings that are printed at the start of a training.
@@ -193,6 +194,11 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
         highlight=False,
         soft_wrap=True,
     )
+    packages = packages_to_trust(config)
+    # Runs of older versions have no working_dir.
+    if python_path := python_path_of(packages, Path(config.get("working_dir") or ".")):
+        text = f"These commands find {', '.join(packages)} with PYTHONPATH={shlex.quote(python_path)} in front of them."
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _shorten_commands(commands: Sequence[str], repeated: str) -> list[str]:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error, printable
 from fashion_cnn.runs.files import dotted_items
-from fashion_cnn.runs.overrides import check_epochs
+from fashion_cnn.runs.overrides import check_data_root, check_epochs
 
 # Config groups that every training needs.
 _REQUIRED_GROUPS = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
@@ -52,6 +52,9 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
             raise UserError(f"unknown option '{key}'.{did_you_mean(key, map(str, defaults))}", status=2)
     if config_name == "train" and not config.get("resume"):
         check_epochs(config)
+        # A job of a sweep may be finished, and needs no images then.
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            check_data_root(config)
 
 
 def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]) -> None:

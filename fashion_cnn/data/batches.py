@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -155,6 +157,12 @@ def batch_loader(
 
 def _keep_batch(batch: Any) -> Any:
     return batch
+
+
+def array_to_tensor(array: NDArray[np.generic]) -> Tensor:
+    """Return a tensor of a NumPy array of numbers, which shares its memory where torch can."""
+    # torch takes neither read-only arrays, such as those of np.load with mmap_mode, nor reversed ones.
+    return torch.from_numpy(array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy())
 
 
 def channel_statistics(images: Tensor, members: Tensor) -> tuple[list[float], list[float]]:

@@ -19,9 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from fashion_cnn.data.image_datamodule import ImageDataModule
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, missing_data_root
 from fashion_cnn.pictures.files import SUFFIXES
 from fashion_cnn.runs.files import create_folder, open_atomically
+from fashion_cnn.runs.overrides import DEFAULT_ROOT
 
 # SHA-256 of the uncompressed files, since their sources compress them differently.
 SHA256 = {
@@ -32,7 +33,6 @@ SHA256 = {
 }
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_FOLDER = Path("usr/share/datasets/fashion-mnist")
-DEFAULT_ROOT = Path("data")
 _TIMEOUT_SECONDS = 20.0
 _REMEDIES = (
     f"Ways to get it: 'sudo apt-get install {PACKAGE}' (Debian, Ubuntu); scripts/train, which unpacks that package "
@@ -77,9 +77,7 @@ def check_download(root: Path, name: str, download: bool | None) -> None:
         UserError: if they may not be downloaded.
     """
     if download is None and root != DEFAULT_ROOT and not root.exists():
-        raise UserError(
-            f"data.root={root} does not exist: correct it, or add data.download=true to download {name} into it."
-        )
+        raise missing_data_root(root, name)
     if download is False:
         raise UserError(
             f"{name} is not complete in {root}: give its folder with data.root=DIR, or add data.download=true."

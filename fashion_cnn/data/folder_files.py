@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fashion_cnn.data.splits import derive_seed
-from fashion_cnn.errors import UserError, pluralize, printable
+from fashion_cnn.errors import UserError, missing_data_root, pluralize, printable
 from fashion_cnn.pictures.files import SUFFIXES
 from fashion_cnn.runs import write_atomically
 
@@ -45,7 +45,7 @@ def find_files(root: Path) -> tuple[FolderFile, ...]:
         UserError: if the layout is another one, or there are fewer than two classes.
     """
     if not root.is_dir():
-        raise UserError(f"data.root={root} is no folder: give one with a sub-folder of pictures for each class.")
+        raise missing_data_root(root)
     folders = _subfolders(root)
     splits = [split for split in _SPLITS if split in folders]
     groups = _read_groups(root / GROUPS_FILE)

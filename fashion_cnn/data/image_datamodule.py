@@ -11,7 +11,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fashion_cnn.data.batches import SINGLE_PROCESS, Batch, InMemoryDataset, Shard, batch_loader
+from fashion_cnn.data.batches import (
+    SINGLE_PROCESS,
+    Batch,
+    InMemoryDataset,
+    Shard,
+    array_to_tensor,
+    batch_loader,
+    channel_statistics,
+)
 from fashion_cnn.data.splits import (
     derive_seed,
     file_sha256,
@@ -35,8 +43,9 @@ class ImageDataModule(LightningDataModule):
     A subclass defines `class_names`, `image_shape`, `train_size` and `load`.
 
     Args:
-        mean: of each channel, of pixels scaled to [0, 1].
-        std: standard deviation of each channel, of pixels scaled to [0, 1].
+        mean: of each channel, of pixels scaled to [0, 1]; None computes it from all images that training and validation
+            share, so that it is the same for every split of them.
+        std: standard deviation of each channel, of pixels scaled to [0, 1]; None as for `mean`.
         val_size: images of the training set that are held out for validation, stratified. 0 trains on all.
         probe_size: training images that are evaluated like validation and test, all if there are fewer; None takes as
             many as for validation.
@@ -68,6 +77,7 @@ class ImageDataModule(LightningDataModule):
         class_names: of the classes in the splits.
         all_class_names: with the classes that are left out, in the order of the data set's labels.
         image_shape: `(C, H, W)`.
+        computed_statistics: the arguments `mean` and `std` that were None, once `setup` has computed them.
         train_size: number of images that training and validation share.
         corrections: hashes of the files `exclude` and `relabel`, by the name of their argument.
         training_targets: `(M,)` targets of all images that `read(train=True)` returns, with the new labels of those
@@ -99,8 +109,8 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         val_size: int = 5000,
         probe_size: int | None = None,
         train_fraction: float = 1.0,
@@ -146,12 +156,9 @@ class ImageDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.augmentation = [function for function in (augmentation or {}).values() if function is not None]
         self._augmentation_checked = False
-        if mean is None or std is None:
-            raise UserError(
-                f"data.mean={mean} data.std={std}: {type(self).__name__} computes neither. Give both for each channel, "
-                "for pixels from 0 to 1 (fashion_cnn.data.batches.channel_statistics)."
-            )
         for name, values in (("mean", mean), ("std", std)):
+            if values is None:
+                continue
             if len(values) != self.image_shape[0]:
                 raise UserError(
                     f"data.{name}={list(values)} has {pluralize(len(values), 'number')} for images of shape "
@@ -159,10 +166,18 @@ class ImageDataModule(LightningDataModule):
                 )
             if not all(0 <= value <= 1 for value in values):
                 raise UserError(f"data.{name}={list(values)} is not possible: it is of pixels from 0 to 1.")
+            if name == "std" and (1 / torch.tensor(values)).isinf().any():
+                raise UserError("data.std must be above 0 for every channel.")
+        self.computed_statistics: dict[str, list[float]] = {}
+        self._mean, self._std = mean, std
+        if mean is not None and std is not None:
+            self._set_normalisation(mean, std)
+        self._check(self.train_size)
+
+    def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         # On the scale of the pixels, 0 to 255, so that normalising is one subtraction and one multiplication.
         self.pixel_mean = torch.tensor(mean).view(-1, 1, 1) * 255
         self.pixel_scale = 1 / (torch.tensor(std).view(-1, 1, 1) * 255)
-        self._check(self.train_size)
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Read images `(N, C, H, W)` uint8 and targets `(N,)` of integers: the training set or the test set.
@@ -269,9 +284,16 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of `stage` into memory, once."""
-        if stage in ("fit", "validate", None) and not hasattr(self, "train_split"):
+        has_statistics = hasattr(self, "pixel_mean")
+        if (stage in ("fit", "validate", None) and not hasattr(self, "train_split")) or not has_statistics:
             images, labels = self.read(train=True)
             targets = renumber(labels, self.left_out, self.num_classes)
+            if not has_statistics:
+                members = self.train_positions(labels)
+                mean, std = channel_statistics(images, members[targets[members] >= 0])
+                given = {name: value for name, value in (("mean", self._mean), ("std", self._std)) if value is not None}
+                self.computed_statistics = {n: v for n, v in (("mean", mean), ("std", std)) if n not in given}
+                self._set_normalisation(**(self.computed_statistics | given))
             train, val = self.split_train_val(labels, targets >= 0)
             train = self._subset(train, targets)
             count = round(len(train) * self.train_fraction)
@@ -419,7 +441,9 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.folds={self.folds} is not possible: give 2 or more, or null.")
         if not 0 <= self.fold < (self.folds or 1):
             numbers = f"0 to {self.folds - 1}" if self.folds else "data.folds too"
-            raise UserError(f"data.fold={self.fold} is not possible with data.folds={self.folds}: give {numbers}.")
+            raise UserError(
+                f"data.fold={self.fold} is not possible with data.folds={self.folds or 'null'}: give {numbers}."
+            )
         if not 0 < self.subset_fraction <= 1:
             raise UserError(
                 f"data.subset_fraction={self.subset_fraction} is not a fraction of the images: give a number above 0, "
@@ -460,8 +484,6 @@ class ImageDataModule(LightningDataModule):
                 raise UserError(
                     f"data.{name}={size!r:.40} is not possible: give a whole number from 1 to {_MAX_BATCH_SIZE:,}."
                 )
-        if (self.pixel_scale <= 0).any() or self.pixel_scale.isinf().any():
-            raise UserError("data.std must be above 0 for every channel.")
 
 
 def _as_tensor(array: Any, source: str) -> Tensor:
@@ -470,8 +492,7 @@ def _as_tensor(array: Any, source: str) -> Tensor:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise UserError(f"{source} returns {kind}: return NumPy arrays or tensors of numbers.")
-    # torch takes neither read-only arrays, such as those of np.load with mmap_mode, nor reversed ones.
-    return torch.from_numpy(array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy())
+    return array_to_tensor(array)
 
 
 def _check_augmented(images: Tensor, augmented: Tensor, name: str) -> None:

@@ -11,9 +11,10 @@ from hydra.utils import get_class
 from torch import Tensor
 
 from fashion_cnn.data.batches import channel_statistics, fingerprint
-from fashion_cnn.data.fashion_mnist import DEFAULT_ROOT, check_download, download_timeout
+from fashion_cnn.data.fashion_mnist import check_download, download_timeout
 from fashion_cnn.data.image_datamodule import ImageDataModule
 from fashion_cnn.errors import UserError
+from fashion_cnn.runs.overrides import DEFAULT_ROOT
 
 
 class TorchvisionDataModule(ImageDataModule):

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.data.fashion_mnist import DEFAULT_ROOT
 from fashion_cnn.errors import UserError, causes_of, printable
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.classifier import load_checkpoint
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.overrides import DEFAULT_ROOT
 from fashion_cnn.runs.trust import check_classes, instantiate
 
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fashion_cnn.data.batches import array_to_tensor
 from fashion_cnn.errors import UserError, printable
 from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
 from fashion_cnn.metrics.calibration import Calibration, calibrate
@@ -20,14 +21,15 @@ from fashion_cnn.models import ImageClassifier
 from fashion_cnn.pictures import UnreadablePictureError, decode, read_pictures
 from fashion_cnn.runs import Run
 
-_IMAGES_REMEDY = "give one array or tensor, or a list of PIL pictures or paths."
+_IMAGES_REMEDY = "give an array or tensor, a PIL picture, a path, or a list of these."
 NONE_OF_THESE = "none of these"
 # With fewer validation images, the prior of the temperature outweighs them.
 _FEW_VALIDATION_IMAGES = 30
 
 # One image or many; see `TrainedClassifier`.
+Array = NDArray[np.generic] | Tensor
 Picture = Image.Image | str | Path
-Images = NDArray[np.generic] | Tensor | Picture | Sequence[Picture]
+Images = Array | Picture | Sequence[Array | Picture]
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,11 @@ class TrainedClassifier:
     Images are one of
 
     - a NumPy array or tensor `(N, C, H, W)`, `(N, H, W, C)` or, for grey images, `(N, H, W)`, or one such image without
-      N, of the size that the network was trained on. Values are uint8, or numbers from 0 to 1 or whole numbers from 0
-      to 255, which mean the same images. They must not be normalised.
-    - a PIL picture of any size or the path of a picture file, or a list of them, which are cut out and resized as
+      N, of the size that the network was trained on. Values are uint8, or numbers from 0 to 1 (also bool) or whole
+      numbers from 0 to 255, which mean the same images. They must not be normalised.
+    - a PIL picture of any size or the path of a picture file, which are cut out and resized as
       `python -m fashion_cnn.predict` does it.
+    - a list of single images, each in one of these forms.
 
     Args:
         run: the run directory.
@@ -224,7 +227,13 @@ class TrainedClassifier:
         return self._network.module
 
     def predict(self, images: Images) -> NDArray[np.int64]:
-        """Return class indices `(N,)`; `class_names` gives their names.
+        """Classify images.
+
+        Args:
+            images: N images, see the class.
+
+        Returns:
+            Class indices `(N,)`; `class_names` gives their names.
 
         Raises:
             UserError: if an image cannot be read, or has another size or range of values than the network takes.
@@ -232,7 +241,14 @@ class TrainedClassifier:
         return self._network.logits(self.prepare(images)).argmax(dim=1).numpy()
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
-        """Return class probabilities `(N, num_classes)`, temperature-scaled on the run's validation images.
+        """Estimate the probability of each class.
+
+        Args:
+            images: N images, see the class.
+
+        Returns:
+            Probabilities `(N, num_classes)`, rows that sum to 1, temperature-scaled on the run's validation images if
+            there are any.
 
         Raises:
             UserError: if an image cannot be read, or has another size or range of values than the network takes.
@@ -240,36 +256,61 @@ class TrainedClassifier:
         return self._calibration.probabilities(self._network.logits(self.prepare(images))).float().numpy()
 
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Return embeddings, unit vectors `(N, D)`: similar images have a large dot product.
+        """Compute embeddings, by which similar images have a large dot product.
+
+        Args:
+            images: N images, see the class.
+
+        Returns:
+            Unit vectors `(N, D)`, the normalised inputs of the last linear layer.
 
         Raises:
-            UserError: if an image cannot be read, or has another size or range of values than the network takes.
+            UserError: if an image cannot be read, or has another size or range of values than the network takes, or the
+                network has no embeddings.
         """
         return self._network.embed(self.prepare(images)).numpy()
 
     def prepare(self, images: Images) -> Tensor:
-        """Return images as the uint8 tensor `(N, C, H, W)` that the network's normalisation takes.
+        """Convert images to what the network was trained on, before its normalisation; the other methods call it.
+
+        Args:
+            images: N images, see the class.
+
+        Returns:
+            The images `(N, C, H, W)` uint8, on the CPU unless they are a tensor on another device. With
+            `(images / 255 - mean) / std` per channel they are an input of `module`.
 
         Raises:
             UserError: if an image cannot be read, or has another size or range of values than the network takes.
         """
         if isinstance(images, Image.Image | str | Path):
             images = [images]
-        if (
-            isinstance(images, list | tuple)
-            and images
-            and all(isinstance(image, np.ndarray | Tensor) for image in images)
-        ):
-            images = torch.stack([torch.as_tensor(image) for image in images])
         if isinstance(images, np.ndarray | Tensor):
-            return self._with_batch_dimension(_as_bytes(torch.as_tensor(images)))
+            return self._with_batch_dimension(_as_bytes(_as_tensor(images), str(images.dtype)))
         if not isinstance(images, Sequence):
             raise UserError(f"images={images!r} is no image: {_IMAGES_REMEDY}")
-        if not images:
-            return torch.zeros(0, *self.image_shape, dtype=torch.uint8)
-        return torch.stack([self._prepare_picture(picture) for picture in images])
+        # The range of values is that of all arrays together: an image alone may be black.
+        arrays = [image for image in images if isinstance(image, np.ndarray | Tensor)]
+        prepared = iter(self._prepare_arrays(arrays))
+        tensors = [
+            next(prepared) if isinstance(image, np.ndarray | Tensor) else self._prepare_picture(image)
+            for image in images
+        ]
+        return torch.stack(tensors) if tensors else torch.zeros(0, *self.image_shape, dtype=torch.uint8)
 
-    def _prepare_picture(self, picture: Picture) -> Tensor:
+    def _prepare_arrays(self, arrays: Sequence[Array]) -> Sequence[Tensor]:
+        """Convert arrays of one image each."""
+        if not arrays:
+            return ()
+        tensors = [_as_tensor(array) for array in arrays]
+        if len(shapes := dict.fromkeys(tuple(tensor.shape) for tensor in tensors)) > 1:
+            raise UserError(f"images are arrays of different shapes, {' and '.join(map(str, list(shapes)[:2]))}.")
+        prepared = self._with_batch_dimension(_as_bytes(torch.stack(tensors), str(arrays[0].dtype)))
+        if len(prepared) != len(arrays):
+            raise UserError(f"images are arrays of shape {next(iter(shapes))}: give each image in an array of its own.")
+        return [*prepared]
+
+    def _prepare_picture(self, picture: object) -> Tensor:
         if not isinstance(picture, Image.Image | str | Path):
             raise UserError(f"images hold a {type(picture).__name__}: {_IMAGES_REMEDY}")
         if not isinstance(picture, Image.Image):
@@ -305,22 +346,36 @@ def _read_picture(path: Path, min_pixels: int) -> Image.Image:
         raise UserError(printable(f"{path} {error}.")) from error
 
 
-def _as_bytes(images: Tensor) -> Tensor:
+def _as_tensor(images: Array) -> Tensor:
+    if isinstance(images, Tensor):
+        return images.detach()
+    if images.dtype.kind not in "biuf":
+        raise UserError(f"images are an array of {images.dtype}: {_IMAGES_REMEDY}")
+    return array_to_tensor(images)
+
+
+def _as_bytes(images: Tensor, dtype: str) -> Tensor:
     """Convert pixel values to uint8, from 0 to 255.
+
+    Args:
+        images: the values.
+        dtype: name of the type that they were given in, for the message.
 
     Raises:
         UserError: if the values are normalised, or in no known range.
     """
     if images.dtype == torch.uint8 or not images.numel():
         return images.to(torch.uint8)
+    if images.dtype == torch.bool:
+        return images.to(torch.uint8) * 255
     values = images.double()
     low, high = float(values.min()), float(values.max())
     if images.is_floating_point() and low >= 0 and high <= 1:
         return (values * 255).round().to(torch.uint8)
-    if images.dtype != torch.bool and low >= 0 and high <= 255 and bool((values == values.round()).all()):
+    if low >= 0 and high <= 255 and bool((values == values.round()).all()):
         return images.to(torch.uint8)
     advice = "They look normalised, which this object does itself. " if low < 0 else ""
     raise UserError(
-        f"images have {images.dtype} values from {low:.4g} to {high:.4g}. {advice}"
+        f"images have {dtype} values from {low:.4g} to {high:.4g}. {advice}"
         "Give uint8, numbers from 0 to 1, or whole numbers from 0 to 255."
     )

@@ -220,5 +220,6 @@ def _named(path: Path, runs_dir: Path) -> Run:
         problem = "is empty: its training was stopped before its settings were stored"
         raise run.damage or UserError(f"{run.path} {problem}. Delete it, and start again.")
     problem = "is not a run: it holds no config.yaml" if run.path.exists() else "does not exist"
-    newest = "".join(f"\n  {other.path}" for other in reversed(list_runs(runs_dir)[-3:]))
+    states = ((other, other.state) for other in reversed(list_runs(runs_dir)[-3:]))
+    newest = "".join(f"\n  {other.path}{'' if state == 'finished' else f' ({state})'}" for other, state in states)
     raise UserError(f"{run.path} {problem}." + (f" The newest runs:{newest}" if newest else ""))

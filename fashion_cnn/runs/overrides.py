@@ -9,11 +9,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, missing_data_root
 
 _PACKAGE = Path(__file__).parent.parent
 # The folder of the config files. In the wheel conf/ lies inside the package, in a checkout beside it.
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+# Folder of the data sets, which is created where it does not exist.
+DEFAULT_ROOT = Path("data")
 # Keys whose values are paths or text, which may contain characters that Hydra's grammar interprets.
 QUOTED_KEYS = {
     *("data.exclude", "data.relabel"),
@@ -72,6 +74,22 @@ def check_epochs(config: Any) -> None:
     """Raise UserError unless a training's config has a whole number of epochs, at least 1."""
     if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
         raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.", status=2)
+
+
+def check_data_root(config: Any) -> None:
+    """Raise UserError if the folder of a new training's images does not exist, as its data module does later."""
+    data = config.data
+    module = str(data.get("_target_"))
+    if not module.startswith("fashion_cnn.") or not isinstance(root := data.get("root"), str):
+        return
+    folder = Path(root).expanduser()
+    if module.endswith(".ImageFolderDataModule"):
+        if not folder.is_dir():
+            raise missing_data_root(folder)
+        return
+    name = data.get("dataset", "Fashion-MNIST")
+    if name and data.get("download") is None and folder != DEFAULT_ROOT and not folder.exists():
+        raise missing_data_root(folder, name)
 
 
 def quote_override(argument: str) -> str:

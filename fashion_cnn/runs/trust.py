@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,25 @@ def packages_to_trust(config: Any) -> list[str]:
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES), *sys.stdlib_module_names}
     roots = (name.partition(".")[0] for name in _class_names(config) if "." in name)
     return [root for root in dict.fromkeys(roots) if root not in libraries]
+
+
+def python_path_of(packages: Iterable[str], folder: Path) -> str | None:
+    """Return the entries of PYTHONPATH through which packages are found, joined as in it; None if none is.
+
+    Args:
+        packages: names of packages or modules.
+        folder: the folder in which commands are started, where `python -m` finds packages by itself.
+    """
+    entries = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    used: dict[str, None] = {}
+    for package in packages:
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(package)
+            places = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec else []
+            parent = Path(places[0]).absolute().parent if places and places[0] else None
+            if parent in entries and parent != folder.absolute():
+                used[str(parent)] = None
+    return os.pathsep.join(used) or None
 
 
 def trust_classes(config: Any) -> None:

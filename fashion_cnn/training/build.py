@@ -1,5 +1,6 @@
 """Builders of the data module, the module and the Trainer from the config."""
 
+import inspect
 import operator
 import os
 from collections.abc import Iterator, Sequence
@@ -113,7 +114,7 @@ def _optimizer_errors() -> Iterator[None]:
 
 
 def data(config: DictConfig) -> ImageDataModule:
-    """Build the data module and load its images; what it detects in them is written into the config."""
+    """Build the data module and load its images; what it detects in them, or computes, is written into the config."""
     datamodule: ImageDataModule = instantiate(config.data, _convert_="all")
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -126,6 +127,18 @@ def data(config: DictConfig) -> ImageDataModule:
             # Other commands find the file from any folder.
             config.data[name] = str(Path(config.data[name]).expanduser().absolute())
             config.data[f"{name}_sha256"] = sha256
+    if datamodule.detected is not None:
+        return datamodule
+    # The run stores them, since commands that open it need not have the images.
+    arguments = inspect.signature(type(datamodule)).parameters
+    takes_all = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+    for name, values in datamodule.computed_statistics.items():
+        if not takes_all and name not in arguments:
+            raise UserError(
+                f"{config.data._target_} takes no argument '{name}', which is computed: add it, or **settings."
+            )
+        with open_dict(config):
+            config.data[name] = values
     return datamodule
 
 
