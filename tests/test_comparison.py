@@ -359,6 +359,39 @@ def test_no_change_is_the_first_category_of_the_remedies(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "cutmix", "longer"]
 
 
+def test_the_report_lists_the_baseline_first_with_paired_gains_and_without_empty_columns(tmp_path, command):
+    for remedy, gain in (("cutmix", 0.01), ("none", 0.0), ("longer", 0.0)):
+        for seed in range(3):
+            accuracy = 0.9 + seed / 100 + gain + (seed - 1) / 1000 * (remedy != "none")
+            make_run(tmp_path / f"{remedy}{seed}", [f"remedy={remedy}"], seed, accuracy, model={"n": remedy})
+    assert command(main, f"runs={tmp_path}")[0] == 0
+    lines = (tmp_path / "comparison" / "comparison.md").read_text().splitlines()
+    assert sum(line.startswith("- With remedy=") for line in lines) == 2
+    headings, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert headings[:3] == ["remedy", "validation gain against none, points (95%)", "seeds"]
+    # Differences 0.9, 1.0 and 1.1 points: standard deviation 0.1, t quantile 4.303.
+    assert [row[:2] for row in rows] == [
+        ["none", ""],
+        ["cutmix", "+1.00 (+0.75 to +1.25)"],
+        ["longer", "+0.00 (-0.25 to +0.25)"],
+    ]
+    assert not any(heading.startswith(("test", "train loss")) for heading in headings), "no run has them"
+
+
+def test_validation_has_an_axis_of_its_own_with_a_point_for_each_seed(tmp_path):
+    for remedy, accuracies in (("none", (0.90, 0.91)), ("cutmix", (0.92, 0.93))):
+        for seed, accuracy in enumerate(accuracies):
+            make_run(tmp_path / f"{remedy}{seed}", [f"remedy={remedy}"], seed, accuracy, model={"n": remedy})
+    ((_, figure),) = plot_comparison(compare(find_runs(str(tmp_path))))
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("Validation accuracy", "Accuracy gap")
+    low, high = left.get_ylim()
+    assert low > 89
+    assert high < 94, "training accuracy is 5 points higher"
+    points = left.collections[-1].get_offsets()
+    assert points[:, 1].tolist() == pytest.approx([90, 91, 92, 93])
+
+
 def test_error_bars_of_lines_at_the_same_number_are_side_by_side(tmp_path):
     for rate, fraction, seed in itertools.product((0.1, 0.2), (0.25, 0.5), (0, 1)):
         overrides = [f"optimizer.lr={rate}", f"data.train_fraction={fraction}"]

@@ -193,7 +193,12 @@ def compare(runs: Iterable[Run]) -> Comparison:
         for variant in variants
     ]
     compared_runs = {run for variant in variants for run in variant.runs}
-    groups.sort(key=lambda group: [_sort_key(value) for value in group.factors.values()])
+    # The runs that the others are compared with come first.
+    groups.sort(
+        key=lambda group: [
+            (name == "remedy" and value != "none", *_sort_key(value)) for name, value in group.factors.items()
+        ]
+    )
     results = [result for group in groups for result in group.results]
     lagging = sum("evaluation_lag" in result for result in results)
     notes = filter(None, (_validation_note(variants), lag_note(lagging, len(results)), *map(_out_of_fold_note, groups)))
@@ -354,17 +359,22 @@ def _sort_key(value: Setting) -> tuple[bool, float, str]:
 
 
 def conclude(comparison: Comparison) -> str:
-    """Conclude in a few sentences which setting is better, with 95% intervals of the paired differences.
+    """Conclude in a few sentences which setting is better, see `_conclusions`."""
+    return " ".join(_conclusions(comparison))
+
+
+def _conclusions(comparison: Comparison) -> list[str]:
+    """Sentences that tell which setting is better, with 95% intervals of the paired differences.
 
     In a sweep of remedies, each one is compared with the runs without it.
     """
     groups = [group for group in comparison.groups if group.values("val/accuracy") and group.values("gap/accuracy")]
     if len(groups) < 2:
-        return "There is a single group of settings with validation accuracy and gap: nothing is compared."
-    baseline = [group for group in groups if group.factors == {"remedy": "none"}]
+        return ["There is a single group of settings with validation accuracy and gap: nothing is compared."]
+    baseline = _baseline(groups)
     sentences = []
     if baseline:
-        compared = [(baseline[0], group) for group in groups if group is not baseline[0]]
+        compared = [(baseline, group) for group in groups if group is not baseline]
     elif len(groups) == 2:
         compared = [(groups[0], groups[1])]
     else:
@@ -374,7 +384,12 @@ def conclude(comparison: Comparison) -> str:
     sentences += [_conclude_pair(*pair) for pair in compared]
     if few := [pair for pair in compared if 0 < len(_pairs(*pair)) < _MIN_PAIRS]:
         sentences.append(_describe_noise(few))
-    return " ".join(sentences)
+    return sentences
+
+
+def _baseline(groups: Iterable[Group]) -> Group | None:
+    """The runs without a remedy in a sweep of remedies."""
+    return next((group for group in groups if group.factors == {"remedy": "none"}), None)
 
 
 def _describe_noise(compared: Sequence[tuple[Group, Group]]) -> str:
@@ -450,10 +465,37 @@ def _describe(difference: Interval, less: str, more: str, *, has_interval: bool)
 
 
 def comparison_table(comparison: Comparison) -> list[list[str]]:
-    """Format the headings and one row per group: factors, number of seeds, verdict, mean ± std of each metric."""
+    """Format the headings and one row per group: factors, number of seeds, verdict, mean ± std of each metric.
+
+    Metrics that no run has, such as those of the test set, are left out.
+    """
     columns = _columns(comparison)
     headings = [*(comparison.factors or ["runs"]), _repetitions(comparison), _VERDICT, *columns]
-    return [headings, *(_row(group, columns.values()) for group in comparison.groups)]
+    rows = [_row(group, columns.values()) for group in comparison.groups]
+    shown = [number for number in range(len(headings)) if any(row[number] for row in rows)]
+    return [[row[number] for number in shown] for row in (headings, *rows)]
+
+
+def _with_gains(comparison: Comparison) -> list[list[str]]:
+    """`comparison_table`; a sweep of remedies has the paired differences to the runs without one after the remedy."""
+    headings, *rows = comparison_table(comparison)
+    baseline = _baseline(comparison.groups)
+    gains = [_gain(baseline, group) if baseline else "" for group in comparison.groups]
+    if not any(gains):
+        return [headings, *rows]
+    interval = " (95%)" if any(" " in gain for gain in gains) else ""
+    heading = f"validation gain against none, points{interval}"
+    return [[row[0], gain, *row[1:]] for row, gain in zip((headings, *rows), (heading, *gains), strict=True)]
+
+
+def _gain(baseline: Group, group: Group) -> str:
+    """Mean paired difference of the validation accuracy in points, with its interval if there are enough pairs."""
+    pairs = _pairs(baseline, group)
+    if group is baseline or not pairs or not (baseline.values("val/accuracy") and group.values("val/accuracy")):
+        return ""
+    gain = paired_interval([second["val/accuracy"] - first["val/accuracy"] for first, second in pairs])
+    bounds = f" ({gain.low * 100:+.2f} to {gain.high * 100:+.2f})" if len(pairs) >= _MIN_PAIRS else ""
+    return f"{gain.estimate * 100:+.2f}{bounds}"
 
 
 def _repetitions(comparison: Comparison) -> str:
@@ -499,9 +541,9 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: Sequence[str]) -> str:
     """Format the table, the unfinished runs, the remarks (one paragraph each) and the plots (file names)."""
-    headings, *rows = comparison_table(comparison)
+    headings, *rows = _with_gains(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
-    parts = ["# Comparison", conclude(comparison), "\n".join(lines)]
+    parts = ["# Comparison", "\n".join(f"- {text}" for text in _conclusions(comparison)), "\n".join(lines)]
     parts.append(f"Mean ± standard deviation over the {_repetitions(comparison)} of each row.")
     if comparison.unfinished:
         runs = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)

@@ -353,9 +353,6 @@ def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]
     """
     console = wide_console()
     headings, *rows = comparison_table(comparison)
-    # Without metrics that no run has, such as those of the test set.
-    shown = [column for column in range(len(headings)) if any(row[column] for row in rows)]
-    headings, rows = [headings[column] for column in shown], [[row[column] for column in shown] for row in rows]
     # Settings on the left, then numbers.
     names = short_names(headings[: len(comparison.factors)])
     headings = [names.get(heading, heading) for heading in headings]

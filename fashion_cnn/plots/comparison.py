@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
@@ -46,15 +45,15 @@ def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         if all(len(groups) < 2 for groups in lines.values()):
             continue
         columns = 1 if any(len(label) > _MAX_COLUMN for label in lines) else 2
-        # Legend rows below the axes, with an entry for either split.
-        rows = -(-(min(len(lines), _MAX_LEGEND + 1) + 2) // columns) if len(lines) > 1 else 0
+        # Legend rows below the axes.
+        rows = -(-min(len(lines), _MAX_LEGEND + 1) // columns) if len(lines) > 1 else 0
         figure = Figure(figsize=(11, 4.6 + _LEGEND_ROW * rows), layout="constrained")
         left, right = figure.subplots(1, 2)
         figure.suptitle(escape_label(_title(comparison, factor, lines)))
-        plot_gap_against(comparison, factor, left)
-        plot_accuracy_against(comparison, factor, right)
+        plot_accuracy_against(comparison, factor, left)
+        plot_gap_against(comparison, factor, right)
         if rows:
-            handles = [*left.get_legend_handles_labels()[0], *_split_handles()]
+            handles = left.get_legend_handles_labels()[0]
             figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize="small", ncols=columns)
         # The settings of someone else may have names that no file can have.
         name = re.sub(r"[^\w.=-]", "-", factor)[:_MAX_FILE_NAME]
@@ -64,54 +63,39 @@ def plot_comparison(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
 def _title(comparison: Comparison, factor: str, lines: dict[str, list[Group]]) -> str:
     """The factor, what the error bars are, and the other settings that all lines have in common."""
     groups = [group for line in lines.values() for group in line]
-    bars = ": mean ± standard deviation over seeds" if any(len(group.results) > 1 for group in groups) else ""
+    bars = ": mean ± standard deviation, and each seed" if any(len(group.results) > 1 for group in groups) else ""
     names = short_names(name for name in comparison.factors if name != factor)
     values = {names[name]: {group.factors[name] for group in groups} for name in names}
     common = ", ".join(f"{name}={value}" for name, (value, *others) in values.items() if not others)
     return f"Effect of {factor}{bars}" + (f"\nwith {common}" if common else "")
 
 
-def _split_handles() -> list[Line2D]:
-    """Legend entries of the splits, where the colors distinguish the other settings."""
-    return [
-        Line2D([], [], color="black", marker="o", linestyle=STYLES[split]["linestyle"], label=label, **_fill(split))
-        for split, label in (("train", "train probe (accuracy)"), ("val", "validation (accuracy)"))
-    ]
-
-
-def _fill(split: str) -> dict[str, Any]:
-    return {"markerfacecolor": "white"} if split == "train" else {}
-
-
 def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw the accuracy gap against `factor`, one line for each combination of the other factors."""
-    lines = _lines(comparison, factor)
-    scale = _Scale([group for groups in lines.values() for group in groups], factor)
-    for number, (label, groups) in enumerate(lines.items()):
-        style = {"label": _shorten(label), **_line_style(number)} if len(lines) > 1 else {"color": COLOR}
-        scale.plot(groups, "gap/accuracy", axes, offset=_offset(number, len(lines)), **style)
-    if len(lines) > _MAX_LEGEND:
-        axes.errorbar([], [], color=_OTHER_COLOR, label=f"{len(lines) - _MAX_LEGEND} others")
+    _plot_against(comparison, factor, "gap/accuracy", axes, color=COLOR)
     axes.axhline(0, color="black", linewidth=0.8)
-    scale.finish(axes)
     axes.set(ylabel="gap, train probe to validation (points)", title="Accuracy gap")
 
 
 def plot_accuracy_against(comparison: Comparison, factor: str, axes: Axes) -> None:
-    """Draw training and validation accuracy against `factor`, two lines for each combination of the other factors."""
+    """Draw validation accuracy against `factor`, one line for each combination of the other factors.
+
+    Training accuracy, which is higher by the gap, would hide the differences.
+    """
+    _plot_against(comparison, factor, "val/accuracy", axes, color=STYLES["val"]["color"])
+    axes.set(ylabel="validation accuracy (%)", title="Validation accuracy")
+
+
+def _plot_against(comparison: Comparison, factor: str, name: str, axes: Axes, *, color: str) -> None:
+    """Draw a metric against `factor`; `color` is that of a single line."""
     lines = _lines(comparison, factor)
     scale = _Scale([group for groups in lines.values() for group in groups], factor)
-    for number, groups in enumerate(lines.values()):
-        for split, shift in (("train", -0.1), ("val", 0.1)):
-            style = STYLES[split]
-            if len(lines) > 1:
-                style = {**_line_style(number), "linestyle": style["linestyle"], "label": None}
-            offset = _offset(number, len(lines)) + shift / len(lines)
-            scale.plot(groups, f"{split}/accuracy", axes, offset=offset, **style, **_fill(split))
+    for number, (label, groups) in enumerate(lines.items()):
+        style = {"label": _shorten(label), **_line_style(number)} if len(lines) > 1 else {"color": color}
+        scale.plot(groups, name, axes, offset=_offset(number, len(lines)), width=1 / len(lines), **style)
+    if len(lines) > _MAX_LEGEND:
+        axes.errorbar([], [], color=_OTHER_COLOR, label=f"{len(lines) - _MAX_LEGEND} others")
     scale.finish(axes)
-    if len(lines) == 1:
-        axes.legend(frameon=False, fontsize="small")
-    axes.set(ylabel="accuracy (%)", title="Accuracy")
 
 
 def _lines(comparison: Comparison, factor: str) -> dict[str, list[Group]]:
@@ -177,10 +161,21 @@ class _Scale:
         value = self._value(group)
         return self.names.index(str(value)) if self.names else float(value)
 
-    def plot(self, groups: list[Group], name: str, axes: Axes, *, offset: float = 0.0, **style: object) -> None:
-        """Draw mean and standard deviation, in percent, of a metric of the groups that have it."""
+    def plot(
+        self, groups: list[Group], name: str, axes: Axes, *, offset: float = 0.0, width: float = 1.0, **style: Any
+    ) -> None:
+        """Draw mean and standard deviation, in percent, of a metric of the groups that have it, and each seed.
+
+        Args:
+            groups: in any order.
+            name: of the metric.
+            axes: the axes to draw on.
+            offset: distance of the points from their category.
+            width: of the line's part of a category.
+            style: of the line.
+        """
+        groups = sorted((group for group in groups if group.values(name)), key=self.position)
         points = [(self.position(group), metric) for group in groups if (metric := group.metric(name))]
-        points.sort(key=lambda point: point[0])
         means = np.array([metric.mean for _, metric in points]) * 100
         # Without several seeds there is no standard deviation to draw.
         has_seeds = any(metric.std is not None for _, metric in points)
@@ -197,7 +192,16 @@ class _Scale:
                 position * (last / first) ** shift if self.logarithmic else position + (last - first) * shift
                 for position in positions
             ]
-        axes.errorbar(positions, means, yerr=deviations, **{"marker": "o", "capsize": 3, **style})  # type: ignore[arg-type]
+        axes.errorbar(positions, means, yerr=deviations, **{"marker": "o", "capsize": 3, **style})
+        seeds = [
+            # Beside the error bar, as far as there is a place.
+            (position - (0.12 * width if self.names else 0), value * 100)
+            for position, group in zip(positions, groups, strict=True)
+            for value in group.values(name)
+            if len(group.results) > 1
+        ]
+        if seeds:
+            axes.scatter(*zip(*seeds, strict=True), s=14, alpha=0.5, linewidths=0, color=style["color"])
 
     def _spaced_ticks(self) -> list[float]:
         """Numbers whose tick labels on a logarithmic axis do not overlap the previous one."""
