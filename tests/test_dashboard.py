@@ -109,7 +109,7 @@ def write_run(directory, settings, seed, overrides=(), epochs=2):
     """Write the config and the TensorBoard events of a finished training."""
     run = Run(directory)
     run.create()
-    config = {"name": directory.name, "seed": seed, "overrides": [*overrides, f"seed={seed}"], **settings}
+    config = {"name": "tiny", "seed": seed, "overrides": [*overrides, f"seed={seed}"], **settings}
     run.write_config(OmegaConf.create(config))
     for part, tags in (("", ["gap/accuracy"]), ("train", ["loss", "accuracy"]), ("val", ["loss", "accuracy"])):
         with SummaryWriter(str(directory / part)) as writer:
@@ -249,7 +249,8 @@ def test_hparams_shows_the_settings_that_differ_in_the_order_of_the_runs():
 def test_hparams_compares_typed_settings_with_those_of_runs_that_did_not_type_them(several):
     experiment = several.get_json("plugin/hparams/experiment", {"experimentName": ""})
     shown = [column["name"] for column in experiment["hparamInfos"] if column["differs"]]
-    assert shown == ["Learning rate", "Seed", "data.val_size", "remedy"]
+    assert shown[:2] == ["Learning rate", "Seed"]
+    assert set(shown[2:]) == {"data.val_size", "remedy"}
     (interval,) = (c["domainInterval"] for c in experiment["hparamInfos"] if c["name"] == "data.val_size")
     assert interval == {"minValue": 50, "maxValue": 80}
     rows = several.get_json("plugin/hparams/session_groups", SESSION_GROUPS)["sessionGroups"]

@@ -18,7 +18,13 @@ from fashion_cnn.metrics.classification import confusion_matrix, metrics_by_clas
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.plots.evaluation import plot_by_class, plot_confusion, plot_precision_by_class
 from fashion_cnn.plots.style import add_subtitle, plot_thumbnails, save_figure
-from fashion_cnn.plots.training import plot_confident_errors, plot_confusion_matrices, plot_gap_by_class
+from fashion_cnn.plots.training import (
+    plot_confident_errors,
+    plot_confusion_matrices,
+    plot_data_map,
+    plot_gap_by_class,
+    plot_reliability_diagrams,
+)
 from fashion_cnn.retrieval.output import contact_sheet
 from fashion_cnn.retrieval.products import encode_png
 from fashion_cnn.retrieval.report import plot_outcome
@@ -182,6 +188,47 @@ def test_confusion_matrix_has_numbers_for_at_most_a_hundred_classes(classes, num
     assert len(axes.texts) == numbered
     assert ("class 1" in [label.get_text() for label in axes.get_yticklabels()]) == bool(numbered)
     assert axes.images[0].get_array().shape == (classes, classes)
+
+
+def test_markers_at_perfect_accuracy_lie_inside_the_frame():
+    figure = plot_reliability_diagrams(PREDICTIONS, PREDICTIONS)
+    for axes in figure.axes:
+        assert axes.get_xlim()[1] > 1
+        assert axes.get_ylim()[1] > 1
+
+
+def test_a_confusion_matrix_says_that_blank_cells_are_zero():
+    for axes in plot_confusion_matrices(PREDICTIONS, PREDICTIONS, ["zero", "one", "two"]).axes:
+        assert "blank: 0.0" in axes.get_title()
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 6, 7])
+def test_a_sheet_of_thumbnails_is_as_wide_as_its_images_or_its_title(count):
+    images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
+    title = "Validation images: the most confident errors"
+    figure = plot_thumbnails(images, ["caption"] * count, title=title)
+    add_subtitle(figure, "overfit, seed 0, run 7fa02e")
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == pytest.approx(1.5 * min(6, max(count, 4)))
+    box = figure._suptitle.get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+    if count:
+        pictures = [image.get_window_extent() for image in figure.axes[0].images[:6]]
+        left = min(box.x0 for box in pictures) - figure.bbox.x0
+        right = figure.bbox.x1 - max(box.x1 for box in pictures)
+        assert left == pytest.approx(right, abs=30), "centered"
+
+
+def test_a_data_map_counts_the_images_of_each_region():
+    probability = torch.full((2000,), 0.9)
+    probability[0] = 0.1
+    zeros = torch.zeros(2000)
+    dynamics = SimpleNamespace(confidence=probability, variability=zeros, targets=zeros.long())
+    figure = plot_data_map(dynamics)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "hard: 1 (0.1%)" in labels
+    assert "easy: 1,999 (100.0%)" in labels
 
 
 def test_plots_stop_growing_at_a_hundred_classes():

@@ -55,7 +55,8 @@ def plot_selective(accuracy: Tensor, axes: Axes, *, title: str) -> None:
 def plot_confusion(counts: Tensor, class_names: Sequence[str], axes: Axes, *, title: str) -> None:
     """Draw a confusion matrix `(C, C)`, each row in percent of the images of that class.
 
-    Cells under 0.05% have no number. With more than `MAX_CLASSES` classes there are no names and numbers at all.
+    Cells under 0.05% have no number, and the title says so. With more than `MAX_CLASSES` classes there are no names and
+    numbers at all.
     """
     fractions = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     # The square root makes errors of 1% visible beside a diagonal of 90%.
@@ -63,6 +64,7 @@ def plot_confusion(counts: Tensor, class_names: Sequence[str], axes: Axes, *, ti
     axes.set(xlabel="predicted", ylabel="true", title=f"{title} (% of each row)")
     if len(class_names) > MAX_CLASSES:
         return
+    axes.set_title(f"{title} (% of each row; blank: 0.0)")
     for row, column in torch.nonzero(fractions >= 0.0005).tolist():
         fraction = fractions[row, column].item()
         color = "white" if fraction > 0.3 else "black"
@@ -89,8 +91,9 @@ def plot_reliability(diagram: ReliabilityDiagram, axes: Axes, *, title: str, col
     axes.set(
         xlabel="confidence",
         ylabel="accuracy; fraction of the images",
-        xlim=(0, 1),
-        ylim=(0, 1),
+        # Whole markers at a confidence or an accuracy of 1.
+        xlim=(0, 1.03),
+        ylim=(0, 1.03),
         title=f"{title}\ncalibration error {error.estimate:.4f} (95%: {error.low:.4f} to {error.high:.4f})",
     )
     # Below the axes: the curve may pass through any of their corners.

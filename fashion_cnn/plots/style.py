@@ -27,6 +27,8 @@ LINE_COLORS = (
     "#A0A000",
     "#E0218A",
 )
+# Characters of a title of a figure for each column of thumbnails.
+_TITLE_CHARACTERS = 14
 Row = TypeVar("Row")
 
 
@@ -90,9 +92,10 @@ def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, colu
         images: `(N, C, H, W)` uint8, with one or three channels.
         captions: one text per image.
         title: the title above the grid.
-        columns: the number of images in a row.
+        columns: the largest number of images in a row. A sheet with fewer images is narrower, as far as its title fits.
     """
     rows = max(1, -(-len(images) // columns))
+    columns = max(min(columns, len(images)), min(columns, -(-len(title) // _TITLE_CHARACTERS)))
     figure = Figure(figsize=(1.5 * columns, 1.9 * rows + 0.5), layout="constrained")
     axes = figure.subplots()
     for number, (image, caption) in enumerate(zip(images, captions, strict=False)):
@@ -102,7 +105,9 @@ def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, colu
         extent = (left, left + 0.9, bottom, bottom + 0.9)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
         axes.text(left + 0.45, bottom + 0.93, escape_label(caption), fontsize=8, ha="center", va="bottom")
-    axes.set(xlim=(0, columns), ylim=(-1.25 * (rows - 1), 1.25))
+    # A single row that is narrower than its title is centered below it.
+    margin = max(0, columns - len(images)) / 2
+    axes.set(xlim=(-margin, columns - margin), ylim=(-1.25 * (rows - 1), 1.25))
     axes.set_axis_off()
     figure.suptitle(title)
     return figure

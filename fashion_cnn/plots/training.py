@@ -223,7 +223,7 @@ def plot_data_map(dynamics: Dynamics) -> Figure:
     sample = torch.arange(0, len(region), max(1, -(-len(region) // _MAX_POINTS)))
     for number, name in enumerate(REGIONS):
         points = sample[region[sample] == number]
-        fraction = (region == number).double().mean().item()
+        count = int((region == number).sum())
         axes.scatter(
             dynamics.variability[points].numpy(),
             dynamics.confidence[points].numpy(),
@@ -231,7 +231,7 @@ def plot_data_map(dynamics: Dynamics) -> Figure:
             alpha=0.4,
             linewidths=0,
             color=_REGION_COLORS[name],
-            label=f"{name} ({fraction:.1%})",
+            label=f"{name}: {count:,} ({count / len(region):.1%})",
         )
     axes.set(
         xlabel="variability (standard deviation of the label's probability over the epochs)",
