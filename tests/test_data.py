@@ -186,7 +186,7 @@ def test_corrections_name_no_test_image_and_no_missing_or_changed_file(tmp_path)
         ),
         ({"folds": 1}, "data.folds=1 is not possible: give 2 or more"),
         ({"folds": 3, "fold": 3}, "data.fold=3 is not possible with data.folds=3: give 0 to 2"),
-        ({"fold": 1}, "data.fold=1 is not possible with data.folds=None: give data.folds too"),
+        ({"fold": 1}, "data.fold=1 is not possible with data.folds=null: give data.folds too"),
         ({"subset_fraction": 0}, "data.subset_fraction=0 is not a fraction"),
         ({"subset_fraction": 1.5}, "data.subset_fraction=1.5 is not a fraction"),
         ({"subset_fraction": 0.001}, "data.subset_fraction=0.001 of 128 images leaves fewer than one per class"),
