@@ -174,6 +174,11 @@ class ImageDataModule(LightningDataModule):
             self._set_normalisation(mean, std)
         self._check(self.train_size)
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether `mean` and `std` were given, or `setup` has computed them."""
+        return hasattr(self, "pixel_mean")
+
     def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         # On the scale of the pixels, 0 to 255, so that normalising is one subtraction and one multiplication.
         self.pixel_mean = torch.tensor(mean).view(-1, 1, 1) * 255

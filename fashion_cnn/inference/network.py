@@ -218,6 +218,10 @@ def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
         raise _unusable_section(run.config_file, "data", cause) from error
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{run.config_file}: data._target_={settings.get('_target_')} is no ImageDataModule.")
+    if not reads_files and not data.has_statistics:
+        raise UserError(
+            f"{run.config_file} lacks data.mean or data.std of the training images: restore it from a copy of the run."
+        )
     return data
 
 
