@@ -138,6 +138,9 @@ def test_expected_gain_follows_the_trend_of_the_loss(expect):
     (falling,), (rising,) = judged(FALLING).gains, judged(RISING).gains
     assert falling.gain.estimate == pytest.approx(-math.log(0.155 / 0.18) * (1 - 0.949))
     assert rising.gain.estimate == pytest.approx(-math.log(0.33 / 0.3) * (1 - 0.92))
+    study["remedies"]["longer"]["high"][place] = 0.02
+    (steepest,) = judged(RISING).gains
+    assert steepest.gain.estimate == pytest.approx(-0.02 * (1 - 0.92)), "a steeper trend counts as the study's steepest"
     single = judged(curves([0.1], [0.155], 0.966, 0.949))
     assert single.gains[0].gain.estimate == 0, "a trend that is not known counts as that of a mean run"
 

@@ -330,16 +330,18 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
     """
     study = _study()
     mean, scale = (np.array(study[name]) for name in ("mean", "scale"))
-    standardised = np.nan_to_num((features - mean) / scale)
     val_error = math.exp(features[FEATURES.index("log_val_error")])
     gains = []
     for remedy in possible_remedies(config):
         if (model := study["remedies"].get(remedy)) is None:
             continue
         low, high = (np.array(model[bound]) for bound in ("low", "high"))
-        if not in_range(features, low, high, scale):
+        # A steeper trend of the loss than any of the study counts as the steepest.
+        known = np.where(np.array(FEATURES) == "val_loss_trend", features.clip(low, high), features)
+        if not in_range(known, low, high, scale):
             continue
         # The model predicts shares of the validation error.
+        standardised = np.nan_to_num((known - mean) / scale)
         share = model["intercept"] + float(standardised @ np.array(model["coefficients"]))
         gains.append(ExpectedGain.normal(remedy, share * val_error, model["deviation"] * val_error))
     return tuple(sorted(gains, key=lambda gain: -gain.gain.estimate))

@@ -201,7 +201,8 @@ class _Scale:
             if len(group.results) > 1
         ]
         if seeds:
-            axes.scatter(*zip(*seeds, strict=True), s=14, alpha=0.5, linewidths=0, color=style["color"])
+            places, values = zip(*seeds, strict=True)
+            axes.scatter(places, values, s=14, alpha=0.5, linewidths=0, color=style["color"])
 
     def _spaced_ticks(self) -> list[float]:
         """Numbers whose tick labels on a logarithmic axis do not overlap the previous one."""
