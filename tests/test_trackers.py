@@ -66,7 +66,7 @@ def items_of(items):
 
 
 class WandbRun:
-    """What W&B has of a run in its offline files."""
+    """The contents of W&B's offline files of a run."""
 
     file = "wandb"
 
@@ -109,7 +109,7 @@ class WandbRun:
 
 
 class MlflowRun:
-    """What MLflow has of a run in its database."""
+    """The contents of MLflow's database of a run."""
 
     file = "mlflow"
 

@@ -1,4 +1,4 @@
-"""Which images networks memorise, what each one buys, and which labels are wrong, from trainings on random subsets.
+"""Memorised images, the test images that each one buys, and wrong labels, from trainings on random subsets.
 
 The trainings are those of `sweep=memorisation`, or of any sweep with `keep=logits`. Cross-validation (`sweep=kfold`) of
 ordinary runs gives the answers to held-out images alone: then there are out-of-sample predictions and label errors, and
@@ -98,7 +98,7 @@ class Answers:
 
     @property
     def has_scores(self) -> bool:
-        """Whether there are networks that were trained on the images, whose answers are known."""
+        """True if there are networks that were trained on the images, whose answers are known."""
         return bool(np.isfinite(self.total.score).any())
 
     @cached_property

@@ -176,7 +176,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def has_statistics(self) -> bool:
-        """Whether `mean` and `std` were given, or `setup` has computed them."""
+        """True if `mean` and `std` were given, or `setup` has computed them."""
         return hasattr(self, "pixel_mean")
 
     def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
