@@ -296,11 +296,14 @@ def test_the_time_series_tab_lists_only_runs_with_curves(board, run, trained):
     writer = TensorBoardWriter(trained[0] / "comparison")
     writer.add_text("comparison", "text", 0)
     writer.close()
+    bands = TensorBoardWriter(trained[0] / "comparison" / "bands" / "seeds")
+    bands.add_band("val/accuracy", [1, 2], [0.7, 0.8], [0.1, 0.1])
+    bands.close()
     with Board(trained[0]) as other:
-        assert "comparison" in other.get_json("runs"), "the other tabs show it"
+        assert {"comparison", "comparison/bands/seeds"} <= set(other.get_json("runs")), "the other tabs show them"
         shown = json.loads(other.get("../experiment/defaultExperimentId/data/runs"))
     assert run in shown
-    assert "comparison" not in shown
+    assert not {"comparison", "comparison/bands/seeds"} & set(shown)
 
 
 def test_margin_charts_have_an_estimate_and_both_bounds(board, run):

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tensorboard import assets, default, main_lib, program
 from tensorboard.plugins.base_plugin import FlagsError
 
-from fashion_cnn.analysis.settings import FIRST_COLUMNS, Setting, repeated_settings, run_settings
+from fashion_cnn.analysis.settings import BANDS, FIRST_COLUMNS, Setting, repeated_settings, run_settings
 from fashion_cnn.runs.files import read_config
 from fashion_cnn.runs.finding import list_runs
 from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS, SPLIT_EVENTS, Run
@@ -257,7 +257,8 @@ def _read(application: WSGIApp, environ: dict[str, Any]) -> tuple[str, list[tupl
 def _runs_with_curves(application: WSGIApp, environ: dict[str, Any]) -> set[str]:
     request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/data/plugin/scalars/tags", "QUERY_STRING": ""}
     _, _, content = _read(application, {**environ, **request})
-    return {run for run, tags in json.loads(content).items() if tags}
+    # Bands over repeated runs are charts of the Custom Scalars tab.
+    return {run for run, tags in json.loads(content).items() if any(not tag.startswith(f"{BANDS}/") for tag in tags)}
 
 
 def _respond(

@@ -35,6 +35,8 @@ _BEST = "callbacks.best"
 _FILE_OPTIONS = {f"{_BEST}.filename", f"{_BEST}.enable_version_counter"}
 # Settings that only repeat a training, on other random numbers or other images.
 REPETITIONS = ("seed", "data.fold", "data.subset_seed")
+# Tags in TensorBoard of the bands over repeated runs begin with it.
+BANDS = "over_runs"
 # Larger integers may not fit into a float.
 _MAX_INTEGER = 2**63
 

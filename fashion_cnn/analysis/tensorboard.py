@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fashion_cnn.analysis.history import History
-from fashion_cnn.analysis.settings import FIRST_COLUMNS, Setting, is_setting, run_settings
+from fashion_cnn.analysis.settings import BANDS, FIRST_COLUMNS, Setting, is_setting, run_settings
 from fashion_cnn.data import Batch
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import metric_name
@@ -47,15 +47,11 @@ def dashboard_layout() -> dict[str, dict[str, list[Any]]]:
     }
 
 
-# Tags of the bands over repeated runs begin with it.
-_BAND = "over_runs"
-
-
 def bands_layout(names: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
     """Layout of the charts of `TensorBoardWriter.add_band`, mean and mean ± one standard deviation over the runs."""
     return {
         "Mean ± standard deviation over seeds, folds or subsets": {
-            name: ["Margin", [f"{_BAND}/{name}{bound}" for bound in ("", "_low", "_high")]] for name in names
+            name: ["Margin", [f"{BANDS}/{name}{bound}" for bound in ("", "_low", "_high")]] for name in names
         }
     }
 
@@ -130,7 +126,7 @@ class TensorBoardWriter:
         """Add a metric over the epochs with its band, mean ± standard deviation."""
         for epoch, mean, deviation in zip(epochs, means, deviations, strict=True):
             for bound, value in (("", mean), ("_low", mean - deviation), ("_high", mean + deviation)):
-                self._writer.add_scalar(f"{_BAND}/{name}{bound}", value, epoch)
+                self._writer.add_scalar(f"{BANDS}/{name}{bound}", value, epoch)
 
     def add_results(self, config: DictConfig, history: History, results: Mapping[str, Any]) -> None:
         """Mark the best epoch and the onset of overfitting, and add the run to the HParams tab.
