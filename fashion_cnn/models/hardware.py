@@ -26,7 +26,7 @@ _PRECISION_NAMES = {
 DEFAULT_THREADS = torch.get_num_threads()
 # Rounds and seconds per number of threads of the measurement that `fastest_threads` makes.
 _THREAD_ROUNDS, _THREAD_SECONDS = 4, 0.02
-# Fewer threads than the default must be this much faster: figures differ in the last bits between numbers of threads.
+# Fewer threads than the default must be this much faster: results differ between numbers of threads.
 _WORTHWHILE_SPEEDUP = 1.1
 # Parameters of mallopt in glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1

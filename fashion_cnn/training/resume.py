@@ -20,7 +20,7 @@ def restore_config(
 ) -> DictConfig:
     """Return the run's own config; only `data.root`, `data.download` and `threads` may be overridden.
 
-    The returned overrides contain a `data.root` that was given. Other `threads` change the last bits of the results.
+    The returned overrides contain a `data.root` that was given. Other `threads` change the results.
 
     A relative `data.root` that does not exist is looked for in the folder in which the run was started.
 
