@@ -481,7 +481,7 @@ def _markdown(analysis: Analysis, summary: str, figures: Sequence[str], notes: S
         )
         parts.append(pictures.get("duplicates", ""))
     if analysis.proxies and analysis.ordinary is not None:
-        parts.append("## What one run knows of it")
+        parts.append("## The scores beside one run")
         parts.append(f"Spearman's rank correlation of memorisation with what {analysis.ordinary.path} measured:")
         parts.append(
             _table(
@@ -531,7 +531,7 @@ def _score_parts(analysis: Analysis, scores: Scores, pictures: dict[str, str]) -
     parts += ["## Memorised images", pictures.get("memorised", "")]
     parts.append("`memorisation.csv.gz` has all training images, the most memorised first.")
     if (found := scores.influences) is not None:
-        parts.append("## What they buy")
+        parts.append("## Test images that they buy")
         parts.append(
             f"{found.tested:,} pairs of a memorised training image and a test image are tested by the exact sign test "
             f"over {len(answers.pairs)} pairs of networks. At a false discovery rate of "

@@ -289,7 +289,7 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of `stage` into memory, once."""
-        has_statistics = hasattr(self, "pixel_mean")
+        has_statistics = self.has_statistics
         if (stage in ("fit", "validate", None) and not hasattr(self, "train_split")) or not has_statistics:
             images, labels = self.read(train=True)
             targets = renumber(labels, self.left_out, self.num_classes)

