@@ -62,6 +62,13 @@ class UserError(ValueError):
         self.status = status
 
 
+class OmissionsError(UserError):
+    """A command has done its work but left out a part of its input, such as unreadable pictures: exit status 3."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=3)
+
+
 class Pruned(Exception):  # noqa: N818 # not an error
     """A hyper-parameter search ended a training that was worse than others."""
 

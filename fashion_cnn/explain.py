@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_images, check_invert, check_reject, require
-from fashion_cnn.errors import UserError, printable
+from fashion_cnn.errors import OmissionsError, UserError, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,7 +18,8 @@ def explain(config: DictConfig) -> None:
     """Write a page for each of `config.images`, and print its path.
 
     Raises:
-        UserError: for invalid options, and at the end if a file could not be read.
+        UserError: for invalid options, and at the end if no file could be read.
+        OmissionsError: at the end, if some files could not be read.
     """
     require("explain", "captum")
     from fashion_cnn.inference.explain import Explainer
@@ -62,7 +63,8 @@ def explain(config: DictConfig) -> None:
                     print(printable(f"{path}: {error}"), file=sys.stderr)
                 progress(number, len(files.paths))
     if unreadable:
-        raise UserError(f"{unreadable} of {len(files.paths)} files could not be read.")
+        message = f"{unreadable} of {len(files.paths)} files could not be read."
+        raise UserError(message) if unreadable == len(files.paths) else OmissionsError(message)
 
 
 def main() -> None:

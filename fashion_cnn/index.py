@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import as_strings, check_class_weight, check_images, check_invert, require
-from fashion_cnn.errors import Interrupted, UserError, pluralize, printable
+from fashion_cnn.errors import Interrupted, OmissionsError, UserError, pluralize, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fashion_cnn.retrieval.products import Products
     from fashion_cnn.runs import Run
 
-# Maximum number of unreadable pictures that are listed.
+# Maximum number of unusable rows, and of unreadable pictures, that are listed.
 _LISTED_ERRORS = 20
 
 
@@ -31,7 +31,8 @@ def index(config: DictConfig) -> None:
         config: `conf/index.yaml` with the overrides.
 
     Raises:
-        UserError: for an invalid option, and after indexing if a picture could not be read.
+        UserError: for an invalid option.
+        OmissionsError: after indexing, if a row could not be used or a picture could not be read.
     """
     require("search", "lancedb")
     check_invert(config)
@@ -74,16 +75,27 @@ def index(config: DictConfig) -> None:
         if _version(catalogue) == before:
             raise Interrupted("Stopped. The catalogue is unchanged: run the command again to resume.") from None
         raise Interrupted("Stopped. The products are in the catalogue: run the command again to finish.") from None
-    _print_result(result, catalogue, products)
-    if result.unreadable:
-        more = f" (the first {_LISTED_ERRORS} are listed)" if len(result.unreadable) > _LISTED_ERRORS else ""
-        consequence = "their entries in the catalogue, if any, are unchanged"
-        if config.rebuild:
-            consequence = "they are missing in the rebuilt catalogue"
-        raise UserError(
-            f"The pictures of {len(result.unreadable)} of {pluralize(len(products.ids), 'product')} could not be read"
-            f"{more}: {consequence}."
-        )
+    _print_result(result, catalogue, products, config.products)
+    if omissions := _omissions(result, products, rebuild=config.rebuild):
+        raise OmissionsError(omissions)
+
+
+def _omissions(result: IndexingResult, products: Products, *, rebuild: bool) -> str:
+    """Say how many products were left out and what became of them; empty without any."""
+    rows, pictures = len(products.omitted), len(result.unreadable)
+    parts = []
+    if rows:
+        parts.append(f"{rows:,} of {pluralize(len(products.ids) + rows, 'row')} could not be used")
+    if pictures:
+        parts.append(f"the pictures of {pictures:,} of {pluralize(len(products.ids), 'product')} could not be read")
+    if not parts:
+        return ""
+    more = f" (the first {_LISTED_ERRORS} are listed)" if max(rows, pictures) > _LISTED_ERRORS else ""
+    consequence = "their entries in the catalogue, if any, are unchanged"
+    if rebuild:
+        consequence = "they are missing in the rebuilt catalogue"
+    text = f"{', and '.join(parts)}{more}: {consequence}."
+    return text[0].upper() + text[1:]
 
 
 def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:
@@ -106,7 +118,7 @@ def _version(catalogue: Catalogue) -> TableVersion | None:
         return None
 
 
-def _print_result(result: IndexingResult, catalogue: Catalogue, products: Products) -> None:
+def _print_result(result: IndexingResult, catalogue: Catalogue, products: Products, table: str | None) -> None:
     print(
         f"{catalogue.uri}, version {result.version}: {pluralize(result.added, 'product')} added, "
         f"{result.changed:,} changed, {result.removed:,} removed, {result.unchanged:,} unchanged."
@@ -125,6 +137,8 @@ def _print_result(result: IndexingResult, catalogue: Catalogue, products: Produc
             f"In the catalogue, but not among these: {pluralize(len(result.missing), 'product')}, such as "
             f"{printable(result.missing[0])}. Remove them with prune=true."
         )
+    for row in products.omitted[:_LISTED_ERRORS]:
+        print(printable(f"{table}, {row}"), file=sys.stderr)
     for product_id, reason in list(result.unreadable.items())[:_LISTED_ERRORS]:
         print(printable(f"{product_id}: {reason}"), file=sys.stderr)
 

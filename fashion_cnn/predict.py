@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
 from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject
-from fashion_cnn.errors import Interrupted, UserError, printable
+from fashion_cnn.errors import Interrupted, OmissionsError, UserError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,7 +23,8 @@ def predict(config: DictConfig) -> None:
     """Print the predictions for `config.images` on standard output, and errors of single files on stderr.
 
     Raises:
-        UserError: for invalid options, and at the end if a file could not be read.
+        UserError: for invalid options, and at the end if no file could be read.
+        OmissionsError: at the end, if some files could not be read.
     """
     from fashion_cnn import runs
 
@@ -58,7 +59,8 @@ def predict(config: DictConfig) -> None:
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None
     if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(files.paths)} files could not be read.")
+        message = f"{len(unreadable)} of {len(files.paths)} files could not be read."
+        raise UserError(message) if len(unreadable) == len(files.paths) else OmissionsError(message)
 
 
 def _check(config: DictConfig) -> None:

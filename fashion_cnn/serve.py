@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_reject, require
+from fashion_cnn.cli.options import as_strings, check_choice, check_reject, require
 from fashion_cnn.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import uvicorn
     from omegaconf import DictConfig
     from starlette.types import ASGIApp
@@ -27,7 +29,7 @@ def serve(config: DictConfig) -> None:
         UserError: if an option is invalid, the address is not available, or another network made the catalogue.
         Interrupted: at the end.
     """
-    require("search", "lancedb", "fastapi", "uvicorn", "jinja2", "python_multipart")
+    require("search", "lancedb", "fastapi", "uvicorn", "jinja2", "python_multipart", "prometheus_client")
     if sys.platform == "win32":
         raise UserError("serve cannot limit the memory of uploaded pictures on Windows: run it on Linux, macOS or WSL.")
     _check(config)
@@ -39,29 +41,35 @@ def serve(config: DictConfig) -> None:
         # Searches run in parallel: more threads per search would compete for the same cores.
         torch.set_num_threads(1)
         address, port = listener.getsockname()[:2]
+        host = f"[{address}]" if ":" in address else address
         server = create_server(
             build_app(config, address),
             config,
+            # Clients that connect earlier are refused: nothing would answer them.
+            on_start=lambda: print(f"Open http://{host}:{port}  (Ctrl-C to stop)", flush=True),
             log_level="error",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=3,
         )
-        host = f"[{address}]" if ":" in address else address
-        print(f"Open http://{host}:{port}  (Ctrl-C to stop)", flush=True)
         try:
             with silence_pillow():
                 server.run(sockets=[listener])
         except KeyboardInterrupt:
             raise Interrupted("Stopped.") from None
+        except OSError as error:  # another server has begun to listen since the start
+            raise _cannot_listen(config.host, config.port, error) from error
 
 
-def create_server(app: ASGIApp, config: DictConfig, **settings: Any) -> uvicorn.Server:
+def create_server(
+    app: ASGIApp, config: DictConfig, on_start: Callable[[], None] = lambda: None, **settings: Any
+) -> uvicorn.Server:
     """Create a server that closes idle connections and accepts addresses as long as those of a search with pictures.
 
     Args:
         app: the application.
         config: the composed `conf/serve.yaml`.
+        on_start: called when it answers requests.
         settings: further settings of uvicorn.
     """
     from fashion_cnn.retrieval.web.connections import LimitedServer
@@ -73,6 +81,9 @@ def create_server(app: ASGIApp, config: DictConfig, **settings: Any) -> uvicorn.
         limit=limits.connections,
         limit_per_address=limits.connections_per_address,
         idle_seconds=limits.idle_seconds,
+        on_start=on_start,
+        # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.
+        forwarded_allow_ips=",".join(as_strings(config.trusted_proxies)),
         # Limits the size of the address and headers together.
         h11_max_incomplete_event_size=2 * MAX_LINK_LENGTH,
         **settings,
@@ -87,19 +98,37 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
         address: IP address that it is served at.
 
     Raises:
-        UserError: if there is no such run, or another network made the catalogue.
+        UserError: if there is no such run, another network made the catalogue, or an option does not fit it.
     """
     from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
+    from fashion_cnn.retrieval.web.access import Access, allowed_hosts, check_origins, read_api_keys
     from fashion_cnn.retrieval.web.app import create_app
+    from fashion_cnn.retrieval.web.pages import Display
     from fashion_cnn.retrieval.web.service import Limits, SearchService
     from fashion_cnn.retrieval.web.state import CatalogueState
     from fashion_cnn.retrieval.web.views import samples_of_test_set
 
+    origins = tuple(as_strings(config.allow_origins))
+    check_origins(origins)
+    access = Access(
+        hosts=allowed_hosts(address) if config.allow_hosts is None else set(as_strings(config.allow_hosts)),
+        origins=origins,
+        key_digests=frozenset() if config.api_keys is None else read_api_keys(str(config.api_keys)),
+        requests_per_minute=config.limits.requests_per_minute,
+    )
     run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
-    state = CatalogueState(run, catalogue, reject=config.reject)
-    samples = samples_of_test_set(run, config.data.root)
+    state = CatalogueState(
+        run, catalogue, reject=config.reject, hidden_columns=tuple(as_strings(config.hidden_columns))
+    )
+    samples = samples_of_test_set(run, config.data.root) if config.samples == "test" else ()
     service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k)
-    return create_app(service, address=address, refresh_seconds=config.refresh_seconds)
+    return create_app(
+        service,
+        access=access,
+        refresh_seconds=config.refresh_seconds,
+        display=Display(config.developer, config.show_similarity, config.currency or ""),
+        log_requests=config.log_requests,
+    )
 
 
 def _check(config: DictConfig) -> None:
@@ -110,14 +139,17 @@ def _check(config: DictConfig) -> None:
         raise UserError("host= is empty: give 127.0.0.1 for this machine only, or 0.0.0.0 for the network.", status=2)
     if not 0 <= config.port <= 65535:
         raise UserError(f"port={config.port} is invalid: give 1 to 65535, or 0 for any free port.", status=2)
+    check_choice(config, "samples", ("test", "catalogue"))
     limits = {f"limits.{name}": value for name, value in config.limits.items()}
     for name, value in {"refresh_seconds": config.refresh_seconds, **limits}.items():
+        if value is None and name == "limits.requests_per_minute":
+            continue
         if not value > 0:
             raise UserError(f"{name}={value} is invalid: give a number above 0.", status=2)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
+    """Open a socket at an address; the server begins to listen when it can answer.
 
     Args:
         host: name or IP address of this machine.
@@ -136,12 +168,15 @@ def open_socket(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(128)
     except OSError as error:
         listener.close()
-        reason = f"{error.strerror}".lower()
-        raise UserError(f"Cannot listen on host={host} port={port} ({reason}): choose another port or host.") from error
+        raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+    reason = f"{error.strerror}".lower()
+    return UserError(f"Cannot listen on host={host} port={port} ({reason}): choose another port or host.")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _TEXT_WIDTH = 18
 _MAX_WORD = 40
 # Heading of columns of settings that are joined.
 _SETTINGS = "settings"
+# Seconds between lines about the progress in a log.
+LOG_SECONDS = 30
 # Least width of a column of text in a terminal that is too narrow for whole words.
 _NARROWEST = 8
 
@@ -87,21 +90,40 @@ def json_text(value: Any) -> str:
 
 @contextmanager
 def progress_bar(label: str, *, transient: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error if it is a terminal.
+    """Show a progress bar on standard error if it is a terminal, and print a line every 30 seconds if it is a log.
 
     Args:
         label: text before the bar.
-        transient: whether the bar disappears at its end.
+        transient: whether the bar disappears at its end; there are no lines in a log then.
 
     Yields:
         A function that sets the number of completed steps and of all steps.
     """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _ignore_progress if transient else _progress_lines(label)
+        return
     # Output to the same terminal is printed above the bar; output to a file or pipe is not redirected.
-    is_hidden = not console.is_terminal
-    with Progress(console=console, transient=transient, redirect_stdout=sys.stdout.isatty(), disable=is_hidden) as bar:
+    with Progress(console=console, transient=transient, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task(label)
         yield lambda completed, total: bar.update(task, completed=completed, total=total)
+
+
+def _ignore_progress(completed: int, total: int) -> None:
+    pass
+
+
+def _progress_lines(label: str) -> Callable[[int, int], None]:
+    printed_at = time.monotonic()
+
+    def update(completed: int, total: int) -> None:
+        nonlocal printed_at
+        now = time.monotonic()
+        if now - printed_at >= LOG_SECONDS and total:
+            printed_at = now
+            print(f"{label}: {completed:,} of {total:,} ({completed / total:.0%})", file=sys.stderr, flush=True)
+
+    return update
 
 
 def print_table(

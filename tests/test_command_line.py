@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -511,6 +512,15 @@ def test_redirected_output_does_not_contain_the_progress_bar(monkeypatch, capsys
     captured = capsys.readouterr()
     assert captured.out == "page.png\n"
     assert "pictures" in captured.err
+
+
+def test_progress_is_a_line_every_half_minute_in_a_log(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress_bar("embedding") as progress:
+        for completed, now[0] in ((1000, 10), (2000, 31), (3000, 59), (4000, 62)):
+            progress(completed, 4000)
+    assert capsys.readouterr().err == "embedding: 2,000 of 4,000 (50%)\nembedding: 4,000 of 4,000 (100%)\n"
 
 
 def test_table_rows_are_not_wrapped_in_files_and_pipes(capsys):

@@ -89,7 +89,7 @@ def run_index(command, run, tmp_path):
 
 def test_a_folder_of_pictures_becomes_products_and_unreadable_files_are_reported(run_index, shop):
     status, out, err, rows = run_index(f"images={shop}")
-    assert status == 1
+    assert status == 3
     assert "5 products added" in out
     assert f"bags/broken.jpg: {shop / 'bags/broken.jpg'} is damaged" in err
     assert "The pictures of 1 of 6 products could not be read: their entries in the catalogue, if any," in err
@@ -155,7 +155,7 @@ def test_a_table_describes_the_products(run_index, shop, tmp_path):
         "9,Gone,Bags,5,bags/nosuch.png,black,1",
     )
     status, _, err, rows = run_index(f"images={shop}", f"products={table}")
-    assert status == 1
+    assert status == 3
     assert f"9: {shop / 'bags/nosuch.png'} cannot be read (No such file or directory)" in err
     assert rows.keys() == {"007", "8"}
     shirt, bag = rows["007"], rows["8"]
@@ -225,7 +225,7 @@ def test_a_named_pipe_in_a_table_is_reported(run_index, shop, tmp_path):
     os.mkfifo(shop / "pipe.png")
     table = write_csv(shop / "shop.csv", "1,Bag,,,bags/bag.png,,", "2,Pipe,,,pipe.png,,", "3,None,,,,,")
     status, _, err, rows = run_index(f"products={table}")
-    assert status == 1
+    assert status == 3
     assert f"2: {shop / 'pipe.png'} is not a regular file" in err
     assert rows.keys() == {"1"}
     os.mkfifo(tmp_path / "pipe.csv")
@@ -283,14 +283,17 @@ def test_a_column_that_became_empty_is_reported_and_dropped(run_index, shop, tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,title\n1,a\n1,b\n", "repeats 1 ids, such as 1"),
-        ("id,title\n,a\n", "1 rows have no id, the first is row 1"),
+        ("id,title\n1,a\n1,b\n1,c\n", "2 of 3 rows cannot be used, the first is row 2 (id 1): its id is in row 1 too"),
+        ("id,title\n,a\n", "1 of 1 row cannot be used, the first is row 1: it has no id"),
         ("name\na\n", "has no column id, but name"),
-        ("id;title\n1;a\n", "has no column id, but id;title: each product needs an id. The columns are separated by ;"),
         ("id,picture\n1,a.png\n", "has no column image, and no picture in"),
         ("id\n", "holds no product"),
         ("", "cannot be read"),
-        ("id,price\n1,2\n7,cheap\n", "row 2 (id 7): price=cheap is not a number like 14.40"),
+        ("id,price\n7,cheap\n", "the first is row 1 (id 7): price=cheap is not a number like 14.40"),
+        (
+            "id,price\n1,2,3\n2,3,4\n3,4\n",
+            "2 of 3 rows cannot be used, the first is row 1: it has 3 columns instead of 2",
+        ),
         (b"id,title\n1,caf\xe9\n", "is not UTF-8 (byte 14)"),
         ("id,a,a\n1,2,3\n", "repeats 1 headings, such as a: each has to be unique"),
         ("id,size.eu\n1,2\n", "has a column size.eu: rename it without . and `"),
@@ -311,6 +314,68 @@ def test_an_invalid_table_is_reported_before_indexing_begins(run_index, tmp_path
     assert f"cannot be read ({table}" not in err, "one reason"
     assert not rows
     assert not (tmp_path / "catalogue" / "products.lance").exists()
+
+
+def test_unusable_rows_are_left_out_and_listed(run_index, shop, tmp_path):
+    table = tmp_path / "shop.csv"
+    table.write_text("id,price,image\nkeep,1,loose.png\nbad,2,loose.png\n")
+    arguments = (f"images={shop}", f"products={table}", "prune=true")
+    assert run_index(*arguments)[0] == 0
+    table.write_text(
+        'id,price,image\nkeep,3,loose.png\n,4,loose.png\nbad,"about 5",loose.png\nkeep,6,loose.png\n'
+        "wide,7,loose.png,8\nnew,9,loose.png\ngood,10,loose.png\nlast,11,loose.png\nother,12,bags/bag.png\n"
+    )
+    status, out, err, rows = run_index(*arguments)
+    assert status == 3
+    assert err.splitlines()[-5:] == [
+        f"{table}, row 2: it has no id",
+        f"{table}, row 3 (id bad): price=about 5 is not a number like 14.40",
+        f"{table}, row 4 (id keep): its id is in row 1 too",
+        f"{table}, row 5: it has 4 columns instead of 3",
+        "error: 4 of 9 rows could not be used: their entries in the catalogue, if any, are unchanged.",
+    ]
+    assert "4 products added, 1 changed, 0 removed" in out
+    assert {product_id: row["price"] for product_id, row in rows.items()} == {
+        **{"keep": 3, "bad": 2, "new": 9},
+        **{"good": 10, "last": 11, "other": 12},
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "prices"),
+    [
+        (["19,90", "1.299,00", "1.299", "5"], [19.9, 1299, 1299, 5]),
+        (["19.90", "1,299.00", "1,299", "1e3"], [19.9, 1299, 1299, 1000]),
+        (["1.299", "5"], [1.299, 5]),
+        (["€ 19,90", "19,90 EUR", "CHF 1\u2019299,00", "1 299,5", "-3,5 $"], [19.9, 19.9, 1299, 1299.5, -3.5]),
+        (["1,299", "5"], [None, 5]),
+        (["1,50", "1.50", "1.299,50", "1.299"], [1.5, 1.5, 1299.5, None]),
+        (["1.2.3", "12.34.56,7", "5,0", "6,0", "7,0"], [None, None, 5, 6, 7]),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_prices_may_have_decimal_commas_thousands_and_currencies(shop, tmp_path, texts, prices, form):
+    table = tmp_path / f"shop.{form}"
+    columns = pa.table(
+        {"id": [f"{row}" for row in range(len(texts))], "price": texts, "image": ["loose.png"] * len(texts)}
+    )
+    write = {"csv": pyarrow.csv.write_csv, "parquet": pyarrow.parquet.write_table}[form]
+    write(columns, table)
+    products = products_from_files(str(shop), str(table), lambda *_: None)
+    found = dict(zip(products.ids, products.table["price"].to_pylist(), strict=True))
+    assert [found.get(f"{row}") for row in range(len(texts))] == prices
+    assert [row.id for row in products.omitted] == [f"{row}" for row, price in enumerate(prices) if price is None]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_may_be_the_export_of_a_spreadsheet_with_another_delimiter(shop, tmp_path, delimiter):
+    rows = [["id", "price", "width", "image"], ["1", "19,90", "2,5", "loose.png"], ["2", "", "3", "loose.png"]]
+    table = tmp_path / "shop.csv"
+    table.write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows) + "\n")
+    products = products_from_files(str(shop), str(table), lambda *_: None)
+    assert products.table.select(["id", "price", "width"]).to_pydict() == {
+        **{"id": ["1", "2"], "price": [19.9, None], "width": [2.5, 3.0]}
+    }
 
 
 def test_an_unreadable_parquet_file_is_reported_with_its_reason(run_index, tmp_path):
@@ -547,7 +612,7 @@ def test_data_set_images_and_shop_products_do_not_mix_in_a_catalogue(run_index, 
     catalogue = Catalogue(str(tmp_path / "catalogue"))
     (shop / "bags" / "broken.jpg").write_bytes(b"no picture")
     status, _, err, rows = run_index(f"images={shop}", "rebuild=true")
-    assert (status, len(rows)) == (1, 5)
+    assert (status, len(rows)) == (3, 5)
     assert "1 of 6 products could not be read: they are missing in the rebuilt catalogue." in err
     assert Snapshot(catalogue).metadata.note == ""
     assert "holds products of a shop, the new products are images of a data set" in run_index()[2]

@@ -212,7 +212,7 @@ def test_each_unusual_file_has_a_line_and_unreadable_ones_set_the_exit_status(
 ):
     monkeypatch.chdir(tmp_path)
     status, out, err = predict("images=odd files", f"format={output_format}")
-    assert status == 1
+    assert status == 3
     *lines, last = err.splitlines()
     unreadable = [name for name, readable in odd_files.items() if not readable]
     assert sorted(line.split(":")[0] for line in lines) == sorted(f"odd files/{name}" for name in unreadable)

@@ -50,8 +50,10 @@ from fashion_cnn.retrieval.products import products_from_data_set
 from fashion_cnn.retrieval.searcher import Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.tables import products_from_files
+from fashion_cnn.retrieval.web import openapi
 from fashion_cnn.retrieval.web import pages as web_pages
 from fashion_cnn.retrieval.web import service as web_service
+from fashion_cnn.retrieval.web.access import Allowance
 from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture, encode_picture
 from fashion_cnn.retrieval.web.service import SearchService, search_catalogue
 from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
@@ -449,7 +451,8 @@ def test_the_api_accepts_files_as_unlike_pictures(client, searcher):
 
 def test_the_openapi_description_lists_all_routes_and_is_readable_offline(client):
     described = client.get("/openapi.json").json()
-    assert set(described["paths"]) == {"/api/search", "/api/product", "/api/thumbnail", "/api/status"}
+    monitoring = {"/healthz", "/readyz", "/metrics"}
+    assert set(described["paths"]) == {"/api/search", "/api/product", "/api/thumbnail", "/api/status"} | monitoring
     text = page(client.get("/api"))
     for path, methods in described["paths"].items():
         for method in methods:
@@ -463,6 +466,194 @@ def test_status_returns_the_size_and_version_of_the_catalogue(client, shop_run, 
     status = client.get("/api/status").json()
     assert (status["products"], status["version"]) == (60, searcher.snapshot.version)
     assert (status["problem"], status["probabilities_calibrated"]) == (None, True)
+    assert str(shop_run.path) not in json.dumps(status), "no path of the server"
+
+
+def test_responses_are_as_the_openapi_description_says(client):
+    described = client.get("/openapi.json").json()
+    for path, link in {"/api/search": "?like=p10", "/api/product": "?id=p10", "/api/status": ""}.items():
+        content = described["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        name = content["schema"]["$ref"].rpartition("/")[2]
+        response = client.get(path + link).json()
+        model = getattr(openapi, name)
+        assert model.model_validate(response).model_dump(by_alias=True) == response
+    refused = client.get("/api/product?id=none")
+    assert openapi.ErrorResponse.model_validate(refused.json()).status == refused.status_code == 404
+
+
+# Monitoring
+
+
+def figures(client):
+    lines = (line for line in client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_health_readiness_and_figures_of_requests(run_copy, serving):
+    shutil.rmtree(run_copy.catalogue)
+    client = serving(run_copy, "refresh_seconds=0.05")
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert (client.get("/readyz").status_code, figures(client)["fashion_cnn_ready"]) == (503, 0)
+    make_catalogue(run_copy, only=20)
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+    client.get("/api/search?text=secret")
+    client.get("/api/product?id=none")
+    client.get("/secret")
+    after = figures(client)
+    assert (after["fashion_cnn_ready"], after["fashion_cnn_products"]) == (1, 20)
+    assert after['fashion_cnn_requests_total{path="/api/search",status="200"}'] == 1
+    assert after['fashion_cnn_requests_total{path="/api/product",status="404"}'] == 1
+    assert after['fashion_cnn_requests_total{path="other",status="404"}'] == 1
+    assert after['fashion_cnn_request_seconds_count{path="/api/search"}'] == 1
+    assert "secret" not in client.get("/metrics").text
+
+
+def test_requests_are_logged_on_demand_without_their_queries(shop_run, serving, capfd):
+    client = serving(shop_run, "log_requests=true")
+    client.get("/api/search?text=secret")
+    client.post("/", files={"picture": ("secret.png", photograph(0))})
+    client.get("/static/style.css")
+    client.get("/secret")
+    text = ""
+
+    def four_lines():  # a line follows its response
+        nonlocal text
+        text += capfd.readouterr().err
+        return text.count("\n") == 4
+
+    wait_until(four_lines)
+    lines = text.splitlines()
+    assert "secret" not in text
+    shown = [re.sub(r"^\S+ (.*) \d+ ms$", r"\1", line) for line in lines]
+    assert shown == [
+        "127.0.0.1 GET /api/search 200",
+        "127.0.0.1 POST / 303",
+        "127.0.0.1 GET /static 200",
+        "127.0.0.1 GET other 404",
+    ]
+
+
+# Access
+
+
+KEYS = ("a-key-of-sixteen-characters", "another-key-of-sixteen-characters")
+
+
+@pytest.fixture(scope="module")
+def with_keys(shop_run, serving, tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"# shop\n{KEYS[0]}\n\n{KEYS[1]}\n")
+    return serving(shop_run, f"api_keys='{file}'")
+
+
+@pytest.mark.parametrize(
+    ("headers", "accepted"),
+    [
+        ({}, False),
+        ({"authorization": f"Bearer {KEYS[0]}"}, True),
+        ({"authorization": f"bearer {KEYS[1]}"}, True),
+        ({"x-api-key": KEYS[1]}, True),
+        ({"authorization": KEYS[0]}, False),
+        ({"authorization": f"Basic {KEYS[0]}"}, False),
+        ({"authorization": f"Bearer {KEYS[0]}x"}, False),
+        ({"x-api-key": ""}, False),
+        ({"x-api-key": "# shop"}, False),
+    ],
+)
+def test_api_and_figures_need_a_key_where_there_are_any(with_keys, headers, accepted):
+    for link in ("/api/search?text=red", "/api/status", "/metrics", "/openapi.json", "/api/none"):
+        response = with_keys.get(link, headers=headers)
+        assert (response.status_code != 401) == accepted, link
+        if not accepted:
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert "An API key is needed" in response.text
+    upload_status = with_keys.post(
+        "/api/search", files={"picture": ("a.png", photograph(0))}, headers=headers
+    ).status_code
+    assert upload_status == (200 if accepted else 401)
+    for link in ("/", "/healthz", "/readyz", "/static/style.css", "/api/thumbnail?id=p10"):
+        assert with_keys.get(link, headers=headers).status_code == 200, link
+
+
+def test_requests_of_a_client_beyond_the_limit_get_429(shop_run, serving, tmp_path):
+    (tmp_path / "keys").write_text("\n".join(KEYS))
+    client = serving(shop_run, "limits.requests_per_minute=3", f"api_keys='{tmp_path / 'keys'}'")
+    by_key = [{"x-api-key": key} for key in KEYS]
+    assert [client.get("/api/status", headers=by_key[0]).status_code for _ in range(4)] == [200, 200, 200, 429]
+    refused = client.get("/api/status", headers=by_key[0])
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
+    assert refused.json() == {"error": "Too many requests: the limit is 3 a minute. Try again later.", "status": 429}
+    assert client.get("/api/status", headers=by_key[1]).status_code == 200, "another client"
+    # Requests without a key count by address; proxies on this machine name that of their client.
+    visitors = [{"x-forwarded-for": f"192.0.2.{number}"} for number in (1, 2)]
+    assert [client.get("/", headers=visitors[0]).status_code for _ in range(4)] == [200, 200, 200, 429]
+    assert client.get("/", headers=visitors[1]).status_code == 200
+    for link in ("/healthz", "/readyz", "/static/style.css"):
+        assert client.get(link, headers=visitors[0]).status_code == 200
+
+
+def test_the_allowance_of_a_client_grows_back(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    allowance = Allowance(60)
+    assert sum(allowance.use("a") == 0 for _ in range(100)) == 60
+    assert 0 < allowance.use("a") <= 1
+    now[0] = 2.5
+    assert [allowance.use("a") == 0 for _ in range(3)] == [True, True, False]
+    for number in range(30_000):
+        allowance.use(f"client {number}")
+    assert allowance.use("a") > 0, "the clients that have used the most are kept"
+
+
+def test_other_websites_may_use_the_api_only_if_they_are_named(shop_run, serving):
+    client = serving(shop_run, "allow_origins=['https://shop.example']")
+    files = {"picture": ("a.png", photograph(0))}
+    for origin, is_named in (("https://shop.example", True), ("https://evil.example", False)):
+        headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+        responses = [
+            client.options("/api/search", headers=headers | asked),
+            client.get("/api/search?text=red", headers=headers),
+            client.post("/api/search", files=files, headers=headers),
+        ]
+        assert [response.headers.get("access-control-allow-origin") for response in responses] == (
+            [origin] * 3 if is_named else [None] * 3
+        )
+        assert responses[2].status_code == (200 if is_named else 403)
+    thumbnail = client.get("/api/thumbnail?id=p10").headers
+    assert thumbnail["cross-origin-resource-policy"] == "cross-origin"
+    assert client.get("/api/status").headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_host_names_may_be_given(shop_run, serving):
+    client = serving(shop_run, "allow_hosts=[search.shop.example]")
+    assert client.get("/", headers={"host": "search.shop.example:443"}).status_code == 200
+    assert client.get("/", headers={"host": "localhost"}).status_code == 400
+    assert client.get("/healthz", headers={"host": "10.0.0.7"}).status_code == 200
+
+
+# What shoppers see
+
+
+def test_hidden_columns_are_neither_shown_nor_searched(shop_run, serving):
+    client = serving(shop_run, "hidden_columns=[stock]")
+    product = client.get("/api/product?id=p10").json()
+    assert "stock" not in product
+    assert product["colour"] == "green"
+    assert "stock" not in client.get("/product?id=p10").text.lower()
+    assert "stock" not in client.get("/").text.lower()
+    for where in ("stock:3", "stock:1.."):
+        assert client.get(f"/api/search?where={where}").status_code == 422
+
+
+def test_pages_show_the_currency_and_no_similarity_or_developer_page_if_these_are_off(shop_run, serving):
+    client = serving(shop_run, "currency=€", "show_similarity=false", "developer=false", "samples=catalogue")
+    text = page(client.get("/?like=p10"))
+    assert "Similarity" not in text
+    assert re.search(r"\d\.00 €", text)
+    assert "/developer" not in text
+    assert client.get("/developer").status_code == 404
+    assert "like=" in page(client.get("/")).partition('class="samples"')[2], "samples are products"
 
 
 # Changes of the catalogue
@@ -1390,6 +1581,13 @@ def test_a_catalogue_of_another_network_is_refused_with_one_message(command, run
         (["limits.threads=0"], 2, "limits.threads=0"),
         (["refresh_seconds=0"], 2, "refresh_seconds=0"),
         (["prot=1"], 2, "port"),
+        (["allow_origins=[https://shop.example/]"], 2, "allow_origins=https://shop.example/ is no website"),
+        (["allow_origins='*'"], 2, "allow_origins=* is no website"),
+        (["api_keys=none.txt"], 1, "api_keys=none.txt does not exist"),
+        (["hidden_columns=[stok]"], 1, "hidden_columns=stok: the catalogue has no such column"),
+        (["hidden_columns=[price]"], 1, "hidden_columns=price: the catalogue has no such column"),
+        (["samples=some"], 2, "samples=some"),
+        (["limits.requests_per_minute=0"], 2, "limits.requests_per_minute=0"),
     ],
 )
 def test_invalid_options_are_refused_with_one_message(command, shop_run, overrides, status, message):

@@ -39,8 +39,8 @@ _COMMANDS_WITH_GROUPS = ("train", "tune")
 def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Compose `conf/<config_name>.yaml` with the overrides on the command line and call `task` with it.
 
-    The process exits with status 1 after a failure, 2 after an error on the command line, 130 after Ctrl-C, and 141
-    when the reader of standard output, such as `head`, has closed it.
+    The process exits with status 1 after a failure, 2 after an error on the command line, 3 if a part of the input was
+    left out, 130 after Ctrl-C, and 141 when the reader of standard output, such as `head`, has closed it.
 
     Args:
         config_name: the command's file in conf/, without the suffix.

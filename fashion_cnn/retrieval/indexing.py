@@ -122,7 +122,8 @@ def index_products(
                 f"None of {len(ids)} pictures could be read, such as {product_id}: {reason}. Nothing was indexed."
             )
         catalogue.commit(ready, rebuild=rebuild)
-        missing = sorted(stored_keys.keys() - set(ids))
+        # A product whose row cannot be used is no product that the shop has given up.
+        missing = sorted(stored_keys.keys() - set(ids) - {row.id for row in products.omitted})
         removed = catalogue.remove(missing) if prune and missing else 0
         with storage_errors_reported(catalogue.uri):
             vector_index = update_vector_index(catalogue.open_latest(), approximate_above)

@@ -77,6 +77,25 @@ Pictures = Generator[tuple[int, Picture | UnreadablePictureError]]
 
 
 @dataclass(frozen=True)
+class OmittedRow:
+    """A row of a product table that cannot be used.
+
+    Attributes:
+        number: its number, from 1 without the header.
+        id: id of its product; empty if it has none.
+        reason: why, as part of a sentence.
+    """
+
+    number: int
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        product = f" (id {self.id})" if self.id else ""
+        return f"row {self.number}{product}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Products:
     """Products to index.
 
@@ -85,12 +104,14 @@ class Products:
         content_keys: one fingerprint per row, which changes when the picture or a column of the row changes.
         read_pictures: reads the pictures of these rows and prepares them for a network.
         note: sentence about the products that users of the catalogue should know.
+        omitted: rows of a product table that are left out.
     """
 
     table: pa.Table
     content_keys: tuple[str, ...]
     read_pictures: Callable[[Iterable[int], Preparation], Pictures]
     note: str = ""
+    omitted: tuple[OmittedRow, ...] = ()
 
     @property
     def ids(self) -> list[str]:

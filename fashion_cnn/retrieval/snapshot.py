@@ -3,7 +3,7 @@
 The vectors of a catalogue with a vector index (approximate.py) stay on disk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -57,9 +57,11 @@ class Snapshot:
 
     Args:
         catalogue: the catalogue.
+        hidden_columns: custom columns that are not read, so that no search shows or filters them.
 
     Attributes:
-        attributes: all columns except vector and thumbnail, in the order of the ids.
+        attributes: all columns except vector, thumbnail and the hidden ones, in the order of the ids.
+        column_names: names of all columns of the catalogue.
         metadata: network and settings of the vectors.
         table_version: version of the table.
         vector_index: index for approximate search; None for exact search.
@@ -68,7 +70,7 @@ class Snapshot:
         UserError: if there is no complete catalogue, or its files are damaged, which later reads raise, too.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, hidden_columns: Collection[str] = ()) -> None:
         self.uri = catalogue.uri
         self._table = catalogue.open()
         self._thumbnails: pa.BinaryArray | None = None
@@ -79,8 +81,9 @@ class Snapshot:
             self._table.checkout(self.version)
             self.metadata = metadata_of(self._table)
             self.vector_index = approximate.vector_index_of(self._table)
-            on_disk = {"thumbnail"} | ({"vector"} if self.vector_index else set())
-            columns = [name for name in self._table.schema.names if name not in on_disk]
+            self.column_names: list[str] = self._table.schema.names
+            not_read = {"thumbnail", *hidden_columns} | ({"vector"} if self.vector_index else set())
+            columns = [name for name in self.column_names if name not in not_read]
             table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
             self._row_ids = _RowIds(table["_rowid"].to_numpy())
             if not self.vector_index:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,13 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures import PREPARATION_VERSION, Preparation, UnreadablePictureError, decode, find_pictures
 from fashion_cnn.pictures.files import is_picture_file, read_ahead
 from fashion_cnn.retrieval.products import (
     PRODUCT_COLUMNS,
     RESERVED_COLUMNS,
     THUMBNAIL_SIDE,
+    OmittedRow,
     Picture,
     Pictures,
     Products,
@@ -35,6 +37,11 @@ _COLUMN_TYPES = PRODUCT_COLUMNS | {"image": pa.string()}
 _MAX_ROWS, _MAX_BYTES = 10_000_000, 500_000_000
 _BATCH_ROWS = 10_000
 _ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# Separators of spreadsheet exports; the header shows which one a file has.
+_DELIMITERS = (",", ";", "\t")
+_MAX_HEADER_BYTES = 100_000
+# Characters that separate thousands in any language, beside the point and the comma.
+_GROUPING = str.maketrans("", "", " '\u00a0\u2009\u202f\u2019")
 # Prefixes of LanceDB's own columns.
 _LANCEDB_PREFIXES = ("_row", "_score", "_distance")
 
@@ -56,18 +63,23 @@ def products_from_files(
         progress: called with the number of pictures that are hashed and of all pictures.
         known_types: types of the catalogue's custom columns, which are kept if the values fit.
 
+    Returns:
+        The products, and the rows of the table that are left out: without an id, with one that was there before, with a
+        price that is no number, or with too few or too many columns.
+
     Raises:
-        UserError: if there is no product or the table cannot be used.
+        UserError: if there is no product, the table cannot be used, or more than half of its rows are left out.
     """
+    omitted: tuple[OmittedRow, ...] = ()
     if table is None:
         rows, files = _from_pictures([] if images is None else images)
     else:
-        rows, files = _from_table(Path(table).expanduser(), images, known_types or {})
+        rows, files, omitted = _from_table(Path(table).expanduser(), images, known_types or {})
     keys = []
     for row, (_, digest) in zip(rows.to_pylist(), read_ahead(files, _digest), strict=True):
         keys.append(_content_key(row, digest))
         progress(len(keys), len(files))
-    return Products(rows, tuple(keys), partial(_pictures_from_files, files))
+    return Products(rows, tuple(keys), partial(_pictures_from_files, files), omitted=omitted)
 
 
 def _pictures_from_files(files: Sequence[Path], rows: Iterable[int], preparation: Preparation) -> Pictures:
@@ -123,9 +135,8 @@ def _from_pictures(images: str | Sequence[str]) -> tuple[pa.Table, list[Path]]:
 
 def _from_table(
     path: Path, images: str | Sequence[str] | None, known_types: Mapping[str, pa.DataType]
-) -> tuple[pa.Table, list[Path]]:
-    table = _read_table(path, known_types)
-    _check_products(table, path)
+) -> tuple[pa.Table, list[Path], tuple[OmittedRow, ...]]:
+    table, numbers, omitted = _read_table(path, known_types)
     folder = path.parent
     if isinstance(images, str) and Path(images).expanduser().is_dir():
         folder = Path(images).expanduser()
@@ -133,12 +144,13 @@ def _from_table(
         raise UserError(f"images={images} is not a folder: with products=, give the folder of the pictures.")
     ids = table["id"].to_pylist()
     if "image" in table.column_names:
-        files = _files_below(folder, [name or "" for name in table["image"].to_pylist()], f"{path}, column image")
+        names = [name or "" for name in table["image"].to_pylist()]
+        files = _files_below(folder, names, numbers, f"{path}, column image")
         table = table.drop_columns(["image"])
     else:
         pictures = sorted(file for file in folder.iterdir() if file.is_file() and is_picture_file(file))
         file_by_name = {file.stem: file for file in pictures} | {file.name: file for file in pictures}
-        named_like = _files_below(folder, ids, f"{path} has no column image, and the id")
+        named_like = _files_below(folder, ids, numbers, f"{path} has no column image, and the id")
         files = [file_by_name.get(name, file) for name, file in zip(ids, named_like, strict=True)]
         if not set(ids) & file_by_name.keys():
             raise UserError(
@@ -150,10 +162,10 @@ def _from_table(
             table = table.append_column(name, pa.nulls(len(ids), kind))
     table = table.set_column(table.column_names.index("title"), "title", pc.coalesce(table["title"], table["id"]))
     custom = [name for name in table.column_names if name not in PRODUCT_COLUMNS]
-    return table.select([*PRODUCT_COLUMNS, *custom]).combine_chunks(), files
+    return table.select([*PRODUCT_COLUMNS, *custom]).combine_chunks(), files, omitted
 
 
-def _files_below(folder: Path, names: Sequence[str], column: str) -> list[Path]:
+def _files_below(folder: Path, names: Sequence[str], numbers: Sequence[int], column: str) -> list[Path]:
     """Return the files of these names in a folder or below it.
 
     Links in the folder are followed, since its owner has made them; the author of the table may be someone else.
@@ -163,7 +175,7 @@ def _files_below(folder: Path, names: Sequence[str], column: str) -> list[Path]:
     """
     roots = (Path(os.path.normpath(folder.absolute())), folder.resolve())
     files = []
-    for row, name in enumerate(names, start=1):
+    for row, name in zip(numbers, names, strict=True):
         # Without `..`, which the system would apply to the target of a link.
         path = Path(os.path.normpath(roots[0] / name))
         root = next((root for root in roots if path.is_relative_to(root)), None)
@@ -178,19 +190,25 @@ def _files_below(folder: Path, names: Sequence[str], column: str) -> list[Path]:
 # Reading the table
 
 
-def _read_table(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
+def _read_table(
+    path: Path, known_types: Mapping[str, pa.DataType]
+) -> tuple[pa.Table, list[int], tuple[OmittedRow, ...]]:
+    """Return the rows that can be used, their numbers from 1 in the file, and the others with the reasons."""
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise UserError(f"products={path} {problem}: give a CSV or Parquet file.")
     is_parquet = path.suffix.lower() in (".parquet", ".pq")
     try:
-        table = _drop_unnamed(_read_parquet(path) if is_parquet else _read_csv(path, known_types))
+        table, omitted = (_read_parquet(path), []) if is_parquet else _read_csv(path, known_types)
+        table = _drop_unnamed(table)
         _check_headings(table.column_names, path)
         columns = zip(table.column_names, table.columns, strict=True)
         types = {name: _COLUMN_TYPES.get(name, _target_type(column, known_types.get(name))) for name, column in columns}
+        if "price" in types and _is_text(_plain_type(table["price"].type)):
+            types["price"] = pa.string()
         table = table.cast(pa.schema(types))
         # An empty text counts as null.
-        return pa.table(
+        table = pa.table(
             [
                 pc.if_else(pc.equal(column, ""), None, column) if pa.types.is_string(column.type) else column
                 for column in table.columns
@@ -200,9 +218,96 @@ def _read_table(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = None if is_parquet else _diagnose_csv(path)
+        reason = None if is_parquet else _encoding_error(path)
         reason = reason or f"products={path} cannot be read ({str(error).splitlines()[0].rstrip('.')})"
         raise UserError(f"{reason}: give Parquet, or a CSV in UTF-8 with a header row and commas.") from error
+    _check_columns(table, path)
+    return _usable_rows(table, omitted, path)
+
+
+def _usable_rows(
+    table: pa.Table, omitted: Sequence[OmittedRow], path: Path
+) -> tuple[pa.Table, list[int], tuple[OmittedRow, ...]]:
+    """Leave out rows without an id of their own or with an invalid price, see `_read_table`."""
+    left_out = {row.number for row in omitted}
+    total = table.num_rows + len(left_out)
+    numbers = [number for number in range(1, total + 1) if number not in left_out]
+    ids = table["id"].to_pylist()
+    reasons: dict[int, str] = {}
+    if "price" in table.column_names and pa.types.is_string(table["price"].type):
+        prices, reasons = _parse_prices(table["price"])
+        table = table.set_column(table.column_names.index("price"), "price", prices)
+    first_rows: dict[str, int] = {}
+    for row, (product_id, number) in enumerate(zip(ids, numbers, strict=True)):
+        if not product_id:
+            reasons[row] = "it has no id"
+        elif (first := first_rows.setdefault(product_id, number)) != number:
+            reasons[row] = f"its id is in row {first} too"
+    omitted = [*omitted, *(OmittedRow(numbers[row], ids[row] or "", reason) for row, reason in reasons.items())]
+    omitted.sort(key=lambda row: row.number)
+    if len(omitted) > total / 2:
+        raise UserError(
+            f"{path}: {len(omitted):,} of {pluralize(total, 'row')} cannot be used, the first is {omitted[0]}. "
+            "Nothing was indexed: correct the table."
+        )
+    kept = [row for row in range(table.num_rows) if row not in reasons]
+    return table.take(kept), [numbers[row] for row in kept], tuple(omitted)
+
+
+def _parse_prices(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:
+    """Convert texts to prices, also with a decimal comma, separated thousands, or a currency.
+
+    Point and comma have the same meaning in the whole column.
+
+    Returns:
+        The prices, and by row why a text is no price.
+    """
+    try:
+        return pc.cast(column, pa.float64()), {}
+    except pa.ArrowInvalid:
+        pass
+    texts = column.to_pylist()
+    numbers = [None if text is None else _strip_currency(text) for text in texts]
+    mark = _decimal_mark([number for number in numbers if number])
+    prices: list[float | None] = []
+    reasons = {}
+    for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
+        values = set() if number is None else _price_values(number, mark)
+        prices.append(values.pop() if len(values) == 1 else None)
+        if values:
+            reasons[row] = f"price={text} may be one of two numbers: write it like 1299.00"
+        elif number is not None and prices[-1] is None:
+            reasons[row] = f"price={text} is not a number like 14.40"
+    return pa.chunked_array([pa.array(prices, pa.float64())]), reasons
+
+
+def _strip_currency(text: str) -> str:
+    """Remove a currency's sign or code of three capitals from the ends of a text, and spaces between digits."""
+    kept = "".join(character for character in text if unicodedata.category(character) != "Sc")
+    return re.sub(r"^\s*[A-Z]{3}\b|\b[A-Z]{3}\s*$", "", kept).strip().translate(_GROUPING)
+
+
+def _decimal_mark(numbers: Sequence[str]) -> str:
+    """Return which of `.` and `,` begins the decimals in a column of numbers; `.,` if that cannot be told."""
+    if not any("," in number for number in numbers):
+        return "."
+    marks = [
+        mark
+        for mark, other in (".,", ",.")
+        if any(re.search(rf"\{mark}\d{{1,2}}$|\{other}\d{{3}}\{mark}\d+$", number) for number in numbers)
+    ]
+    return marks[0] if len(marks) == 1 else ".,"
+
+
+def _price_values(number: str, marks: str) -> set[float]:
+    """Return the values of a number for each of these decimal marks that is possible."""
+    values = set()
+    for mark in marks:
+        other = "," if mark == "." else "."
+        plain = rf"[-+]?(\d+|\d{{1,3}}(\{other}\d{{3}})+)?(\{mark}\d*)?([eE][-+]?\d{{1,2}})?"
+        if re.search(r"\d", number) and re.fullmatch(plain, number):
+            values.add(float(number.replace(other, "").replace(mark, ".")))
+    return values
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -246,17 +351,44 @@ def _too_large(path: Path) -> UserError:
     )
 
 
-def _read_csv(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Read a CSV with the known types of its columns where the values fit, and text where inferred types do not."""
+def _read_csv(path: Path, known_types: Mapping[str, pa.DataType]) -> tuple[pa.Table, list[OmittedRow]]:
+    """Read a CSV with the known types of its columns where the values fit, and text where inferred types do not.
+
+    Returns:
+        The table, with prices as text, and the rows that have too few or too many columns.
+    """
+    delimiter = _delimiter(path)
+    table, omitted = _read_delimited(path, known_types, delimiter, decimal_point=".")
+    if "price" in table.column_names:
+        prices = [_strip_currency(text) for text in table["price"].to_pylist() if text]
+        if _decimal_mark(prices) == ",":
+            return _read_delimited(path, known_types, delimiter, decimal_point=",")
+    return table, omitted
+
+
+def _read_delimited(
+    path: Path, known_types: Mapping[str, pa.DataType], delimiter: str, *, decimal_point: str
+) -> tuple[pa.Table, list[OmittedRow]]:
     is_type = pa.types
     predicates = (is_type.is_string, is_type.is_boolean, is_type.is_integer, is_type.is_floating)
     expected = {name: kind for name, kind in known_types.items() if any(test(kind) for test in predicates)}
     texts: dict[str, pa.DataType] = {}
-    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    omitted: list[OmittedRow] = []
+
+    def leave_out(row: pyarrow.csv.InvalidRow) -> str:
+        # Counted from 1, with the header.
+        reason = f"it has {pluralize(row.actual_columns, 'column')} instead of {row.expected_columns}"
+        omitted.append(OmittedRow(row.number - 1, "", reason))
+        return "skip"
+
+    parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out)
+    # Rows have no numbers when several threads read them.
+    reading = pyarrow.csv.ReadOptions(use_threads=False)
     while True:
-        types = expected | texts | _COLUMN_TYPES
+        omitted.clear()
+        types = expected | texts | _COLUMN_TYPES | {"price": pa.string()}
         try:
-            converting = pyarrow.csv.ConvertOptions(column_types=types)
+            converting = pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal_point)
             # Arrow would decompress a file that it opens by its name.
             with path.open("rb") as content:
                 if content.read(5).startswith(_ARCHIVES):
@@ -264,30 +396,36 @@ def _read_csv(path: Path, known_types: Mapping[str, pa.DataType]) -> pa.Table:
                 if content.seek(0, os.SEEK_END) > _MAX_BYTES:
                     raise _too_large(path)
                 content.seek(0)
-                return pyarrow.csv.read_csv(content, parse_options=parsing, convert_options=converting)
+                table = pyarrow.csv.read_csv(
+                    content, read_options=reading, parse_options=parsing, convert_options=converting
+                )
+            return table, omitted
         except pa.ArrowInvalid as error:
             place = re.match(r"In CSV column #(\d+)", str(error))
             with path.open(newline="", encoding="utf-8-sig") as file:
-                name = next(csv.reader(file))[int(place[1])] if place else ""
+                name = next(csv.reader(file, delimiter=delimiter))[int(place[1])] if place else ""
             if expected.pop(name, None) is None:
                 if not name or name in types:
                     raise
                 texts[name] = pa.string()
 
 
-def _diagnose_csv(path: Path) -> str | None:
-    """Name a usual mistake of spreadsheet exports, if there is one."""
+def _delimiter(path: Path) -> str:
+    """Return the character that separates the columns of a CSV: the comma if its header has one."""
+    with path.open("rb") as content:
+        header = content.readline(_MAX_HEADER_BYTES).decode(errors="replace")
+    return next((delimiter for delimiter in _DELIMITERS if delimiter in header), _DELIMITERS[0])
+
+
+def _encoding_error(path: Path) -> str | None:
+    """Say that a file is not UTF-8, if so."""
     try:
-        # Spreadsheets write a byte order mark.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file), start=1):
-                try:
-                    float(row.get("price") or "0")
-                except ValueError:
-                    return f"{path}, row {number} (id {row.get('id')}): price={row['price']} is not a number like 14.40"
+        with path.open(encoding="utf-8") as file:
+            while file.read(1_000_000):
+                pass
     except UnicodeDecodeError as error:
         return f"{path} is not UTF-8 (byte {error.start})"
-    except (csv.Error, OSError):
+    except OSError:
         pass
     return None
 
@@ -342,19 +480,11 @@ def _check_headings(headings: Sequence[str], path: Path) -> None:
             raise UserError(f"{path} has a column {name}, which LanceDB reserves: rename it.")
 
 
-def _check_products(table: pa.Table, path: Path) -> None:
-    """Check that every row has an id of its own, and that no column has a reserved name."""
+def _check_columns(table: pa.Table, path: Path) -> None:
+    """Check that there are products with a column of ids, and that no column has a reserved name."""
     if "id" not in table.column_names:
-        semicolons = " The columns are separated by ;: use commas." if ";" in table.column_names[0] else ""
-        raise UserError(
-            f"{path} has no column id, but {', '.join(table.column_names)}: each product needs an id.{semicolons}"
-        )
+        raise UserError(f"{path} has no column id, but {', '.join(table.column_names)}: each product needs an id.")
     if not table.num_rows:
         raise UserError(f"{path} holds no product.")
     if reserved := set(table.column_names) & set(RESERVED_COLUMNS):
         raise UserError(f"{path} has a column {min(reserved)}, which the catalogue fills in itself: rename it.")
-    ids = table["id"].to_pylist()
-    if missing := [number for number, product_id in enumerate(ids, start=1) if not product_id]:
-        raise UserError(f"{path}: {len(missing)} rows have no id, the first is row {missing[0]}.")
-    if repeated := [product_id for product_id, count in Counter(ids).items() if count > 1]:
-        raise UserError(f"{path} repeats {len(repeated)} ids, such as {repeated[0]}.")

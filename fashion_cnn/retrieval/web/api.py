@@ -16,7 +16,13 @@ from fashion_cnn.errors import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.errors import HTTPError
-from fashion_cnn.retrieval.web.openapi import error_responses, upload_form
+from fashion_cnn.retrieval.web.openapi import (
+    ProductRecord,
+    SearchResponse,
+    StatusResponse,
+    error_responses,
+    upload_form,
+)
 from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH, MAX_PICTURES, SearchQuery, encode_picture, validate
 from fashion_cnn.retrieval.web.service import SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueView
@@ -42,7 +48,12 @@ def create_router(service: SearchService) -> APIRouter:
     router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
     in_thread = service.workers.run
 
-    @router.get("/search", summary="Search by products, words and filters", responses=error_responses(404, 422, 503))
+    @router.get(
+        "/search",
+        summary="Search by products, words and filters",
+        response_model=SearchResponse,
+        responses=error_responses(404, 422, 503),
+    )
     async def search(request: Request, query: Annotated[SearchQuery, Query()], top_k: TopK = service.top_k) -> Response:
         """Without parameters it lists all products."""
         _check_names(request.query_params, known=_PARAMETERS)
@@ -52,6 +63,7 @@ def create_router(service: SearchService) -> APIRouter:
     @router.post(
         "/search",
         summary="Search by picture files",
+        response_model=SearchResponse,
         responses=error_responses(400, 403, 404, 413, 415, 422, 503),
         openapi_extra={"requestBody": upload_form(_TOP_K.json_schema())},
     )
@@ -72,7 +84,12 @@ def create_router(service: SearchService) -> APIRouter:
             result = await service.search(view, query, form.files, top_k=size)
             return _response(view, query, result, await in_thread(partial(_link, query, result)))
 
-    @router.get("/product", summary="Get a product with all its columns", responses=error_responses(404, 422, 503))
+    @router.get(
+        "/product",
+        summary="Get a product with all its columns",
+        response_model=ProductRecord,
+        responses=error_responses(404, 422, 503),
+    )
     async def product(id: Id) -> Response:
         view = service.state.require_view()
         (hit,) = await in_thread(lambda: view.products([id]))
@@ -92,14 +109,18 @@ def create_router(service: SearchService) -> APIRouter:
         (hit,) = await in_thread(lambda: view.products([id]))
         return Response(hit.thumbnail, media_type=media_type(hit.thumbnail))
 
-    @router.get("/status", summary="Get the catalogue's version and size, and search latencies")
+    @router.get(
+        "/status",
+        summary="Get the catalogue's version and size, and search latencies",
+        response_model=StatusResponse,
+        responses=error_responses(),
+    )
     async def status() -> Response:
         state = service.state
         snapshot = state.view and state.view.snapshot
         return LenientJSONResponse(
             {
-                "run": str(state.run.path),
-                "catalogue": state.catalogue.uri,
+                "run": state.run.path.name,
                 "version": snapshot and snapshot.version,
                 "products": snapshot and len(snapshot),
                 "class_weight": snapshot and snapshot.metadata.class_weight,

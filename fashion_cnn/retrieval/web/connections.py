@@ -5,6 +5,7 @@ response; as soon as these take all connections, it turns everyone else away.
 """
 
 import math
+import socket
 from asyncio import BaseTransport
 from collections.abc import Callable
 from typing import Any
@@ -120,18 +121,35 @@ class LimitedServer(uvicorn.Server):
         limit: most connections.
         limit_per_address: most connections of one IP address.
         idle_seconds: most seconds that the server waits for a request, or for a client to read a response.
+        on_start: called when the server answers requests.
         settings: further settings of uvicorn.
     """
 
-    def __init__(self, app: Any, *, limit: int, limit_per_address: int, idle_seconds: float, **settings: Any) -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        limit: int,
+        limit_per_address: int,
+        idle_seconds: float,
+        on_start: Callable[[], None],
+        **settings: Any,
+    ) -> None:
         class Connection(LimitedConnection):
             pass
 
         Connection.limit, Connection.limit_per_address = limit, limit_per_address
         self._idle_seconds = idle_seconds
+        self._on_start = on_start
         # Without WebSocket, whose connections uvicorn does not list.
         settings |= {"http": Connection, "ws": "none", "limit_concurrency": limit + 1}
         super().__init__(uvicorn.Config(app, timeout_keep_alive=math.ceil(idle_seconds), **settings))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
 
     async def on_tick(self, counter: int) -> bool:
         """Close idle connections once a second; uvicorn calls this ten times a second."""

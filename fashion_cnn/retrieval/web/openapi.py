@@ -1,25 +1,119 @@
-"""OpenAPI descriptions: error responses, the upload form, and the list of operations on the page /api."""
+"""OpenAPI descriptions: responses, error responses, the upload form, and the list of operations on the page /api."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from fashion_cnn.retrieval.web.query import MAX_PICTURES, SearchQuery
 
 _ERROR_DESCRIPTIONS = {
     400: "The form cannot be read",
+    401: "No valid API key",
     403: "Sent by a page of another website",
     404: "Product not found",
     413: "Too many bytes or pixels",
     415: "Not a form, or not a picture that can be decoded in time",
     422: "Invalid value of a parameter",
+    429: "Too many requests of this client: see Retry-After",
     503: "No catalogue yet, or too many requests: see Retry-After",
 }
 
 
+class ErrorResponse(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+    status: int
+
+
+class ProductRecord(BaseModel):
+    """A product; the custom columns of the catalogue are further fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    title: str
+    category: str
+    price: float | None
+    similarity: Annotated[float | None, Field(description="Cosine with the query, null in a list that has no example")]
+    seen_as: Annotated[str | None, Field(description="Class that the network predicts")]
+    confidence: Annotated[float | None, Field(description="Probability of this class")]
+    thumbnail: Annotated[str, Field(description="Address of the picture")]
+
+
+class ClassProbability(BaseModel):
+    """A class that a query picture may show."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Annotated[str, Field(alias="class")]
+    probability: float
+
+
+class TaughtConcept(BaseModel):
+    """A taught concept that a query picture may show."""
+
+    concept: str
+    score: float
+
+
+class QueryPicture(BaseModel):
+    """What the network sees on a picture of the query."""
+
+    said: str | None
+    classes: list[ClassProbability]
+    taught: list[TaughtConcept]
+
+
+class SearchResponse(BaseModel):
+    """The results of a search."""
+
+    version: Annotated[int, Field(description="Version of the catalogue")]
+    matching: Annotated[int, Field(description="Products that match the filters and words")]
+    page: int
+    link: Annotated[str | None, Field(description="Page with the same results; null if it would be too long")]
+    pictures: list[QueryPicture]
+    hits: list[ProductRecord]
+    milliseconds: dict[str, float]
+
+
+class ApproximateSearch(BaseModel):
+    """How an approximate search was measured."""
+
+    model_config = ConfigDict(extra="allow")
+
+    recall: float
+
+
+class StageLatency(BaseModel):
+    """Durations of a stage of recent searches in milliseconds."""
+
+    searches: int
+    p50: float
+    p95: float
+
+
+class StatusResponse(BaseModel):
+    """The catalogue that is searched; null where there is none yet."""
+
+    run: Annotated[str, Field(description="Name of the run whose network made the catalogue")]
+    version: int | None
+    products: int | None
+    class_weight: float | None
+    approximate: ApproximateSearch | None
+    problem: Annotated[str | None, Field(description="Why the newest version cannot be loaded")]
+    probabilities_calibrated: bool
+    confidence_calibrated: bool | None
+    milliseconds: dict[str, StageLatency]
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Descriptions of a route's error responses."""
-    example = {"application/json": {"example": {"error": "Description of the error.", "status": 422}}}
-    return {status: {"description": _ERROR_DESCRIPTIONS[status], "content": example} for status in statuses}
+    """Descriptions of a route's error responses, beside those of API keys and of the limit of requests."""
+    return {
+        status: {"description": _ERROR_DESCRIPTIONS[status], "model": ErrorResponse}
+        for status in sorted({401, 429, *statuses})
+    }
 
 
 def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:

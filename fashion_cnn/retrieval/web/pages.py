@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import jinja2
@@ -27,8 +28,23 @@ QueryParameters = Annotated[SearchQuery, Query()]
 Id = Annotated[str, Query(max_length=1000)]
 
 
-def create_templates(state: CatalogueState) -> Jinja2Templates:
-    """Load the templates, which escape all values and know the state of the catalogue."""
+@dataclass(frozen=True)
+class Display:
+    """What pages show.
+
+    Attributes:
+        developer: whether there is the page `/developer`, with timings, a map of the products and the run's name.
+        similarity: whether the similarity of products is shown.
+        currency: text after each price, such as `€`; empty for none.
+    """
+
+    developer: bool = True
+    similarity: bool = True
+    currency: str = ""
+
+
+def create_templates(state: CatalogueState, display: Display) -> Jinja2Templates:
+    """Load the templates, which escape all values and know the state of the catalogue and what to show."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fashion_cnn.retrieval.web"),
         autoescape=True,
@@ -36,13 +52,14 @@ def create_templates(state: CatalogueState) -> Jinja2Templates:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["display"] = display
     environment.filters |= {
         "as_typed": as_typed,
         "attribute": format_attribute,
         "clock": time.ctime,
         "inline_image": inline_image,
         "number": format_number,
-        "price": format_price,
+        "price": partial(format_price, currency=display.currency),
     }
 
     def context(request: Request) -> dict[str, Any]:
@@ -87,7 +104,7 @@ def hidden_fields(query: SearchQuery, filters: Sequence[Filter], concepts: Seque
     return [(name, value) for name, value in query.pairs() if name not in visible and (name, value) not in boxes]
 
 
-def create_router(service: SearchService, templates: Jinja2Templates) -> APIRouter:
+def create_router(service: SearchService, templates: Jinja2Templates, display: Display) -> APIRouter:
     """Create the routes of the pages."""
     router = APIRouter(include_in_schema=False)
     render = templates.TemplateResponse
@@ -136,19 +153,21 @@ def create_router(service: SearchService, templates: Jinja2Templates) -> APIRout
         context = {"query": query, "hit": hit, "hits": similar.hits, "calibrated": calibrated}
         return render(request, "product.html", context)
 
-    @router.get("/developer")
-    async def developer(request: Request) -> Response:
-        view = service.state.require_view()
-        totals = service.latencies.totals()
-        context = {
-            "view": view,
-            "projection": await in_thread(lambda: view.projection),
-            "bars": histogram(totals),
-            "searches": len(totals),
-            "percentiles": service.latencies.percentiles(),
-            "tables": evaluation_tables(service.state.run),
-        }
-        return render(request, "developer.html", context)
+    if display.developer:
+
+        @router.get("/developer")
+        async def developer(request: Request) -> Response:
+            view = service.state.require_view()
+            totals = service.latencies.totals()
+            context = {
+                "view": view,
+                "projection": await in_thread(lambda: view.projection),
+                "bars": histogram(totals),
+                "searches": len(totals),
+                "percentiles": service.latencies.percentiles(),
+                "tables": evaluation_tables(service.state.run),
+            }
+            return render(request, "developer.html", context)
 
     @router.get("/api")
     async def api(request: Request) -> Response:

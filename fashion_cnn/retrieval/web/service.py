@@ -156,6 +156,7 @@ class Limits:
         memory_mb: maximum size of all uploads at once, in MB.
         connections: maximum number of connections.
         connections_per_address: maximum number of connections of one IP address.
+        requests_per_minute: maximum number of requests of one client in a minute; None for any number.
         idle_seconds: maximum time to wait for a request, or for a client to read a response.
     """
 
@@ -168,6 +169,7 @@ class Limits:
     memory_mb: float = 64
     connections: int = 512
     connections_per_address: int = 128
+    requests_per_minute: float | None = None
     idle_seconds: float = 10
 
     @property

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import torch
 
 from fashion_cnn.concepts import Concepts
-from fashion_cnn.errors import UserError, printable
+from fashion_cnn.errors import UserError, did_you_mean, printable
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor, load_calibration
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
-from fashion_cnn.retrieval.products import custom_columns
+from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, RESERVED_COLUMNS, custom_columns
 from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import load_network
@@ -183,6 +183,7 @@ class CatalogueState:
         run: the training run whose network made the catalogue.
         catalogue: the catalogue, which may not exist yet.
         reject: fraction of the validation images that are predicted as none of the classes.
+        hidden_columns: custom columns that no response shows and no search filters.
 
     Attributes:
         view: the version that is searched; None before there is one.
@@ -191,10 +192,10 @@ class CatalogueState:
         calibrated: whether class probabilities are calibrated.
 
     Raises:
-        UserError: if the catalogue was made by another network.
+        UserError: if the catalogue was made by another network, or a hidden column is none of its custom columns.
     """
 
-    def __init__(self, run: Run, catalogue: Catalogue, *, reject: float) -> None:
+    def __init__(self, run: Run, catalogue: Catalogue, *, reject: float, hidden_columns: Sequence[str] = ()) -> None:
         self.run = run
         self.catalogue = catalogue
         self.view: CatalogueView | None = None
@@ -204,6 +205,7 @@ class CatalogueState:
         self._calibrations: dict[bool, Calibration] = {}
         for flip_average in (False, True):
             self._calibrations[flip_average], warning = load_calibration(run, reject=reject, flip_average=flip_average)
+        self._hidden_columns = hidden_columns
         self.calibrated = warning is None
         if warning:
             print(warning, file=sys.stderr)
@@ -213,6 +215,18 @@ class CatalogueState:
         self._concepts_changed: float | None = None
         if catalogue.exists():
             self.problem = self._load_newest()
+            self._check_hidden_columns()
+
+    def _check_hidden_columns(self) -> None:
+        """Refuse a name that no column has: the column that was meant would be shown."""
+        names = self.view.snapshot.column_names if self.view else []
+        custom = [name for name in names if name not in (*PRODUCT_COLUMNS, *RESERVED_COLUMNS)]
+        for name in self._hidden_columns:
+            if self.view and name not in custom:
+                raise UserError(
+                    f"hidden_columns={name}: the catalogue has no such column. Columns that can be hidden: "
+                    f"{', '.join(custom) or 'none'}.{did_you_mean(name, custom)}"
+                )
 
     def require_view(self) -> CatalogueView:
         """The version to search in; it stays the same for the caller when a newer one is loaded.
@@ -256,7 +270,7 @@ class CatalogueState:
 
     def _load_newest(self) -> str | None:
         """Load the newest version; returns why its concepts are those of before, if so."""
-        snapshot = Snapshot(self.catalogue)
+        snapshot = Snapshot(self.catalogue, self._hidden_columns)
         try:
             searcher = Searcher(snapshot, self._network_for(snapshot.metadata))
         except UserError:

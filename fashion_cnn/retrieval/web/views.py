@@ -49,9 +49,9 @@ def media_type(encoded: bytes) -> str:
     return next((kind for signature, kind in signatures.items() if encoded.startswith(signature)), "image/webp")
 
 
-def format_price(value: float | None) -> str:
-    """A price with two decimals; None becomes an empty string."""
-    return "" if value is None else f"{value:,.2f}"
+def format_price(value: float | None, currency: str = "") -> str:
+    """A price with two decimals and the currency; None becomes an empty string."""
+    return "" if value is None else f"{value:,.2f} {currency}".rstrip()
 
 
 def format_attribute(value: Any) -> str:
