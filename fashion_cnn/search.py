@@ -49,10 +49,13 @@ def search(config: DictConfig) -> None:
         return
     with silence_pillow():
         query, pictures = _query(config, searcher)
-    hits = searcher.search(query).hits
+    found = searcher.search(query)
+    hits = found.hits
     if not hits:
         for sentence in describe_unmatched(query.conditions, snapshot.attributes):
             print(printable(sentence), file=sys.stderr)
+    if hits and found.with_all_words == 0:
+        print("No title contains all the words: these products match some of them.", file=sys.stderr)
     if config.sheet:
         _write_sheet(hits, pictures, Path(config.sheet).expanduser())
     if config.format == "json":

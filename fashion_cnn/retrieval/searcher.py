@@ -34,7 +34,7 @@ class Query:
         like: ids of products to be similar to.
         unlike: ids of products to be dissimilar to.
         concepts: directions `(E,)` of taught concepts in the embedding space.
-        text: words of which a title has to contain at least one.
+        text: words of which a title has to contain at least one; titles with all of them come first.
         conditions: conditions on columns, all of which have to be met.
         top_k: maximum number of hits.
         offset: number of best hits to skip.
@@ -81,10 +81,12 @@ class SearchHits:
     Attributes:
         hits: the requested hits, the best first.
         matching: number of products that meet the conditions; with a text, number of those that were ranked.
+        with_all_words: number of products whose titles contain all words of the text; None without a text.
     """
 
     hits: tuple[Hit, ...]
     matching: int
+    with_all_words: int | None = None
 
 
 class Ranking(NamedTuple):
@@ -93,10 +95,12 @@ class Ranking(NamedTuple):
     Attributes:
         rows: rows of the snapshot, the best first, with `Hit.similarity`.
         matching: `SearchHits.matching`.
+        with_all_words: `SearchHits.with_all_words`.
     """
 
     rows: tuple[tuple[int, float | None], ...]
     matching: int
+    with_all_words: int | None = None
 
 
 class Searcher:
@@ -151,19 +155,20 @@ class Searcher:
         end = query.offset + query.top_k
         matching = len(self.snapshot) if allowed is None else int(allowed.sum())
         ranked: Sequence[tuple[int, float | None]]
+        with_all_words = None
         if query.text.strip():
-            ranked = self._rank_by_text(query, query_vector, allowed, exclude)
+            ranked, with_all_words = self._rank_by_text(query, query_vector, allowed, exclude)
             matching = len(ranked)
         elif query_vector is not None:
             ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude)
         else:
             rows = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
             ranked = [(row, None) for row in rows[:end].tolist()]
-        return Ranking(tuple(ranked[query.offset : end]), matching)
+        return Ranking(tuple(ranked[query.offset : end]), matching, with_all_words)
 
     def fetch(self, ranking: Ranking) -> SearchHits:
         """Read attributes and thumbnails of a ranking."""
-        return SearchHits(self._fetch_rows(ranking.rows), ranking.matching)
+        return SearchHits(self._fetch_rows(ranking.rows), ranking.matching, ranking.with_all_words)
 
     def fetch_by_id(self, ids: Sequence[str]) -> tuple[Hit, ...]:
         """Return the products with these ids, which the catalogue has to hold."""
@@ -210,17 +215,19 @@ class Searcher:
 
     def _rank_by_text(
         self, query: Query, query_vector: Tensor | None, allowed: Tensor | None, exclude: Sequence[int]
-    ) -> Sequence[tuple[int, float | None]]:
+    ) -> tuple[Sequence[tuple[int, float | None]], int]:
         """Rank by title alone, or by title and picture with reciprocal rank fusion (Cormack et al. 2009).
 
-        The score is the sum of 1 / (60 + rank) over both rankings; a title without any of the words counts in one of
-        them only. Titles with equal scores share a rank, so that the picture decides their order.
+        Also returns the number of titles with all words. The score is the sum of 1 / (60 + rank) over both rankings; a
+        title without any of the words counts in one of them only. Titles with equal scores share a rank, so that the
+        picture decides their order.
         """
-        rows, scores = self.snapshot.match_titles(query.text)
+        rows, scores, has_all_words = self.snapshot.match_titles(query.text)
         if allowed is not None:
-            rows, scores = rows[allowed[rows]], scores[allowed[rows]]
+            rows, scores, has_all_words = (each[allowed[rows]] for each in (rows, scores, has_all_words))
+        with_all_words = int(has_all_words.sum())
         if query_vector is None:
-            return [(row, None) for row in rows.tolist()]
+            return [(row, None) for row in rows.tolist()], with_all_words
         similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude))
         if self.snapshot.vector_index:
             cosines = torch.tensor([similarity.get(row, -1.0) for row in rows.tolist()])
@@ -239,7 +246,7 @@ class Searcher:
             row: sum(1 / (_RRF_OFFSET + ranks[row]) for ranks in (picture_rank, text_rank) if row in ranks)
             for row in picture_rank
         }
-        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
+        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])], with_all_words
 
 
 def near_duplicates(

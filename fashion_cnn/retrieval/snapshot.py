@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from lancedb.query import FullTextOperator, MatchQuery
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fashion_cnn.retrieval import approximate
@@ -33,11 +35,13 @@ class TitleMatches(NamedTuple):
 
     Attributes:
         rows: rows of the snapshot `(K,)`, the best title first.
-        scores: BM25 score of each title `(K,)`.
+        scores: BM25 score of each title `(K,)`; those of titles with all words are raised above the others.
+        has_all_words: whether a title contains all words, `(K,)` bool.
     """
 
     rows: Tensor
     scores: Tensor
+    has_all_words: Tensor
 
 
 class _RowIds:
@@ -192,7 +196,9 @@ class Snapshot:
         return torch.from_numpy(np.logical_and.reduce([each.mask(self.attributes) for each in conditions]))
 
     def match_titles(self, text: str) -> TitleMatches:
-        """Return the products whose titles contain any word of `text`, by BM25; ties keep the order of the rows.
+        """Return the products whose titles contain any word of `text`: those with all words first, then by BM25.
+
+        Ties keep the order of the rows.
 
         Raises:
             UserError: if the index of the titles is damaged.
@@ -203,13 +209,19 @@ class Snapshot:
 def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
     with storage_errors_reported(uri):
         if not len(row_ids.ids):
-            return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0))
+            return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
         if not index_names(table, "title"):
             raise DamagedCatalogueError(uri, "the index of the titles is missing")
-        query = table.search(text, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
-        hits = query.to_arrow()
-        rows = row_ids.rows(hits["_rowid"])
-    # The scores of equal titles differ in their last digits.
-    scores = hits["_score"].to_numpy().astype(np.float32).round(4)
+        rows, scores = _title_scores(table, row_ids, MatchQuery(text, "title"))
+        complete, _ = _title_scores(table, row_ids, MatchQuery(text, "title", operator=FullTextOperator.AND))
+    has_all_words = np.isin(rows, complete)
+    scores += has_all_words * (scores.max(initial=0) + 1)
     order = np.lexsort((rows, -scores))
-    return TitleMatches(torch.from_numpy(rows[order]), torch.from_numpy(scores[order]))
+    return TitleMatches(*(torch.from_numpy(each[order]) for each in (rows, scores, has_all_words)))
+
+
+def _title_scores(table: Any, row_ids: _RowIds, query: MatchQuery) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    search = table.search(query, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
+    hits = search.to_arrow()
+    # The scores of equal titles differ in their last digits.
+    return row_ids.rows(hits["_rowid"]), hits["_score"].to_numpy().astype(np.float32).round(4)

@@ -23,6 +23,7 @@ QUOTED_KEYS = {
     "distillation.teachers",
     *("catalogue", "products", "image", "unlike_image", "sheet", "model.network.weights"),
     *("trust", "name", "text", "remove", "like", "unlike", "category", "concept", "about"),
+    *("api_keys", "allow_hosts", "allow_origins", "trusted_proxies", "hidden_columns", "currency"),
 }
 # Keys of paths and threads of this machine, and those that open runs, which do not change what is trained.
 MACHINE_KEYS = {"data.root", "data.download", "runs_dir", "threads", "resume", "trust"}

@@ -150,6 +150,7 @@ def _response(view: CatalogueView, query: SearchQuery, result: SearchResult, lin
         {
             "version": view.snapshot.version,
             "matching": result.matching,
+            "with_all_words": result.with_all_words,
             "page": query.page,
             "link": link,
             "pictures": [

@@ -71,6 +71,7 @@ class SearchResponse(BaseModel):
 
     version: Annotated[int, Field(description="Version of the catalogue")]
     matching: Annotated[int, Field(description="Products that match the filters and words")]
+    with_all_words: Annotated[int | None, Field(description="Those whose titles have all words; null without words")]
     page: int
     link: Annotated[str | None, Field(description="Page with the same results; null if it would be too long")]
     pictures: list[QueryPicture]

@@ -120,6 +120,7 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
             "hidden_fields": hidden_fields(query, view.filters, view.concept_names),
             "hits": result.hits,
             "matching": result.matching,
+            "with_all_words": result.with_all_words,
             "pictures": query_pictures(query, result),
             "like": await in_thread(lambda: view.products(query.like)),
             "unlike": await in_thread(lambda: view.products(query.unlike)),

@@ -104,7 +104,11 @@ class SearchQuery(BaseModel):
     concept: list[Value] = Field(
         default=[], max_length=MAX_VALUES, description="Similar to these concepts, which `fashion_cnn.teach` taught"
     )
-    text: str = Field(default="", max_length=200, description="Words, at least one of which is in the title")
+    text: str = Field(
+        default="",
+        max_length=200,
+        description="Words, at least one of which is in the title; titles with all come first",
+    )
     category: list[Value] = Field(default=[], max_length=MAX_VALUES, description="Only products of these categories")
     price_min: Price | None = Field(default=None, description="Minimum price")
     price_max: Price | None = Field(default=None, description="Maximum price")

@@ -67,6 +67,7 @@ class SearchResult:
     Attributes:
         hits: the products of the requested page.
         matching: number of products that match the filters and words.
+        with_all_words: number of products whose titles contain all words; None without words.
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.
         predictions: classes of `pictures`, then of `unlike_pictures`.
@@ -75,6 +76,7 @@ class SearchResult:
 
     hits: tuple[Hit, ...]
     matching: int
+    with_all_words: int | None
     pictures: tuple[Tensor, ...]
     unlike_pictures: tuple[Tensor, ...]
     predictions: tuple[Prediction, ...]
@@ -139,7 +141,9 @@ def search_catalogue(
         hits = view.searcher.fetch(ranking).hits
     if outputs is None:  # without pictures these stages did not take place
         del milliseconds[DECODING], milliseconds[embedding]
-    return SearchResult(hits, ranking.matching, pictures, unlike_pictures, predictions, milliseconds)
+    return SearchResult(
+        hits, ranking.matching, ranking.with_all_words, pictures, unlike_pictures, predictions, milliseconds
+    )
 
 
 @dataclass(frozen=True)

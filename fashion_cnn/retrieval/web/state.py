@@ -215,18 +215,6 @@ class CatalogueState:
         self._concepts_changed: float | None = None
         if catalogue.exists():
             self.problem = self._load_newest()
-            self._check_hidden_columns()
-
-    def _check_hidden_columns(self) -> None:
-        """Refuse a name that no column has: the column that was meant would be shown."""
-        names = self.view.snapshot.column_names if self.view else []
-        custom = [name for name in names if name not in (*PRODUCT_COLUMNS, *RESERVED_COLUMNS)]
-        for name in self._hidden_columns:
-            if self.view and name not in custom:
-                raise UserError(
-                    f"hidden_columns={name}: the catalogue has no such column. Columns that can be hidden: "
-                    f"{', '.join(custom) or 'none'}.{did_you_mean(name, custom)}"
-                )
 
     def require_view(self) -> CatalogueView:
         """The version to search in; it stays the same for the caller when a newer one is loaded.
@@ -271,6 +259,8 @@ class CatalogueState:
     def _load_newest(self) -> str | None:
         """Load the newest version; returns why its concepts are those of before, if so."""
         snapshot = Snapshot(self.catalogue, self._hidden_columns)
+        if self.view is None:
+            self._check_hidden_columns(snapshot)
         try:
             searcher = Searcher(snapshot, self._network_for(snapshot.metadata))
         except UserError:
@@ -280,6 +270,16 @@ class CatalogueState:
         problem = self._load_concepts(searcher.network)
         self._publish(searcher)
         return problem
+
+    def _check_hidden_columns(self, snapshot: Snapshot) -> None:
+        """Refuse a name that no column has: the column that was meant would be shown."""
+        custom = [name for name in snapshot.column_names if name not in (*PRODUCT_COLUMNS, *RESERVED_COLUMNS)]
+        for name in self._hidden_columns:
+            if name not in custom:
+                raise UserError(
+                    f"hidden_columns={name}: the catalogue has no such column. Columns that can be hidden: "
+                    f"{', '.join(custom) or 'none'}.{did_you_mean(name, custom)}"
+                )
 
     def _load_concepts(self, network: TrainedNetwork) -> str | None:
         """Load the concepts taught to the network; on an error it keeps those of before and returns the message."""
