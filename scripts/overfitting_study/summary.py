@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
 from overfitting_study.analysis import (
     FAMILIES,
+    FIRST_AFTER_CHOICE,
     Gain,
     Predicted,
     base_trainings,
@@ -66,6 +67,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
         regret_table(records, found, predictions, used, without=()),
         regret_table(records, found, predictions, used, without=("more_images",)),
         brier_table(found, predictions, used),
+        *confirmation(found, predictions),
         coverage,
         *curve_table(everything),
         forecast,
@@ -228,6 +230,54 @@ def brier_table(found: Sequence[Gain], predictions: Mapping[str, Predicted], use
         inside = np.mean([predicted[key].gain.low <= actual[key] <= predicted[key].gain.high for key in keys])
         lines.append(f"| share of gains in the 95% prediction interval, {name} | {inside:.1%} |")
     return "\n".join(lines)
+
+
+class _Score(NamedTuple):
+    """Squared error of a probability for a gain of this base."""
+
+    base: int
+    value: float
+
+
+def confirmation(found: Sequence[Gain], predictions: Mapping[str, Predicted]) -> list[str]:
+    """Brier scores on the bases that were recorded after the trend of the validation loss had been chosen as feature.
+
+    The score of each family is compared with that of the remedies' rates among other bases, in pairs, with an interval
+    over the bases.
+    """
+    later = [
+        gain
+        for gain in found
+        if FIRST_AFTER_CHOICE <= gain.base < FIRST_OF_COVERAGE
+        and all((gain.base, gain.seed, gain.arm) in predicted for predicted in predictions.values())
+    ]
+    numbers = {gain.base for gain in later}
+    if len(numbers) < 2:
+        return []
+    outcomes = [gain.accuracy > WORTHWHILE for gain in later]
+    study = [gain for gain in found if 0 <= gain.base < FIRST_OF_COVERAGE]
+    rates = [
+        np.mean([other.accuracy > WORTHWHILE for other in study if other.arm == gain.arm and other.base != gain.base])
+        for gain in later
+    ]
+    by_rate = [(rate - outcome) ** 2 for rate, outcome in zip(rates, outcomes, strict=True)]
+    lines = [
+        f"| Brier score over {len(later)} pairs of the {len(numbers)} bases after the choice | score "
+        "| minus that of the rates (95%) |",
+        "|---|---:|---:|",
+    ]
+    for name, predicted in predictions.items():
+        errors = [
+            (predicted[gain.base, gain.seed, gain.arm].probability - outcome) ** 2
+            for gain, outcome in zip(later, outcomes, strict=True)
+        ]
+        differences = [
+            _Score(gain.base, error - rate) for gain, error, rate in zip(later, errors, by_rate, strict=True)
+        ]
+        low, high = interval_over_bases(differences, lambda chosen: float(np.mean([score.value for score in chosen])))
+        lines.append(f"| {name} | {np.mean(errors):.3f} | {low:+.3f} to {high:+.3f} |")
+    lines.append(f"| rate of each remedy | {np.mean(by_rate):.3f} | |")
+    return ["\n".join(lines)]
 
 
 def _marked(name: str, used: str) -> str:
