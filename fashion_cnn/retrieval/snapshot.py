@@ -212,15 +212,19 @@ def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMat
             return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
         if not index_names(table, "title"):
             raise DamagedCatalogueError(uri, "the index of the titles is missing")
-        rows, scores = _title_scores(table, row_ids, MatchQuery(text, "title"))
-        complete, _ = _title_scores(table, row_ids, MatchQuery(text, "title", operator=FullTextOperator.AND))
+        rows, scores = _title_scores(table, row_ids, text)
+        # The other arguments have defaults, which mypy does not see in pydantic's dataclass.
+        all_words = MatchQuery(text, "title", operator=FullTextOperator.AND)  # type: ignore[call-arg]
+        complete, _ = _title_scores(table, row_ids, all_words)
     has_all_words = np.isin(rows, complete)
     scores += has_all_words * (scores.max(initial=0) + 1)
     order = np.lexsort((rows, -scores))
     return TitleMatches(*(torch.from_numpy(each[order]) for each in (rows, scores, has_all_words)))
 
 
-def _title_scores(table: Any, row_ids: _RowIds, query: MatchQuery) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _title_scores(
+    table: Any, row_ids: _RowIds, query: str | MatchQuery
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     search = table.search(query, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
     hits = search.to_arrow()
     # The scores of equal titles differ in their last digits.
