@@ -18,8 +18,8 @@ def _find_and_print(config: DictConfig) -> None:
     result = find_learning_rate(config)
     for key, rate in result["suggestion"].items():
         print_text(
-            f"{key}={rate:g}: steepest descent of the loss (the config has {result['configured'][key]:g}; the loss is "
-            f"lowest at {result['lowest_loss_at'][key]:g})"
+            f"{key}={rate:g} (the config has {result['configured'][key]:g}): the loss falls fastest at "
+            f"{result['steepest_at'][key]:g} and is lowest at {result['lowest_at'][key]:g}"
         )
     print_text(f"Curve: {result['written_to']}/learning_rate.png")
     print_text("No network was kept, and no setting changed. To train with the suggestion:")

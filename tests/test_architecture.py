@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
 )
 COMMANDS = len(LAYERS)
-MAX_MODULES = 150
+MAX_MODULES = 151
 
 
 def _module(file: Path) -> str:

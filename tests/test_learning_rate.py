@@ -27,11 +27,12 @@ def losses(noise=0.0):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_the_suggestion_is_where_the_loss_falls_fastest(noise):
+def test_the_suggestion_is_between_the_steepest_descent_and_the_lowest_loss(noise):
     test = evaluate_range([*FACTORS], losses(noise))
     # The moving average lags by about 20 of the 400 steps.
     assert 1 <= test.steepest < 3
     assert test.steepest < test.lowest < 50
+    assert test.suggested**2 == pytest.approx(test.steepest * test.lowest)
 
 
 def test_a_moving_average_of_equal_values_is_that_value():
@@ -82,7 +83,7 @@ def test_the_command_suggests_rates_and_prints_the_training_with_them(command, t
     out, record = find(command, tmp_path, "schedule=onecycle", "data.batch_size=32")
     rates, configured = record["suggestion"], record["configured"]
     assert configured == {"optimizer.lr": 0.05, "optimizer.other_lr": 0.01}
-    factor = record["steepest"]
+    factor = (record["steepest"] * record["lowest"]) ** 0.5
     assert rates == pytest.approx({key: rate * factor for key, rate in configured.items()}, rel=0.05)
     assert len(record["losses"]) == len(record["factors"]) <= 80
     assert f"optimizer.lr={rates['optimizer.lr']:g}" in out

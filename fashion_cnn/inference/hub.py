@@ -194,7 +194,7 @@ def write_code(module: ImageClassifier, data: ImageDataModule, *, version: str) 
             lines.append(f"{node.name} = {_call(node, expressions, name)}")
     has_embeddings = module.head_name is not None
     channels, height, width = data.image_shape
-    outputs = f"logits (B, {data.num_classes})"
+    described = f"logits (B, {data.num_classes})"
     source = _CODE.format(
         name=name,
         version=version,
@@ -203,7 +203,7 @@ def write_code(module: ImageClassifier, data: ImageDataModule, *, version: str) 
         height=height,
         width=width,
         classes=data.num_classes,
-        outputs=f"{outputs} and embeddings (B, {module.embedding_size})" if has_embeddings else outputs,
+        outputs=f"{described} and embeddings (B, {module.embedding_size})" if has_embeddings else described,
         first="[0]" if has_embeddings else "",
         body="\n".join(f"        {line}" for line in lines),
     )

@@ -38,8 +38,7 @@ class RangeTest:
         factors: the learning rates of the steps, as multiples of those of the config.
         losses: training loss of each step.
         smoothed: their exponential moving average, without the bias of its start.
-        steepest: the factor at which the smoothed loss falls fastest over the logarithm of the learning rate; the
-            suggestion.
+        steepest: the factor at which the smoothed loss falls fastest over the logarithm of the learning rate.
         lowest: the factor of the lowest smoothed loss, beyond which learning becomes unstable.
     """
 
@@ -49,12 +48,18 @@ class RangeTest:
     steepest: float
     lowest: float
 
+    @property
+    def suggested(self) -> float:
+        """The factor half way between `steepest` and `lowest` on a logarithmic scale."""
+        return math.sqrt(self.steepest * self.lowest)
+
 
 def evaluate_range(factors: Sequence[float], losses: Sequence[float]) -> RangeTest:
     """Suggest a learning rate from the losses of a range test.
 
-    Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (arXiv 1506.01186), section 3.3. The suggestion
-    is the learning rate of the steepest descent, as in fastai and Lightning.
+    Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (arXiv 1506.01186), section 3.3. The learning
+    rate of the steepest descent, which Lightning suggests, is low for the peak of a schedule, and that of the lowest
+    loss is too high.
 
     Args:
         factors: rising learning rates of the steps, as multiples of those of the config.
@@ -105,8 +110,9 @@ class _Recorder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the learning rate of the step, before the schedule changes it."""
         (scheduler,) = (config.scheduler for config in trainer.lr_scheduler_configs)
-        group = max(range(len(scheduler.base_lrs)), key=lambda index: scheduler.base_lrs[index])
-        self._next = scheduler.get_last_lr()[group] / scheduler.base_lrs[group]
+        # Any group will do: all of them have the same factor.
+        pairs = zip(scheduler.get_last_lr(), scheduler.base_lrs, strict=True)
+        self._next = next(float(rate) / float(base) for rate, base in pairs if base)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -173,13 +179,14 @@ def find_learning_rate(
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted("Stopped; nothing was kept.") from None
     test = evaluate_range(recorder.factors, recorder.losses)
-    found = {f"optimizer.{key}": _rounded(rate * test.steepest) for key, rate in rates.items()}
+    found = {f"optimizer.{key}": _rounded(rate * test.suggested) for key, rate in rates.items()}
     overrides = [word for word in config.overrides or () if not word.lstrip("+").startswith("range_test.")]
     typed = OmegaConf.create({"overrides": overrides, "flags": config.flags})
     record = {
         "suggestion": found,
         "configured": {f"optimizer.{key}": rate for key, rate in rates.items()},
-        "lowest_loss_at": {f"optimizer.{key}": _rounded(rate * test.lowest) for key, rate in rates.items()},
+        "steepest_at": {f"optimizer.{key}": _rounded(rate * test.steepest) for key, rate in rates.items()},
+        "lowest_at": {f"optimizer.{key}": _rounded(rate * test.lowest) for key, rate in rates.items()},
         "command": training_command(typed, [f"{key}={value}" for key, value in found.items()]),
         "seconds": time.perf_counter() - started,
         **asdict(test),
@@ -209,14 +216,12 @@ def plot_range(test: RangeTest, rate: float) -> Figure:
     axes.plot(rates, test.losses, color="#BBBBBB", linewidth=0.8, label="training loss of a batch")
     axes.plot(rates, test.smoothed, color=LINE_COLORS[0], label="smoothed")
     axes.axvline(rate, color=LINE_COLORS[2], linestyle=":", label=f"optimizer.lr={rate:.2g} of the config")
-    axes.axvline(
-        test.steepest * rate,
-        color=LINE_COLORS[1],
-        linestyle="--",
-        label=f"steepest descent: {test.steepest * rate:.2g}",
-    )
+    span = "from the steepest descent to the lowest loss"
+    axes.axvspan(test.steepest * rate, test.lowest * rate, color=LINE_COLORS[1], alpha=0.1, linewidth=0, label=span)
+    label = f"suggestion: {test.suggested * rate:.2g}"
+    axes.axvline(test.suggested * rate, color=LINE_COLORS[1], linestyle="--", label=label)
     axes.set(xscale="log", xlabel="optimizer.lr", ylabel="loss", title="Learning rate range test")
     axes.set_ylim(min(test.smoothed) * 0.9, max(test.smoothed[:_MIN_STEPS]) * 1.3)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=0.8, edgecolor="none", fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
