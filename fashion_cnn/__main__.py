@@ -19,7 +19,7 @@ from fashion_cnn.terminal import table_console
 # Commands without options in conf/, by the module below fashion_cnn.
 _OTHER_COMMANDS = {
     "analysis.dashboard": "Start TensorBoard, which opens with the charts of overfitting.",
-    "new": "Write a package of your own: network, data set, augmentation, metric, experiment and test.",
+    "new": "Write a package of your own: network, data set, augmentation, metric, loss, experiment and test.",
 }
 
 

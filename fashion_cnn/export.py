@@ -1,4 +1,4 @@
-"""Write a trained network as ONNX: `python -m fashion_cnn.export run=latest`."""
+"""Write a trained network as ONNX or for a model hub: `python -m fashion_cnn.export run=latest`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 from fashion_cnn import __version__
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import require
+from fashion_cnn.cli.options import check_choice, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def export(config: DictConfig) -> dict[str, Any]:
-    """Write the network of `config.run` as ONNX, and check it against PyTorch.
+    """Write the network of `config.run` as ONNX, or as a folder for a model hub, and check it against PyTorch.
 
-    The check takes the whole test set, without one the validation set, else training images.
+    The check of ONNX takes the whole test set, without one the validation set, else training images; that of the folder
+    takes random images.
 
     Returns:
-        The record in `export.json`.
+        For ONNX, the record in `export.json`; for a hub, the written files and their sizes.
 
     Raises:
         UserError: if there is no such run, a package is missing, or the outputs differ from PyTorch's.
     """
-    require("export", "onnx", "onnxruntime", "onnxscript")
-    from fashion_cnn.inference.export import export_run
+    check_choice(config, "format", ("onnx", "hub"))
+    is_hub = config.format == "hub"
+    if is_hub:
+        require("hub", "safetensors")
+    else:
+        require("export", "onnx", "onnxruntime", "onnxscript")
     from fashion_cnn.runs import check_links, find_finished_run
 
     run = find_finished_run(config.run, Path(config.runs_dir))
     if not config.out:
         check_links(run.path, run.export.name)
+    if is_hub:
+        from fashion_cnn.inference.hub import export_to_hub
+
+        folder = Path(config.out).expanduser() if config.out else run.export / "hub"
+        return export_to_hub(run, folder, version=__version__, license_name=config.license)
+
+    from fashion_cnn.inference.export import export_run
+
     return export_run(
         run,
         Path(config.out).expanduser() if config.out else run.export,
@@ -42,9 +55,10 @@ def export(config: DictConfig) -> dict[str, Any]:
 
 
 def _export_and_print(config: DictConfig) -> None:
-    from fashion_cnn.cli.console import print_export
+    from fashion_cnn.cli.console import print_export, print_hub_export
 
-    print_export(export(config))
+    outcome = export(config)
+    (print_hub_export if config.format == "hub" else print_export)(outcome)
 
 
 def main() -> None:

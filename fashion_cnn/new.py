@@ -30,6 +30,7 @@ python -m fashion_cnn.evaluate run=latest trust=NAME
 | `NAME/data.py` | a data set: replace the drawn images by your own in `load` |
 | `NAME/augmentation.py` | an augmentation |
 | `NAME/metric.py` | a metric |
+| `NAME/loss.py` | a training loss |
 | `conf/` | a file for each of them, and `experiment/NAME.yaml`, which combines them |
 | `tests/` | a test of each of them, and a training of one epoch |
 
@@ -155,6 +156,32 @@ class ConfidentMistakes(Metric):
         """Return the share."""
         return self.mistakes / self.images
 '''
+_LOSS = '''"""A training loss: a function of logits and targets. All splits are still measured by the cross-entropy."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy in which images count less the better they are classified: Lin et al., 2017 (arXiv 1708.02002).
+
+    Args:
+        gamma: strength; 0 is the cross-entropy.
+    """
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of logits `(B, num_classes)` and class indices `(B,)`.
+
+        With `mixing`, the targets are probabilities `(B, num_classes)`.
+        """
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        return ((1 - torch.exp(-losses)) ** self.gamma * losses).mean()
+'''
 _TEST = '''"""The parts of NAME, and a training with all of them."""
 
 from pathlib import Path
@@ -162,8 +189,10 @@ from pathlib import Path
 import torch
 from NAME.augmentation import RandomContrast
 from NAME.data import Data
+from NAME.loss import FocalLoss
 from NAME.metric import ConfidentMistakes
 from NAME.network import Network
+from torch.nn import functional
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.train import train
@@ -191,6 +220,15 @@ def test_the_metric_counts_confident_mistakes_only():
     assert metric.compute() == 0.25
 
 
+def test_the_loss_is_the_cross_entropy_with_less_weight_on_easy_images():
+    logits, targets = torch.tensor([[4.0, 0.0], [0.5, 0.0]]), torch.tensor([0, 0])
+    assert torch.isclose(FocalLoss(gamma=0.0)(logits, targets), functional.cross_entropy(logits, targets))
+    easy, hard = (
+        FocalLoss()(logits[[i]], targets[[i]]) / functional.cross_entropy(logits[[i]], targets[[i]]) for i in (0, 1)
+    )
+    assert easy < hard < 1
+
+
 def test_a_training_writes_a_run_with_a_verdict(tmp_path):
     overrides = ["experiment=NAME", "trainer=cpu", "trainer.max_epochs=1", f"runs_dir='{tmp_path}'"]
     results = train(compose("train", overrides, config_dir=CONF))
@@ -202,11 +240,12 @@ _FILES = {
     "README.md": _README,
     "pyproject.toml": _PYPROJECT,
     ".gitignore": "/runs/\n__pycache__/\n",
-    "NAME/__init__.py": '"""Network, data set, augmentation and metric of NAME."""\n',
+    "NAME/__init__.py": '"""Network, data set, augmentation, metric and loss of NAME."""\n',
     "NAME/network.py": _NETWORK,
     "NAME/data.py": _DATA,
     "NAME/augmentation.py": _AUGMENTATION,
     "NAME/metric.py": _METRIC,
+    "NAME/loss.py": _LOSS,
     "conf/model/NAME.yaml": "network:\n  _target_: NAME.network.Network\n  width: 16\n",
     "conf/data/NAME.yaml": """_target_: NAME.data.Data
 # Mean and standard deviation of the training pixels, on a scale of 0 to 1.
@@ -221,11 +260,13 @@ augmentation:
     strength: 0.2
 """,
     "conf/metrics/NAME.yaml": "confident_mistakes:\n  _target_: NAME.metric.ConfidentMistakes\n  threshold: 0.9\n",
+    "conf/loss/NAME.yaml": "_target_: NAME.loss.FocalLoss\ngamma: 1.0\n",
     "conf/experiment/NAME.yaml": """# @package _global_
 defaults:
   - override /data: NAME
   - override /model: NAME
   - override /metrics: NAME
+  - override /loss: NAME
 
 trainer:
   max_epochs: 10
@@ -264,8 +305,8 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog=as_typed("python -m fashion_cnn.new"),
-        description="Write a package of your own: a network, a data set, an augmentation, a metric, an experiment that "
-        "combines them, and a test. Nothing is overwritten.",
+        description="Write a package of your own: a network, a data set, an augmentation, a metric, a loss, an "
+        "experiment that combines them, and a test. Nothing is overwritten.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="a new directory, named like the package")
     directory = parser.parse_args().directory.expanduser()

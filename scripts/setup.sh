@@ -4,6 +4,7 @@
 #   PYTHON=python3.12        interpreter with which to create .venv
 #   TORCH_INDEX_URL=URL      package index of torch and torchvision, such as
 #                            https://download.pytorch.org/whl/cpu (1.5 GB installed instead of 6 GB)
+#   USE_UV=1                 install with uv, if it is on the PATH, in place of pip
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,11 +43,15 @@ check_disk() {
 # Its output goes to a file. After a failure print one message, and the end of the output if the cause is unknown.
 pip_install() {
   local log=$venv/install.log
+  local -a installer=("$python" -m pip install --disable-pip-version-check --progress-bar off)
+  [ "${USE_UV:-}" != 1 ] || ! command -v uv >/dev/null || installer=(uv pip install --no-progress --python "$python")
   echo "Installing $1 into .venv …" >&2
   shift
-  PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --progress-bar off \
-    -c scripts/constraints.txt "$@" 2>&1 | tee -a "$log" | show_progress && return
-  if grep -q 'No space left' "$log"; then
+  PYTHONUNBUFFERED=1 "${installer[@]}" "$@" 2>&1 | tee -a "$log" | show_progress && return
+  if grep -qiE 'do not match the hashes|hash mismatch' "$log"; then
+    fail "A downloaded file is not the one that scripts/requirements.lock names by its hash (see $log): it was altered, or" \
+      "the package index serves other files. Nothing of it was installed."
+  elif grep -q 'No space left' "$log"; then
     fail "The disk is full. Free some space and run the same command again to continue."
   elif [ "$1" = --index-url ]; then
     fail "torch and torchvision cannot be installed from TORCH_INDEX_URL=$2 (see $log): the address is" \
@@ -94,6 +99,19 @@ show_progress() {
   printf '%s' "$end" >&2
 }
 
+# install_locked: install the core packages and the build tools, each file checked against its hash. The list is complete,
+# so pip needs to look for nothing else. setuptools comes first: one package is built with it.
+install_locked() {
+  # The build of TORCH_INDEX_URL is there already: the hashes are those of another one, which needs CUDA's packages.
+  local skipped='^$' lock=$venv/requirements.lock
+  [ -z "${TORCH_INDEX_URL:-}" ] || skipped='^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='
+  awk '/^[^ #]/ { kept = /^setuptools==/ } kept' scripts/requirements.lock >"$lock"
+  pip_install "setuptools" --require-hashes --no-deps -r "$lock"
+  awk -v skipped="$skipped" '/^[^ #]/ { kept = $0 !~ skipped } kept' scripts/requirements.lock >"$lock"
+  pip_install "the core packages" --require-hashes --no-deps --no-build-isolation -r "$lock"
+  pip_install "fashion_cnn" --no-deps --no-build-isolation -e .
+}
+
 # check_extras [EXTRA …]: fail unless pyproject.toml defines each extra.
 check_extras() {
   local extra known
@@ -107,7 +125,7 @@ check_extras() {
 install() {
   local extra extras= folder= hash= missing= stamp=$venv/.installed wanted
   check_extras "$@"
-  wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum | cut -c 1-16)
+  wanted=$(cat pyproject.toml scripts/constraints.txt scripts/requirements.lock | sha256sum | cut -c 1-16)
   [ ! -f "$stamp" ] || { read -r hash extras && read -r folder; } <"$stamp" || true
   for extra in "$@"; do
     # The developers' extra contains every other one.
@@ -128,9 +146,10 @@ install() {
   extras=$(xargs <<<"$extras$missing")
   echo "Setting up .venv, which takes some minutes the first time (log: .venv/install.log)" >&2
   rm -f "$stamp" "$venv/install.log"
-  [ -z "${TORCH_INDEX_URL:-}" ] ||
-    pip_install "torch and torchvision from $TORCH_INDEX_URL" --index-url "$TORCH_INDEX_URL" torch torchvision
-  pip_install "fashion_cnn and its dependencies${extras:+ for: $extras}" -e ".${extras:+[${extras// /,}]}"
+  [ -z "${TORCH_INDEX_URL:-}" ] || pip_install "torch and torchvision from $TORCH_INDEX_URL" \
+    --index-url "$TORCH_INDEX_URL" -c scripts/constraints.txt torch torchvision
+  install_locked
+  [ -z "$extras" ] || pip_install "the packages for: $extras" -c scripts/constraints.txt -e ".[${extras// /,}]"
   printf '%s %s\n%s\n' "$wanted" "$extras" "$PWD" >"$stamp"
 }
 

@@ -312,6 +312,19 @@ def test_the_commands_for_a_trained_network_run(finished_run, command):
 
 
 @pytest.mark.slow
+def test_the_parts_used_alone_run(fashion_mnist_root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(fashion_mnist_root)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in code_blocks(DOCUMENTS["api.md"], "python"):
+        exec(compile(block, "api.md", "exec"), names)
+    assert re.fullmatch(r"gap [+-]\d+\.\d\d% \(.*% to .*%\), temperature \d\.\d\d\n", capsys.readouterr().out)
+    predictions = names["val"]
+    assert (predictions.logits.argmax(1) == predictions.targets).float().mean() > 0.6
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: it comes with the extra docs")
     pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: it comes with the extra docs")
@@ -325,4 +338,6 @@ def test_the_site_builds_without_warnings(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert "WARNING" not in ended.stderr
-    assert 'id="fashion_cnn.load"' in (tmp_path / "site" / "api" / "index.html").read_text()
+    page = (tmp_path / "site" / "api" / "index.html").read_text()
+    for name in ("load", "inference.hub.export_to_hub", "training.learning_rate.find_learning_rate", "metrics.gap"):
+        assert f'id="fashion_cnn.{name}"' in page

@@ -6,10 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from contextlib import suppress
+from hashlib import sha256
 
 import pytest
 from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 # A fake interpreter that logs its calls. It cannot download Fashion-MNIST.
 PYTHON = """#!/bin/sh
@@ -32,7 +37,8 @@ def machine(tmp_path):
 
     Its attribute `write` adds a program to the machine.
     """
-    for name in ("scripts/setup.sh", "scripts/train", "scripts/install", "scripts/constraints.txt", "pyproject.toml"):
+    scripts = ("setup.sh", "train", "install", "constraints.txt", "requirements.lock")
+    for name in (*(f"scripts/{script}" for script in scripts), "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     shutil.copytree(REPOSITORY / "conf" / "experiment", tmp_path / "conf" / "experiment")
@@ -118,7 +124,9 @@ def test_the_output_of_pip_is_printed_only_after_a_failure(machine):
     assert ended.stderr.splitlines() == [
         "Setting up .venv, which takes some minutes the first time (log: .venv/install.log)",
         "Installing torch and torchvision from https://index.example/cpu into .venv …",
-        "Installing fashion_cnn and its dependencies into .venv …",
+        "Installing setuptools into .venv …",
+        "Installing the core packages into .venv …",
+        "Installing fashion_cnn into .venv …",
     ]
     machine.write(".venv/bin/pip_fails", "")
     ended, _ = machine("search", script="install")
@@ -137,7 +145,7 @@ def test_a_terminal_shows_what_pip_does(machine):
         while True:
             shown += os.read(reader, 10_000).decode()
     assert ended.returncode == 0
-    assert "Installing fashion_cnn and its dependencies for: search into .venv" in shown
+    assert "Installing the packages for: search into .venv" in shown
     assert "0:00  Downloading torch-2.9 (190.1 MB)" in shown
     assert "Obtaining" not in shown
     assert shown.endswith("\r\x1b[K"), "the line is removed at the end"
@@ -171,7 +179,8 @@ def test_an_unreachable_package_index_of_torch_is_named(machine):
 
 def test_extras_are_installed_into_the_environment_beside_earlier_ones(machine):
     def installed(calls):
-        return [call.rpartition(" ")[2] for call in calls if call.startswith("-m pip install")]
+        last = [call.rpartition(" ")[2] for call in calls if call.startswith("-m pip install")]
+        return [word for word in last if word.startswith(".[")]
 
     machine.write(".venv/bin/torch", "")
     assert installed(machine("search", script="install")[1]) == [".[search]"]
@@ -179,7 +188,113 @@ def test_extras_are_installed_into_the_environment_beside_earlier_ones(machine):
     ended, calls = machine("search", script="install")
     assert (ended.returncode, installed(calls)) == (0, [])
     assert "source .venv/bin/activate" in ended.stdout
-    assert installed(machine("data=kmnist")[1]) == [], "a training needs none of them"
+    assert not any("pip" in call for call in machine("data=kmnist")[1]), "a training needs none of them"
     ended, calls = machine("serch", script="install")
     assert (ended.returncode, installed(calls)) == (1, [])
     assert "There is no extra 'serch'. Choose from: sweeps cluster" in ended.stderr
+
+
+LOCK = REPOSITORY / "scripts" / "requirements.lock"
+
+
+def locked_packages(lock):
+    """The requirements of a lock file by name, each with its lines of hashes."""
+    packages, lines = {}, []
+    for line in lock.read_text().splitlines():
+        if not line.startswith(("#", " ")):
+            requirement = Requirement(line.rstrip(" \\"))
+            packages[canonicalize_name(requirement.name)] = requirement, (lines := [])
+        elif line.startswith(" "):
+            lines.append(line.strip(" \\"))
+    return packages
+
+
+def test_the_core_packages_are_locked_to_the_tested_versions_with_hashes():
+    packages = locked_packages(LOCK)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    needed = [*project["project"]["dependencies"], *project["build-system"]["requires"], "editables"]
+    for requirement in map(Requirement, needed):
+        (pin,) = packages[canonicalize_name(requirement.name)][0].specifier
+        assert pin.operator == "=="
+        assert requirement.specifier.contains(pin.version), requirement
+    lines = (REPOSITORY / "scripts" / "constraints.txt").read_text().splitlines()
+    tested = {canonicalize_name(pin.name): str(pin.specifier) for pin in map(Requirement, lines[1:])}
+    for name, (requirement, hashes) in packages.items():
+        assert tested.get(name, str(requirement.specifier)) == str(requirement.specifier), name
+        assert hashes, name
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashes), name
+    assert "://" not in LOCK.read_text(), "the package index is the choice of the user"
+
+
+def test_the_core_packages_are_installed_from_the_lock_with_checked_hashes(machine, tmp_path):
+    machine.write(".venv/bin/torch", "")
+    _, calls = machine("data=kmnist")
+    locked = [call for call in calls if "--require-hashes" in call]
+    assert len(locked) == 2
+    assert all("--no-deps" in call and "constraints.txt" not in call for call in locked)
+    installed = locked_packages(tmp_path / ".venv" / "requirements.lock")
+    assert installed == locked_packages(LOCK)
+    (project,) = (call for call in calls if call.endswith(" -e ."))
+    assert "--no-deps" in project
+
+
+def test_with_an_index_of_torch_its_packages_are_left_out_of_the_lock(machine, tmp_path):
+    machine.write(".venv/bin/torch", "")
+    machine("data=kmnist", TORCH_INDEX_URL="https://index.example/cpu")
+    left_out = locked_packages(LOCK).keys() - locked_packages(tmp_path / ".venv" / "requirements.lock").keys()
+    assert {"torch", "torchvision", "triton"} < left_out
+    assert all(name.startswith(("torch", "triton", "nvidia-", "cuda-")) for name in left_out)
+    assert "torchmetrics" not in left_out
+
+
+def test_uv_installs_where_it_is_asked_for_and_there(machine, tmp_path):
+    machine.write(".venv/bin/torch", "")
+    machine.write("programs/uv", f'#!/bin/sh\necho "$*" >>{tmp_path}/uv_calls\n')
+    ended, calls = machine("search", script="install")
+    assert ended.returncode == 0
+    assert not (tmp_path / "uv_calls").exists()
+    (tmp_path / ".venv" / ".installed").unlink()
+    ended, calls = machine("search", script="install", USE_UV="1")
+    assert (ended.returncode, [call for call in calls if "pip install" in call]) == (0, [])
+    uv_calls = (tmp_path / "uv_calls").read_text().splitlines()
+    assert all(call.startswith("pip install") and f"--python {tmp_path}/.venv/bin/python" in call for call in uv_calls)
+    assert [call.rpartition(" ")[2] for call in uv_calls][-2:] == [".", ".[search]"]
+
+
+def test_an_altered_file_is_named_as_the_reason(machine):
+    machine.write(".venv/bin/torch", "")
+    message = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."
+    machine.write(".venv/bin/python", PYTHON.replace('echo "Obtaining fashion_cnn"', f'echo "{message}"; exit 1'))
+    ended, _ = machine("data=kmnist")
+    assert ended.returncode == 1
+    assert "is not the one that scripts/requirements.lock names by its hash" in ended.stderr
+
+
+@pytest.mark.slow
+def test_pip_refuses_a_wheel_that_was_altered_after_it_was_locked(tmp_path):
+    wheel = tmp_path / "tiny_parts-1.0-py3-none-any.whl"
+
+    def build(code):
+        info = "tiny_parts-1.0.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("tiny_parts.py", code)
+            archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny_parts\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", f"tiny_parts.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+    def install(folder):
+        options = ["--no-index", "--find-links", str(tmp_path), "--require-hashes", "--no-deps", "--no-cache-dir"]
+        typed = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder), "-r", str(lock)]
+        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+        return subprocess.run(typed, capture_output=True, text=True, check=False, env=environment)
+
+    build("value = 1\n")
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(f"tiny-parts==1.0 --hash=sha256:{sha256(wheel.read_bytes()).hexdigest()}\n")
+    assert install(tmp_path / "first").returncode == 0
+    assert (tmp_path / "first" / "tiny_parts.py").exists()
+    build("value = 2\n")
+    refused = install(tmp_path / "second")
+    assert refused.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert not (tmp_path / "second" / "tiny_parts.py").exists()

@@ -343,6 +343,13 @@ def print_export(outcome: dict[str, Any]) -> None:
     console.print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
 
 
+def print_hub_export(outcome: dict[str, Any]) -> None:
+    """Print the files that `fashion_cnn.export format=hub` wrote."""
+    rows = [[name, f"{size / 1e6:.2f}"] for name, size in outcome["files"].items()]
+    print_table(("file", "MB"), rows, right=("MB",))
+    wide_console().print(f"Written to {outcome['written_to']}", highlight=False, soft_wrap=True)
+
+
 def print_comparison(comparison: Comparison, written: Path, drawn: Sequence[str]) -> None:
     """Print a comparison of runs.
 

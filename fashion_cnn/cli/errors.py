@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fashion_cnn.cli.options import install_command
+from fashion_cnn.cli.options import COMMANDS_WITH_GROUPS, install_command
 from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error, printable
 from fashion_cnn.runs.files import dotted_items
 from fashion_cnn.runs.overrides import check_data_root, check_epochs
@@ -323,7 +323,7 @@ def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
         hint = "resume=DIR continues a run, init_from=DIR starts from its weights; DIR may be latest."
         return UserError(f"unknown option 'run'. {hint}", status=2)
     command = "" if config_name == "train" else f" of fashion_cnn.{config_name}"
-    flag = "--cfg job" if config_name in ("train", "tune") else "--help"
+    flag = "--cfg job" if config_name in COMMANDS_WITH_GROUPS else "--help"
     return UserError(f"unknown option '{key}'{command}.{did_you_mean(key, keys)} {flag} lists all options.", status=2)
 
 
@@ -350,7 +350,7 @@ def exit_with(message: str, status: int) -> NoReturn:
 def _all_keys(config_name: str, config_dir: str) -> list[str]:
     """Return each dotted key of the command's default config, and each config group that it chooses from."""
     config, groups = default_config(config_name, config_dir)
-    chosen = groups if config_name in ("train", "tune") else []
+    chosen = groups if config_name in COMMANDS_WITH_GROUPS else []
     return [*chosen, *(key for key, _ in dotted_items(cast("dict[str, Any]", OmegaConf.to_container(config))))]
 
 

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
+from fashion_cnn.cli.options import COMMANDS_WITH_GROUPS
 from fashion_cnn.cli.user_settings import apply_user_settings
 from fashion_cnn.errors import Interrupted, UserError, as_typed
 from fashion_cnn.runs.overrides import (
@@ -31,9 +32,6 @@ from fashion_cnn.runs.trust import trust_packages
 
 if TYPE_CHECKING:
     from fashion_cnn.sweeps.sweep import Sweep
-
-# Commands with config groups, whose help Hydra prints.
-_COMMANDS_WITH_GROUPS = ("train", "tune")
 
 
 def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -51,7 +49,7 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         exit_with(f"-m starts sweeps of fashion_cnn.train only: leave it out of fashion_cnn.{config_name}.", 2)
     with closed_output_ends_quietly():
         wants_help = bool({"--help", "-h"} & set(sys.argv[1:]))
-        if wants_help and config_name not in _COMMANDS_WITH_GROUPS:
+        if wants_help and config_name not in COMMANDS_WITH_GROUPS:
             _print_help(config_name)
             return
         with _help_as_typed() if wants_help else nullcontext():

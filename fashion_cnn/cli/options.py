@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from fashion_cnn.errors import UserError, install_command, require
 
 __all__ = [
+    "COMMANDS_WITH_GROUPS",
     "as_strings",
     "check_choice",
     "check_class_weight",
@@ -16,6 +17,10 @@ __all__ = [
     "install_command",
     "require",
 ]
+
+
+# Commands whose config has the groups of a training; Hydra prints their help.
+COMMANDS_WITH_GROUPS = ("train", "tune", "find_learning_rate")
 
 
 def check_choice(config: DictConfig, option: str, choices: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fashion_cnn.cli.options import COMMANDS_WITH_GROUPS
 from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.runs.files import dotted_items
 from fashion_cnn.runs.overrides import CONFIG_DIR, override_key, split_flags
@@ -56,7 +57,7 @@ def apply_user_settings(config_name: str, arguments: Sequence[str]) -> list[str]
     common: dict[str, Any] = {}
     if "runs_dir" in settings:
         common["runs_dir"] = settings["runs_dir"]
-    is_training = config_name in ("train", "tune")
+    is_training = config_name in COMMANDS_WITH_GROUPS
     if is_training and "logger" in settings:
         common["defaults"] = [{"override /logger": settings["logger"]}, "_self_"]
     root = {"root": settings["data.root"]} if "data.root" in settings else {}

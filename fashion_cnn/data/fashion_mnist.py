@@ -185,6 +185,7 @@ class FashionMNISTDataModule(ImageDataModule):
         "Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017, arXiv 1708.07747): 60,000 training and 10,000 test images of "
         "ten kinds of clothing from Zalando's shop, 28 x 28 pixels, grey, the item light on black, centred, upright."
     )
+    hub_dataset = "zalando-datasets/fashion_mnist"
     intended_use = "Research and teaching, and visual product search over images of the same kind."
     limits = (
         "28 x 28 grey pixels show no colour, no fabric, no print and no brand.",

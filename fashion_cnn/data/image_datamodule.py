@@ -87,6 +87,7 @@ class ImageDataModule(LightningDataModule):
         about: description of the images for the model card.
         intended_use: sentence for the model card on what a network trained on these images is for.
         limits: sentences for the model card on what a network cannot learn from these images.
+        hub_dataset: identifier of the data set on Hugging Face's hub; None if it is not there.
         background: the grey behind transparent pixels of a picture, 0 to 255.
         has_test: whether there are test images.
         cut_out: whether each image shows a single item on black, as large as the frame allows.
@@ -101,6 +102,7 @@ class ImageDataModule(LightningDataModule):
     about: str = ""
     intended_use: str = "Images of the same kind as the training data; nothing else was tested."
     limits: Sequence[str] = ()
+    hub_dataset: str | None = None
     background = 255
     has_test = True
     cut_out = False

@@ -196,6 +196,12 @@ def linear(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
     return LambdaLR(optimizer, factor)
 
 
+def exponential(optimizer: Optimizer, total_steps: int, *, lowest: float, highest: float) -> LRScheduler:
+    """Rise from `lowest` to `highest` times the optimizer's learning rates by the same factor in each step."""
+    ratio = highest / lowest
+    return LambdaLR(optimizer, lambda step: lowest * ratio ** (step / max(total_steps - 1, 1)))
+
+
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
     """Keep the optimizer's learning rate."""
     return LambdaLR(optimizer, lambda step: 1.0)

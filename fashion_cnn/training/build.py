@@ -212,6 +212,27 @@ def trainer(
     )
 
 
+def short_trainer(config: DictConfig, steps: int, callbacks: list[Callback]) -> Trainer:
+    """Build a Trainer of some training steps without validation, checkpoints and loggers.
+
+    Args:
+        config: the settings of the run.
+        steps: number of steps, over as many epochs as they take.
+        callbacks: called in place of those of the config.
+    """
+    return _make_trainer(
+        config,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        max_epochs=-1,
+        max_steps=steps,
+        limit_val_batches=0,
+        fast_dev_run=False,
+        profiler=None,
+    )
+
+
 def evaluation_trainer(config: DictConfig, collector: PredictionCollector) -> Trainer:
     """Build a Trainer of the same precision on one device of the same hardware, for validation and test only.
 
@@ -272,9 +293,9 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder):
             raise UserError(
-                f"callbacks: {type(callback).__name__} cannot set optimizer.lr, which the schedule scales. Compare "
-                "learning rates with python -m fashion_cnn.train sweep=learning_rate, or search with "
-                "python -m fashion_cnn.tune 'optimizer.lr=tag(log,interval(1e-3,1e-1))'."
+                f"callbacks: {type(callback).__name__} cannot set optimizer.lr, which the schedule scales. "
+                "python -m fashion_cnn.find_learning_rate suggests one in a minute, python -m fashion_cnn.train "
+                "sweep=learning_rate compares several."
             )
     if datamodule.val_size:
         return callbacks

@@ -84,7 +84,7 @@ def run_training(
         return _fast_dev_run(config, data, module)
     run = existing or (Run(directory) if directory else runs.new_run(Path(config.runs_dir), config.name))
     trainer = build.trainer(config, data, run.path, callbacks)
-    _set_threads(config, trainer)
+    set_threads(config, trainer)
     if in_sweep:
         check_one_device(trainer, "job of a sweep", ", or train without -m")
     if not trainer.is_global_zero:
@@ -113,7 +113,7 @@ def run_training(
     return {**results, "run": str(run.path)}
 
 
-def _set_threads(config: DictConfig, trainer: Trainer) -> None:
+def set_threads(config: DictConfig, trainer: Trainer) -> None:
     """Set the number of CPU threads; one that was chosen for this machine is written into the config."""
     threads = config.get("threads")  # Missing in runs of older versions.
     is_measured = trainer.strategy.root_device.type == "cpu" and trainer.num_devices * trainer.num_nodes == 1
