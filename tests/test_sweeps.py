@@ -1,13 +1,16 @@
 """Sweeps: independent jobs, their comparison, failed jobs, and resuming."""
 
 import json
+import os
 import re
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_DATA
+from hydra.core.hydra_config import HydraConfig
 from joblib.externals.loky import get_reusable_executor
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
@@ -17,8 +20,9 @@ from fashion_cnn.cli import main as command_line
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ResNet
+from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
-from fashion_cnn.sweeps.jobs import job_name, list_jobs
+from fashion_cnn.sweeps.jobs import job_name, list_jobs, run_job
 from fashion_cnn.train import main
 from fashion_cnn.training import build, session
 
@@ -361,3 +365,28 @@ def test_the_jobs_of_a_sweep_are_counted_before_they_are_listed(tmp_path, comman
 
 def test_a_sweep_of_ten_thousand_jobs_is_listed():
     assert len(list_jobs(["seed=range(0,10000)"], {})[0]) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "log.txt is not a regular file: delete it, and resume the sweep"),
+        (lambda log: log.mkdir(), "log.txt is not a regular file: delete it, and resume the sweep"),
+        (lambda log: log.symlink_to("/dev/null"), "log.txt is a link that leads out of"),
+    ],
+    ids=["pipe", "folder", "link"],
+)
+def test_a_job_whose_log_cannot_be_written_fails_alone(make, reason, tmp_path, monkeypatch, capsys):
+    job = SimpleNamespace(
+        runtime=SimpleNamespace(output_dir=str(tmp_path), cwd=str(Path.cwd())),
+        launcher=SimpleNamespace(_target_="hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
+    )
+    monkeypatch.setattr(HydraConfig, "get", lambda: job)
+    make(tmp_path / "log.txt")
+    config = OmegaConf.create({"seed": 0})
+    assert run_job(lambda _: pytest.fail("it was trained"), config, describe_error=lambda error: error) is None
+    output = capsys.readouterr()
+    assert reason in output.err
+    assert "Traceback" not in output.err
+    if "link" not in reason:
+        assert reason in Run(tmp_path).describe_state()
