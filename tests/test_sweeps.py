@@ -139,6 +139,23 @@ def test_a_damaged_command_of_a_sweep_is_reported_in_one_message(command, tmp_pa
     assert "start a new sweep" in err
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        (f"seed={'[' * 1000}{']' * 1000}", "maximum recursion depth"),
+        (f"seed={','.join(map(str, range(20_000)))}", r"its overrides have 108,\d+ characters"),
+    ],
+    ids=["nested", "long"],
+)
+def test_a_command_of_a_sweep_that_cannot_be_parsed_in_a_second_is_damaged(command, tmp_path, override, reason):
+    stored = {"overrides": {"hydra": [], "task": ["model=tiny", override]}, "sweeper": {"params": None}}
+    stored |= {"runtime": {"config_sources": []}, "job": {"config_name": "train"}}
+    OmegaConf.save({"hydra": stored}, tmp_path / "multirun.yaml")
+    status, _, err = command(main, f"resume={tmp_path}")
+    assert status == 1
+    assert re.search(rf"multirun.yaml is damaged \({reason}", err)
+
+
 @pytest.mark.training
 def test_finished_jobs_leave_no_tensors_in_memory(command, tmp_path, monkeypatch):
     made, left = weakref.WeakSet(), []
@@ -348,6 +365,7 @@ def test_the_comparison_names_the_only_finished_value_and_resuming_reports_an_in
         (["seed=range(0,30000000)"], "30,000,000 values of seed are too many for a sweep"),
         (["optimizer.lr=range(0.0,1.0,0.0000001)"], "values of optimizer.lr are too many for a sweep"),
         ([f"+x{number}=0,1,2,3,4,5,6,7,8,9" for number in range(8)], "100,000,000 jobs are too many for a sweep"),
+        ([f"seed=choice({','.join(['1'] * 10_001)})"], "10,001 values of seed are too many for a sweep"),
     ],
 )
 def test_the_jobs_of_a_sweep_are_counted_before_they_are_listed(tmp_path, command, overrides, message):

@@ -48,7 +48,20 @@ _NUMBERS = {
     *("seed", "epochs", "best_epoch", "train_images", "val_images", "parameters", "multiply_adds"),
     *("seconds", "teachers_seconds", "images_per_second"),
 }
-_REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
+KEY_REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
+
+
+class ConfigLoader(YAML_LOADER):  # type: ignore[misc,valid-type]
+    """Loader that refuses the keys that OmegaConf refuses: repeated ones, and others than texts and numbers."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping. Raises ValueError for its keys."""
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise ValueError(f"it has a repeated key in line {node.start_mark.line + 1} or below")
+        if wrong := [key for key in mapping if not isinstance(key, str | int | float)]:
+            raise ValueError(f"it has the key {wrong[0]!r:.40}")
+        return mapping
 
 
 class DamagedRunError(UserError):
@@ -318,7 +331,7 @@ def _references(text: str) -> list[str]:
     """Dotted names that a text refers to; any word of an expression with a resolver may be one."""
     if "${" not in text:
         return []
-    return re.findall(r"\.*[\w.]+", text) if "${" in _REFERENCE.sub("", text) else _REFERENCE.findall(text)
+    return re.findall(r"\.*[\w.]+", text) if "${" in KEY_REFERENCE.sub("", text) else KEY_REFERENCE.findall(text)
 
 
 def _resolve(name: str, path: tuple[str, ...]) -> tuple[str, ...]:

@@ -78,8 +78,12 @@ def list_choices(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[st
             swept: Any = override.value()
             count = math.ceil((swept.stop - swept.start) / swept.step) if swept.step else math.inf
             _check_count(count, f"values of {override.get_key_element()}")
-        values = override.sweep_string_iterator() if override.is_sweep_override() else None
-        choices[override.get_key_element()] = [*values] if values else [str(override.get_value_element_as_str())]
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            choices[key] = [*override.sweep_string_iterator()]
+            _check_count(len(choices[key]), f"values of {key}")
+        else:
+            choices[key] = [str(override.get_value_element_as_str())]
     return choices
 
 
