@@ -96,6 +96,31 @@ def test_unknown_networks_and_wrong_weights_are_refused(tmp_path):
         build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
 
 
+@pytest.mark.parametrize(
+    ("operations", "reason"),
+    [
+        (b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R", "its pickle calls __builtin__ bytearray"),
+        (b"cos\nsystem\nX\x04\0\0\0true\x85R", "its pickle calls os system"),
+        (b"}(I1\nNK\1\x85Nu", "its pickle has keys that are neither texts nor small numbers"),
+        (b"I1\n", "its pickle holds other things than tensors and plain values"),
+    ],
+)
+def test_the_pickles_of_weights_in_the_old_format_are_checked(tmp_path, operations, reason):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "old.pth").read_bytes()
+    state_dict = content.index(b"X\x06\0\0\0weight")
+    network = TorchvisionBackbone(in_channels=3, num_classes=4, name="resnet18", weights=str(tmp_path / "old.pth"))
+    with pytest.raises(UserError, match="belongs to another network"):
+        network.initialise(torch.zeros(1))
+    (tmp_path / "old.pth").write_bytes(content[:state_dict] + operations + b"0" + content[state_dict:])
+    with pytest.raises(UserError, match=rf"old\.pth cannot be read \({reason}\): give a file of a state dict"):
+        network.initialise(torch.zeros(1))
+    for damaged in (content[:100], b"", b"x" * 1000):
+        (tmp_path / "old.pth").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"old\.pth cannot be read \((pickle exhaus|expected|it is no file of)"):
+            network.initialise(torch.zeros(1))
+
+
 def test_a_frozen_backbone_is_neither_trained_nor_adapted():
     network = TorchvisionBackbone(in_channels=1, num_classes=4, name="shufflenet_v2_x0_5", size=32, frozen=True).train()
     before = {key: value.clone() for key, value in network.backbone.state_dict().items()}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fashion_cnn.index import main as index_main
-from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.catalogue import Catalogue, _protobuf_fields
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.web.state import CatalogueState
 from fashion_cnn.search import main as search_main
@@ -243,6 +243,28 @@ def test_a_pipe_in_a_table_does_not_block(search, index, table, name):
     os.mkfifo(table / name)
     for status, out, err in (search(table.parent), index(table.parent)):
         assert (status, out, err) == (1, "", f"error: {table / name} is not a regular file: delete it.\n")
+
+
+def test_a_manifest_of_any_size_takes_no_memory(search, table):
+    manifest = table / "_versions" / "1.manifest"
+    with manifest.open("wb") as file:
+        file.truncate(10**12)
+    status, out, err = search(table.parent)
+    reason = f"{manifest} is damaged (it is larger than 100 MB): take it from a copy of the catalogue."
+    assert (status, out, err) == (1, "", f"error: {reason}\n")
+
+
+def test_a_number_in_a_manifest_ends_after_64_bits():
+    class Counted(bytes):
+        reads = 0
+
+        def __getitem__(self, place):
+            Counted.reads += 1
+            return super().__getitem__(place)
+
+    with pytest.raises(IndexError):
+        list(_protobuf_fields(Counted(b"\xff" * 1000)))
+    assert Counted.reads <= 10, "the time for a longer number grows with the square of its length"
 
 
 def test_a_link_out_of_a_catalogue_is_not_followed_by_searches(search, table, tmp_path):

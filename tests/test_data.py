@@ -1,6 +1,8 @@
 """Splits, batches and the data module."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +147,9 @@ def test_new_labels_change_training_images_alone(tmp_path):
         (["3,sock"], "relabel", "line 1: sock is no class: give a number or a name of 0 top"),
         (["3,4"], "relabel", "line 1: 4 is no class"),
         (["3"], "relabel", "line 1: 3 has no label"),
+        (["9" * 5000], "exclude", f"line 1: there is no image {'9' * 40}…: positions are 0 to 159"),
+        (["3," + "9" * 5000], "relabel", f"line 1: {'9' * 40}… is no class"),
+        (["index", *["3"] * 161], "exclude", "has more rows than there are images, 160: give each image once"),
     ],
 )
 def test_mistakes_in_corrections_are_one_message(rows, option, message, tmp_path):
@@ -175,6 +180,25 @@ def test_corrections_name_no_test_image_and_no_missing_or_changed_file(tmp_path)
     assert corrected(tmp_path, ["3"], exclude_sha256=before).corrections == {"exclude": before}
     with pytest.raises(UserError, match="has changed since the training began"):
         corrected(tmp_path, ["3", "4"], exclude_sha256=before)
+
+
+@pytest.mark.parametrize("option", ["exclude", "relabel"])
+def test_a_correction_is_a_regular_file_that_is_read_once(option, tmp_path, monkeypatch):
+    reads = []
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **k: reads.append(path.name) or opened(path, *a, **k))
+    train = TinyDataModule(**SETTINGS)
+    train.setup("fit")
+    corrected(tmp_path, [f"{train.train_split.indices[0]},0"], option)
+    assert reads == [f"{option}.csv"] * 2, "written, and read once"
+    os.mkfifo(tmp_path / "pipe.csv")
+    data = TinyDataModule(**SETTINGS, **{option: str(tmp_path / "pipe.csv")})
+    with pytest.raises(UserError, match=rf"data\.{option}: .*pipe.csv cannot be read \(it is not a regular file\)"):
+        data.setup("fit")
+    with Path(tmp_path / "large.csv").open("w") as file:
+        file.truncate(100_000_001)
+    with pytest.raises(UserError, match=rf"data\.{option}: .*large.csv cannot be read \(it is larger than 100 MB\)"):
+        TinyDataModule(**SETTINGS, **{option: str(tmp_path / "large.csv")}).setup("fit")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,19 @@ def test_a_training_image_is_nearest_to_itself():
     assert (nearest.similarity.diff(dim=1) <= 0).all()
 
 
+def test_training_images_are_read_in_small_batches_whatever_the_run_names(tmp_path, monkeypatch):
+    config = compose(overrides=TINY_DATA)
+    data = build.data(config)
+    data.eval_batch_size = 100_000
+    monkeypatch.setattr("fashion_cnn.inference.network._MAX_BATCH_SIZE", 16)
+    read = []
+    split = type(data.train_split)
+    images_at = split.images_at
+    monkeypatch.setattr(split, "images_at", lambda images, at: read.append(len(at)) or images_at(images, at))
+    TrainingImages(NetworkRunner(build.module(config, data), data), cache=tmp_path / "embeddings.npz")
+    assert max(read) == 16
+
+
 def test_the_nearest_images_of_a_sample_are_computed_once_for_each_network(tmp_path, monkeypatch):
     config = compose(overrides=TINY_DATA)
     data = build.data(config)

@@ -19,13 +19,13 @@ from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
-from fashion_cnn.inference.network import TrainedNetwork, load
+from fashion_cnn.inference.network import TrainedNetwork, load, load_data
 from fashion_cnn.models import ImageClassifier, ResNet
 from fashion_cnn.runs import Run, temporary_folder
 from fashion_cnn.train import train
 from fashion_cnn.training import build
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 class ReversedResNet(ResNet):
@@ -110,6 +110,30 @@ def test_pytorch_computes_each_image_once(run, tmp_path, monkeypatch, has_test):
     assert sizes == ([32, 40] if has_test else [32])
     assert [variant["val_accuracy"] is None for variant in record["ways"]] == [False, False]
     assert [variant["differing"] for variant in record["ways"]] == [0, 0]
+
+
+def test_the_file_runs_on_small_batches_whatever_the_run_names(run, exported, monkeypatch):
+    """All activations of a batch are in memory: a run of someone else may name one of 100,000 images."""
+    folder, _ = exported
+    data = load_data(run)
+    data.setup("test")
+    data.eval_batch_size = 100_000
+    monkeypatch.setattr("fashion_cnn.inference.network._MAX_BATCH_SIZE", 16)
+    network = exporting.NetworkRunner(load(run), data)
+    sizes = []
+    outputs = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession,
+        "run",
+        lambda session, names, images: sizes.append(len(images["images"])) or outputs(session, names, images),
+    )
+    checked = exporting.CheckImages("test", data.test_split.images.numpy())
+    logits = network.logits(data.test_split.images)
+    files = {exporting._FLOAT: folder / "network.onnx"}
+    exporting._check_parity(network, logits, exported[1]["temperature"], files[exporting._FLOAT], checked)
+    answers = {exporting._TORCH: logits.numpy()}
+    exporting._evaluate_variants(network, files, checked, answers, network.logits(data.val_split.images))
+    assert max(sizes) == 16
 
 
 @pytest.mark.parametrize("name", ["network.onnx", "network_int8.onnx"])

@@ -390,6 +390,58 @@ def read_table(path):
     return products_from_files(None, str(path), lambda *_: None).table
 
 
+def test_the_types_of_columns_are_those_of_all_rows_and_the_file_is_read_twice_at_most(tmp_path, monkeypatch):
+    reads = []
+    read = pyarrow.csv.read_csv
+    monkeypatch.setattr(pyarrow.csv, "read_csv", lambda *a, **options: reads.append(1) or read(*a, **options))
+    columns = [f"c{number}" for number in range(50)]
+    lines = [",".join(["id", "image", *columns])]
+    # More than Arrow's first block of a megabyte.
+    lines += [",".join([str(row), "a.png", *["1" * 20] * 25, *["1.5" * 1] * 25]) for row in range(2000)]
+    lines.append(",".join(["last", "a.png", *["sock"] * 50]))
+    (tmp_path / "shop.csv").write_text("\n".join(lines))
+    table = read_table(tmp_path / "shop.csv")
+    assert {str(table.schema.field(name).type) for name in columns} == {"string"}
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_columns_of_a_table_are_limited(tmp_path, suffix):
+    names = ["id", "image", *map(str, range(1000))]
+    path = tmp_path / f"shop.{suffix}"
+    if suffix == "csv":
+        path.write_text(f"{','.join(names)}\n1,a.png{',' * 1000}\n")
+    else:
+        pyarrow.parquet.write_table(pa.table({name: ["1"] for name in names}), path)
+    with pytest.raises(UserError, match=r"has 1,002 columns: 1,000 are the most"):
+        read_table(path)
+
+
+def test_values_that_python_cannot_hold_are_reported(tmp_path):
+    path = tmp_path / "shop.parquet"
+    columns = {"id": ["1"], "image": ["a.png"], "age": pa.array([2**62], pa.duration("s"))}
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    with pytest.raises(UserError, match=r"shop\.parquet holds a value that is out of range"):
+        read_table(path)
+    path = tmp_path / "shop.csv"
+    heading = "c" * 200_000
+    path.write_text(f"id,image,{heading}\n" + "".join(f"{row},a.png,1\n" for row in range(100_000)) + "z,a.png,x\n")
+    with pytest.raises(UserError, match=r"shop\.csv cannot be read \(field larger than field limit"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b.png"])
+def test_the_name_of_no_possible_picture_is_reported(run_index, shop, tmp_path, name):
+    table = tmp_path / "shop.csv"
+    picture = next(shop.rglob("*.png")).relative_to(shop)
+    table.write_text(f"id,image\n1,{picture}\n2,{name}\n")
+    status, _, err, rows = run_index(f"images={shop}", f"products={table}")
+    assert "Traceback" not in err
+    assert status == 1
+    assert len(err) < 1000
+    assert [*rows] == ["1"]
+
+
 def test_a_compressed_csv_is_not_unpacked(tmp_path):
     (tmp_path / "shop.csv.gz").write_bytes(gzip.compress(b"id,image\n1,a.png\n"))
     with pytest.raises(UserError, match=r"shop\.csv\.gz is compressed: unpack it"):

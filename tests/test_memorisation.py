@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from importlib.machinery import SourceFileLoader
@@ -299,6 +300,10 @@ def test_damaged_answers_are_refused(tmp_path):
         metrics.read_subset_logits(file)
     file.write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"."):
+        metrics.read_subset_logits(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="not a regular file"):
         metrics.read_subset_logits(file)
     with pytest.raises(ValueError, match="do not fit together"):
         answers_of(np.array([0, 1]), np.array([True]))

@@ -640,3 +640,26 @@ def test_a_run_with_infinite_results_counts_as_damaged(three_runs, name):
     three_runs[1].write_results({"seed": 3, name: float("inf")})
     assert three_runs[1].state == "damaged"
     assert f"{name} is inf" in three_runs[1].describe_state()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed: 5\n", "it has a repeated key"),
+        ("evil: {a: 1, a: 2}\n", "it has a repeated key"),
+        ("? \n: 1\n", "it has the key None"),
+        ("? 2026-01-01\n: 1\n", "it has the key datetime.date"),
+        ("evil: '${'\n", "no viable alternative"),
+        ("evil: '${a b}'\n", "no viable|mismatched|extraneous|missing|token recognition"),
+        ("evil: ['${oc.env:']\n", "no viable|mismatched|extraneous|missing|token recognition"),
+    ],
+)
+def test_a_config_that_omegaconf_refuses_counts_as_damaged(three_runs, tmp_path, command, text, reason):
+    with three_runs[1].config_file.open("a") as file:
+        file.write(text)
+    status, out, err = command(main, f"runs_dir={tmp_path}", "format=csv")
+    assert (status, err) == (0, "")
+    assert re.search(reason, out)
+    assert re.search(reason, three_runs[1].damage.reason)
+    with pytest.raises(UserError, match=reason):
+        three_runs[1].config()

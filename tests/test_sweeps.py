@@ -1,13 +1,16 @@
 """Sweeps: independent jobs, their comparison, failed jobs, and resuming."""
 
 import json
+import os
 import re
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_DATA
+from hydra.core.hydra_config import HydraConfig
 from joblib.externals.loky import get_reusable_executor
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
@@ -17,8 +20,9 @@ from fashion_cnn.cli import main as command_line
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.models import ResNet
+from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import quote_override
-from fashion_cnn.sweeps.jobs import job_name, list_jobs
+from fashion_cnn.sweeps.jobs import job_name, list_jobs, run_job
 from fashion_cnn.train import main
 from fashion_cnn.training import build, session
 
@@ -133,6 +137,23 @@ def test_a_damaged_command_of_a_sweep_is_reported_in_one_message(command, tmp_pa
     assert status == 1
     assert err.startswith(f"error: {tmp_path / 'multirun.yaml'} is damaged (")
     assert "start a new sweep" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        (f"seed={'[' * 1000}{']' * 1000}", "maximum recursion depth"),
+        (f"seed={','.join(map(str, range(20_000)))}", r"its overrides have 108,\d+ characters"),
+    ],
+    ids=["nested", "long"],
+)
+def test_a_command_of_a_sweep_that_cannot_be_parsed_in_a_second_is_damaged(command, tmp_path, override, reason):
+    stored = {"overrides": {"hydra": [], "task": ["model=tiny", override]}, "sweeper": {"params": None}}
+    stored |= {"runtime": {"config_sources": []}, "job": {"config_name": "train"}}
+    OmegaConf.save({"hydra": stored}, tmp_path / "multirun.yaml")
+    status, _, err = command(main, f"resume={tmp_path}")
+    assert status == 1
+    assert re.search(rf"multirun.yaml is damaged \({reason}", err)
 
 
 @pytest.mark.training
@@ -344,6 +365,7 @@ def test_the_comparison_names_the_only_finished_value_and_resuming_reports_an_in
         (["seed=range(0,30000000)"], "30,000,000 values of seed are too many for a sweep"),
         (["optimizer.lr=range(0.0,1.0,0.0000001)"], "values of optimizer.lr are too many for a sweep"),
         ([f"+x{number}=0,1,2,3,4,5,6,7,8,9" for number in range(8)], "100,000,000 jobs are too many for a sweep"),
+        ([f"seed=choice({','.join(['1'] * 10_001)})"], "10,001 values of seed are too many for a sweep"),
     ],
 )
 def test_the_jobs_of_a_sweep_are_counted_before_they_are_listed(tmp_path, command, overrides, message):
@@ -361,3 +383,28 @@ def test_the_jobs_of_a_sweep_are_counted_before_they_are_listed(tmp_path, comman
 
 def test_a_sweep_of_ten_thousand_jobs_is_listed():
     assert len(list_jobs(["seed=range(0,10000)"], {})[0]) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "log.txt is not a regular file: delete it, and resume the sweep"),
+        (lambda log: log.mkdir(), "log.txt is not a regular file: delete it, and resume the sweep"),
+        (lambda log: log.symlink_to("/dev/null"), "log.txt is a link that leads out of"),
+    ],
+    ids=["pipe", "folder", "link"],
+)
+def test_a_job_whose_log_cannot_be_written_fails_alone(make, reason, tmp_path, monkeypatch, capsys):
+    job = SimpleNamespace(
+        runtime=SimpleNamespace(output_dir=str(tmp_path), cwd=str(Path.cwd())),
+        launcher=SimpleNamespace(_target_="hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"),
+    )
+    monkeypatch.setattr(HydraConfig, "get", lambda: job)
+    make(tmp_path / "log.txt")
+    config = OmegaConf.create({"seed": 0})
+    assert run_job(lambda _: pytest.fail("it was trained"), config, describe_error=lambda error: error) is None
+    output = capsys.readouterr()
+    assert reason in output.err
+    assert "Traceback" not in output.err
+    if "link" not in reason:
+        assert reason in Run(tmp_path).describe_state()

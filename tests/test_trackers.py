@@ -264,7 +264,8 @@ def test_a_server_or_an_account_that_only_a_run_names_is_refused(target, option)
 
 def test_damaged_ids_of_a_tracker_start_a_new_run_there(tmp_path):
     run = Run(tmp_path)
-    for text in ("{", "[]", '{"wandb": {"id": "../x", "epochs": 1}}', '{"wandb": 1}', '{"wandb": {"id": 3}}'):
+    texts = ("{", "[]", '{"wandb": {"id": "../x", "epochs": 1}}', '{"wandb": 1}', '{"wandb": {"id": 3}}')
+    for text in (*texts, "[" * 60_000, '{"wandb": {"id": "a1", "epochs": Infinity}}'):
         run.trackers_file.write_text(text)
         assert _read_trackers(run) == {}
     run.trackers_file.write_text('{"wandb": {"id": "a1", "epochs": 2}}')

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -822,6 +823,21 @@ def test_settings_are_compared_where_the_images_of_an_older_run_are_gone(tiny, m
         train(tiny(*BRIEF, f"init_from='{second}'"))
     third = train(tiny(*BRIEF, "data.val_size=0", f"init_from='{second}'"))["run"]
     assert not Run(Path(third)).training_images_file.exists(), "an incomplete list would be taken for a complete one"
+
+
+@pytest.mark.parametrize("shape", [None, (), (2**70,), (True,)])
+def test_no_content_of_a_list_of_training_images_ends_in_a_traceback(tmp_path, shape):
+    run = Run(tmp_path)
+    with run.training_images_file.open("wb") as file:
+        if shape is None:
+            np.savez(file, a=np.zeros(2))
+        elif shape == ():
+            file.write(b"PK\x03\x04, the start of an archive")
+        else:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": shape})
+            file.write(bytes(16))
+    with pytest.raises(UserError, match=r"training_images.npy is damaged: delete it"):
+        leakage.training_images(run)
 
 
 def test_a_damaged_list_of_training_images_is_reported(tiny):

@@ -86,6 +86,14 @@ def test_resolvers_and_names_that_are_no_text_are_refused(config):
         check_classes(config, Path("config.yaml"))
 
 
+@pytest.mark.parametrize("path", ["a" * 10**5, "my_package." + "x." * 10**5, "." * 10**5, "${a}" * 10**5])
+def test_a_message_is_short_whatever_a_config_names(path):
+    for config in ({"_target_": path}, {"data": {"dataset": path}}, {"logger": {"save_dir": f"/{path}"}}):
+        with pytest.raises(UserError) as raised:
+            check_classes(config, Path("config.yaml"))
+        assert len(str(raised.value)) < 1000
+
+
 def test_references_to_keys_are_accepted():
     check_classes({"data": {"root": "data", "copy": "${data.root}/x"}}, Path("config.yaml"))
 
@@ -679,6 +687,17 @@ def test_a_pickle_that_would_take_memory_or_time_is_not_loaded(shop_run, tmp_pat
     with pytest.raises(UserError, match=f"a.ckpt is not a readable checkpoint .*{reason}"):
         read_checkpoint(file)
     with pytest.raises(UserError, match=f"a.ckpt is damaged .*{reason}"):
+        ImageClassifier.load_from_checkpoint(file)
+
+
+def test_no_message_advises_to_execute_the_code_in_a_file(shop_run, tmp_path):
+    """Such is the text of torch for what its safe unpickler refuses."""
+    file = Path(shutil.copy(shop_run.weights, tmp_path / "a.ckpt"))
+    with_pickle(file, b"I1\n")
+    reason = r"\(its pickle holds other things than tensors and plain values\)"
+    with pytest.raises(UserError, match=f"a.ckpt is not a readable checkpoint {reason}: take it from a copy"):
+        read_checkpoint(file)
+    with pytest.raises(UserError, match=f"a.ckpt is damaged {reason}: take it from a copy"):
         ImageClassifier.load_from_checkpoint(file)
 
 

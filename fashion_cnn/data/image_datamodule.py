@@ -21,8 +21,8 @@ from fashion_cnn.data.batches import (
     channel_statistics,
 )
 from fashion_cnn.data.splits import (
+    Correction,
     derive_seed,
-    file_sha256,
     left_out_labels,
     read_exclusions,
     read_labels,
@@ -329,36 +329,37 @@ class ImageDataModule(LightningDataModule):
             return train[order[count:]]
         return train[stratified_order(targets[train], derive_seed("subset", seed))[:count]]
 
-    def _correction(self, name: str) -> str | Path | None:
-        """Return the file of a correction, whose hash is recorded or compared with the one of the training before."""
+    def _correction(self, name: str) -> Correction | None:
+        """Read the file of a correction, whose hash is recorded or compared with the one of the training before."""
         path = self._files[name]
         if path is None:
             return None
         path = Path(path).expanduser()
         if self._hashes[name] is not None and not path.exists():
             raise UserError(f"data.{name}={path} is gone, with which the training began: restore the file.")
-        self.corrections[name] = file_sha256(path, f"data.{name}")
+        file = Correction.read(f"data.{name}", path)
+        self.corrections[name] = file.sha256
         if self._hashes[name] not in (None, self.corrections[name]):
             raise UserError(
                 f"data.{name}={path} has changed since the training began (SHA-256 {self.corrections[name]}…, it was "
                 f"{self._hashes[name]}…): restore the file, or start a new training with it."
             )
-        return path
+        return file
 
     def _without_excluded(self, train: Tensor, labels: Tensor) -> Tensor:
-        if (path := self._correction("exclude")) is None:
+        if (file := self._correction("exclude")) is None:
             return train
         excluded = torch.zeros(len(labels), dtype=torch.bool)
-        excluded[read_exclusions(path, self._is_training(labels))] = True
+        excluded[read_exclusions(file, self._is_training(labels))] = True
         return train[~excluded[train]]
 
     def _relabelled(self, targets: Tensor, labels: Tensor, val: Tensor) -> Tensor:
-        if (path := self._correction("relabel")) is None:
+        if (file := self._correction("relabel")) is None:
             return targets
-        positions, new = read_labels(path, self._is_training(labels), self.all_class_names)
+        positions, new = read_labels(file, self._is_training(labels), self.all_class_names)
         if left_out := sorted({*new.tolist()} & {*self.left_out}):
             raise UserError(
-                f"data.relabel={path} gives images the class {self.all_class_names[left_out[0]]}, which data.left_out "
+                f"{file.option} gives images the class {self.all_class_names[left_out[0]]}, which data.left_out "
                 "leaves out: correct one of them."
             )
         relabelled = targets.clone()

@@ -7,14 +7,17 @@ the labels of the data set, since a set without its difficult images would flatt
 
 import csv
 import hashlib
+import io
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError, printable
+from fashion_cnn.runs.damage import read_regular
 
 # Digits of the SHA-256 of a file that a run records.
 _HASH_DIGITS = 16
@@ -89,34 +92,57 @@ def renumber(targets: Tensor, left_out: Collection[int], num_classes: int) -> Te
     return numbers[targets]
 
 
-def file_sha256(path: str | Path, option: str) -> str:
-    """Return the first 16 digits of the SHA-256 of a file. Raises UserError if it cannot be read."""
-    return hashlib.sha256(_read(Path(path), option)).hexdigest()[:_HASH_DIGITS]
+@dataclass(frozen=True)
+class Correction:
+    """A file of corrections, read once: its hash is that of the table that is used.
+
+    Attributes:
+        option: the option that names it, such as `data.exclude=bad.csv`, for messages.
+        content: what it holds.
+    """
+
+    option: str
+    content: bytes
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> "Correction":
+        """Read the file of the option `name`, such as `data.exclude`. Raises UserError if it cannot be read."""
+        try:
+            return cls(f"{name}={path}", read_regular(path, _MAX_TABLE_BYTES))
+        except FileNotFoundError as error:
+            reason = error.strerror
+        except ValueError as error:
+            reason = str(error)
+        raise UserError(f"{name}: {path} cannot be read ({reason}): give a CSV file of positions, or null.")
+
+    @property
+    def sha256(self) -> str:
+        """The first 16 digits of its SHA-256."""
+        return hashlib.sha256(self.content).hexdigest()[:_HASH_DIGITS]
 
 
-def read_exclusions(path: str | Path, is_training: Tensor) -> Tensor:
+def read_exclusions(file: Correction, is_training: Tensor) -> Tensor:
     """Read the positions of the images to leave out.
 
     Args:
-        path: CSV file with the column `index`, or whose first column holds positions.
+        file: CSV table with the column `index`, or whose first column holds positions.
         is_training: `(M,)` bool, for each position of the data set whether it is a training or validation image.
 
     Returns:
         The positions `(N,)`.
 
     Raises:
-        UserError: if the file is missing or damaged, or has a position twice, or one that is no training image.
+        UserError: if the table is damaged, or has a position twice, or one that is no training image.
     """
-    option = f"data.exclude={path}"
-    rows = _rows(Path(path), option, "data.exclude", ("index",))
-    return _positions(option, [(line, index) for line, (index,) in rows], is_training)
+    rows = _rows(file, ("index",), len(is_training))
+    return _positions(file.option, [(line, index) for line, (index,) in rows], is_training)
 
 
-def read_labels(path: str | Path, is_training: Tensor, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+def read_labels(file: Correction, is_training: Tensor, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Read new labels of images.
 
     Args:
-        path: CSV file with the columns `index` and `label`, a name or a number from 0, or with these two columns alone.
+        file: CSV table with the columns `index` and `label`, a name or a number from 0, or with these two alone.
         is_training: as for `read_exclusions`.
         class_names: all classes of the data set.
 
@@ -126,29 +152,21 @@ def read_labels(path: str | Path, is_training: Tensor, class_names: Sequence[str
     Raises:
         UserError: as for `read_exclusions`, or if a label is no class.
     """
-    option = f"data.relabel={path}"
-    rows = _rows(Path(path), option, "data.relabel", ("index", "label"))
-    positions = _positions(option, [(line, index) for line, (index, _) in rows], is_training)
-    return positions, torch.tensor([_new_label(option, line, label, class_names) for line, (_, label) in rows])
+    rows = _rows(file, ("index", "label"), len(is_training))
+    positions = _positions(file.option, [(line, index) for line, (index, _) in rows], is_training)
+    return positions, torch.tensor([_new_label(file.option, line, label, class_names) for line, (_, label) in rows])
 
 
-def _read(path: Path, option: str) -> bytes:
+def _rows(file: Correction, columns: Sequence[str], images: int) -> list[tuple[int, list[str]]]:
+    """Return the number of the line and the cells of the columns of each row, of which each image has at most one."""
+    option, table = file.option, []
     try:
-        if path.stat().st_size > _MAX_TABLE_BYTES:
-            raise UserError(
-                f"{option}: {path} is larger than {_MAX_TABLE_BYTES // 10**6} MB: give a table of positions."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{option}: {path} cannot be read ({error.strerror}): give a CSV file of positions, or null."
-        ) from error
-
-
-def _rows(path: Path, option: str, name: str, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """Return the number of the line and the cells of the columns of each row."""
-    try:
-        table = [(line, row) for line, row in enumerate(csv.reader(_read(path, name).decode().splitlines()), 1) if row]
+        for line, row in enumerate(csv.reader(io.StringIO(file.content.decode(), newline="")), 1):
+            if row:
+                table.append((line, row))
+            # One more is the heading.
+            if len(table) > images + 1:
+                raise UserError(f"{option} has more rows than there are images, {images:,}: give each image once.")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{option} is no CSV file ({printable(str(error))}): give a table of positions.") from error
     places = range(len(columns))
@@ -171,7 +189,8 @@ def _positions(option: str, rows: Sequence[tuple[int, str]], is_training: Tensor
     for line, text in rows:
         if not text.isdecimal():
             raise UserError(f"{option}, line {line}: {_shown(text)} is no position: give 0 to {len(is_training) - 1}.")
-        position = int(text)
+        # Python converts no number of thousands of digits.
+        position = int(text) if len(text) <= _MAX_SHOWN else len(is_training)
         if position >= len(is_training):
             raise UserError(
                 f"{option}, line {line}: there is no image {_shown(text)}: positions are 0 to {len(is_training) - 1}."
@@ -189,7 +208,7 @@ def _positions(option: str, rows: Sequence[tuple[int, str]], is_training: Tensor
 def _new_label(option: str, line: int, text: str, class_names: Sequence[str]) -> int:
     if text in class_names:
         return class_names.index(text)
-    if text.isdecimal() and int(text) < len(class_names):
+    if text.isdecimal() and len(text) <= _MAX_SHOWN and int(text) < len(class_names):
         return int(text)
     choices = ", ".join(f"{label} {name}" for label, name in enumerate(class_names))
     raise UserError(f"{option}, line {line}: {_shown(text)} is no class: give a number or a name of {choices}.")

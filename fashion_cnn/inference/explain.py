@@ -345,12 +345,12 @@ class TrainingImages:
         data = self._network.data
         digest = hashlib.sha256(weights_sha256(self._network.module.state_dict()).encode())
         digest.update(str([data.pixel_mean.tolist(), data.pixel_scale.tolist()]).encode())
-        for batch in self._indices.split(data.eval_batch_size):
+        for batch in self._indices.split(self._network.batch_size):
             digest.update(data.train_split.images_at(batch).numpy().tobytes())
         return digest.hexdigest()
 
     def _embed_all(self) -> Tensor:
-        batches = self._indices.split(self._network.data.eval_batch_size)
+        batches = self._indices.split(self._network.batch_size)
         embeddings = []
         with progress_bar("training images") as progress:
             for done, batch in enumerate(batches, start=1):

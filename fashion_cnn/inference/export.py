@@ -362,7 +362,7 @@ def _evaluate_variants(
     variants = []
     for name in (_TORCH, *files):
         path = files.get(name)
-        function = partial(onnx_logits, open_onnx(path), batch_size=data.eval_batch_size) if path else None
+        function = partial(onnx_logits, open_onnx(path), batch_size=network.batch_size) if path else None
         logits = answers[name] if name in answers or function is None else function(check_images.images)
         of_val = None if val_logits is None else val_logits.numpy()
         if function and val_logits is not None:
@@ -416,8 +416,8 @@ def _check_parity(
     session = open_onnx(file)
     differing = 0
     file_logits = []
-    batches = torch.from_numpy(check_images.images).split(network.data.eval_batch_size)
-    for images, expected_logits in zip(batches, logits.split(network.data.eval_batch_size), strict=True):
+    batches = torch.from_numpy(check_images.images).split(network.batch_size)
+    for images, expected_logits in zip(batches, logits.split(network.batch_size), strict=True):
         probabilities = (expected_logits / temperature).softmax(dim=1)
         expected = [array.numpy() for array in (expected_logits, probabilities, network.features(images))]
         outputs = session.run(list(OUTPUTS), {"images": images.numpy()})

@@ -88,6 +88,8 @@ def read_subset_logits(path: Path, *names: str) -> SubsetLogits | dict[str, NDAr
         ValueError: if it is damaged; the message is the reason.
         FileNotFoundError: if it does not exist.
     """
+    if path.exists() and not path.is_file():  # A named pipe could block for ever.
+        raise ValueError("it is not a regular file")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             check_unpacked_size(file.zip, path)

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError, did_you_mean, require
-from fashion_cnn.runs.damage import check_checkpoint
+from fashion_cnn.runs.damage import check_weights, unpickling_errors
 
 # In training these also return the logits of auxiliary classifiers.
 _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
@@ -265,12 +264,13 @@ def _read_file(name: str, publisher: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        if is_zipfile(path):  # torch also reads its format before version 1.6, which torchvision still publishes.
-            check_checkpoint(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        check_weights(path)
+        with unpickling_errors():
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises errors of many types
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"model.network.weights={path} cannot be read ({str(error).splitlines()[0]}): "
+            f"model.network.weights={path} cannot be read ({reason}): "
             f"give a file of a state dict, as {publisher} publishes them."
         ) from error
 

@@ -23,7 +23,7 @@ from fashion_cnn.errors import UserError, causes_of
 from fashion_cnn.models.layers import compute_in_float32
 from fashion_cnn.models.losses import CrossEntropy
 from fashion_cnn.models.optim import constant
-from fashion_cnn.runs.damage import DamagedRunError, check_checkpoint, check_containers
+from fashion_cnn.runs.damage import DamagedRunError, check_checkpoint, check_containers, unpickling_errors
 from fashion_cnn.runs.files import update_class_paths
 from fashion_cnn.runs.trust import check_classes, instantiate, packages_to_trust
 
@@ -662,7 +662,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
         ValueError: if it is no checkpoint, or one that no training writes; the message is the reason.
     """
     check_checkpoint(path)
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    with unpickling_errors():
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if isinstance(weights, Mapping):
         _check_weights(weights)

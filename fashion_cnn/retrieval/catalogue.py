@@ -37,6 +37,7 @@ from fashion_cnn.errors import UserError, disk_error
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
+from fashion_cnn.runs.damage import read_regular
 from fashion_cnn.runs.files import check_links, lock_file
 
 _METADATA_KEY = b"fashion_cnn"
@@ -58,6 +59,9 @@ _UNFINISHED = re.compile(r"\.tmp\w{6}|.+\.manifest#\d+")
 # Fields of Lance's manifests, and kinds of fields in any message of Protocol Buffers.
 _BASE_PATHS, _PATH = 18, 4
 _VARINT, _BYTES, _FIXED_LENGTHS = 0, 2, {1: 8, 5: 4}
+_MAX_VARINT_BITS = 63
+# A manifest lists the files of a table: that of a million products takes a few kilobytes.
+_MAX_MANIFEST_BYTES = 100_000_000
 # Last bytes of each complete file of vectors, columns or an index.
 _LANCE_END = b"LANC"
 
@@ -528,7 +532,10 @@ def _check_manifest(file: Path) -> None:
     """Raise UserError if a version of a table reads files of another place, as shallow clones and branches do."""
     # Another process may remove it; LanceDB reports a damaged one.
     with suppress(FileNotFoundError, IndexError):
-        content = file.read_bytes()
+        try:
+            content = read_regular(file, _MAX_MANIFEST_BYTES)
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}): take it from a copy of the catalogue.") from error
         start = int.from_bytes(content[-16:-8], "little") + 4
         for number, value in _protobuf_fields(content[start:-16]):
             if number == _BASE_PATHS and isinstance(value, bytes):
@@ -548,6 +555,8 @@ def _protobuf_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         nonlocal position
         value = shift = 0
         while True:
+            if shift > _MAX_VARINT_BITS:  # A longer number takes time that grows with the square of its length.
+                raise IndexError(position)
             byte = message[position]
             position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
             if byte < 128:

@@ -35,6 +35,7 @@ Progress = Callable[[int, int], None]
 _COLUMN_TYPES = PRODUCT_COLUMNS | {"image": pa.string()}
 # Limits of a table: rows, and bytes of a CSV or of a Parquet file's values. A small file can hold any number of them.
 _MAX_ROWS, _MAX_BYTES = 10_000_000, 500_000_000
+_MAX_COLUMNS = 1000
 _BATCH_ROWS = 10_000
 _ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # Separators of spreadsheet exports; the header shows which one a file has.
@@ -76,7 +77,11 @@ def products_from_files(
     else:
         rows, files, omitted = _from_table(Path(table).expanduser(), images, known_types or {})
     keys = []
-    for row, (_, digest) in zip(rows.to_pylist(), read_ahead(files, _digest), strict=True):
+    try:
+        plain = rows.to_pylist()
+    except (pa.ArrowException, ValueError, ArithmeticError) as error:  # such as durations that Python cannot hold
+        raise UserError(f"products={table} holds a value that is out of range ({error}): correct it.") from error
+    for row, (_, digest) in zip(plain, read_ahead(files, _digest), strict=True):
         keys.append(_content_key(row, digest))
         progress(len(keys), len(files))
     return Products(rows, tuple(keys), partial(_pictures_from_files, files), omitted=omitted)
@@ -97,9 +102,9 @@ def _pictures_from_files(files: Sequence[Path], rows: Iterable[int], preparation
 
 def _digest(file: Path) -> str:
     """Return the SHA-256 of a file's content; empty if it cannot be read."""
-    if not file.is_file():
-        return ""
     try:
+        if not file.is_file():
+            return ""
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError:
@@ -316,6 +321,7 @@ def _read_parquet(path: Path) -> pa.Table:
         if file.metadata.num_rows > _MAX_ROWS:
             raise UserError(f"products={path} has {file.metadata.num_rows:,} rows: {_MAX_ROWS:,} are the most.")
         schema = file.schema_arrow
+        _check_number_of_columns(len(schema), path)
     texts = [field.name for field in schema if _is_text(field.type)]
     batches, size = [], 0
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
@@ -345,6 +351,11 @@ def _decoded_bytes(column: pa.Array) -> int:
     return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
 
 
+def _check_number_of_columns(count: int, path: Path) -> None:
+    if count > _MAX_COLUMNS:
+        raise UserError(f"products={path} has {count:,} columns: {_MAX_COLUMNS:,} are the most.")
+
+
 def _too_large(path: Path) -> UserError:
     return UserError(
         f"products={path} holds more than {_MAX_BYTES / 1e6:g} MB: shorten its columns, or index it in several parts."
@@ -352,7 +363,7 @@ def _too_large(path: Path) -> UserError:
 
 
 def _read_csv(path: Path, known_types: Mapping[str, pa.DataType]) -> tuple[pa.Table, list[OmittedRow]]:
-    """Read a CSV with the known types of its columns where the values fit, and text where inferred types do not.
+    """Read a CSV with the known types of its columns where the values fit, and inferred types elsewhere.
 
     Returns:
         The table, with prices as text, and the rows that have too few or too many columns.
@@ -372,7 +383,6 @@ def _read_delimited(
     is_type = pa.types
     predicates = (is_type.is_string, is_type.is_boolean, is_type.is_integer, is_type.is_floating)
     expected = {name: kind for name, kind in known_types.items() if any(test(kind) for test in predicates)}
-    texts: dict[str, pa.DataType] = {}
     omitted: list[OmittedRow] = []
 
     def leave_out(row: pyarrow.csv.InvalidRow) -> str:
@@ -386,15 +396,17 @@ def _read_delimited(
     reading = pyarrow.csv.ReadOptions(use_threads=False)
     while True:
         omitted.clear()
-        types = expected | texts | _COLUMN_TYPES | {"price": pa.string()}
+        types = expected | _COLUMN_TYPES | {"price": pa.string()}
         try:
             converting = pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal_point)
             # Arrow would decompress a file that it opens by its name.
             with path.open("rb") as content:
                 if content.read(5).startswith(_ARCHIVES):
                     raise UserError(f"products={path} is compressed: unpack it.")
-                if content.seek(0, os.SEEK_END) > _MAX_BYTES:
+                if (size := content.seek(0, os.SEEK_END)) > _MAX_BYTES:
                     raise _too_large(path)
+                headings = _read_headings(path, delimiter)
+                _check_number_of_columns(len(headings), path)
                 content.seek(0)
                 table = pyarrow.csv.read_csv(
                     content, read_options=reading, parse_options=parsing, convert_options=converting
@@ -402,12 +414,22 @@ def _read_delimited(
             return table, omitted
         except pa.ArrowInvalid as error:
             place = re.match(r"In CSV column #(\d+)", str(error))
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                name = next(csv.reader(file, delimiter=delimiter))[int(place[1])] if place else ""
-            if expected.pop(name, None) is None:
-                if not name or name in types:
+            name = dict(enumerate(headings)).get(int(place[1])) if place else None
+            if expected.pop(name or "", None) is None:
+                if not name or name in types or reading.block_size == size:
                     raise
-                texts[name] = pa.string()
+                # Arrow infers the type of a column from the first block: now from all rows.
+                reading.block_size = size
+
+
+def _read_headings(path: Path, delimiter: str) -> list[str]:
+    """Return the headings of a CSV. Raises ValueError if they cannot be read."""
+    try:
+        # Spreadsheets write a byte order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file, delimiter=delimiter), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def _delimiter(path: Path) -> str:
@@ -420,11 +442,14 @@ def _delimiter(path: Path) -> str:
 def _encoding_error(path: Path) -> str | None:
     """Say that a file is not UTF-8, if so."""
     try:
-        with path.open(encoding="utf-8") as file:
-            while file.read(1_000_000):
-                pass
-    except UnicodeDecodeError as error:
-        return f"{path} is not UTF-8 (byte {error.start})"
+        with path.open("rb") as file:
+            position = 0
+            for line in file:
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    return f"{path} is not UTF-8 (byte {position + error.start})"
+                position += len(line)
     except OSError:
         pass
     return None

@@ -1,12 +1,15 @@
 """Checks of the files of a run before they are used: one may be damaged, or made to use up time and memory."""
 
+import io
+import pickle
 import pickletools
 import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -34,6 +37,10 @@ _CALLABLES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
     r"torch (Size|device|[a-z]+\d*|[A-Z][A-Za-z0-9]*Storage)"
 )
+# Start of a file in the format of torch before version 1.6: a pickle of the number that marks it.
+_OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Pickles after it: the version of the format, the system, the state dict, and the keys of its tensors.
+_OLD_PICKLES = 4
 # Types of the settings in a checkpoint.
 _PLAIN_TYPES = (dict, list, tuple, str, int, float, bool, type(None))
 # Entries of results.json that are numbers, beside the metrics, whose names contain a slash.
@@ -41,7 +48,20 @@ _NUMBERS = {
     *("seed", "epochs", "best_epoch", "train_images", "val_images", "parameters", "multiply_adds"),
     *("seconds", "teachers_seconds", "images_per_second"),
 }
-_REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
+KEY_REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
+
+
+class ConfigLoader(YAML_LOADER):  # type: ignore[misc,valid-type]
+    """Loader that refuses the keys that OmegaConf refuses: repeated ones, and others than texts and numbers."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping. Raises ValueError for its keys."""
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise ValueError(f"it has a repeated key in line {node.start_mark.line + 1} or below")
+        if wrong := [key for key in mapping if not isinstance(key, str | int | float)]:
+            raise ValueError(f"it has the key {wrong[0]!r:.40}")
+        return mapping
 
 
 class DamagedRunError(UserError):
@@ -150,13 +170,49 @@ def check_checkpoint(file: Path) -> None:
             content = archive.read(pickles[0])
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise ValueError(str(error) or "it is damaged") from error
-    try:
+    _check_pickle(io.BytesIO(content))
+
+
+def check_weights(file: Path) -> None:
+    """Check a file of published weights before torch loads it.
+
+    Args:
+        file: an archive, as `check_checkpoint` expects, or a file in the format of torch before version 1.6, in which
+            torchvision still publishes some weights.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is neither, or its pickles are not those of a state dict; the message is the reason.
+    """
+    if zipfile.is_zipfile(file) or not file.is_file():
+        check_checkpoint(file)
+        return
+    with file.open("rb") as opened:
+        if opened.read(len(_OLD_MAGIC)) != _OLD_MAGIC:
+            raise ValueError("it is no file of torch.save")
+        content = io.BytesIO(opened.read(_MAX_PICKLE_BYTES))
+    for _ in range(_OLD_PICKLES):
         _check_pickle(content)
+
+
+@contextmanager
+def unpickling_errors() -> Iterator[None]:
+    """Raise ValueError for errors of torch's unpickler, whose text tells how to execute the code in a file."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError("its pickle holds other things than tensors and plain values") from error
+
+
+def _check_pickle(content: IO[bytes]) -> None:
+    """Check the next pickle in `content`. Raises ValueError."""
+    try:
+        _check_operations(content)
     except (IndexError, KeyError) as error:
         raise ValueError("its pickle is damaged") from error
 
 
-def _check_pickle(content: bytes) -> None:
+def _check_operations(content: IO[bytes]) -> None:
     """Check each operation of a pickle, with the kinds of the objects on the unpickler's stack."""
     stack: list[str] = []
     marks: list[int] = []
@@ -202,7 +258,8 @@ def _check_pickle(content: bytes) -> None:
 
 def _check_keys(kinds: Iterable[str]) -> None:
     # Numbers of any size and tuples can have equal hashes.
-    if not {*kinds} <= {"BINUNICODE", "BININT", "BININT1", "BININT2", "NEWTRUE", "NEWFALSE", "NONE"}:
+    texts = {"BINUNICODE", "SHORT_BINSTRING"}
+    if not {*kinds} <= texts | {"BININT", "BININT1", "BININT2", "NEWTRUE", "NEWFALSE", "NONE"}:
         raise ValueError("its pickle has keys that are neither texts nor small numbers")
 
 
@@ -274,7 +331,7 @@ def _references(text: str) -> list[str]:
     """Dotted names that a text refers to; any word of an expression with a resolver may be one."""
     if "${" not in text:
         return []
-    return re.findall(r"\.*[\w.]+", text) if "${" in _REFERENCE.sub("", text) else _REFERENCE.findall(text)
+    return re.findall(r"\.*[\w.]+", text) if "${" in KEY_REFERENCE.sub("", text) else KEY_REFERENCE.findall(text)
 
 
 def _resolve(name: str, path: tuple[str, ...]) -> tuple[str, ...]:

@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.runs.damage import (
+    KEY_REFERENCE,
     MAX_CONFIG_BYTES,
     MAX_RESULTS_BYTES,
-    YAML_LOADER,
+    ConfigLoader,
     DamagedRunError,
     check_references,
     check_results,
@@ -118,13 +119,16 @@ def _parse_config(file: Path) -> str:
     try:
         text = read_text(file, MAX_CONFIG_BYTES)
         check_yaml(text)
-        config = yaml.load(text, Loader=YAML_LOADER)
+        config = yaml.load(text, Loader=ConfigLoader)
         if not isinstance(config, dict) or not isinstance(config.get("seed"), int):
             raise ValueError("settings are missing")
         overrides = config.get("overrides") or []
         if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
             raise ValueError("overrides is no list of texts")
         check_references(config)
+        # Parsing takes longer than reading. References to keys alone are always expressions.
+        if "${" in KEY_REFERENCE.sub("", text):
+            OmegaConf.create(config)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise _damaged_config(file, f"{error.problem}{line}") from error
@@ -132,8 +136,8 @@ def _parse_config(file: Path) -> str:
         raise _damaged_config(file, "it is no text") from error
     except RecursionError as error:
         raise _damaged_config(file, "its references form too long a chain") from error
-    except (ValueError, ArithmeticError) as error:
-        raise _damaged_config(file, str(error)) from error
+    except (OmegaConfBaseException, ValueError, ArithmeticError) as error:
+        raise _damaged_config(file, str(error).partition("\n")[0]) from error
     return text
 
 

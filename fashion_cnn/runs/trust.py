@@ -98,6 +98,7 @@ _FILE_OPTIONS = [
     "version",
     "prefix",
     "checkpoint_name",
+    "filename_suffix",
     "_args_",
 ]
 # Folders of callbacks and of the trainer, which the libraries look for in the working directory.
@@ -107,6 +108,8 @@ _FOLDER_OPTIONS = ("dirpath", "default_root_dir")
 _LEADS_OUT = re.compile(r"^[/~]|\$|://|::|(^|[/\\])\.\.($|[/\\])")
 # References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 _KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
+# Characters of a text from a run in a message.
+_MAX_SHOWN = 200
 # Last part of the paths of keys themselves, which is no key of a config.
 _NAME = "(key)"
 # Keys whose texts name classes: `dataset` is the option of `TorchvisionDataModule`.
@@ -237,12 +240,12 @@ def check_classes(config: Any, source: Path, place: str = "") -> Any:
 def _check_texts(config: Any, source: Path, place: str) -> None:
     texts = [*_texts(config, place)]
     for path, text in texts:
-        key = _key(path)
+        key, shown = _key(path), _shown(text)
         names_class = key in _CLASS_KEYS
         if "${" in _KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
-            raise UserError(f"{source}: {key}={text} is not accepted in the settings of a run: write its value.")
+            raise UserError(f"{source}: {key}={shown} is not accepted in the settings of a run: write its value.")
         if names_class and not (_is_data_set(text) if key == "dataset" else _is_accepted(text)):
-            raise UserError(f"{source} names {text}, {_remedy(text)}")
+            raise UserError(f"{source} names {shown}, {_remedy(text)}")
         if key == "_target_" and not _belongs_to(text, path):
             raise UserError(
                 f"{source} names {text} as {path.rpartition('.')[0]}, where no such class belongs: take it from a copy "
@@ -255,7 +258,11 @@ def _check_texts(config: Any, source: Path, place: str) -> None:
             _check_typed([(path, text)], source)
         # A reference may lead anywhere, and its value may change after this check.
         elif key in _FILE_OPTIONS and _LEADS_OUT.search(text) and (path, text) not in _typed_options:
-            raise UserError(f"{source}: {key}={text} leads out of the run directory: write a name inside of it.")
+            raise UserError(f"{source}: {key}={shown} leads out of the run directory: write a name inside of it.")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _check_typed(options: Iterable[tuple[str, str]], source: Path) -> None:
@@ -360,7 +367,7 @@ def _is_trusted(path: str) -> bool:
 def _remedy(path: str) -> str:
     root = path.partition(".")[0]
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES)}
-    if root in libraries or root in sys.stdlib_module_names or not root.isidentifier():
+    if root in libraries or root in sys.stdlib_module_names or not root.isidentifier() or len(root) > _MAX_SHOWN:
         return "which is not a class that a run may name. The file was damaged or made to run a program."
     if root in _trusted_packages():
         return f"which {_why_not_defined(path)}"

@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fashion_cnn.errors import UserError
+from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import dotted_items
 from fashion_cnn.runs.overrides import override_key, quote_value
@@ -78,8 +78,12 @@ def list_choices(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[st
             swept: Any = override.value()
             count = math.ceil((swept.stop - swept.start) / swept.step) if swept.step else math.inf
             _check_count(count, f"values of {override.get_key_element()}")
-        values = override.sweep_string_iterator() if override.is_sweep_override() else None
-        choices[override.get_key_element()] = [*values] if values else [str(override.get_value_element_as_str())]
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            choices[key] = [*override.sweep_string_iterator()]
+            _check_count(len(choices[key]), f"values of {key}")
+        else:
+            choices[key] = [str(override.get_value_element_as_str())]
     return choices
 
 
@@ -207,8 +211,10 @@ def run_job(
     is_finished = run.state == "finished"
     if is_finished:
         print(f"{run.path.name}: already finished", flush=True)
-    with contextlib.nullcontext() if is_sequential or is_finished else _output_to_log(run):
+    with contextlib.ExitStack() as outputs:
         try:
+            if not (is_sequential or is_finished):
+                outputs.enter_context(_output_to_log(run))
             return task(config)
         except (Exception, SystemExit) as error:
             user_error = describe_error(error) if isinstance(error, Exception) else None
@@ -231,19 +237,31 @@ def _record_error(run: Run, config: DictConfig, reason: str) -> None:
     print(f"error: {run.path.name}: {reason}", file=sys.stderr, flush=True)
     if run.state in ("finished", "running"):
         return  # Another process writes their state.
-    if not run.config_file.exists():
-        run.create()
-        run.write_config(config)
-    run.write_error(reason)
+    # A directory that cannot be written is the reason itself.
+    with contextlib.suppress(UserError, OSError):
+        if not run.config_file.exists():
+            run.create()
+            run.write_config(config)
+        run.write_error(reason)
 
 
 @contextlib.contextmanager
 def _output_to_log(run: Run) -> Iterator[None]:
-    """Write the output of a job to its log file, and print a line at its start and its end."""
+    """Write the output of a job to its log file, and print a line at its start and its end.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     terminal = sys.stdout
     print(f"{run.path.name}: started", file=terminal, flush=True)
     run.create()
-    log = (run.path / LOG_FILE).open("a", buffering=1)
+    file = run.path / LOG_FILE
+    if file.exists() and not file.is_file():  # A named pipe could block for ever.
+        raise UserError(f"{file} is not a regular file: delete it, and resume the sweep.")
+    try:
+        log = file.open("a", buffering=1)
+    except OSError as error:
+        raise unusable(error, file) from error
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
     print(f"{run.path.name}: {_describe_outcome(run)}", file=terminal, flush=True)

@@ -142,7 +142,7 @@ def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
     if run.training_images_file.exists():
         try:
             return _read_hashes(run.training_images_file)
-        except (ValueError, EOFError, MemoryError) as error:
+        except ValueError as error:
             raise UserError(
                 f"{run.training_images_file} is damaged: delete it, and its content is computed anew."
             ) from error
@@ -158,9 +158,13 @@ def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
 def _read_hashes(file: Path) -> Hashes:
     if not file.is_file():  # A named pipe could block for ever.
         raise ValueError("it is not a regular file")
-    hashes: Hashes = np.load(file, allow_pickle=False)
-    if hashes.dtype != np.uint64 or hashes.ndim != 1:
-        raise ValueError(f"{hashes.dtype} of {hashes.ndim} dimensions")
+    try:
+        hashes: Hashes = np.load(file, allow_pickle=False)
+        kind, dimensions = hashes.dtype, hashes.ndim
+    except Exception as error:  # NumPy and zipfile raise errors of many types
+        raise ValueError(str(error)) from error
+    if kind != np.uint64 or dimensions != 1:
+        raise ValueError(f"{kind} of {dimensions} dimensions")
     return hashes
 
 

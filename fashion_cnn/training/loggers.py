@@ -457,7 +457,7 @@ def _read_trackers(run: Run) -> dict[str, dict[str, Any]]:
             for name, state in content.items()
             if re.fullmatch(r"\w{1,64}", state["id"], re.ASCII)
         }
-    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return {}
 
 

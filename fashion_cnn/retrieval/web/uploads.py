@@ -1,5 +1,6 @@
 """Multipart forms with picture files: read into memory within limits, never written to disk."""
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from fashion_cnn.retrieval.web.errors import BusyError, HTTPError
 from fashion_cnn.retrieval.web.query import MAX_MARKS, MAX_PICTURE_LENGTH, MAX_PICTURES, MAX_VALUES
 
+# The parser would write a line to the log for each damaged form, which anyone can send.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 _MAX_FIELDS = 2 * (MAX_MARKS + MAX_PICTURES + MAX_VALUES)
 
 
