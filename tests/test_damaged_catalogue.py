@@ -8,9 +8,11 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from fashion_cnn.index import main as index_main
 from fashion_cnn.retrieval.catalogue import Catalogue, _protobuf_fields
+from fashion_cnn.retrieval.products import encode_png, thumbnail_size
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.web.state import CatalogueState
 from fashion_cnn.search import main as search_main
@@ -300,3 +302,17 @@ def test_missing_thumbnails_are_empty(shop_run, tmp_path):
     assert snapshot.thumbnails([0, 1]) == [b"", b""]
     snapshot.cache_thumbnails(1000)
     assert snapshot.thumbnails([0, 1]) == [b"", b""]
+
+
+@pytest.mark.parametrize("name", ["title", "note"])
+def test_a_text_too_long_for_tables_and_pages_is_damage(search, table, name):
+    with_column(name, lambda count: pa.array(["x" * 100_001] + ["y"] * (count - 1)))(table)
+    status, out, err = search(table.parent)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert f"is damaged (its column {name} holds a text of 100,001 bytes)" in err
+
+
+def test_a_thumbnail_of_many_bytes_is_not_shown():
+    content = encode_png(Image.new("L", (4, 4)))
+    assert thumbnail_size(content) == (4, 4)
+    assert thumbnail_size(content + bytes(4_000_000)) is None

@@ -417,6 +417,16 @@ def test_the_columns_of_a_table_are_limited(tmp_path, suffix):
         read_table(path)
 
 
+@pytest.mark.parametrize("column", ["title", "note"])
+def test_a_text_too_long_for_tables_and_pages_is_reported(tmp_path, column):
+    path = tmp_path / "shop.csv"
+    path.write_text(f"id,image,{column}\n1,a.png,{'x' * 100_000}\n2,a.png,\n")
+    assert read_table(path)[column].to_pylist()[0] == "x" * 100_000
+    path.write_text(f"id,image,{column}\n1,a.png,y\n2,a.png,{'é' * 50_001}\n")
+    with pytest.raises(UserError, match=rf"shop\.csv, column {column}, row 2: a text of 100,002 bytes is too long"):
+        read_table(path)
+
+
 def test_values_that_python_cannot_hold_are_reported(tmp_path):
     path = tmp_path / "shop.parquet"
     columns = {"id": ["1"], "image": ["a.png"], "age": pa.array([2**62], pa.duration("s"))}

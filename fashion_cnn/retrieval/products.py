@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 from torch import Tensor
 
@@ -19,8 +20,10 @@ PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.strin
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
 # Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
-# Most pixels of a thumbnail: those of a data set keep its size. A catalogue may come from someone else.
-_MAX_THUMBNAIL_PIXELS = 4_000_000
+# Most pixels and bytes of a thumbnail: those of a data set keep its size. A catalogue may come from someone else.
+_MAX_THUMBNAIL_PIXELS, _MAX_THUMBNAIL_BYTES = 4_000_000, 4_000_000
+# Most bytes of a text of a product. Tables and pages show it whole.
+MAX_TEXT_BYTES = 100_000
 _THUMBNAIL_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -141,8 +144,19 @@ def encode_thumbnail(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def longest_text(column: pa.ChunkedArray) -> tuple[int, int]:
+    """Return row and number of bytes of the longest text of a column; `(0, 0)` for a column of other values."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return 0, 0
+    lengths = pc.fill_null(pc.binary_length(column), 0)
+    longest = pc.max(lengths).as_py()
+    return (pc.index(lengths, longest).as_py(), longest) if longest else (0, 0)
+
+
 def thumbnail_size(encoded: bytes) -> tuple[int, int] | None:
     """Return width and height of a thumbnail from its header; None if it is damaged, too large or of another kind."""
+    if len(encoded) > _MAX_THUMBNAIL_BYTES:
+        return None
     try:
         with open_picture(encoded) as image:
             accepted = image.format in _THUMBNAIL_FORMATS and image.width * image.height <= _MAX_THUMBNAIL_PIXELS

@@ -25,6 +25,7 @@ from fashion_cnn.retrieval.catalogue import (
     version_of,
 )
 from fashion_cnn.retrieval.filters import Condition
+from fashion_cnn.retrieval.products import MAX_TEXT_BYTES, longest_text
 
 # Largest component of a vector, with room for rounding.
 _MAX_COMPONENT = 1.01
@@ -94,6 +95,9 @@ class Snapshot:
                 self.vectors = self._to_tensor(table["vector"])
                 table = table.drop_columns(["vector"])
             self.attributes: pa.Table = table.drop_columns(["_rowid"])
+            for name, column in zip(self.attributes.column_names, self.attributes.columns, strict=True):
+                if (size := longest_text(column)[1]) > MAX_TEXT_BYTES:
+                    raise DamagedCatalogueError(self.uri, f"its column {name} holds a text of {size:,} bytes")
             for name in ("id", "title", "category"):
                 if count := self.attributes[name].null_count:
                     raise DamagedCatalogueError(self.uri, f"its column {name} lacks {count:,} values")

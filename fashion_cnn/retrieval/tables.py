@@ -21,6 +21,7 @@ from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.pictures import PREPARATION_VERSION, Preparation, UnreadablePictureError, decode, find_pictures
 from fashion_cnn.pictures.files import is_picture_file, read_ahead
 from fashion_cnn.retrieval.products import (
+    MAX_TEXT_BYTES,
     PRODUCT_COLUMNS,
     RESERVED_COLUMNS,
     THUMBNAIL_SIDE,
@@ -29,6 +30,7 @@ from fashion_cnn.retrieval.products import (
     Pictures,
     Products,
     encode_thumbnail,
+    longest_text,
 )
 
 Progress = Callable[[int, int], None]
@@ -212,6 +214,12 @@ def _read_table(
         if "price" in types and _is_text(_plain_type(table["price"].type)):
             types["price"] = pa.string()
         table = table.cast(pa.schema(types))
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if (longest := longest_text(column))[1] > MAX_TEXT_BYTES:
+                raise UserError(
+                    f"{path}, column {name}, row {longest[0] + 1}: a text of {longest[1]:,} bytes is too long, "
+                    f"{MAX_TEXT_BYTES:,} are the most: shorten it."
+                )
         # An empty text counts as null.
         table = pa.table(
             [

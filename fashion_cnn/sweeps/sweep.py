@@ -308,12 +308,10 @@ def _is_harmless(override: str) -> bool:
 def _check_stored_classes(override: str, file: Path) -> None:
     parser = OverridesParser.create()
     (parsed,) = parser.parse_overrides([override])
-    values = [parsed.value()]
     if parsed.is_discrete_sweep():
         # Parsed together: each call of the parser takes a millisecond.
-        values = parser.parse_override(f"x=[{','.join(parsed.sweep_string_iterator())}]").value()
-    for value in values:
-        check_classes(value, file, override_key(override))
+        parsed = parser.parse_override(f"x=[{','.join(parsed.sweep_string_iterator())}]")
+    check_classes([parsed.value()], file, override_key(override))
 
 
 def pinned_overrides(path: Path, shared: Sequence[str]) -> list[str]:
