@@ -102,9 +102,11 @@ show_progress() {
 # install_locked: install the core packages and the build tools, each file checked against its hash. The list is complete,
 # so pip needs to look for nothing else. setuptools comes first: one package is built with it.
 install_locked() {
-  # The build of TORCH_INDEX_URL is there already: the hashes are those of another one, which needs CUDA's packages.
+  # A build of TORCH_INDEX_URL, such as 2.14.1+cpu, is there already, now or from an earlier installation: the hashes are
+  # those of another one, which needs CUDA's packages.
   local skipped='^$' lock=$venv/requirements.lock
-  [ -z "${TORCH_INDEX_URL:-}" ] || skipped='^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='
+  [ -z "${TORCH_INDEX_URL:-}" ] && ! compgen -G "$venv/lib/python*/site-packages/torch-*+*.dist-info" >/dev/null ||
+    skipped='^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='
   awk '/^[^ #]/ { kept = /^setuptools==/ } kept' scripts/requirements.lock >"$lock"
   pip_install "setuptools" --require-hashes --no-deps -r "$lock"
   awk -v skipped="$skipped" '/^[^ #]/ { kept = $0 !~ skipped } kept' scripts/requirements.lock >"$lock"

@@ -117,16 +117,18 @@ def test_the_metadata_of_the_model_card_is_what_hubs_read(folder, run):
 
 
 def test_no_licence_is_stated_unless_one_is_given(command, run, tmp_path):
-    status, out, err = command(main, f"run={run.path}", "format=hub", f"out='{tmp_path / 'hub'}'")
+    copy = Run(shutil.copytree(run.path, tmp_path / "run"))
+    status, out, err = command(main, f"run={copy.path}", "format=hub")
     assert (status, err) == (0, "")
-    assert {file.name for file in (tmp_path / "hub").iterdir()} == {
+    written = copy.export / "hub"
+    assert {file.name for file in written.iterdir()} == {
         "model.safetensors",
         "config.json",
         "model.py",
         "README.md",
     }
     assert all(name in out for name in ("model.safetensors", "Written to"))
-    assert "license" not in yaml.safe_load((tmp_path / "hub" / "README.md").read_text().split("---\n")[1])
+    assert "license" not in yaml.safe_load((written / "README.md").read_text().split("---\n")[1])
 
 
 class Attention(nn.Module):

@@ -238,9 +238,14 @@ def test_the_core_packages_are_installed_from_the_lock_with_checked_hashes(machi
     assert "--no-deps" in project
 
 
-def test_with_an_index_of_torch_its_packages_are_left_out_of_the_lock(machine, tmp_path):
+@pytest.mark.parametrize("moment", ["now", "earlier"])
+def test_with_an_index_of_torch_its_packages_are_left_out_of_the_lock(machine, tmp_path, moment):
     machine.write(".venv/bin/torch", "")
-    machine("data=kmnist", TORCH_INDEX_URL="https://index.example/cpu")
+    if moment == "now":
+        machine("data=kmnist", TORCH_INDEX_URL="https://index.example/cpu")
+    else:
+        machine.write(".venv/lib/python3.11/site-packages/torch-2.14.1+cpu.dist-info/METADATA", "")
+        machine("search", script="install")
     left_out = locked_packages(LOCK).keys() - locked_packages(tmp_path / ".venv" / "requirements.lock").keys()
     assert {"torch", "torchvision", "triton"} < left_out
     assert all(name.startswith(("torch", "triton", "nvidia-", "cuda-")) for name in left_out)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fashion_cnn.runs import Run, find_runs
 from fashion_cnn.runs.trust import check_classes
 from fashion_cnn.train import main, train
 from fashion_cnn.training.checkpoints import AtomicCheckpointIO
-from fashion_cnn.training.loggers import MLflow, WeightsAndBiases, _read_trackers
+from fashion_cnn.training.loggers import Comet, MLflow, WeightsAndBiases, _read_trackers
 
 # The analysis with its plots, on two epochs.
 ANALYSIS = ["callbacks=default", "callbacks.dynamics=null", "callbacks.histograms=null", "trainer.max_epochs=2"]
@@ -142,15 +143,60 @@ class MlflowRun:
         return {file.path for folder in folders for file in self.client.list_artifacts(self.id, folder)}
 
 
+class CometRun:
+    """The contents of Comet's offline files of a run."""
+
+    file = "comet"
+
+    def __init__(self, run):
+        self.messages, self.ids = [], set()
+        for file in sorted(Path(".cometml-runs").glob("*.zip"), key=lambda file: file.stat().st_mtime):
+            with zipfile.ZipFile(file) as archive:
+                self.ids.add(json.loads(archive.read("experiment.json"))["offline_id"])
+                lines = archive.read("messages.json").decode().splitlines()
+            self.messages += [(message["type"], message["payload"]) for message in map(json.loads, lines)]
+        # Every file of one experiment but the first continues it.
+        assert all(file.name.startswith(next(iter(self.ids))) for file in Path(".cometml-runs").iterdir())
+
+    def of_type(self, kind):
+        return [payload for found, payload in self.messages if found == kind]
+
+    def rows(self):
+        rows = {}
+        for payload in self.of_type("metric_msg"):
+            metric = payload["metric"]
+            # Comet adds the duration of its process.
+            if metric["metricName"] != "process duration" and not metric["metricName"].startswith("final/"):
+                row = rows.setdefault(metric["step"], {})
+                row.setdefault(metric["metricName"], []).append(metric["metricValue"])
+        return rows
+
+    def settings(self):
+        return {p["param"]["paramName"]: p["param"]["paramValue"] for p in self.of_type("parameter_msg")}
+
+    def final(self):
+        metrics = (payload["metric"] for payload in self.of_type("metric_msg"))
+        others = {payload["key"]: payload["value"] for payload in self.of_type("log_other")}
+        return others | {metric["metricName"]: metric["metricValue"] for metric in metrics}
+
+    def files(self):
+        return {
+            payload["additional_params"]["fileName"]
+            for _, payload in self.messages
+            if "fileName" in (payload.get("additional_params") or {})
+        }
+
+
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml"}
 TRACKERS = [
     pytest.param(
         tracker,
         marks=pytest.mark.skipif(
-            not installed(tracker.file), reason=f"{tracker.file} is not installed: {install_command(tracker.file)}"
+            not installed(PACKAGES[tracker.file]), reason=f"{install_command(tracker.file)} installs {tracker.file}"
         ),
         id=tracker.file,
     )
-    for tracker in (WandbRun, MlflowRun)
+    for tracker in (WandbRun, MlflowRun, CometRun)
 ]
 
 
@@ -158,6 +204,7 @@ TRACKERS = [
 def offline(monkeypatch, tmp_path):
     """Work in the folder of the test, without a network."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("COMET_START_ONLINE", "0")
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -196,7 +243,7 @@ def test_a_resumed_run_is_continued_and_identical(tiny, tmp_path, monkeypatch, t
     """Killed in the second of three epochs: either that epoch is sent but trained again, or it is not sent at all."""
     plain = Run(Path(train(tiny(), quiet=True)["run"]))
     config = tiny(f"logger={tracker.file}")
-    loggers_class = {"wandb": WeightsAndBiases, "mlflow": MLflow}[tracker.file]
+    loggers_class = {"wandb": WeightsAndBiases, "mlflow": MLflow, "comet": Comet}[tracker.file]
 
     with monkeypatch.context() as patch:
         if moment == "before the checkpoint":
@@ -227,14 +274,16 @@ def killed_at_epoch(number, function):
     return call
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "comet"])
 def test_a_missing_package_is_reported_with_the_install_command(command, monkeypatch, tmp_path, name):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda found, *rest: None if found == name else find(found, *rest))
-    (tmp_path / name).mkdir()
+    find, package = importlib.util.find_spec, PACKAGES[name]
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda found, *rest: None if found == package else find(found, *rest)
+    )
+    (tmp_path / package).mkdir()
     status, _, err = command(main, *TINY_DATA, f"logger={name}", f"runs_dir={tmp_path / 'runs'}")
     assert status == 1
-    assert err == f"error: This needs {name}: {install_command(name)}\n"
+    assert err == f"error: This needs {package}: {install_command(name)}\n"
     assert not (tmp_path / "runs").exists()
 
 
@@ -251,6 +300,8 @@ def test_a_folder_of_the_name_of_a_package_is_no_package(monkeypatch, tmp_path):
         ("WeightsAndBiases", "entity=someone"),
         ("MLflow", "tracking_uri=https://elsewhere.example"),
         ("MLflow", "artifact_location=/elsewhere"),
+        ("Comet", "workspace=someone"),
+        ("Comet", "offline_directory=/elsewhere"),
     ],
 )
 def test_a_server_or_an_account_that_only_a_run_names_is_refused(target, option):
@@ -260,6 +311,16 @@ def test_a_server_or_an_account_that_only_a_run_names_is_refused(target, option)
         check_classes(config, Path("config.yaml"))
     config["logger"]["x"][name] = None
     check_classes(config, Path("config.yaml"))
+
+
+@pytest.mark.skipif(not installed("comet_ml"), reason="comet_ml is not installed")
+def test_comet_without_an_api_key_is_refused_before_the_training(command, monkeypatch, tmp_path):
+    monkeypatch.delenv("COMET_START_ONLINE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COMET_API_KEY", "")
+    status, _, err = command(main, *TINY_DATA, "logger=comet", f"runs_dir={tmp_path / 'runs'}")
+    assert status == 1
+    assert "logger.comet cannot start: there is no API key." in err
 
 
 def test_damaged_ids_of_a_tracker_start_a_new_run_there(tmp_path):

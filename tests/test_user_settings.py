@@ -94,7 +94,7 @@ def test_a_run_does_not_repeat_the_settings_as_typed(write, command, tmp_path):
         ("optimizer.lr: 0.1", "optimizer.lr is no setting of a user."),
         ("runs_dir: runs", "runs_dir=runs depends on the folder of a command: give an absolute path."),
         ("runs_dir: [1]", "runs_dir=[1] is not possible: give a text."),
-        ("logger: wandbb", "there is no logger=wandbb: choose default, "),
+        ("logger: wandbb", "there is no logger=wandbb: choose comet, default, "),
         ("runs_dir: 'open", "cannot be read: "),
         ("- a list", "holds no settings"),
         ("a: ${b}", "a is no setting of a user."),

@@ -257,7 +257,7 @@ def _config(
         "temperature": temperature,
         "preprocessing": {
             "image_shape": list(data.image_shape),
-            # Of pixel values from 0 to 255: normalised = (pixels - pixel_mean) * pixel_scale.
+            # For pixel values from 0 to 255: normalised = (pixels - pixel_mean) * pixel_scale.
             "pixel_mean": data.pixel_mean.flatten().tolist(),
             "pixel_scale": data.pixel_scale.flatten().tolist(),
             "item_cut_out_light_on_black": preparation.cut_out,

@@ -60,7 +60,7 @@ _PLACES = {
         "GapMonitor Histograms PredictionCollector TrainingDynamics MovableModelCheckpoint EpochLines ProgressBar "
         "ResumableEarlyStopping SlowdownNotice StopOnDivergence WarmedEMAWeightAveraging lightning.pytorch.callbacks"
     ),
-    "logger": "MLflow MetricsCSV TensorBoard WeightsAndBiases lightning.pytorch.loggers",
+    "logger": "Comet MLflow MetricsCSV TensorBoard WeightsAndBiases lightning.pytorch.loggers",
 }
 _OWN_NAMES = {word for words in _PLACES.values() for word in words.split() if "." not in word}
 # Modules of this package that these may be named by. No other one is imported for the check.
@@ -82,7 +82,7 @@ _LOGGERS = "CSVLogger CometLogger MLFlowLogger TensorBoardLogger WandbLogger"
 # Loggers whose options name servers and accounts.
 _REMOTE_LOGGERS = ("CometLogger", "MLFlowLogger", "WandbLogger")
 # Options of this package's loggers that do.
-_REMOTE_OPTIONS = ("artifact_location", "entity", "tracking_uri")
+_REMOTE_OPTIONS = ("artifact_location", "entity", "offline_directory", "tracking_uri", "workspace")
 # Options of loggers and callbacks that name files, which must stay inside of the run directory. Positional arguments
 # may be any of them.
 _FILE_OPTIONS = [

@@ -1,4 +1,4 @@
-"""Loggers that a resumed run continues: TensorBoard, metrics.csv, Weights & Biases and MLflow."""
+"""Loggers that a resumed run continues: TensorBoard, metrics.csv, Weights & Biases, MLflow and Comet."""
 
 import csv
 import io
@@ -435,6 +435,139 @@ class MLflow(_EpochTracker, MLFlowLogger):
         if self.run_id is not None:
             status = "FINISHED" if self._run.results_file.exists() else "FAILED"
             self._mlflow_client.set_terminated(self.run_id, status)
+
+
+class Comet(_EpochTracker):
+    """Sends a run to Comet, continued by a resumed run, with the figures and the verdict at the end.
+
+    Lightning's CometLogger records nothing without a connection. Offline, Comet writes its file when the training ends:
+    a killed training is sent whole by the resumed one.
+
+    Args:
+        save_dir: the run directory.
+        project: name of the project.
+        workspace: user or team; None for that of the account.
+        offline: keep the run on this machine, for `comet upload`; None as the variable COMET_START_ONLINE says.
+        offline_directory: folder of the files that are kept; None for `.cometml-runs` in the working directory.
+        name: name of the run; None for the last two folders of the run directory.
+        tags: tags of the run.
+    """
+
+    _tracker = "comet"
+    # Empty as in `TensorBoard`: checkpoints are in the run directory whichever logger is first.
+    name = ""
+    version = ""
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        *,
+        project: str = "fashion_cnn",
+        workspace: str | None = None,
+        offline: bool | None = None,
+        offline_directory: str | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        require("comet", "comet_ml")
+        # Comet would patch torch and other packages when it is imported, and report its own errors.
+        os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")
+        os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "0")
+        restored = self._restore(save_dir)
+        self._key = restored or secrets.token_hex(16)
+        self._project, self._workspace = project, workspace
+        self._mode = "get" if restored else "create"
+        self._received = self._epochs
+        self._offline = offline
+        self._offline_directory = offline_directory
+        self._title = name or "/".join(Path(save_dir).absolute().parts[-2:])
+        self._tags = tags
+        self._experiment: Any = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The key of the Comet experiment."""
+        return self._key if self._experiment is not None else None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The Comet experiment, which is started at the first use. Raises UserError if Comet refuses it."""
+        if self._experiment is not None:
+            return self._experiment
+        import comet_ml
+
+        logging.getLogger("comet_ml").setLevel(logging.ERROR)
+        is_offline = self._is_offline()
+        if not is_offline and not comet_ml.get_config("comet.api_key"):
+            raise UserError(
+                "logger.comet cannot start: there is no API key. Log in with comet login, set COMET_API_KEY, or keep "
+                "the run on this machine with logger.comet.offline=true."
+            )
+        # Neither sources nor the terminal's output nor the command line are sent.
+        unwanted = ("log_code", "log_graph", "log_git_metadata", "log_git_patch", "log_env_details", "parse_args")
+        settings = comet_ml.ExperimentConfig(
+            **dict.fromkeys((*unwanted, "auto_param_logging", "auto_metric_logging", "auto_output_logging"), False),
+            offline_directory=self._offline_directory,
+            display_summary_level=0,
+            name=self._title,
+            tags=self._tags,
+        )
+        try:
+            self._experiment = comet_ml.start(
+                project=self._project,
+                workspace=self._workspace,
+                experiment_key=self._key,
+                mode=self._mode,
+                online=not is_offline,
+                experiment_config=settings,
+            )
+        except (comet_ml.exceptions.CometException, ValueError) as error:
+            raise UserError(f"logger.comet cannot start: {' '.join(str(error).split())}") from error
+        return self._experiment
+
+    def _is_offline(self) -> bool:
+        if self._offline is not None:
+            return self._offline
+        return os.environ.get("COMET_START_ONLINE", "").strip().lower() in ("0", "false", "no")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Send the settings."""
+        self.experiment.log_parameters(dict(params))
+
+    def _send(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.experiment.log_metrics(dict(metrics), step=step, epoch=step)
+        self._received = step
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write key and number of epochs into the run directory; offline, `close` does so."""
+        if not self._is_offline():
+            super().save()
+
+    @rank_zero_only
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Store final metrics and the verdict, and the figures and texts as assets."""
+        experiment = self.experiment
+        values = _final_values(results)
+        experiment.log_others({name: value for name, value in values.items() if isinstance(value, str)})
+        experiment.log_metrics({name: value for name, value in values.items() if not isinstance(value, str)})
+        for file in self._files():
+            experiment.log_asset(str(file), file_name=str(file.relative_to(self._run.path)))
+        place = "on this machine; comet upload sends it" if self._is_offline() else experiment.url
+        print(f"Comet experiment {self._key}: {place}", file=sys.stderr)
+
+    @rank_zero_only
+    def close(self) -> None:
+        """End the experiment: the next training in this process has its own."""
+        if self._experiment is not None:
+            self._experiment.end()
+            # A failure may have come before the last epoch was sent.
+            self._epochs = self._received
+            super().save()
+            self._experiment, self._mode = None, "get"
 
 
 def _final_values(results: Mapping[str, Any]) -> dict[str, Any]:
