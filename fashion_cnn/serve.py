@@ -97,7 +97,8 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
 
     run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
     state = CatalogueState(run, catalogue, reject=config.reject)
-    samples = samples_of_test_set(run, config.data.root)
+    # A pretrained network, whose run is the folder of the catalogue, has no test set.
+    samples = samples_of_test_set(run, config.data.root) if run.config_file.exists() else ()
     service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k)
     return create_app(service, address=address, refresh_seconds=config.refresh_seconds)
 
