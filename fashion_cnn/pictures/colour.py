@@ -33,23 +33,24 @@ _CHROMA = np.linspace(-60, 60, 7, dtype=np.float32)
 HISTOGRAM_SIZE = len(_LIGHTNESS) * len(_CHROMA) ** 2
 # Side of the picture that histograms and names are computed of.
 _SIDE = 56
-# Typical sRGB values of the basic colour terms (Berlin and Kay 1969), light and dark ones.
-_TERMS = {
-    "black": ("#000000", "#1c1c1e", "#2a2a2a"),
-    "grey": ("#4d4d4d", "#808080", "#a9a9a9", "#c4c4c4"),
-    "white": ("#ffffff", "#f0f0f0", "#e4e4e2"),
-    "red": ("#ff0000", "#d0191e", "#a31420", "#800010", "#e03c3c"),
-    "orange": ("#ff8000", "#f0781e", "#e8622a", "#ffa333"),
-    "yellow": ("#ffff00", "#ffd700", "#f0c818", "#fff176", "#d8d83c"),
-    "green": ("#00ff00", "#008000", "#2e8b3d", "#6b8e23", "#90d060", "#14502a", "#a8d8a8"),
-    "blue": ("#0000ff", "#1e5ad2", "#191970", "#4682c8", "#87c4f0", "#2a4a78", "#00a8c8", "#1a6a80"),
-    "purple": ("#800080", "#8a3ab0", "#b06ad0", "#4b2a78", "#c8a2e0"),
-    "pink": ("#ff69b4", "#ffb6c8", "#f08fa8", "#e0409a", "#ffc8d8"),
-    "brown": ("#8b4513", "#6b4226", "#a0724a", "#4a2c1a", "#c8a478", "#dcc6a0"),
-}
-COLOUR_NAMES = tuple(_TERMS)
-# Achromatic terms, which name shadows, highlights and metal too, and their weight in a vote of the pixels.
-_ACHROMATIC, _ACHROMATIC_WEIGHT = ("black", "grey", "white"), 0.4
+# The basic colour terms (Berlin and Kay 1969).
+COLOUR_NAMES = ("black", "grey", "white", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+_BLACK, _GREY, _WHITE, _RED, _ORANGE, _YELLOW, _GREEN, _BLUE, _PURPLE, _PINK, _BROWN = range(len(COLOUR_NAMES))
+# Hue angles in degrees at which saturated colours of medium lightness begin, and their terms.
+_HUES = (
+    (0, _PINK),
+    (12, _RED),
+    (48, _ORANGE),
+    (76, _YELLOW),
+    (103, _GREEN),
+    (205, _BLUE),
+    (305, _PURPLE),
+    (338, _PINK),
+)
+# Chroma below which a colour is black, grey or white, and the lightness where grey begins and ends.
+_MIN_CHROMA, _GREY_FROM, _GREY_TO = 11.0, 40.0, 82.0
+# Weight of black, grey and white, which shadows, highlights and metal have too, in a vote of the pixels.
+_ACHROMATIC_WEIGHT = 0.3
 
 
 def to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -145,18 +146,28 @@ def _neighbours(
     return (below, 1 - fraction), (below + 1, fraction)
 
 
+def _terms(lab: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the position in `COLOUR_NAMES` of the term for each pixel `(P, 3)`."""
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    hue = np.degrees(np.arctan2(lab[:, 2], lab[:, 1])) % 360
+    starts, terms = (np.array(column) for column in zip(*_HUES, strict=True))
+    term = terms[np.searchsorted(starts, hue, side="right") - 1]
+    is_warm = (hue >= 25) & (hue < 95)
+    # Dark or dull orange and yellow are brown, and a light red is pink.
+    term = np.where(is_warm & ((chroma < 38) | (lightness < 48)) & ((hue >= 48) | (chroma < 45)), _BROWN, term)
+    term = np.where((hue < 48) & (lightness > 62) & (chroma < 60), _PINK, term)
+    term = np.where((hue >= 95) & (hue < 103) & (lightness < 62), _GREEN, term)
+    achromatic = np.where(lightness < _GREY_FROM, _BLACK, np.where(lightness > _GREY_TO, _WHITE, _GREY))
+    return np.where((chroma < _MIN_CHROMA) | (lightness < 12), achromatic, term)
+
+
 def colour_name(picture: NDArray[np.uint8]) -> str:
     """Name the main colour of the item in a picture `(3, H, W)`: one of `COLOUR_NAMES`.
 
-    Each pixel votes for the nearest typical colour; black, grey and white have fewer votes, since shadows, highlights
-    and metal have them too.
+    Each pixel votes for the term of its colour; black, grey and white have fewer votes, since shadows, highlights and
+    metal have them too.
     """
     lab, weights = _item_pixels(picture)
-    nearest = np.linalg.norm(lab[:, None] - _TYPICAL_LAB[None], axis=-1).argmin(axis=1)
-    votes = np.bincount(_TYPICAL_TERM[nearest], weights, minlength=len(COLOUR_NAMES)) * _VOTE_WEIGHTS
+    votes = np.bincount(_terms(lab), weights, minlength=len(COLOUR_NAMES))
+    votes[[_BLACK, _GREY, _WHITE]] *= _ACHROMATIC_WEIGHT
     return COLOUR_NAMES[int(votes.argmax())]
-
-
-_TYPICAL_LAB = to_lab(np.array([[*bytes.fromhex(code[1:])] for codes in _TERMS.values() for code in codes], np.uint8))
-_TYPICAL_TERM = np.repeat(np.arange(len(_TERMS)), [len(codes) for codes in _TERMS.values()])
-_VOTE_WEIGHTS = np.array([_ACHROMATIC_WEIGHT if name in _ACHROMATIC else 1.0 for name in COLOUR_NAMES])
