@@ -169,5 +169,5 @@ def colour_name(picture: NDArray[np.uint8]) -> str:
     """
     lab, weights = _item_pixels(picture)
     votes = np.bincount(_terms(lab), weights, minlength=len(COLOUR_NAMES))
-    votes[[_BLACK, _GREY, _WHITE]] *= _ACHROMATIC_WEIGHT
+    votes[[_BLACK, _GREY, _WHITE]] = _ACHROMATIC_WEIGHT * votes[[_BLACK, _GREY, _WHITE]]
     return COLOUR_NAMES[int(votes.argmax())]
