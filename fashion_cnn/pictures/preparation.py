@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
+from fashion_cnn.pictures.colour import foreground, to_lab
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 Invert = Literal["auto", "never", "always"]
 # Increased when decoding or preparation changes, which invalidates caches and catalogues.
 PREPARATION_VERSION = 3
+# Longer side of the copy of a photograph on which its item is found, and the ground kept around the item, as a share of
+# its longer side.
+_ITEM_SIDE, _ITEM_MARGIN = 112, 0.1
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class Preparation:
         image_shape: `(C, H, W)` of the network; 1 channel is grey, 3 are red, green and blue.
         cut_out: whether the network was trained on items cut out as those of Fashion-MNIST are. If not, the whole
             picture is fitted into the frame with its colours unchanged.
+        photograph: whether the network was trained on photographs. An item on a plain or evenly shaded ground is
+            trimmed, with a margin; of any other scene the middle square is taken.
+        trim: whether items of photographs are trimmed; if not, the middle square is taken of them too.
         invert: `auto` measures the difference of each pixel to the background, light or dark; `never` keeps the
             pixels, `always` negates them.
         background: the grey behind transparent pixels, 0 to 255; a light item that is cut out gets black instead.
@@ -41,6 +49,8 @@ class Preparation:
 
     image_shape: tuple[int, int, int]
     cut_out: bool = True
+    photograph: bool = False
+    trim: bool = True
     invert: Invert = "auto"
     background: int = 255
     tolerance: float = 0.08
@@ -48,8 +58,11 @@ class Preparation:
 
     @property
     def min_pixels(self) -> int:
-        """Pixels that a decoded picture needs: 256 per pixel of the network's input, since the item may be small."""
-        return 256 * self.image_shape[1] * self.image_shape[2]
+        """Pixels that a decoded picture needs: 256 per pixel of the network's input, since the item may be small.
+
+        Networks of photographs have larger inputs, and take 16.
+        """
+        return (16 if self.photograph else 256) * self.image_shape[1] * self.image_shape[2]
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the picture as `(C, H, W)` uint8; one that has this size already keeps its frame and its pixels."""
@@ -61,6 +74,8 @@ class Preparation:
     def array(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return what `__call__` does, as a NumPy array."""
         picture = self.flatten(picture)
+        if self.photograph:
+            return self._photograph(picture.convert("RGB"))
         if picture.size == self._size:
             picture = self._in_channels(picture)
             return _array(ImageOps.invert(picture) if self._is_negative(picture) else picture)
@@ -98,6 +113,14 @@ class Preparation:
         background = _background(picture)
         framed = self._framed(self._in_channels(picture), self._in_channels(background))
         return _array(ImageOps.invert(framed) if self.invert == "always" else framed)
+
+    def _photograph(self, picture: Image.Image) -> NDArray[np.uint8]:
+        box = item_box(picture) if self.trim else None
+        if box is None:
+            return _array(ImageOps.fit(picture, self._size, Image.Resampling.BICUBIC))
+        # The median of the border, since the corners of a shaded ground differ.
+        ground = tuple(np.median(_border(picture, channels=3), axis=0).astype(int).tolist())
+        return _array(ImageOps.pad(picture.crop(box), self._size, Image.Resampling.BICUBIC, color=ground))
 
     def _item(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return the item as its difference to the background; a scene without a plain background is kept whole."""
@@ -169,11 +192,30 @@ def _background(picture: Image.Image) -> Image.Image:
     return Image.fromarray(colour.reshape((1, 1) if picture.mode == "L" else (1, 1, 3)))
 
 
-def _border(picture: Image.Image) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """Return the values of the pixels on the four edges."""
+def item_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
+    """Find the box of the item in a photograph of mode RGB, with a margin; None unless the ground is plain."""
+    small = picture.copy()
+    small.thumbnail((_ITEM_SIDE, _ITEM_SIDE), reducing_gap=2.0)
+    mask = foreground(to_lab(np.asarray(small)))
+    if mask is None:
+        return None
+    scales = (picture.width / small.width, picture.height / small.height)
+    spans = [np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1)]
+    sides = [(span[0] * scale, (span[-1] + 1) * scale) for span, scale in zip(spans, scales, strict=True)]
+    margin = _ITEM_MARGIN * max(end - start for start, end in sides)
+    (left, right), (top, bottom) = (
+        (max(0, round(start - margin)), min(length, round(end + margin)))
+        for (start, end), length in zip(sides, picture.size, strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _border(picture: Image.Image, *, channels: int = 1) -> NDArray[np.uint8]:
+    """Return the values of the pixels on the four edges: `(P,)`, or `(P, channels)` for several channels."""
     width, height = picture.size
     edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
-    return np.concatenate([np.asarray(picture.crop(edge)).ravel() for edge in edges])
+    values = np.concatenate([np.asarray(picture.crop(edge)).ravel() for edge in edges])
+    return values if channels == 1 else values.reshape(-1, channels)
 
 
 def _largest_channel(picture: Image.Image) -> Image.Image:

@@ -34,6 +34,8 @@ from lancedb.expr import col
 from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError, disk_error
+from fashion_cnn.inference.network import PretrainedSettings
+from fashion_cnn.inference.pretrained import check_settings
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
@@ -104,6 +106,7 @@ class CatalogueMetadata:
         class_weight: see `search_vectors`; older catalogues store none.
         temperature: divisor of the logits for the column `confidence`; None if it is not calibrated, as in older
             catalogues and without validation images.
+        pretrained: what the vectors of a pretrained network are made of; None for the network of a run.
     """
 
     network: str
@@ -114,6 +117,12 @@ class CatalogueMetadata:
     note: str = ""
     class_weight: float = 0.0
     temperature: float | None = None
+    pretrained: PretrainedSettings | None = None
+
+    @property
+    def source(self) -> str:
+        """The option that chooses the network."""
+        return "embedding=pretrained" if self.pretrained else f"run={self.run}"
 
 
 class TableVersion(NamedTuple):
@@ -130,7 +139,10 @@ class TableVersion(NamedTuple):
 
 def metadata_of(table: Any) -> CatalogueMetadata:
     """Read the metadata of a LanceDB table of products. Raises ValueError or TypeError if they are damaged."""
-    metadata = CatalogueMetadata(**json.loads(table.schema.metadata[_METADATA_KEY]))
+    stored = json.loads(table.schema.metadata[_METADATA_KEY])
+    if stored.get("pretrained") is not None:
+        stored["pretrained"] = PretrainedSettings(**stored["pretrained"])
+    metadata = CatalogueMetadata(**stored)
     texts = (metadata.network, metadata.run, metadata.note)
     numbers = (metadata.class_weight, 1.0 if metadata.temperature is None else metadata.temperature)
     if (
@@ -168,9 +180,17 @@ def check_compatible(stored: CatalogueMetadata, new: CatalogueMetadata, uri: str
     Raises:
         UserError: if their vectors cannot be compared, or if they mix a data set with the products of a shop.
     """
+    if stored.pretrained and new.pretrained:
+        check_settings(stored.pretrained, uri)
+        for name, value in asdict(stored.pretrained).items():
+            if value != getattr(new.pretrained, name):
+                raise UserError(
+                    f"{uri} was indexed with photographs.{name}={str(value).lower()}: use the same value, or "
+                    "rebuild=true to replace the catalogue."
+                )
     if stored.network != new.network:
         raise UserError(
-            f"{uri} was indexed with another network: use run={stored.run}, another catalogue=DIR, or rebuild=true to "
+            f"{uri} was indexed with another network: use {stored.source}, another catalogue=DIR, or rebuild=true to "
             "replace it."
         )
     if stored.dimensions != new.dimensions and stored.class_weight == new.class_weight:
@@ -633,6 +653,8 @@ def catalogue_uri(option: str) -> str:
 def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
     """Find the run and the catalogue that the options of a search name.
 
+    In place of the run of a pretrained network stands the folder of the catalogue.
+
     Args:
         run: None stands for the run that made `catalogue`, or without one for the newest run that has a catalogue.
         catalogue: None stands for the catalogue of the run.
@@ -646,8 +668,11 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
         return chosen, Catalogue(str(chosen.catalogue))
     named = Catalogue(catalogue_uri(catalogue))
     if run is None and named.exists():
+        metadata = metadata_of(named.open_latest())
+        if metadata.pretrained:
+            return Run(Path(named.uri)), named
         # Resolved once: the path that is checked is the one that is opened.
-        stored = metadata_of(named.open_latest()).run
+        stored = metadata.run
         try:
             path = Path(stored).expanduser().resolve()
         except (OSError, RuntimeError, ValueError) as error:

@@ -1,8 +1,9 @@
 """Indexing: embed new and changed products and store them in a catalogue."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.network import EmbeddingNetwork
 from fashion_cnn.inference.predictor import read_validation_predictions
 from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.pictures import UnreadablePictureError
@@ -27,6 +28,8 @@ from fashion_cnn.retrieval.vectors import search_vectors, vector_dimensions
 
 # Products per write to the staging table, and the most that an interruption loses.
 _STAGING_BATCH = 2000
+# Bytes of the prepared pictures that are in memory for it.
+_STAGING_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class IndexingResult:
 def index_products(
     products: Products,
     catalogue: Catalogue,
-    network: TrainedNetwork,
+    network: EmbeddingNetwork,
     *,
     class_weight: float = 0.0,
     prune: bool = False,
@@ -95,7 +98,13 @@ def index_products(
         invert=network.preparation.invert,
         note=products.note,
         temperature=temperature,
+        pretrained=network.pretrained,
     )
+    table = products.table
+    for name in set(network.measured_columns) - set(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    products = replace(products, table=table)
+    batch_size = max(1, min(_STAGING_BATCH, _STAGING_BYTES // math.prod(network.preparation.image_shape)))
     with catalogue.transaction():
         catalogue.begin(metadata, custom_columns(products.table.schema), rebuild=rebuild)
         ids = products.ids
@@ -107,7 +116,7 @@ def index_products(
         unreadable: dict[str, str] = {}
         done = len(outdated) - len(pending)
         with closing(products.read_pictures(pending, network.preparation)) as reader:
-            while batch := list(islice(reader, _STAGING_BATCH)):
+            while batch := list(islice(reader, batch_size)):
                 unreadable |= {
                     ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)
                 }
@@ -141,7 +150,7 @@ def index_products(
     )
 
 
-def _fit_temperature(network: TrainedNetwork) -> float | None:
+def _fit_temperature(network: EmbeddingNetwork) -> float | None:
     """Temperature that calibrates the network's probabilities; None without validation images."""
     predictions = read_validation_predictions(network.run, flip_average=network.flip_average)
     return None if predictions is None else calibrate(predictions).temperature
@@ -158,10 +167,11 @@ def _columns_before(catalogue: Catalogue, *, rebuild: bool) -> set[str]:
 
 
 def _embed(
-    products: Products, network: TrainedNetwork, pictures: Sequence[tuple[int, Picture]], metadata: CatalogueMetadata
+    products: Products, network: EmbeddingNetwork, pictures: Sequence[tuple[int, Picture]], metadata: CatalogueMetadata
 ) -> pa.Table:
     """Build the catalogue rows of products from their row numbers and pictures."""
-    output = network.outputs(torch.stack([picture.prepared for _, picture in pictures]))
+    images = torch.stack([picture.prepared for _, picture in pictures])
+    output = network.outputs(images)
     probabilities, labels = Calibration(metadata.temperature or 1.0).probabilities(output.logits).max(dim=1)
     vectors = search_vectors(output, metadata.class_weight)
     table = products.table.take([row for row, _ in pictures])
@@ -174,5 +184,9 @@ def _embed(
     }
     for name, column in columns.items():
         table = table.append_column(name, column)
+    for name, values in network.measure_columns(images).items():
+        # What the shop's own column of this name holds is kept.
+        if pa.types.is_string((given := table[name]).type):
+            table = table.set_column(table.column_names.index(name), name, pc.coalesce(given, pa.array(values)))
     categories = pc.coalesce(table["category"], columns["seen_as"])
     return table.set_column(table.column_names.index("category"), "category", categories)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
+from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.products import PRODUCT_COLUMNS
 from fashion_cnn.retrieval.snapshot import Snapshot
@@ -114,14 +114,14 @@ class Searcher:
         UserError: if another network or version made the vectors.
     """
 
-    def __init__(self, snapshot: Snapshot, network: TrainedNetwork) -> None:
+    def __init__(self, snapshot: Snapshot, network: EmbeddingNetwork) -> None:
         self.snapshot = snapshot
         self.network = network
         metadata = snapshot.metadata
         if metadata.network != network.identity:
             raise UserError(
                 f"{snapshot.uri} was indexed with another network than {network.run.path}: search with "
-                f"run={metadata.run}, or index again with this run and rebuild=true."
+                f"{metadata.source}, or index again with this run and rebuild=true."
             )
         if metadata.dimensions != vector_dimensions(network, metadata.class_weight):
             raise UserError(

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fashion_cnn.inference.network import NetworkOutput, TrainedNetwork
+from fashion_cnn.errors import UserError
+from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput, TrainedNetwork
+from fashion_cnn.inference.pretrained import PretrainedNetwork, check_settings
 from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
@@ -35,7 +37,7 @@ def to_query(vectors: Tensor, class_weight: float) -> Tensor:
     return torch.cat([vectors[..., :-1], torch.zeros_like(vectors[..., -1:])], dim=-1)
 
 
-def vector_dimensions(network: TrainedNetwork, class_weight: float) -> int:
+def vector_dimensions(network: EmbeddingNetwork, class_weight: float) -> int:
     """Return the length D of the network's search vectors."""
     return network.dimensions + (len(network.class_names) + 1 if class_weight else 0)
 
@@ -45,6 +47,17 @@ def embedding_to_search_vector(direction: Tensor, dimensions: int) -> Tensor:
     return functional.pad(direction, (0, dimensions - len(direction)))
 
 
-def load_network(run: Run, metadata: CatalogueMetadata) -> TrainedNetwork:
-    """Load the run's network with the settings that made the vectors of a catalogue."""
+def load_network(run: Run, metadata: CatalogueMetadata) -> EmbeddingNetwork:
+    """Load the run's network, or the pretrained one, with the settings that made the vectors of a catalogue.
+
+    Raises:
+        UserError: if it cannot be read, or this version makes other vectors.
+    """
+    if metadata.pretrained:
+        if run.config_file.exists():
+            raise UserError(
+                f"The catalogue was indexed with embedding=pretrained, which has no run: omit run={run.path}."
+            )
+        check_settings(metadata.pretrained, str(run.path))
+        return PretrainedNetwork(run, metadata.pretrained, flip_average=metadata.flip_average)
     return TrainedNetwork(run, flip_average=metadata.flip_average, invert=metadata.invert)

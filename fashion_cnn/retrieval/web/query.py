@@ -21,7 +21,7 @@ from fashion_cnn.retrieval.web.errors import HTTPError
 
 # Maximum length of a picture as base64 text; servers and browsers accept addresses with four of them.
 MAX_PICTURE_LENGTH = 12_000
-_WEBP_QUALITIES = (95, 85, 70)
+_WEBP_QUALITIES = (95, 85, 70, 50, 25, 5)
 MAX_PICTURES, MAX_MARKS, MAX_VALUES, MAX_PAGES = 4, 20, 50, 100
 # Maximum length of a link, in characters; proxies usually accept 64 KB.
 MAX_LINK_LENGTH = 64_000

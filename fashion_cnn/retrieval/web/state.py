@@ -13,7 +13,7 @@ import torch
 
 from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError, did_you_mean, printable
-from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.network import EmbeddingNetwork
 from fashion_cnn.inference.predictor import Predictor, load_calibration
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
 from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, RESERVED_COLUMNS, custom_columns
@@ -209,7 +209,7 @@ class CatalogueState:
         self.calibrated = warning is None
         if warning:
             print(warning, file=sys.stderr)
-        self._network: TrainedNetwork | None = None
+        self._network: EmbeddingNetwork | None = None
         self._rejected: TableVersion | None = None
         self._concepts: Concepts | None = None
         self._concepts_changed: float | None = None
@@ -281,7 +281,7 @@ class CatalogueState:
                     f"{', '.join(custom) or 'none'}.{did_you_mean(name, custom)}"
                 )
 
-    def _load_concepts(self, network: TrainedNetwork) -> str | None:
+    def _load_concepts(self, network: EmbeddingNetwork) -> str | None:
         """Load the concepts taught to the network; on an error it keeps those of before and returns the message."""
         changed = self._concepts_time()
         concepts = Concepts(self.run, network.identity)
@@ -308,10 +308,11 @@ class CatalogueState:
         """When a concept was last taught or forgotten, in seconds since 1970."""
         return self.run.concepts.stat().st_mtime if self.run.concepts.exists() else None
 
-    def _network_for(self, about: CatalogueMetadata) -> TrainedNetwork:
+    def _network_for(self, about: CatalogueMetadata) -> EmbeddingNetwork:
         """The run's network with the settings that the catalogue was made with."""
         loaded = self._network
-        if loaded and (loaded.flip_average, loaded.preparation.invert) == (about.flip_average, about.invert):
+        settings = (about.flip_average, about.invert, about.pretrained)
+        if loaded and (loaded.flip_average, loaded.preparation.invert, loaded.pretrained) == settings:
             return loaded
         self._network = load_network(self.run, about)
         return self._network

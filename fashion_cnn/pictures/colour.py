@@ -1,0 +1,173 @@
+"""Colours of the item in a photograph: CIELAB, foreground, histogram and colour names. NumPy only.
+
+CIELAB distances approximate perceived differences: about 2 is just noticeable, black and white are 100 apart (CIE 1976,
+white point D65).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Increased when histograms or names of the same pixels change, which invalidates catalogues.
+COLOUR_VERSION = 1
+# Linear light of each sRGB value, and sRGB primaries in XYZ relative to the white point D65.
+_LINEAR = np.where(
+    np.arange(256) / 255 <= 0.04045, np.arange(256) / 255 / 12.92, ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4
+).astype(np.float32)
+_XYZ = np.array(
+    [[0.433953, 0.376219, 0.189828], [0.212673, 0.715152, 0.072175], [0.017758, 0.109477, 0.872765]], dtype=np.float32
+)
+# Distance to the ground above which a pixel belongs to the item: at least the first, at most the second.
+_MIN_DISTANCE, _MAX_DISTANCE = 9.0, 18.0
+# Share of the border that has to show the ground, and the smallest share of the picture that is an item.
+_PLAIN_BORDER, _MIN_ITEM = 0.7, 0.003
+# Bin centres of the histogram: lightness, and each of a (green to red) and b (blue to yellow).
+_LIGHTNESS = np.linspace(10, 90, 3, dtype=np.float32)
+_CHROMA = np.linspace(-60, 60, 7, dtype=np.float32)
+HISTOGRAM_SIZE = len(_LIGHTNESS) * len(_CHROMA) ** 2
+# Side of the picture that histograms and names are computed of.
+_SIDE = 56
+# The basic colour terms (Berlin and Kay 1969).
+COLOUR_NAMES = ("black", "grey", "white", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+_BLACK, _GREY, _WHITE, _RED, _ORANGE, _YELLOW, _GREEN, _BLUE, _PURPLE, _PINK, _BROWN = range(len(COLOUR_NAMES))
+# Hue angles in degrees at which saturated colours of medium lightness begin, and their terms.
+_HUES = (
+    (0, _PINK),
+    (12, _RED),
+    (48, _ORANGE),
+    (76, _YELLOW),
+    (103, _GREEN),
+    (205, _BLUE),
+    (305, _PURPLE),
+    (338, _PINK),
+)
+# Chroma below which a colour is black, grey or white, and the lightness where grey begins and ends.
+_MIN_CHROMA, _GREY_FROM, _GREY_TO = 11.0, 40.0, 82.0
+# Weight of black, grey and white, which shadows, highlights and metal have too, in a vote of the pixels.
+_ACHROMATIC_WEIGHT = 0.3
+
+
+def to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Convert sRGB `(…, 3)` to CIELAB: lightness 0 to 100, a and b about -100 to 100."""
+    xyz = _LINEAR[pixels] @ _XYZ.T
+    # Linear below the cube of 6/29, as the standard has it.
+    scaled = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = np.moveaxis(scaled, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)
+
+
+def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """Find the item on a plain or evenly shaded ground.
+
+    The ground is a linear function of the position in each channel, fitted to the border with the least absolute
+    deviation; the item is what differs from it.
+
+    Args:
+        lab: a small picture in CIELAB, `(H, W, 3)`.
+
+    Returns:
+        The mask of the item, `(H, W)`; None if the border is not plain, or nothing differs from it.
+    """
+    height, width = lab.shape[:2]
+    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    positions = np.stack([np.ones_like(rows), rows, columns], axis=-1).astype(np.float32)
+    edge = max(1, min(height, width) // 50)
+    border = np.ones((height, width), dtype=bool)
+    border[edge:-edge, edge:-edge] = False
+    places, colours = positions[border], lab[border]
+    ground = np.zeros((3, 3), dtype=np.float32)
+    ground[0] = np.median(colours, axis=0)
+    # Iteratively reweighted least squares, which begins at the median colour.
+    for _ in range(8):
+        weights = 1 / np.maximum(np.linalg.norm(colours - places @ ground, axis=1), 1.0)[:, None]
+        moments = places.T @ (weights * places) + 1e-3 * np.eye(3, dtype=np.float32)
+        ground = np.linalg.solve(moments, places.T @ (weights * colours)).astype(np.float32)
+    distances = np.linalg.norm(lab - positions @ ground, axis=-1)
+    limit = float(np.clip(4 * np.median(distances[border]), _MIN_DISTANCE, _MAX_DISTANCE))
+    if (distances[border] <= limit).mean() < _PLAIN_BORDER:
+        return None
+    # The median of neighbours removes single pixels of noise.
+    mask = Image.fromarray(np.uint8(255) * (distances > limit)).filter(ImageFilter.MedianFilter(3))
+    item = np.asarray(mask) > 0
+    return item if item.mean() >= _MIN_ITEM else None
+
+
+def _item_pixels(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return CIELAB pixels `(P, 3)` and their weights `(P,)`: the item, or all with the middle weighing most."""
+    image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+    lab = to_lab(np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=None)))
+    item = foreground(lab)
+    if item is not None:
+        # Pixels on the outline mix item and ground.
+        inner = np.asarray(Image.fromarray(item).filter(ImageFilter.MinFilter(3)))
+        item = inner if inner.sum() >= item.sum() / 2 else item
+        return lab[item], np.full(int(item.sum()), 1 / item.sum(), dtype=np.float32)
+    rows, columns = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
+    weights = np.exp(-2 * (rows**2 + columns**2)).astype(np.float32).ravel()
+    return lab.reshape(-1, 3), weights / weights.sum()
+
+
+def colour_histogram(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Describe the colours of the item in a picture.
+
+    Each pixel counts in the bins around it, in proportion to its nearness. The cosine of two histograms is their
+    Bhattacharyya coefficient, since a component is the square root of the share.
+
+    Args:
+        picture: `(3, H, W)`.
+
+    Returns:
+        A unit vector `(HISTOGRAM_SIZE,)`.
+    """
+    lab, weights = _item_pixels(picture)
+    shares = np.zeros((len(_LIGHTNESS), len(_CHROMA), len(_CHROMA)), dtype=np.float32)
+    lower, upper = zip(*(_neighbours(lab[:, i], c) for i, c in enumerate((_LIGHTNESS, _CHROMA, _CHROMA))), strict=True)
+    for corner in np.ndindex(2, 2, 2):
+        sides = [(lower, upper)[side][channel] for channel, side in enumerate(corner)]
+        index = tuple(place for place, _ in sides)
+        np.add.at(shares, index, weights * np.prod([share for _, share in sides], axis=0))
+    histogram: NDArray[np.float32] = np.sqrt(shares / shares.sum()).ravel()
+    return histogram
+
+
+def _neighbours(
+    values: NDArray[np.float32], centres: NDArray[np.float32]
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Return the bin below and the bin above each value, each with its share of the value."""
+    places = np.clip((values - centres[0]) / (centres[1] - centres[0]), 0, len(centres) - 1)
+    below = np.minimum(places.astype(np.intp), len(centres) - 2)
+    fraction = (places - below).astype(np.float32)
+    return (below, 1 - fraction), (below + 1, fraction)
+
+
+def _terms(lab: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the position in `COLOUR_NAMES` of the term for each pixel `(P, 3)`."""
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    hue = np.degrees(np.arctan2(lab[:, 2], lab[:, 1])) % 360
+    starts, terms = (np.array(column) for column in zip(*_HUES, strict=True))
+    term = terms[np.searchsorted(starts, hue, side="right") - 1]
+    is_warm = (hue >= 25) & (hue < 95)
+    # Dark or dull orange and yellow are brown, and a light red is pink.
+    term = np.where(is_warm & ((chroma < 38) | (lightness < 48)) & ((hue >= 48) | (chroma < 45)), _BROWN, term)
+    term = np.where((hue < 48) & (lightness > 62) & (chroma < 60), _PINK, term)
+    term = np.where((hue >= 95) & (hue < 103) & (lightness < 62), _GREEN, term)
+    achromatic = np.where(lightness < _GREY_FROM, _BLACK, np.where(lightness > _GREY_TO, _WHITE, _GREY))
+    return np.where((chroma < _MIN_CHROMA) | (lightness < 12), achromatic, term)
+
+
+def colour_name(picture: NDArray[np.uint8]) -> str:
+    """Name the main colour of the item in a picture `(3, H, W)`: one of `COLOUR_NAMES`.
+
+    Each pixel votes for the term of its colour; black, grey and white have fewer votes, since shadows, highlights and
+    metal have them too.
+    """
+    lab, weights = _item_pixels(picture)
+    votes = np.bincount(_terms(lab), weights, minlength=len(COLOUR_NAMES))
+    votes[[_BLACK, _GREY, _WHITE]] = _ACHROMATIC_WEIGHT * votes[[_BLACK, _GREY, _WHITE]]
+    return COLOUR_NAMES[int(votes.argmax())]
