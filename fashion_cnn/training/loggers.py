@@ -497,18 +497,21 @@ class Comet(_EpochTracker):
         if self._experiment is not None:
             return self._experiment
         import comet_ml
+        from comet_ml.config import get_config
 
         logging.getLogger("comet_ml").setLevel(logging.ERROR)
         is_offline = self._is_offline()
-        if not is_offline and not comet_ml.get_config("comet.api_key"):
+        if not is_offline and not get_config("comet.api_key"):
             raise UserError(
                 "logger.comet cannot start: there is no API key. Log in with comet login, set COMET_API_KEY, or keep "
                 "the run on this machine with logger.comet.offline=true."
             )
         # Neither sources nor the terminal's output nor the command line are sent.
         unwanted = ("log_code", "log_graph", "log_git_metadata", "log_git_patch", "log_env_details", "parse_args")
+        switches = (*unwanted, "auto_param_logging", "auto_metric_logging", "auto_output_logging")
+        switched_off: dict[str, Any] = dict.fromkeys(switches, False)
         settings = comet_ml.ExperimentConfig(
-            **dict.fromkeys((*unwanted, "auto_param_logging", "auto_metric_logging", "auto_output_logging"), False),
+            **switched_off,
             offline_directory=self._offline_directory,
             display_summary_level=0,
             name=self._title,
