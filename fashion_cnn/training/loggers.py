@@ -497,11 +497,12 @@ class Comet(_EpochTracker):
         if self._experiment is not None:
             return self._experiment
         import comet_ml
-        from comet_ml.config import get_config
 
         logging.getLogger("comet_ml").setLevel(logging.ERROR)
         is_offline = self._is_offline()
-        if not is_offline and not get_config("comet.api_key"):
+        # Its own stub does not list the public function.
+        has_key = bool(comet_ml.get_config("comet.api_key"))  # type: ignore[attr-defined]
+        if not (is_offline or has_key):
             raise UserError(
                 "logger.comet cannot start: there is no API key. Log in with comet login, set COMET_API_KEY, or keep "
                 "the run on this machine with logger.comet.offline=true."
