@@ -669,7 +669,7 @@ def test_pages_show_the_currency_and_no_similarity_or_developer_page_if_these_ar
     client = serving(shop_run, "currency='€'", "show_similarity=false", "developer=false", "samples=catalogue")
     text = page(client.get("/?like=p10"))
     assert "Similarity" not in text
-    assert re.search(r"\d\.00 €", text)
+    assert re.search(r"\d\.00\N{NO-BREAK SPACE}€", text)
     assert "/developer" not in text
     assert client.get("/developer").status_code == 404
     assert "like=" in page(client.get("/")).partition('class="samples"')[2], "samples are products"
@@ -725,7 +725,7 @@ def test_a_catalogue_of_another_network_is_read_once_and_the_loaded_version_stay
     index_products(products, state.catalogue, Another(run_copy, flip_average=True), rebuild=True)
     read = []
     monkeypatch.setattr(
-        "fashion_cnn.retrieval.web.state.Snapshot", lambda catalogue: read.append(catalogue) or Snapshot(catalogue)
+        "fashion_cnn.retrieval.web.state.Snapshot", lambda *catalogue: read.append(catalogue) or Snapshot(*catalogue)
     )
     for _ in range(3):
         state.refresh()

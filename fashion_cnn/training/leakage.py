@@ -159,7 +159,9 @@ def _read_hashes(file: Path) -> Hashes:
     if not file.is_file():  # A named pipe could block for ever.
         raise ValueError("it is not a regular file")
     try:
-        hashes: Hashes = np.load(file, allow_pickle=False)
+        # np.load leaves a damaged file open if it opens the file itself.
+        with file.open("rb") as opened:
+            hashes: Hashes = np.load(opened, allow_pickle=False)
         kind, dimensions = hashes.dtype, hashes.ndim
     except Exception as error:  # NumPy and zipfile raise errors of many types
         raise ValueError(str(error)) from error

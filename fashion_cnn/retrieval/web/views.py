@@ -51,7 +51,8 @@ def media_type(encoded: bytes) -> str:
 
 def format_price(value: float | None, currency: str = "") -> str:
     """A price with two decimals and the currency; None becomes an empty string."""
-    return "" if value is None else f"{value:,.2f} {currency}".rstrip()
+    # A no-break space keeps both in one line.
+    return "" if value is None else f"{value:,.2f}\N{NO-BREAK SPACE}{currency}".rstrip()
 
 
 def format_attribute(value: Any) -> str:
