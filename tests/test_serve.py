@@ -651,7 +651,7 @@ def test_host_names_may_be_given(shop_run, serving):
     assert client.get("/healthz", headers={"host": "10.0.0.7"}).status_code == 200
 
 
-# What shoppers see
+# Settings of what shoppers see
 
 
 def test_hidden_columns_are_neither_shown_nor_searched(shop_run, serving):

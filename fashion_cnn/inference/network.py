@@ -46,7 +46,7 @@ class NetworkOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class PretrainedSettings:
-    """What the vectors of a pretrained network are made of, which a catalogue stores.
+    """Settings of the vectors of a pretrained network, which a catalogue stores.
 
     Attributes:
         size: side of the photographs in pixels.

@@ -185,7 +185,7 @@ def _embed(
     for name, column in columns.items():
         table = table.append_column(name, column)
     for name, values in network.measure_columns(images).items():
-        # What the shop's own column of this name holds is kept.
+        # A column of this name in the shop's own table is kept.
         if pa.types.is_string((given := table[name]).type):
             table = table.set_column(table.column_names.index(name), name, pc.coalesce(given, pa.array(values)))
     categories = pc.coalesce(table["category"], columns["seen_as"])

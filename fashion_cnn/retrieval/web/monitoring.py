@@ -1,4 +1,4 @@
-"""What the machines that watch a server read: health, readiness, figures for Prometheus, and a log of requests."""
+"""Monitoring of the server: health, readiness, figures for Prometheus, and a log of requests."""
 
 import sys
 import time

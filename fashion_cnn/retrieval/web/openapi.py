@@ -59,7 +59,7 @@ class TaughtConcept(BaseModel):
 
 
 class QueryPicture(BaseModel):
-    """What the network sees on a picture of the query."""
+    """Classes and concepts that the network sees on a picture of the query."""
 
     said: str | None
     classes: list[ClassProbability]

@@ -30,7 +30,7 @@ Id = Annotated[str, Query(max_length=1000)]
 
 @dataclass(frozen=True)
 class Display:
-    """What pages show.
+    """Settings of what pages show.
 
     Attributes:
         developer: whether there is the page `/developer`, with timings, a map of the products and the run's name.
