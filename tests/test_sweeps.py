@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_DATA
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from joblib.externals.loky import get_reusable_executor
 from lightning.pytorch import Callback
@@ -53,6 +54,13 @@ def test_jobs_are_all_combinations_and_overrides_replace_the_sweep_file():
     assert shared == {"model"}
     with pytest.raises(ValueError, match="not a list"):
         list_jobs(["lr=interval(0,1)"], {})
+
+
+def test_glob_lists_the_configs_of_a_group():
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        jobs, _ = list_jobs(["schedule=glob(*, exclude=c*)"], {})
+    assert [job.overrides for job in jobs] == [("schedule=linear",), ("schedule=onecycle",)]
+    assert job_name(jobs[0].overrides) == "schedule-linear"
 
 
 def find_sweep(folder):

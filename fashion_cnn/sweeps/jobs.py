@@ -17,6 +17,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -71,7 +72,10 @@ def list_jobs(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list
 def list_choices(overrides: Sequence[str], params: Mapping[str, Any]) -> dict[str, list[str]]:
     """List the values of each key, in the order of Hydra's basic sweeper; see `list_jobs`."""
     choices: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides]):
+    hydra = GlobalHydra.instance()
+    # Names the options of a group for glob(*).
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
+    for override in parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides]):
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise ValueError(f"{override.input_line} is not a list of values")
         if override.is_range_sweep():
