@@ -66,7 +66,7 @@ class Snapshot:
 
     Attributes:
         attributes: all columns except vector, thumbnail and the hidden ones, in the order of the ids.
-        column_names: names of all columns of the catalogue.
+        schema: all columns of the catalogue, the hidden ones too.
         metadata: network and settings of the vectors.
         table_version: version of the table.
         vector_index: index for approximate search; None for exact search.
@@ -86,9 +86,9 @@ class Snapshot:
             self._table.checkout(self.version)
             self.metadata = metadata_of(self._table)
             self.vector_index = approximate.vector_index_of(self._table)
-            self.column_names: list[str] = self._table.schema.names
+            self.schema: pa.Schema = self._table.schema
             not_read = {"thumbnail", *hidden_columns} | ({"vector"} if self.vector_index else set())
-            columns = [name for name in self.column_names if name not in not_read]
+            columns = [name for name in self.schema.names if name not in not_read]
             table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
             self._row_ids = _RowIds(table["_rowid"].to_numpy())
             if not self.vector_index:

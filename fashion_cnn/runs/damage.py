@@ -48,6 +48,7 @@ _NUMBERS = {
     *("seed", "epochs", "best_epoch", "train_images", "val_images", "parameters", "multiply_adds"),
     *("seconds", "teachers_seconds", "images_per_second"),
 }
+# References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
 KEY_REFERENCE = re.compile(r"\$\{(\.*[\w.]+)\}")
 
 

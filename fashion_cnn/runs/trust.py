@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashion_cnn.errors import UserError, causes_of, did_you_mean
+from fashion_cnn.runs.damage import KEY_REFERENCE
 
 # Environment variable with the names of further trusted packages, separated by commas: the option trust adds to it.
 TRUST_VARIABLE = "FASHION_CNN_TRUST"
@@ -106,8 +107,6 @@ _FOLDER_OPTIONS = ("dirpath", "default_root_dir")
 # Parts of a text that leads to another place than a folder inside: fsspec, which Lightning opens files with, would
 # connect to the address of a URL, or take `::` for a chain of file systems.
 _LEADS_OUT = re.compile(r"^[/~]|\$|://|::|(^|[/\\])\.\.($|[/\\])")
-# References to other keys of the same config, such as ${data.root}. Everything else in ${} calls a resolver.
-_KEY_REFERENCE = re.compile(r"\$\{[\w.]+\}")
 # Characters of a text from a run in a message.
 _MAX_SHOWN = 200
 # Last part of the paths of keys themselves, which is no key of a config.
@@ -242,7 +241,7 @@ def _check_texts(config: Any, source: Path, place: str) -> None:
     for path, text in texts:
         key, shown = _key(path), _shown(text)
         names_class = key in _CLASS_KEYS
-        if "${" in _KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
+        if "${" in KEY_REFERENCE.sub("", text) or (names_class and "${" in text):
             raise UserError(f"{source}: {key}={shown} is not accepted in the settings of a run: write its value.")
         if names_class and not (_is_data_set(text) if key == "dataset" else _is_accepted(text)):
             raise UserError(f"{source} names {shown}, {_remedy(text)}")

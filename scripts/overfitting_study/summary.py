@@ -212,10 +212,8 @@ def brier_table(found: Sequence[Gain], predictions: Mapping[str, Predicted], use
     outcomes = {(g.base, g.seed, g.arm): float(g.accuracy > WORTHWHILE) for g in found if g.base >= 0}
     keys = [key for key in outcomes if all(key in predicted for predicted in predictions.values())]
     rate = float(np.mean([outcomes[key] for key in keys]))
-    rates = {
-        (base, arm): float(np.mean([outcomes[o] for o in keys if o[2] == arm and o[0] != base]))
-        for base, _, arm in keys
-    }
+    known = {key: outcomes[key] for key in keys}
+    rates = {(base, arm): rate_elsewhere(known, base, arm) for base, _, arm in keys}
     scores = {
         **{name: [of[key].probability for key in keys] for name, of in predictions.items()},
         "rate of each remedy": [rates[key[0], key[2]] for key in keys],
@@ -230,6 +228,11 @@ def brier_table(found: Sequence[Gain], predictions: Mapping[str, Predicted], use
         inside = np.mean([predicted[key].gain.low <= actual[key] <= predicted[key].gain.high for key in keys])
         lines.append(f"| share of gains in the 95% prediction interval, {name} | {inside:.1%} |")
     return "\n".join(lines)
+
+
+def rate_elsewhere(outcomes: Mapping[tuple[int, int, str], float], base: int, arm: str) -> float:
+    """Rate of worthwhile gains of a remedy on other bases; `outcomes` is 1 or 0 by base, seed and remedy."""
+    return float(np.mean([value for (other, _, name), value in outcomes.items() if name == arm and other != base]))
 
 
 class _Score(NamedTuple):
@@ -255,11 +258,12 @@ def confirmation(found: Sequence[Gain], predictions: Mapping[str, Predicted]) ->
     if len(numbers) < 2:
         return []
     outcomes = [gain.accuracy > WORTHWHILE for gain in later]
-    study = [gain for gain in found if 0 <= gain.base < FIRST_OF_COVERAGE]
-    rates = [
-        np.mean([other.accuracy > WORTHWHILE for other in study if other.arm == gain.arm and other.base != gain.base])
-        for gain in later
-    ]
+    of_study = {
+        (gain.base, gain.seed, gain.arm): float(gain.accuracy > WORTHWHILE)
+        for gain in found
+        if 0 <= gain.base < FIRST_OF_COVERAGE
+    }
+    rates = [rate_elsewhere(of_study, gain.base, gain.arm) for gain in later]
     by_rate = [(rate - outcome) ** 2 for rate, outcome in zip(rates, outcomes, strict=True)]
     lines = [
         f"| Brier score over {len(later)} pairs of the {len(numbers)} bases after the choice | score "

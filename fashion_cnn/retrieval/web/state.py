@@ -16,7 +16,7 @@ from fashion_cnn.errors import UserError, did_you_mean, printable
 from fashion_cnn.inference.network import EmbeddingNetwork
 from fashion_cnn.inference.predictor import Predictor, load_calibration
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
-from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, RESERVED_COLUMNS, custom_columns
+from fashion_cnn.retrieval.products import custom_columns
 from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import load_network
@@ -273,7 +273,7 @@ class CatalogueState:
 
     def _check_hidden_columns(self, snapshot: Snapshot) -> None:
         """Refuse a name that no column has: the column that was meant would be shown."""
-        custom = [name for name in snapshot.column_names if name not in (*PRODUCT_COLUMNS, *RESERVED_COLUMNS)]
+        custom = [field.name for field in custom_columns(snapshot.schema)]
         for name in self._hidden_columns:
             if name not in custom:
                 raise UserError(
