@@ -1340,6 +1340,12 @@ def incomplete_forms():
     return [*bodies, part + picture[:-40], part + picture]
 
 
+def test_a_damaged_form_writes_nothing_to_the_log(client, caplog):
+    headers = {"content-type": "multipart/form-data; boundary=B"}
+    assert client.post("/api/search", content=b"no boundary", headers=headers).status_code == 400
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("body", incomplete_forms())
 def test_empty_and_truncated_forms_are_refused(client, body):
     for path in ("/", "/api/search"):
