@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject
+from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject, require, run_of_catalogue
 from fashion_cnn.errors import Interrupted, OmissionsError, UserError, printable
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from fashion_cnn.inference.network import EmbeddingNetwork
     from fashion_cnn.inference.predictor import Prediction
+    from fashion_cnn.retrieval.catalogue import CatalogueMetadata
+    from fashion_cnn.runs import Run
 
 
 def predict(config: DictConfig) -> None:
@@ -26,15 +29,14 @@ def predict(config: DictConfig) -> None:
         UserError: for invalid options, and at the end if no file could be read.
         OmissionsError: at the end, if some files could not be read.
     """
-    from fashion_cnn import runs
-
     _check(config)
-    run = runs.find_run(config.run, Path(str(config.runs_dir)).expanduser())
+    run, metadata = _run_and_metadata(config)
 
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.inference.output import PRINTERS, with_progress
     from fashion_cnn.inference.predictor import Predictor, load_calibration
+    from fashion_cnn.metrics.calibration import Calibration
     from fashion_cnn.pictures import find_pictures
     from fashion_cnn.pictures.decoding import silence_pillow
 
@@ -42,14 +44,23 @@ def predict(config: DictConfig) -> None:
         files = find_pictures(config.images)
         if files.skipped:
             print(f"Skipped files that are not pictures: {files.skipped}", file=sys.stderr)
-        calibration, warning = load_calibration(run, reject=config.reject, flip_average=config.flip_average)
-        if warning:
-            print(warning, file=sys.stderr)
-        has_concepts = run.concepts.exists()
-        network = TrainedNetwork(
-            run, flip_average=config.flip_average, flip_embeddings=has_concepts, invert=config.invert
-        )
-        predictor = Predictor(network, calibration, Concepts(run, network.identity).recognise)
+        network: EmbeddingNetwork
+        calibration = Calibration()
+        if metadata:
+            from fashion_cnn.retrieval.vectors import load_network
+
+            network = load_network(run, metadata).with_mirror_images()
+        else:
+            has_concepts = run.concepts.exists()
+            calibration, warning = load_calibration(run, reject=config.reject, flip_average=config.flip_average)
+            if warning:
+                print(warning, file=sys.stderr)
+            network = TrainedNetwork(
+                run, flip_average=config.flip_average, flip_embeddings=has_concepts, invert=config.invert
+            )
+        concepts = Concepts(run, network.identity)
+        needs_concept = metadata is not None and bool(concepts.all)
+        predictor = Predictor(network, calibration, concepts.recognise, needs_concept=needs_concept)
         unreadable: list[Prediction] = []
         top_k = min(config.top_k, len(network.class_names))
         try:
@@ -61,6 +72,21 @@ def predict(config: DictConfig) -> None:
     if unreadable:
         message = f"{len(unreadable)} of {len(files.paths)} files could not be read."
         raise UserError(message) if len(unreadable) == len(files.paths) else OmissionsError(message)
+
+
+def _run_and_metadata(config: DictConfig) -> tuple[Run, CatalogueMetadata | None]:
+    """The run; for the catalogue of a pretrained network its folder in place of the run, and its metadata."""
+    runs_dir = Path(str(config.runs_dir)).expanduser()
+    if config.catalogue is None:
+        from fashion_cnn.runs import find_run
+
+        return find_run(config.run, runs_dir), None
+    require("search", "lancedb")
+    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue, metadata_of
+
+    run, catalogue = find_run_and_catalogue(run_of_catalogue(config), config.catalogue, runs_dir)
+    metadata = metadata_of(catalogue.open())
+    return run, metadata if metadata.pretrained else None
 
 
 def _check(config: DictConfig) -> None:

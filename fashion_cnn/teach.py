@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_images, check_invert
+from fashion_cnn.cli.options import check_images, check_invert, require, run_of_catalogue
 from fashion_cnn.errors import UserError, pluralize, printable
 
 if TYPE_CHECKING:
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from fashion_cnn.concepts import Concept, Concepts
-    from fashion_cnn.inference.network import TrainedNetwork
+    from fashion_cnn.concepts import Background, Concept, Concepts
+    from fashion_cnn.inference.network import EmbeddingNetwork
+    from fashion_cnn.retrieval.snapshot import Snapshot
     from fashion_cnn.runs import Run
+
+# Fewer products say too little about what a concept has to stand out from.
+_MIN_PRODUCTS = 12
 
 
 def teach(config: DictConfig) -> None:
@@ -33,21 +37,46 @@ def teach(config: DictConfig) -> None:
     _check(config)
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.runs import check_links, create_folder, find_finished_run
+    from fashion_cnn.retrieval.vectors import load_network
+    from fashion_cnn.runs import check_links, create_folder
 
-    run = find_finished_run(config.run, Path(config.runs_dir))
+    run, snapshot = _run_and_snapshot(config)
     if config.name is not None or (config.remove is not None and run.concepts.exists()):
         check_links(run.path, run.concepts.name)
         create_folder(run.concepts, None)
-    network = TrainedNetwork(run, flip_embeddings=True, needs_embeddings=True, invert=config.invert)
+    network: EmbeddingNetwork
+    if snapshot:
+        network = load_network(run, snapshot.metadata).with_mirror_images()
+    else:
+        network = TrainedNetwork(run, flip_embeddings=True, needs_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
-    if config.name is not None and str(config.name) in network.class_names:
+    if config.name is not None and not snapshot and str(config.name) in network.class_names:
         raise UserError(f"name={config.name} is a class of the network already: choose another name.")
     if config.remove is not None:
         concepts.remove(str(config.remove))
     elif config.name is not None:
-        _teach(config, network, concepts)
-    _print_concepts(concepts, run)
+        _teach(config, network, snapshot, concepts)
+    _print_concepts(concepts, run, snapshot)
+
+
+def _run_and_snapshot(config: DictConfig) -> tuple[Run, Snapshot | None]:
+    """The run; for the catalogue of a pretrained network its folder in place of the run, and its products."""
+    from fashion_cnn.runs import find_finished_run
+
+    runs_dir = Path(config.runs_dir)
+    if config.catalogue is None:
+        return find_finished_run(config.run, runs_dir), None
+    require("search", "lancedb")
+    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
+    from fashion_cnn.retrieval.snapshot import Snapshot
+
+    run, catalogue = find_run_and_catalogue(run_of_catalogue(config), config.catalogue, runs_dir)
+    snapshot = Snapshot(catalogue)
+    if not snapshot.metadata.pretrained:
+        return run, None
+    if not Path(catalogue.uri).is_dir():
+        raise UserError(f"catalogue={config.catalogue} is not a folder on this machine, in which concepts are stored.")
+    return run, snapshot
 
 
 def _check(config: DictConfig) -> None:
@@ -64,14 +93,17 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"false_alarms={config.false_alarms} is not a share: give a number between 0 and 1.", status=2)
 
 
-def _teach(config: DictConfig, network: TrainedNetwork, concepts: Concepts) -> None:
+def _teach(config: DictConfig, network: EmbeddingNetwork, snapshot: Snapshot | None, concepts: Concepts) -> None:
     from fashion_cnn.concepts import fit_background, learn
     from fashion_cnn.inference.network import instantiate_data
 
     examples = _embed_examples(config.images, network)
     background = concepts.background
     if background is None:
-        background = fit_background(network, instantiate_data(network.run, config.data.root))
+        if snapshot:
+            background = _background_of_products(snapshot)
+        else:
+            background = fit_background(network, instantiate_data(network.run, config.data.root))
         concepts.save_background(background)
     concept = learn(str(config.name), examples, background, false_alarms=config.false_alarms)
     replaced = concepts.save(concept)
@@ -79,12 +111,27 @@ def _teach(config: DictConfig, network: TrainedNetwork, concepts: Concepts) -> N
     print(f"  {_reliability(concept)}")
     if concept.false_alarms > config.false_alarms:
         print(
-            f"  {pluralize(len(background.others), 'image')} of known classes cannot guarantee "
-            f"false_alarms={config.false_alarms}, but {_percent(concept.false_alarms)}: more training images help."
+            f"  {_count(background, snapshot)} cannot guarantee false_alarms={config.false_alarms}, but "
+            f"{_percent(concept.false_alarms)}: more {'products' if snapshot else 'training images'} help."
         )
 
 
-def _embed_examples(images: str | Sequence[str], network: TrainedNetwork) -> Tensor:
+def _background_of_products(snapshot: Snapshot) -> Background:
+    """Background of a random sample of a catalogue's products."""
+    import torch
+
+    from fashion_cnn.concepts import MAX_KNOWN_IMAGES, background_of
+
+    if len(snapshot) < _MIN_PRODUCTS:
+        raise UserError(
+            f"{snapshot.uri} holds {pluralize(len(snapshot), 'product')}: a concept has to stand out from at least "
+            f"{_MIN_PRODUCTS}. Index more."
+        )
+    order = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))
+    return background_of(snapshot.vectors_of(order[:MAX_KNOWN_IMAGES].tolist()))
+
+
+def _embed_examples(images: str | Sequence[str], network: EmbeddingNetwork) -> Tensor:
     """Return the embeddings `(K, D)` of the readable pictures."""
     import torch
 
@@ -113,7 +160,13 @@ def _reliability(concept: Concept) -> str:
     return f"{share}{'; more examples, or more similar ones, would help' if weak else ''}."
 
 
-def _print_concepts(concepts: Concepts, run: Run) -> None:
+def _count(background: Background, snapshot: Snapshot | None) -> str:
+    """The number of images that thresholds rest on."""
+    count = len(background.others)
+    return pluralize(count, "product") if snapshot else f"{pluralize(count, 'image')} of known classes"
+
+
+def _print_concepts(concepts: Concepts, run: Run, snapshot: Snapshot | None) -> None:
     from fashion_cnn.concepts import joint_false_alarm_rate
     from fashion_cnn.terminal import print_table
 
@@ -133,9 +186,8 @@ def _print_concepts(concepts: Concepts, run: Run) -> None:
     ]
     print_table(headings, rows, right=headings[1:], title=f"Concepts of {run.path}")
     if len(rows) > 1 and background is not None:
-        images = pluralize(len(background.others), "image")
         rate = joint_false_alarm_rate(concepts.all, background)
-        print(f"False alarms of all concepts together: {rate:.1%} of {images} of known classes.")
+        print(f"False alarms of all concepts together: {rate:.1%} of {_count(background, snapshot)}.")
 
 
 def _percent(share: float) -> str:

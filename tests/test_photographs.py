@@ -23,11 +23,13 @@ from fashion_cnn.pictures.colour import (
     foreground,
     to_lab,
 )
+from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue, metadata_of
 from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
 from fashion_cnn.serve import build_app
+from fashion_cnn.teach import main as teach_main
 
 COLOURS = {"red": (200, 20, 30), "green": (20, 130, 50), "blue": (30, 60, 190), "yellow": (245, 210, 30)}
 SIZE = "photographs.size=64"
@@ -276,6 +278,77 @@ def test_the_server_filters_by_colour(indexed):
         found = browser.get("/api/search", params={"where": "main_colour:yellow"}).json()
         assert {hit["id"] for hit in found["hits"]} == {"yellow-ball", "yellow-box"}
         assert "main_colour:yellow" in browser.get("/").text
+
+
+def striped(first, second, size=(160, 120)):
+    """A square of stripes in the middle of a white ground."""
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    left, top = size[0] // 2 - 30, size[1] // 2 - 30
+    for number in range(6):
+        draw.rectangle((left, top + 10 * number, left + 59, top + 10 * number + 9), fill=(first, second)[number % 2])
+    return picture
+
+
+@pytest.fixture(scope="module")
+def larger_shop(shop, tmp_path_factory):
+    """A catalogue of 30 plain items, with pictures of stripes beside it."""
+    folder = tmp_path_factory.mktemp("larger_shop")
+    for name in ("photos", "stripes", "others"):
+        (folder / name).mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(36):
+        item = drawn(("ball", "box")[number % 2], tuple(rng.integers(0, 200, 3).tolist()))
+        item.save(folder / ("photos" if number < 30 else "others") / f"{number}.png")
+    colours = list(COLOURS.values())
+    for number in range(8):
+        striped(colours[number % 4], colours[(number + 1) % 4]).save(folder / "stripes" / f"{number}.png")
+    index(compose("index", ["embedding=pretrained", SIZE, f"images='{folder}/photos'", f"catalogue='{folder}/c'"]))
+    return folder
+
+
+def test_a_concept_is_taught_to_a_catalogue_without_a_run(larger_shop, command):
+    folder = larger_shop
+    catalogue = f"catalogue='{folder}/c'"
+    examples = ",".join(f"'{folder}/stripes/{number}.png'" for number in range(4))
+    status, out, err = command(teach_main, catalogue, "name=stripes", f"images=[{examples}]", "false_alarms=0.1")
+    assert (status, err) == (0, "")
+    assert "Taught: stripes, from 4 examples." in out
+    assert "Leave-one-out: " in out
+    pictures = ",".join([*(f"'{folder}/stripes/{number}.png'" for number in range(4, 8)), f"'{folder}/others'"])
+    status, out, err = command(predict_main, catalogue, f"images=[{pictures}]", "format=json")
+    assert (status, err) == (0, "")
+    answers = [record["answer"] for record in json.loads(out)]
+    assert answers[:4] == ["stripes"] * 4
+    assert answers[4:].count("none of these") >= 4
+    status, out, err = command(search_main, catalogue, "concept=stripes", "format=json", "top_k=2")
+    assert (status, err) == (0, "")
+    assert len(json.loads(out)) == 2
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    with client.TestClient(build_app(compose("serve", [catalogue]), "127.0.0.1"), base_url="http://127.0.0.1") as web:
+        seen = [
+            web.post("/api/search", files={"picture": file.read_bytes()}).json()["pictures"][0]
+            for file in (folder / "stripes" / "5.png", folder / "others" / "30.png")
+        ]
+        assert [[each["concept"] for each in picture["taught"]] for picture in seen] == [["stripes"], []]
+        assert seen[1]["said"] == "none of these"
+        assert "stripes" in web.get("/").text
+    background = folder / "c" / "concepts" / "background.npz"
+    assert background.exists()
+    assert command(teach_main, catalogue, "remove=stripes")[0] == 0
+    assert not background.exists(), "the next concept is learned with the products of then"
+    status, out, _ = command(predict_main, catalogue, f"images='{folder}/others/30.png'", "format=json")
+    assert json.loads(out)[0]["answer"] != "none of these", "without concepts, classes of ImageNet are the answer"
+
+
+def test_a_concept_needs_products_to_stand_out_from(indexed, command):
+    arguments = (f"catalogue='{indexed}/c'", "name=x", f"images='{indexed}/photos'")
+    status, _, err = command(teach_main, *arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "holds 8 products: a concept has to stand out from at least 12" in err
+    status, _, err = command(teach_main, *arguments, f"run='{indexed}'")
+    assert status == 1
+    assert "Traceback" not in err
 
 
 def test_a_damaged_size_in_the_metadata_is_reported():

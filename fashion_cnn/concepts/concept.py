@@ -10,8 +10,9 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import TrainedNetwork
 
-# Training images for the covariance, and further ones for the thresholds.
+# Known images for the covariance, and further ones for the thresholds.
 _COVARIANCE_IMAGES, _THRESHOLD_IMAGES = 4000, 2000
+MAX_KNOWN_IMAGES = _COVARIANCE_IMAGES + _THRESHOLD_IMAGES
 # Share of the mean variance that is added to all directions. Of 0.02 to 0.4 the best on training images
 # (docs/concepts.md).
 _SHRINKAGE = 0.4
@@ -46,8 +47,15 @@ def fit_background(network: TrainedNetwork, data: ImageDataModule) -> Background
     data.setup("fit")
     split = data.train_split
     # A prefix of the training images is a stratified sample of them.
-    images = split.images_at(split.indices[: _COVARIANCE_IMAGES + _THRESHOLD_IMAGES])
-    embeddings = network.embed(images)
+    return background_of(network.embed(split.images_at(split.indices[:MAX_KNOWN_IMAGES])))
+
+
+def background_of(embeddings: Tensor) -> Background:
+    """Fit a background to embeddings of known images.
+
+    Args:
+        embeddings: `(N, D)`, in random order; the last third, 2,000 at most, is for the thresholds. N is 3 or more.
+    """
     held_back = min(_THRESHOLD_IMAGES, len(embeddings) // 3)
     known, others = embeddings[:-held_back], embeddings[-held_back:]
     mean = known.mean(dim=0)

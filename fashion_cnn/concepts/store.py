@@ -123,12 +123,19 @@ class Concepts:
         return replaced
 
     def remove(self, name: str) -> None:
-        """Delete a concept. Raises UserError if there is none of this name."""
+        """Delete a concept, and with the last one the background, so that the next is learned with a new one.
+
+        Raises:
+            UserError: if there is none of this name.
+        """
         try:
             (self._folder / _file_name(name)).unlink()
         except FileNotFoundError:
             raise UserError(f"remove={name}: there is no such concept. There are: {self._names()}.") from None
         self.__dict__.pop("all", None)
+        if not any(self._folder.glob("concept-*.npz")):
+            (self._folder / _BACKGROUND_FILE).unlink(missing_ok=True)
+            self.__dict__.pop("background", None)
 
     def _names(self) -> str:
         return ", ".join(concept.name for concept in self.all) or "none"

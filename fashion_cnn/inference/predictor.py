@@ -39,7 +39,7 @@ class Prediction:
     Attributes:
         path: the file.
         classes: the `top_k` classes with their probabilities, the most probable first; empty if there is an error.
-        none_of_these: whether even the first class is below the rejection threshold.
+        none_of_these: whether even the first class is below the rejection threshold, or a needed concept is missing.
         concepts: recognised concepts with their scores, the best first (see `Concept.scores`).
         error: why the file could not be read.
     """
@@ -67,6 +67,7 @@ class Predictor:
         network: the network.
         calibration: temperature and rejection threshold, such as those of `load_calibration`; None for neither.
         recognise: returns the recognised concepts and their scores for each of N embeddings `(N, D)`.
+        needs_concept: a picture in which no concept is recognised is none of these, whatever the class.
     """
 
     def __init__(
@@ -74,10 +75,13 @@ class Predictor:
         network: EmbeddingNetwork,
         calibration: Calibration | None = None,
         recognise: Callable[[Tensor], list[list[tuple[str, float]]]] = lambda embeddings: [[] for _ in embeddings],
+        *,
+        needs_concept: bool = False,
     ) -> None:
         self.network = network
         self.calibration = calibration or Calibration()
         self.recognise = recognise
+        self.needs_concept = needs_concept
 
     def predict(self, paths: Iterable[Path], *, top_k: int = 3) -> Generator[Prediction]:
         """Yield the prediction for each file with its `top_k` classes, in the given order, batch by batch."""
@@ -113,7 +117,7 @@ class Predictor:
         )
         for path, labels, probabilities, concepts in rows:
             classes = tuple(zip((self.network.class_names[label] for label in labels), probabilities, strict=True))
-            rejected = probabilities[0] < self.calibration.threshold
+            rejected = probabilities[0] < self.calibration.threshold or (self.needs_concept and not concepts)
             yield Prediction(path, classes, none_of_these=rejected, concepts=tuple(concepts))
 
 

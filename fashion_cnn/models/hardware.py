@@ -24,6 +24,8 @@ _PRECISION_NAMES = {
 }
 # Threads that PyTorch uses by default: one per core, or OMP_NUM_THREADS.
 DEFAULT_THREADS = torch.get_num_threads()
+# Vector units that compute in bfloat16, by the names of torch.cpu.
+_BFLOAT16_UNITS = ("avx512_bf16", "amx_tile")
 # Rounds and seconds per number of threads of the measurement that `fastest_threads` makes.
 _THREAD_ROUNDS, _THREAD_SECONDS = 4, 0.02
 # Fewer threads than the default must be this much faster: results differ between numbers of threads.
@@ -79,8 +81,12 @@ def fast_precision(accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device == "mps":
         return "32-true"
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if any(map(_cpu_supports, _BFLOAT16_UNITS)) else "32-true"
+
+
+def _cpu_supports(unit: str) -> bool:
+    """Return whether the processor has a unit that torch tells; False with a torch that does not."""
+    return bool(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)())
 
 
 def resolve_precision(precision: str | int | None, accelerator: str) -> str:

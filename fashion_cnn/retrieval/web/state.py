@@ -300,7 +300,8 @@ class CatalogueState:
         if self._concepts is not None and self._concepts_changed is not None:
             # Concepts were learned with mirror images, even if the catalogue was indexed without.
             network = network if network.flip_embeddings else network.with_mirror_images()
-            predictor = Predictor(network, calibration, self._concepts.recognise)
+            needs_concept = network.pretrained is not None and bool(self._concepts.all)
+            predictor = Predictor(network, calibration, self._concepts.recognise, needs_concept=needs_concept)
         # A single assignment: a request sees either the old view or the new one.
         self.view = CatalogueView(searcher, predictor, self._concepts)
 
