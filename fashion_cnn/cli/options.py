@@ -58,7 +58,7 @@ def check_class_weight(config: DictConfig) -> None:
 
 
 def run_of_catalogue(config: DictConfig) -> str | None:
-    """The run that a command with `catalogue` names; None, the one that made the catalogue, for the default `latest`."""
+    """Return the run that a command with `catalogue` names; None for `latest`, the one that made the catalogue."""
     return None if config.run == "latest" else config.run
 
 
