@@ -466,6 +466,33 @@ def test_no_training_starts_after_a_failed_one_which_is_reported(reproduce, monk
     assert "python -m fashion_cnn.train model=tiny seed=1 failed." in capsys.readouterr().err
 
 
+def test_the_profile_of_a_step_names_the_types_of_layers(benchmark):
+    status, out, err = benchmark("--profile", "--model", "tiny", "--fraction", "0.01")
+    assert (status, err) == (0, "")
+    *lines, last = out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    values = {row[0]: (float(row[1]), int(row[2].removesuffix("%"))) for row in rows[2:]}
+    assert {"convolution, forward", "convolution, backward", "normalisation", "pooling", "optimizer"} <= set(values)
+    assert [value for value, _ in values.values()] == sorted((value for value, _ in values.values()), reverse=True)
+    assert sum(share for _, share in values.values()) == pytest.approx(100, abs=len(values))
+    assert last.startswith("convolutions: ")
+    assert "of the matrix-multiply peak" in last
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["aten::mkldnn_convolution", "aten::convolution"], "convolution, forward"),
+        (["aten::fill_", "aten::convolution_backward", "ConvolutionBackward0"], "copies and fills"),
+        (["aten::empty", "aten::convolution_backward", "ConvolutionBackward0"], "convolution, backward"),
+        (["aten::addmm", "Optimizer.step#Muon.step"], "optimizer"),
+        (["aten::randperm"], "other"),
+    ],
+)
+def test_an_operation_counts_as_the_layer_that_called_it(script, names, expected):
+    assert script("benchmarks/profiling.py").layer_type(names) == expected
+
+
 @pytest.mark.slow
 def test_startup_benchmark_prints_a_row_per_command(benchmark):
     status, out, err = benchmark("--startup", "--commands", "predict", "--rounds", "1")

@@ -26,6 +26,8 @@ from fashion_cnn.training import build
 from fashion_cnn.training.callbacks import WarmedEMAWeightAveraging
 
 ANALYSIS = ("gap", "dynamics", "histograms")
+# Name of the evaluation in a profile of the bare loop.
+EVALUATION = "evaluation"
 
 
 class EpochTimer(Callback):
@@ -100,7 +102,7 @@ def bare(config: DictConfig, data: ImageDataModule) -> float:
         loss_sum += loss.detach()
         correct += (logits.argmax(1) == targets).sum()
     averaged.eval()
-    with torch.inference_mode(), autocast():
+    with torch.inference_mode(), autocast(), torch.profiler.record_function(EVALUATION):
         for split in (data.train_probe, data.val_split):
             split_images, split_targets = split.images, split.targets
             for start in range(0, len(split), data.eval_batch_size):
