@@ -356,6 +356,37 @@ def test_a_damaged_size_in_the_metadata_is_reported():
         pretrained.pretrained_settings(size=999, trim=True, colour_weight=0.3)
 
 
+def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):
+    benchmark = script("benchmark_photos")
+    square = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path d="M0 0h24v24H0z"/></svg>'
+    files = {
+        "simple-icons/data/simple-icons.json": json.dumps(
+            [{"title": "My Brand", "hex": "FF0000"}, {"title": "B", "hex": "0"}]
+        ),
+        "simple-icons/icons/mybrand.svg": square,
+        "devicon/devicon.json": json.dumps([{"name": "mybrand"}, {"name": "other"}]),
+        "devicon/icons/mybrand/mybrand-original.svg": square,
+        "iconify-json-logos/icons.json": json.dumps(
+            {
+                "icons": {
+                    "my-brand": {"body": "", "width": 90},
+                    "my-brand-icon": {"body": "<g/>"},
+                    "long": {"width": 90, "body": ""},
+                }
+            }
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    drawings = benchmark.logo_drawings(tmp_path)
+    assert [*drawings] == [*benchmark.LOGO_PACKAGES]
+    assert all([*drawn] == ["mybrand"] for drawn in drawings.values())
+    assert "<g/>" in drawings["iconify-json-logos"]["mybrand"]
+    pytest.importorskip("resvg_py", reason=install_command("logos"))
+    assert benchmark.draw(drawings["simple-icons"]["mybrand"], 8).getpixel((4, 4)) == (255, 0, 0, 255)
+
+
 def test_changes_of_the_benchmark_keep_the_item(script):
     photo_changes = script("benchmarks/photo_changes.py")
     ground = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8))
