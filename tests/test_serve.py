@@ -468,10 +468,86 @@ def test_the_api_accepts_files_as_unlike_pictures(client, searcher):
     assert grid_ids(text) == hit_ids(response)
 
 
+def batch(client, queries, files=None):
+    parts = {name: (name, content) for name, content in (files or {}).items()}
+    return client.post("/api/search/batch", files={"queries": (None, json.dumps(queries)), **parts})
+
+
+def test_a_batch_answers_each_query_as_a_request_of_its_own(client):
+    files = {"first": photograph(0), "second": photograph(1)}
+    queries = [
+        {"picture_file": "first", "top_k": 5},
+        {"text": "red", "category": CLASSES[0], "price_max": 40},
+        {"picture_file": ["second"], "unlike_picture_file": "first", "where": ["colour:blue"], "page": 2, "top_k": 2},
+        {"like": ["p10"]},
+    ]
+    response = batch(client, queries, files)
+    openapi.BatchResponse.model_validate(response.json())
+    answers = response.json()["answers"]
+    assert [(answer["status"], answer["error"]) for answer in answers] == [(200, None)] * 4
+    second = [("picture", ("b", files["second"])), ("unlike_picture", ("a", files["first"]))]
+    singles = [
+        client.post("/api/search", files={"picture": files["first"]}, data={"top_k": 5}),
+        client.get("/api/search", params={"text": "red", "category": CLASSES[0], "price_max": 40}),
+        client.post("/api/search", files=second, data={"where": "colour:blue", "page": 2, "top_k": 2}),
+        client.get("/api/search?like=p10"),
+    ]
+    for answer, single in zip(answers, singles, strict=True):
+        expected = single.json() | {"milliseconds": answer["result"]["milliseconds"]}
+        assert answer["result"] == expected
+
+
+def test_an_error_in_a_query_of_a_batch_leaves_the_others_alone(client):
+    queries = [
+        {"picture_file": "broken"},
+        {"picture_file": "missing"},
+        {"like": "none"},
+        {"txt": "red"},
+        {"price_min": "cheap"},
+        {"text": {"red": 1}},
+        {"where": "stock"},
+        "red",
+        {"text": "red", "top_k": 3},
+    ]
+    answers = batch(client, queries, {"broken": b"no picture"}).json()["answers"]
+    assert [answer["status"] for answer in answers] == [415, 422, 404, 422, 422, 422, 422, 422, 200]
+    expected = ("The picture", "missing", "none", "text?", "price_min", "text", "stock", "JSON object")
+    for answer, part in zip(answers, expected, strict=False):
+        assert part in answer["error"]
+        assert answer["result"] is None
+    assert len(answers[-1]["result"]["hits"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ({}, "Send a field queries"),
+        ({"queries": "red"}, "JSON array"),
+        ({"queries": "[]"}, "1 to 20"),
+        ({"queries": json.dumps([{"text": "red"}] * 21)}, "1 to 20"),
+        ({"queries": "[" * 100_000}, "JSON array"),
+        ({"queries": '[{"text": "red"}]', "text": "red"}, "Unknown parameter text"),
+        ({"queries": '[{"picture_file": "b"}]'}, "No query names the file a"),
+    ],
+)
+def test_a_batch_that_is_no_list_of_queries_is_refused_as_a_whole(client, data, part):
+    response = client.post("/api/search/batch", data=data, files={"a": ("a.png", photograph(0))})
+    assert response.status_code == 422
+    assert part in response.json()["error"]
+
+
+def test_each_query_of_a_batch_counts_as_a_request(shop_run, serving):
+    client = serving(shop_run, "limits.requests_per_minute=3")
+    answers = batch(client, [{"text": "red"}] * 4).json()["answers"]
+    assert [answer["status"] for answer in answers] == [200, 200, 200, 429]
+    assert client.get("/api/status").status_code == 429
+
+
 def test_the_openapi_description_lists_all_routes_and_is_readable_offline(client):
     described = client.get("/openapi.json").json()
     monitoring = {"/healthz", "/readyz", "/metrics"}
-    assert set(described["paths"]) == {"/api/search", "/api/product", "/api/thumbnail", "/api/status"} | monitoring
+    search = {"/api/search", "/api/search/batch"}
+    assert set(described["paths"]) == search | {"/api/product", "/api/thumbnail", "/api/status"} | monitoring
     text = page(client.get("/api"))
     for path, methods in described["paths"].items():
         for method in methods:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.runs.damage import read_regular
 
 # Routes for the machines that watch the server: they may use any host name, need no key and are not counted.
@@ -41,6 +42,8 @@ _MIN_KEY_LENGTH = 16
 # Clients whose requests are counted at once; those that have used the least are forgotten first.
 _MAX_CLIENTS = 10_000
 _IPV6_NETWORK_BYTES = 8
+# Key of the `Client` in the scope of a request.
+_CLIENT = "fashion_cnn.client"
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,41 @@ class _SecurityMiddleware:
                 await plain_response(scope, 503, "The server is stopping.")(scope, receive, send_with_headers)
 
 
+@dataclass(frozen=True)
+class Client:
+    """The sender of a request, which routes find with `client_of`.
+
+    Attributes:
+        name: digest of its API key, or without a valid one its network.
+        has_key: whether it sent a valid API key.
+        allowance: number of requests that it may still send; None for any number.
+    """
+
+    name: str
+    has_key: bool = False
+    allowance: "Allowance | None" = None
+
+    def count_request(self) -> None:
+        """Count a request.
+
+        Raises:
+            HTTPError: with status 429 and `Retry-After` if there were too many.
+        """
+        seconds = self.allowance.use(self.name) if self.allowance else 0
+        if self.allowance and seconds:
+            raise HTTPError(
+                429,
+                f"Too many requests: the limit is {self.allowance.per_minute:g} a minute. Try again later.",
+                {"Retry-After": str(math.ceil(seconds))},
+            )
+
+
+def client_of(scope: Scope) -> Client:
+    """Return the sender of a request."""
+    client: Client = scope[_CLIENT]
+    return client
+
+
 class _ClientMiddleware:
     """Asks for an API key below `/api`, and limits the number of requests of a client."""
 
@@ -197,13 +235,11 @@ class _ClientMiddleware:
         if path in HEALTH_PATHS or path.startswith("/static/"):
             return None
         key = self._key(Headers(scope=scope))
-        if self._allowance is not None:
-            seconds = self._allowance.use(key or _network(scope))
-            if seconds:
-                text = (
-                    f"Too many requests: the limit is {self._access.requests_per_minute:g} a minute. Try again later."
-                )
-                return plain_response(scope, 429, text, {"Retry-After": str(math.ceil(seconds))})
+        scope[_CLIENT] = client = Client(key or _network(scope), key is not None, self._allowance)
+        try:
+            client.count_request()
+        except HTTPError as error:
+            return plain_response(scope, error.status_code, error.detail, dict(error.headers or {}))
         if self._access.key_digests and key is None and _PROTECTED.match(path):
             text = "An API key is needed: send a valid one in the header Authorization: Bearer KEY, or X-API-Key: KEY."
             return plain_response(scope, 401, text, {"WWW-Authenticate": "Bearer"})
@@ -227,6 +263,7 @@ class Allowance:
     """
 
     def __init__(self, per_minute: float) -> None:
+        self.per_minute = per_minute
         self._per_second = per_minute / 60
         self._most = max(per_minute, 1.0)
         # By client, the number that remained at a time.

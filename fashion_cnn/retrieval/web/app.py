@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.web import api, pages
 from fashion_cnn.retrieval.web.access import Access, with_access
-from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError
+from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError, describe_invalid
 from fashion_cnn.retrieval.web.monitoring import Monitoring
 from fashion_cnn.retrieval.web.service import SearchService
 from fashion_cnn.retrieval.web.state import CatalogueState
@@ -106,9 +106,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid_value(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        name = next((str(part) for part in first["loc"] if part not in ("query", "body")), "query")
-        return respond(request, 422, f"Invalid value of {name}: {first['msg']}.")
+        return respond(request, 422, describe_invalid(error))
 
     @app.exception_handler(DamagedCatalogueError)
     async def damaged_catalogue(request: Request, error: DamagedCatalogueError) -> Response:

@@ -1,5 +1,6 @@
 """HTTP errors of the search: a status code and a message for people."""
 
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from fashion_cnn.errors import as_typed
@@ -7,6 +8,13 @@ from fashion_cnn.errors import as_typed
 
 class HTTPError(HTTPException):
     """A request that is refused; `detail` is a whole sentence, shown on an error page or as JSON."""
+
+
+def describe_invalid(error: RequestValidationError) -> str:
+    """Name the first invalid value of a request."""
+    first = error.errors()[0]
+    name = next((str(part) for part in first["loc"] if part not in ("query", "body")), "query")
+    return f"Invalid value of {name}: {first['msg']}."
 
 
 class BusyError(HTTPError):

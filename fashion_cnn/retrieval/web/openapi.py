@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fashion_cnn.retrieval.web.query import MAX_PICTURES, SearchQuery
+from fashion_cnn.retrieval.web.query import MAX_PICTURES, MAX_QUERIES, SearchQuery
 
 _ERROR_DESCRIPTIONS = {
     400: "The form cannot be read",
@@ -79,6 +79,20 @@ class SearchResponse(BaseModel):
     milliseconds: dict[str, float]
 
 
+class BatchAnswer(BaseModel):
+    """The answer to one search of several: its results, or why it was refused."""
+
+    status: Annotated[int, Field(description="What the search would get as a request of its own")]
+    error: str | None
+    result: SearchResponse | None
+
+
+class BatchResponse(BaseModel):
+    """The answers to several searches, in their order."""
+
+    answers: list[BatchAnswer]
+
+
 class ApproximateSearch(BaseModel):
     """How an approximate search was measured."""
 
@@ -130,6 +144,21 @@ def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:
         "unlike_picture": files | {"description": "Not similar to these picture files"},
     }
     schema = {"type": "object", "properties": properties}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def batch_form() -> dict[str, Any]:
+    """The request body of several searches: their parameters as JSON, and the picture files that they name."""
+    properties = {
+        "queries": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "description": f"JSON array of up to {MAX_QUERIES} objects with the parameters of GET, and in picture_file "
+            "and unlike_picture_file the names of the fields that hold picture files",
+        }
+    }
+    files = {"type": "string", "format": "binary"}
+    schema = {"type": "object", "required": ["queries"], "properties": properties, "additionalProperties": files}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

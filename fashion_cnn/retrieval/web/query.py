@@ -23,6 +23,8 @@ from fashion_cnn.retrieval.web.errors import HTTPError
 MAX_PICTURE_LENGTH = 12_000
 _WEBP_QUALITIES = (95, 85, 70, 50, 25, 5)
 MAX_PICTURES, MAX_MARKS, MAX_VALUES, MAX_PAGES = 4, 20, 50, 100
+# Maximum number of searches in one request.
+MAX_QUERIES = 20
 # Maximum length of a link, in characters; proxies usually accept 64 KB.
 MAX_LINK_LENGTH = 64_000
 EncodedPicture = Annotated[str, Field(max_length=MAX_PICTURE_LENGTH)]
@@ -229,6 +231,19 @@ def validate(adapter: TypeAdapter[Validated], value: Any, *location: str) -> Val
         return adapter.validate_python(value)
     except ValidationError as error:
         raise RequestValidationError([{**each, "loc": (*location, *each["loc"])} for each in error.errors()]) from error
+
+
+def as_texts(name: str, value: Any) -> list[str]:
+    """Return a text, a number, or a list of these as the texts that a form would send.
+
+    Raises:
+        HTTPError: for anything else.
+    """
+    values = value if isinstance(value, list) else [value]
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, str | int | float):
+            raise HTTPError(422, f"Invalid value of {name}: give a text, a number, or a list of these.")
+    return [str(each) for each in values]
 
 
 def format_number(value: float | None) -> str:

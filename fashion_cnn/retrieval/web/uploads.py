@@ -65,8 +65,12 @@ class Uploads:
         self._timeout = timeout
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[Form]:
+    async def read(self, request: Request, *, searches: int = 1) -> AsyncIterator[Form]:
         """Read the form of a request, whose memory counts as used until the block ends.
+
+        Args:
+            request: the request.
+            searches: maximum number of searches that the form describes.
 
         Raises:
             HTTPError: if the form is damaged, too large or too slow, or the server too busy.
@@ -85,11 +89,11 @@ class Uploads:
                 yield chunk
 
         try:
-            yield await self._form(request, stream())
+            yield await self._form(request, stream(), searches)
         finally:
             self._free_memory += received
 
-    async def _form(self, request: Request, stream: AsyncGenerator[bytes, None]) -> Form:
+    async def _form(self, request: Request, stream: AsyncGenerator[bytes, None], searches: int) -> Form:
         media_type = request.headers.get("content-type", "")
         if media_type.partition(";")[0].strip().lower() != "multipart/form-data":
             raise HTTPError(415, "Send pictures as an HTML form does, as multipart/form-data.")
@@ -99,10 +103,10 @@ class Uploads:
                 if length.isdecimal() and int(length) > self._max_bytes:
                     await self._discard_body(request)
                     raise self._too_large()
-                parser = _Parser(request.headers, stream, max_files=2 * MAX_PICTURES, max_fields=_MAX_FIELDS)
+                parser = _Parser(request.headers, stream, max_files=2 * MAX_PICTURES * searches, max_fields=_MAX_FIELDS)
                 # By default the parser writes files of more than 1 MB to disk.
                 parser.spool_max_size = self._max_bytes + 1
-                parser.max_part_size = MAX_PICTURE_LENGTH + 1
+                parser.max_part_size = MAX_PICTURE_LENGTH * searches + 1
                 return await _parse(parser)
         except TimeoutError:
             raise HTTPError(408, "The upload took too long: try again.") from None
