@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.inference.predictor import Prediction
+    from fashion_cnn.inference.prediction import Prediction
 
 
 def predict(config: DictConfig) -> None:

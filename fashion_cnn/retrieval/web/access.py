@@ -39,6 +39,8 @@ _THUMBNAIL_PATH = "/api/thumbnail"
 _PROTECTED = re.compile(r"/api/(?!thumbnail$)|/metrics$|/openapi\.json$")
 _MAX_KEY_FILE_BYTES = 1_000_000
 _MIN_KEY_LENGTH = 16
+# What follows a key that may change products.
+_WRITER = re.compile(r"\s+write$")
 # Clients whose requests are counted at once; those that have used the least are forgotten first.
 _MAX_CLIENTS = 10_000
 _IPV6_NETWORK_BYTES = 8
@@ -54,12 +56,14 @@ class Access:
         hosts: accepted host names; None accepts any.
         origins: websites, such as `https://shop.example`, whose pages may use the API and show thumbnails.
         key_digests: SHA-256 digests of the API keys; empty if none is needed.
+        writer_digests: those of the keys that may change products.
         requests_per_minute: most requests of a client, that is of a key or of an address; None for any number.
     """
 
     hosts: Collection[str] | None = None
     origins: tuple[str, ...] = ()
     key_digests: frozenset[bytes] = frozenset()
+    writer_digests: frozenset[bytes] = frozenset()
     requests_per_minute: float | None = None
 
 
@@ -78,11 +82,13 @@ def check_origins(origins: Collection[str]) -> None:
             )
 
 
-def read_api_keys(file: str) -> frozenset[bytes]:
+def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """Read the API keys in a file, one a line; empty lines and those that begin with # are skipped.
 
+    A key that is followed by the word `write` may change products.
+
     Returns:
-        Their SHA-256 digests.
+        The SHA-256 digests of all keys, and of those that may change products.
 
     Raises:
         UserError: if the file cannot be read, or holds no key or one of fewer than 16 characters.
@@ -93,7 +99,9 @@ def read_api_keys(file: str) -> frozenset[bytes]:
         raise UserError(f"api_keys={file} does not exist: give a file with one key a line.") from None
     except ValueError as error:
         raise UserError(f"api_keys={file} cannot be used ({error}): give a file with one key a line.") from error
-    keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    keys = [_WRITER.sub("", line) for line in lines]
+    writers = [bool(_WRITER.search(line)) for line in lines]
     if not keys:
         raise UserError(f"api_keys={file} holds no key: write one a line, or give api_keys=null.")
     if short := [number for number, key in enumerate(keys, start=1) if len(key) < _MIN_KEY_LENGTH]:
@@ -101,7 +109,8 @@ def read_api_keys(file: str) -> frozenset[bytes]:
             f"api_keys={file}: key {short[0]} has fewer than {_MIN_KEY_LENGTH} characters: make one with "
             "python -c 'import secrets; print(secrets.token_urlsafe())'."
         )
-    return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
+    digests = {hashlib.sha256(key.encode()).digest(): may_write for key, may_write in zip(keys, writers, strict=True)}
+    return frozenset(digests), frozenset(digest for digest, may_write in digests.items() if may_write)
 
 
 def allowed_hosts(address: str) -> set[str] | None:
@@ -188,12 +197,12 @@ class Client:
 
     Attributes:
         name: digest of its API key, or without a valid one its network.
-        has_key: whether it sent a valid API key.
+        may_write: whether its API key may change products.
         allowance: number of requests that it may still send; None for any number.
     """
 
     name: str
-    has_key: bool = False
+    may_write: bool = False
     allowance: "Allowance | None" = None
 
     def count_request(self) -> None:
@@ -235,7 +244,9 @@ class _ClientMiddleware:
         if path in HEALTH_PATHS or path.startswith("/static/"):
             return None
         key = self._key(Headers(scope=scope))
-        scope[_CLIENT] = client = Client(key or _network(scope), key is not None, self._allowance)
+        scope[_CLIENT] = client = Client(
+            key.hex() if key else _network(scope), key in self._access.writer_digests, self._allowance
+        )
         try:
             client.count_request()
         except HTTPError as error:
@@ -245,14 +256,14 @@ class _ClientMiddleware:
             return plain_response(scope, 401, text, {"WWW-Authenticate": "Bearer"})
         return None
 
-    def _key(self, headers: Headers) -> str | None:
+    def _key(self, headers: Headers) -> bytes | None:
         """Return the digest of the request's API key; None without a valid one."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(key.strip().encode()).digest()
         # Digests of equal length, all of which are compared: the time says nothing about the keys.
         is_known = [hmac.compare_digest(digest, known) for known in self._access.key_digests]
-        return digest.hex() if any(is_known) else None
+        return digest if any(is_known) else None
 
 
 class Allowance:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
@@ -17,14 +18,16 @@ from fashion_cnn.errors import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
 from fashion_cnn.retrieval.web.access import client_of
-from fashion_cnn.retrieval.web.errors import HTTPError, describe_invalid
+from fashion_cnn.retrieval.web.errors import HTTPError, ReadOnlyError, describe_invalid
 from fashion_cnn.retrieval.web.openapi import (
     BatchResponse,
+    ProductChange,
     ProductRecord,
     SearchResponse,
     StatusResponse,
     batch_form,
     error_responses,
+    product_form,
     upload_form,
 )
 from fashion_cnn.retrieval.web.query import (
@@ -42,6 +45,7 @@ from fashion_cnn.retrieval.web.uploads import Form
 from fashion_cnn.retrieval.web.views import media_type
 
 Id = Annotated[str, Query(max_length=1000, description="Id of the product")]
+ChangedId = Annotated[str, PathParameter(min_length=1, max_length=1000, description="Id of the product")]
 TopK = Annotated[int, Query(ge=1, le=100, description="Number of products per page")]
 _TOP_K = TypeAdapter(TopK)
 _PARAMETERS = (*SearchQuery.model_fields, "top_k")
@@ -118,7 +122,7 @@ def create_router(service: SearchService) -> APIRouter:
         if request.query_params:
             raise HTTPError(422, "Send all parameters in the field queries of the form, none in the address.")
         client = client_of(request.scope)
-        answers = []
+        answers: list[dict[str, Any]] = []
         async with service.uploads.read(request, searches=MAX_QUERIES) as form:
             for number, query in enumerate(_queries(form)):
                 try:
@@ -156,6 +160,53 @@ def create_router(service: SearchService) -> APIRouter:
         view = service.state.require_view()
         (hit,) = await in_thread(lambda: view.products([id]))
         return Response(hit.thumbnail, media_type=media_type(hit.thumbnail))
+
+    @router.put(
+        "/products/{product_id:path}",
+        summary="Add or change a product",
+        response_model=ProductChange,
+        responses={201: {"model": ProductChange}, **error_responses(400, 403, 408, 413, 415, 422, 503)},
+        openapi_extra={"requestBody": product_form()},
+    )
+    async def put_product(request: Request, product_id: ChangedId) -> Response:
+        """A form with its picture and columns, or a JSON object with columns of a product that has a picture.
+
+        Columns that are not sent keep their values, and empty ones are cleared. Needs a server with `writable=true`
+        and an API key that may write.
+        """
+        view = view_to_change(request)
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type == "application/json":
+            async with service.uploads.read_json(request) as values:
+                created, version = await service.put(view, product_id, values)
+        else:
+            async with service.uploads.read(request) as form:
+                _check_names(form.files, known=("picture",))
+                if len(pictures := form.files.get("picture", [])) > 1:
+                    raise HTTPError(422, "Send one picture: a product has only one.")
+                fields = {name: texts[-1] for name, texts in form.fields.items()}
+                created, version = await service.put(view, product_id, fields, *pictures)
+        change = {"id": product_id, "version": version, "created": created}
+        return LenientJSONResponse(change, 201 if created else 200)
+
+    @router.delete(
+        "/products/{product_id:path}",
+        summary="Remove a product",
+        response_model=ProductChange,
+        responses=error_responses(403, 404, 422, 503),
+    )
+    async def remove_product(request: Request, product_id: ChangedId) -> Response:
+        """Needs a server with `writable=true` and an API key that may write."""
+        view_to_change(request)
+        version = await service.remove(product_id)
+        return LenientJSONResponse({"id": product_id, "version": version, "created": False})
+
+    def view_to_change(request: Request) -> CatalogueView:
+        if not (service.is_writable and client_of(request.scope).may_write):
+            raise ReadOnlyError(is_writable=service.is_writable)
+        if request.query_params:
+            raise HTTPError(422, "Send the columns as fields of a form or as JSON, none in the address.")
+        return service.state.require_view()
 
     @router.get(
         "/status",

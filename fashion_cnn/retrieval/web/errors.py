@@ -13,7 +13,7 @@ class HTTPError(HTTPException):
 def describe_invalid(error: RequestValidationError) -> str:
     """Name the first invalid value of a request."""
     first = error.errors()[0]
-    name = next((str(part) for part in first["loc"] if part not in ("query", "body")), "query")
+    name = next((str(part) for part in first["loc"] if part not in ("query", "body", "path")), "query")
     return f"Invalid value of {name}: {first['msg']}."
 
 
@@ -32,6 +32,18 @@ class NoCatalogueError(HTTPError):
             503,
             as_typed("There is no catalogue yet: create it with python -m fashion_cnn.index."),
             {"Retry-After": "10"},
+        )
+
+
+class ReadOnlyError(HTTPError):
+    """The server, or the client's API key, may not change products."""
+
+    def __init__(self, *, is_writable: bool) -> None:
+        super().__init__(
+            403,
+            "This API key may not change products: in the file of the keys, write follows one that may."
+            if is_writable
+            else "This server does not change products: start it with writable=true.",
         )
 
 

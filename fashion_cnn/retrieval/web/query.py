@@ -8,11 +8,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
-import torch
 from fastapi.exceptions import RequestValidationError
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval.filters import Condition, parse_conditions
@@ -34,7 +33,7 @@ Price = Annotated[float, Field(allow_inf_nan=False)]
 Validated = TypeVar("Validated")
 
 
-def encode_picture(picture: Tensor) -> str:
+def encode_picture(picture: ArrayLike) -> str:
     """Encode a prepared picture as URL-safe base64 text for a link.
 
     The text holds a PNG file, which is exact, or where that is too long (most colour pictures of 64 x 64 pixels and
@@ -60,7 +59,7 @@ def _webp(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_picture(text: str, image_shape: tuple[int, int, int]) -> Tensor:
+def decode_picture(text: str, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Decode a picture of a link.
 
     Args:
@@ -79,8 +78,8 @@ def decode_picture(text: str, image_shape: tuple[int, int, int]) -> Tensor:
         with Image.open(io.BytesIO(content), formats=["PNG", "WEBP"]) as image:
             # The size is checked before pixels are decompressed.
             if image.size == (width, height) and image.mode in ("L", "RGB"):
-                pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
-                return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+                pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+                return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     except Exception:  # damaged files raise errors of all kinds in Pillow
         pass
     raise HTTPError(422, "The picture in this link is damaged or belongs to another model: choose the picture again.")
