@@ -69,6 +69,10 @@ class OmissionsError(UserError):
         super().__init__(message, status=3)
 
 
+class LockedError(UserError):
+    """Another process holds a lock."""
+
+
 class Pruned(Exception):  # noqa: N818 # not an error
     """A hyper-parameter search ended a training that was worse than others."""
 

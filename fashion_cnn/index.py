@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from fashion_cnn.inference.network import EmbeddingNetwork, PretrainedSettings
+    from fashion_cnn.inference.network import EmbeddingNetwork
+    from fashion_cnn.pictures.photographs import PretrainedSettings
     from fashion_cnn.retrieval.catalogue import Catalogue, TableVersion
     from fashion_cnn.retrieval.indexing import IndexingResult
     from fashion_cnn.retrieval.products import Products
@@ -107,7 +108,7 @@ def _pretrained_settings(config: DictConfig) -> PretrainedSettings | None:
     """Return the settings of `embedding=pretrained`; None for the network of a run."""
     if config.embedding == "run":
         return None
-    from fashion_cnn.inference.pretrained import pretrained_settings
+    from fashion_cnn.pictures.photographs import pretrained_settings
 
     if config.catalogue is None:
         raise UserError("embedding=pretrained belongs to no run: add catalogue=DIR, such as catalogue=shop/.", status=2)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fashion_cnn.inference.network import EmbeddingNetwork
-    from fashion_cnn.inference.predictor import Prediction
+    from fashion_cnn.inference.prediction import Prediction
     from fashion_cnn.retrieval.catalogue import CatalogueMetadata
     from fashion_cnn.runs import Run
 
@@ -47,9 +47,9 @@ def predict(config: DictConfig) -> None:
         network: EmbeddingNetwork
         calibration = Calibration()
         if metadata:
-            from fashion_cnn.retrieval.vectors import load_network
+            from fashion_cnn.retrieval.vectors import load_mirrored_network
 
-            network = load_network(run, metadata).with_mirror_images()
+            network = load_mirrored_network(run, metadata)
         else:
             has_concepts = run.concepts.exists()
             calibration, warning = load_calibration(run, reject=config.reject, flip_average=config.flip_average)

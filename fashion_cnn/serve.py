@@ -33,13 +33,14 @@ def serve(config: DictConfig) -> None:
     if sys.platform == "win32":
         raise UserError("serve cannot limit the memory of uploaded pictures on Windows: run it on Linux, macOS or WSL.")
     _check(config)
-    import torch
-
     from fashion_cnn.pictures.decoding import silence_pillow
 
     with open_socket(config.host, config.port) as listener:
-        # Searches run in parallel: more threads per search would compete for the same cores.
-        torch.set_num_threads(1)
+        if config.backend == "torch":
+            import torch
+
+            # Searches run in parallel: more threads per search would compete for the same cores.
+            torch.set_num_threads(1)
         address, port = listener.getsockname()[:2]
         host = f"[{address}]" if ":" in address else address
         server = create_server(
@@ -110,20 +111,34 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
 
     origins = tuple(as_strings(config.allow_origins))
     check_origins(origins)
+    keys, writers = (frozenset(), frozenset()) if config.api_keys is None else read_api_keys(str(config.api_keys))
     access = Access(
         hosts=allowed_hosts(address) if config.allow_hosts is None else set(as_strings(config.allow_hosts)),
         origins=origins,
-        key_digests=frozenset() if config.api_keys is None else read_api_keys(str(config.api_keys)),
+        key_digests=keys,
+        writer_digests=writers,
         requests_per_minute=config.limits.requests_per_minute,
     )
+    if config.writable and not writers:
+        raise UserError(
+            "writable=true needs an API key that may change products: write one in api_keys=FILE, followed by a space "
+            "and the word write.",
+            status=2,
+        )
     run, catalogue = find_run_and_catalogue(config.run, config.catalogue, Path(config.runs_dir))
+    if config.writable and "://" in catalogue.uri:
+        raise UserError("writable=true needs a catalogue on a disk, where one change waits for another.", status=2)
     state = CatalogueState(
-        run, catalogue, reject=config.reject, hidden_columns=tuple(as_strings(config.hidden_columns))
+        run,
+        catalogue,
+        reject=config.reject,
+        hidden_columns=tuple(as_strings(config.hidden_columns)),
+        backend=config.backend,
     )
     # A pretrained network, whose run is the folder of the catalogue, has no test set.
     has_test_set = config.samples == "test" and run.config_file.exists()
     samples = samples_of_test_set(run, config.data.root) if has_test_set else ()
-    service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k)
+    service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k, is_writable=config.writable)
     return create_app(
         service,
         access=access,
@@ -142,6 +157,7 @@ def _check(config: DictConfig) -> None:
     if not 0 <= config.port <= 65535:
         raise UserError(f"port={config.port} is invalid: give 1 to 65535, or 0 for any free port.", status=2)
     check_choice(config, "samples", ("test", "catalogue"))
+    check_choice(config, "backend", ("torch", "onnx"))
     limits = {f"limits.{name}": value for name, value in config.limits.items()}
     for name, value in {"refresh_seconds": config.refresh_seconds, **limits}.items():
         if value is None and name == "limits.requests_per_minute":

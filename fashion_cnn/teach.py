@@ -37,7 +37,6 @@ def teach(config: DictConfig) -> None:
     _check(config)
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.retrieval.vectors import load_network
     from fashion_cnn.runs import check_links, create_folder
 
     run, snapshot = _run_and_snapshot(config)
@@ -46,7 +45,9 @@ def teach(config: DictConfig) -> None:
         create_folder(run.concepts, None)
     network: EmbeddingNetwork
     if snapshot:
-        network = load_network(run, snapshot.metadata).with_mirror_images()
+        from fashion_cnn.retrieval.vectors import load_mirrored_network
+
+        network = load_mirrored_network(run, snapshot.metadata)
     else:
         network = TrainedNetwork(run, flip_embeddings=True, needs_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
@@ -128,7 +129,7 @@ def _background_of_products(snapshot: Snapshot) -> Background:
             f"{_MIN_PRODUCTS}. Index more."
         )
     order = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))
-    return background_of(snapshot.vectors_of(order[:MAX_KNOWN_IMAGES].tolist()))
+    return background_of(torch.from_numpy(snapshot.vectors_of(order[:MAX_KNOWN_IMAGES].tolist())))
 
 
 def _embed_examples(images: str | Sequence[str], network: EmbeddingNetwork) -> Tensor:

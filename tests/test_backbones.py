@@ -137,7 +137,8 @@ def test_packaged_weights_recognise_a_class_of_imagenet_on_a_photograph():
     import timm
     from timm.data import ImageNetInfo
 
-    from fashion_cnn.models.backbones import PACKAGED_NETWORK, packaged_weights
+    from fashion_cnn.models.backbones import packaged_weights
+    from fashion_cnn.pictures.photographs import PACKAGED_NETWORK
 
     network = timm.create_model(PACKAGED_NETWORK, pretrained=False)
     network.load_state_dict(packaged_weights(network))

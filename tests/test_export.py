@@ -5,14 +5,18 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_DATA, file_size_limit
+from conftest import REPOSITORY, TINY_DATA, file_size_limit
+from PIL import Image, ImageDraw
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.cli.options import install_command
@@ -20,7 +24,10 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.export import main
 from fashion_cnn.inference import export as exporting
 from fashion_cnn.inference.network import TrainedNetwork, load, load_data
+from fashion_cnn.inference.predictor import Predictor
+from fashion_cnn.metrics.calibration import Calibration
 from fashion_cnn.models import ImageClassifier, ResNet
+from fashion_cnn.pictures import Preparation, decode
 from fashion_cnn.runs import Run, temporary_folder
 from fashion_cnn.train import train
 from fashion_cnn.training import build
@@ -89,6 +96,67 @@ def test_the_file_equals_pytorch_for_batches_of_any_size(run, exported, images):
     by_name = {variant["name"]: variant for variant in record["ways"]}
     assert by_name["ONNX, float32"]["differing"] == 0
     assert by_name["ONNX, float32"]["test_accuracy"] == by_name["PyTorch, float32"]["test_accuracy"]
+
+
+EXAMPLES = REPOSITORY / "docs" / "examples"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Photographs of a bar on plain ground, on noise, and of the network's own size."""
+    noise = np.random.default_rng(0)
+    files = []
+    for number, (size, ground) in enumerate([((133, 97), 245), ((300, 420), 30), ((200, 150), None), ((20, 20), 255)]):
+        picture = Image.new("RGB", size, (ground or 0, ground or 0, ground or 0))
+        if ground is None:
+            picture = Image.fromarray(noise.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        width, height = size
+        corners = [(0.3 * width, 0.2 * height), (0.8 * width, 0.3 * height), (0.6 * width, 0.8 * height)]
+        ImageDraw.Draw(picture).polygon(corners, fill=(40, 90, 160))
+        files.append(tmp_path / f"{number}.png")
+        picture.save(files[-1])
+    return files
+
+
+def test_the_example_without_torch_gives_the_answers_of_predict(run, exported, photographs):
+    folder, record = exported
+    code = (
+        f"import sys, runpy; sys.argv = {['classify.py', str(folder / 'network.onnx'), *map(str, photographs)]}\n"
+        f"runpy.run_path({str(EXAMPLES / 'classify.py')!r}, run_name='__main__')\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *answers, has_torch = done.stdout.splitlines()
+    assert has_torch == "False"
+    expected = Predictor(TrainedNetwork(run), Calibration(record["temperature"])).predict(photographs)
+    for answer, prediction in zip(map(json.loads, answers), expected, strict=True):
+        assert Path(answer["file"]) == prediction.path
+        assert [name for name, _ in answer["classes"]] == [name for name, _ in prediction.classes]
+        assert [value for _, value in answer["classes"]] == pytest.approx(
+            [value for _, value in prediction.classes], abs=1e-3
+        )
+
+
+def test_the_example_in_javascript_gives_the_answers_of_predict(exported, photographs, tmp_path):
+    packages = "['onnxruntime-web', 'pngjs', 'jpeg-js'].forEach((name) => require.resolve(name))"
+    if not shutil.which("node") or subprocess.run(["node", "-e", packages], capture_output=True).returncode:
+        pytest.skip("needs node and its packages onnxruntime-web, pngjs and jpeg-js (NODE_PATH)")
+    folder, _ = exported
+    preparation = Preparation((1, 20, 20))
+    # The network's own data set has whole images; those of Fashion-MNIST are items that were cut out.
+    session = exporting.open_onnx(folder / "network.onnx")
+    names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(json.dumps({"class_names": names, "preparation": asdict(preparation)}))
+    command = ["node", EXAMPLES / "classify.js", folder / "network.onnx", metadata, *photographs]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for answer, file in zip(map(json.loads, done.stdout.splitlines()), photographs, strict=True):
+        image = preparation.array(decode(file, min_pixels=preparation.min_pixels))
+        (expected,) = session.run(["probabilities"], {"images": image[None]})
+        probabilities = dict(zip(names, expected[0].tolist(), strict=True))
+        assert answer["classes"][0][0] == max(probabilities, key=probabilities.get)
+        for name, value in answer["classes"]:
+            assert value == pytest.approx(probabilities[name], abs=0.02)
 
 
 @pytest.mark.usefixtures("converted_once")

@@ -27,10 +27,10 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.index import main
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.inference.predictor import Predictor
+from fashion_cnn.pictures import encode_thumbnail
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue
 from fashion_cnn.retrieval.indexing import index_products
-from fashion_cnn.retrieval.products import encode_thumbnail
 from fashion_cnn.retrieval.searcher import Query, Searcher, SearchHits
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.tables import products_from_files

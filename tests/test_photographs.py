@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,10 +14,12 @@ from PIL import Image, ImageDraw
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError, install_command
+from fashion_cnn.export import export
+from fashion_cnn.export import main as export_main
 from fashion_cnn.index import index
 from fashion_cnn.index import main as index_main
-from fashion_cnn.inference import pretrained
-from fashion_cnn.pictures import Preparation
+from fashion_cnn.inference import onnx_network, pretrained
+from fashion_cnn.pictures import Preparation, photographs
 from fashion_cnn.pictures.colour import (
     COLOUR_NAMES,
     HISTOGRAM_SIZE,
@@ -29,6 +34,7 @@ from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
 from fashion_cnn.serve import build_app
+from fashion_cnn.serve import main as serve_main
 from fashion_cnn.teach import main as teach_main
 
 COLOURS = {"red": (200, 20, 30), "green": (20, 130, 50), "blue": (30, 60, 190), "yellow": (245, 210, 30)}
@@ -208,7 +214,7 @@ def test_a_second_indexing_with_other_settings_names_the_setting(indexed, comman
 
 
 def test_vectors_of_another_version_are_refused_with_the_difference(indexed, command, monkeypatch):
-    monkeypatch.setattr(pretrained, "_VERSION", "99")
+    monkeypatch.setattr(photographs, "_VERSION", "99")
     status, _, err = command(search_main, f"catalogue='{indexed}/c'", "text=ball")
     assert status == 1
     assert "version=" in err
@@ -224,7 +230,7 @@ def test_the_settings_of_a_catalogue_are_stored_with_it(indexed):
         "colour_weight": 0.2,
         "backbone": "tf_efficientnet_lite0",
         "weights_sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "version": pretrained._VERSION,
+        "version": photographs._VERSION,
     }
 
 
@@ -351,9 +357,87 @@ def test_a_concept_needs_products_to_stand_out_from(indexed, command):
     assert "Traceback" not in err
 
 
+# Answers a search by the picture in stdin with the options in the arguments, in a fresh process.
+SEARCH = """
+import json, sys
+from starlette.testclient import TestClient
+from fashion_cnn.cli.main import compose
+from fashion_cnn.serve import build_app
+with TestClient(build_app(compose("serve", sys.argv[1:]), "127.0.0.1"), base_url="http://127.0.0.1") as client:
+    picture = {"picture": sys.stdin.buffer.read()}
+    headers = {"x-api-key": "a-key-of-sixteen-characters"}
+    answer = client.post("/api/search", files=picture, data={"where": "main_colour:red"}, headers=headers).json()
+    put = client.put("/api/products/again", files=picture, headers=headers)
+    page = client.get("/").status_code
+print(json.dumps([answer, put.status_code, page, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def test_a_server_without_torch_gives_the_answers_of_the_server_with_it(indexed, command, tmp_path):
+    pytest.importorskip("onnxruntime", reason=install_command("export"))
+    pytest.importorskip("onnxscript", reason=install_command("export"))
+    for name in ("torch", "onnx"):
+        shutil.copytree(indexed / "c", tmp_path / name)
+    (tmp_path / "keys").write_text("a-key-of-sixteen-characters write\n")
+    status, out, err = command(serve_main, f"catalogue='{tmp_path}/onnx'", "backend=onnx", "port=0")
+    assert (status, out) == (1, "")
+    assert "network.onnx is missing: write it with" in err
+    status, out, err = command(export_main, "embedding=pretrained", f"catalogue='{tmp_path}/onnx'")
+    assert (status, err) == (0, ""), err
+    assert "network.onnx" in out
+    picture = io.BytesIO()
+    drawn("box", COLOURS["red"]).save(picture, "PNG")
+    answers = {}
+    for name in ("torch", "onnx"):
+        options = [f"catalogue='{tmp_path / name}'", f"backend={name}", "writable=true", f"api_keys='{tmp_path}/keys'"]
+        done = subprocess.run([sys.executable, "-c", SEARCH, *options], input=picture.getvalue(), capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        answers[name], put, page, modules = json.loads(done.stdout.splitlines()[-1])
+        assert (put, page) == (201, 200)
+        assert ("torch" in modules) == (name == "torch")
+    hits = {name: [(hit["id"], hit["similarity"]) for hit in answer["hits"]] for name, answer in answers.items()}
+    assert [hit for hit, _ in hits["onnx"]] == [hit for hit, _ in hits["torch"]] == ["red-box", "red-ball"]
+    assert [value for _, value in hits["onnx"]] == pytest.approx([value for _, value in hits["torch"]], abs=1e-3)
+    said = [answer["pictures"][0]["said"] for answer in answers.values()]
+    assert said[0] == said[1]
+    rows = {
+        name: {row["id"]: row for row in Catalogue(str(tmp_path / name)).open().search().limit(None).to_list()}
+        for name in answers
+    }
+    assert rows["onnx"]["again"]["vector"] == pytest.approx(rows["torch"]["again"]["vector"], abs=1e-3)
+    assert rows["onnx"]["again"]["main_colour"] == "red"
+
+
+def test_the_exported_graph_takes_photographs_of_any_size(indexed, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason=install_command("export"))
+    pytest.importorskip("onnxscript", reason=install_command("export"))
+    export(compose("export", ["embedding=pretrained", f"catalogue='{indexed}/c'", f"out='{tmp_path}'"]))
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    metadata = metadata_of(Catalogue(f"{indexed}/c").open())
+    settings = replace(metadata.pretrained, trim=False, colour_weight=0.0)
+    network = pretrained.PretrainedNetwork(Run(indexed / "c"), settings, flip_average=metadata.flip_average)
+    for size in ((200, 150), (151, 290), (40, 50)):
+        photograph = drawn("ball", COLOURS["green"]).resize(size)
+        expected = network.embed(network.preparation(photograph)[None]).numpy()[0]
+        (features,) = session.run(["features"], {"photographs": np.asarray(photograph)[None]})
+        assert features[0] @ expected > 0.999, size
+
+
+def test_a_file_of_other_settings_is_refused(indexed, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason=install_command("export"))
+    shutil.copytree(indexed / "c", tmp_path / "c")
+    export(compose("export", ["embedding=pretrained", f"catalogue='{tmp_path}/c'"]))
+    monkeypatch.setattr(onnx_network, "exported_identity", lambda settings, flip_average: "other")
+    with pytest.raises(UserError, match="other settings: write it anew with"):
+        build_app(compose("serve", [f"catalogue='{tmp_path}/c'", "backend=onnx"]), "127.0.0.1")
+    (tmp_path / "c" / "network.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="cannot be read"):
+        build_app(compose("serve", [f"catalogue='{tmp_path}/c'", "backend=onnx"]), "127.0.0.1")
+
+
 def test_a_damaged_size_in_the_metadata_is_reported():
     with pytest.raises(UserError, match="size=999"):
-        pretrained.pretrained_settings(size=999, trim=True, colour_weight=0.3)
+        photographs.pretrained_settings(size=999, trim=True, colour_weight=0.3)
 
 
 def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):

@@ -22,7 +22,8 @@ from fashion_cnn.cli.main import compose
 from fashion_cnn.data import FashionMNISTDataModule
 from fashion_cnn.inference.network import NetworkOutput, NetworkRunner, TrainedNetwork, load
 from fashion_cnn.inference.output import print_csv
-from fashion_cnn.inference.predictor import Prediction, Predictor, read_validation_predictions
+from fashion_cnn.inference.prediction import Prediction
+from fashion_cnn.inference.predictor import Predictor, read_validation_predictions
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions, write_predictions
 from fashion_cnn.predict import main

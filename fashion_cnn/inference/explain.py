@@ -21,7 +21,8 @@ from torch.nn import functional
 from fashion_cnn.analysis.report import run_title
 from fashion_cnn.errors import UserError, unusable
 from fashion_cnn.inference.network import NetworkRunner, load, load_data, weights_sha256
-from fashion_cnn.inference.predictor import NONE_OF_THESE, load_calibration
+from fashion_cnn.inference.prediction import NONE_OF_THESE
+from fashion_cnn.inference.predictor import load_calibration
 from fashion_cnn.metrics.predictions import check_unpacked_size
 from fashion_cnn.models import Ensemble
 from fashion_cnn.models.hardware import select_device

@@ -9,14 +9,15 @@ import tempfile
 import timeit
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnx.compose
 import onnxruntime
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -24,12 +25,15 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from PIL import Image
 from torch import Tensor, nn
 
 from fashion_cnn.analysis.report import write_model_card
 from fashion_cnn.data import ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError, disk_errors_at
-from fashion_cnn.inference.network import NetworkRunner, load, load_data
+from fashion_cnn.inference import onnx_network
+from fashion_cnn.inference.network import EmbeddingNetwork, NetworkRunner, load, load_data
+from fashion_cnn.inference.pretrained import PretrainedNetwork
 from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.metrics.predictions import Predictions
 from fashion_cnn.models import ImageClassifier
@@ -87,6 +91,14 @@ def write_onnx(network: ExportedNetwork, image_shape: tuple[int, ...], path: Pat
         path: the file.
         metadata: properties to store in the file.
     """
+    model = _as_onnx(network, image_shape, OUTPUTS)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    _save(model, path)
+
+
+def _as_onnx(network: nn.Module, image_shape: tuple[int, ...], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Convert a network of images `(B, C, H, W)` uint8 for batches of any size."""
     example = torch.zeros(2, *image_shape, dtype=torch.uint8)
     with warnings.catch_warnings():
         # The exporter itself calls deprecated functions of torch.
@@ -97,14 +109,11 @@ def write_onnx(network: ExportedNetwork, image_shape: tuple[int, ...], path: Pat
             dynamo=True,
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             input_names=["images"],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model)
-    _save(model, path)
+    return program.model_proto
 
 
 def write_int8(source: Path, path: Path, images: Tensor) -> None:
@@ -174,10 +183,8 @@ def open_onnx(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
         path: the file.
         threads: number of threads; 0 for one per core.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session: onnxruntime.InferenceSession = onnx_network.open_session(path, threads=threads)
+    return session
 
 
 def onnx_logits(session: onnxruntime.InferenceSession, images: Array, batch_size: int) -> Array:
@@ -206,6 +213,140 @@ def median_seconds(
             if number:
                 seconds[name] += durations
     return {name: statistics.median(durations) for name, durations in seconds.items()}
+
+
+class _PretrainedViews(nn.Module):
+    """Normalisation and network of photographs `(B, 3, S, S)` uint8, averaged over mirror images if that is set."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: PretrainedNetwork) -> None:
+        super().__init__()
+        self.module = network.module
+        self._network = network
+        self.register_buffer("mean", network.data.pixel_mean.clone())
+        self.register_buffer("scale", network.data.pixel_scale.clone())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and features, which are unit vectors."""
+        logits, features = self._network.averaged_views((images.float() - self.mean) * self.scale)
+        return logits, features
+
+
+def export_pretrained(network: PretrainedNetwork, file: Path) -> dict[str, Any]:
+    """Write the network of `embedding=pretrained` as an ONNX file that takes photographs of any size.
+
+    Args:
+        network: the network, on the CPU.
+        file: the file; see `onnx_network` for what it takes and returns.
+
+    Returns:
+        The file and its size, and the largest differences from PyTorch.
+
+    Raises:
+        UserError: if the outputs differ from those of PyTorch, or the file cannot be written.
+    """
+    settings = network.pretrained
+    network.module.to("cpu")
+    core = _as_onnx(_PretrainedViews(network).eval(), network.preparation.image_shape, onnx_network.OUTPUTS)
+    model = onnx.compose.merge_models(
+        _photograph_graph(settings.size, core), core, io_map=[("prepared", "images")], producer_name="fashion_cnn"
+    )
+    metadata = {
+        "class_names": json.dumps(list(network.class_names)),
+        "features": str(network.module.embedding_size),
+        "identity": onnx_network.exported_identity(settings, flip_average=network.flip_average),
+        "settings": json.dumps(asdict(settings)),
+    }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    create_folder(file.parent, "catalogue")
+    with disk_errors_at(file.parent), temporary_folder(file.parent, _UNCHECKED) as unchecked:
+        _save(model, unchecked / file.name)
+        differences = _check_photographs(network, unchecked / file.name)
+        (unchecked / file.name).replace(file)
+    return {"written_to": str(display_path(file)), "bytes": file.stat().st_size, **differences}
+
+
+def _photograph_graph(size: int, core: onnx.ModelProto) -> onnx.ModelProto:
+    """Build the graph that prepares photographs `(N, H, W, 3)` uint8, in the versions of another graph.
+
+    The middle square is resized as Pillow does, bicubic with antialiasing, and rounded to whole values.
+    """
+    node, uint8 = onnx.helper.make_node, onnx.TensorProto.UINT8
+    constants = {
+        "first": np.array([1]),
+        "last": np.array([3]),
+        "two": np.array([2]),
+        "axes": np.array([1, 2]),
+        "axis": np.array([0]),
+        "sizes": np.array([size, size]),
+        "black": np.array(0, np.float32),
+        "white": np.array(255, np.float32),
+    }
+    nodes = [
+        node("Shape", [onnx_network.INPUT], ["shape"]),
+        node("Slice", ["shape", "first", "last"], ["sides"]),
+        node("ReduceMin", ["sides", "axis"], ["side"], keepdims=1),
+        node("Sub", ["sides", "side"], ["margins"]),
+        node("Div", ["margins", "two"], ["starts"]),
+        node("Add", ["starts", "side"], ["ends"]),
+        node("Slice", [onnx_network.INPUT, "starts", "ends", "axes"], ["square"]),
+        node("Transpose", ["square"], ["channels_first"], perm=[0, 3, 1, 2]),
+        node("Cast", ["channels_first"], ["values"], to=onnx.TensorProto.FLOAT),
+        node(
+            "Resize",
+            ["values", "", "", "sizes"],
+            ["resized"],
+            mode="cubic",
+            cubic_coeff_a=-0.5,
+            antialias=1,
+            exclude_outside=1,
+            axes=[2, 3],
+        ),
+        node("Round", ["resized"], ["rounded"]),
+        node("Clip", ["rounded", "black", "white"], ["clipped"]),
+        node("Cast", ["clipped"], ["prepared"], to=uint8),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "photograph",
+        [onnx.helper.make_tensor_value_info(onnx_network.INPUT, uint8, ["batch", "height", "width", 3])],
+        [onnx.helper.make_tensor_value_info("prepared", uint8, ["batch", 3, size, size])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=core.opset_import, ir_version=core.ir_version)
+
+
+def _check_photographs(network: PretrainedNetwork, file: Path) -> dict[str, float]:
+    """Compare a file with PyTorch: on prepared images, and on photographs that Pillow prepares for PyTorch.
+
+    Returns:
+        The largest difference of a logit, and the largest of a cosine from 1.
+
+    Raises:
+        UserError: if they are too large.
+    """
+    session, size = onnx_network.open_session(file, threads=0), network.pretrained.size
+    generator = np.random.default_rng(0)
+    fit = replace(network.preparation, trim=False)
+    largest = {"logit_difference": 0.0, "cosine_difference": 0.0}
+    for height, width in ((size, size), (size * 2 + 1, size * 3), (size // 2, size)):
+        coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        photograph = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        expected = EmbeddingNetwork.outputs(network, fit(photograph)[None])
+        logits, features = session.run(list(onnx_network.OUTPUTS), {onnx_network.INPUT: np.asarray(photograph)[None]})
+        if (height, width) == (size, size):
+            largest["logit_difference"] = float(np.abs(logits - expected.logits.numpy()).max())
+        cosine = float((features * expected.embeddings.numpy()).sum())
+        largest["cosine_difference"] = max(largest["cosine_difference"], 1 - cosine)
+    if largest["logit_difference"] > 10 * _TOLERANCE or largest["cosine_difference"] > _TOLERANCE:
+        raise UserError(
+            f"The exported network differs from PyTorch ({largest}): no file is written. Please report the versions of "
+            "torch and onnxruntime."
+        )
+    return largest
 
 
 class CheckImages(NamedTuple):
@@ -391,6 +532,8 @@ def _metadata(run: Run, data: ImageDataModule, temperature: float, version: str)
         "mean": (data.pixel_mean / 255).flatten().tolist(),
         "std": (1 / data.pixel_scale / 255).flatten().tolist(),
         "temperature": temperature,
+        # Conversion of any picture, see `Preparation`.
+        "preparation": asdict(data.preparation()),
         "made_with": {"fashion_cnn": version, "torch": torch.__version__},
         "results": {name: value for name, value in results.items() if name.startswith(("test", "val/", "weights"))},
         "config": OmegaConf.to_container(run.config()),

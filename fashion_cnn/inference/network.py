@@ -5,13 +5,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_class
+from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn import functional
@@ -21,6 +22,7 @@ from fashion_cnn.errors import UserError, causes_of, printable
 from fashion_cnn.models import ImageClassifier
 from fashion_cnn.models.classifier import load_checkpoint
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
+from fashion_cnn.pictures.photographs import PretrainedSettings
 from fashion_cnn.pictures.preparation import Invert, Preparation
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.overrides import DEFAULT_ROOT
@@ -42,27 +44,6 @@ class NetworkOutput(NamedTuple):
 
     logits: Tensor
     embeddings: Tensor
-
-
-@dataclass(frozen=True)
-class PretrainedSettings:
-    """Settings of the vectors of a pretrained network, which a catalogue stores.
-
-    Attributes:
-        size: side of the photographs in pixels.
-        trim: whether items on plain ground are trimmed.
-        colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
-        backbone: name of the network in timm.
-        weights_sha256: hash of the file of its weights.
-        version: version of the preparation and of the colour description.
-    """
-
-    size: int
-    trim: bool
-    colour_weight: float
-    backbone: str
-    weights_sha256: str
-    version: str
 
 
 class NetworkRunner:
@@ -171,13 +152,18 @@ class EmbeddingNetwork(NetworkRunner):
         other.flip_embeddings = True
         return other
 
-    def measure_columns(self, images: Tensor) -> dict[str, list[str]]:
+    def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """Values of `measured_columns` of prepared images `(N, C, H, W)` uint8."""
         return {}
 
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
-        return NetworkOutput(*self._run(self._averaged_views, images))
+        return NetworkOutput(*self._run(self.averaged_views, images))
+
+    def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and embeddings of prepared pictures `(N, C, H, W)`, for a search."""
+        output = self.outputs(torch.from_numpy(pictures))
+        return output.logits.numpy(), output.embeddings.numpy()
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits `(N, num_classes)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
@@ -188,7 +174,8 @@ class EmbeddingNetwork(NetworkRunner):
         self.module.head()  # raises UserError without embeddings
         return self.outputs(images).embeddings
 
-    def _averaged_views(self, normalised: Tensor) -> NetworkOutput:
+    def averaged_views(self, normalised: Tensor) -> NetworkOutput:
+        """Logits and embeddings of normalised images `(N, C, H, W)`, averaged over mirror images if that is set."""
         views = [self._view(normalised)]
         if self.flip_embeddings:
             views.append(self._view(normalised.flip(-1)))

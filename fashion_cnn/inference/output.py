@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fashion_cnn.errors import printable
-from fashion_cnn.inference.predictor import NONE_OF_THESE, Prediction
+from fashion_cnn.inference.prediction import NONE_OF_THESE, Prediction
 from fashion_cnn.runs.files import csv_cell
 from fashion_cnn.terminal import wide_console
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from fashion_cnn.data.batches import array_to_tensor
 from fashion_cnn.errors import UserError, printable
 from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput, TrainedNetwork
+from fashion_cnn.inference.prediction import PictureVectors, Prediction, predictions_of
 from fashion_cnn.metrics.calibration import Calibration, calibrate
 from fashion_cnn.metrics.predictions import Predictions, read_predictions
 from fashion_cnn.models import ImageClassifier
@@ -22,7 +22,6 @@ from fashion_cnn.pictures import UnreadablePictureError, decode, read_pictures
 from fashion_cnn.runs import Run
 
 _IMAGES_REMEDY = "give an array or tensor, a PIL picture, a path, or a list of these."
-NONE_OF_THESE = "none of these"
 # With fewer validation images, the prior of the temperature outweighs them.
 _FEW_VALIDATION_IMAGES = 30
 
@@ -30,34 +29,6 @@ _FEW_VALIDATION_IMAGES = 30
 Array = NDArray[np.generic] | Tensor
 Picture = Image.Image | str | Path
 Images = Array | Picture | Sequence[Array | Picture]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Prediction for a picture file.
-
-    Attributes:
-        path: the file.
-        classes: the `top_k` classes with their probabilities, the most probable first; empty if there is an error.
-        none_of_these: whether even the first class is below the rejection threshold, or a needed concept is missing.
-        concepts: recognised concepts with their scores, the best first (see `Concept.scores`).
-        error: why the file could not be read.
-    """
-
-    path: Path
-    classes: tuple[tuple[str, float], ...] = ()
-    none_of_these: bool = False
-    concepts: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
-
-    @property
-    def label(self) -> str | None:
-        """The best concept, the most probable class, or NONE_OF_THESE; None if the file could not be read."""
-        if self.error is not None:
-            return None
-        if self.concepts:
-            return self.concepts[0][0]
-        return NONE_OF_THESE if self.none_of_these else self.classes[0][0]
 
 
 class Predictor:
@@ -98,7 +69,9 @@ class Predictor:
                     else:
                         yield next(predictions)
 
-    def classify(self, outputs: NetworkOutput, paths: Sequence[Path], *, top_k: int = 3) -> Iterator[Prediction]:
+    def classify(
+        self, outputs: NetworkOutput | PictureVectors, paths: Sequence[Path], *, top_k: int = 3
+    ) -> Iterator[Prediction]:
         """Yield the predictions for N files from the network's outputs.
 
         Args:
@@ -106,19 +79,16 @@ class Predictor:
             paths: the N files.
             top_k: number of classes to return.
         """
-        # Stable: of equally probable classes the first comes first, as in the accuracy.
-        ranking = self.calibration.probabilities(outputs.logits).sort(dim=1, descending=True, stable=True)
-        rows = zip(
+        probabilities = self.calibration.probabilities(torch.as_tensor(outputs.logits)).numpy()
+        yield from predictions_of(
+            probabilities,
             paths,
-            ranking.indices[:, :top_k].tolist(),
-            ranking.values[:, :top_k].tolist(),
-            self.recognise(outputs.embeddings),
-            strict=True,
+            class_names=self.network.class_names,
+            concepts=self.recognise(torch.as_tensor(outputs.embeddings)),
+            threshold=self.calibration.threshold,
+            needs_concept=self.needs_concept,
+            top_k=top_k,
         )
-        for path, labels, probabilities, concepts in rows:
-            classes = tuple(zip((self.network.class_names[label] for label in labels), probabilities, strict=True))
-            rejected = probabilities[0] < self.calibration.threshold or (self.needs_concept and not concepts)
-            yield Prediction(path, classes, none_of_these=rejected, concepts=tuple(concepts))
 
 
 def load_calibration(run: Run, *, reject: float, flip_average: bool = False) -> tuple[Calibration, str | None]:

@@ -1,76 +1,34 @@
 """A network with ImageNet weights as the embedding of a product search, beside a description of the item's colours."""
 
-import hashlib
-import json
-from dataclasses import asdict
 from typing import cast
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.errors import UserError, require
-from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput, PretrainedSettings
+from fashion_cnn.errors import require
+from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput
 from fashion_cnn.models import ImageClassifier, TimmBackbone
-from fashion_cnn.models.backbones import PACKAGED_NETWORK, PACKAGED_SHA256, packaged_weights
+from fashion_cnn.models.backbones import packaged_weights
 from fashion_cnn.models.hardware import select_device
-from fashion_cnn.pictures import PREPARATION_VERSION, Preparation
-from fashion_cnn.pictures.colour import COLOUR_VERSION, HISTOGRAM_SIZE, colour_histogram, colour_name
+from fashion_cnn.pictures import Preparation
+from fashion_cnn.pictures.photographs import (
+    COLOUR_COLUMN,
+    PretrainedSettings,
+    embedding_size,
+    join_colours,
+    main_colours,
+)
 from fashion_cnn.runs import Run
 
-# Column of a catalogue with the main colour of each product.
-COLOUR_COLUMN = "main_colour"
-_VERSION = f"{PREPARATION_VERSION}.{COLOUR_VERSION}"
-_MIN_SIZE, _MAX_SIZE = 64, 640
 _BATCH_SIZE = 32
-
-
-def pretrained_settings(*, size: int, trim: bool, colour_weight: float) -> PretrainedSettings:
-    """Return the settings of vectors that this version makes.
-
-    Args:
-        size: see `PretrainedSettings`.
-        trim: see `PretrainedSettings`.
-        colour_weight: see `PretrainedSettings`.
-
-    Raises:
-        UserError: if a value is out of range.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or not _MIN_SIZE <= size <= _MAX_SIZE:
-        raise UserError(f"photographs.size={size} is not possible: give {_MIN_SIZE} to {_MAX_SIZE} pixels.", status=2)
-    if not isinstance(trim, bool):
-        raise UserError(f"photographs.trim={trim} is not possible: give true or false.", status=2)
-    if isinstance(colour_weight, bool) or not isinstance(colour_weight, int | float) or not 0 <= colour_weight <= 1:
-        raise UserError(
-            f"photographs.colour_weight={colour_weight} is not possible: give a number from 0 to 1.", status=2
-        )
-    return PretrainedSettings(size, trim, float(colour_weight), PACKAGED_NETWORK, PACKAGED_SHA256, _VERSION)
-
-
-def check_settings(stored: PretrainedSettings, uri: str) -> None:
-    """Check that this version makes the vectors of a catalogue.
-
-    Args:
-        stored: the settings in the catalogue.
-        uri: its address.
-
-    Raises:
-        UserError: if it makes others.
-    """
-    own = asdict(pretrained_settings(size=stored.size, trim=stored.trim, colour_weight=stored.colour_weight))
-    if differing := [name for name, value in asdict(stored).items() if value != own[name]]:
-        name = differing[0]
-        raise UserError(
-            f"{uri} was indexed with {name}={asdict(stored)[name]:.80}, this version has {own[name]}: index again with "
-            "embedding=pretrained rebuild=true."
-        )
 
 
 class PretrainedNetwork(EmbeddingNetwork):
     """EfficientNet-Lite0 with its packaged ImageNet weights; classes are those of ImageNet.
 
-    An embedding joins the network's features with the colour histogram of the item, so that the cosine of two of them
-    is `1 - colour_weight` times the cosine of the features plus `colour_weight` times that of the histograms.
+    An embedding joins the network's features with the colour histogram of the item, see `join_colours`.
 
     Args:
         run: where what is taught to the network is stored, such as the folder of the catalogue.
@@ -111,25 +69,22 @@ class PretrainedNetwork(EmbeddingNetwork):
     @property
     def dimensions(self) -> int:
         """Length of the embeddings."""
-        return super().dimensions + (HISTOGRAM_SIZE if self.pretrained.colour_weight else 0)
+        return embedding_size(super().dimensions, self.pretrained)
 
     @property
     def identity(self) -> str:
         """A hash of the settings: the weights and the preparation have their checksum and version among them."""
-        return hashlib.sha256(json.dumps(asdict(self.pretrained)).encode()).hexdigest()[:16]
+        return self.pretrained.identity
 
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
-        output, weight = super().outputs(images), self.pretrained.colour_weight
-        if not weight:
-            return output
-        colours = torch.stack([torch.from_numpy(colour_histogram(image.numpy())) for image in images.cpu()])
-        joined = torch.cat([(1 - weight) ** 0.5 * output.embeddings, weight**0.5 * colours], dim=1)
-        return NetworkOutput(output.logits, joined)
+        output = super().outputs(images)
+        joined = join_colours(output.embeddings.numpy(), images.cpu(), self.pretrained)
+        return NetworkOutput(output.logits, torch.from_numpy(joined))
 
-    def measure_columns(self, images: Tensor) -> dict[str, list[str]]:
+    def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """The main colour of each prepared image `(N, C, H, W)` uint8."""
-        return {COLOUR_COLUMN: [colour_name(image.numpy()) for image in images.cpu()]}
+        return main_colours(images)
 
 
 class _Photographs(ImageDataModule):
@@ -143,11 +98,11 @@ class _Photographs(ImageDataModule):
         self.class_names = [*EfficientNet_B0_Weights.DEFAULT.meta["categories"]]
         self.image_shape = (3, settings.size, settings.size)
         self.train_size = len(self.class_names)
-        self._trim = settings.trim
+        self._preparation = settings.preparation
         config = timm.get_pretrained_cfg(settings.backbone)
         assert config is not None
         super().__init__(mean=[*config.mean], std=[*config.std], val_size=0, eval_batch_size=_BATCH_SIZE)
 
     def preparation(self, invert: object = "auto") -> Preparation:
         """Return the conversion of any picture to what the network takes."""
-        return Preparation(self.image_shape, cut_out=False, photograph=True, trim=self._trim)
+        return self._preparation

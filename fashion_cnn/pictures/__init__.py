@@ -9,17 +9,19 @@ from fashion_cnn.pictures.decoding import (
     open_picture,
 )
 from fashion_cnn.pictures.files import PictureFiles, find_pictures, read_pictures
-from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Preparation
+from fashion_cnn.pictures.preparation import PREPARATION_VERSION, THUMBNAIL_SIDE, Preparation, encode_thumbnail
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "PREPARATION_VERSION",
+    "THUMBNAIL_SIDE",
     "PictureFiles",
     "Preparation",
     "TooManyPixelsError",
     "UnreadablePictureError",
     "decode",
+    "encode_thumbnail",
     "find_pictures",
     "open_picture",
     "read_pictures",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
 from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, UnreadablePictureError, decode, silence_pillow
-from fashion_cnn.pictures.preparation import Preparation
+from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Preparation, encode_thumbnail
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
@@ -55,11 +55,32 @@ class PictureProcess:
         Returns:
             Pictures `(C, H, W)`; the first that cannot be read is an error and the last element.
         """
-        results: list[NDArray[np.uint8] | UnreadablePictureError] = []
+        results = self._exchange(contents, preparation, thumbnails=False)
+        return [result if isinstance(result, UnreadablePictureError) else result[0] for result in results]
+
+    def prepare_product(self, content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], bytes]:
+        """Decode the picture file of a product, prepare it for the network, and make a thumbnail.
+
+        Returns:
+            The picture `(C, H, W)` and the encoded thumbnail.
+
+        Raises:
+            UnreadablePictureError: if it cannot be read.
+        """
+        (result,) = self._exchange([content], preparation, thumbnails=True)
+        if isinstance(result, UnreadablePictureError):
+            raise result
+        return result
+
+    def _exchange(
+        self, contents: Sequence[bytes], preparation: Preparation, *, thumbnails: bool
+    ) -> list[tuple[NDArray[np.uint8], bytes] | UnreadablePictureError]:
+        results: list[tuple[NDArray[np.uint8], bytes] | UnreadablePictureError] = []
         with self._lock:
             connection = self._started()
             try:
                 request = {"count": len(contents), "max_pixels": self.max_pixels, "seconds": self.seconds}
+                request["thumbnails"] = thumbnails
                 connection.send_bytes(json.dumps(request | {"preparation": asdict(preparation)}).encode())
                 for content in contents:
                     connection.send_bytes(content)
@@ -70,7 +91,7 @@ class PictureProcess:
                         results.append(kind(answer["error"]))
                         break
                     pixels = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8)
-                    results.append(pixels.reshape(preparation.image_shape))
+                    results.append((pixels.reshape(preparation.image_shape), connection.recv_bytes()))
             except (OSError, EOFError):  # the process ended
                 results.append(UnreadablePictureError(self._reason_of_end()))
         return results
@@ -139,11 +160,14 @@ def run(descriptor: int) -> None:
             prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
             _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
             seconds = request["seconds"]
+            min_pixels = max(prepare.min_pixels, THUMBNAIL_SIDE**2 if request["thumbnails"] else 0)
             for content in contents:
                 # Not while answers are sent: the other process is to take them for the end of the work.
                 signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
                 try:
-                    pixels = prepare.array(decode(content, min_pixels=prepare.min_pixels, max_pixels=max_pixels))
+                    picture = decode(content, min_pixels=min_pixels, max_pixels=max_pixels)
+                    pixels = prepare.array(picture)
+                    thumbnail = encode_thumbnail(picture) if request["thumbnails"] else b""
                 except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
                     signal.setitimer(signal.ITIMER_PROF, 0)
                     reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
@@ -153,6 +177,7 @@ def run(descriptor: int) -> None:
                 seconds, _ = signal.setitimer(signal.ITIMER_PROF, 0)
                 connection.send_bytes(b"{}")
                 connection.send_bytes(pixels.tobytes())
+                connection.send_bytes(thumbnail)
 
 
 def _used_memory() -> int | None:

@@ -8,6 +8,7 @@ brightest is 255. Photographs are converted in the same way here.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,8 @@ PREPARATION_VERSION = 3
 # Longer side of the copy of a photograph on which its item is found, and the ground kept around the item, as a share of
 # its longer side.
 _ITEM_SIDE, _ITEM_MARGIN = 112, 0.1
+# Length of the longer side of a thumbnail in pixels.
+THUMBNAIL_SIDE = 192
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,20 @@ def _background(picture: Image.Image) -> Image.Image:
     ]
     colour = np.median(np.concatenate(corners), axis=0).round().astype(np.uint8)
     return Image.fromarray(colour.reshape((1, 1) if picture.mode == "L" else (1, 1, 3)))
+
+
+def encode_thumbnail(picture: Image.Image) -> bytes:
+    """Shrink a picture to `THUMBNAIL_SIDE` and encode it as JPEG, or as WebP if it has transparency."""
+    small = picture.copy()
+    # A first reduction by an integer factor halves the time.
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=1.0)
+    buffer = io.BytesIO()
+    if small.mode in ("L", "RGB"):
+        # JPEG files are 1.5 times as large as WebP, but encode 15 times as fast.
+        small.save(buffer, "JPEG", quality=85)
+    else:
+        small.save(buffer, "WEBP", quality=80, method=2)
+    return buffer.getvalue()
 
 
 def item_box(picture: Image.Image) -> tuple[int, int, int, int] | None:

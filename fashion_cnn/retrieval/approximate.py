@@ -14,9 +14,8 @@ from operator import and_
 from typing import Any
 
 import numpy as np
-import torch
 from lancedb.index import IvfSq
-from torch import Tensor
+from numpy.typing import ArrayLike
 
 from fashion_cnn.retrieval.catalogue import index_names
 from fashion_cnn.retrieval.filters import Condition
@@ -75,7 +74,12 @@ def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
 
 
 def nearest(
-    table: Any, query_vector: Tensor, top_k: int, *, probes: int | None, conditions: Sequence[Condition] = ()
+    table: Any,
+    query_vector: ArrayLike,
+    top_k: int,
+    *,
+    probes: int | None,
+    conditions: Sequence[Condition] = (),
 ) -> list[tuple[str, float]]:
     """Return the ids of the most similar products with their cosines, the most similar first.
 
@@ -86,7 +90,7 @@ def nearest(
         probes: number of lists of the index to scan; None compares all vectors exactly.
         conditions: conditions that products have to meet.
     """
-    query = table.search(query_vector.numpy(), vector_column_name="vector").distance_type("cosine")
+    query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
     query = query.nprobes(probes).refine_factor(_REFINE_FACTOR) if probes else query.bypass_vector_index()
     if conditions:
         query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
@@ -100,7 +104,7 @@ def _measure(table: Any) -> VectorIndex:
     count = table.count_rows()
     offsets = np.sort(np.random.default_rng(0).choice(count, min(_SAMPLE_SIZE, count), replace=False))
     sample = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()
-    queries = torch.tensor(np.stack(sample["vector"].to_numpy(zero_copy_only=False)))
+    queries = np.stack(sample["vector"].to_numpy(zero_copy_only=False))
 
     def neighbours(probes: int | None) -> list[set[str]]:
         hits = (nearest(table, query, _TOP_K, probes=probes) for query in queries)

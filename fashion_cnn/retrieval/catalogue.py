@@ -34,8 +34,7 @@ from lancedb.expr import col
 from lancedb.index import FTS
 
 from fashion_cnn.errors import UserError, disk_error
-from fashion_cnn.inference.network import PretrainedSettings
-from fashion_cnn.inference.pretrained import check_settings
+from fashion_cnn.pictures.photographs import PretrainedSettings, check_settings
 from fashion_cnn.pictures.preparation import Invert
 from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
@@ -51,6 +50,8 @@ _READY_TAG = "ready"
 # Time for which readers may keep an older version open.
 _VERSION_LIFETIME = timedelta(days=1)
 _FOREVER = timedelta(days=36500)
+# Time to wait for another process that changes the catalogue: a server is done with a product sooner, an indexing not.
+_LOCK_SECONDS = 5
 # Place in the source code at the end of LanceDB's messages.
 _SOURCE_LOCATION = re.compile(r",? ?/?[\w./-]+\.rs:\d+(:\d+)?")
 _MAX_REASON_LENGTH = 200
@@ -305,8 +306,8 @@ class Catalogue:
         """Publish the changes of the block to readers when it ends, or none of them after an error.
 
         Raises:
-            UserError: if another process on this machine is changing the catalogue, the folder is not writable, or a
-                link in it leads elsewhere.
+            LockedError: if another process on this machine is changing the catalogue for more than a few seconds.
+            UserError: if the folder is not writable, or a link in it leads elsewhere.
         """
         if "://" not in self.uri:
             check_links(Path(self.uri), ".lock", f"{_TABLE}.lance", f"{_STAGING}.lance")
@@ -389,6 +390,24 @@ class Catalogue:
             _optimize(table)
             self._drop(_STAGING)
 
+    def row(self, product_id: str) -> dict[str, Any] | None:
+        """Return all columns of a product in the latest version; None if there is none. For use in a `transaction`."""
+        table = self.open_latest()
+        with storage_errors_reported(self.uri):
+            rows: list[dict[str, Any]] = table.search().where(col("id").isin([product_id])).limit(1).to_list()
+        return rows[0] if rows else None
+
+    def put(self, products: pa.Table) -> None:
+        """Add products, or replace those with the same ids. For use in a `transaction`.
+
+        Args:
+            products: rows with all columns of the catalogue.
+        """
+        table = self.open_latest()
+        with self._written_completely(_TABLE), storage_errors_reported(self.uri):
+            _upsert(table, products.select(table.schema.names).cast(table.schema))
+            _optimize(table)
+
     def remove(self, ids: Sequence[str]) -> int:
         """Delete products and return their number. Raises UserError if there is no catalogue."""
         table = self.open_latest()
@@ -405,7 +424,7 @@ class Catalogue:
         if "://" in self.uri:
             return nullcontext()
         busy = f"Another process is indexing into {self.uri}: try again when it is done."
-        return lock_file(Path(self.uri, ".lock"), busy, timeout=0, instead="choose another catalogue=DIR")
+        return lock_file(Path(self.uri, ".lock"), busy, timeout=_LOCK_SECONDS, instead="choose another catalogue=DIR")
 
     def _find_table(self, name: str) -> Any | None:
         """Open a table of this program; None if there is none, or only a folder that holds no version of it.

@@ -308,9 +308,9 @@ def evaluate_search(
     methods = [
         Baseline(
             NETWORK,
-            lambda batch: search_vectors(network.outputs(batch), class_weight),
+            lambda batch: torch.from_numpy(search_vectors(network.outputs(batch), class_weight)),
             "cosine",
-            lambda vectors: to_query(vectors, class_weight),
+            lambda vectors: torch.from_numpy(to_query(vectors.numpy(), class_weight)),
         ),
         *(_baselines(network, images, seed) if baselines else []),
     ]

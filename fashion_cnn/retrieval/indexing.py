@@ -1,19 +1,18 @@
-"""Indexing: embed new and changed products and store them in a catalogue."""
+"""Indexing: embed new and changed products, many at once or a single one, and store them in a catalogue."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import EmbeddingNetwork
-from fashion_cnn.inference.predictor import read_validation_predictions
-from fashion_cnn.metrics.calibration import Calibration, calibrate
+from fashion_cnn.errors import UserError, did_you_mean
+from fashion_cnn.inference.prediction import softmax
 from fashion_cnn.pictures import UnreadablePictureError
 from fashion_cnn.retrieval.approximate import VectorIndex, update_vector_index
 from fashion_cnn.retrieval.catalogue import (
@@ -23,8 +22,9 @@ from fashion_cnn.retrieval.catalogue import (
     metadata_of,
     storage_errors_reported,
 )
-from fashion_cnn.retrieval.products import Picture, Products, custom_columns
-from fashion_cnn.retrieval.vectors import search_vectors, vector_dimensions
+from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, Picture, Products, custom_columns
+from fashion_cnn.retrieval.tables import content_key, parse_value
+from fashion_cnn.retrieval.vectors import SearchNetwork, embed, search_vectors, vector_dimensions
 
 # Products per write to the staging table, and the most that an interruption loses.
 _STAGING_BATCH = 2000
@@ -62,7 +62,7 @@ class IndexingResult:
 def index_products(
     products: Products,
     catalogue: Catalogue,
-    network: EmbeddingNetwork,
+    network: SearchNetwork,
     *,
     class_weight: float = 0.0,
     prune: bool = False,
@@ -150,8 +150,84 @@ def index_products(
     )
 
 
-def _fit_temperature(network: EmbeddingNetwork) -> float | None:
+class InvalidProductError(UserError):
+    """A product cannot be stored as it is described."""
+
+
+def put_product(
+    catalogue: Catalogue,
+    network: SearchNetwork,
+    product_id: str,
+    values: Mapping[str, Any],
+    picture: Picture | None = None,
+    digest: str = "",
+) -> bool:
+    """Add a product to a catalogue or change it, in one transaction.
+
+    Columns that are not given keep their values, except those that are measured on a new picture. A category that is
+    empty, or was predicted, is predicted.
+
+    Args:
+        catalogue: the catalogue.
+        network: the network that made its vectors.
+        product_id: id of the product.
+        values: values of some columns, as `parse_value` takes them.
+        picture: its picture; None keeps that of the product.
+        digest: hash of the file of the picture.
+
+    Returns:
+        True if the product is new.
+
+    Raises:
+        InvalidProductError: if a column does not exist or a value does not fit it, or a new product has no picture.
+        UserError: if the catalogue was made by another network, or cannot be changed.
+    """
+    with catalogue.transaction():
+        table = catalogue.open_latest()
+        metadata = metadata_of(table)
+        if metadata.network != network.identity:
+            raise UserError(f"{catalogue.uri} was indexed with another network by now: restart the server.")
+        stored = catalogue.row(product_id)
+        if stored is None and picture is None:
+            raise InvalidProductError(f"The catalogue has no product {product_id:.100}: a new one needs a picture.")
+        columns = [table.schema.field(name) for name in PRODUCT_COLUMNS] + custom_columns(table.schema)
+        given = _parse_values(values, columns)
+        row = {column.name: stored[column.name] if stored else None for column in columns} | {"id": product_id}
+        measured = dict.fromkeys(network.measured_columns if picture else ())
+        if stored and stored["category"] == stored["seen_as"]:
+            measured["category"] = None
+        row |= {name: None for name in measured if name in row} | given
+        row["title"] = row["title"] or product_id
+        schema = pa.schema(columns)
+        key = content_key(row, digest or (stored["key"] if stored else ""))
+        if picture:
+            one = Products(pa.Table.from_pylist([row], schema), (key,), lambda rows, preparation: (_ for _ in ()))
+            catalogue.put(_embed(one, network, [(0, picture)], metadata))
+        else:
+            assert stored
+            row["category"] = row["category"] or stored["seen_as"]
+            catalogue.put(pa.Table.from_pylist([stored | row | {"key": key}], table.schema))
+        return stored is None
+
+
+def _parse_values(values: Mapping[str, Any], columns: Sequence[pa.Field]) -> dict[str, Any]:
+    fields = {column.name: column for column in columns if column.name != "id"}
+    for name in values:
+        if name not in fields:
+            raise InvalidProductError(
+                f"The catalogue has no column {name:.100}: there are {', '.join(fields)}.{did_you_mean(name, fields)}"
+            )
+    try:
+        return {name: parse_value(value, fields[name]) for name, value in values.items()}
+    except UserError as error:
+        raise InvalidProductError(str(error)) from error
+
+
+def _fit_temperature(network: SearchNetwork) -> float | None:
     """Temperature that calibrates the network's probabilities; None without validation images."""
+    from fashion_cnn.inference.predictor import read_validation_predictions
+    from fashion_cnn.metrics.calibration import calibrate
+
     predictions = read_validation_predictions(network.run, flip_average=network.flip_average)
     return None if predictions is None else calibrate(predictions).temperature
 
@@ -167,20 +243,20 @@ def _columns_before(catalogue: Catalogue, *, rebuild: bool) -> set[str]:
 
 
 def _embed(
-    products: Products, network: EmbeddingNetwork, pictures: Sequence[tuple[int, Picture]], metadata: CatalogueMetadata
+    products: Products, network: SearchNetwork, pictures: Sequence[tuple[int, Picture]], metadata: CatalogueMetadata
 ) -> pa.Table:
     """Build the catalogue rows of products from their row numbers and pictures."""
-    images = torch.stack([picture.prepared for _, picture in pictures])
-    output = network.outputs(images)
-    probabilities, labels = Calibration(metadata.temperature or 1.0).probabilities(output.logits).max(dim=1)
+    images = np.stack([np.asarray(picture.prepared) for _, picture in pictures])
+    output = embed(network, images)
+    probabilities = softmax(output.logits, metadata.temperature or 1.0)
     vectors = search_vectors(output, metadata.class_weight)
     table = products.table.take([row for row, _ in pictures])
     columns = {
         "key": pa.array([products.content_keys[row] for row, _ in pictures]),
-        "seen_as": pa.array([network.class_names[label] for label in labels.tolist()]),
-        "confidence": pa.array(probabilities.tolist(), pa.float32()),
+        "seen_as": pa.array([network.class_names[label] for label in probabilities.argmax(axis=1).tolist()]),
+        "confidence": pa.array(probabilities.max(axis=1), pa.float32()),
         "thumbnail": pa.array([picture.thumbnail for _, picture in pictures], pa.binary()),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1]),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
     }
     for name, column in columns.items():
         table = table.append_column(name, column)

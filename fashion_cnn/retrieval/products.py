@@ -5,21 +5,25 @@ import io
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 from PIL import Image
-from torch import Tensor
 
-from fashion_cnn.data import ImageDataModule
-from fashion_cnn.pictures import Preparation, UnreadablePictureError, decode, open_picture
+from fashion_cnn.pictures import THUMBNAIL_SIDE, Preparation, UnreadablePictureError, decode, open_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fashion_cnn.data import ImageDataModule
 
 # Columns of every product; the custom columns of a shop follow them.
 PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "price": pa.float64()}
 # Columns that indexing and searching add; no custom column may have such a name.
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
-# Length of the longer side of a thumbnail in pixels.
-THUMBNAIL_SIDE = 192
 # Most pixels and bytes of a thumbnail: those of a data set keep its size. A catalogue may come from someone else.
 _MAX_THUMBNAIL_PIXELS, _MAX_THUMBNAIL_BYTES = 4_000_000, 4_000_000
 # Most bytes of a text of a product. Tables and pages show it whole.
@@ -71,7 +75,7 @@ class Picture:
         thumbnail: encoded image for people.
     """
 
-    prepared: Tensor
+    prepared: ArrayLike
     thumbnail: bytes
 
 
@@ -130,20 +134,6 @@ def encode_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def encode_thumbnail(picture: Image.Image) -> bytes:
-    """Shrink a picture to `THUMBNAIL_SIDE` and encode it as JPEG, or as WebP if it has transparency."""
-    small = picture.copy()
-    # A first reduction by an integer factor halves the time.
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=1.0)
-    buffer = io.BytesIO()
-    if small.mode in ("L", "RGB"):
-        # JPEG files are 1.5 times as large as WebP, but encode 15 times as fast.
-        small.save(buffer, "JPEG", quality=85)
-    else:
-        small.save(buffer, "WEBP", quality=80, method=2)
-    return buffer.getvalue()
-
-
 def longest_text(column: pa.ChunkedArray) -> tuple[int, int]:
     """Return row and number of bytes of the longest text of a column; `(0, 0)` for a column of other values."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
@@ -173,12 +163,13 @@ def decode_thumbnail(encoded: bytes) -> Image.Image | None:
         return None
 
 
-def to_pil_image(image: Tensor) -> Image.Image:
+def to_pil_image(image: ArrayLike) -> Image.Image:
     """Convert an image `(C, H, W)` uint8 to a Pillow image."""
-    return Image.fromarray(image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy())
+    pixels = np.asarray(image)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def products_from_data_set(data: ImageDataModule, *, train: bool = True) -> Products:
+def products_from_data_set(data: "ImageDataModule", *, train: bool = True) -> Products:
     """Turn the images of a data set into products.
 
     The category is the label, and the title is made of the label and the measured tone. Prices are made up.
@@ -208,14 +199,14 @@ def products_from_data_set(data: ImageDataModule, *, train: bool = True) -> Prod
     )
 
 
-def _pictures_from_tensor(images: Tensor, negative: bool, rows: Iterable[int], preparation: Preparation) -> Pictures:
+def _pictures_from_tensor(images: "Tensor", negative: bool, rows: Iterable[int], preparation: Preparation) -> Pictures:
     """Yield pictures of images `(N, C, H, W)` uint8, which need no preparation; thumbnails show negatives inverted."""
     for row in rows:
         image = images[row]
         yield row, Picture(image, encode_png(to_pil_image(255 - image if negative else image)))
 
 
-def _tones(images: Tensor, *, negative: bool) -> list[str]:
+def _tones(images: "Tensor", *, negative: bool) -> list[str]:
     """Return the brightness class of each item; `negative` images, as in Fashion-MNIST, are inverted photographs."""
     names = ("light", "grey", "dark") if negative else ("dark", "grey", "light")
     tones = []

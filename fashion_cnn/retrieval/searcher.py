@@ -5,16 +5,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
+from numpy.typing import ArrayLike, NDArray
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput
+from fashion_cnn.inference.prediction import PictureVectors
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.products import PRODUCT_COLUMNS
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import embedding_to_search_vector, search_vectors, to_query, vector_dimensions
+from fashion_cnn.retrieval.vectors import (
+    SearchNetwork,
+    embed,
+    embedding_to_search_vector,
+    search_vectors,
+    to_query,
+    vector_dimensions,
+)
 
 # Weight of negative examples relative to positive ones.
 _NEGATIVE_WEIGHT = 0.5
@@ -22,6 +27,8 @@ _NEGATIVE_WEIGHT = 0.5
 _RRF_OFFSET, _FUSION_DEPTH = 60, 1000
 # Rows of the similarity matrix that are computed at once.
 _BLOCK_ROWS = 2048
+# Shorter vectors are not scaled to unit length.
+_MIN_NORM = 1e-12
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,11 @@ class Query:
         offset: number of best hits to skip.
     """
 
-    pictures: tuple[Tensor, ...] = ()
-    unlike_pictures: tuple[Tensor, ...] = ()
+    pictures: tuple[ArrayLike, ...] = ()
+    unlike_pictures: tuple[ArrayLike, ...] = ()
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
-    concepts: tuple[Tensor, ...] = ()
+    concepts: tuple[ArrayLike, ...] = ()
     text: str = ""
     conditions: tuple[Condition, ...] = ()
     top_k: int = 12
@@ -114,7 +121,7 @@ class Searcher:
         UserError: if another network or version made the vectors.
     """
 
-    def __init__(self, snapshot: Snapshot, network: EmbeddingNetwork) -> None:
+    def __init__(self, snapshot: Snapshot, network: SearchNetwork) -> None:
         self.snapshot = snapshot
         self.network = network
         metadata = snapshot.metadata
@@ -132,12 +139,12 @@ class Searcher:
         """Return the best hits. Raises UserError for an id that the catalogue does not hold."""
         return self.fetch(self.rank(query, self.embed(query)))
 
-    def embed(self, query: Query) -> NetworkOutput | None:
+    def embed(self, query: Query) -> PictureVectors | None:
         """Return logits and embeddings of the query's pictures, then its unlike pictures; None without pictures."""
         pictures = (*query.pictures, *query.unlike_pictures)
-        return self.network.outputs(torch.stack(pictures)) if pictures else None
+        return embed(self.network, np.stack([np.asarray(each) for each in pictures])) if pictures else None
 
-    def rank(self, query: Query, output: NetworkOutput | None) -> Ranking:
+    def rank(self, query: Query, output: PictureVectors | None) -> Ranking:
         """Rank the products.
 
         Args:
@@ -150,7 +157,7 @@ class Searcher:
         query_vector = self._query_vector(query, output)
         allowed = self.snapshot.filter_mask(query.conditions)
         if exclude := [self.snapshot.row_by_id[product_id] for product_id in (*query.like, *query.unlike)]:
-            allowed = torch.ones(len(self.snapshot), dtype=torch.bool) if allowed is None else allowed.clone()
+            allowed = np.ones(len(self.snapshot), np.bool_) if allowed is None else allowed.copy()
             allowed[exclude] = False
         end = query.offset + query.top_k
         matching = len(self.snapshot) if allowed is None else int(allowed.sum())
@@ -162,7 +169,7 @@ class Searcher:
         elif query_vector is not None:
             ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude)
         else:
-            rows = torch.arange(len(self.snapshot)) if allowed is None else allowed.nonzero()[:, 0]
+            rows = np.arange(len(self.snapshot)) if allowed is None else np.flatnonzero(allowed)
             ranked = [(row, None) for row in rows[:end].tolist()]
         return Ranking(tuple(ranked[query.offset : end]), matching, with_all_words)
 
@@ -190,31 +197,39 @@ class Searcher:
             )
         return tuple(hits)
 
-    def _query_vector(self, query: Query, output: NetworkOutput | None) -> Tensor | None:
+    def _query_vector(self, query: Query, output: PictureVectors | None) -> NDArray[np.float32] | None:
         """Return the mean of the positive minus the weighted mean of the negative examples (Rocchio 1971)."""
         dimensions, class_weight = self.snapshot.metadata.dimensions, self.snapshot.metadata.class_weight
-        pictures = torch.empty(0, dimensions) if output is None else search_vectors(output, class_weight)
+        pictures = np.empty((0, dimensions), np.float32) if output is None else search_vectors(output, class_weight)
         concepts = [embedding_to_search_vector(concept, dimensions) for concept in query.concepts]
         positive = self._examples(pictures[: len(query.pictures)], query.like, concepts)
         negative = self._examples(pictures[len(query.pictures) :], query.unlike)
         if not len(positive) and not len(negative):
             return None
-        direction = torch.zeros(dimensions)
+        direction = np.zeros(dimensions, np.float32)
         if len(positive):
-            direction += positive.mean(dim=0)
+            direction += positive.mean(axis=0)
         if len(negative):
-            direction -= (_NEGATIVE_WEIGHT if len(positive) else 1) * negative.mean(dim=0)
-        return functional.normalize(to_query(direction, class_weight), dim=0)
+            direction -= (_NEGATIVE_WEIGHT if len(positive) else 1) * negative.mean(axis=0)
+        query_vector = to_query(direction, class_weight)
+        unit: NDArray[np.float32] = query_vector / max(float(np.linalg.norm(query_vector)), _MIN_NORM)
+        return unit
 
-    def _examples(self, pictures: Tensor, ids: Sequence[str], concepts: Sequence[Tensor] = ()) -> Tensor:
+    def _examples(
+        self, pictures: NDArray[np.float32], ids: Sequence[str], concepts: Sequence[NDArray[np.float32]] = ()
+    ) -> NDArray[np.float32]:
         if unknown := [product_id for product_id in ids if product_id not in self.snapshot.row_by_id]:
             raise UserError(f"The catalogue holds no product {unknown[0]}.")
         parts = [pictures, *(concept[None] for concept in concepts)]
         parts += [self.snapshot.vectors_of([self.snapshot.row_by_id[product_id] for product_id in ids])] if ids else []
-        return torch.cat(parts)
+        return np.concatenate(parts)
 
     def _rank_by_text(
-        self, query: Query, query_vector: Tensor | None, allowed: Tensor | None, exclude: Sequence[int]
+        self,
+        query: Query,
+        query_vector: NDArray[np.float32] | None,
+        allowed: NDArray[np.bool_] | None,
+        exclude: Sequence[int],
     ) -> tuple[Sequence[tuple[int, float | None]], int]:
         """Rank by title alone, or by title and picture with reciprocal rank fusion (Cormack et al. 2009).
 
@@ -224,18 +239,19 @@ class Searcher:
         """
         rows, scores, has_all_words = self.snapshot.match_titles(query.text)
         if allowed is not None:
-            rows, scores, has_all_words = (each[allowed[rows]] for each in (rows, scores, has_all_words))
+            kept = allowed[rows]
+            rows, scores, has_all_words = rows[kept], scores[kept], has_all_words[kept]
         with_all_words = int(has_all_words.sum())
         if query_vector is None:
             return [(row, None) for row in rows.tolist()], with_all_words
         similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude))
         if self.snapshot.vector_index:
-            cosines = torch.tensor([similarity.get(row, -1.0) for row in rows.tolist()])
+            cosines = np.array([similarity.get(row, -1.0) for row in rows.tolist()], np.float32)
         else:
             cosines = self.snapshot.similarity(query_vector)[rows]
-        order = torch.from_numpy(np.lexsort((-cosines.numpy(), -scores.numpy())))[:_FUSION_DEPTH]
+        order = np.lexsort((-cosines, -scores))[:_FUSION_DEPTH]
         rows, scores = rows[order], scores[order]
-        text_rank = dict(zip(rows.tolist(), (torch.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
+        text_rank = dict(zip(rows.tolist(), (np.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
         nearest = list(similarity)
         # Matching titles beyond the nearest products follow in the order of their own similarity.
         if others := sorted(set(text_rank) - set(nearest)):
@@ -250,7 +266,7 @@ class Searcher:
 
 
 def near_duplicates(
-    vectors: Tensor, threshold: float, progress: Callable[[int, int], None] = lambda done, total: None
+    vectors: ArrayLike, threshold: float, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[list[int]]:
     """Group rows that are linked by a cosine of at least `threshold` (single linkage), the largest group first.
 
@@ -259,15 +275,16 @@ def near_duplicates(
         threshold: minimum cosine of a link; rows that a chain of links joins form one group.
         progress: called with the number of compared rows and of all rows.
     """
+    vectors = np.asarray(vectors)
     # Union-find parent of each row: the first row of its group.
     parent = np.arange(len(vectors))
     for start in range(0, len(vectors), _BLOCK_ROWS):
         block = vectors[start : start + _BLOCK_ROWS]
         # The upper triangle holds each pair once.
-        linked = (block @ vectors[start:].T >= threshold).triu(diagonal=1)
-        for row in linked.any(dim=1).nonzero()[:, 0].tolist():
+        linked = np.triu(block @ vectors[start:].T >= threshold, k=1)
+        for row in np.flatnonzero(linked.any(axis=1)).tolist():
             group = int(parent[start + row])
-            for other in np.unique(parent[start:][linked[row].numpy()]).tolist():
+            for other in np.unique(parent[start:][linked[row]]).tolist():
                 if other != group:
                     group, merged = min(group, other), max(group, other)
                     parent[parent == merged] = group

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from lancedb.query import FullTextOperator, MatchQuery
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fashion_cnn.retrieval import approximate
 from fashion_cnn.retrieval.catalogue import (
@@ -40,9 +38,9 @@ class TitleMatches(NamedTuple):
         has_all_words: whether a title contains all words, `(K,)` bool.
     """
 
-    rows: Tensor
-    scores: Tensor
-    has_all_words: Tensor
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    has_all_words: NDArray[np.bool_]
 
 
 class _RowIds:
@@ -92,7 +90,7 @@ class Snapshot:
             table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
             self._row_ids = _RowIds(table["_rowid"].to_numpy())
             if not self.vector_index:
-                self.vectors = self._to_tensor(table["vector"])
+                self.vectors = self._to_array(table["vector"])
                 table = table.drop_columns(["vector"])
             self.attributes: pa.Table = table.drop_columns(["_rowid"])
             for name, column in zip(self.attributes.column_names, self.attributes.columns, strict=True):
@@ -114,13 +112,13 @@ class Snapshot:
         return {product_id: row for row, product_id in enumerate(self.attributes["id"].to_pylist())}
 
     @cached_property
-    def vectors(self) -> Tensor:
+    def vectors(self) -> NDArray[np.float32]:
         """Unit vectors of all products, `(N, D)` float32."""
         return self.vectors_of(range(len(self)))
 
-    def vectors_of(self, rows: Sequence[int]) -> Tensor:
+    def vectors_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """Return the unit vectors of these rows, `(len(rows), D)`."""
-        return self._to_tensor(self._read("vector", rows)) if self.vector_index else self.vectors[list(rows)]
+        return self._to_array(self._read("vector", rows)) if self.vector_index else self.vectors[list(rows)]
 
     def attributes_of(self, row: int) -> dict[str, Any]:
         """Return the attributes of a row by column name."""
@@ -152,21 +150,26 @@ class Snapshot:
             place = {row_id: number for number, row_id in enumerate(table["_rowid"].to_pylist())}
             return table[column].take([place[row_id] for row_id in row_ids])
 
-    def _to_tensor(self, column: pa.ChunkedArray) -> Tensor:
+    def _to_array(self, column: pa.ChunkedArray) -> NDArray[np.float32]:
         flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
         # Column-major memory order halves the time of a matrix-vector product.
-        vectors = torch.from_numpy(flat.reshape(-1, self.metadata.dimensions).T.copy()).T
+        vectors = np.asfortranarray(flat.reshape(-1, self.metadata.dimensions))
         # The comparison is also false for what is not a number.
-        if vectors.numel() and not torch.linalg.vector_norm(vectors, torch.inf) <= _MAX_COMPONENT:
+        if vectors.size and not max(vectors.max(), -vectors.min()) <= _MAX_COMPONENT:
             raise DamagedCatalogueError(self.uri, "a vector is not of unit length")
         return vectors
 
-    def similarity(self, query_vector: Tensor) -> Tensor:
+    def similarity(self, query_vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the cosine of each product `(N,)` with a unit vector `(D,)`."""
-        return torch.mv(self.vectors, query_vector)
+        similarity: NDArray[np.float32] = self.vectors @ query_vector
+        return similarity
 
     def nearest(
-        self, query_vector: Tensor, top_k: int, conditions: Sequence[Condition] = (), exclude: Sequence[int] = ()
+        self,
+        query_vector: NDArray[np.float32],
+        top_k: int,
+        conditions: Sequence[Condition] = (),
+        exclude: Sequence[int] = (),
     ) -> list[tuple[int, float]]:
         """Return the most similar products as (row, cosine), the most similar first.
 
@@ -187,17 +190,21 @@ class Snapshot:
         scores = self.similarity(query_vector)
         allowed = self.filter_mask(conditions)
         if allowed is not None:
-            scores = scores.masked_fill(~allowed, -torch.inf)
-        scores[list(exclude)] = -torch.inf
-        best = scores.topk(min(top_k, len(scores)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(row, score) for row, score in pairs if score > -torch.inf]
+            scores[~allowed] = -np.inf
+        scores[list(exclude)] = -np.inf
+        best = np.arange(len(scores))
+        if top_k < len(scores):
+            best = np.argpartition(-scores, top_k)[:top_k]
+        best = best[np.lexsort((best, -scores[best]))]
+        pairs = zip(best.tolist(), scores[best].tolist(), strict=True)
+        return [(row, score) for row, score in pairs if score > -np.inf]
 
-    def filter_mask(self, conditions: Sequence[Condition]) -> Tensor | None:
+    def filter_mask(self, conditions: Sequence[Condition]) -> NDArray[np.bool_] | None:
         """Return which products meet all conditions, `(N,)` bool; None without conditions."""
         if not conditions:
             return None
-        return torch.from_numpy(np.logical_and.reduce([each.mask(self.attributes) for each in conditions]))
+        mask: NDArray[np.bool_] = np.logical_and.reduce([each.mask(self.attributes) for each in conditions])
+        return mask
 
     def match_titles(self, text: str) -> TitleMatches:
         """Return the products whose titles contain any word of `text`: those with all words first, then by BM25.
@@ -213,7 +220,7 @@ class Snapshot:
 def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
     with storage_errors_reported(uri):
         if not len(row_ids.ids):
-            return TitleMatches(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, dtype=torch.bool))
+            return TitleMatches(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
         if not index_names(table, "title"):
             raise DamagedCatalogueError(uri, "the index of the titles is missing")
         rows, scores = _title_scores(table, row_ids, text)
@@ -223,7 +230,7 @@ def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMat
     has_all_words = np.isin(rows, complete)
     scores += has_all_words * (scores.max(initial=0) + 1)
     order = np.lexsort((rows, -scores))
-    return TitleMatches(*(torch.from_numpy(each[order]) for each in (rows, scores, has_all_words)))
+    return TitleMatches(rows[order], scores[order], has_all_words[order])
 
 
 def _title_scores(

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import unicodedata
@@ -18,18 +19,25 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fashion_cnn.errors import UserError, pluralize
-from fashion_cnn.pictures import PREPARATION_VERSION, Preparation, UnreadablePictureError, decode, find_pictures
+from fashion_cnn.pictures import (
+    PREPARATION_VERSION,
+    THUMBNAIL_SIDE,
+    Preparation,
+    UnreadablePictureError,
+    decode,
+    encode_thumbnail,
+    find_pictures,
+)
 from fashion_cnn.pictures.files import is_picture_file, read_ahead
 from fashion_cnn.retrieval.products import (
     MAX_TEXT_BYTES,
     PRODUCT_COLUMNS,
     RESERVED_COLUMNS,
-    THUMBNAIL_SIDE,
     OmittedRow,
     Picture,
     Pictures,
     Products,
-    encode_thumbnail,
+    describe_type,
     longest_text,
 )
 
@@ -84,7 +92,7 @@ def products_from_files(
     except (pa.ArrowException, ValueError, ArithmeticError) as error:  # such as durations that Python cannot hold
         raise UserError(f"products={table} holds a value that is out of range ({error}): correct it.") from error
     for row, (_, digest) in zip(plain, read_ahead(files, _digest), strict=True):
-        keys.append(_content_key(row, digest))
+        keys.append(content_key(row, digest))
         progress(len(keys), len(files))
     return Products(rows, tuple(keys), partial(_pictures_from_files, files), omitted=omitted)
 
@@ -95,7 +103,7 @@ def _pictures_from_files(files: Sequence[Path], rows: Iterable[int], preparation
     def read(row: int) -> Picture | UnreadablePictureError:
         try:
             picture = decode(files[row], min_pixels=min_pixels)
-            return Picture(preparation(picture), encode_thumbnail(picture))
+            return Picture(preparation.array(picture), encode_thumbnail(picture))
         except UnreadablePictureError as error:
             return UnreadablePictureError(f"{files[row]} {error}")
 
@@ -113,7 +121,7 @@ def _digest(file: Path) -> str:
         return ""
 
 
-def _content_key(row: dict[str, Any], digest: str) -> str:
+def content_key(row: dict[str, Any], digest: str) -> str:
     """Hash everything that makes it necessary to index a product again: its row, its picture, and the preparation."""
     return hashlib.sha256(json.dumps([row, digest, PREPARATION_VERSION], default=str).encode()).hexdigest()[:32]
 
@@ -292,6 +300,36 @@ def _parse_prices(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, s
         elif number is not None and prices[-1] is None:
             reasons[row] = f"price={text} is not a number like 14.40"
     return pa.chunked_array([pa.array(prices, pa.float64())]), reasons
+
+
+def parse_value(value: Any, column: pa.Field) -> Any:
+    """Convert a text, a number or a truth value to a value of a catalogue's column; None stays None.
+
+    Prices may be texts such as `19,90` and `€ 19.90`.
+
+    Raises:
+        UserError: if the value does not fit the column.
+    """
+    if value is None or value == "":
+        return None
+    is_bool = isinstance(value, bool)
+    try:
+        if not isinstance(value, str | int | float) or (is_bool and not pa.types.is_boolean(column.type)):
+            raise ValueError("give a text or a number")
+        if isinstance(value, str) and len(value.encode()) > MAX_TEXT_BYTES:
+            raise ValueError(f"{MAX_TEXT_BYTES:,} bytes are the most")
+        if column.name == "price" and isinstance(value, str):
+            prices, reasons = _parse_prices(pa.chunked_array([[value]]))
+            if reasons:
+                raise ValueError("give a number like 14.40")
+            value = prices[0].as_py()
+        value = pa.array([value]).cast(column.type)[0].as_py()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("give a finite number")
+    except (pa.ArrowException, ValueError, OverflowError, ArithmeticError) as error:
+        reason = str(error) if type(error) is ValueError else f"the column holds {describe_type(column.type)}"
+        raise UserError(f"{column.name}={value!s:.100} cannot be used: {reason}.") from error
+    return value
 
 
 def _strip_currency(text: str) -> str:

@@ -22,7 +22,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fashion_cnn.errors import UserError, unusable
+from fashion_cnn.errors import LockedError, UserError, unusable
 from fashion_cnn.runs.damage import (
     KEY_REFERENCE,
     MAX_CONFIG_BYTES,
@@ -392,14 +392,15 @@ def lock_file(
         instead: what to do where the disk cannot be mended.
 
     Raises:
-        UserError: if the lock is held, or the file cannot be created, or is a link or a folder.
+        LockedError: if the lock is held.
+        UserError: if the file cannot be created, or is a link or a folder.
     """
     from filelock import FileLock, Timeout
 
     try:
         lock = FileLock(path, timeout=timeout).acquire()
     except Timeout:
-        raise UserError(busy) from None
+        raise LockedError(busy) from None
     except OSError as error:
         if error.errno in _NO_FILE:
             # Removed here, it could be the file that another process has just made in its place.

@@ -8,40 +8,40 @@ import faiss
 import lancedb
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
+from numpy.typing import NDArray
 
 from fashion_cnn.retrieval.snapshot import Snapshot
 
 # Maps a unit vector (D,) to the rows of the nearest vectors, nearest first.
-Way = Callable[[Tensor], list[int]]
+Way = Callable[[NDArray[np.float32]], list[int]]
 
 
 def ways(snapshot: Snapshot, top_k: int, folder: Path) -> dict[str, Way]:
     """Prepare each variant on the snapshot's vectors `(N, D)`; LanceDB writes its tables to `folder`."""
     vectors = snapshot.vectors
     # In row-major order, as the other libraries expect.
-    array = np.ascontiguousarray(vectors.numpy())
+    array = np.ascontiguousarray(vectors)
     flat = faiss.IndexFlatIP(array.shape[1])
     flat.add(array)
     exact, approximate = (lance_table(array, folder / name) for name in ("exact", "approximate"))
     approximate.create_index(metric="cosine", vector_column_name="vector")
 
-    def ours(query: Tensor) -> list[int]:
+    def ours(query: NDArray[np.float32]) -> list[int]:
         return [row for row, _ in snapshot.nearest(query, top_k)]
 
-    def numpy(query: Tensor) -> list[int]:
-        scores = array @ query.numpy()
+    def numpy(query: NDArray[np.float32]) -> list[int]:
+        scores = array @ query
         best = np.argpartition(scores, -top_k)[-top_k:]
         return best[np.argsort(-scores[best])].tolist()
 
-    def faiss_flat(query: Tensor) -> list[int]:
-        return flat.search(query.numpy()[None], top_k)[1][0].tolist()
+    def faiss_flat(query: NDArray[np.float32]) -> list[int]:
+        return flat.search(query[None], top_k)[1][0].tolist()
 
-    def lance_exact(query: Tensor) -> list[int]:
-        return _rows(exact.search(query.numpy()).distance_type("cosine").bypass_vector_index(), top_k)
+    def lance_exact(query: NDArray[np.float32]) -> list[int]:
+        return _rows(exact.search(query).distance_type("cosine").bypass_vector_index(), top_k)
 
-    def lance_approximate(query: Tensor) -> list[int]:
-        return _rows(approximate.search(query.numpy()).distance_type("cosine"), top_k)
+    def lance_approximate(query: NDArray[np.float32]) -> list[int]:
+        return _rows(approximate.search(query).distance_type("cosine"), top_k)
 
     return {
         "snapshot": ours,

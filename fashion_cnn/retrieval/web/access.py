@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.runs.damage import read_regular
 
 # Routes for the machines that watch the server: they may use any host name, need no key and are not counted.
@@ -38,9 +39,13 @@ _THUMBNAIL_PATH = "/api/thumbnail"
 _PROTECTED = re.compile(r"/api/(?!thumbnail$)|/metrics$|/openapi\.json$")
 _MAX_KEY_FILE_BYTES = 1_000_000
 _MIN_KEY_LENGTH = 16
+# What follows a key that may change products.
+_WRITER = re.compile(r"\s+write$")
 # Clients whose requests are counted at once; those that have used the least are forgotten first.
 _MAX_CLIENTS = 10_000
 _IPV6_NETWORK_BYTES = 8
+# Key of the `Client` in the scope of a request.
+_CLIENT = "fashion_cnn.client"
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,14 @@ class Access:
         hosts: accepted host names; None accepts any.
         origins: websites, such as `https://shop.example`, whose pages may use the API and show thumbnails.
         key_digests: SHA-256 digests of the API keys; empty if none is needed.
+        writer_digests: those of the keys that may change products.
         requests_per_minute: most requests of a client, that is of a key or of an address; None for any number.
     """
 
     hosts: Collection[str] | None = None
     origins: tuple[str, ...] = ()
     key_digests: frozenset[bytes] = frozenset()
+    writer_digests: frozenset[bytes] = frozenset()
     requests_per_minute: float | None = None
 
 
@@ -75,11 +82,13 @@ def check_origins(origins: Collection[str]) -> None:
             )
 
 
-def read_api_keys(file: str) -> frozenset[bytes]:
+def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """Read the API keys in a file, one a line; empty lines and those that begin with # are skipped.
 
+    A key that is followed by the word `write` may change products.
+
     Returns:
-        Their SHA-256 digests.
+        The SHA-256 digests of all keys, and of those that may change products.
 
     Raises:
         UserError: if the file cannot be read, or holds no key or one of fewer than 16 characters.
@@ -90,7 +99,9 @@ def read_api_keys(file: str) -> frozenset[bytes]:
         raise UserError(f"api_keys={file} does not exist: give a file with one key a line.") from None
     except ValueError as error:
         raise UserError(f"api_keys={file} cannot be used ({error}): give a file with one key a line.") from error
-    keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    keys = [_WRITER.sub("", line) for line in lines]
+    writers = [bool(_WRITER.search(line)) for line in lines]
     if not keys:
         raise UserError(f"api_keys={file} holds no key: write one a line, or give api_keys=null.")
     if short := [number for number, key in enumerate(keys, start=1) if len(key) < _MIN_KEY_LENGTH]:
@@ -98,7 +109,8 @@ def read_api_keys(file: str) -> frozenset[bytes]:
             f"api_keys={file}: key {short[0]} has fewer than {_MIN_KEY_LENGTH} characters: make one with "
             "python -c 'import secrets; print(secrets.token_urlsafe())'."
         )
-    return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
+    digests = {hashlib.sha256(key.encode()).digest(): may_write for key, may_write in zip(keys, writers, strict=True)}
+    return frozenset(digests), frozenset(digest for digest, may_write in digests.items() if may_write)
 
 
 def allowed_hosts(address: str) -> set[str] | None:
@@ -179,6 +191,41 @@ class _SecurityMiddleware:
                 await plain_response(scope, 503, "The server is stopping.")(scope, receive, send_with_headers)
 
 
+@dataclass(frozen=True)
+class Client:
+    """The sender of a request, which routes find with `client_of`.
+
+    Attributes:
+        name: digest of its API key, or without a valid one its network.
+        may_write: whether its API key may change products.
+        allowance: number of requests that it may still send; None for any number.
+    """
+
+    name: str
+    may_write: bool = False
+    allowance: "Allowance | None" = None
+
+    def count_request(self) -> None:
+        """Count a request.
+
+        Raises:
+            HTTPError: with status 429 and `Retry-After` if there were too many.
+        """
+        seconds = self.allowance.use(self.name) if self.allowance else 0
+        if self.allowance and seconds:
+            raise HTTPError(
+                429,
+                f"Too many requests: the limit is {self.allowance.per_minute:g} a minute. Try again later.",
+                {"Retry-After": str(math.ceil(seconds))},
+            )
+
+
+def client_of(scope: Scope) -> Client:
+    """Return the sender of a request."""
+    client: Client = scope[_CLIENT]
+    return client
+
+
 class _ClientMiddleware:
     """Asks for an API key below `/api`, and limits the number of requests of a client."""
 
@@ -197,26 +244,26 @@ class _ClientMiddleware:
         if path in HEALTH_PATHS or path.startswith("/static/"):
             return None
         key = self._key(Headers(scope=scope))
-        if self._allowance is not None:
-            seconds = self._allowance.use(key or _network(scope))
-            if seconds:
-                text = (
-                    f"Too many requests: the limit is {self._access.requests_per_minute:g} a minute. Try again later."
-                )
-                return plain_response(scope, 429, text, {"Retry-After": str(math.ceil(seconds))})
+        scope[_CLIENT] = client = Client(
+            key.hex() if key else _network(scope), key in self._access.writer_digests, self._allowance
+        )
+        try:
+            client.count_request()
+        except HTTPError as error:
+            return plain_response(scope, error.status_code, error.detail, dict(error.headers or {}))
         if self._access.key_digests and key is None and _PROTECTED.match(path):
             text = "An API key is needed: send a valid one in the header Authorization: Bearer KEY, or X-API-Key: KEY."
             return plain_response(scope, 401, text, {"WWW-Authenticate": "Bearer"})
         return None
 
-    def _key(self, headers: Headers) -> str | None:
+    def _key(self, headers: Headers) -> bytes | None:
         """Return the digest of the request's API key; None without a valid one."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(key.strip().encode()).digest()
         # Digests of equal length, all of which are compared: the time says nothing about the keys.
         is_known = [hmac.compare_digest(digest, known) for known in self._access.key_digests]
-        return digest.hex() if any(is_known) else None
+        return digest if any(is_known) else None
 
 
 class Allowance:
@@ -227,6 +274,7 @@ class Allowance:
     """
 
     def __init__(self, per_minute: float) -> None:
+        self.per_minute = per_minute
         self._per_second = per_minute / 60
         self._most = max(per_minute, 1.0)
         # By client, the number that remained at a time.

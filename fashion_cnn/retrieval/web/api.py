@@ -9,26 +9,43 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import TypeAdapter
 
 from fashion_cnn.errors import did_you_mean
 from fashion_cnn.retrieval.output import as_record
 from fashion_cnn.retrieval.searcher import Hit
-from fashion_cnn.retrieval.web.errors import HTTPError
+from fashion_cnn.retrieval.web.access import client_of
+from fashion_cnn.retrieval.web.errors import HTTPError, ReadOnlyError, describe_invalid
 from fashion_cnn.retrieval.web.openapi import (
+    BatchResponse,
+    ProductChange,
     ProductRecord,
     SearchResponse,
     StatusResponse,
+    batch_form,
     error_responses,
+    product_form,
     upload_form,
 )
-from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH, MAX_PICTURES, SearchQuery, encode_picture, validate
-from fashion_cnn.retrieval.web.service import SearchResult, SearchService
+from fashion_cnn.retrieval.web.query import (
+    MAX_LINK_LENGTH,
+    MAX_PICTURES,
+    MAX_QUERIES,
+    SearchQuery,
+    as_texts,
+    encode_picture,
+    validate,
+)
+from fashion_cnn.retrieval.web.service import Files, SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueView
+from fashion_cnn.retrieval.web.uploads import Form
 from fashion_cnn.retrieval.web.views import media_type
 
 Id = Annotated[str, Query(max_length=1000, description="Id of the product")]
+ChangedId = Annotated[str, PathParameter(min_length=1, max_length=1000, description="Id of the product")]
 TopK = Annotated[int, Query(ge=1, le=100, description="Number of products per page")]
 _TOP_K = TypeAdapter(TopK)
 _PARAMETERS = (*SearchQuery.model_fields, "top_k")
@@ -58,7 +75,8 @@ def create_router(service: SearchService) -> APIRouter:
         """Without parameters it lists all products."""
         _check_names(request.query_params, known=_PARAMETERS)
         view = service.state.require_view()
-        return _response(view, query, await service.search(view, query, top_k=top_k), query.link())
+        result = await service.search(view, query, top_k=top_k)
+        return LenientJSONResponse(_content(view, query, result, query.link()))
 
     @router.post(
         "/search",
@@ -75,14 +93,48 @@ def create_router(service: SearchService) -> APIRouter:
         async with service.uploads.read(request) as form:
             _check_names(form.fields, known=_PARAMETERS)
             _check_names(form.files, known=_FILES)
-            top_k = form.fields.pop("top_k", None)
-            query = SearchQuery.from_form(form.fields)
-            for name in _FILES:
-                if len(getattr(query, name)) + len(form.files.get(name, ())) > MAX_PICTURES:
-                    raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
-            size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
-            result = await service.search(view, query, form.files, top_k=size)
-            return _response(view, query, result, await in_thread(partial(_link, query, result)))
+            return LenientJSONResponse(await search_with_files(view, form.fields, form.files))
+
+    async def search_with_files(view: CatalogueView, fields: dict[str, list[str]], files: Files) -> dict[str, Any]:
+        """Search with the fields and files of a form, whose names are known to be right."""
+        top_k = fields.pop("top_k", None)
+        query = SearchQuery.from_form(fields)
+        for name in _FILES:
+            if len(getattr(query, name)) + len(files.get(name, ())) > MAX_PICTURES:
+                raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
+        size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
+        result = await service.search(view, query, files, top_k=size)
+        return _content(view, query, result, await in_thread(partial(_link, query, result)))
+
+    @router.post(
+        "/search/batch",
+        summary="Several searches in one request",
+        response_model=BatchResponse,
+        responses=error_responses(400, 403, 413, 415, 422, 503),
+        openapi_extra={"requestBody": batch_form()},
+    )
+    async def search_batch(request: Request) -> Response:
+        """A multipart form with the queries as JSON and the picture files that they name.
+
+        Each query has an answer of its own; an error in one leaves the others alone.
+        """
+        view = service.state.require_view()
+        if request.query_params:
+            raise HTTPError(422, "Send all parameters in the field queries of the form, none in the address.")
+        client = client_of(request.scope)
+        answers: list[dict[str, Any]] = []
+        async with service.uploads.read(request, searches=MAX_QUERIES) as form:
+            for number, query in enumerate(_queries(form)):
+                try:
+                    if number:
+                        client.count_request()
+                    result = await search_with_files(view, *_parts_of_query(query, form.files))
+                    answers.append({"status": 200, "error": None, "result": result})
+                except HTTPError as error:
+                    answers.append({"status": error.status_code, "error": error.detail, "result": None})
+                except RequestValidationError as error:
+                    answers.append({"status": 422, "error": describe_invalid(error), "result": None})
+            return LenientJSONResponse({"answers": answers})
 
     @router.get(
         "/product",
@@ -108,6 +160,53 @@ def create_router(service: SearchService) -> APIRouter:
         view = service.state.require_view()
         (hit,) = await in_thread(lambda: view.products([id]))
         return Response(hit.thumbnail, media_type=media_type(hit.thumbnail))
+
+    @router.put(
+        "/products/{product_id:path}",
+        summary="Add or change a product",
+        response_model=ProductChange,
+        responses={201: {"model": ProductChange}, **error_responses(400, 403, 408, 413, 415, 422, 503)},
+        openapi_extra={"requestBody": product_form()},
+    )
+    async def put_product(request: Request, product_id: ChangedId) -> Response:
+        """A form with its picture and columns, or a JSON object with columns of a product that has a picture.
+
+        Columns that are not sent keep their values, and empty ones are cleared. Needs a server with `writable=true`
+        and an API key that may write.
+        """
+        view = view_to_change(request)
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type == "application/json":
+            async with service.uploads.read_json(request) as values:
+                created, version = await service.put(view, product_id, values)
+        else:
+            async with service.uploads.read(request) as form:
+                _check_names(form.files, known=("picture",))
+                if len(pictures := form.files.get("picture", [])) > 1:
+                    raise HTTPError(422, "Send one picture: a product has only one.")
+                fields = {name: texts[-1] for name, texts in form.fields.items()}
+                created, version = await service.put(view, product_id, fields, *pictures)
+        change = {"id": product_id, "version": version, "created": created}
+        return LenientJSONResponse(change, 201 if created else 200)
+
+    @router.delete(
+        "/products/{product_id:path}",
+        summary="Remove a product",
+        response_model=ProductChange,
+        responses=error_responses(403, 404, 422, 503),
+    )
+    async def remove_product(request: Request, product_id: ChangedId) -> Response:
+        """Needs a server with `writable=true` and an API key that may write."""
+        view_to_change(request)
+        version = await service.remove(product_id)
+        return LenientJSONResponse({"id": product_id, "version": version, "created": False})
+
+    def view_to_change(request: Request) -> CatalogueView:
+        if not (service.is_writable and client_of(request.scope).may_write):
+            raise ReadOnlyError(is_writable=service.is_writable)
+        if request.query_params:
+            raise HTTPError(422, "Send the columns as fields of a form or as JSON, none in the address.")
+        return service.state.require_view()
 
     @router.get(
         "/status",
@@ -145,29 +244,78 @@ def _check_names(names: Iterable[str], *, known: Sequence[str]) -> None:
             raise HTTPError(422, f"Unknown parameter {name}.{did_you_mean(name, known)}")
 
 
-def _response(view: CatalogueView, query: SearchQuery, result: SearchResult, link: str | None) -> Response:
-    return LenientJSONResponse(
-        {
-            "version": view.snapshot.version,
-            "matching": result.matching,
-            "with_all_words": result.with_all_words,
-            "page": query.page,
-            "link": link,
-            "pictures": [
-                {
-                    "said": prediction.label,
-                    "classes": [
-                        {"class": name, "probability": round(probability, 6)}
-                        for name, probability in prediction.classes
-                    ],
-                    "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.concepts],
-                }
-                for prediction in result.predictions
-            ],
-            "hits": [_record(hit) for hit in result.hits],
-            "milliseconds": {stage: round(value, 2) for stage, value in result.milliseconds.items()},
-        }
-    )
+def _queries(form: Form) -> list[Any]:
+    """Return the queries of a form.
+
+    Raises:
+        HTTPError: if it does not hold a list of them, or a file that none of them names.
+    """
+    texts = form.fields.pop("queries", [])
+    _check_names(form.fields, known=("queries",))
+    try:
+        queries = json.loads(texts[0]) if len(texts) == 1 else None
+    except (ValueError, RecursionError):
+        queries = None
+    if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
+        raise HTTPError(422, f"Send a field queries with a JSON array of 1 to {MAX_QUERIES} objects.")
+    named = {name for query in queries if isinstance(query, dict) for name in _file_names(query)}
+    for name in form.files:
+        if name not in named:
+            raise HTTPError(422, f"No query names the file {name}: give its field in picture_file.")
+    return queries
+
+
+def _file_names(query: dict[str, Any]) -> list[str]:
+    """Return the names of the fields with the files of a query."""
+    values = [query.get(f"{option}_file") for option in _FILES]
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _parts_of_query(query: Any, files: Files) -> tuple[dict[str, list[str]], Files]:
+    """Return the fields and files of one query of several.
+
+    Raises:
+        HTTPError: if it is no object, has an unknown parameter, or names a file that is not in the form.
+    """
+    if not isinstance(query, dict):
+        raise HTTPError(422, "A query is a JSON object with the parameters of a search.")
+    names = {option: f"{option}_file" for option in _FILES}
+    _check_names(query, known=(*_PARAMETERS, *names.values()))
+    chosen: dict[str, list[bytes]] = {}
+    for option, name in names.items():
+        for field in as_texts(name, query.get(name) or []):
+            if field not in files:
+                raise HTTPError(422, f"{name}={field:.100}: the form has no such file.")
+            chosen.setdefault(option, []).extend(files[field])
+    fields = {
+        name: as_texts(name, value)
+        for name, value in query.items()
+        if name not in names.values() and value not in (None, [])
+    }
+    return fields, chosen
+
+
+def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link: str | None) -> dict[str, Any]:
+    return {
+        "version": view.snapshot.version,
+        "matching": result.matching,
+        "with_all_words": result.with_all_words,
+        "page": query.page,
+        "link": link,
+        "pictures": [
+            {
+                "said": prediction.label,
+                "classes": [
+                    {"class": name, "probability": round(probability, 6)} for name, probability in prediction.classes
+                ],
+                "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.concepts],
+            }
+            for prediction in result.predictions
+        ],
+        "hits": [_record(hit) for hit in result.hits],
+        "milliseconds": {stage: round(value, 2) for stage, value in result.milliseconds.items()},
+    }
 
 
 def _link(query: SearchQuery, result: SearchResult) -> str | None:

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.web import api, pages
 from fashion_cnn.retrieval.web.access import Access, with_access
-from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError
-from fashion_cnn.retrieval.web.monitoring import Monitoring
+from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError, describe_invalid
+from fashion_cnn.retrieval.web.monitoring import Monitoring, route_path
 from fashion_cnn.retrieval.web.service import SearchService
 from fashion_cnn.retrieval.web.state import CatalogueState
 
@@ -75,7 +75,10 @@ def create_app(
         app.include_router(router)
         for route in router.routes:
             if isinstance(route, Route):
-                methods.setdefault(route.path, {"HEAD", "OPTIONS"}).update(route.methods or ())
+                path = route_path(route.path)
+                methods.setdefault(path, {"OPTIONS"}).update(route.methods or ())
+                if "GET" in methods[path]:
+                    methods[path].add("HEAD")
     app.mount("/static", StaticFiles(packages=[("fashion_cnn.retrieval.web", "static")]))
 
     def respond(
@@ -95,7 +98,8 @@ def create_app(
         message, headers = error.detail, error.headers
         if error.status_code == 405:
             # The framework knows the methods of one route; a path may have several.
-            headers = {"Allow": ", ".join(sorted(methods.get(request.url.path, ("GET", "HEAD", "OPTIONS"))))}
+            path = route_path(request.url.path)
+            headers = {"Allow": ", ".join(sorted(methods.get(path, ("GET", "HEAD", "OPTIONS"))))}
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
         if not isinstance(error, HTTPError):  # raised by the framework
@@ -106,9 +110,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid_value(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        name = next((str(part) for part in first["loc"] if part not in ("query", "body")), "query")
-        return respond(request, 422, f"Invalid value of {name}: {first['msg']}.")
+        return respond(request, 422, describe_invalid(error))
 
     @app.exception_handler(DamagedCatalogueError)
     async def damaged_catalogue(request: Request, error: DamagedCatalogueError) -> Response:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
+import numpy as np
 
-from fashion_cnn.retrieval.evaluation import INSTANCE_METRICS, METRICS, METRICS_FILE, stored_metric
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.damage import MAX_RESULTS_BYTES, read_text
@@ -24,8 +23,7 @@ _MAX_POINTS = 2000
 # Maximum number of categories on the map: more colours would be hard to distinguish.
 _MAX_COLOURS = 10
 OTHERS = "all others"
-_METRICS = {name: METRICS[name] for name in ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")}
-_INSTANCE_RECALL = INSTANCE_METRICS["recall@10"]
+_METRICS = ("precision@1", "precision@10", "precision@100", "recall@10", "mAP@100")
 
 
 @contextmanager
@@ -123,22 +121,23 @@ def project(snapshot: Snapshot) -> Projection:
     """
     if not len(snapshot):
         return Projection({}, 0.0, 0)
-    sample = torch.randperm(len(snapshot), generator=torch.Generator().manual_seed(0))[:_MAX_POINTS].tolist()
+    count = min(len(snapshot), _MAX_POINTS)
+    sample = np.random.default_rng(0).permutation(len(snapshot))[:count].tolist()
     categories = snapshot.attributes["category"].to_pylist()
     vectors = snapshot.vectors_of(sample)
-    centred = vectors - vectors.mean(dim=0)
-    _, singular_values, axes = torch.linalg.svd(centred, full_matrices=False)
+    centred = vectors - vectors.mean(axis=0)
+    _, singular_values, axes = np.linalg.svd(centred, full_matrices=False)
     coordinates = centred @ axes[:2].T
     if coordinates.shape[1] < 2:  # a single product, or vectors with one dimension
-        coordinates = torch.nn.functional.pad(coordinates, (0, 2 - coordinates.shape[1]))
-    low, high = coordinates.amin(dim=0), coordinates.amax(dim=0)
-    coordinates = (coordinates - low) / (high - low).clamp(min=1e-12)
+        coordinates = np.pad(coordinates, ((0, 0), (0, 2 - coordinates.shape[1])))
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    coordinates = (coordinates - low) / (high - low).clip(min=1e-12)
     largest = [name for name, _ in Counter(categories).most_common(_MAX_COLOURS)]
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in (*largest, OTHERS)}
     for row, (x, y) in zip(sample, coordinates.tolist(), strict=True):
         points[categories[row] if categories[row] in points else OTHERS].append((x, y))
-    variances = singular_values.square()
-    explained = (variances[:2].sum() / variances.sum().clamp(min=1e-12)).item()
+    variances = singular_values**2
+    explained = float(variances[:2].sum() / variances.sum().clip(min=1e-12))
     return Projection({name: tuple(group) for name, group in points.items() if group}, explained, len(sample))
 
 
@@ -161,6 +160,11 @@ class MetricTable:
 
 def evaluation_tables(run: Run) -> list[MetricTable]:
     """Tables of all results of `python -m fashion_cnn.evaluate_search`; damaged files are skipped."""
+    if not run.search_evaluation.is_dir():
+        return []
+    # Only here: a server without torch has no such results.
+    from fashion_cnn.retrieval.evaluation import METRICS_FILE
+
     tables = []
     for file in sorted(run.search_evaluation.glob(f"*/{METRICS_FILE}")):
         try:
@@ -171,19 +175,25 @@ def evaluation_tables(run: Run) -> list[MetricTable]:
 
 
 def _tables(stored: Mapping[str, Any], split: str) -> list[MetricTable]:
+    from fashion_cnn.retrieval.evaluation import INSTANCE_METRICS, METRICS
+
+    paths = {name: METRICS[name] for name in _METRICS}
     weight = f", class weight {stored['class_weight']:.0%}" if stored.get("class_weight") else ""
     size = f"{stored['queries']:,} {split} images as queries, {stored['catalogue']:,} images in the catalogue{weight}"
     tables = []
     for name, by_embedding in stored["searches"].items():
         rows = tuple(
-            (embedding, tuple(_percent(metrics["overall"], path) for path in _METRICS.values()))
+            (embedding, tuple(_percent(metrics["overall"], path) for path in paths.values()))
             for embedding, metrics in by_embedding.items()
         )
-        tables.append(MetricTable(f"Same-class retrieval ({name}): {size}", "Embedding", tuple(_METRICS), rows))
+        tables.append(MetricTable(f"Same-class retrieval ({name}): {size}", "Embedding", _METRICS, rows))
     if instances := stored["instances"]:
         embeddings = tuple(next(iter(instances.values())))
         rows = tuple(
-            (corruption.replace("_", " "), tuple(_percent(metrics[name], _INSTANCE_RECALL) for name in embeddings))
+            (
+                corruption.replace("_", " "),
+                tuple(_percent(metrics[name], INSTANCE_METRICS["recall@10"]) for name in embeddings),
+            )
             for corruption, metrics in instances.items()
         )
         caption = "Instance retrieval: recall@10 of the same product from a corrupted picture"
@@ -192,5 +202,7 @@ def _tables(stored: Mapping[str, Any], split: str) -> list[MetricTable]:
 
 
 def _percent(metrics: dict[str, Any], path: Sequence[str]) -> str:
+    from fashion_cnn.retrieval.evaluation import stored_metric
+
     metric = stored_metric(metrics, path)
     return f"{metric['value']:.1%}" if metric else ""

@@ -1,5 +1,6 @@
 """HTTP errors of the search: a status code and a message for people."""
 
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from fashion_cnn.errors import as_typed
@@ -7,6 +8,13 @@ from fashion_cnn.errors import as_typed
 
 class HTTPError(HTTPException):
     """A request that is refused; `detail` is a whole sentence, shown on an error page or as JSON."""
+
+
+def describe_invalid(error: RequestValidationError) -> str:
+    """Name the first invalid value of a request."""
+    first = error.errors()[0]
+    name = next((str(part) for part in first["loc"] if part not in ("query", "body", "path")), "query")
+    return f"Invalid value of {name}: {first['msg']}."
 
 
 class BusyError(HTTPError):
@@ -24,6 +32,18 @@ class NoCatalogueError(HTTPError):
             503,
             as_typed("There is no catalogue yet: create it with python -m fashion_cnn.index."),
             {"Retry-After": "10"},
+        )
+
+
+class ReadOnlyError(HTTPError):
+    """The server, or the client's API key, may not change products."""
+
+    def __init__(self, *, is_writable: bool) -> None:
+        super().__init__(
+            403,
+            "This API key may not change products: in the file of the keys, write follows one that may."
+            if is_writable
+            else "This server does not change products: start it with writable=true.",
         )
 
 

@@ -16,6 +16,8 @@ from fashion_cnn.retrieval.web.state import CatalogueState
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _HEALTH, _READINESS = HEALTH_PATHS
+# The only path that holds a value.
+PRODUCT_PATH = "/api/products/{id}"
 
 
 class Monitoring:
@@ -108,7 +110,7 @@ class Monitoring:
         return watched
 
     def _record(self, scope: Scope, paths: Collection[str], status: int, seconds: float) -> None:
-        path = scope["path"]
+        path = route_path(scope["path"])
         if path.startswith("/static/"):
             path = "/static"
         elif path not in paths:
@@ -120,3 +122,8 @@ class Monitoring:
             moment = datetime.now(UTC).isoformat(timespec="seconds")
             line = f"{moment} {client} {scope['method']} {path} {status} {1000 * seconds:.0f} ms"
             print(printable(line), file=sys.stderr, flush=True)
+
+
+def route_path(path: str) -> str:
+    """Return the path of the route that answers a path; of most routes it is the same."""
+    return PRODUCT_PATH if path.startswith(PRODUCT_PATH.partition("{")[0]) else path

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fashion_cnn.retrieval.web.query import MAX_PICTURES, SearchQuery
+from fashion_cnn.retrieval.web.query import MAX_PICTURES, MAX_QUERIES, SearchQuery
 
 _ERROR_DESCRIPTIONS = {
     400: "The form cannot be read",
     401: "No valid API key",
-    403: "Sent by a page of another website",
+    403: "Sent by a page of another website, or by a client that may not change products",
     404: "Product not found",
+    408: "The request took too long to arrive",
     413: "Too many bytes or pixels",
     415: "Not a form, or not a picture that can be decoded in time",
     422: "Invalid value of a parameter",
@@ -79,6 +80,28 @@ class SearchResponse(BaseModel):
     milliseconds: dict[str, float]
 
 
+class BatchAnswer(BaseModel):
+    """The answer to one search of several: its results, or why it was refused."""
+
+    status: Annotated[int, Field(description="What the search would get as a request of its own")]
+    error: str | None
+    result: SearchResponse | None
+
+
+class BatchResponse(BaseModel):
+    """The answers to several searches, in their order."""
+
+    answers: list[BatchAnswer]
+
+
+class ProductChange(BaseModel):
+    """A product that was added, changed or removed."""
+
+    id: str
+    version: Annotated[int, Field(description="Version of the catalogue with the change")]
+    created: Annotated[bool, Field(description="Whether the product is new")]
+
+
 class ApproximateSearch(BaseModel):
     """How an approximate search was measured."""
 
@@ -133,6 +156,36 @@ def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
+def batch_form() -> dict[str, Any]:
+    """The request body of several searches: their parameters as JSON, and the picture files that they name."""
+    properties = {
+        "queries": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "description": f"JSON array of up to {MAX_QUERIES} objects with the parameters of GET, and in picture_file "
+            "and unlike_picture_file the names of the fields that hold picture files",
+        }
+    }
+    files = {"type": "string", "format": "binary"}
+    schema = {"type": "object", "required": ["queries"], "properties": properties, "additionalProperties": files}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def product_form() -> dict[str, Any]:
+    """The request body of a changed product: a form with its picture and columns, or the columns as JSON."""
+    columns: dict[str, dict[str, Any]] = {
+        "title": {"type": "string", "description": "By default the id"},
+        "category": {"type": "string", "description": "By default the class that the network predicts"},
+        "price": {"type": "number", "description": "Its price"},
+    }
+    picture = {"type": "string", "format": "binary", "description": "Its picture file; a new product needs one"}
+    form = {"type": "object", "properties": {"picture": picture} | columns, "additionalProperties": True}
+    nullable = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in columns.items()}
+    json_object = {"type": "object", "properties": nullable, "additionalProperties": True}
+    contents = {"multipart/form-data": {"schema": form}, "application/json": {"schema": json_object}}
+    return {"required": True, "content": contents}
+
+
 def operations(openapi: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The operations of an OpenAPI document, each with its path, method, and parameters and form fields in one list."""
     return [
@@ -151,7 +204,8 @@ def operations(openapi: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _parameters(operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for parameter in operation.get("parameters", ()):
         yield {"description": "", **parameter, "type": _type_name(parameter["schema"])}
-    for content in operation.get("requestBody", {}).get("content", {}).values():
+    # A body of several types has the same fields in each.
+    for content in [*operation.get("requestBody", {}).get("content", {}).values()][:1]:
         for name, schema in content["schema"]["properties"].items():
             yield {"description": "", "required": False, **schema, "name": name, "type": _type_name(schema)}
 

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
 from fashion_cnn.errors import as_typed
-from fashion_cnn.inference.predictor import Prediction
+from fashion_cnn.inference.prediction import Prediction
 from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.developer import evaluation_tables, histogram
 from fashion_cnn.retrieval.web.errors import HTTPError

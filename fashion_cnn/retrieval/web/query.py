@@ -8,11 +8,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
-import torch
 from fastapi.exceptions import RequestValidationError
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval.filters import Condition, parse_conditions
@@ -23,6 +22,8 @@ from fashion_cnn.retrieval.web.errors import HTTPError
 MAX_PICTURE_LENGTH = 12_000
 _WEBP_QUALITIES = (95, 85, 70, 50, 25, 5)
 MAX_PICTURES, MAX_MARKS, MAX_VALUES, MAX_PAGES = 4, 20, 50, 100
+# Maximum number of searches in one request.
+MAX_QUERIES = 20
 # Maximum length of a link, in characters; proxies usually accept 64 KB.
 MAX_LINK_LENGTH = 64_000
 EncodedPicture = Annotated[str, Field(max_length=MAX_PICTURE_LENGTH)]
@@ -32,7 +33,7 @@ Price = Annotated[float, Field(allow_inf_nan=False)]
 Validated = TypeVar("Validated")
 
 
-def encode_picture(picture: Tensor) -> str:
+def encode_picture(picture: ArrayLike) -> str:
     """Encode a prepared picture as URL-safe base64 text for a link.
 
     The text holds a PNG file, which is exact, or where that is too long (most colour pictures of 64 x 64 pixels and
@@ -58,7 +59,7 @@ def _webp(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_picture(text: str, image_shape: tuple[int, int, int]) -> Tensor:
+def decode_picture(text: str, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Decode a picture of a link.
 
     Args:
@@ -77,8 +78,8 @@ def decode_picture(text: str, image_shape: tuple[int, int, int]) -> Tensor:
         with Image.open(io.BytesIO(content), formats=["PNG", "WEBP"]) as image:
             # The size is checked before pixels are decompressed.
             if image.size == (width, height) and image.mode in ("L", "RGB"):
-                pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
-                return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+                pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+                return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     except Exception:  # damaged files raise errors of all kinds in Pillow
         pass
     raise HTTPError(422, "The picture in this link is damaged or belongs to another model: choose the picture again.")
@@ -229,6 +230,19 @@ def validate(adapter: TypeAdapter[Validated], value: Any, *location: str) -> Val
         return adapter.validate_python(value)
     except ValidationError as error:
         raise RequestValidationError([{**each, "loc": (*location, *each["loc"])} for each in error.errors()]) from error
+
+
+def as_texts(name: str, value: Any) -> list[str]:
+    """Return a text, a number, or a list of these as the texts that a form would send.
+
+    Raises:
+        HTTPError: for anything else.
+    """
+    values = value if isinstance(value, list) else [value]
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, str | int | float):
+            raise HTTPError(422, f"Invalid value of {name}: give a text, a number, or a list of these.")
+    return [str(each) for each in values]
 
 
 def format_number(value: float | None) -> str:

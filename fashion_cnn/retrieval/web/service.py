@@ -1,26 +1,29 @@
 """The search service behind pages and API: from a query to its results, in worker threads with a short queue."""
 
+import hashlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import numpy as np
-import torch
 from anyio.to_thread import run_sync
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from fashion_cnn.errors import UserError
-from fashion_cnn.inference.predictor import Prediction
+from fashion_cnn.errors import LockedError, UserError, printable
+from fashion_cnn.inference.prediction import Prediction
 from fashion_cnn.pictures import TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
+from fashion_cnn.retrieval.indexing import InvalidProductError, put_product
+from fashion_cnn.retrieval.products import Picture
 from fashion_cnn.retrieval.searcher import Hit, Query
+from fashion_cnn.retrieval.vectors import embed
 from fashion_cnn.retrieval.web.developer import DECODING, STAGES, Latencies, timed
-from fashion_cnn.retrieval.web.errors import BusyError, HTTPError
+from fashion_cnn.retrieval.web.errors import BusyError, HTTPError, UnknownProductError
 from fashion_cnn.retrieval.web.query import SearchQuery, decode_picture
 from fashion_cnn.retrieval.web.state import CatalogueState, CatalogueView
 from fashion_cnn.retrieval.web.uploads import Uploads
@@ -77,14 +80,14 @@ class SearchResult:
     hits: tuple[Hit, ...]
     matching: int
     with_all_words: int | None
-    pictures: tuple[Tensor, ...]
-    unlike_pictures: tuple[Tensor, ...]
+    pictures: tuple[ArrayLike, ...]
+    unlike_pictures: tuple[ArrayLike, ...]
     predictions: tuple[Prediction, ...]
     milliseconds: dict[str, float]
 
 
 def search_catalogue(
-    view: CatalogueView, query: SearchQuery, *, top_k: int, uploads: Mapping[str, Sequence[Tensor]] | None = None
+    view: CatalogueView, query: SearchQuery, *, top_k: int, uploads: Mapping[str, Sequence[ArrayLike]] | None = None
 ) -> SearchResult:
     """Search a version of the catalogue.
 
@@ -128,7 +131,7 @@ def search_catalogue(
             network = view.predictor.network
             # Concepts may need the embeddings of mirror images too.
             same = network is view.searcher.network
-            class_outputs = outputs if same else network.outputs(torch.stack([*pictures, *unlike_pictures]))
+            class_outputs = outputs if same else embed(network, np.stack([*pictures, *unlike_pictures]))
             predictions = tuple(view.predictor.classify(class_outputs, [Path()] * len(class_outputs.logits)))
     with timed(milliseconds, searching):
         try:
@@ -191,6 +194,7 @@ class SearchService:
         limits: limits of the server.
         test_samples: sample searches with images of the run's test set; empty if it is not on this machine.
         top_k: number of products per page.
+        is_writable: whether clients whose API keys allow it may change products.
         workers: threads for everything that takes time, except picture files.
         uploads: reads picture files.
         latencies: durations of recent searches.
@@ -200,6 +204,7 @@ class SearchService:
     limits: Limits
     test_samples: tuple[Sample, ...]
     top_k: int = 12
+    is_writable: bool = False
     workers: Workers = field(init=False)
     uploads: Uploads = field(init=False)
     latencies: Latencies = field(init=False, default_factory=Latencies)
@@ -209,6 +214,8 @@ class SearchService:
         self.workers = Workers(threads=limits.threads, waiting=limits.waiting)
         # A queue of its own, so that searches do not wait for picture files; one large picture in memory at a time.
         self._decoder = Workers(threads=1, waiting=limits.waiting)
+        # One change after another; each ends with loading the new version of the catalogue.
+        self._writer = Workers(threads=1, waiting=limits.waiting)
         self._process = PictureProcess(max_pixels=limits.pixels, seconds=limits.decode_seconds)
         self.uploads = Uploads(
             max_bytes=int(limits.upload_mb * 1e6), memory=int(limits.memory_mb * 1e6), timeout=limits.seconds
@@ -238,7 +245,7 @@ class SearchService:
             self.latencies.add(result.milliseconds)
         return result
 
-    async def prepare(self, view: CatalogueView, files: Files) -> tuple[float, dict[str, list[Tensor]]]:
+    async def prepare(self, view: CatalogueView, files: Files) -> tuple[float, dict[str, list[NDArray[np.uint8]]]]:
         """Decode picture files and prepare them for the network, in a process of limited time and memory.
 
         Returns:
@@ -247,7 +254,7 @@ class SearchService:
         Raises:
             HTTPError: if a file cannot be used; the message names which one. A `BusyError` if the queue is full.
         """
-        prepared: dict[str, list[Tensor]] = {}
+        prepared: dict[str, list[NDArray[np.uint8]]] = {}
         labels = [
             (name, "The picture" if len(contents) == 1 else f"Picture {number} of {len(contents)}")
             for name, contents in files.items()
@@ -267,9 +274,76 @@ class SearchService:
         # After an error there are no further results.
         for (name, label), result in zip(labels, results, strict=False):
             if isinstance(result, UnreadablePictureError):
-                raise HTTPError(413 if isinstance(result, TooManyPixelsError) else 415, f"{label} {result}.")
-            prepared.setdefault(name, []).append(torch.from_numpy(result))
+                raise _unreadable(label, result)
+            prepared.setdefault(name, []).append(result)
         return seconds, prepared
+
+    async def put(
+        self, view: CatalogueView, product_id: str, values: Mapping[str, Any], content: bytes | None = None
+    ) -> tuple[bool, int]:
+        """Add or change a product, see `put_product`, and load the new version of the catalogue.
+
+        Args:
+            view: the version that holds the network.
+            product_id: id of the product.
+            values: values of some columns.
+            content: its picture file; None keeps that of the product.
+
+        Returns:
+            Whether the product is new, and the version of the catalogue.
+
+        Raises:
+            HTTPError: if the picture or a value cannot be used, or the catalogue cannot be changed now.
+        """
+        network = view.searcher.network
+        picture: Picture | None = None
+        if content is not None:
+            try:
+                pixels, thumbnail = await self._decoder.run(
+                    lambda: self._process.prepare_product(content, network.preparation)
+                )
+            except UnreadablePictureError as error:
+                raise _unreadable("The picture", error) from error
+            picture = Picture(pixels, thumbnail)
+        digest = "" if content is None else hashlib.sha256(content).hexdigest()
+        catalogue = self.state.catalogue
+        return await self._change(lambda: put_product(catalogue, network, product_id, values, picture, digest))
+
+    async def remove(self, product_id: str) -> int:
+        """Remove a product, load the new version of the catalogue, and return its number.
+
+        Raises:
+            HTTPError: if there is no such product, or the catalogue cannot be changed now.
+        """
+
+        def remove() -> None:
+            with self.state.catalogue.transaction():
+                if not self.state.catalogue.remove([product_id]):
+                    raise UnknownProductError(product_id)
+
+        _, version = await self._change(remove)
+        return version
+
+    async def _change(self, change: Callable[[], Result]) -> tuple[Result, int]:
+        """Change the catalogue and load the new version. Returns the result and the number of the version."""
+
+        def run() -> tuple[Result, int]:
+            result = change()
+            version = self.state.catalogue.table_version().version
+            self.state.refresh()
+            return result, version
+
+        try:
+            return await self._writer.run(run)
+        except InvalidProductError as error:
+            raise HTTPError(422, str(error)) from error
+        except LockedError as error:
+            raise HTTPError(503, "The catalogue is being indexed: try again later.", {"Retry-After": "10"}) from error
+        except UserError as error:
+            # Its message names folders of the server.
+            print(printable(str(error)), file=sys.stderr)
+            text = "The catalogue cannot be changed at the moment. The server's log has the reason."
+            raise HTTPError(503, text, {"Retry-After": "60"}) from error
 
     async def samples(self, view: CatalogueView) -> tuple[Sample, ...]:
         """Sample searches: images of the test set, otherwise products.
@@ -278,3 +352,7 @@ class SearchService:
             BusyError: if the queue is full.
         """
         return self.test_samples or await self.workers.run(lambda: view.samples)
+
+
+def _unreadable(label: str, error: UnreadablePictureError) -> HTTPError:
+    return HTTPError(413 if isinstance(error, TooManyPixelsError) else 415, f"{label} {error}.")

@@ -1,25 +1,25 @@
 """State of the server: the newest version of the catalogue with its model, replaced as a whole when it changes."""
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
+from numpy.typing import ArrayLike
 
-from fashion_cnn.concepts import Concepts
 from fashion_cnn.errors import UserError, did_you_mean, printable
-from fashion_cnn.inference.network import EmbeddingNetwork
-from fashion_cnn.inference.predictor import Predictor, load_calibration
+from fashion_cnn.inference.onnx_network import OnnxNetwork, OnnxPredictor
 from fashion_cnn.retrieval.catalogue import Catalogue, CatalogueMetadata, TableVersion
 from fashion_cnn.retrieval.products import custom_columns
 from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
 from fashion_cnn.retrieval.snapshot import Snapshot
-from fashion_cnn.retrieval.vectors import load_network
+from fashion_cnn.retrieval.vectors import SearchNetwork, load_network
 from fashion_cnn.retrieval.web.developer import Projection, project
 from fashion_cnn.retrieval.web.errors import NoCatalogueError, UnknownProductError
 from fashion_cnn.retrieval.web.query import SearchQuery
@@ -27,6 +27,8 @@ from fashion_cnn.retrieval.web.views import MAX_SAMPLES, Sample
 from fashion_cnn.runs import Run
 
 if TYPE_CHECKING:
+    from fashion_cnn.concepts import Concepts
+    from fashion_cnn.inference.predictor import Predictor
     from fashion_cnn.metrics.calibration import Calibration
 
 # Columns with more distinct values, or with a longer value in characters, get no filter.
@@ -82,7 +84,9 @@ class CatalogueView:
         price_range: lowest and highest price; None if no product has one.
     """
 
-    def __init__(self, searcher: Searcher, predictor: Predictor, concepts: Concepts | None = None) -> None:
+    def __init__(
+        self, searcher: Searcher, predictor: "Predictor | OnnxPredictor", concepts: "Concepts | None" = None
+    ) -> None:
         self.searcher = searcher
         self.predictor = predictor
         self._concepts = concepts
@@ -93,7 +97,7 @@ class CatalogueView:
         # Reading thumbnails from disk would take a third of the time of a search.
         self.snapshot.cache_thumbnails(_THUMBNAIL_MEMORY)
         # A first search warms the caches, so that no visitor waits for them.
-        searcher.search(Query(pictures=(torch.zeros(searcher.network.preparation.image_shape, dtype=torch.uint8),)))
+        searcher.search(Query(pictures=(np.zeros(searcher.network.preparation.image_shape, np.uint8),)))
         counts = _value_counts(attributes["category"])
         self.category_count = len(counts)
         self.categories = Filter("category", _largest(counts, _MAX_CATEGORIES))
@@ -111,7 +115,7 @@ class CatalogueView:
             if product_id not in self.snapshot.row_by_id:
                 raise UnknownProductError(product_id)
 
-    def concept_directions(self, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    def concept_directions(self, names: Sequence[str]) -> tuple[ArrayLike, ...]:
         """Return the direction `(E,)` of each of these concepts in the embedding space.
 
         Raises:
@@ -184,6 +188,8 @@ class CatalogueState:
         catalogue: the catalogue, which may not exist yet.
         reject: fraction of the validation images that are predicted as none of the classes.
         hidden_columns: custom columns that no response shows and no search filters.
+        backend: what computes the network: `torch`, or `onnx` from the file of `export embedding=pretrained`, without
+            calibration and concepts.
 
     Attributes:
         view: the version that is searched; None before there is one.
@@ -195,7 +201,15 @@ class CatalogueState:
         UserError: if the catalogue was made by another network, or a hidden column is none of its custom columns.
     """
 
-    def __init__(self, run: Run, catalogue: Catalogue, *, reject: float, hidden_columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run: Run,
+        catalogue: Catalogue,
+        *,
+        reject: float,
+        hidden_columns: Sequence[str] = (),
+        backend: str = "torch",
+    ) -> None:
         self.run = run
         self.catalogue = catalogue
         self.view: CatalogueView | None = None
@@ -203,18 +217,29 @@ class CatalogueState:
         self.updated_at: float | None = None
         # By whether the network averages over mirror images.
         self._calibrations: dict[bool, Calibration] = {}
-        for flip_average in (False, True):
-            self._calibrations[flip_average], warning = load_calibration(run, reject=reject, flip_average=flip_average)
+        self._backend = backend
         self._hidden_columns = hidden_columns
-        self.calibrated = warning is None
-        if warning:
-            print(warning, file=sys.stderr)
-        self._network: EmbeddingNetwork | None = None
+        self.calibrated = False
+        if backend == "torch":
+            self._calibrate(reject)
+        self._refreshing = threading.Lock()
+        self._network: SearchNetwork | None = None
         self._rejected: TableVersion | None = None
         self._concepts: Concepts | None = None
         self._concepts_changed: float | None = None
         if catalogue.exists():
             self.problem = self._load_newest()
+
+    def _calibrate(self, reject: float) -> None:
+        # Only here: the other backend does without torch.
+        from fashion_cnn.inference.predictor import load_calibration
+
+        for flip_average in (False, True):
+            calibration, warning = load_calibration(self.run, reject=reject, flip_average=flip_average)
+            self._calibrations[flip_average] = calibration
+        self.calibrated = warning is None
+        if warning:
+            print(warning, file=sys.stderr)
 
     def require_view(self) -> CatalogueView:
         """The version to search in; it stays the same for the caller when a newer one is loaded.
@@ -231,6 +256,11 @@ class CatalogueState:
 
         An error is stored as `problem`, and the loaded version stays in use.
         """
+        # Beside the regular checks, each change of a product calls this in a thread of its own.
+        with self._refreshing:
+            self._refresh()
+
+    def _refresh(self) -> None:
         problem = None
         try:
             if self.view is None and not self.catalogue.exists():
@@ -281,8 +311,12 @@ class CatalogueState:
                     f"{', '.join(custom) or 'none'}.{did_you_mean(name, custom)}"
                 )
 
-    def _load_concepts(self, network: EmbeddingNetwork) -> str | None:
+    def _load_concepts(self, network: SearchNetwork) -> str | None:
         """Load the concepts taught to the network; on an error it keeps those of before and returns the message."""
+        if self._backend == "onnx":
+            return None
+        from fashion_cnn.concepts import Concepts
+
         changed = self._concepts_time()
         concepts = Concepts(self.run, network.identity)
         try:
@@ -295,6 +329,13 @@ class CatalogueState:
     def _publish(self, searcher: Searcher) -> None:
         """Replace the view by one with this searcher and the loaded concepts."""
         network = searcher.network
+        if isinstance(network, OnnxNetwork):
+            self.view = CatalogueView(searcher, OnnxPredictor(network))
+            return
+        from fashion_cnn.inference.network import EmbeddingNetwork
+        from fashion_cnn.inference.predictor import Predictor
+
+        assert isinstance(network, EmbeddingNetwork)
         calibration = self._calibrations[network.flip_average]
         predictor = Predictor(network, calibration)
         if self._concepts is not None and self._concepts_changed is not None:
@@ -306,14 +347,15 @@ class CatalogueState:
         self.view = CatalogueView(searcher, predictor, self._concepts)
 
     def _concepts_time(self) -> float | None:
-        """When a concept was last taught or forgotten, in seconds since 1970."""
-        return self.run.concepts.stat().st_mtime if self.run.concepts.exists() else None
+        """When a concept was last taught or forgotten, in seconds since 1970; None if concepts are not used."""
+        is_used = self._backend == "torch" and self.run.concepts.exists()
+        return self.run.concepts.stat().st_mtime if is_used else None
 
-    def _network_for(self, about: CatalogueMetadata) -> EmbeddingNetwork:
+    def _network_for(self, about: CatalogueMetadata) -> SearchNetwork:
         """The run's network with the settings that the catalogue was made with."""
         loaded = self._network
         settings = (about.flip_average, about.invert, about.pretrained)
         if loaded and (loaded.flip_average, loaded.preparation.invert, loaded.pretrained) == settings:
             return loaded
-        self._network = load_network(self.run, about)
+        self._network = load_network(self.run, about, backend=self._backend)
         return self._network

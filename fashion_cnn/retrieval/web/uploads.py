@@ -1,9 +1,11 @@
-"""Multipart forms with picture files: read into memory within limits, never written to disk."""
+"""Multipart forms with picture files, and JSON: read into memory within limits, never written to disk."""
 
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 from starlette.datastructures import Headers, UploadFile
@@ -65,12 +67,43 @@ class Uploads:
         self._timeout = timeout
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[Form]:
+    async def read(self, request: Request, *, searches: int = 1) -> AsyncIterator[Form]:
         """Read the form of a request, whose memory counts as used until the block ends.
+
+        Args:
+            request: the request.
+            searches: maximum number of searches that the form describes.
 
         Raises:
             HTTPError: if the form is damaged, too large or too slow, or the server too busy.
         """
+        async with self._received(request) as stream:
+            yield await self._form(request, stream, searches)
+
+    @asynccontextmanager
+    async def read_json(self, request: Request) -> AsyncIterator[dict[str, Any]]:
+        """Read the JSON object of a request, as `read` does a form.
+
+        Raises:
+            HTTPError: if it is no JSON object, too large or too slow, or the server too busy.
+        """
+        async with self._received(request) as stream:
+            try:
+                with anyio.fail_after(self._timeout):
+                    value = json.loads(b"".join([chunk async for chunk in stream]))
+            except TimeoutError:
+                raise _timeout() from None
+            except ClientDisconnect:
+                raise HTTPError(400, "The request ended early.") from None
+            except (ValueError, RecursionError):
+                value = None
+            if not isinstance(value, dict):
+                raise HTTPError(400, 'Send a JSON object, such as {"price": 19.9}.')
+            yield value
+
+    @asynccontextmanager
+    async def _received(self, request: Request) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+        """Yield the chunks of a request, whose memory counts as used until the block ends."""
         received = 0
 
         async def stream() -> AsyncGenerator[bytes, None]:
@@ -85,11 +118,11 @@ class Uploads:
                 yield chunk
 
         try:
-            yield await self._form(request, stream())
+            yield stream()
         finally:
             self._free_memory += received
 
-    async def _form(self, request: Request, stream: AsyncGenerator[bytes, None]) -> Form:
+    async def _form(self, request: Request, stream: AsyncGenerator[bytes, None], searches: int) -> Form:
         media_type = request.headers.get("content-type", "")
         if media_type.partition(";")[0].strip().lower() != "multipart/form-data":
             raise HTTPError(415, "Send pictures as an HTML form does, as multipart/form-data.")
@@ -99,13 +132,13 @@ class Uploads:
                 if length.isdecimal() and int(length) > self._max_bytes:
                     await self._discard_body(request)
                     raise self._too_large()
-                parser = _Parser(request.headers, stream, max_files=2 * MAX_PICTURES, max_fields=_MAX_FIELDS)
+                parser = _Parser(request.headers, stream, max_files=2 * MAX_PICTURES * searches, max_fields=_MAX_FIELDS)
                 # By default the parser writes files of more than 1 MB to disk.
                 parser.spool_max_size = self._max_bytes + 1
-                parser.max_part_size = MAX_PICTURE_LENGTH + 1
+                parser.max_part_size = MAX_PICTURE_LENGTH * searches + 1
                 return await _parse(parser)
         except TimeoutError:
-            raise HTTPError(408, "The upload took too long: try again.") from None
+            raise _timeout() from None
         except MultiPartException as error:
             raise HTTPError(400, f"The form cannot be read: {error.message}") from error
         except (ValueError, LookupError) as error:  # unknown character sets and invalid boundaries
@@ -125,6 +158,10 @@ class Uploads:
 
     def _too_large(self) -> HTTPError:
         return HTTPError(413, f"The upload is too large: the maximum is {self._max_bytes / 1e6:g} MB.")
+
+
+def _timeout() -> HTTPError:
+    return HTTPError(408, "The upload took too long: try again.")
 
 
 async def _parse(parser: MultiPartParser) -> Form:

