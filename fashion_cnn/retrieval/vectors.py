@@ -14,7 +14,7 @@ from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
 if TYPE_CHECKING:
-    from fashion_cnn.inference.network import NetworkOutput
+    from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput
 
 
 class SearchNetwork(Protocol):
