@@ -337,7 +337,7 @@ def test_a_concept_is_taught_to_a_catalogue_without_a_run(larger_shop, command):
             for file in (folder / "stripes" / "5.png", folder / "others" / "30.png")
         ]
         assert [[each["concept"] for each in picture["taught"]] for picture in seen] == [["stripes"], []]
-        assert seen[1]["said"] == "none of these"
+        assert seen[1]["answer"] == "none of these"
         assert "stripes" in web.get("/").text
     background = folder / "c" / "concepts" / "background.npz"
     assert background.exists()
@@ -398,7 +398,7 @@ def test_a_server_without_torch_gives_the_answers_of_the_server_with_it(indexed,
     hits = {name: [(hit["id"], hit["similarity"]) for hit in answer["hits"]] for name, answer in answers.items()}
     assert [hit for hit, _ in hits["onnx"]] == [hit for hit, _ in hits["torch"]] == ["red-box", "red-ball"]
     assert [value for _, value in hits["onnx"]] == pytest.approx([value for _, value in hits["torch"]], abs=1e-3)
-    said = [answer["pictures"][0]["said"] for answer in answers.values()]
+    said = [answer["pictures"][0]["answer"] for answer in answers.values()]
     assert said[0] == said[1]
     rows = {
         name: {row["id"]: row for row in Catalogue(str(tmp_path / name)).open().search().limit(None).to_list()}

@@ -171,7 +171,7 @@ def test_probabilities_are_calibrated_and_uncertain_pictures_are_none_of_the_cla
         logits = searcher.network.logits(searcher.network.preparation(decode(content))[None])
         expected = calibration.probabilities(logits)[0].sort(descending=True).values[:3].tolist()
         assert [each["probability"] for each in prediction["classes"]] == pytest.approx(expected, abs=1e-6)
-        assert (prediction["said"] == "none of these") == (expected[0] < calibration.threshold)
+        assert (prediction["answer"] == "none of these") == (expected[0] < calibration.threshold)
     everything = serving(shop_run, "reject=0.99")
     assert "None of the known classes" in page(everything.get(upload(everything, black).headers["location"]))
 
@@ -426,7 +426,7 @@ def test_api_and_page_return_the_same_products_and_the_api_links_to_the_page(cli
     assert response["matching"] == sum(
         product["category"] == "middle" and (product["price"] or 0) >= 12 for product in products.values()
     )
-    assert response["pictures"][0]["said"] == "middle"
+    assert response["pictures"][0]["answer"] == "middle"
     first = response["hits"][0]
     assert first.keys() >= {"id", "title", "category", "price", "similarity", "colour", "stock", "thumbnail"}
     assert grid_ids(page(client.get(response["link"]))) == [hit["id"] for hit in response["hits"]]
@@ -1216,7 +1216,7 @@ def test_the_error_names_which_of_several_files_is_not_a_picture(client):
 
 def test_a_picture_is_recognised_by_content_not_by_name(client):
     response = client.post("/api/search", files={"picture": ("../../x.exe", photograph(4), "text/plain")})
-    assert response.json()["pictures"][0]["said"] == CLASSES[0]
+    assert response.json()["pictures"][0]["answer"] == CLASSES[0]
 
 
 def test_the_api_form_refuses_unknown_fields_and_accepts_top_k(client):

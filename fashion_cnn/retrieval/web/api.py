@@ -305,7 +305,7 @@ def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link
         "link": link,
         "pictures": [
             {
-                "said": prediction.label,
+                "answer": prediction.label,
                 "classes": [
                     {"class": name, "probability": round(probability, 6)} for name, probability in prediction.classes
                 ],

@@ -62,7 +62,7 @@ class TaughtConcept(BaseModel):
 class QueryPicture(BaseModel):
     """Classes and concepts that the network sees on a picture of the query."""
 
-    said: str | None
+    answer: str | None
     classes: list[ClassProbability]
     taught: list[TaughtConcept]
 
