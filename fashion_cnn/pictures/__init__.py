@@ -9,12 +9,13 @@ from fashion_cnn.pictures.decoding import (
     open_picture,
 )
 from fashion_cnn.pictures.files import PictureFiles, find_pictures, read_pictures
-from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Preparation
+from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Box, Preparation, parse_box
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "PREPARATION_VERSION",
+    "Box",
     "PictureFiles",
     "Preparation",
     "TooManyPixelsError",
@@ -22,5 +23,6 @@ __all__ = [
     "decode",
     "find_pictures",
     "open_picture",
+    "parse_box",
     "read_pictures",
 ]

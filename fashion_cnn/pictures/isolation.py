@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
 from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, UnreadablePictureError, decode, silence_pillow
-from fashion_cnn.pictures.preparation import Preparation
+from fashion_cnn.pictures.preparation import Box, Preparation
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
@@ -46,11 +46,16 @@ class PictureProcess:
         self._end: weakref.finalize[..., PictureProcess] | None = None
 
     def prepare(
-        self, contents: Sequence[bytes], preparation: Preparation
+        self, contents: Sequence[bytes], preparation: Preparation, boxes: Sequence[Box | None] | None = None
     ) -> list[NDArray[np.uint8] | UnreadablePictureError]:
         """Decode picture files and prepare them for the network.
 
         Calls from several threads wait for each other.
+
+        Args:
+            contents: the files.
+            preparation: the conversion of pictures.
+            boxes: the part of each picture that counts, None for the whole; without it all are whole.
 
         Returns:
             Pictures `(C, H, W)`; the first that cannot be read is an error and the last element.
@@ -59,8 +64,9 @@ class PictureProcess:
         with self._lock:
             connection = self._started()
             try:
-                request = {"count": len(contents), "max_pixels": self.max_pixels, "seconds": self.seconds}
-                connection.send_bytes(json.dumps(request | {"preparation": asdict(preparation)}).encode())
+                request = {"max_pixels": self.max_pixels, "seconds": self.seconds, "preparation": asdict(preparation)}
+                parts = [box and astuple(box) for box in boxes or [None] * len(contents)]
+                connection.send_bytes(json.dumps(request | {"boxes": parts}).encode())
                 for content in contents:
                     connection.send_bytes(content)
                 while len(results) < len(contents):
@@ -134,16 +140,18 @@ def run(descriptor: int) -> None:
     with suppress(EOFError, OSError), silence_pillow(), Connection(descriptor) as connection:
         while True:
             request = json.loads(connection.recv_bytes())
-            contents = [connection.recv_bytes() for _ in range(request["count"])]
+            boxes = [box and Box(*box) for box in request["boxes"]]
+            contents = [connection.recv_bytes() for _ in boxes]
             max_pixels, preparation = request["max_pixels"], request["preparation"]
             prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
             _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
             seconds = request["seconds"]
-            for content in contents:
+            for content, box in zip(contents, boxes, strict=True):
                 # Not while answers are sent: the other process is to take them for the end of the work.
                 signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
                 try:
-                    pixels = prepare.array(decode(content, min_pixels=prepare.min_pixels, max_pixels=max_pixels))
+                    picture = decode(content, min_pixels=prepare.min_pixels_for(box), max_pixels=max_pixels)
+                    pixels = prepare.array(picture, box)
                 except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
                     signal.setitimer(signal.ITIMER_PROF, 0)
                     reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"

@@ -23,7 +23,14 @@ from fashion_cnn.retrieval.web.openapi import (
     error_responses,
     upload_form,
 )
-from fashion_cnn.retrieval.web.query import MAX_LINK_LENGTH, MAX_PICTURES, SearchQuery, encode_picture, validate
+from fashion_cnn.retrieval.web.query import (
+    MAX_LINK_LENGTH,
+    MAX_PICTURES,
+    SearchQuery,
+    encode_picture,
+    parse_boxes,
+    validate,
+)
 from fashion_cnn.retrieval.web.service import SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueView
 from fashion_cnn.retrieval.web.views import media_type
@@ -32,6 +39,7 @@ Id = Annotated[str, Query(max_length=1000, description="Id of the product")]
 TopK = Annotated[int, Query(ge=1, le=100, description="Number of products per page")]
 _TOP_K = TypeAdapter(TopK)
 _PARAMETERS = (*SearchQuery.model_fields, "top_k")
+_FORM_FIELDS = (*_PARAMETERS, "box")
 _FILES = ("picture", "unlike_picture")
 
 
@@ -56,6 +64,8 @@ def create_router(service: SearchService) -> APIRouter:
     )
     async def search(request: Request, query: Annotated[SearchQuery, Query()], top_k: TopK = service.top_k) -> Response:
         """Without parameters it lists all products."""
+        if "box" in request.query_params:
+            raise HTTPError(422, "box is a part of a picture file: send both as a form, with POST.")
         _check_names(request.query_params, known=_PARAMETERS)
         view = service.state.require_view()
         return _response(view, query, await service.search(view, query, top_k=top_k), query.link())
@@ -73,15 +83,16 @@ def create_router(service: SearchService) -> APIRouter:
         if request.query_params:
             raise HTTPError(422, "Send all parameters as fields of the form, none in the address.")
         async with service.uploads.read(request) as form:
-            _check_names(form.fields, known=_PARAMETERS)
+            _check_names(form.fields, known=_FORM_FIELDS)
             _check_names(form.files, known=_FILES)
             top_k = form.fields.pop("top_k", None)
+            boxes = parse_boxes(form.fields.pop("box", []), len(form.files.get("picture", ())))
             query = SearchQuery.from_form(form.fields)
             for name in _FILES:
                 if len(getattr(query, name)) + len(form.files.get(name, ())) > MAX_PICTURES:
                     raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
             size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
-            result = await service.search(view, query, form.files, top_k=size)
+            result = await service.search(view, query, form.files, boxes, top_k=size)
             return _response(view, query, result, await in_thread(partial(_link, query, result)))
 
     @router.get(

@@ -17,7 +17,14 @@ from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.developer import evaluation_tables, histogram
 from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.retrieval.web.openapi import operations
-from fashion_cnn.retrieval.web.query import MAX_PAGES, MAX_PICTURES, SearchQuery, encode_picture, format_number
+from fashion_cnn.retrieval.web.query import (
+    MAX_PAGES,
+    MAX_PICTURES,
+    SearchQuery,
+    encode_picture,
+    format_number,
+    parse_boxes,
+)
 from fashion_cnn.retrieval.web.service import SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueState, Filter
 from fashion_cnn.retrieval.web.views import format_attribute, format_price, inline_image
@@ -133,13 +140,14 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
     async def submit(request: Request) -> Response:
         view = service.state.require_view()
         async with service.uploads.read(request) as form:
-            query = SearchQuery.from_form(form.fields)
             files = form.files.get("picture", [])
+            boxes = parse_boxes(form.fields.pop("box", []), len(files))
+            query = SearchQuery.from_form(form.fields)
             if len(files) > MAX_PICTURES:
                 raise HTTPError(422, f"Too many pictures ({len(files)}): the maximum is {MAX_PICTURES}.")
             changes: dict[str, Any] = {}
             if files:
-                _, pictures = await service.prepare(view, {"picture": files})
+                _, pictures = await service.prepare(view, {"picture": files}, boxes)
                 links = await in_thread(lambda: [encode_picture(each) for each in pictures["picture"]])
                 # A new picture starts a new search with the same filters.
                 changes = {"picture": links, "like": [], "unlike": [], "unlike_picture": []}

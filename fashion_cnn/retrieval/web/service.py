@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.predictor import Prediction
-from fashion_cnn.pictures import TooManyPixelsError, UnreadablePictureError
+from fashion_cnn.pictures import Box, TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.searcher import Hit, Query
@@ -219,7 +219,12 @@ class SearchService:
         self._process.close()
 
     async def search(
-        self, view: CatalogueView, query: SearchQuery, files: Files | None = None, top_k: int | None = None
+        self,
+        view: CatalogueView,
+        query: SearchQuery,
+        files: Files | None = None,
+        boxes: Sequence[Box | None] = (),
+        top_k: int | None = None,
     ) -> SearchResult:
         """Run `search_catalogue` in a worker thread and record its latency.
 
@@ -227,7 +232,7 @@ class SearchService:
             HTTPError: as `search_catalogue` and `prepare` do, or a `BusyError`.
         """
         view.require([*query.like, *query.unlike])
-        seconds, uploads = await self.prepare(view, files or {})
+        seconds, uploads = await self.prepare(view, files or {}, boxes)
         result = await self.workers.run(
             lambda: search_catalogue(view, query, top_k=top_k or self.top_k, uploads=uploads)
         )
@@ -238,8 +243,15 @@ class SearchService:
             self.latencies.add(result.milliseconds)
         return result
 
-    async def prepare(self, view: CatalogueView, files: Files) -> tuple[float, dict[str, list[Tensor]]]:
+    async def prepare(
+        self, view: CatalogueView, files: Files, boxes: Sequence[Box | None] = ()
+    ) -> tuple[float, dict[str, list[Tensor]]]:
         """Decode picture files and prepare them for the network, in a process of limited time and memory.
+
+        Args:
+            view: version of the catalogue, whose network the pictures are for.
+            files: the files of each field.
+            boxes: the part that counts of each file in the field `picture`, None for the whole.
 
         Returns:
             The seconds that it took without waiting for others, and by field the pictures `(C, H, W)` uint8.
@@ -256,11 +268,16 @@ class SearchService:
         if not labels:
             return 0, prepared
         contents = [content for each in files.values() for content in each]
+        parts = [
+            box
+            for name, each in files.items()
+            for box in (boxes if name == "picture" and boxes else [None] * len(each))
+        ]
         preparation = view.searcher.network.preparation
 
         def decode() -> tuple[float, Sequence[NDArray[np.uint8] | UnreadablePictureError]]:
             start = time.perf_counter()
-            results = self._process.prepare(contents, preparation)
+            results = self._process.prepare(contents, preparation, parts)
             return time.perf_counter() - start, results
 
         seconds, results = await self._decoder.run(decode)
