@@ -111,6 +111,10 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
                 raise UserError(f"{path}: {error}") from error
             pictures[option].append(picture.crop(box.pixels(picture.size)) if box else picture)
             prepared[option].append(network.preparation(picture, box))
+            if network.finds_item(prepared[option][-1]) is False:
+                searched = "all of the box" if box else "the middle square"
+                hint = "" if box else "; box= says where it is"
+                print(printable(f"{path}: no item stands out, {searched} is searched{hint}."), file=sys.stderr)
     where = OmegaConf.to_container(config.where) if OmegaConf.is_config(config.where) else config.where
     if not isinstance(where, dict | None):
         raise UserError(f"where={where} names no column: write 'where={{colour:red}}'.", status=2)

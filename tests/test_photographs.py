@@ -328,6 +328,25 @@ def test_a_part_of_a_photograph_is_searched_on_the_command_line(indexed, command
         assert json.loads(out)[0]["id"] == expected
 
 
+def test_it_is_said_if_no_item_stands_out(indexed, command, tmp_path):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    app = build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1")
+    with client.TestClient(app, base_url="http://127.0.0.1") as browser:
+        squares = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        scene = Image.fromarray(squares).resize((240, 180), Image.Resampling.NEAREST)
+        for picture, found in ((drawn("ball", COLOURS["red"]), True), (scene, False)):
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            result = browser.post("/api/search", files={"picture": file.getvalue()}).json()
+            assert result["pictures"][0]["item_found"] is found
+            assert ("No item stands out" in browser.get(result["link"]).text) is not found
+            picture.save(tmp_path / "query.png")
+            status, _, err = command(search_main, f"catalogue='{indexed}/c'", f"image='{tmp_path}/query.png'")
+            assert status == 0
+            message = "query.png: no item stands out, the middle square is searched; box= says where it is."
+            assert (message in err) is not found
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -396,3 +415,24 @@ def test_changes_of_the_benchmark_keep_the_item(script):
     turned = photo_changes.recolour(picture, 240)
     assert colour_name(as_array(turned)) == "green"
     assert turned.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_foregrounds_of_the_benchmark_keep_the_masked_part(script):
+    foregrounds = script("benchmarks/foregrounds.py")
+    preparation = Preparation((3, 64, 64), cut_out=False, photograph=True)
+    scene = Image.fromarray(np.random.default_rng(2).integers(0, 100, (80, 160, 3), dtype=np.uint8))
+    scene.paste((220, 30, 30), (80, 20, 120, 60))
+    # A quarter of the resolution; the item and a margin of 4 pixels are 48 wide and high.
+    mask = np.zeros((20, 40), dtype=np.float32)
+    mask[5:15, 20:30] = 1
+    red = [
+        ((as_array(way(preparation, scene, mask)).astype(int) * [[[1]], [[-1]], [[0]]]).sum(axis=0) > 100).mean()
+        for way in (foregrounds.boxed, foregrounds.cut_out)
+    ]
+    assert red == pytest.approx([(40 / 48) ** 2] * 2, abs=0.06)
+    assert as_array(foregrounds.cut_out(preparation, scene, mask))[:, 0].min() == 255
+    middle = preparation.array(scene)
+    for way in (foregrounds.boxed, foregrounds.cut_out):
+        assert np.array_equal(as_array(way(preparation, scene, None)), middle)
+    assert foregrounds.Finder(lambda picture: mask).mask(scene) is mask
+    assert foregrounds.Finder(lambda picture: np.zeros_like(mask)).mask(scene) is None

@@ -15,7 +15,7 @@ from fashion_cnn.models import ImageClassifier, TimmBackbone
 from fashion_cnn.models.backbones import PACKAGED_NETWORK, PACKAGED_SHA256, packaged_weights
 from fashion_cnn.models.hardware import select_device
 from fashion_cnn.pictures import PREPARATION_VERSION, Preparation
-from fashion_cnn.pictures.colour import COLOUR_VERSION, HISTOGRAM_SIZE, colour_histogram, colour_name
+from fashion_cnn.pictures.colour import COLOUR_VERSION, HISTOGRAM_SIZE, colour_histogram, colour_name, has_item
 from fashion_cnn.runs import Run
 
 # Column of a catalogue with the main colour of each product.
@@ -126,6 +126,10 @@ class PretrainedNetwork(EmbeddingNetwork):
         colours = torch.stack([torch.from_numpy(colour_histogram(image.numpy())) for image in images.cpu()])
         joined = torch.cat([(1 - weight) ** 0.5 * output.embeddings, weight**0.5 * colours], dim=1)
         return NetworkOutput(output.logits, joined)
+
+    def finds_item(self, image: Tensor) -> bool:
+        """Whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        return has_item(image.numpy())
 
     def measure_columns(self, images: Tensor) -> dict[str, list[str]]:
         """The main colour of each prepared image `(N, C, H, W)` uint8."""

@@ -172,8 +172,9 @@ def _response(view: CatalogueView, query: SearchQuery, result: SearchResult, lin
                         for name, probability in prediction.classes
                     ],
                     "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.concepts],
+                    "item_found": found,
                 }
-                for prediction in result.predictions
+                for prediction, found in zip(result.predictions, result.items_found, strict=True)
             ],
             "hits": [_record(hit) for hit in result.hits],
             "milliseconds": {stage: round(value, 2) for stage, value in result.milliseconds.items()},

@@ -64,6 +64,13 @@ class QueryPicture(BaseModel):
     said: str | None
     classes: list[ClassProbability]
     taught: list[TaughtConcept]
+    item_found: Annotated[
+        bool | None,
+        Field(
+            description="Whether an item stands out from the ground of a photograph; if not, its middle square or its "
+            "box was searched. null if the network does not look for one"
+        ),
+    ]
 
 
 class SearchResponse(BaseModel):

@@ -84,12 +84,14 @@ class QueryPicture:
         is_like: whether results should be similar to it.
         picture: an encoded image.
         prediction: its predicted classes.
+        item_found: whether an item stands out from its ground; None if that is not known.
         without: the search without it.
     """
 
     is_like: bool
     picture: bytes
     prediction: Prediction
+    item_found: bool | None
     without: SearchQuery
 
 
@@ -98,8 +100,10 @@ def query_pictures(query: SearchQuery, result: SearchResult) -> list[QueryPictur
     texts = [(name, text) for name in ("picture", "unlike_picture") for text in getattr(query, name)]
     pictures = (*result.pictures, *result.unlike_pictures)
     return [
-        QueryPicture(name == "picture", encode_png(to_pil_image(picture)), prediction, query.without(name, text))
-        for (name, text), picture, prediction in zip(texts, pictures, result.predictions, strict=True)
+        QueryPicture(name == "picture", encode_png(to_pil_image(picture)), prediction, found, query.without(name, text))
+        for (name, text), picture, prediction, found in zip(
+            texts, pictures, result.predictions, result.items_found, strict=True
+        )
     ]
 
 

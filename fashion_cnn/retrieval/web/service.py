@@ -71,6 +71,7 @@ class SearchResult:
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.
         predictions: classes of `pictures`, then of `unlike_pictures`.
+        items_found: whether each of these pictures shows an item apart from its ground; None if that is not known.
         milliseconds: duration of each stage.
     """
 
@@ -80,6 +81,7 @@ class SearchResult:
     pictures: tuple[Tensor, ...]
     unlike_pictures: tuple[Tensor, ...]
     predictions: tuple[Prediction, ...]
+    items_found: tuple[bool | None, ...]
     milliseconds: dict[str, float]
 
 
@@ -142,7 +144,14 @@ def search_catalogue(
     if outputs is None:  # without pictures these stages did not take place
         del milliseconds[DECODING], milliseconds[embedding]
     return SearchResult(
-        hits, ranking.matching, ranking.with_all_words, pictures, unlike_pictures, predictions, milliseconds
+        hits=hits,
+        matching=ranking.matching,
+        with_all_words=ranking.with_all_words,
+        pictures=pictures,
+        unlike_pictures=unlike_pictures,
+        predictions=predictions,
+        items_found=tuple(view.searcher.network.finds_item(each) for each in (*pictures, *unlike_pictures)),
+        milliseconds=milliseconds,
     )
 
 
