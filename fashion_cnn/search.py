@@ -74,6 +74,8 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"duplicates={config.duplicates} is not a similarity: give a number in (0, 1].", status=2)
     if config.price is not None and (not isinstance(config.price, Sequence) or len(config.price) != 2):
         raise UserError(f"price={config.price} is not [min,max], such as price=[10,50] or price=[null,50].", status=2)
+    if config.box is not None and not config.image:
+        raise UserError("box= is a part of a picture: give image=PATH too.", status=2)
     query = [name for name in _QUERY_OPTIONS if config[name]]
     if config.duplicates is None and not query:
         raise UserError(
@@ -89,21 +91,30 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     from omegaconf import OmegaConf
 
     from fashion_cnn.concepts import Concepts
-    from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures
+    from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures, parse_box
     from fashion_cnn.retrieval.filters import parse_conditions
     from fashion_cnn.retrieval.searcher import Query
 
     network = searcher.network
     pictures: dict[str, list[Image.Image]] = {"image": [], "unlike_image": []}
     prepared: dict[str, list[Tensor]] = {"image": [], "unlike_image": []}
+    part = None if config.box is None else parse_box(as_strings(config.box))
     for option in pictures:
-        for path in find_pictures(config[option], option=option).paths if config[option] else ():
+        paths = find_pictures(config[option], option=option).paths if config[option] else ()
+        box = part if option == "image" else None
+        if box and len(paths) > 1:
+            raise UserError(f"box= is for one picture, image= has {len(paths)}: search them one by one.", status=2)
+        for path in paths:
             try:
-                picture = decode(path, min_pixels=network.preparation.min_pixels)
+                picture = decode(path, min_pixels=network.preparation.min_pixels_for(box))
             except UnreadablePictureError as error:
                 raise UserError(f"{path}: {error}") from error
-            pictures[option].append(picture)
-            prepared[option].append(network.preparation(picture))
+            pictures[option].append(picture.crop(box.pixels(picture.size)) if box else picture)
+            prepared[option].append(network.preparation(picture, box))
+            if network.finds_item(prepared[option][-1]) is False:
+                searched = "all of the box" if box else "the middle square"
+                hint = "" if box else "; box= says where it is"
+                print(printable(f"{path}: no item stands out, {searched} is searched{hint}."), file=sys.stderr)
     where = OmegaConf.to_container(config.where) if OmegaConf.is_config(config.where) else config.where
     if not isinstance(where, dict | None):
         raise UserError(f"where={where} names no column: write 'where={{colour:red}}'.", status=2)

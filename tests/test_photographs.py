@@ -19,7 +19,7 @@ from fashion_cnn.export import main as export_main
 from fashion_cnn.index import index
 from fashion_cnn.index import main as index_main
 from fashion_cnn.inference import onnx_network, pretrained
-from fashion_cnn.pictures import Preparation, photographs
+from fashion_cnn.pictures import Box, Preparation, parse_box, photographs
 from fashion_cnn.pictures.colour import (
     COLOUR_NAMES,
     HISTOGRAM_SIZE,
@@ -143,6 +143,35 @@ def test_a_scene_keeps_its_middle_square():
     scene = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 160, 3), dtype=np.uint8))
     prepared = Preparation((3, 96, 96), cut_out=False, photograph=True)(scene)
     assert torch.equal(prepared, torch.from_numpy(np.array(scene)[:, 32:128].transpose(2, 0, 1)))
+
+
+def test_all_of_a_box_is_prepared_and_only_that():
+    scene = Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 200, 3), dtype=np.uint8))
+    preparation = Preparation((3, 64, 64), cut_out=False, photograph=True)
+    prepared = preparation(scene, Box(0.25, 0.1, 0.57, 0.42))
+    expected = scene.crop((50, 10, 114, 42))
+    # The box is twice as wide as high: it fills the width, and the rest is one colour.
+    assert np.array_equal(prepared[:, 16:48].numpy(), as_array(expected))
+    assert len(np.unique(prepared[:, :16].flatten(1).numpy(), axis=1).T) == 1
+
+
+def test_a_box_has_at_least_one_pixel():
+    assert Box(0.995, 0, 1, 0.01).pixels((40, 30)) == (39, 0, 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["0.1", "0.2", "0.5"], "LEFT,TOP,RIGHT,BOTTOM"),
+        (["0.5", "0.2", "0.1", "0.9"], "LEFT,TOP,RIGHT,BOTTOM"),
+        (["0", "0", "1", "1.5"], "LEFT,TOP,RIGHT,BOTTOM"),
+        (["nan", "0", "1", "1"], "LEFT,TOP,RIGHT,BOTTOM"),
+        (["0", "0", "1", "0.005"], "too small"),
+    ],
+)
+def test_impossible_boxes_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        parse_box(values)
 
 
 @pytest.fixture(scope="module")
@@ -435,6 +464,97 @@ def test_a_file_of_other_settings_is_refused(indexed, tmp_path, monkeypatch):
         build_app(compose("serve", [f"catalogue='{tmp_path}/c'", "backend=onnx"]), "127.0.0.1")
 
 
+def two_items():
+    """A red box beside a blue ball, on a patterned ground."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(60, 200, (120, 320, 3), dtype=np.uint8))
+    for left, item in ((0, drawn("box", COLOURS["red"])), (160, drawn("ball", COLOURS["blue"]))):
+        picture.paste(item.crop((50, 30, 110, 90)), (left + 50, 30))
+    return picture
+
+
+LEFT_ITEM, RIGHT_ITEM = "0.156,0.25,0.344,0.75", "0.656,0.25,0.844,0.75"
+
+
+def test_a_part_of_a_photograph_is_searched_on_the_command_line(indexed, command, tmp_path):
+    two_items().save(tmp_path / "query.png")
+    for box, expected in ((LEFT_ITEM, "red-box"), (RIGHT_ITEM, "blue-ball")):
+        status, out, _ = command(
+            search_main, f"catalogue='{indexed}/c'", f"image='{tmp_path}/query.png'", f"box=[{box}]", "format=json"
+        )
+        assert status == 0
+        assert json.loads(out)[0]["id"] == expected
+
+
+def test_it_is_said_if_no_item_stands_out(indexed, command, tmp_path):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    app = build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1")
+    with client.TestClient(app, base_url="http://127.0.0.1") as browser:
+        squares = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        scene = Image.fromarray(squares).resize((240, 180), Image.Resampling.NEAREST)
+        for picture, found in ((drawn("ball", COLOURS["red"]), True), (scene, False)):
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            result = browser.post("/api/search", files={"picture": file.getvalue()}).json()
+            assert result["pictures"][0]["item_found"] is found
+            assert ("No item stands out" in browser.get(result["link"]).text) is not found
+            picture.save(tmp_path / "query.png")
+            status, _, err = command(search_main, f"catalogue='{indexed}/c'", f"image='{tmp_path}/query.png'")
+            assert status == 0
+            message = "query.png: no item stands out, the middle square is searched; box= says where it is."
+            assert (message in err) is not found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["image='{0}/query.png'", "box=[0.5,0,0.2,1]"], "box=0.5,0,0.2,1 is not LEFT,TOP,RIGHT,BOTTOM"),
+        (["text=ball", "box=[0,0,1,1]"], "give image=PATH too"),
+        (["image=['{0}/query.png','{0}/photos']", "box=[0,0,1,1]"], "search them one by one"),
+    ],
+)
+def test_wrong_boxes_end_in_one_message(indexed, command, overrides, message):
+    two_items().save(indexed / "query.png")
+    status, _, err = command(search_main, f"catalogue='{indexed}/c'", *(each.format(indexed) for each in overrides))
+    assert status in (1, 2)
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_part_of_a_photograph_is_searched_by_the_server(indexed):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    app = build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1")
+    file = io.BytesIO()
+    two_items().save(file, "PNG")
+    picture = file.getvalue()
+    with client.TestClient(app, base_url="http://127.0.0.1") as browser:
+
+        def search(count=1, **form):
+            return browser.post("/api/search", files=[("picture", picture)] * count, data={"top_k": "1"} | form)
+
+        assert search(box=LEFT_ITEM).json()["hits"][0]["id"] == "red-box"
+        assert search(box=RIGHT_ITEM).json()["hits"][0]["id"] == "blue-ball"
+        # A box belongs to the file in its position, and an empty one is the whole picture.
+        second, whole = search(count=2, box=["", RIGHT_ITEM]).json(), search().json()
+        assert second["pictures"][0] == whole["pictures"][0] == search(box="").json()["pictures"][0]
+        assert second["pictures"][1] == search(box=RIGHT_ITEM).json()["pictures"][0]
+        # The page's link and the API's lead to the same products.
+        page = browser.post("/", files={"picture": picture}, data={"box": LEFT_ITEM}, follow_redirects=False)
+        assert page.status_code == 303
+        assert browser.get(page.headers["location"]).text.partition('class="grid"')[2].index("red box") > 0
+        for form, message in (
+            ({"box": "0.5,0,0.2,1"}, "LEFT,TOP,RIGHT,BOTTOM"),
+            ({"box": "a,b,c,d"}, "LEFT,TOP,RIGHT,BOTTOM"),
+            ({"box": "0,0,0.001,1"}, "too small"),
+            ({"box": [LEFT_ITEM, RIGHT_ITEM]}, "one for each file"),
+        ):
+            refused = search(**form)
+            assert refused.status_code == 422
+            assert message in refused.json()["error"]
+        refused = browser.get("/api/search", params={"box": LEFT_ITEM})
+        assert refused.status_code == 422
+        assert "POST" in refused.json()["error"]
+
+
 def test_a_damaged_size_in_the_metadata_is_reported():
     with pytest.raises(UserError, match="size=999"):
         photographs.pretrained_settings(size=999, trim=True, colour_weight=0.3)
@@ -483,3 +603,24 @@ def test_changes_of_the_benchmark_keep_the_item(script):
     turned = photo_changes.recolour(picture, 240)
     assert colour_name(as_array(turned)) == "green"
     assert turned.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_foregrounds_of_the_benchmark_keep_the_masked_part(script):
+    foregrounds = script("benchmarks/foregrounds.py")
+    preparation = Preparation((3, 64, 64), cut_out=False, photograph=True)
+    scene = Image.fromarray(np.random.default_rng(2).integers(0, 100, (80, 160, 3), dtype=np.uint8))
+    scene.paste((220, 30, 30), (80, 20, 120, 60))
+    # A quarter of the resolution; the item and a margin of 4 pixels are 48 wide and high.
+    mask = np.zeros((20, 40), dtype=np.float32)
+    mask[5:15, 20:30] = 1
+    red = [
+        ((as_array(way(preparation, scene, mask)).astype(int) * [[[1]], [[-1]], [[0]]]).sum(axis=0) > 100).mean()
+        for way in (foregrounds.boxed, foregrounds.cut_out)
+    ]
+    assert red == pytest.approx([(40 / 48) ** 2] * 2, abs=0.06)
+    assert as_array(foregrounds.cut_out(preparation, scene, mask))[:, 0].min() == 255
+    middle = preparation.array(scene)
+    for way in (foregrounds.boxed, foregrounds.cut_out):
+        assert np.array_equal(as_array(way(preparation, scene, None)), middle)
+    assert foregrounds.Finder(lambda picture: mask).mask(scene) is mask
+    assert foregrounds.Finder(lambda picture: np.zeros_like(mask)).mask(scene) is None

@@ -1614,7 +1614,7 @@ def test_options_names_all_methods(client, path, methods):
 def test_words_do_not_wait_for_pictures(serving, shop_run, monkeypatch):
     is_decoding, may_end = threading.Event(), threading.Event()
 
-    def wait(self, contents, preparation):
+    def wait(self, contents, preparation, boxes):
         is_decoding.set()
         may_end.wait(PATIENCE)
         return [np.zeros(preparation.image_shape, np.uint8) for _ in contents]
@@ -1731,11 +1731,11 @@ def test_idle_connections_make_room_for_new_ones(serving, shop_run, limit):
 def test_requests_beyond_the_connections_of_an_address_get_503(serving, shop_run, monkeypatch):
     may_end, prepare, arrived = threading.Event(), SearchService.prepare, []
 
-    async def recorded(self, view, files):
+    async def recorded(self, view, files, boxes):
         arrived.append(files)
-        return await prepare(self, view, files)
+        return await prepare(self, view, files, boxes)
 
-    def wait(self, contents, preparation):
+    def wait(self, contents, preparation, boxes):
         may_end.wait(PATIENCE)
         return [np.zeros(preparation.image_shape, np.uint8) for _ in contents]
 

@@ -132,6 +132,62 @@ def test_a_dropped_picture_is_searched(visit):
     assert page.get_by_role("heading", name=CLASSES[5 % 4], exact=True).is_visible()
 
 
+def test_a_part_of_the_picture_is_dragged_and_searched(visit):
+    page = visit()
+    assert page.locator("#choose-part").count() == 0
+    choose_pictures(page, 6)
+    page.wait_for_url("**/?picture=*")
+    of_whole = page.url
+    page.get_by_role("button", name="Choose a part").click()
+    picture = page.get_by_role("img", name="Your picture", exact=True)
+    frame = picture.bounding_box()
+    page.mouse.move(frame["x"] + 0.1 * frame["width"], frame["y"] + 0.2 * frame["height"])
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.5 * frame["width"], frame["y"] + 0.6 * frame["height"], steps=3)
+    page.mouse.up()
+    assert "10 to 50% of the width, 20 to 60% of the height" in page.get_by_role("status").last.inner_text()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    assert "12 to 52% of the width, 20 to 62% of the height" in page.get_by_role("status").last.inner_text()
+    violations = axe.Axe().run(page).response["violations"]
+    assert [each["id"] for each in violations if each["impact"] in ("serious", "critical")] == []
+    page.evaluate(
+        "document.querySelector('form.search')"
+        ".addEventListener('formdata', (event) => (window.name = event.formData.get('box')))"
+    )
+    follow(page, page.get_by_role("button", name="Search this part"))
+    assert page.evaluate("window.name") == "0.1200,0.2000,0.5200,0.6200"
+    of_part = page.url
+    assert of_part != of_whole
+    # The part is still there, and the whole picture is one click away.
+    page.get_by_role("button", name="Choose a part").click()
+    assert "12 to 52% of the width" in page.get_by_role("status").last.inner_text()
+    follow(page, page.get_by_role("button", name="Whole picture"))
+    assert page.url != of_part
+    # A link of another picture offers no part of this one.
+    page.goto(of_part)
+    assert page.get_by_role("button", name="Choose a part").count() == 0
+
+
+def test_a_part_is_dragged_on_a_phone(visit):
+    page = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    choose_pictures(page, 6)
+    page.wait_for_url("**/?picture=*")
+    page.get_by_role("button", name="Choose a part").tap()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("getComputedStyle(document.querySelector('.whole')).touchAction") == "none"
+    picture = page.get_by_role("img", name="Your picture", exact=True)
+    picture.scroll_into_view_if_needed()
+    frame = picture.bounding_box()
+    touch = page.context.new_cdp_session(page)
+    points = [(0.1, 0.1), (0.3, 0.4), (0.6, 0.7)]
+    for kind, place in zip(("touchStart", "touchMove", "touchMove"), points, strict=True):
+        point = {"x": frame["x"] + place[0] * frame["width"], "y": frame["y"] + place[1] * frame["height"]}
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert "10 to 60% of the width, 10 to 70% of the height" in page.get_by_role("status").last.inner_text()
+
+
 def test_dropped_and_pasted_text_goes_to_the_field_and_other_files_show_an_alert(visit):
     page = visit()
     events = page.evaluate(

@@ -152,6 +152,10 @@ class EmbeddingNetwork(NetworkRunner):
         other.flip_embeddings = True
         return other
 
+    def finds_item(self, image: ArrayLike) -> bool | None:
+        """Whether a prepared image `(C, H, W)` shows an item apart from its ground; None if that is not known."""
+        return None
+
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """Values of `measured_columns` of prepared images `(N, C, H, W)` uint8."""
         return {}

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fashion_cnn.errors import UserError, require
 from fashion_cnn.inference.prediction import PictureVectors, Prediction, predictions_of, softmax
+from fashion_cnn.pictures.colour import has_item
 from fashion_cnn.pictures.photographs import (
     COLOUR_COLUMN,
     PretrainedSettings,
@@ -89,6 +90,10 @@ class OnnxNetwork:
         ]
         logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return logits, join_colours(features, pictures, self._settings)
+
+    def finds_item(self, image: ArrayLike) -> bool:
+        """Whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """The main colour of each prepared picture `(N, 3, H, W)` uint8."""

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from fashion_cnn.models import ImageClassifier, TimmBackbone
 from fashion_cnn.models.backbones import packaged_weights
 from fashion_cnn.models.hardware import select_device
 from fashion_cnn.pictures import Preparation
+from fashion_cnn.pictures.colour import has_item
 from fashion_cnn.pictures.photographs import (
     COLOUR_COLUMN,
     PretrainedSettings,
@@ -81,6 +83,10 @@ class PretrainedNetwork(EmbeddingNetwork):
         output = super().outputs(images)
         joined = join_colours(output.embeddings.numpy(), images.cpu(), self.pretrained)
         return NetworkOutput(output.logits, torch.from_numpy(joined))
+
+    def finds_item(self, image: ArrayLike) -> bool:
+        """Whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """The main colour of each prepared image `(N, C, H, W)` uint8."""

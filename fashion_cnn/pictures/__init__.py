@@ -9,13 +9,21 @@ from fashion_cnn.pictures.decoding import (
     open_picture,
 )
 from fashion_cnn.pictures.files import PictureFiles, find_pictures, read_pictures
-from fashion_cnn.pictures.preparation import PREPARATION_VERSION, THUMBNAIL_SIDE, Preparation, encode_thumbnail
+from fashion_cnn.pictures.preparation import (
+    PREPARATION_VERSION,
+    THUMBNAIL_SIDE,
+    Box,
+    Preparation,
+    encode_thumbnail,
+    parse_box,
+)
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "PREPARATION_VERSION",
     "THUMBNAIL_SIDE",
+    "Box",
     "PictureFiles",
     "Preparation",
     "TooManyPixelsError",
@@ -24,5 +32,6 @@ __all__ = [
     "encode_thumbnail",
     "find_pictures",
     "open_picture",
+    "parse_box",
     "read_pictures",
 ]

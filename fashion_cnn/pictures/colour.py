@@ -98,10 +98,20 @@ def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     return item if item.mean() >= _MIN_ITEM else None
 
 
+def has_item(picture: NDArray[np.uint8]) -> bool:
+    """Return whether a picture `(3, H, W)` shows an item on a plain or evenly shaded ground, as prepared ones do."""
+    return foreground(_small_lab(picture)) is not None
+
+
+def _small_lab(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return a copy of `_SIDE` pixels in CIELAB."""
+    image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+    return to_lab(np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=None)))
+
+
 def _item_pixels(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return CIELAB pixels `(P, 3)` and their weights `(P,)`: the item, or all with the middle weighing most."""
-    image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-    lab = to_lab(np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=None)))
+    lab = _small_lab(picture)
     item = foreground(lab)
     if item is not None:
         # Pixels on the outline mix item and ground.

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
 from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, UnreadablePictureError, decode, silence_pillow
-from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Preparation, encode_thumbnail
+from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Box, Preparation, encode_thumbnail
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
@@ -46,16 +46,21 @@ class PictureProcess:
         self._end: weakref.finalize[..., PictureProcess] | None = None
 
     def prepare(
-        self, contents: Sequence[bytes], preparation: Preparation
+        self, contents: Sequence[bytes], preparation: Preparation, boxes: Sequence[Box | None] | None = None
     ) -> list[NDArray[np.uint8] | UnreadablePictureError]:
         """Decode picture files and prepare them for the network.
 
         Calls from several threads wait for each other.
 
+        Args:
+            contents: the files.
+            preparation: the conversion of pictures.
+            boxes: the part of each picture that counts, None for the whole; without it all are whole.
+
         Returns:
             Pictures `(C, H, W)`; the first that cannot be read is an error and the last element.
         """
-        results = self._exchange(contents, preparation, thumbnails=False)
+        results = self._exchange(contents, preparation, boxes or [None] * len(contents), thumbnails=False)
         return [result if isinstance(result, UnreadablePictureError) else result[0] for result in results]
 
     def prepare_product(self, content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], bytes]:
@@ -67,21 +72,21 @@ class PictureProcess:
         Raises:
             UnreadablePictureError: if it cannot be read.
         """
-        (result,) = self._exchange([content], preparation, thumbnails=True)
+        (result,) = self._exchange([content], preparation, [None], thumbnails=True)
         if isinstance(result, UnreadablePictureError):
             raise result
         return result
 
     def _exchange(
-        self, contents: Sequence[bytes], preparation: Preparation, *, thumbnails: bool
+        self, contents: Sequence[bytes], preparation: Preparation, boxes: Sequence[Box | None], *, thumbnails: bool
     ) -> list[tuple[NDArray[np.uint8], bytes] | UnreadablePictureError]:
         results: list[tuple[NDArray[np.uint8], bytes] | UnreadablePictureError] = []
         with self._lock:
             connection = self._started()
             try:
-                request = {"count": len(contents), "max_pixels": self.max_pixels, "seconds": self.seconds}
-                request["thumbnails"] = thumbnails
-                connection.send_bytes(json.dumps(request | {"preparation": asdict(preparation)}).encode())
+                request = {"max_pixels": self.max_pixels, "seconds": self.seconds, "preparation": asdict(preparation)}
+                request |= {"boxes": [box and astuple(box) for box in boxes], "thumbnails": thumbnails}
+                connection.send_bytes(json.dumps(request).encode())
                 for content in contents:
                     connection.send_bytes(content)
                 while len(results) < len(contents):
@@ -155,18 +160,20 @@ def run(descriptor: int) -> None:
     with suppress(EOFError, OSError), silence_pillow(), Connection(descriptor) as connection:
         while True:
             request = json.loads(connection.recv_bytes())
-            contents = [connection.recv_bytes() for _ in range(request["count"])]
+            boxes = [box and Box(*box) for box in request["boxes"]]
+            contents = [connection.recv_bytes() for _ in boxes]
             max_pixels, preparation = request["max_pixels"], request["preparation"]
             prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
             _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
             seconds = request["seconds"]
-            min_pixels = max(prepare.min_pixels, THUMBNAIL_SIDE**2 if request["thumbnails"] else 0)
-            for content in contents:
+            least = THUMBNAIL_SIDE**2 if request["thumbnails"] else 0
+            for content, box in zip(contents, boxes, strict=True):
                 # Not while answers are sent: the other process is to take them for the end of the work.
                 signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
                 try:
+                    min_pixels = max(prepare.min_pixels_for(box), least)
                     picture = decode(content, min_pixels=min_pixels, max_pixels=max_pixels)
-                    pixels = prepare.array(picture)
+                    pixels = prepare.array(picture, box)
                     thumbnail = encode_thumbnail(picture) if request["thumbnails"] else b""
                 except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
                     signal.setitimer(signal.ITIMER_PROF, 0)

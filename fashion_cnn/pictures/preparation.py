@@ -9,15 +9,19 @@ brightest is 255. Photographs are converted in the same way here.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
+from fashion_cnn.errors import UserError
 from fashion_cnn.pictures.colour import foreground, to_lab
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -29,6 +33,65 @@ PREPARATION_VERSION = 3
 _ITEM_SIDE, _ITEM_MARGIN = 112, 0.1
 # Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
+# Smallest width and height of a box, as a share of the picture's, and the most pixels of a picture whose part is taken.
+_MIN_BOX_SIDE, _MAX_BOX_PIXELS = 0.01, 4_000_000
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture.
+
+    Attributes:
+        left: distance to the left edge of the picture, as a share of its width.
+        top: distance to the upper edge, as a share of its height.
+        right: the right end, as a share of the width.
+        bottom: the lower end, as a share of the height.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def area(self) -> float:
+        """Share of the picture's area."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    def pixels(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return the box in a picture of this width and height; it has at least one pixel."""
+        spans = []
+        for start, end, length in zip((self.left, self.top), (self.right, self.bottom), size, strict=True):
+            first = min(round(start * length), length - 1)
+            spans.append((first, max(first + 1, round(end * length))))
+        (left, right), (top, bottom) = spans
+        return left, top, right, bottom
+
+
+def parse_box(values: Sequence[object]) -> Box:
+    """Parse a box.
+
+    Args:
+        values: left, top, right and bottom from 0 to 1; numbers or their texts.
+
+    Raises:
+        UserError: if they are no box, or one that is too small.
+    """
+    try:
+        left, top, right, bottom = (float(str(value)) for value in values)
+    except ValueError:
+        left = top = right = bottom = math.nan
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        given = ",".join(str(value) for value in values)
+        raise UserError(
+            f"box={given:.80} is not LEFT,TOP,RIGHT,BOTTOM in shares of the picture: such as 0.2,0,0.75,1.", status=2
+        )
+    # Rounding errors of the differences are no reason to refuse a box.
+    if min(right - left, bottom - top) < _MIN_BOX_SIDE - 1e-9:
+        raise UserError(
+            f"The box {left:g},{top:g},{right:g},{bottom:g} is too small: give 0.01 or more a side.", status=2
+        )
+    return Box(left, top, right, bottom)
 
 
 @dataclass(frozen=True)
@@ -40,7 +103,7 @@ class Preparation:
         cut_out: whether the network was trained on items cut out as those of Fashion-MNIST are. If not, the whole
             picture is fitted into the frame with its colours unchanged.
         photograph: whether the network was trained on photographs. An item on a plain or evenly shaded ground is
-            trimmed, with a margin; of any other scene the middle square is taken.
+            trimmed, with a margin; of any other scene the middle square is taken, or all of a box.
         trim: whether items of photographs are trimmed; if not, the middle square is taken of them too.
         invert: `auto` measures the difference of each pixel to the background, light or dark; `never` keeps the
             pixels, `always` negates them.
@@ -67,19 +130,35 @@ class Preparation:
         """
         return (16 if self.photograph else 256) * self.image_shape[1] * self.image_shape[2]
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Return the picture as `(C, H, W)` uint8; one that has this size already keeps its frame and its pixels."""
+    def min_pixels_for(self, box: Box | None) -> int:
+        """Pixels that a decoded picture needs if a part of it is taken: that many in the part, within limits."""
+        if box is None:
+            return self.min_pixels
+        return max(self.min_pixels, min(math.ceil(self.min_pixels / box.area), _MAX_BOX_PIXELS))
+
+    def __call__(self, picture: Image.Image, box: Box | None = None) -> Tensor:
+        """Convert a picture.
+
+        Args:
+            picture: as `decode` returns it. One that has the network's size already keeps its frame and its pixels.
+            box: the part of the picture that counts; None for the whole.
+
+        Returns:
+            The picture as `(C, H, W)` uint8.
+        """
         # Only here: the process that decodes the pictures of strangers does without torch.
         import torch
 
-        return torch.from_numpy(self.array(picture))
+        return torch.from_numpy(self.array(picture, box))
 
-    def array(self, picture: Image.Image) -> NDArray[np.uint8]:
+    def array(self, picture: Image.Image, box: Box | None = None) -> NDArray[np.uint8]:
         """Return what `__call__` does, as a NumPy array."""
         picture = self.flatten(picture)
+        if box is not None:
+            picture = picture.crop(box.pixels(picture.size))
         if self.photograph:
-            return self._photograph(picture.convert("RGB"))
-        if picture.size == self._size:
+            return self._photograph(picture.convert("RGB"), keep_all=box is not None)
+        if picture.size == self._size and box is None:
             picture = self._in_channels(picture)
             return _array(ImageOps.invert(picture) if self._is_negative(picture) else picture)
         return self._item(picture) if self.cut_out else self._whole(picture)
@@ -117,8 +196,11 @@ class Preparation:
         framed = self._framed(self._in_channels(picture), self._in_channels(background))
         return _array(ImageOps.invert(framed) if self.invert == "always" else framed)
 
-    def _photograph(self, picture: Image.Image) -> NDArray[np.uint8]:
+    def _photograph(self, picture: Image.Image, *, keep_all: bool) -> NDArray[np.uint8]:
+        """Return the item on a plain ground; of another picture the middle square, or all of it on a plain ground."""
         box = item_box(picture) if self.trim else None
+        if box is None and keep_all:
+            box = (0, 0, *picture.size)
         if box is None:
             return _array(ImageOps.fit(picture, self._size, Image.Resampling.BICUBIC))
         # The median of the border, since the corners of a shaded ground differ.

@@ -55,6 +55,9 @@ class SearchNetwork(Protocol):
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, C, H, W)`."""
 
+    def finds_item(self, image: ArrayLike) -> bool | None:
+        """Whether a prepared picture `(C, H, W)` shows an item apart from its ground; None if that is not known."""
+
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """Values of `measured_columns` of prepared pictures `(N, C, H, W)` uint8."""
 

@@ -37,6 +37,7 @@ from fashion_cnn.retrieval.web.query import (
     SearchQuery,
     as_texts,
     encode_picture,
+    parse_boxes,
     validate,
 )
 from fashion_cnn.retrieval.web.service import Files, SearchResult, SearchService
@@ -49,6 +50,7 @@ ChangedId = Annotated[str, PathParameter(min_length=1, max_length=1000, descript
 TopK = Annotated[int, Query(ge=1, le=100, description="Number of products per page")]
 _TOP_K = TypeAdapter(TopK)
 _PARAMETERS = (*SearchQuery.model_fields, "top_k")
+_FORM_FIELDS = (*_PARAMETERS, "box")
 _FILES = ("picture", "unlike_picture")
 
 
@@ -73,6 +75,8 @@ def create_router(service: SearchService) -> APIRouter:
     )
     async def search(request: Request, query: Annotated[SearchQuery, Query()], top_k: TopK = service.top_k) -> Response:
         """Without parameters it lists all products."""
+        if "box" in request.query_params:
+            raise HTTPError(422, "box is a part of a picture file: send both as a form, with POST.")
         _check_names(request.query_params, known=_PARAMETERS)
         view = service.state.require_view()
         result = await service.search(view, query, top_k=top_k)
@@ -91,19 +95,20 @@ def create_router(service: SearchService) -> APIRouter:
         if request.query_params:
             raise HTTPError(422, "Send all parameters as fields of the form, none in the address.")
         async with service.uploads.read(request) as form:
-            _check_names(form.fields, known=_PARAMETERS)
+            _check_names(form.fields, known=_FORM_FIELDS)
             _check_names(form.files, known=_FILES)
             return LenientJSONResponse(await search_with_files(view, form.fields, form.files))
 
     async def search_with_files(view: CatalogueView, fields: dict[str, list[str]], files: Files) -> dict[str, Any]:
         """Search with the fields and files of a form, whose names are known to be right."""
         top_k = fields.pop("top_k", None)
+        boxes = parse_boxes(fields.pop("box", []), len(files.get("picture", ())))
         query = SearchQuery.from_form(fields)
         for name in _FILES:
             if len(getattr(query, name)) + len(files.get(name, ())) > MAX_PICTURES:
                 raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
         size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
-        result = await service.search(view, query, files, top_k=size)
+        result = await service.search(view, query, files, boxes, top_k=size)
         return _content(view, query, result, await in_thread(partial(_link, query, result)))
 
     @router.post(
@@ -281,7 +286,7 @@ def _parts_of_query(query: Any, files: Files) -> tuple[dict[str, list[str]], Fil
     if not isinstance(query, dict):
         raise HTTPError(422, "A query is a JSON object with the parameters of a search.")
     names = {option: f"{option}_file" for option in _FILES}
-    _check_names(query, known=(*_PARAMETERS, *names.values()))
+    _check_names(query, known=(*_FORM_FIELDS, *names.values()))
     chosen: dict[str, list[bytes]] = {}
     for option, name in names.items():
         for field in as_texts(name, query.get(name) or []):
@@ -310,8 +315,9 @@ def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link
                     {"class": name, "probability": round(probability, 6)} for name, probability in prediction.classes
                 ],
                 "taught": [{"concept": name, "score": round(score, 3)} for name, score in prediction.concepts],
+                "item_found": found,
             }
-            for prediction in result.predictions
+            for prediction, found in zip(result.predictions, result.items_found, strict=True)
         ],
         "hits": [_record(hit) for hit in result.hits],
         "milliseconds": {stage: round(value, 2) for stage, value in result.milliseconds.items()},

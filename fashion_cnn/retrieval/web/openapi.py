@@ -65,6 +65,13 @@ class QueryPicture(BaseModel):
     answer: str | None
     classes: list[ClassProbability]
     taught: list[TaughtConcept]
+    item_found: Annotated[
+        bool | None,
+        Field(
+            description="Whether an item stands out from the ground of a photograph; if not, its middle square or its "
+            "box was searched. null if the network does not look for one"
+        ),
+    ]
 
 
 class SearchResponse(BaseModel):
@@ -151,6 +158,13 @@ def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:
         "top_k": top_k,
         "picture": files | {"description": "Similar to these picture files"},
         "unlike_picture": files | {"description": "Not similar to these picture files"},
+        "box": {
+            "type": "array",
+            "maxItems": MAX_PICTURES,
+            "items": {"type": "string"},
+            "description": "For each file of picture, in their order, the part that counts: LEFT,TOP,RIGHT,BOTTOM in "
+            "shares of its width and height from 0 to 1; empty for the whole picture",
+        },
     }
     schema = {"type": "object", "properties": properties}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

@@ -17,7 +17,14 @@ from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.developer import evaluation_tables, histogram
 from fashion_cnn.retrieval.web.errors import HTTPError
 from fashion_cnn.retrieval.web.openapi import operations
-from fashion_cnn.retrieval.web.query import MAX_PAGES, MAX_PICTURES, SearchQuery, encode_picture, format_number
+from fashion_cnn.retrieval.web.query import (
+    MAX_PAGES,
+    MAX_PICTURES,
+    SearchQuery,
+    encode_picture,
+    format_number,
+    parse_boxes,
+)
 from fashion_cnn.retrieval.web.service import SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueState, Filter
 from fashion_cnn.retrieval.web.views import format_attribute, format_price, inline_image
@@ -77,12 +84,14 @@ class QueryPicture:
         is_like: whether results should be similar to it.
         picture: an encoded image.
         prediction: its predicted classes.
+        item_found: whether an item stands out from its ground; None if that is not known.
         without: the search without it.
     """
 
     is_like: bool
     picture: bytes
     prediction: Prediction
+    item_found: bool | None
     without: SearchQuery
 
 
@@ -91,8 +100,10 @@ def query_pictures(query: SearchQuery, result: SearchResult) -> list[QueryPictur
     texts = [(name, text) for name in ("picture", "unlike_picture") for text in getattr(query, name)]
     pictures = (*result.pictures, *result.unlike_pictures)
     return [
-        QueryPicture(name == "picture", encode_png(to_pil_image(picture)), prediction, query.without(name, text))
-        for (name, text), picture, prediction in zip(texts, pictures, result.predictions, strict=True)
+        QueryPicture(name == "picture", encode_png(to_pil_image(picture)), prediction, found, query.without(name, text))
+        for (name, text), picture, prediction, found in zip(
+            texts, pictures, result.predictions, result.items_found, strict=True
+        )
     ]
 
 
@@ -133,13 +144,14 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
     async def submit(request: Request) -> Response:
         view = service.state.require_view()
         async with service.uploads.read(request) as form:
-            query = SearchQuery.from_form(form.fields)
             files = form.files.get("picture", [])
+            boxes = parse_boxes(form.fields.pop("box", []), len(files))
+            query = SearchQuery.from_form(form.fields)
             if len(files) > MAX_PICTURES:
                 raise HTTPError(422, f"Too many pictures ({len(files)}): the maximum is {MAX_PICTURES}.")
             changes: dict[str, Any] = {}
             if files:
-                _, pictures = await service.prepare(view, {"picture": files})
+                _, pictures = await service.prepare(view, {"picture": files}, boxes)
                 links = await in_thread(lambda: [encode_picture(each) for each in pictures["picture"]])
                 # A new picture starts a new search with the same filters.
                 changes = {"picture": links, "like": [], "unlike": [], "unlike_picture": []}

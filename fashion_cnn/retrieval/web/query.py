@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlencode
 
@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.pictures import Box, parse_box
 from fashion_cnn.retrieval.filters import Condition, parse_conditions
 from fashion_cnn.retrieval.products import encode_png, to_pil_image
 from fashion_cnn.retrieval.web.errors import HTTPError
@@ -243,6 +244,29 @@ def as_texts(name: str, value: Any) -> list[str]:
         if isinstance(each, bool) or not isinstance(each, str | int | float):
             raise HTTPError(422, f"Invalid value of {name}: give a text, a number, or a list of these.")
     return [str(each) for each in values]
+
+
+def parse_boxes(texts: Sequence[str], files: int) -> list[Box | None]:
+    """Parse the parts of uploaded pictures.
+
+    Args:
+        texts: a box for each file, `LEFT,TOP,RIGHT,BOTTOM`, or an empty text for the whole picture; the last files may
+            have none.
+        files: number of uploaded pictures.
+
+    Returns:
+        A box or None for each file.
+
+    Raises:
+        HTTPError: if a text is no box, or there are more of them than files.
+    """
+    if len(texts) > files:
+        raise HTTPError(422, f"{len(texts)} values of box for {files} picture files: send one for each file.")
+    try:
+        boxes = [parse_box(text.split(",")) if text.strip() else None for text in texts]
+    except UserError as error:
+        raise HTTPError(422, str(error)) from error
+    return boxes + [None] * (files - len(texts))
 
 
 def format_number(value: float | None) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fashion_cnn.errors import LockedError, UserError, printable
 from fashion_cnn.inference.prediction import Prediction
-from fashion_cnn.pictures import TooManyPixelsError, UnreadablePictureError
+from fashion_cnn.pictures import Box, TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.indexing import InvalidProductError, put_product
@@ -74,6 +74,7 @@ class SearchResult:
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.
         predictions: classes of `pictures`, then of `unlike_pictures`.
+        items_found: whether each of these pictures shows an item apart from its ground; None if that is not known.
         milliseconds: duration of each stage.
     """
 
@@ -83,6 +84,7 @@ class SearchResult:
     pictures: tuple[ArrayLike, ...]
     unlike_pictures: tuple[ArrayLike, ...]
     predictions: tuple[Prediction, ...]
+    items_found: tuple[bool | None, ...]
     milliseconds: dict[str, float]
 
 
@@ -145,7 +147,14 @@ def search_catalogue(
     if outputs is None:  # without pictures these stages did not take place
         del milliseconds[DECODING], milliseconds[embedding]
     return SearchResult(
-        hits, ranking.matching, ranking.with_all_words, pictures, unlike_pictures, predictions, milliseconds
+        hits=hits,
+        matching=ranking.matching,
+        with_all_words=ranking.with_all_words,
+        pictures=pictures,
+        unlike_pictures=unlike_pictures,
+        predictions=predictions,
+        items_found=tuple(view.searcher.network.finds_item(each) for each in (*pictures, *unlike_pictures)),
+        milliseconds=milliseconds,
     )
 
 
@@ -226,7 +235,12 @@ class SearchService:
         self._process.close()
 
     async def search(
-        self, view: CatalogueView, query: SearchQuery, files: Files | None = None, top_k: int | None = None
+        self,
+        view: CatalogueView,
+        query: SearchQuery,
+        files: Files | None = None,
+        boxes: Sequence[Box | None] = (),
+        top_k: int | None = None,
     ) -> SearchResult:
         """Run `search_catalogue` in a worker thread and record its latency.
 
@@ -234,7 +248,7 @@ class SearchService:
             HTTPError: as `search_catalogue` and `prepare` do, or a `BusyError`.
         """
         view.require([*query.like, *query.unlike])
-        seconds, uploads = await self.prepare(view, files or {})
+        seconds, uploads = await self.prepare(view, files or {}, boxes)
         result = await self.workers.run(
             lambda: search_catalogue(view, query, top_k=top_k or self.top_k, uploads=uploads)
         )
@@ -245,8 +259,15 @@ class SearchService:
             self.latencies.add(result.milliseconds)
         return result
 
-    async def prepare(self, view: CatalogueView, files: Files) -> tuple[float, dict[str, list[NDArray[np.uint8]]]]:
+    async def prepare(
+        self, view: CatalogueView, files: Files, boxes: Sequence[Box | None] = ()
+    ) -> tuple[float, dict[str, list[NDArray[np.uint8]]]]:
         """Decode picture files and prepare them for the network, in a process of limited time and memory.
+
+        Args:
+            view: version of the catalogue, whose network the pictures are for.
+            files: the files of each field.
+            boxes: the part that counts of each file in the field `picture`, None for the whole.
 
         Returns:
             The seconds that it took without waiting for others, and by field the pictures `(C, H, W)` uint8.
@@ -263,11 +284,16 @@ class SearchService:
         if not labels:
             return 0, prepared
         contents = [content for each in files.values() for content in each]
+        parts = [
+            box
+            for name, each in files.items()
+            for box in (boxes if name == "picture" and boxes else [None] * len(each))
+        ]
         preparation = view.searcher.network.preparation
 
         def decode() -> tuple[float, Sequence[NDArray[np.uint8] | UnreadablePictureError]]:
             start = time.perf_counter()
-            results = self._process.prepare(contents, preparation)
+            results = self._process.prepare(contents, preparation, parts)
             return time.perf_counter() - start, results
 
         seconds, results = await self._decoder.run(decode)

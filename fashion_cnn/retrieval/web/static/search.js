@@ -1,4 +1,50 @@
-// Optional: submits the form when a picture is chosen, and accepts dropped and pasted pictures.
+// Optional: submits the form when a picture is chosen, accepts dropped and pasted pictures, and searches a part of one.
+
+// The link has only what the model sees of a picture. To choose a part of it later, this tab keeps a copy of the newest
+// one: its data URL, the part that was searched, and the picture in the link, which is empty until the results are shown.
+const kept = {
+  read() {
+    try {
+      return JSON.parse(sessionStorage.getItem("picture"));
+    } catch {
+      return null;
+    }
+  },
+  write(value) {
+    try {
+      sessionStorage.removeItem("picture");
+      if (value) sessionStorage.setItem("picture", JSON.stringify(value));
+    } catch {
+      // The browser keeps nothing, or the picture is too large: then no part can be chosen.
+    }
+  },
+};
+
+const MAX_KEPT_SIDE = 1600;
+const keepCopy = async (files) => {
+  kept.write(null);
+  if (files.length !== 1) return;
+  try {
+    const bitmap = await createImageBitmap(files[0]);
+    const scale = Math.min(1, MAX_KEPT_SIDE / Math.max(bitmap.width, bitmap.height));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+    canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    kept.write({ source: canvas.toDataURL("image/jpeg", 0.9), box: "", link: "" });
+  } catch {
+    // A kind of file that this browser cannot decode; the server may.
+  }
+};
+
+const asFile = (source) => {
+  const bytes = Uint8Array.from(atob(source.split(",")[1]), (character) => character.charCodeAt(0));
+  return new File([bytes], "picture.jpg", { type: "image/jpeg" });
+};
+
 const form = document.querySelector("form.search");
 if (form) {
   document.documentElement.classList.add("js");
@@ -11,10 +57,14 @@ if (form) {
     if (!pictures.length) return;
     const chosen = new DataTransfer();
     pictures.forEach((file) => chosen.items.add(file));
-    input.files = chosen.files;
+    submit(chosen.files);
+  };
+  const submit = async (files) => {
+    await keepCopy(files);
+    input.files = files;
     form.requestSubmit();
   };
-  input.addEventListener("change", () => input.files.length && form.requestSubmit());
+  input.addEventListener("change", () => input.files.length && submit(input.files));
   // Text is dropped and pasted into fields as usual; spreadsheets add a picture of the copied cells.
   const hasFiles = (event) => event.dataTransfer.types.includes("Files");
   const isText = (event) =>
@@ -34,5 +84,101 @@ if (form) {
   document.addEventListener("paste", (event) => {
     const files = event.clipboardData.files;
     if (files.length && !isText(event)) take(files);
+  });
+}
+
+// The copy belongs to the picture of the first results page after its upload; an error page drops it.
+const inLink = new URLSearchParams(location.search).getAll("picture");
+const copy = kept.read();
+if (copy && !copy.link) {
+  copy.link = inLink.length === 1 ? inLink[0] : "";
+  kept.write(copy.link ? copy : null);
+}
+
+const opener = document.querySelector("#choose-part");
+if (form && opener && copy?.link && copy.link === inLink[0]) {
+  const panel = document.querySelector("#part");
+  const whole = panel.querySelector(".whole");
+  const rectangle = panel.querySelector(".box");
+  const MIN_SIDE = 0.03;
+  const STEP = 0.02;
+  let box = copy.box ? copy.box.split(",").map(Number) : [0, 0, 1, 1];
+  const limit = (value, low, high) => Math.min(high, Math.max(low, value));
+  const percent = (value) => Math.round(100 * value);
+  const show = () => {
+    const [left, top, right, bottom] = box;
+    rectangle.style.left = `${100 * left}%`;
+    rectangle.style.top = `${100 * top}%`;
+    rectangle.style.width = `${100 * (right - left)}%`;
+    rectangle.style.height = `${100 * (bottom - top)}%`;
+    panel.querySelector("#part-status").textContent =
+      `From ${percent(left)} to ${percent(right)}% of the width, ${percent(top)} to ${percent(bottom)}% of the height.`;
+  };
+  const place = (event) => {
+    const frame = whole.getBoundingClientRect();
+    return [
+      limit((event.clientX - frame.left) / frame.width, 0, 1),
+      limit((event.clientY - frame.top) / frame.height, 0, 1),
+    ];
+  };
+  let start = null;
+  let before = box;
+  whole.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    event.preventDefault();
+    whole.setPointerCapture(event.pointerId);
+    [start, before] = [place(event), box];
+  });
+  whole.addEventListener("pointermove", (event) => {
+    if (!start) return;
+    const end = place(event);
+    box = [0, 1].map((side) => Math.min(start[side], end[side]));
+    box = [...box, ...[0, 1].map((side) => Math.max(start[side], end[side]))];
+    show();
+  });
+  const drop = (event) => {
+    if (!start) return;
+    start = null;
+    // A tap is not a rectangle.
+    if (event.type === "pointercancel" || box[2] - box[0] < MIN_SIDE || box[3] - box[1] < MIN_SIDE) box = before;
+    show();
+  };
+  whole.addEventListener("pointerup", drop);
+  whole.addEventListener("pointercancel", drop);
+  const DIRECTIONS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, -1], ArrowDown: [1, 1] };
+  rectangle.addEventListener("keydown", (event) => {
+    const direction = DIRECTIONS[event.key];
+    if (!direction) return;
+    event.preventDefault();
+    const [axis, sign] = direction;
+    const size = box[axis + 2] - box[axis];
+    if (event.shiftKey) {
+      box[axis + 2] = limit(box[axis + 2] + sign * STEP, box[axis] + MIN_SIDE, 1);
+    } else {
+      box[axis] = limit(box[axis] + sign * STEP, 0, 1 - size);
+      box[axis + 2] = box[axis] + size;
+    }
+    show();
+  });
+  const search = (part) => {
+    const files = new DataTransfer();
+    files.items.add(asFile(copy.source));
+    form.querySelector("input[type=file]").files = files.files;
+    const field = document.createElement("input");
+    [field.type, field.name, field.value] = ["hidden", "box", part];
+    form.append(field);
+    kept.write({ ...copy, box: part, link: "" });
+    form.requestSubmit();
+  };
+  panel.querySelector("#search-part").addEventListener("click", () => search(box.map((side) => side.toFixed(4)).join(",")));
+  panel.querySelector("#search-whole").addEventListener("click", () => search(""));
+  opener.hidden = false;
+  opener.addEventListener("click", () => {
+    panel.hidden = !panel.hidden;
+    opener.setAttribute("aria-expanded", String(!panel.hidden));
+    if (panel.hidden) return;
+    panel.querySelector("img").src = copy.source;
+    show();
+    rectangle.focus();
   });
 }
