@@ -185,8 +185,9 @@ def put_product(
     with catalogue.transaction():
         table = catalogue.open_latest()
         metadata = metadata_of(table)
-        if metadata.network != network.identity:
-            raise UserError(f"{catalogue.uri} was indexed with another network by now: restart the server.")
+        made_with = (metadata.network, metadata.flip_average, metadata.invert)
+        if made_with != (network.identity, network.flip_average, network.preparation.invert):
+            raise UserError(f"{catalogue.uri} was indexed with another network or other settings: try again later.")
         stored = catalogue.row(product_id)
         if stored is None and picture is None:
             raise InvalidProductError(f"The catalogue has no product {product_id:.100}: a new one needs a picture.")
