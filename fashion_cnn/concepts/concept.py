@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fashion_cnn.data import ImageDataModule
-from fashion_cnn.inference.network import TrainedNetwork
+from fashion_cnn.inference.network import EmbeddingNetwork
 
 # Known images for the covariance, and further ones for the thresholds.
 _COVARIANCE_IMAGES, _THRESHOLD_IMAGES = 4000, 2000
@@ -41,7 +41,7 @@ class Background:
         return (embeddings - self.mean) @ self.whitener
 
 
-def fit_background(network: TrainedNetwork, data: ImageDataModule) -> Background:
+def fit_background(network: EmbeddingNetwork, data: ImageDataModule) -> Background:
     """Fit the background of a network to a sample of its training images."""
     data.prepare_data()
     data.setup("fit")
