@@ -117,6 +117,15 @@ def test_verdict_says_what_was_seen_and_what_is_expected(expect):
     )
 
 
+def test_verdict_on_other_data_says_how_far_the_study_holds_there():
+    caution = "The study is on Fashion-MNIST: on pictures of another kind its intervals held "
+    assert caution not in judged(FALLING).rule
+    for data in ("kmnist", "image_folder"):
+        rule = judged(FALLING, [f"data={data}", "data.root=data"]).rule
+        assert caution in rule
+        assert rule.endswith("% of the gains")
+
+
 @pytest.mark.parametrize(
     ("epochs", "losses", "trend"),
     [

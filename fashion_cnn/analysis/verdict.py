@@ -32,6 +32,7 @@ _MARGIN = 0.5
 # The gains were measured on other trainings.
 _BASIS = "Judging by the study's other trainings"
 _STUDY = Path(__file__).with_name("remedies.json")
+_DATA_OF_STUDY = "fashion_cnn.data.FashionMNISTDataModule"
 # Each remedy (conf/remedy) as a noun and as advice. The first ones narrow the gap; those of _FITTING fit the training
 # images more closely.
 REMEDIES = {
@@ -168,7 +169,7 @@ def judge(
         parts.append(f"validation loss rose by {rise.estimate / val[lowest]:.0%} ({low:.0%} to {high:.0%})")
     return Verdict(
         kind=kind,
-        rule=f"{'; '.join(parts)}. {_describe_gains(gains)}",
+        rule=f"{'; '.join(parts)}. {_describe_gains(gains, config)}",
         last_epoch=int(epochs[-1]),
         gap=gap,
         gap_share=gap_share,
@@ -204,7 +205,7 @@ def judge_forecast(
     )
     return Verdict(
         kind="memorising" if memorises else _kind(gains, gap, is_rising=False),
-        rule=f"{text}. {_describe_gains(gains)}",
+        rule=f"{text}. {_describe_gains(gains, config)}",
         last_epoch=epochs,
         gap=gap,
         gap_share=None,
@@ -238,19 +239,31 @@ def _describe_gap(gap: Interval, share: Interval) -> str:
     )
 
 
-def _describe_gains(gains: Sequence[ExpectedGain]) -> str:
+def _describe_gains(gains: Sequence[ExpectedGain], config: DictConfig) -> str:
     if not gains:
         return "Whether a remedy would pay is not known: the study has no training like this one"
     helpful = [gain for gain in gains if gain.probability >= UNLIKELY]
+    caution = _caution(config)
     if not helpful:
-        return f"{_BASIS}, no remedy is expected to gain 0.2 points in runs like this one"
+        return f"{_BASIS}, no remedy is expected to gain 0.2 points in runs like this one{caution}"
     texts = [
         f"{REMEDIES[gain.remedy][0]} by {gain.gain.estimate * 100:+.1f} points ({gain.gain.low * 100:+.1f} to "
         f"{gain.gain.high * 100:+.1f})"
         for gain in helpful[:2]
     ]
     rest = "; nothing else is expected to help" if len(helpful) <= len(texts) else ""
-    return f"{_BASIS}, runs like this one are expected to gain from {' and '.join(texts)}{rest}"
+    return f"{_BASIS}, runs like this one are expected to gain from {' and '.join(texts)}{rest}{caution}"
+
+
+def _caution(config: DictConfig) -> str:
+    """How far the study's intervals held on other data than its own, for a run on such data; else an empty text."""
+    elsewhere = _study().get("elsewhere")
+    if elsewhere is None or OmegaConf.select(config, "data._target_") in (None, _DATA_OF_STUDY):
+        return ""
+    share = elsewhere["in_interval"]
+    return (
+        f". The study is on Fashion-MNIST: on pictures of another kind its intervals held only {share:.0%} of the gains"
+    )
 
 
 FEATURES = (

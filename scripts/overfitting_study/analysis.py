@@ -368,11 +368,30 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
         "bases": len({record["base"] for record in used}),
         "seeds": len({gain.seed for gain in found if gain.base >= 0}),
         "family": family,
+        "elsewhere": _transferred_coverage(model, records),
         "features": list(FEATURES),
         "mean": _rounded(model.mean),
         "scale": _rounded(model.scale),
         "remedies": remedies,
     }
+
+
+def gains_elsewhere(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
+    """The gains on data of another kind."""
+    runs = [record for record in records if group_of(record["base"]) == FIRST_OF_PICTOGRAMS]
+    return gains(runs, (FIRST_OF_PICTOGRAMS,))
+
+
+def _transferred_coverage(model: GainModel, records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Number of gains on data of another kind, and the share in their prediction intervals; None without any."""
+    others = gains_elsewhere(records)
+    predicted = _predictions(model, others)
+    inside = [
+        expected.gain.low <= gain.accuracy <= expected.gain.high
+        for gain in others
+        if (expected := predicted.get((gain.base, gain.seed, gain.arm))) is not None
+    ]
+    return {"gains": len(inside), "in_interval": round(float(np.mean(inside)), 3)} if inside else None
 
 
 def base_trainings(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

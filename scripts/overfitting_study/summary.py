@@ -22,7 +22,7 @@ from overfitting_study.analysis import (
     fitted_forecast,
     forecast_features_of,
     former_advice,
-    gains,
+    gains_elsewhere,
     held_out_accuracy,
     leave_bases_out,
     leave_bases_out_forecast,
@@ -207,12 +207,21 @@ def _interval(values: Mapping[Key, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def brier_table(found: Sequence[Gain], predictions: Mapping[str, Predicted], used: str) -> str:
-    """Brier score of the probabilities of a gain of 0.2 points or more; arguments as for `regret_table`."""
-    outcomes = {(g.base, g.seed, g.arm): float(g.accuracy > WORTHWHILE) for g in found if g.base >= 0}
+def brier_table(
+    found: Sequence[Gain], predictions: Mapping[str, Predicted], used: str, *, rates_from: Sequence[Gain] | None = None
+) -> str:
+    """Brier score of the probabilities of a gain of 0.2 points or more.
+
+    Args:
+        found: see `regret_table`.
+        predictions: see `regret_table`.
+        used: see `regret_table`.
+        rates_from: gains on whose bases the rates of the remedies are taken; None for the other bases of `found`.
+    """
+    outcomes = outcomes_of(found)
     keys = [key for key in outcomes if all(key in predicted for predicted in predictions.values())]
     rate = float(np.mean([outcomes[key] for key in keys]))
-    known = {key: outcomes[key] for key in keys}
+    known = outcomes_of(rates_from) if rates_from is not None else {key: outcomes[key] for key in keys}
     rates = {(base, arm): rate_elsewhere(known, base, arm) for base, _, arm in keys}
     scores = {
         **{name: [of[key].probability for key in keys] for name, of in predictions.items()},
@@ -228,6 +237,11 @@ def brier_table(found: Sequence[Gain], predictions: Mapping[str, Predicted], use
         inside = np.mean([predicted[key].gain.low <= actual[key] <= predicted[key].gain.high for key in keys])
         lines.append(f"| share of gains in the 95% prediction interval, {name} | {inside:.1%} |")
     return "\n".join(lines)
+
+
+def outcomes_of(found: Sequence[Gain]) -> dict[tuple[int, int, str], float]:
+    """1 for a gain of 0.2 points or more, else 0, by base, seed and remedy, without those of recorded ablations."""
+    return {(gain.base, gain.seed, gain.arm): float(gain.accuracy > WORTHWHILE) for gain in found if gain.base >= 0}
 
 
 def rate_elsewhere(outcomes: Mapping[tuple[int, int, str], float], base: int, arm: str) -> float:
@@ -381,7 +395,7 @@ def _validation_passes(run: Mapping[str, Any]) -> ValidationPasses:
 def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], used: str) -> list[str]:
     """The tables for trainings on pictograms, whose gains and gaps are predicted by the models of Fashion-MNIST."""
     runs = [record for record in records if group_of(record["base"]) == FIRST_OF_PICTOGRAMS]
-    others = gains(runs, (FIRST_OF_PICTOGRAMS,))
+    others = gains_elsewhere(records)
     if not others:
         return []
     bases = [run for run in runs if run["arm"] == "base"]
@@ -393,7 +407,7 @@ def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], use
         correlations(bases, others),
         regret_table(runs, others, predictions, used, without=()),
         regret_table(runs, others, predictions, used, without=("more_images",)),
-        brier_table(others, predictions, used),
+        brier_table(others, predictions, used, rates_from=found),
         transferred_forecast(base_trainings(records), bases),
     ]
 
