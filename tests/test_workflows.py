@@ -1,6 +1,7 @@
 """The workflows of GitHub and the hooks of pre-commit name scripts, tools and versions that exist."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -37,6 +38,15 @@ def test_the_tested_versions_of_python_are_those_that_the_package_supports():
     tests = next(file for file in WORKFLOWS if file.stem == "tests")
     versions = yaml.safe_load(tests.read_text())["jobs"]["fast"]["strategy"]["matrix"]["python"]
     assert project["requires-python"] == f">={versions[0]}"
+
+
+def test_the_lowest_torch_and_torchvision_are_tested():
+    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    steps = steps_of(next(file for file in WORKFLOWS if file.stem == "tests"))
+    (installed,) = (step["run"] for step in steps if "torch==" in step.get("run", ""))
+    for name in ("torch", "torchvision"):
+        (lowest,) = re.findall(rf"^{name}>=([\d.]+),", "\n".join(dependencies), re.MULTILINE)
+        assert f"{name}=={lowest}." in installed
 
 
 def test_the_hooks_run_tools_of_the_extra_dev():
