@@ -481,18 +481,21 @@ def test_a_batch_answers_each_query_as_a_request_of_its_own(client):
         {"text": "red", "category": CLASSES[0], "price_max": 40},
         {"picture_file": ["second"], "unlike_picture_file": "first", "where": ["colour:blue"], "page": 2, "top_k": 2},
         {"like": ["p10"]},
+        {"picture_file": "first", "box": "0,0,0.5,0.5"},
     ]
     response = batch(client, queries, files)
     openapi.BatchResponse.model_validate(response.json())
     answers = response.json()["answers"]
-    assert [(answer["status"], answer["error"]) for answer in answers] == [(200, None)] * 4
+    assert [(answer["status"], answer["error"]) for answer in answers] == [(200, None)] * 5
     second = [("picture", ("b", files["second"])), ("unlike_picture", ("a", files["first"]))]
     singles = [
         client.post("/api/search", files={"picture": files["first"]}, data={"top_k": 5}),
         client.get("/api/search", params={"text": "red", "category": CLASSES[0], "price_max": 40}),
         client.post("/api/search", files=second, data={"where": "colour:blue", "page": 2, "top_k": 2}),
         client.get("/api/search?like=p10"),
+        client.post("/api/search", files={"picture": files["first"]}, data={"box": "0,0,0.5,0.5"}),
     ]
+    assert singles[-1].json()["link"] != singles[0].json()["link"], "the part is another picture"
     for answer, single in zip(answers, singles, strict=True):
         expected = single.json() | {"milliseconds": answer["result"]["milliseconds"]}
         assert answer["result"] == expected
