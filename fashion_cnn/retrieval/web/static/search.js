@@ -177,8 +177,11 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     panel.hidden = !panel.hidden;
     opener.setAttribute("aria-expanded", String(!panel.hidden));
     if (panel.hidden) return;
-    panel.querySelector("img").src = copy.source;
+    const image = panel.querySelector("img");
+    image.src = copy.source;
     show();
-    rectangle.focus();
+    rectangle.focus({ preventScroll: true });
+    // Its height is known only then.
+    image.decode().then(() => panel.scrollIntoView({ block: "nearest" }), () => {});
   });
 }
