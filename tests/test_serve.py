@@ -1127,7 +1127,7 @@ def test_samples_start_no_download(run_copy, torchvision_root, tmp_path, monkeyp
         run.write_config(config)
         return data
 
-    monkeypatch.setattr("fashion_cnn.retrieval.web.views.instantiate_data", changed_after_the_check)
+    monkeypatch.setattr("fashion_cnn.inference.network.instantiate_data", changed_after_the_check)
     assert len(samples_of_test_set(run_copy, None)) == 10
 
 
