@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject, require, run_of_catalogue
+from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject, require
 from fashion_cnn.errors import Interrupted, OmissionsError, UserError, printable
 
 if TYPE_CHECKING:
@@ -82,11 +82,9 @@ def _run_and_metadata(config: DictConfig) -> tuple[Run, CatalogueMetadata | None
 
         return find_run(config.run, runs_dir), None
     require("search", "lancedb")
-    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue, metadata_of
+    from fashion_cnn.retrieval.catalogue import find_network_of_catalogue
 
-    run, catalogue = find_run_and_catalogue(run_of_catalogue(config), config.catalogue, runs_dir)
-    metadata = metadata_of(catalogue.open())
-    return run, metadata if metadata.pretrained else None
+    return find_network_of_catalogue(config.run, config.catalogue, runs_dir)
 
 
 def _check(config: DictConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_images, check_invert, require, run_of_catalogue
+from fashion_cnn.cli.options import check_images, check_invert, require
 from fashion_cnn.errors import UserError, pluralize, printable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fashion_cnn.concepts import Background, Concept, Concepts
     from fashion_cnn.inference.network import EmbeddingNetwork
-    from fashion_cnn.retrieval.snapshot import Snapshot
+    from fashion_cnn.retrieval.catalogue import CatalogueMetadata
     from fashion_cnn.runs import Run
 
 # Fewer products say too little about what a concept has to stand out from.
@@ -39,45 +39,41 @@ def teach(config: DictConfig) -> None:
     from fashion_cnn.inference.network import TrainedNetwork
     from fashion_cnn.runs import check_links, create_folder
 
-    run, snapshot = _run_and_snapshot(config)
+    run, metadata = _run_and_metadata(config)
     if config.name is not None or (config.remove is not None and run.concepts.exists()):
         check_links(run.path, run.concepts.name)
         create_folder(run.concepts, None)
     network: EmbeddingNetwork
-    if snapshot:
+    if metadata:
         from fashion_cnn.retrieval.vectors import load_mirrored_network
 
-        network = load_mirrored_network(run, snapshot.metadata)
+        network = load_mirrored_network(run, metadata)
     else:
         network = TrainedNetwork(run, flip_embeddings=True, needs_embeddings=True, invert=config.invert)
     concepts = Concepts(run, network.identity)
-    if config.name is not None and not snapshot and str(config.name) in network.class_names:
+    if config.name is not None and not network.pretrained and str(config.name) in network.class_names:
         raise UserError(f"name={config.name} is a class of the network already: choose another name.")
     if config.remove is not None:
         concepts.remove(str(config.remove))
     elif config.name is not None:
-        _teach(config, network, snapshot, concepts)
-    _print_concepts(concepts, run, snapshot)
+        _teach(config, network, concepts)
+    _print_concepts(concepts, network)
 
 
-def _run_and_snapshot(config: DictConfig) -> tuple[Run, Snapshot | None]:
-    """The run; for the catalogue of a pretrained network its folder in place of the run, and its products."""
+def _run_and_metadata(config: DictConfig) -> tuple[Run, CatalogueMetadata | None]:
+    """The run; for the catalogue of a pretrained network its folder in place of the run, and its metadata."""
     from fashion_cnn.runs import find_finished_run
 
     runs_dir = Path(config.runs_dir)
     if config.catalogue is None:
         return find_finished_run(config.run, runs_dir), None
     require("search", "lancedb")
-    from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
-    from fashion_cnn.retrieval.snapshot import Snapshot
+    from fashion_cnn.retrieval.catalogue import find_network_of_catalogue
 
-    run, catalogue = find_run_and_catalogue(run_of_catalogue(config), config.catalogue, runs_dir)
-    snapshot = Snapshot(catalogue)
-    if not snapshot.metadata.pretrained:
-        return run, None
-    if not Path(catalogue.uri).is_dir():
+    run, metadata = find_network_of_catalogue(config.run, config.catalogue, runs_dir)
+    if metadata and not run.path.is_dir():
         raise UserError(f"catalogue={config.catalogue} is not a folder on this machine, in which concepts are stored.")
-    return run, snapshot
+    return run, metadata
 
 
 def _check(config: DictConfig) -> None:
@@ -94,15 +90,15 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"false_alarms={config.false_alarms} is not a share: give a number between 0 and 1.", status=2)
 
 
-def _teach(config: DictConfig, network: EmbeddingNetwork, snapshot: Snapshot | None, concepts: Concepts) -> None:
+def _teach(config: DictConfig, network: EmbeddingNetwork, concepts: Concepts) -> None:
     from fashion_cnn.concepts import fit_background, learn
     from fashion_cnn.inference.network import instantiate_data
 
     examples = _embed_examples(config.images, network)
     background = concepts.background
     if background is None:
-        if snapshot:
-            background = _background_of_products(snapshot)
+        if network.pretrained:
+            background = _background_of_products(network.run)
         else:
             background = fit_background(network, instantiate_data(network.run, config.data.root))
         concepts.save_background(background)
@@ -112,17 +108,20 @@ def _teach(config: DictConfig, network: EmbeddingNetwork, snapshot: Snapshot | N
     print(f"  {_reliability(concept)}")
     if concept.false_alarms > config.false_alarms:
         print(
-            f"  {_count(background, snapshot)} cannot guarantee false_alarms={config.false_alarms}, but "
-            f"{_percent(concept.false_alarms)}: more {'products' if snapshot else 'training images'} help."
+            f"  {_count(background, network)} cannot guarantee false_alarms={config.false_alarms}, but "
+            f"{_percent(concept.false_alarms)}: more {'products' if network.pretrained else 'training images'} help."
         )
 
 
-def _background_of_products(snapshot: Snapshot) -> Background:
+def _background_of_products(folder: Run) -> Background:
     """Background of a random sample of a catalogue's products."""
     import torch
 
     from fashion_cnn.concepts import MAX_KNOWN_IMAGES, background_of
+    from fashion_cnn.retrieval.catalogue import Catalogue
+    from fashion_cnn.retrieval.snapshot import Snapshot
 
+    snapshot = Snapshot(Catalogue(str(folder.path)))
     if len(snapshot) < _MIN_PRODUCTS:
         raise UserError(
             f"{snapshot.uri} holds {pluralize(len(snapshot), 'product')}: a concept has to stand out from at least "
@@ -161,19 +160,19 @@ def _reliability(concept: Concept) -> str:
     return f"{share}{'; more examples, or more similar ones, would help' if weak else ''}."
 
 
-def _count(background: Background, snapshot: Snapshot | None) -> str:
+def _count(background: Background, network: EmbeddingNetwork) -> str:
     """The number of images that thresholds rest on."""
     count = len(background.others)
-    return pluralize(count, "product") if snapshot else f"{pluralize(count, 'image')} of known classes"
+    return pluralize(count, "product") if network.pretrained else f"{pluralize(count, 'image')} of known classes"
 
 
-def _print_concepts(concepts: Concepts, run: Run, snapshot: Snapshot | None) -> None:
+def _print_concepts(concepts: Concepts, network: EmbeddingNetwork) -> None:
     from fashion_cnn.concepts import joint_false_alarm_rate
     from fashion_cnn.terminal import print_table
 
     background = concepts.background
     if not concepts.all:
-        print(f"{run.path} has no concepts. Teach one with name='some words' images=PATH")
+        print(f"{network.run.path} has no concepts. Teach one with name='some words' images=PATH")
         return
     headings = ("concept", "examples", "recognised (leave-one-out)", "allowed false alarms")
     rows = [
@@ -185,10 +184,10 @@ def _print_concepts(concepts: Concepts, run: Run, snapshot: Snapshot | None) -> 
         )
         for concept in concepts.all
     ]
-    print_table(headings, rows, right=headings[1:], title=f"Concepts of {run.path}")
+    print_table(headings, rows, right=headings[1:], title=f"Concepts of {network.run.path}")
     if len(rows) > 1 and background is not None:
         rate = joint_false_alarm_rate(concepts.all, background)
-        print(f"False alarms of all concepts together: {rate:.1%} of {_count(background, snapshot)}.")
+        print(f"False alarms of all concepts together: {rate:.1%} of {_count(background, network)}.")
 
 
 def _percent(share: float) -> str:

@@ -16,7 +16,6 @@ __all__ = [
     "check_reject",
     "install_command",
     "require",
-    "run_of_catalogue",
 ]
 
 
@@ -55,11 +54,6 @@ def check_class_weight(config: DictConfig) -> None:
     """Raise UserError unless `class_weight` is in [0, 1]."""
     if not 0 <= config.class_weight <= 1:
         raise UserError(f"class_weight={config.class_weight} is not possible: give a number from 0 to 1.", status=2)
-
-
-def run_of_catalogue(config: DictConfig) -> str | None:
-    """Return the run that a command with `catalogue` names; None for `latest`, the one that made the catalogue."""
-    return None if config.run == "latest" else config.run
 
 
 def as_strings(option: object | None) -> tuple[str, ...]:

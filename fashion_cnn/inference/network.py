@@ -153,7 +153,7 @@ class EmbeddingNetwork(NetworkRunner):
         return other
 
     def finds_item(self, image: ArrayLike) -> bool | None:
-        """Whether a prepared image `(C, H, W)` shows an item apart from its ground; None if that is not known."""
+        """Return whether a prepared image `(C, H, W)` shows an item; None if that is not known."""
         return None
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:

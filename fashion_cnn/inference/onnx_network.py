@@ -92,7 +92,7 @@ class OnnxNetwork:
         return logits, join_colours(features, pictures, self._settings)
 
     def finds_item(self, image: ArrayLike) -> bool:
-        """Whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        """Return whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:

@@ -85,7 +85,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         return NetworkOutput(output.logits, torch.from_numpy(joined))
 
     def finds_item(self, image: ArrayLike) -> bool:
-        """Whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        """Return whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:

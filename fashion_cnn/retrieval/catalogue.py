@@ -704,6 +704,25 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
     return find_finished_run("latest" if run is None else run, runs_dir), named
 
 
+def find_network_of_catalogue(run: str, catalogue: str, runs_dir: Path) -> tuple[Run, CatalogueMetadata | None]:
+    """Find where the network that made a catalogue is stored.
+
+    Args:
+        run: `latest` stands for the run that made the catalogue.
+        catalogue: the catalogue.
+        runs_dir: folder of the runs.
+
+    Returns:
+        The run and None, or for a pretrained network the folder of the catalogue and its metadata.
+
+    Raises:
+        UserError: if there is no such run or no complete catalogue.
+    """
+    chosen, named = find_run_and_catalogue(None if run == "latest" else run, catalogue, runs_dir)
+    metadata = metadata_of(named.open())
+    return chosen, metadata if metadata.pretrained else None
+
+
 def _check_run_of_catalogue(run: Path, catalogue: str, runs_dir: Path) -> None:
     """Raise UserError if a catalogue names a run that is neither the user's own nor stored together with it."""
     around = Path(catalogue).expanduser().resolve()

@@ -30,11 +30,11 @@ class SearchNetwork(Protocol):
 
     @property
     def flip_average(self) -> bool:
-        """Whether outputs are averaged over each picture and its mirror image."""
+        """True if outputs are averaged over each picture and its mirror image."""
 
     @property
     def pretrained(self) -> PretrainedSettings | None:
-        """What its vectors are made of; None for the network of a run."""
+        """Settings of its vectors; None for the network of a run."""
 
     @property
     def measured_columns(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class SearchNetwork(Protocol):
         """Logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, C, H, W)`."""
 
     def finds_item(self, image: ArrayLike) -> bool | None:
-        """Whether a prepared picture `(C, H, W)` shows an item apart from its ground; None if that is not known."""
+        """Return whether a prepared picture `(C, H, W)` shows an item; None if that is not known."""
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
         """Values of `measured_columns` of prepared pictures `(N, C, H, W)` uint8."""

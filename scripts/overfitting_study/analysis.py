@@ -344,6 +344,15 @@ def _predictions(model: GainModel, found: Iterable[Gain]) -> Predicted:
     return {key: expected for key, expected in predictions.items() if expected is not None}
 
 
+def in_interval(predicted: Predicted, found: Iterable[Gain]) -> list[bool]:
+    """Return for each predicted gain whether its prediction interval holds it."""
+    return [
+        expected.gain.low <= gain.accuracy <= expected.gain.high
+        for gain in found
+        if (expected := predicted.get((gain.base, gain.seed, gain.arm))) is not None
+    ]
+
+
 def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of fashion_cnn/analysis/remedies.json, fitted to all gains."""
     family = best_family(found, {name: leave_bases_out(found, name) for name in FAMILIES})
@@ -385,12 +394,7 @@ def gains_elsewhere(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
 def _transferred_coverage(model: GainModel, records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Number of gains on data of another kind, and the share in their prediction intervals; None without any."""
     others = gains_elsewhere(records)
-    predicted = _predictions(model, others)
-    inside = [
-        expected.gain.low <= gain.accuracy <= expected.gain.high
-        for gain in others
-        if (expected := predicted.get((gain.base, gain.seed, gain.arm))) is not None
-    ]
+    inside = in_interval(_predictions(model, others), others)
     return {"gains": len(inside), "in_interval": round(float(np.mean(inside)), 3)} if inside else None
 
 

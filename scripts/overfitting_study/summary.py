@@ -24,6 +24,7 @@ from overfitting_study.analysis import (
     former_advice,
     gains_elsewhere,
     held_out_accuracy,
+    in_interval,
     leave_bases_out,
     leave_bases_out_forecast,
     predict_gains,
@@ -232,9 +233,10 @@ def brier_table(
     lines = [f"| Brier score over {len(keys)} pairs, rate {rate:.0%} | score |", "|---|---:|"]
     for name, probabilities in scores.items():
         lines.append(f"| {_marked(name, used)} | {np.square(np.array(probabilities) - truth).mean():.3f} |")
-    actual = {(gain.base, gain.seed, gain.arm): gain.accuracy for gain in found}
+    known_pairs = set(keys)
+    chosen = [gain for gain in found if (gain.base, gain.seed, gain.arm) in known_pairs]
     for name, predicted in predictions.items():
-        inside = np.mean([predicted[key].gain.low <= actual[key] <= predicted[key].gain.high for key in keys])
+        inside = np.mean(in_interval(predicted, chosen))
         lines.append(f"| share of gains in the 95% prediction interval, {name} | {inside:.1%} |")
     return "\n".join(lines)
 
@@ -272,11 +274,7 @@ def confirmation(found: Sequence[Gain], predictions: Mapping[str, Predicted]) ->
     if len(numbers) < 2:
         return []
     outcomes = [gain.accuracy > WORTHWHILE for gain in later]
-    of_study = {
-        (gain.base, gain.seed, gain.arm): float(gain.accuracy > WORTHWHILE)
-        for gain in found
-        if 0 <= gain.base < FIRST_OF_COVERAGE
-    }
+    of_study = outcomes_of([gain for gain in found if gain.base < FIRST_OF_COVERAGE])
     rates = [rate_elsewhere(of_study, gain.base, gain.arm) for gain in later]
     by_rate = [(rate - outcome) ** 2 for rate, outcome in zip(rates, outcomes, strict=True)]
     lines = [

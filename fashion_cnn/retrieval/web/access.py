@@ -39,7 +39,7 @@ _THUMBNAIL_PATH = "/api/thumbnail"
 _PROTECTED = re.compile(r"/api/(?!thumbnail$)|/metrics$|/openapi\.json$")
 _MAX_KEY_FILE_BYTES = 1_000_000
 _MIN_KEY_LENGTH = 16
-# What follows a key that may change products.
+# Word after a key that may change products.
 _WRITER = re.compile(r"\s+write$")
 # Clients whose requests are counted at once; those that have used the least are forgotten first.
 _MAX_CLIENTS = 10_000
