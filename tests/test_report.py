@@ -64,7 +64,7 @@ def test_report_dates_the_rise_of_the_validation_loss():
     text = describe_curves(history([0.4, 0.3, 0.2, 0.1], [0.5, 0.4, 0.45, 0.5]), RESULTS)
     assert "lowest, 0.4000, after epoch 2 of 4, and ended at 0.5000" in text
     assert "from 0.3000 to 0.1000" in text
-    assert "From epoch 3 on" in text
+    assert "From epoch 3 to the last, validation loss rose while training loss fell." in text
 
 
 def test_report_says_that_validation_loss_was_lowest_at_the_end():
@@ -106,9 +106,17 @@ def test_the_report_names_the_epoch_since_which_the_gap_is_significant(low, sinc
     assert since is None or f"The 95% interval of the accuracy gap excludes zero since epoch {since}." in text
 
 
-def test_the_report_says_that_no_onset_is_marked():
-    results = RESULTS | {"rising_since": None}
-    assert "No onset of overfitting is marked" in describe_curves(history([0.4, 0.3, 0.2], [0.5, 0.4, 0.45]), results)
+def test_the_report_says_why_no_onset_is_marked():
+    curves, results = history([0.4, 0.3, 0.2], [0.5, 0.4, 0.45]), RESULTS | {"rising_since": None}
+    assert "was not measured on each image whether the rise exceeds the noise" in describe_curves(curves, results)
+    measured = results | {"loss_rise": 0.05, "loss_rise_low": -0.01, "loss_rise_high": 0.11}
+    assert "the rise is within the noise, or training loss did not fall" in describe_curves(curves, measured)
+
+
+def test_the_summary_names_the_last_measured_epoch():
+    curves = history([0.4, 0.3, 0.2], [0.5, 0.4, 0.45])
+    text = results_summary(curves, RESULTS | {"gap_last/epoch": 2})
+    assert text.startswith("**Verdict: overfitting.** After epoch 2, the last measured, the rule.")
 
 
 def test_label_smoothing_is_named_beside_the_running_average():

@@ -14,8 +14,10 @@ from fashion_cnn.analysis.history import History
 from fashion_cnn.analysis.verdict import (
     FEATURES,
     REMEDIES,
+    UNLIKELY,
     advise,
     judge,
+    judge_forecast,
     loss_trend,
     possible_remedies,
     training_command,
@@ -23,6 +25,7 @@ from fashion_cnn.analysis.verdict import (
 from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import ValidationPasses
+from fashion_cnn.metrics.intervals import Interval
 from fashion_cnn.training.build import apply_remedy
 
 
@@ -109,12 +112,42 @@ def test_verdict_says_what_was_seen_and_what_is_expected(expect):
     assert rule.startswith("the accuracy gap is 1.7 points (95% interval +1.0 to +2.4), 33% of the validation error (")
     assert rule.endswith(
         ". Judging by the study's other trainings, runs like this one are expected to gain from CutMix by +0.4 points "
-        "(-0.2 to +1.0) and a wider network by +0.2 points (-0.3 to +0.8); nothing else is expected to help"
+        "(-0.2 to +1.0) and a wider network by +0.2 points (-0.3 to +0.8); a gain of 0.2 points by "
+        "anything else is unlikely"
     )
     expect(cutmix=-0.4)
     assert judged(FALLING).rule.endswith(
         ". Judging by the study's other trainings, no remedy is expected to gain 0.2 points in runs like this one"
     )
+
+
+def test_a_remedy_that_is_expected_to_lose_is_not_named(expect):
+    expect(cutmix=-0.1)
+    study = verdict_module._study()
+    study["remedies"]["cutmix"]["deviation"] *= 3
+    verdict = judged(FALLING)
+    assert verdict.gains[0].probability > UNLIKELY
+    assert verdict.rule.endswith("no remedy is expected to gain 0.2 points in runs like this one")
+    assert [advice.overrides for advice in advise(verdict, compose(overrides=[]))] == [("-m", "seed=0,1,2")]
+
+
+def test_validation_accuracy_above_that_of_training_is_no_gap(expect):
+    expect(longer=0.6)
+    wrong_labels = curves([0.9, 0.8], [0.4, 0.3], 0.80, 0.90)
+    verdict = judged(wrong_labels)
+    assert "accuracy is higher on validation images, by 10.0 points (gap: 95% interval -11.1 to -8.8)" in verdict.rule
+    assert verdict.kind == "underfitting"
+    rising = curves([0.9, 0.8, 0.7], [0.5, 0.300, 0.316], 0.80, 0.90)
+    assert judged(rising, passes=passes(0.016, 5000)).kind == "underfitting", "a rise of the loss without a gap"
+
+
+def test_forecast_on_other_data_says_how_far_it_holds_there():
+    settings = {"train_images": 60_000, "epochs": 30, "parameters": 98_426}
+    forecast = Interval(0.94, 0.93, 0.95)
+    caution = "on pictures of another kind the interval held "
+    assert caution not in judge_forecast(0.97, forecast, compose(overrides=[]), **settings).rule
+    other = compose(overrides=["data=kmnist", "data.root=data"])
+    assert caution in judge_forecast(0.97, forecast, other, **settings).rule
 
 
 def test_verdict_on_other_data_says_how_far_the_study_holds_there():

@@ -128,7 +128,9 @@ def results_summary(history: History, results: dict[str, Any]) -> str:
     """Summarise verdict, curves, gaps and advice as Markdown."""
     if "verdict" not in results:
         return "No verdict: no validation pass was made during training, and there is no forecast for one like this."
-    parts = [f"**Verdict: {results['verdict']}.** After the last epoch, {results['verdict_rule']}."]
+    last = results.get("gap_last/epoch")
+    after = "After the last epoch" if last in (None, history.epochs[-1]) else f"After epoch {last}, the last measured"
+    parts = [f"**Verdict: {results['verdict']}.** {after}, {results['verdict_rule']}."]
     if "gap/accuracy" in results:
         parts += [" ".join(filter(None, (describe_curves(history, results), describe_significance(history))))]
         parts += [describe_gap(results)]
@@ -156,10 +158,13 @@ def describe_curves(history: History, results: dict[str, Any]) -> str:
         f"{val[-1]:.4f}, while training loss went from {train[lowest]:.4f} to {train[-1]:.4f}."
     )
     if results["rising_since"] is not None:
-        text += f" From epoch {results['rising_since']} on, validation loss rose while training loss fell."
-    else:
-        text += " No onset of overfitting is marked: it did not keep rising while training loss fell."
-    return text
+        return (
+            f"{text} From epoch {results['rising_since']} to the last, validation loss rose while training loss fell."
+        )
+    text += " No onset of overfitting is marked: "
+    if "loss_rise" not in results:
+        return f"{text}it was not measured on each image whether the rise exceeds the noise."
+    return f"{text}the rise is within the noise, or training loss did not fall."
 
 
 def describe_significance(history: History) -> str:

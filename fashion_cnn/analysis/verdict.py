@@ -68,6 +68,11 @@ class ExpectedGain:
     gain: Interval
     probability: float
 
+    @property
+    def may_help(self) -> bool:
+        """Whether the advice names it: a gain is expected, with some probability of a worthwhile one."""
+        return self.gain.estimate > 0 and self.probability >= UNLIKELY
+
     @classmethod
     def normal(cls, remedy: str, mean: float, deviation: float) -> "ExpectedGain":
         """The expectation of a normally distributed gain."""
@@ -203,6 +208,9 @@ def judge_forecast(
         f"an accuracy gap of {gap.estimate * 100:.1f} points (95% prediction interval {gap.low * 100:+.1f} to "
         f"{gap.high * 100:+.1f}) is forecast from the training images alone"
     )
+    if elsewhere := _elsewhere(config):
+        held, count = elsewhere["forecasts_in_interval"], elsewhere["forecasts"]
+        text += f", as for Fashion-MNIST: on pictures of another kind the interval held {held} of {count} gaps"
     return Verdict(
         kind="memorising" if memorises else _kind(gains, gap, is_rising=False),
         rule=f"{text}. {_describe_gains(gains, config)}",
@@ -217,15 +225,16 @@ def judge_forecast(
 
 
 def _kind(gains: Sequence[ExpectedGain], gap: Interval, *, is_rising: bool) -> Kind:
-    if is_rising and not gap.contains_zero:
+    has_gap = gap.low > 0
+    if is_rising and has_gap:
         return "overfitting"
     # Highest expected gain first.
     deciding = [gain for gain in gains if gain.remedy != "more_images"]
     likely = [gain.remedy for gain in deciding if gain.probability >= LIKELY]
     if likely and likely[0] in _FITTING:
-        return "underfitting" if gap.contains_zero else "still improving"
+        return "still improving" if has_gap else "underfitting"
     if likely:
-        return "undecided" if gap.contains_zero else "overfitting"
+        return "overfitting" if has_gap else "undecided"
     return "fits well" if deciding and all(gain.probability < UNLIKELY for gain in deciding) else "undecided"
 
 
@@ -233,6 +242,8 @@ def _describe_gap(gap: Interval, share: Interval) -> str:
     bounds = f"95% interval {gap.low * 100:+.1f} to {gap.high * 100:+.1f}"
     if gap.contains_zero:
         return f"no accuracy gap is seen: {gap.estimate * 100:+.1f} points ({bounds})"
+    if gap.high < 0:
+        return f"accuracy is higher on validation images, by {-gap.estimate * 100:.1f} points (gap: {bounds})"
     return (
         f"the accuracy gap is {gap.estimate * 100:.1f} points ({bounds}), "
         f"{share.estimate:.0%} of the validation error ({share.low:.0%} to {share.high:.0%})"
@@ -242,7 +253,7 @@ def _describe_gap(gap: Interval, share: Interval) -> str:
 def _describe_gains(gains: Sequence[ExpectedGain], config: DictConfig) -> str:
     if not gains:
         return "Whether a remedy would pay is not known: the study has no training like this one"
-    helpful = [gain for gain in gains if gain.probability >= UNLIKELY]
+    helpful = [gain for gain in gains if gain.may_help]
     caution = _caution(config)
     if not helpful:
         return f"{_BASIS}, no remedy is expected to gain 0.2 points in runs like this one{caution}"
@@ -251,19 +262,24 @@ def _describe_gains(gains: Sequence[ExpectedGain], config: DictConfig) -> str:
         f"{gain.gain.high * 100:+.1f})"
         for gain in helpful[:2]
     ]
-    rest = "; nothing else is expected to help" if len(helpful) <= len(texts) else ""
+    rest = "; a gain of 0.2 points by anything else is unlikely" if len(helpful) <= len(texts) else ""
     return f"{_BASIS}, runs like this one are expected to gain from {' and '.join(texts)}{rest}{caution}"
 
 
 def _caution(config: DictConfig) -> str:
     """How far the study's intervals held on other data than its own, for a run on such data; else an empty text."""
-    elsewhere = _study().get("elsewhere")
-    if elsewhere is None or OmegaConf.select(config, "data._target_") in (None, _DATA_OF_STUDY):
+    if (elsewhere := _elsewhere(config)) is None:
         return ""
     share = elsewhere["in_interval"]
     return (
         f". The study is on Fashion-MNIST: on pictures of another kind its intervals held only {share:.0%} of the gains"
     )
+
+
+def _elsewhere(config: DictConfig) -> dict[str, Any] | None:
+    """How the study's models did on other data than its own, for a run on such data; else None."""
+    is_of_study = OmegaConf.select(config, "data._target_") in (None, _DATA_OF_STUDY)
+    return None if is_of_study else _study().get("elsewhere")
 
 
 FEATURES = (
@@ -424,7 +440,7 @@ def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
         names = [*applied, *remedies]
         return names[0] if len(names) == 1 else f"[{','.join(names)}]"
 
-    helpful = [gain for gain in verdict.gains if gain.probability >= UNLIKELY][:2]
+    helpful = [gain for gain in verdict.gains if gain.may_help][:2]
     if not helpful:
         return [Advice("measure the variation over seeds", ("-m", "seed=0,1,2"))]
     advice = [

@@ -257,6 +257,7 @@ def verdict_results(
     return {
         **_verdict_and_advice(verdict, config, lags="evaluation_lag" in results),
         "rising_since": verdict.rising_since,
+        **(_interval_results("loss_rise", verdict.loss_rise) if verdict.loss_rise is not None else {}),
         **_interval_results("gap_last/accuracy", verdict.gap),
         **_interval_results("gap_last/share", verdict.gap_share),
         "gap_last/loss": verdict.loss_gap,

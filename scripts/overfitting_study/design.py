@@ -22,7 +22,7 @@ _MIN_PASSES = 12_000
 _SIZE_WEIGHTS = {"nano": 4, "tiny": 4, "small": 1}
 _IMAGES = (1_000, 2_000, 4_000, 8_000, 16_000, 45_000)
 _EPOCHS = (4, 8, 16, 32, 64)
-# Validation passes of each training, so that the best epoch is chosen among equally many.
+# Validation passes of each training of 8 epochs or more, so that the best epoch is chosen among equally many.
 VALIDATION_PASSES = 8
 DEFAULT_VALIDATION = 5_000
 MAX_IMAGES = 45_000
