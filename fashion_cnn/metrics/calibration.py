@@ -53,8 +53,8 @@ class ReliabilityDiagram:
         rarely hold the true value of a well calibrated network. The interval reaches from the bootstrap's lower normal
         bound with bias correction to the upper one without (Efron and Tibshirani, "An Introduction to the Bootstrap",
         1993, chapters 10 and 13), and includes all multiples of the observed differences under which the observed error
-        is not extreme. Contributions of bins are drawn from normal distributions. In simulations it holds the true
-        error in 93 to 99% of the cases (tests/test_calibration.py).
+        is not extreme. Contributions of bins are drawn from normal distributions. tests/test_calibration.py checks in
+        simulations that it holds the true error.
         """
         error = self.expected_calibration_error
         # Half an image per bin keeps bins without any variance from looking certain.
