@@ -25,9 +25,11 @@ from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.memorisation import main as memorisation
 from fashion_cnn.metrics import memorisation as metrics
 from fashion_cnn.metrics.memorisation import AnswerTotals, SubsetLogits, Tally
+from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train
 from fashion_cnn.train import train as train_function
+from fashion_cnn.training import build
 from fashion_cnn.training.session import run_training
 
 DATA = [part for part in TINY_DATA if part.split("=")[0] not in ("data.val_size", "model", "callbacks")]
@@ -465,6 +467,38 @@ def test_cross_validation_gives_label_errors_and_no_scores(command, tmp_path):
     assert {row["memorisation"] for row in rows} == {""}
     status, _, errors = command(memorisation, f"runs={file.parent}", f"run={file.parent / 'fold-0'}")
     assert "run= compares with memorisation scores, which these runs do not give" in errors
+
+
+def test_cross_validation_lists_repeated_images_across_the_splits(command, tiny, tmp_path, monkeypatch):
+    original = TinyDataModule.load
+
+    def load(self, *, train):
+        images, targets = original(self, train=train)
+        if not train:
+            images[5] = original(self, train=True)[0][17]
+        return images, targets
+
+    monkeypatch.setattr(TinyDataModule, "load", load)
+    for fold in range(2):
+        config = tiny("data.folds=2", f"data.fold={fold}", "data.val_size=0")
+        data = build.data(config)
+        data.setup("fit")
+        run = Run(tmp_path / "folds" / f"fold-{fold}")
+        run.create()
+        run.write_config(config)
+        targets, indices = data.val_split.targets, data.val_split.indices
+        logits = torch.nn.functional.one_hot(targets, 4).float()
+        write_predictions(run.predictions_file, {"best.val": Predictions(logits, targets, indices)})
+        run.write_results({"seed": 0, "val/accuracy": 1.0})
+    status, _, errors = command(memorisation, f"runs={tmp_path / 'folds'}")
+    assert status == 0, errors
+    folder = tmp_path / "folds" / "analysis"
+    (row,) = csv.DictReader((folder / "near_duplicates.csv").read_text().splitlines())
+    assert row == {
+        **{"test_index": "5", "test_label": "middle", "train_index": "17", "train_label": "middle"},
+        **{"similarity": "1.0", "equal": "1"},
+    }
+    assert (folder / "figures" / "duplicates.png").exists()
 
 
 @pytest.mark.training

@@ -67,8 +67,8 @@ class Answers:
         trained: `(T, N)` bool, the images that each network was trained on.
         test_correct: `(T, M)` bool, the test images that each classifies correctly.
         tests: answers to the test images; None if there are none.
-        test_targets: `(M,)`.
-        test_indices: `(M,)`.
+        test_targets: `(M,)`, labels of the test images; empty where `read_answers` found no answers to them.
+        test_indices: `(M,)`, their positions in the data set, likewise.
         gaps: for each half `(U, 1 + C)`, gap in accuracy of each pair of runs, or of each other run: over all images,
             and of each class.
         train_accuracy: mean accuracy on the images that a network was trained on; NaN if it is not known.

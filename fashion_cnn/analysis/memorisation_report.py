@@ -4,7 +4,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,10 @@ def analyse(
     if data.has_test:
         data.setup("test")
         test = data.test_split.images
-        if answers.tests is not None and len(test) != len(answers.test_targets):
+        if answers.tests is None:
+            split = data.test_split
+            answers = replace(answers, test_targets=split.targets.numpy(), test_indices=split.indices.numpy())
+        elif len(test) != len(answers.test_targets):
             raise UserError(f"{runs[0].path} has answers to other test images: give its data set with data.root=DIR.")
     scores = compute_scores(answers, memorised=memorised, false_discovery_rate=false_discovery_rate)
     errors = find_label_errors(answers.out_of_sample, answers.targets, precision=precision)
@@ -328,7 +331,7 @@ def _label_error_rows(analysis: Analysis) -> Iterable[list[Any]]:
 def _duplicate_rows(analysis: Analysis) -> Iterable[list[Any]]:
     answers, duplicates = analysis.answers, analysis.duplicates
     yield ["test_index", "test_label", "train_index", "train_label", "similarity", "equal"]
-    if duplicates is None or not len(answers.test_indices):
+    if duplicates is None:
         return
     for test, row, similarity, equal in zip(
         duplicates.tests, duplicates.rows, duplicates.similarity, duplicates.equal, strict=True
