@@ -129,6 +129,27 @@ def test_folds_are_one_group_whose_predictions_cover_every_image(tmp_path, comma
     assert not (tmp_path / "comparison" / "out_of_fold.npz").exists(), "a fold is missing"
 
 
+def test_out_of_fold_predictions_are_those_of_the_last_epoch(tmp_path, command):
+    targets = torch.arange(20) % 2
+    right = torch.nn.functional.one_hot(targets, 2).float()
+    for fold in range(2):
+        data = {"folds": 2, "fold": fold}
+        run = make_run(tmp_path / str(fold), ["data.folds=2", f"data.fold={fold}"], 0, 0.9, data=data)
+        indices = torch.arange(fold * 10, fold * 10 + 10)
+        last = right[indices]
+        last[:fold] = last[:fold].flip(1)
+        stored = {"best.val": Predictions(right[indices], targets[indices], indices)}
+        if fold:
+            stored["last.val"] = Predictions(last, targets[indices], indices)
+        write_predictions(run.predictions_file, stored)
+    status, out, _ = command(main, f"runs={tmp_path}")
+    assert status == 0
+    text = " ".join(out.split())
+    assert "accuracy is 95.00%" in text
+    assert "of the last epoch" in text
+    assert read_predictions(tmp_path / "comparison" / "out_of_fold.npz")["all"].correct.sum() == 19
+
+
 def test_sizes_with_equal_steps_have_a_learning_curve(tmp_path, command):
     for fraction in (0.04, 0.16, 0.64):
         for seed in (0, 1):

@@ -21,14 +21,13 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import chosen_images
+from fashion_cnn.analysis.comparison import chosen_images, read_fold_predictions
 from fashion_cnn.analysis.settings import repeated_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics import memorisation as metrics
 from fashion_cnn.metrics.memorisation import AnswerTotals, Floats, GapCheck, Integers, Mask, SubsetLogits, Tally
-from fashion_cnn.metrics.predictions import read_predictions
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.damage import DamagedRunError, read_text
 from fashion_cnn.runs.files import open_atomically
@@ -250,9 +249,9 @@ def _read(run: Run, *names: str) -> dict[str, NDArray[Any]]:
 
 
 def _read_fold(run: Run) -> dict[str, NDArray[Any]]:
-    """Read the answers of an ordinary run to its validation images, none of which it was trained on."""
+    """Read the last answers of an ordinary run to its validation images, none of which it was trained on."""
     try:
-        part = read_predictions(run.predictions_file)["best.val"]
+        part = read_fold_predictions(run)
     except (ValueError, OSError, KeyError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(
