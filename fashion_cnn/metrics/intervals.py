@@ -166,16 +166,21 @@ def t_quantile(degrees: int) -> float:
     return _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
 
 
-def paired_interval(differences: Sequence[float]) -> Interval:
+def paired_interval(differences: Sequence[float], test_ratio: float = 0.0) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
+
+    The folds of a cross-validation share training images, and their differences are no independent sample. The
+    corrected resampled t-test adds the ratio of test to training images to 1 / n in the variance of the mean (Nadeau
+    and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003).
 
     Args:
         differences: one per pair. The interval is unbounded with a single one.
+        test_ratio: number of test images per training image of a fold; 0 for independent pairs.
     """
     mean_std = MeanStd.of(differences)
     if mean_std.std is None:
         return Interval(mean_std.mean, -math.inf, math.inf)
-    half = t_quantile(mean_std.count - 1) * mean_std.std / math.sqrt(mean_std.count)
+    half = t_quantile(mean_std.count - 1) * mean_std.std * math.sqrt(1 / mean_std.count + test_ratio)
     return Interval(mean_std.mean, mean_std.mean - half, mean_std.mean + half)
 
 
