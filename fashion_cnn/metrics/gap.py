@@ -151,7 +151,7 @@ def accuracy_gap_by_class(train: Predictions, held_out: Predictions, train_share
     ]
 
 
-def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
+def largest_gap_classes(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> list[int]:
     """Fewest classes that account for half of the accuracy gap, largest contribution first.
 
     The contribution of a class is its accuracy gap, if positive, times the number of its held-out images.
@@ -159,7 +159,7 @@ def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
     Returns:
         Class indices; empty if the interval of the overall accuracy gap does not lie above zero: noise has no cause.
     """
-    if accuracy_gap(train, held_out).low <= 0:
+    if accuracy_gap(train, held_out, train_share).low <= 0:
         return []
     gaps = accuracy_gap_by_class(train, held_out)
     counts = held_out.targets.bincount(minlength=len(gaps)).tolist()

@@ -255,6 +255,7 @@ def verdict_results(
     if verdict is None:
         return {}
     assert verdict.gap_share is not None
+    train_share = probe_count / len(data.train_split)
     return {
         **_verdict_and_advice(verdict, config, lags="evaluation_lag" in results),
         "rising_since": verdict.rising_since,
@@ -262,9 +263,10 @@ def verdict_results(
         **_interval_results("gap_last/share", verdict.gap_share),
         "gap_last/loss": verdict.loss_gap,
         "gap_last/epoch": verdict.last_epoch,
-        **_best_epoch_gap(config, results, passes, probe_count, len(data.train_split)),
+        **_best_epoch_gap(config, results, passes, probe_count, train_share),
         "gap_carriers": [
-            data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
+            data.class_names[label]
+            for label in largest_gap_classes(predictions["train"], predictions["val"], train_share)
         ],
     }
 
@@ -317,7 +319,7 @@ def _advise_on_lag(config: DictConfig) -> list[Advice]:
 
 
 def _best_epoch_gap(
-    config: DictConfig, results: dict[str, Any], passes: ValidationPasses | None, probe_count: int, train_images: int
+    config: DictConfig, results: dict[str, Any], passes: ValidationPasses | None, probe_count: int, train_share: float
 ) -> dict[str, float]:
     """The gap of the kept weights without the optimism of their choice, if validation accuracy chose them.
 
@@ -327,7 +329,7 @@ def _best_epoch_gap(
     monitor = OmegaConf.select(config, "callbacks.best.monitor") if results["chosen_on_validation"] else None
     if passes is None or monitor != "val/accuracy" or passes.best_epoch != results["best_epoch"]:
         return {}
-    return _interval_results("gap_best/accuracy", passes.best_epoch_gap(probe_count, probe_count / train_images))
+    return _interval_results("gap_best/accuracy", passes.best_epoch_gap(probe_count, train_share))
 
 
 def _interval_results(name: str, interval: Interval) -> dict[str, float]:
