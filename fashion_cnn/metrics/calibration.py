@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -157,4 +158,5 @@ def rejection_threshold(predictions: Predictions, temperature: float, fraction: 
     if fraction == 0:
         return 0.0
     confidence = Calibration(temperature).probabilities(predictions.logits).amax(dim=1).sort().values
-    return confidence[math.floor(fraction * len(confidence))].item()
+    # In decimals, as typed: the product of floats 0.29 and 100 is below 29.
+    return confidence[math.floor(Fraction(str(fraction)) * len(confidence))].item()
