@@ -285,7 +285,8 @@ class Scores:
         standard_error: `(N,)`.
         reliability: correlation of the scores of two halves of the runs over all images, and over those above
             `RELIABLE_ABOVE`.
-        checks: the gap of one half of the runs against the scores of the other, over all images and of each class.
+        checks: the gap of one half of the runs against the scores of the other, with the name of the images: `all`,
+            then each class that has scores.
         shares: part of the gap that the most memorised `SHARES` of the images carry.
         class_shares: `(C,)`, part of the gap that each class carries.
         influences: pairs of memorised training and test images; None without pairs of complementary halves.
@@ -295,7 +296,7 @@ class Scores:
     score: Floats
     standard_error: Floats
     reliability: tuple[float, float]
-    checks: tuple[GapCheck, ...]
+    checks: tuple[tuple[str, GapCheck], ...]
     shares: tuple[float, ...]
     class_shares: Floats
     influences: metrics.Influences | None
@@ -327,11 +328,12 @@ def compute_scores(
     first, second = (half.score for half in answers.halves)
     high = score > RELIABLE_ABOVE
     groups = [np.ones(len(score), dtype=bool), *(answers.targets == label for label in range(len(answers.class_names)))]
+    names = ("all", *answers.class_names)
     has_halves = all(len(half) and np.isfinite(half[:, 0]).any() for half in answers.gaps)
     checks = (
         [
-            metrics.gap_check(first[group], *(half[:, column].tolist() for half in answers.gaps))
-            for column, group in enumerate(groups)
+            (name, metrics.gap_check(first[group], *(half[:, column].tolist() for half in answers.gaps)))
+            for column, (name, group) in enumerate(zip(names, groups, strict=True))
             if np.isfinite(first[group]).any()
         ]
         if has_halves

@@ -1,7 +1,6 @@
 """Report on memorisation: tables, figures, `report.md` and TensorBoard, from the answers of a sweep over subsets."""
 
 import gzip
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from fashion_cnn.metrics.intervals import t_quantile
 from fashion_cnn.metrics.memorisation import Decomposition, Floats
 from fashion_cnn.plots import memorisation as plots
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import Run, format_csv, write_atomically
+from fashion_cnn.runs import Run, format_csv, write_atomically, write_json
 
 _CAPTIONS = {
     "scores": "Histogram of the memorisation scores, and the part of the gap that the most memorised images carry.",
@@ -200,7 +199,7 @@ def write_report(analysis: Analysis, folder: Path, notes: Sequence[str] = ()) ->
         if analysis.scores is not None:
             recipe = training_command(analysis.answers.runs[0].config())
             write_scores(folder / "scores.npz", analysis.answers, analysis.scores, recipe)
-        write_atomically(folder / "summary.json", json.dumps(summary_numbers(analysis), indent=1) + "\n")
+        write_json(folder / "summary.json", summary_numbers(analysis))
         text = _markdown(analysis, summary, list(figures), notes)
         write_atomically(folder / "report.md", text)
         _write_tensorboard(analysis, folder, list(figures), text)
@@ -213,7 +212,7 @@ def _figures(analysis: Analysis) -> dict[str, Figure]:
     answers, scores, train, test = analysis.answers, analysis.scores, analysis.train, analysis.test
     drawn: dict[str, Figure | None] = {}
     if scores is not None:
-        drawn["scores"] = plots.plot_scores(scores)
+        drawn["scores"] = plots.plot_scores(scores, memorised=analysis.memorised)
         drawn["gap_by_class"] = plots.plot_class_shares(scores, answers.class_names)
         drawn["memorised"] = plots.plot_memorised(answers, scores, train)
         drawn["bought"] = None if test is None else plots.plot_bought_images(answers, scores, train, test)
@@ -347,7 +346,7 @@ def _duplicate_rows(analysis: Analysis) -> Iterable[list[Any]]:
 
 
 def summary_numbers(analysis: Analysis) -> dict[str, Any]:
-    """The numbers of the report, for other programs; None where a number is not known."""
+    """The numbers of the report, for other programs; None or NaN where a number is not known."""
     answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
     numbers: dict[str, Any] = {
         "networks": len(answers.runs),
@@ -374,8 +373,7 @@ def summary_numbers(analysis: Analysis) -> dict[str, Any]:
             "gap_shares": dict(zip(map(str, SHARES), scores.shares, strict=False)),
             "class_shares": dict(zip(answers.class_names, scores.class_shares.tolist(), strict=True)),
             "additivity": [
-                {**vars(check), "deviation": check.deviation, "class": name}
-                for name, check in zip(("all", *answers.class_names), scores.checks, strict=False)
+                {**vars(check), "deviation": check.deviation, "class": name} for name, check in scores.checks
             ],
             "influences": None if found is None else len(found.rows),
             "influences_tested": None if found is None else found.tested,
@@ -389,7 +387,7 @@ def summary_numbers(analysis: Analysis) -> dict[str, Any]:
         numbers["near_duplicates"] = len(analysis.duplicates.tests)
         numbers["equal_images"] = int(analysis.duplicates.equal.sum())
     numbers["proxies"] = {proxy.name: proxy.correlation for proxy in analysis.proxies}
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()}
+    return numbers
 
 
 def _any(values: Floats) -> bool:
@@ -527,7 +525,7 @@ def _score_parts(analysis: Analysis, scores: Scores, pictures: dict[str, str]) -
                 ["images", "predicted, points", "measured, points", "difference in standard errors"],
                 [
                     (name, _number(c.predicted, scale=100), _number(c.measured, scale=100), _number(c.deviation, 1))
-                    for name, c in zip(("all", *answers.class_names), scores.checks, strict=False)
+                    for name, c in scores.checks
                 ],
             )
         )
