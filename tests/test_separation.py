@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from fashion_cnn.evaluation.outliers import LEFT_OUT, Outliers, Separation, midranks
+from fashion_cnn.evaluation.outliers import LEFT_OUT, Outliers, Separation
+from fashion_cnn.metrics.ranking import midranks
 
 
 def scores(*values):

@@ -28,7 +28,7 @@ from fashion_cnn.analysis.settings import (
     to_setting,
 )
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import Interval, MeanStd, mean_interval, paired_interval, t_quantile
+from fashion_cnn.metrics.intervals import Z_95, Interval, MeanStd, mean_interval, paired_interval, t_quantile
 from fashion_cnn.metrics.predictions import PREDICTION_FIELDS, Predictions, read_predictions
 from fashion_cnn.runs import Run, format_csv
 from fashion_cnn.runs.finding import run_id
@@ -429,7 +429,7 @@ def _describe_noise(compared: Sequence[tuple[Group, Group]]) -> str:
         deviation, quantile = own, t_quantile(degrees)
         source = f"these runs have a standard deviation of {own * 100:.2f} points over their {repetitions}"
     else:
-        deviation, quantile = _SEED_DEVIATION, 1.96
+        deviation, quantile = _SEED_DEVIATION, Z_95
         why = (
             f"these runs have a smaller standard deviation, {own * 100:.2f} points"
             if degrees

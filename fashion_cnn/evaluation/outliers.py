@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.inference.network import LogitsFunction
+from fashion_cnn.metrics.ranking import midranks
 
 LEFT_OUT = "classes_left_out"
 # Shuffled patches along each side: 7 x 7 pixels in images of 28 x 28.
@@ -64,13 +65,6 @@ class Separation:
         below = (ranks[:count] - midranks(self.inside)) / len(self.outside)
         above = 1 - (ranks[count:] - midranks(self.outside)) / count
         return below, above
-
-
-def midranks(values: Tensor) -> Tensor:
-    """Ranks `(N,)` float64 of values `(N,)`, from 1; equal values share the mean of their ranks."""
-    _, index, counts = values.unique(return_inverse=True, return_counts=True)
-    counts = counts.double()
-    return (counts.cumsum(0) - (counts - 1) / 2)[index]
 
 
 def uniform_noise(images: Tensor, generator: torch.Generator) -> Tensor:

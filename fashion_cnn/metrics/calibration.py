@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import Interval
+from fashion_cnn.metrics.intervals import Z_95, Interval
 from fashion_cnn.metrics.predictions import Predictions
 
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
@@ -65,7 +65,7 @@ class ReliabilityDiagram:
         errors = (_MULTIPLES[:, None, None] * self._contributions + noise).abs().sum(2)
         low, high = errors.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
         bootstrap = errors[(_MULTIPLES - 1).abs().argmin()]
-        half = 1.96 * bootstrap.std().item()
+        half = Z_95 * bootstrap.std().item()
         bounds = [2 * error - bootstrap.mean().item() - half, error + half]
         bounds += (_MULTIPLES[(low <= error) & (error <= high)] * error).tolist()
         return Interval(error, max(0.0, min(bounds)), min(1.0, max(bounds)))

@@ -130,3 +130,10 @@ def evaluate_instances(ranked: Tensor, originals: Tensor) -> RankingMetrics:
         originals: `(Q,)`, the catalogue row of the relevant product of each query.
     """
     return evaluate_ranking(ranked == originals[:, None], torch.ones(len(originals)))
+
+
+def midranks(values: Tensor) -> Tensor:
+    """Ranks `(N,)` float64 of values `(N,)`, from 1; equal values share the mean of their ranks."""
+    _, index, counts = values.unique(return_inverse=True, return_counts=True)
+    counts = counts.double()
+    return (counts.cumsum(0) - (counts - 1) / 2)[index]
