@@ -71,13 +71,12 @@ def _default_folder(runs: Sequence[Run]) -> Path:
 
 
 def _evaluate_and_print(config: DictConfig) -> None:
-    import json
-
     from fashion_cnn.cli.console import print_evaluation
+    from fashion_cnn.runs import format_json
 
     record = evaluate(config)
     if config.format == "json":
-        print(json.dumps(record, indent=2))
+        print(format_json(record))
     else:
         print_evaluation(record)
 

@@ -103,17 +103,16 @@ def _runs(config: DictConfig) -> list[Run]:
 
 
 def _evaluate_and_print(config: DictConfig) -> None:
-    import json
-
     from fashion_cnn.retrieval.evaluation import summarise_runs
     from fashion_cnn.retrieval.report import print_outcome, print_summary, write_summary
+    from fashion_cnn.runs import format_json
 
     outcomes = evaluate_search(config)
     summary = summarise_runs(outcomes) if len(outcomes) > 1 else None
     if summary and config.out:
         write_summary(summary, Path(config.out).expanduser())
     if config.format == "json":
-        print(json.dumps(outcomes[0] if summary is None else {"summary": summary, "runs": outcomes}, indent=2))
+        print(format_json(outcomes[0] if summary is None else {"summary": summary, "runs": outcomes}))
     elif summary is None:
         print_outcome(outcomes[0])
     else:

@@ -129,6 +129,58 @@ def test_folds_are_one_group_whose_predictions_cover_every_image(tmp_path, comma
     assert not (tmp_path / "comparison" / "out_of_fold.npz").exists(), "a fold is missing"
 
 
+def test_out_of_fold_predictions_are_those_of_the_last_epoch(tmp_path, command):
+    targets = torch.arange(20) % 2
+    right = torch.nn.functional.one_hot(targets, 2).float()
+    for fold in range(2):
+        data = {"folds": 2, "fold": fold}
+        run = make_run(tmp_path / str(fold), ["data.folds=2", f"data.fold={fold}"], 0, 0.9, data=data)
+        indices = torch.arange(fold * 10, fold * 10 + 10)
+        last = right[indices]
+        last[:fold] = last[:fold].flip(1)
+        stored = {"best.val": Predictions(right[indices], targets[indices], indices)}
+        if fold:
+            stored["last.val"] = Predictions(last, targets[indices], indices)
+        write_predictions(run.predictions_file, stored)
+    status, out, _ = command(main, f"runs={tmp_path}")
+    assert status == 0
+    text = " ".join(out.split())
+    assert "accuracy is 95.00%" in text
+    assert "of the last epoch" in text
+    assert read_predictions(tmp_path / "comparison" / "out_of_fold.npz")["all"].correct.sum() == 19
+
+
+@pytest.mark.parametrize(
+    ("option", "data", "repetition"),
+    [
+        ("data.fold", {"folds": 3}, "fold"),
+        ("data.subset_seed", {"subset_fraction": 0.5}, "subset"),
+        ("seed", {"folds": 3, "fold": 1}, "seed"),
+    ],
+)
+def test_folds_and_subsets_are_pairs_under_their_own_names(option, data, repetition, tmp_path):
+    for rate, accuracies in ((0.1, (0.90, 0.91, 0.92)), (0.2, (0.912, 0.921, 0.933))):
+        for number, accuracy in enumerate(accuracies):
+            section, _, name = option.rpartition(".")
+            settings = {"data": data | {name: number} if section else data, "optimizer": {"lr": rate}}
+            overrides = [f"optimizer.lr={rate}", *([f"{option}={number}"] if section else [])]
+            make_run(tmp_path / f"{rate}{number}", overrides, 0 if section else number, accuracy, **settings)
+    text = conclude(compare(find_runs(str(tmp_path))))
+    assert f"3 pairs of equal {repetition}, 95% intervals" in text
+    # Differences 1.2, 1.1 and 1.3 points: standard deviation 0.1, t quantile 4.303. Three folds: 1/3 + 1/2 of the
+    # variance (Nadeau and Bengio, 2003, with n2 / n1 = 1/2).
+    half = 4.3027 * 0.1 * (1 / 3 + 1 / 2 * (repetition == "fold")) ** 0.5
+    assert f"1.20 points higher ({1.2 - half:.2f} to {1.2 + half:.2f})" in text
+
+
+def test_two_folds_are_not_called_seeds(tmp_path):
+    for rate, fold in itertools.product((0.1, 0.2), (0, 1)):
+        overrides = [f"optimizer.lr={rate}", f"data.fold={fold}"]
+        settings = {"data": {"folds": 5, "fold": fold}, "optimizer": {"lr": rate}}
+        make_run(tmp_path / f"{rate}{fold}", overrides, 0, 0.9 + rate / 10, **settings)
+    assert "2 folds cannot measure the variation over folds" in conclude(compare(find_runs(str(tmp_path))))
+
+
 def test_sizes_with_equal_steps_have_a_learning_curve(tmp_path, command):
     for fraction in (0.04, 0.16, 0.64):
         for seed in (0, 1):

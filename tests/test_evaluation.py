@@ -11,6 +11,7 @@ from conftest import TINY_DATA, file_size_limit
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from torchmetrics.functional.classification import multiclass_f1_score
 
 from fashion_cnn.analysis.report import run_title
 from fashion_cnn.cli.main import compose
@@ -69,6 +70,15 @@ def test_selective_accuracy_starts_with_the_most_confident_images():
     assert figures["selective_accuracy"]["0.5"] == 1
     assert figures["macro_f1"] == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
     assert sum(map(sum, figures["confusion"])) == 6
+
+
+def test_macro_f1_leaves_out_classes_without_images_and_predictions():
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 3]), 5).float()
+    predictions = Predictions(logits, torch.tensor([0, 1, 1, 1]), torch.arange(4))
+    # Class 3 has a prediction and no image; 2 and 4 have neither.
+    expected = multiclass_f1_score(logits, predictions.targets, num_classes=5, average="macro").item()
+    assert expected == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert classification_metrics(predictions, list("abcde")).to_dict()["macro_f1"] == pytest.approx(expected)
 
 
 def test_the_fingerprint_depends_on_images_and_labels():

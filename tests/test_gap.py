@@ -175,6 +175,12 @@ def test_largest_gap_classes_are_the_fewest_that_account_for_half():
     assert largest_gap_classes(train, noise) == [], "the interval of the gap contains zero"
 
 
+def test_classes_carry_a_gap_whose_interval_is_that_of_the_share_of_the_training_split():
+    train, val = predictions(98, 2), predictions(92, 8)
+    assert largest_gap_classes(train, val) == [], "a small sample of the training images"
+    assert largest_gap_classes(train, val, 1.0) == [0], "all of them"
+
+
 @pytest.mark.parametrize("count", [10, 1000, 9999])
 def test_wilson_interval_contains_proportions_of_0_and_1(count):
     assert wilson_interval(1.0, count).high == 1

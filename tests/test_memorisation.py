@@ -18,16 +18,25 @@ from conftest import REPOSITORY, TINY_DATA
 from lightning.pytorch import Callback
 from tiny_images import TinyDataModule
 
-from fashion_cnn.analysis.memorisation import find_duplicates, find_label_errors, shipped_scores
+from fashion_cnn.analysis.memorisation import (
+    Answers,
+    compute_scores,
+    find_duplicates,
+    find_label_errors,
+    shipped_scores,
+)
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.memorisation import main as memorisation
 from fashion_cnn.metrics import memorisation as metrics
 from fashion_cnn.metrics.memorisation import AnswerTotals, SubsetLogits, Tally
+from fashion_cnn.metrics.predictions import Predictions, write_predictions
+from fashion_cnn.plots.memorisation import plot_scores
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main as train
 from fashion_cnn.train import train as train_function
+from fashion_cnn.training import build
 from fashion_cnn.training.session import run_training
 
 DATA = [part for part in TINY_DATA if part.split("=")[0] not in ("data.val_size", "model", "callbacks")]
@@ -187,6 +196,46 @@ def test_bias_and_variance_add_up_to_the_error_and_the_loss():
     divergence = (mean * (np.log(mean) - log_softmax)).sum(axis=2).mean(axis=0)
     assert parts.loss_variance == pytest.approx(divergence, abs=1e-6)
     assert parts.loss == pytest.approx(parts.loss_bias + parts.loss_variance)
+
+
+def made_answers():
+    """Answers to six images of three classes; no network of the first half knows those of class `a`."""
+    halves = (Tally.of_no_network(6), Tally.of_no_network(6))
+    known = np.arange(6) > 1
+    for inside in (known, ~known):
+        for half, images in zip(halves, (known, known | True), strict=True):
+            half.add(inside, inside, images)
+            half.add(~inside, ~inside, images)
+    empty = np.zeros(0, dtype=np.int64)
+    return Answers(
+        runs=(),
+        class_names=("a", "b", "c"),
+        targets=np.repeat(np.arange(3), 2),
+        indices=np.arange(6),
+        halves=halves,
+        outside=AnswerTotals.of_no_network(6, 3),
+        pairs=np.zeros((0, 2), dtype=np.int64),
+        trained=np.zeros((0, 6), dtype=bool),
+        test_correct=np.zeros((0, 0), dtype=bool),
+        tests=None,
+        test_targets=empty,
+        test_indices=empty,
+        gaps=(np.ones((2, 4)), np.ones((2, 4))),
+        train_accuracy=1.0,
+        held_out_accuracy=0.0,
+    )
+
+
+def test_a_class_without_scores_in_the_first_half_does_not_shift_the_names_of_the_others():
+    checks = compute_scores(made_answers()).checks
+    assert [(name, check.images) for name, check in checks] == [("all", 6), ("b", 2), ("c", 2)]
+
+
+def test_the_histogram_marks_the_score_from_which_images_count_as_memorised():
+    histogram, _ = plot_scores(compute_scores(made_answers()), memorised=0.5).axes
+    (line,) = histogram.lines
+    assert list(line.get_xdata()) == [0.5, 0.5]
+    assert line.get_label() == "memorised: 0.5 and above"
 
 
 def made_labels(noise, images=20_000, classes=4, seed=0, floor=0.002):
@@ -465,6 +514,66 @@ def test_cross_validation_gives_label_errors_and_no_scores(command, tmp_path):
     assert {row["memorisation"] for row in rows} == {""}
     status, _, errors = command(memorisation, f"runs={file.parent}", f"run={file.parent / 'fold-0'}")
     assert "run= compares with memorisation scores, which these runs do not give" in errors
+
+
+def test_cross_validation_lists_repeated_images_across_the_splits(command, tiny, tmp_path, monkeypatch):
+    original = TinyDataModule.load
+
+    def load(self, *, train):
+        images, targets = original(self, train=train)
+        if not train:
+            images[5] = original(self, train=True)[0][17]
+        return images, targets
+
+    monkeypatch.setattr(TinyDataModule, "load", load)
+    for fold in range(2):
+        config = tiny("data.folds=2", f"data.fold={fold}", "data.val_size=0")
+        data = build.data(config)
+        data.setup("fit")
+        run = Run(tmp_path / "folds" / f"fold-{fold}")
+        run.create()
+        run.write_config(config)
+        targets, indices = data.val_split.targets, data.val_split.indices
+        logits = torch.nn.functional.one_hot(targets, 4).float()
+        write_predictions(run.predictions_file, {"best.val": Predictions(logits, targets, indices)})
+        run.write_results({"seed": 0, "val/accuracy": 1.0})
+    status, _, errors = command(memorisation, f"runs={tmp_path / 'folds'}")
+    assert status == 0, errors
+    folder = tmp_path / "folds" / "analysis"
+    (row,) = csv.DictReader((folder / "near_duplicates.csv").read_text().splitlines())
+    assert row == {
+        **{"test_index": "5", "test_label": "middle", "train_index": "17", "train_label": "middle"},
+        **{"similarity": "1.0", "equal": "1"},
+    }
+    assert (folder / "figures" / "duplicates.png").exists()
+
+
+def test_the_summary_has_null_for_unknown_numbers(command, tiny, tmp_path):
+    data = TinyDataModule(mean=[0.5], std=[0.25], val_size=0)
+    targets = data.load(train=True)[1]
+    right = torch.nn.functional.one_hot(targets, 4).numpy()
+    tests = np.arange(40)
+    for seed, trained in enumerate(complementary_halves(2, 160)):
+        config = tiny("keep=logits", "data.val_size=0", f"seed={seed}")
+        run = Run(tmp_path / "subsets" / f"seed-{seed}")
+        run.create()
+        run.write_config(config)
+        # Every other image outside the training set is misclassified.
+        correct = trained | (np.arange(160) // 4 % 2 == 0)
+        logits = np.where(correct[:, None], right, np.roll(right, 1, axis=1)).astype(np.float16)
+        answers = SubsetLogits(logits, targets.numpy(), np.arange(160), trained, logits[:40], tests % 4, tests)
+        metrics.write_subset_logits(run.logits_file, answers)
+        run.write_results({"seed": seed, "val/accuracy": 0.75})
+    status, _, errors = command(memorisation, f"runs={tmp_path / 'subsets'}")
+    assert status == 0, errors
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    text = (tmp_path / "subsets" / "analysis" / "summary.json").read_text()
+    checks = json.loads(text, parse_constant=refuse)["additivity"]
+    assert [check["class"] for check in checks] == ["all", *TinyDataModule.class_names]
+    assert checks[0]["standard_error"] is None, "one pair of networks in either half"
 
 
 @pytest.mark.training

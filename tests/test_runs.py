@@ -4,6 +4,8 @@ import csv
 import fcntl
 import importlib
 import io
+import json
+import math
 import os
 import re
 import stat
@@ -335,11 +337,28 @@ def test_escape_sequences_in_the_files_of_a_run_do_not_reach_the_terminal(three_
 
 
 def test_numbers_of_a_diverged_run_are_listed(three_runs, tmp_path, command):
-    three_runs[1].write_results({"seed": 3, "test/accuracy": float("nan"), "val/loss": float("inf")})
+    # Older versions wrote NaN and infinity.
+    results = {"seed": 3, "test/accuracy": float("nan"), "val/loss": float("inf")}
+    three_runs[1].results_file.write_text(json.dumps(results))
     assert three_runs[1].state == "finished"
     status, out, _ = command(main, f"runs_dir={tmp_path}")
     assert status == 0
     assert "nan" in out
+
+
+def test_numbers_that_json_lacks_are_null_in_the_file_and_not_a_number_when_read(three_runs):
+    gains = {"longer": {"value": float("nan"), "bounds": [float("-inf"), 0.5]}}
+    three_runs[1].write_results({"seed": 3, "gap_last/share_low": float("-inf"), "expected_gains": gains})
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    stored = json.loads(three_runs[1].results_file.read_text(), parse_constant=refuse)
+    nested = {"longer": {"value": None, "bounds": [None, 0.5]}}
+    assert stored == {"seed": 3, "gap_last/share_low": None, "expected_gains": nested}
+    results = three_runs[1].results()
+    assert math.isnan(results.pop("gap_last/share_low"))
+    assert results == {"seed": 3, "expected_gains": nested}
 
 
 def test_references_within_a_config_are_kept(tmp_path):
@@ -637,7 +656,7 @@ def test_a_config_that_takes_long_to_read_counts_as_damaged(three_runs, tmp_path
 
 @pytest.mark.parametrize("name", ["seconds", "best_epoch", "val/accuracy"])
 def test_a_run_with_infinite_results_counts_as_damaged(three_runs, name):
-    three_runs[1].write_results({"seed": 3, name: float("inf")})
+    three_runs[1].results_file.write_text(json.dumps({"seed": 3, name: float("inf")}))
     assert three_runs[1].state == "damaged"
     assert f"{name} is inf" in three_runs[1].describe_state()
 

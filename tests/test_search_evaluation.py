@@ -60,6 +60,12 @@ def test_precision_recall_and_average_precision_equal_values_computed_by_hand():
     assert metrics.curve[:4] == pytest.approx((1, 1 / 2, 2 / 3, 3 / 4))
 
 
+def test_map_at_r_ends_at_the_number_of_relevant_products():
+    relevant = torch.tensor([[False, True], [True, False]])
+    metrics = evaluate_ranking(relevant, torch.tensor([1, 1]))
+    assert (metrics.map_at_100.estimate, metrics.map_at_r.estimate) == (0.75, 0.5)
+
+
 def test_a_query_without_relevant_hits_counts_as_zero():
     relevant = torch.tensor([[True] * 10, [False] * 10])
     metrics = evaluate_ranking(relevant, torch.tensor([10, 0]))
@@ -74,13 +80,15 @@ def test_metrics_equal_those_of_a_plain_loop():
     metrics = evaluate_ranking(relevant, in_all)
     mean_average, at_r = [], []
     for row, total in zip(relevant.tolist(), in_all.tolist(), strict=True):
-        right, summed = 0, 0.0
+        right, summed, summed_to_r = 0, 0.0, 0.0
         for place, hit in enumerate(row[:100], start=1):
             if hit:
                 right += 1
                 summed += right / place
+                summed_to_r += right / place * (place <= total)
         mean_average.append(summed / right if right else 0.0)
-        at_r.append(summed / min(100, total))
+        # The sum ends at rank R (Musgrave et al., 2020).
+        at_r.append(summed_to_r / min(100, total))
     assert metrics.map_at_100.estimate == pytest.approx(np.mean(mean_average))
     assert metrics.map_at_r.estimate == pytest.approx(np.mean(at_r))
     for k in (1, 10, 100):

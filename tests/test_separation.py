@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from fashion_cnn.evaluation.outliers import Separation, midranks
+from fashion_cnn.evaluation.outliers import LEFT_OUT, Outliers, Separation
+from fashion_cnn.metrics.ranking import midranks
 
 
 def scores(*values):
@@ -48,6 +49,19 @@ def test_the_auroc_counts_all_pairs_and_ties_as_half(levels):
 def test_the_standard_error_equals_the_spread_over_samples():
     generator = torch.Generator().manual_seed(0)
     results = [random_scores(80, 50, generator, levels=3) for _ in range(400)]
+    spread = torch.tensor([result.auroc for result in results]).std().item()
+    assert sum(result.standard_error for result in results) / 400 == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "correlation"), [("inverted", 0.9), ("inverted", -0.9), (LEFT_OUT, 0.0)])
+def test_the_standard_error_of_outliers_made_from_the_inliers_is_that_of_pairs(name, correlation):
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    for _ in range(400):
+        inside, outside = torch.randn(2, 80, 1, generator=generator, dtype=torch.float64)
+        outside = correlation * inside + (1 - correlation**2) ** 0.5 * outside - 1
+        # The energy of a single logit is the logit.
+        results.append(Outliers(inside, {name: outside}).separation(name, "energy"))
     spread = torch.tensor([result.auroc for result in results]).std().item()
     assert sum(result.standard_error for result in results) / 400 == pytest.approx(spread, rel=0.1)
 

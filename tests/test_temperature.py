@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fashion_cnn.metrics.calibration import Calibration, calibrate, fit_temperature
+from fashion_cnn.metrics.calibration import Calibration, calibrate, fit_temperature, rejection_threshold
 from fashion_cnn.metrics.predictions import Predictions
 
 
@@ -64,6 +64,14 @@ def test_threshold_rejects_the_requested_fraction(calibrated_logits, fraction):
     calibration = calibrate(split, reject=fraction)
     confidence = calibration.probabilities(split.logits).amax(dim=1)
     assert (confidence < calibration.threshold).sum() == round(fraction * len(split))
+
+
+def test_threshold_rejects_every_number_of_hundredths_exactly():
+    logits = torch.stack([torch.linspace(0, 5, 100), torch.zeros(100)], dim=1)
+    predictions = Predictions(logits, torch.zeros(100, dtype=torch.long), torch.arange(100))
+    confidence = predictions.logits.double().softmax(dim=1).amax(dim=1)
+    thresholds = [rejection_threshold(predictions, 1.0, number / 100) for number in range(1, 100)]
+    assert [int((confidence < threshold).sum()) for threshold in thresholds] == [*range(1, 100)]
 
 
 def test_zero_rejection_gives_a_zero_threshold(calibrated_logits):

@@ -26,7 +26,10 @@ from fashion_cnn.cli.main import CONFIG_DIR, compose
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.gap import ValidationPasses
 from fashion_cnn.metrics.intervals import Interval
+from fashion_cnn.metrics.predictions import Predictions
+from fashion_cnn.training import build
 from fashion_cnn.training.build import apply_remedy
+from fashion_cnn.training.results import verdict_results
 
 
 def curves(train_loss, val_loss, train_accuracy, val_accuracy):
@@ -242,6 +245,38 @@ def test_rise_of_the_loss_must_exceed_its_noise():
     both = curves([0.3, 0.1, 0.2], [0.5, 0.300, 0.316], 0.95, 0.95)
     assert judged(both, passes=passes(0.016, 5000)).rising_since is None, "training loss did not fall"
     assert judged(history).loss_rise is None, "not measured on each image"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "best_epoch", "chosen", "corrected"),
+    [
+        ([], 2, True, True),
+        (["callbacks.best.monitor=val/loss", "callbacks.best.mode=min"], 3, True, False),
+        (["callbacks.best.monitor=val/loss", "callbacks.best.mode=min"], 2, True, False),
+        # Earlier passes than those of a resumed run may have chosen the epoch.
+        ([], 1, True, False),
+        (["callbacks.best=null"], 3, False, False),
+    ],
+)
+def test_optimism_is_subtracted_only_if_validation_accuracy_chose_the_epoch(
+    overrides, best_epoch, chosen, corrected, tiny
+):
+    config = tiny(*overrides)
+    data = build.data(config)
+    data.setup("fit")
+    splits = {"train": data.train_probe, "val": data.val_split}
+    predictions = {
+        name: Predictions(torch.nn.functional.one_hot(split.targets, 4).float(), split.targets, split.indices)
+        for name, split in splits.items()
+    }
+    # Accuracy is highest after epoch 2, loss lowest after epoch 3.
+    correct = torch.arange(32) < torch.tensor([20, 30, 25])[:, None]
+    losses = torch.tensor([0.3, 0.18, 0.155])[:, None].expand(3, 32)
+    passes = ValidationPasses(torch.arange(1, 4), torch.full((3,), 0.966), correct, losses)
+    results = {"parameters": 100_000, "best_epoch": best_epoch, "chosen_on_validation": chosen}
+    entries = verdict_results(config, FALLING, results, predictions, data, passes)
+    names = {"gap_best/accuracy", "gap_best/accuracy_low", "gap_best/accuracy_high"}
+    assert names & entries.keys() == (names if corrected else set())
 
 
 def test_only_measured_epochs_count():

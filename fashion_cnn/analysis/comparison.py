@@ -28,7 +28,7 @@ from fashion_cnn.analysis.settings import (
     to_setting,
 )
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import Interval, MeanStd, mean_interval, paired_interval, t_quantile
+from fashion_cnn.metrics.intervals import Z_95, Interval, MeanStd, mean_interval, paired_interval, t_quantile
 from fashion_cnn.metrics.predictions import PREDICTION_FIELDS, Predictions, read_predictions
 from fashion_cnn.runs import Run, format_csv
 from fashion_cnn.runs.finding import run_id
@@ -47,7 +47,7 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "minutes": ("seconds", 1 / 60, 1),
 }
 _VERDICT = "verdict"
-# Smallest number of pairs of equal seed whose differences give an interval.
+# Smallest number of pairs of equal seed, fold or subset whose differences give an interval.
 _MIN_PAIRS = 3
 # Standard deviation of the test accuracy over five seeds of experiment=tiny (docs/results.md).
 _SEED_DEVIATION = 0.0016
@@ -83,12 +83,12 @@ class Group:
 
     @cached_property
     def out_of_fold(self) -> Predictions | None:
-        """Predictions of every image by the network that validated on it, if the runs are all folds of one seed."""
+        """Predictions of every image by the last weights of its fold, if the runs are all folds of one seed."""
         folds = {OmegaConf.select(run.config(), "data.folds") for run in self.runs}
         if len(folds) != 1 or [result.get("fold") for result in self.results] != [*range(folds.pop() or 0)]:
             return None
         try:
-            parts = [read_predictions(run.predictions_file)["best.val"] for run in self.runs]
+            parts = [read_fold_predictions(run) for run in self.runs]
         except (OSError, ValueError, KeyError):  # Some callbacks store none, and someone else's may be damaged.
             return None
         logits, targets, indices = (torch.cat([getattr(part, name) for part in parts]) for name in PREDICTION_FIELDS)
@@ -96,6 +96,14 @@ class Group:
             return None
         order = indices.argsort()
         return Predictions(logits[order], targets[order], indices[order])
+
+    @cached_property
+    def test_ratio(self) -> float:
+        """Number of validation images per training image in cross-validation; 0 if the runs are of one fold or none."""
+        if _repetitions((self,)) != "folds":
+            return 0.0
+        counts = (OmegaConf.select(run.config(), "data.folds") for run in self.runs)
+        return max((1 / (count - 1) for count in counts if isinstance(count, int) and count > 1), default=0.0)
 
     def values(self, name: str) -> tuple[float, ...]:
         """The values of a metric in results.json over the runs; empty if a run lacks it."""
@@ -206,6 +214,21 @@ def compare(runs: Iterable[Run]) -> Comparison:
     return Comparison(tuple(groups), tuple(factors), unfinished, tuple(notes), _common_folder(runs))
 
 
+def read_fold_predictions(run: Run) -> Predictions:
+    """Read the predictions of a fold's validation images by the weights of the last epoch.
+
+    The best epoch was chosen on these images, and its predictions are no out-of-sample predictions.
+
+    Raises:
+        FileNotFoundError: if the run stored none.
+        ValueError: if the file is damaged.
+        KeyError: if it has none of validation images.
+    """
+    stored = read_predictions(run.predictions_file)
+    # A run whose best epoch is the last one stores it once.
+    return stored.get("last.val", stored["best.val"])
+
+
 def _out_of_fold_note(group: Group) -> str:
     """Say how accurate a cross-validation is over all images; an empty text for other groups."""
     predictions = group.out_of_fold
@@ -215,8 +238,9 @@ def _out_of_fold_note(group: Group) -> str:
     name = f"With {group.label}, over" if group.label else "Over"
     return (
         f"{name} all {len(predictions):,} images, each predicted by the network that was not trained on it, accuracy "
-        f"is {accuracy.estimate:.2%} (95% interval {accuracy.low:.2%} to {accuracy.high:.2%}). The predictions of each "
-        "image are in out_of_fold.npz."
+        f"is {accuracy.estimate:.2%} (95% interval {accuracy.low:.2%} to {accuracy.high:.2%}). These predictions, in "
+        "out_of_fold.npz, are of the last epoch: the best epoch of each fold, which the table has, was chosen on the "
+        "same images, which flatters its accuracy."
     )
 
 
@@ -393,8 +417,9 @@ def _baseline(groups: Iterable[Group]) -> Group | None:
 
 
 def _describe_noise(compared: Sequence[tuple[Group, Group]]) -> str:
-    """Say how much the choice of the seeds alone may change the differences of pairs of groups with few seeds."""
-    seeds = min(len(_pairs(*pair)) for pair in compared)
+    """Say how much the choice of the seeds, folds or subsets may change the differences of pairs that have few."""
+    pairs = min(len(_pairs(*pair)) for pair in compared)
+    repetitions = _repetitions(group for pair in compared for group in pair)
     groups = {id(group): group for pair in compared for group in pair}.values()
     stds = [MeanStd.of(group.values("val/accuracy")) for group in groups]
     degrees = sum(metric.count - 1 for metric in stds)
@@ -402,32 +427,35 @@ def _describe_noise(compared: Sequence[tuple[Group, Group]]) -> str:
     own = math.sqrt(squares / degrees) if degrees else 0.0
     if own > _SEED_DEVIATION:
         deviation, quantile = own, t_quantile(degrees)
-        source = f"these runs have a standard deviation of {own * 100:.2f} points over their seeds"
+        source = f"these runs have a standard deviation of {own * 100:.2f} points over their {repetitions}"
     else:
-        deviation, quantile = _SEED_DEVIATION, 1.96
+        deviation, quantile = _SEED_DEVIATION, Z_95
         why = (
             f"these runs have a smaller standard deviation, {own * 100:.2f} points"
             if degrees
             else "each row has one run"
         )
         source = f"five seeds of experiment=tiny have one of {_SEED_DEVIATION * 100:.2f} points; {why}"
-    noise = quantile * math.sqrt(2 / seeds) * deviation * 100
-    count = "One seed" if seeds == 1 else f"{seeds} seeds"
+    noise = quantile * math.sqrt(2 / pairs) * deviation * 100
+    count = f"One {repetitions.removesuffix('s')}" if pairs == 1 else f"{pairs} {repetitions}"
     return (
-        f"{count} cannot measure the variation over seeds, which alone makes such a difference up to {noise:.1f} "
-        f"points in validation accuracy (95%; {source})."
+        f"{count} cannot measure the variation over {repetitions}, which alone makes such a difference up to "
+        f"{noise:.1f} points in validation accuracy (95%; {source})."
     )
 
 
 def _conclude_pair(first: Group, second: Group) -> str:
     """Compare the gap and the validation accuracy of `second` with those of `first`."""
     pairs = _pairs(first, second)
+    repetitions = _repetitions((first, second))
+    repetition = repetitions.removesuffix("s")
     if not pairs:
         return (
-            f"{second.label} and {first.label} have no seed in common: train both with the same seeds to compare them."
+            f"{second.label} and {first.label} have no {repetition} in common: train both with the same {repetitions} "
+            "to compare them."
         )
-    gap = paired_interval([b["gap/accuracy"] - a["gap/accuracy"] for a, b in pairs])
-    accuracy = paired_interval([b["val/accuracy"] - a["val/accuracy"] for a, b in pairs])
+    gap = _paired_difference("gap/accuracy", first, second)
+    accuracy = _paired_difference("val/accuracy", first, second)
     better, other = (_label_of_difference(*pair) for pair in ((second, first), (first, second)))
     shown = len(pairs) >= _MIN_PAIRS
     smaller = _describe(gap, "smaller", "larger", has_interval=shown)
@@ -437,7 +465,7 @@ def _conclude_pair(first: Group, second: Group) -> str:
         f"With {better} instead of {other},{f' at {shared},' if shared else ''} the gap is {smaller}, and validation "
         f"accuracy is {lower}"
     )
-    return f"{text}; {len(pairs)} pairs of equal seed, 95% intervals." if shown else f"{text}."
+    return f"{text}; {len(pairs)} pairs of equal {repetition}, 95% intervals." if shown else f"{text}."
 
 
 def _label_of_difference(group: Group, other: Group) -> str:
@@ -446,11 +474,17 @@ def _label_of_difference(group: Group, other: Group) -> str:
 
 
 def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Results of both groups with the same seed and fold."""
+    """Results of both groups with the same seed, fold and subset."""
     names = ("seed", "fold", "subset_seed")
     others = {tuple(map(result.get, names)): result for result in second.results}
     keys = [tuple(map(result.get, names)) for result in first.results]
     return [(result, others[key]) for key, result in zip(keys, first.results, strict=True) if key in others]
+
+
+def _paired_difference(name: str, first: Group, second: Group) -> Interval:
+    """Mean difference of a metric, `second` minus `first`, over their pairs."""
+    differences = [other[name] - result[name] for result, other in _pairs(first, second)]
+    return paired_interval(differences, max(first.test_ratio, second.test_ratio))
 
 
 def _describe(difference: Interval, less: str, more: str, *, has_interval: bool) -> str:
@@ -470,7 +504,7 @@ def comparison_table(comparison: Comparison) -> list[list[str]]:
     Metrics that no run has, such as those of the test set, are left out.
     """
     columns = _columns(comparison)
-    headings = [*(comparison.factors or ["runs"]), _repetitions(comparison), _VERDICT, *columns]
+    headings = [*(comparison.factors or ["runs"]), _repetitions(comparison.groups), _VERDICT, *columns]
     rows = [_row(group, columns.values()) for group in comparison.groups]
     shown = [number for number in range(len(headings)) if any(row[number] for row in rows)]
     return [[row[number] for number in shown] for row in (headings, *rows)]
@@ -493,15 +527,15 @@ def _gain(baseline: Group, group: Group) -> str:
     pairs = _pairs(baseline, group)
     if group is baseline or not pairs or not (baseline.values("val/accuracy") and group.values("val/accuracy")):
         return ""
-    gain = paired_interval([second["val/accuracy"] - first["val/accuracy"] for first, second in pairs])
+    gain = _paired_difference("val/accuracy", baseline, group)
     bounds = f" ({gain.low * 100:+.2f} to {gain.high * 100:+.2f})" if len(pairs) >= _MIN_PAIRS else ""
     return f"{gain.estimate * 100:+.2f}{bounds}"
 
 
-def _repetitions(comparison: Comparison) -> str:
-    """The heading of the number of runs of each row."""
-    results = [result for group in comparison.groups for result in group.results]
-    if any("fold" in result for result in results):
+def _repetitions(groups: Iterable[Group]) -> str:
+    """Name what the runs of a group differ in: `folds`, `subsets` or `seeds`."""
+    results = [result for group in groups for result in group.results]
+    if len({result.get("fold") for result in results}) > 1:
         return "folds"
     return "subsets" if len({result.get("subset_seed") for result in results}) > 1 else "seeds"
 
@@ -527,7 +561,7 @@ def comparison_csv(comparison: Comparison) -> str:
     rows: list[list[Any]] = [
         [
             *comparison.factors,
-            _repetitions(comparison),
+            _repetitions(comparison.groups),
             _VERDICT,
             *(f"{name} {part}" for name in names for part in ("mean", "sd")),
         ]
@@ -544,7 +578,7 @@ def comparison_markdown(comparison: Comparison, plots: Sequence[str], remarks: S
     headings, *rows = _with_gains(comparison)
     lines = [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
     parts = ["# Comparison", "\n".join(f"- {text}" for text in _conclusions(comparison)), "\n".join(lines)]
-    parts.append(f"Mean ± standard deviation over the {_repetitions(comparison)} of each row.")
+    parts.append(f"Mean ± standard deviation over the {_repetitions(comparison.groups)} of each row.")
     if comparison.unfinished:
         runs = "\n".join(f"- {run.path}: {run.describe_state()}" for run in comparison.unfinished)
         parts.append(f"Unfinished runs, not included:\n\n{runs}")

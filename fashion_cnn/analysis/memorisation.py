@@ -21,14 +21,13 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import chosen_images
+from fashion_cnn.analysis.comparison import chosen_images, read_fold_predictions
 from fashion_cnn.analysis.settings import repeated_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics import memorisation as metrics
 from fashion_cnn.metrics.memorisation import AnswerTotals, Floats, GapCheck, Integers, Mask, SubsetLogits, Tally
-from fashion_cnn.metrics.predictions import read_predictions
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.damage import DamagedRunError, read_text
 from fashion_cnn.runs.files import open_atomically
@@ -67,8 +66,8 @@ class Answers:
         trained: `(T, N)` bool, the images that each network was trained on.
         test_correct: `(T, M)` bool, the test images that each classifies correctly.
         tests: answers to the test images; None if there are none.
-        test_targets: `(M,)`.
-        test_indices: `(M,)`.
+        test_targets: `(M,)`, labels of the test images; empty where `read_answers` found no answers to them.
+        test_indices: `(M,)`, their positions in the data set, likewise.
         gaps: for each half `(U, 1 + C)`, gap in accuracy of each pair of runs, or of each other run: over all images,
             and of each class.
         train_accuracy: mean accuracy on the images that a network was trained on; NaN if it is not known.
@@ -250,9 +249,9 @@ def _read(run: Run, *names: str) -> dict[str, NDArray[Any]]:
 
 
 def _read_fold(run: Run) -> dict[str, NDArray[Any]]:
-    """Read the answers of an ordinary run to its validation images, none of which it was trained on."""
+    """Read the last answers of an ordinary run to its validation images, none of which it was trained on."""
     try:
-        part = read_predictions(run.predictions_file)["best.val"]
+        part = read_fold_predictions(run)
     except (ValueError, OSError, KeyError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(
@@ -286,7 +285,8 @@ class Scores:
         standard_error: `(N,)`.
         reliability: correlation of the scores of two halves of the runs over all images, and over those above
             `RELIABLE_ABOVE`.
-        checks: the gap of one half of the runs against the scores of the other, over all images and of each class.
+        checks: the gap of one half of the runs against the scores of the other, with the name of the images: `all`,
+            then each class that has scores.
         shares: part of the gap that the most memorised `SHARES` of the images carry.
         class_shares: `(C,)`, part of the gap that each class carries.
         influences: pairs of memorised training and test images; None without pairs of complementary halves.
@@ -296,7 +296,7 @@ class Scores:
     score: Floats
     standard_error: Floats
     reliability: tuple[float, float]
-    checks: tuple[GapCheck, ...]
+    checks: tuple[tuple[str, GapCheck], ...]
     shares: tuple[float, ...]
     class_shares: Floats
     influences: metrics.Influences | None
@@ -328,11 +328,12 @@ def compute_scores(
     first, second = (half.score for half in answers.halves)
     high = score > RELIABLE_ABOVE
     groups = [np.ones(len(score), dtype=bool), *(answers.targets == label for label in range(len(answers.class_names)))]
+    names = ("all", *answers.class_names)
     has_halves = all(len(half) and np.isfinite(half[:, 0]).any() for half in answers.gaps)
     checks = (
         [
-            metrics.gap_check(first[group], *(half[:, column].tolist() for half in answers.gaps))
-            for column, group in enumerate(groups)
+            (name, metrics.gap_check(first[group], *(half[:, column].tolist() for half in answers.gaps)))
+            for column, (name, group) in enumerate(zip(names, groups, strict=True))
             if np.isfinite(first[group]).any()
         ]
         if has_halves

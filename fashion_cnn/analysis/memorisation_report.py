@@ -1,10 +1,9 @@
 """Report on memorisation: tables, figures, `report.md` and TensorBoard, from the answers of a sweep over subsets."""
 
 import gzip
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from fashion_cnn.metrics.intervals import t_quantile
 from fashion_cnn.metrics.memorisation import Decomposition, Floats
 from fashion_cnn.plots import memorisation as plots
 from fashion_cnn.plots.style import save_figure
-from fashion_cnn.runs import Run, format_csv, write_atomically
+from fashion_cnn.runs import Run, format_csv, write_atomically, write_json
 
 _CAPTIONS = {
     "scores": "Histogram of the memorisation scores, and the part of the gap that the most memorised images carry.",
@@ -121,7 +120,10 @@ def analyse(
     if data.has_test:
         data.setup("test")
         test = data.test_split.images
-        if answers.tests is not None and len(test) != len(answers.test_targets):
+        if answers.tests is None:
+            split = data.test_split
+            answers = replace(answers, test_targets=split.targets.numpy(), test_indices=split.indices.numpy())
+        elif len(test) != len(answers.test_targets):
             raise UserError(f"{runs[0].path} has answers to other test images: give its data set with data.root=DIR.")
     scores = compute_scores(answers, memorised=memorised, false_discovery_rate=false_discovery_rate)
     errors = find_label_errors(answers.out_of_sample, answers.targets, precision=precision)
@@ -197,7 +199,7 @@ def write_report(analysis: Analysis, folder: Path, notes: Sequence[str] = ()) ->
         if analysis.scores is not None:
             recipe = training_command(analysis.answers.runs[0].config())
             write_scores(folder / "scores.npz", analysis.answers, analysis.scores, recipe)
-        write_atomically(folder / "summary.json", json.dumps(summary_numbers(analysis), indent=1) + "\n")
+        write_json(folder / "summary.json", summary_numbers(analysis))
         text = _markdown(analysis, summary, list(figures), notes)
         write_atomically(folder / "report.md", text)
         _write_tensorboard(analysis, folder, list(figures), text)
@@ -210,7 +212,7 @@ def _figures(analysis: Analysis) -> dict[str, Figure]:
     answers, scores, train, test = analysis.answers, analysis.scores, analysis.train, analysis.test
     drawn: dict[str, Figure | None] = {}
     if scores is not None:
-        drawn["scores"] = plots.plot_scores(scores)
+        drawn["scores"] = plots.plot_scores(scores, memorised=analysis.memorised)
         drawn["gap_by_class"] = plots.plot_class_shares(scores, answers.class_names)
         drawn["memorised"] = plots.plot_memorised(answers, scores, train)
         drawn["bought"] = None if test is None else plots.plot_bought_images(answers, scores, train, test)
@@ -328,7 +330,7 @@ def _label_error_rows(analysis: Analysis) -> Iterable[list[Any]]:
 def _duplicate_rows(analysis: Analysis) -> Iterable[list[Any]]:
     answers, duplicates = analysis.answers, analysis.duplicates
     yield ["test_index", "test_label", "train_index", "train_label", "similarity", "equal"]
-    if duplicates is None or not len(answers.test_indices):
+    if duplicates is None:
         return
     for test, row, similarity, equal in zip(
         duplicates.tests, duplicates.rows, duplicates.similarity, duplicates.equal, strict=True
@@ -344,7 +346,7 @@ def _duplicate_rows(analysis: Analysis) -> Iterable[list[Any]]:
 
 
 def summary_numbers(analysis: Analysis) -> dict[str, Any]:
-    """The numbers of the report, for other programs; None where a number is not known."""
+    """The numbers of the report, for other programs; None or NaN where a number is not known."""
     answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
     numbers: dict[str, Any] = {
         "networks": len(answers.runs),
@@ -371,8 +373,7 @@ def summary_numbers(analysis: Analysis) -> dict[str, Any]:
             "gap_shares": dict(zip(map(str, SHARES), scores.shares, strict=False)),
             "class_shares": dict(zip(answers.class_names, scores.class_shares.tolist(), strict=True)),
             "additivity": [
-                {**vars(check), "deviation": check.deviation, "class": name}
-                for name, check in zip(("all", *answers.class_names), scores.checks, strict=False)
+                {**vars(check), "deviation": check.deviation, "class": name} for name, check in scores.checks
             ],
             "influences": None if found is None else len(found.rows),
             "influences_tested": None if found is None else found.tested,
@@ -386,7 +387,7 @@ def summary_numbers(analysis: Analysis) -> dict[str, Any]:
         numbers["near_duplicates"] = len(analysis.duplicates.tests)
         numbers["equal_images"] = int(analysis.duplicates.equal.sum())
     numbers["proxies"] = {proxy.name: proxy.correlation for proxy in analysis.proxies}
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()}
+    return numbers
 
 
 def _any(values: Floats) -> bool:
@@ -524,7 +525,7 @@ def _score_parts(analysis: Analysis, scores: Scores, pictures: dict[str, str]) -
                 ["images", "predicted, points", "measured, points", "difference in standard errors"],
                 [
                     (name, _number(c.predicted, scale=100), _number(c.measured, scale=100), _number(c.deviation, 1))
-                    for name, c in zip(("all", *answers.class_names), scores.checks, strict=False)
+                    for name, c in scores.checks
                 ],
             )
         )

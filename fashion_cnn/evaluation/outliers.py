@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.inference.network import LogitsFunction
+from fashion_cnn.metrics.ranking import midranks
 
 LEFT_OUT = "classes_left_out"
 # Shuffled patches along each side: 7 x 7 pixels in images of 28 x 28.
@@ -25,10 +26,12 @@ class Separation:
     Attributes:
         inside: scores `(N,)` float64 of images of the classes.
         outside: scores `(M,)` float64 of other images.
+        is_paired: whether each image of `outside` was made from that of `inside` in the same place.
     """
 
     inside: Tensor
     outside: Tensor
+    is_paired: bool = False
 
     @cached_property
     def auroc(self) -> float:
@@ -37,8 +40,15 @@ class Separation:
 
     @cached_property
     def standard_error(self) -> float:
-        """Standard error of the AUROC over the choice of the images (DeLong, DeLong and Clarke-Pearson, 1988)."""
-        return sum(part.var().item() / len(part) for part in self._placements) ** 0.5
+        """Standard error of the AUROC over the choice of the images.
+
+        Independent images have that of DeLong, DeLong and Clarke-Pearson (1988); paired ones have that of clustered
+        data with a pair in each cluster (Obuchowski, "Nonparametric Analysis of Clustered ROC Curve Data", 1997).
+        """
+        below, above = self._placements
+        if self.is_paired:
+            return ((below + above).var().item() / len(below)) ** 0.5
+        return (below.var().item() / len(below) + above.var().item() / len(above)) ** 0.5
 
     @property
     def false_positive_rate(self) -> float:
@@ -55,13 +65,6 @@ class Separation:
         below = (ranks[:count] - midranks(self.inside)) / len(self.outside)
         above = 1 - (ranks[count:] - midranks(self.outside)) / count
         return below, above
-
-
-def midranks(values: Tensor) -> Tensor:
-    """Ranks `(N,)` float64 of values `(N,)`, from 1; equal values share the mean of their ranks."""
-    _, index, counts = values.unique(return_inverse=True, return_counts=True)
-    counts = counts.double()
-    return (counts.cumsum(0) - (counts - 1) / 2)[index]
 
 
 def uniform_noise(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -125,7 +128,8 @@ class Outliers:
 
     Attributes:
         inside: `(N, num_classes)`, of images of the classes.
-        outside: `(M, num_classes)` by the name of each set of outliers.
+        outside: `(M, num_classes)` by the name of each set of outliers. Those of `OUTLIERS` are in the order of the
+            images that they were made from.
     """
 
     inside: Tensor
@@ -138,7 +142,7 @@ class Outliers:
             name: the set of outliers.
             score: the score, a key of SCORES.
         """
-        return Separation(SCORES[score](self.inside), SCORES[score](self.outside[name]))
+        return Separation(SCORES[score](self.inside), SCORES[score](self.outside[name]), is_paired=name in OUTLIERS)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """AUROC, its standard error and FPR95 by set and score, as plain values for JSON."""

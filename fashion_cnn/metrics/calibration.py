@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.metrics.intervals import Interval
+from fashion_cnn.metrics.intervals import Z_95, Interval
 from fashion_cnn.metrics.predictions import Predictions
 
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
@@ -64,7 +65,7 @@ class ReliabilityDiagram:
         errors = (_MULTIPLES[:, None, None] * self._contributions + noise).abs().sum(2)
         low, high = errors.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
         bootstrap = errors[(_MULTIPLES - 1).abs().argmin()]
-        half = 1.96 * bootstrap.std().item()
+        half = Z_95 * bootstrap.std().item()
         bounds = [2 * error - bootstrap.mean().item() - half, error + half]
         bounds += (_MULTIPLES[(low <= error) & (error <= high)] * error).tolist()
         return Interval(error, max(0.0, min(bounds)), min(1.0, max(bounds)))
@@ -157,4 +158,5 @@ def rejection_threshold(predictions: Predictions, temperature: float, fraction: 
     if fraction == 0:
         return 0.0
     confidence = Calibration(temperature).probabilities(predictions.logits).amax(dim=1).sort().values
-    return confidence[math.floor(fraction * len(confidence))].item()
+    # In decimals, as typed: the product of floats 0.29 and 100 is below 29.
+    return confidence[math.floor(Fraction(str(fraction)) * len(confidence))].item()

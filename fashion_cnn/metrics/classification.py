@@ -98,6 +98,12 @@ class ClassificationMetrics:
     classes: list[ClassMetrics]
     confusion: Tensor
 
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 score of the classes that have images or predictions, as in scikit-learn and torchmetrics."""
+        scores = [row.f1 for row in self.classes if row.recall is not None or row.precision is not None]
+        return sum(scores) / len(scores)
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, as stored in `evaluation.json`."""
         images = len(self.selective_accuracy)
@@ -109,7 +115,7 @@ class ClassificationMetrics:
             "accuracy_high": self.accuracy.high,
             "loss": self.loss,
             "top2_accuracy": self.top2_accuracy,
-            "macro_f1": sum(row.f1 for row in self.classes) / len(self.classes),
+            "macro_f1": self.macro_f1,
             "calibration_error": calibration_error.estimate,
             "calibration_error_low": calibration_error.low,
             "calibration_error_high": calibration_error.high,

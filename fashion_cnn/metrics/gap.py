@@ -86,15 +86,20 @@ class ValidationPasses:
     correct: Tensor
     losses: Tensor
 
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest validation accuracy, and the lowest loss among equals."""
+        return int(self.epochs[self._best_pass()])
+
     def best_epoch_gap(self, train_count: int, train_share: float) -> Interval:
-        """Accuracy gap of the epoch with the highest validation accuracy, without optimism, with Newcombe's interval.
+        """Accuracy gap of `best_epoch`, without optimism, with Newcombe's interval.
 
         Args:
             train_count: number of images of the train probe.
             train_share: share of the training split that the probe is.
         """
         correct, losses = self.correct.double(), self.losses.double()
-        best = int(_best_epochs(correct.mean(1), losses.mean(1)))
+        best = self._best_pass()
         accuracy = correct[best].mean().item()
         weights = self._bootstrap_weights()
         sampled = correct @ weights
@@ -116,6 +121,9 @@ class ValidationPasses:
         optimism = (sampled[-1] - sampled.gather(0, chosen[None])[0] - rises.mean(1)[chosen]).mean().item()
         rise = normal_interval(rises[lowest])
         return Interval(*(value - optimism for value in (rise.estimate, rise.low, rise.high)))
+
+    def _best_pass(self) -> int:
+        return int(_best_epochs(self.correct.double().mean(1), self.losses.double().mean(1)))
 
     def _bootstrap_weights(self) -> Tensor:
         """Weights `(N, samples)` of the images in each bootstrap sample, which sum to 1."""
@@ -143,7 +151,7 @@ def accuracy_gap_by_class(train: Predictions, held_out: Predictions, train_share
     ]
 
 
-def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
+def largest_gap_classes(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> list[int]:
     """Fewest classes that account for half of the accuracy gap, largest contribution first.
 
     The contribution of a class is its accuracy gap, if positive, times the number of its held-out images.
@@ -151,7 +159,7 @@ def largest_gap_classes(train: Predictions, held_out: Predictions) -> list[int]:
     Returns:
         Class indices; empty if the interval of the overall accuracy gap does not lie above zero: noise has no cause.
     """
-    if accuracy_gap(train, held_out).low <= 0:
+    if accuracy_gap(train, held_out, train_share).low <= 0:
         return []
     gaps = accuracy_gap_by_class(train, held_out)
     counts = held_out.targets.bincount(minlength=len(gaps)).tolist()

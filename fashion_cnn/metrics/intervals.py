@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-_Z = 1.959964  # 97.5% quantile of the standard normal distribution
+Z_95 = 1.959964  # 97.5% quantile of the standard normal distribution
 # 97.5% quantiles of Student's t distribution with 1 to 30 degrees of freedom.
 _T = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
@@ -73,8 +73,8 @@ def wilson_interval(proportion: float, count: float) -> Interval:
         proportion: the observed proportion, in [0, 1].
         count: the number of trials, at least 1; infinite for a proportion that is known exactly.
     """
-    centre = (proportion + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(proportion * (1 - proportion) / count + _Z**2 / (4 * count**2))
+    centre = (proportion + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
+    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(proportion * (1 - proportion) / count + Z_95**2 / (4 * count**2))
     # The min and max correct rounding at 0 and 1, where one bound is the proportion itself.
     low, high = max(0.0, min(centre - half, proportion)), min(1.0, max(centre + half, proportion))
     return Interval(proportion, low, high)
@@ -128,14 +128,14 @@ def mean_interval(values: Tensor) -> Interval:
     mean = values.mean().item()
     if ((values == 0) | (values == 1)).all():
         return wilson_interval(mean, len(values))
-    half = _Z * (values.var() / len(values)).sqrt().item() if len(values) > 1 else math.inf
+    half = Z_95 * (values.var() / len(values)).sqrt().item() if len(values) > 1 else math.inf
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def normal_interval(values: Tensor) -> Interval:
     """Interval of the mean of values `(N,)` of any range, by the central limit theorem; unbounded for a single one."""
     mean = values.double().mean().item()
-    half = _Z * math.sqrt(_variance_of_mean(values.double()))
+    half = Z_95 * math.sqrt(_variance_of_mean(values.double()))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -152,7 +152,7 @@ def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) 
     """
     first, second = first.double(), second.double()
     estimate = (first.mean() - second.mean()).item()
-    half = _Z * math.sqrt(_variance_of_mean(first) + _variance_of_mean(second, second_share))
+    half = Z_95 * math.sqrt(_variance_of_mean(first) + _variance_of_mean(second, second_share))
     return Interval(estimate, estimate - half, estimate + half)
 
 
@@ -163,19 +163,24 @@ def normal_probability_above(threshold: float, mean: float, deviation: float) ->
 
 def t_quantile(degrees: int) -> float:
     """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1."""
-    return _T[degrees - 1] if degrees <= len(_T) else _Z + (_Z**3 + _Z) / (4 * degrees)
+    return _T[degrees - 1] if degrees <= len(_T) else Z_95 + (Z_95**3 + Z_95) / (4 * degrees)
 
 
-def paired_interval(differences: Sequence[float]) -> Interval:
+def paired_interval(differences: Sequence[float], test_ratio: float = 0.0) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
+
+    The folds of a cross-validation share training images, and their differences are no independent sample. The
+    corrected resampled t-test adds the ratio of test to training images to 1 / n in the variance of the mean (Nadeau
+    and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003).
 
     Args:
         differences: one per pair. The interval is unbounded with a single one.
+        test_ratio: number of test images per training image of a fold; 0 for independent pairs.
     """
     mean_std = MeanStd.of(differences)
     if mean_std.std is None:
         return Interval(mean_std.mean, -math.inf, math.inf)
-    half = t_quantile(mean_std.count - 1) * mean_std.std / math.sqrt(mean_std.count)
+    half = t_quantile(mean_std.count - 1) * mean_std.std * math.sqrt(1 / mean_std.count + test_ratio)
     return Interval(mean_std.mean, mean_std.mean - half, mean_std.mean + half)
 
 

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fashion_cnn.metrics.predictions import check_unpacked_size
+from fashion_cnn.metrics.ranking import midranks
 from fashion_cnn.runs.files import open_atomically
 
 Floats = NDArray[np.floating[Any]]
@@ -261,14 +263,7 @@ def correlation(first: Floats, second: Floats) -> float:
 def spearman(first: Floats, second: Floats) -> float:
     """Spearman's rank correlation, with mean ranks of ties."""
     known = np.isfinite(first) & np.isfinite(second)
-    return correlation(_ranks(first[known]), _ranks(second[known]))
-
-
-def _ranks(values: Floats) -> Floats:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: Floats = last - (counts - 1) / 2
-    return mean[inverse]
+    return correlation(*(midranks(torch.from_numpy(values[known])).numpy() for values in (first, second)))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ All are means over queries, computed on the first `k` results of each query:
                   Papers on hashing count this way (Cao et al., "HashNet", 2017, arXiv 1702.00758, whose code leaves
                   out queries without a relevant result). It is normalised by the relevant results among the k, so it
                   does not depend on their number.
-    mAP@R         the same sum divided by min(k, relevant), so that irrelevant results lower it (Musgrave et al.,
-                  "A Metric Learning Reality Check", 2020, arXiv 2003.08505, with R cut off at k).
+    mAP@R         the same sum over the ranks i ≤ R alone, divided by R, the number of relevant products, so that
+                  irrelevant results lower it (Musgrave et al., "A Metric Learning Reality Check", 2020, arXiv
+                  2003.08505). R is cut off at k.
 """
 
 from dataclasses import dataclass
@@ -66,14 +67,16 @@ def evaluate_ranking(relevant: Tensor, total_relevant: Tensor) -> RankingMetrics
         )
     hits = relevant[:, :DEPTH].double()
     precision = hits.cumsum(dim=1) / torch.arange(1, hits.shape[1] + 1)
-    precision_sum = (precision * hits).sum(dim=1)
+    relevant_precision = precision * hits
+    r = total_relevant.clamp(min=1, max=hits.shape[1])
+    within_r = torch.arange(1, hits.shape[1] + 1) <= r[:, None]
     cutoffs = [k for k in CUTOFFS if k <= hits.shape[1]]
     return RankingMetrics(
         queries=len(hits),
         precision={k: mean_interval(precision[:, k - 1]) for k in cutoffs},
         recall={k: mean_interval(hits[:, :k].amax(dim=1)) for k in cutoffs},
-        map_at_100=mean_interval(precision_sum / hits.sum(dim=1).clamp(min=1)),
-        map_at_r=mean_interval(precision_sum / total_relevant.clamp(min=1, max=hits.shape[1])),
+        map_at_100=mean_interval(relevant_precision.sum(dim=1) / hits.sum(dim=1).clamp(min=1)),
+        map_at_r=mean_interval((relevant_precision * within_r).sum(dim=1) / r),
         curve=tuple(precision.mean(dim=0).tolist()),
     )
 
@@ -127,3 +130,10 @@ def evaluate_instances(ranked: Tensor, originals: Tensor) -> RankingMetrics:
         originals: `(Q,)`, the catalogue row of the relevant product of each query.
     """
     return evaluate_ranking(ranked == originals[:, None], torch.ones(len(originals)))
+
+
+def midranks(values: Tensor) -> Tensor:
+    """Ranks `(N,)` float64 of values `(N,)`, from 1; equal values share the mean of their ranks."""
+    _, index, counts = values.unique(return_inverse=True, return_counts=True)
+    counts = counts.double()
+    return (counts.cumsum(0) - (counts - 1) / 2)[index]

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fashion_cnn.analysis.memorisation import MEMORISED, SHARES, Answers, Duplicates, LabelErrors, Scores
+from fashion_cnn.analysis.memorisation import SHARES, Answers, Duplicates, LabelErrors, Scores
 from fashion_cnn.metrics.memorisation import Decomposition
 from fashion_cnn.plots.style import LINE_COLORS, escape_label, figure_inches, plot_thumbnails
 
@@ -19,14 +19,19 @@ _BOUGHT = 5
 _MAX_NAME = 12
 
 
-def plot_scores(scores: Scores) -> Figure:
-    """Draw the histogram of the memorisation scores, and the part of the gap that the most memorised images carry."""
+def plot_scores(scores: Scores, *, memorised: float) -> Figure:
+    """Draw the histogram of the memorisation scores, and the part of the gap that the most memorised images carry.
+
+    Args:
+        scores: the scores.
+        memorised: score from which an image counts as memorised.
+    """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle("Memorisation of the training images")
     known = scores.score[np.isfinite(scores.score)]
     left.hist(known, bins=np.linspace(-1, 1, 81), color=LINE_COLORS[0])
-    left.axvline(MEMORISED, color="black", linewidth=0.8, linestyle=":", label=f"memorised: {MEMORISED} and above")
+    left.axvline(memorised, color="black", linewidth=0.8, linestyle=":", label=f"memorised: {memorised:g} and above")
     left.set(yscale="log", xlabel="memorisation score", ylabel="training images", title="Histogram")
     left.legend(frameon=False)
     left.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """Checks of the files of a run before they are used: one may be damaged, or made to use up time and memory."""
 
 import io
+import math
 import pickle
 import pickletools
 import re
@@ -354,16 +355,23 @@ def _select(config: Any, path: tuple[str, ...]) -> Any:
 def check_results(results: Any) -> dict[str, Any]:
     """Return the content of results.json if it has the types that other commands rely on.
 
+    Metrics that are null become NaN: JSON has no other value for NaN and infinity. Accuracies are always finite.
+
     Raises:
         ValueError: if it has not; the message is the reason.
     """
     if not isinstance(results, dict) or not results:
         raise ValueError("it holds no results")
+    checked = dict(results)
     for name, value in results.items():
         is_bounded = name in _NUMBERS or name.endswith("/accuracy")
-        if ("/" in name or is_bounded) and not (_is_number(value) and not (is_bounded and abs(value) == float("inf"))):
+        if value is None and "/" in name and not is_bounded:
+            checked[name] = math.nan
+        elif ("/" in name or is_bounded) and not (
+            _is_number(value) and not (is_bounded and abs(value) == float("inf"))
+        ):
             raise ValueError(f"{name} is {value!r:.40}, no number")
-    return results
+    return checked
 
 
 def _is_number(value: Any) -> bool:

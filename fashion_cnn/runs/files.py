@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import secrets
@@ -440,6 +441,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content)
 
 
+def replace_non_finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None in nested containers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): replace_non_finite(inner) for name, inner in value.items()}
+    return [replace_non_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def format_json(values: Any) -> str:
+    """Format plain values as JSON, NaN and infinity as null."""
+    return json.dumps(replace_non_finite(values), indent=2, allow_nan=False)
+
+
 def write_json(path: Path, values: Any) -> None:
-    """Write plain values as a JSON file, atomically."""
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    """Write plain values as a JSON file, see `format_json`, atomically."""
+    write_atomically(path, format_json(values) + "\n")

@@ -8,7 +8,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -231,7 +231,8 @@ def verdict_results(
     Args:
         config: the settings of the run.
         history: metrics of each epoch.
-        results: the results so far, of which `parameters` and `evaluation_lag` are read.
+        results: the results so far, of which `parameters`, `evaluation_lag`, `best_epoch` and `chosen_on_validation`
+            are read.
         predictions: predictions of the best weights by split.
         data: the run's data, for the class names and the size of the training split.
         passes: the measurements on each validation image, if the run has them.
@@ -254,6 +255,7 @@ def verdict_results(
     if verdict is None:
         return {}
     assert verdict.gap_share is not None
+    train_share = probe_count / len(data.train_split)
     return {
         **_verdict_and_advice(verdict, config, lags="evaluation_lag" in results),
         "rising_since": verdict.rising_since,
@@ -262,9 +264,10 @@ def verdict_results(
         **_interval_results("gap_last/share", verdict.gap_share),
         "gap_last/loss": verdict.loss_gap,
         "gap_last/epoch": verdict.last_epoch,
-        **_best_epoch_gap(passes, probe_count, len(data.train_split)),
+        **_best_epoch_gap(config, results, passes, probe_count, train_share),
         "gap_carriers": [
-            data.class_names[label] for label in largest_gap_classes(predictions["train"], predictions["val"])
+            data.class_names[label]
+            for label in largest_gap_classes(predictions["train"], predictions["val"], train_share)
         ],
     }
 
@@ -316,11 +319,18 @@ def _advise_on_lag(config: DictConfig) -> list[Advice]:
     return [longer, Advice("or turn the average of the weights (EMA) off", ("~callbacks.ema",))]
 
 
-def _best_epoch_gap(passes: ValidationPasses | None, probe_count: int, train_images: int) -> dict[str, float]:
-    """The gap of the best epoch, free of the bias from choosing it on the same images; see `ValidationPasses`."""
-    if passes is None:
+def _best_epoch_gap(
+    config: DictConfig, results: dict[str, Any], passes: ValidationPasses | None, probe_count: int, train_share: float
+) -> dict[str, float]:
+    """The gap of the kept weights without the optimism of their choice, if validation accuracy chose them.
+
+    `ValidationPasses` estimates the optimism of the epoch with the highest accuracy. It has none for weights of another
+    `monitor`, or of an epoch before the passes that a resumed run has kept.
+    """
+    monitor = OmegaConf.select(config, "callbacks.best.monitor") if results["chosen_on_validation"] else None
+    if passes is None or monitor != "val/accuracy" or passes.best_epoch != results["best_epoch"]:
         return {}
-    return _interval_results("gap_best/accuracy", passes.best_epoch_gap(probe_count, probe_count / train_images))
+    return _interval_results("gap_best/accuracy", passes.best_epoch_gap(probe_count, train_share))
 
 
 def _interval_results(name: str, interval: Interval) -> dict[str, float]:

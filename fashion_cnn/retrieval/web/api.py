@@ -1,7 +1,6 @@
 """The JSON API: the same searches as on the pages, for programs."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -44,6 +43,7 @@ from fashion_cnn.retrieval.web.service import Files, SearchResult, SearchService
 from fashion_cnn.retrieval.web.state import CatalogueView
 from fashion_cnn.retrieval.web.uploads import Form
 from fashion_cnn.retrieval.web.views import media_type
+from fashion_cnn.runs import replace_non_finite
 
 Id = Annotated[str, Query(max_length=1000, description="Id of the product")]
 ChangedId = Annotated[str, PathParameter(min_length=1, max_length=1000, description="Id of the product")]
@@ -59,7 +59,7 @@ class LenientJSONResponse(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """Encode the content."""
-        return json.dumps(_finite(content), ensure_ascii=False, default=str).encode(errors="replace")
+        return json.dumps(replace_non_finite(content), ensure_ascii=False, default=str).encode(errors="replace")
 
 
 def create_router(service: SearchService) -> APIRouter:
@@ -337,11 +337,3 @@ def _link(query: SearchQuery, result: SearchResult) -> str | None:
 
 def _record(hit: Hit) -> dict[str, Any]:
     return as_record(hit) | {"thumbnail": f"/api/thumbnail?{urlencode({'id': hit.id})}"}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
