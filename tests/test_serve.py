@@ -1236,7 +1236,26 @@ def test_the_api_form_refuses_unknown_fields_and_accepts_top_k(client):
     assert (response.status_code, "Too many pictures" in response.text) == (422, True)
     odd = b'--b\r\nContent-Disposition: form-data; name="+2AA-"\r\n\r\nx\r\n--b--\r\n'
     response = search(content=odd, headers={"content-type": "multipart/form-data; boundary=b; charset=utf-7"})
-    assert response.status_code == 422
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("charset", "text", "status"),
+    [
+        *(("utf-8", "ré", 200), ('"UTF-8"', "ré", 200), ("us-ascii", "red", 200)),
+        *(("punycode", "red", 415), ("utf-16", "red", 415), ("unknown", "red", 415)),
+    ],
+)
+def test_forms_are_text_in_utf_8(client, charset, text, status):
+    """Some of Python's character sets take time that grows with the square of the length."""
+    form = f'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\n{text}\r\n--b--\r\n'.encode()
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = client.post("/api/search", content=form, headers=headers)
+    assert response.status_code == status
+    if status == 200:
+        assert parse_qs(urlsplit(response.json()["link"]).query) == {"text": [text]}
+    else:
+        assert "UTF-8" in response.json()["error"]
 
 
 def test_a_colour_picture_of_64_pixels_fits_into_a_link():
