@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import TINY_DATA
+from lancedb.index import IvfSq
 from torch.nn import functional
 
 from fashion_cnn.cli.main import compose
@@ -42,12 +43,16 @@ def products(numbers):
     )
 
 
-def add_products(catalogue, numbers):
-    vectors, table = products(numbers)
+def add_table(catalogue, table):
     with catalogue.transaction():
         catalogue.begin(METADATA, [])
         catalogue.stage(table)
         catalogue.commit(table["id"].to_pylist())
+
+
+def add_products(catalogue, numbers):
+    vectors, table = products(numbers)
+    add_table(catalogue, table)
     return vectors
 
 
@@ -136,6 +141,18 @@ def test_approximate_search_finds_nearly_the_hits_of_exact_search(searchers, que
             assert hit.category == "Bag"
             assert 100 <= hit.price <= 2000
         assert hit.id not in query.like + query.unlike
+
+
+def test_pages_of_exact_search_show_each_of_equal_products_once(tmp_path):
+    _, table = products(range(60))
+    vectors = table["vector"].take([number if number < 10 else 10 + number % 2 for number in range(60)])
+    catalogue = Catalogue(str(tmp_path))
+    add_table(catalogue, table.set_column(table.column_names.index("vector"), "vector", vectors))
+    searcher = make_searcher(catalogue)
+    everything = [hit.id for hit in searcher.search(Query(like=("p00010",), top_k=59)).hits]
+    pages = [searcher.search(Query(like=("p00010",), top_k=7, offset=offset)).hits for offset in range(0, 59, 7)]
+    assert [hit.id for page in pages for hit in page] == everything
+    assert everything[:24] == [f"p{number:05}" for number in range(12, 60, 2)], "equal products in the order of ids"
 
 
 def test_indexed_vectors_stay_on_disk_until_they_are_read(searchers):

@@ -192,10 +192,10 @@ class Snapshot:
         if allowed is not None:
             scores[~allowed] = -np.inf
         scores[list(exclude)] = -np.inf
-        best = np.arange(len(scores))
-        if top_k < len(scores):
-            best = np.argpartition(-scores, top_k)[:top_k]
-        best = best[np.lexsort((best, -scores[best]))]
+        # All products as similar as the last one: otherwise other ones of these would be on each page.
+        limit = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else -np.inf
+        best = np.flatnonzero(scores >= limit)
+        best = best[np.lexsort((best, -scores[best]))][:top_k]
         pairs = zip(best.tolist(), scores[best].tolist(), strict=True)
         return [(row, score) for row, score in pairs if score > -np.inf]
 
