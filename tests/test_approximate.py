@@ -155,6 +155,19 @@ def test_pages_of_exact_search_show_each_of_equal_products_once(tmp_path):
     assert everything[:24] == [f"p{number:05}" for number in range(12, 60, 2)], "equal products in the order of ids"
 
 
+def test_a_rare_filter_and_a_deep_page_find_products_in_lists_that_are_not_probed(tmp_path):
+    catalogue = Catalogue(str(tmp_path))
+    vectors = add_products(catalogue, range(COUNT))
+    table = catalogue.open_latest()
+    table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=50))
+    rare = (Condition("price", low=700.0, high=711.0),)
+    for direction in vectors[:5]:
+        neighbours = nearest(table, direction, 12, probes=8, conditions=rare)
+        truth = (vectors[700:712] @ direction).argsort(descending=True) + 700
+        assert [product_id for product_id, _ in neighbours] == [f"p{row:05}" for row in truth.tolist()]
+        assert len(nearest(table, direction, 1200, probes=8)) == 1200
+
+
 def test_indexed_vectors_stay_on_disk_until_they_are_read(searchers):
     indexed, exact = (searcher.snapshot for searcher in searchers)
     assert "vector" not in indexed.attributes.column_names
