@@ -167,7 +167,7 @@ class Searcher:
             ranked, with_all_words = self._rank_by_text(query, query_vector, allowed, exclude)
             matching = len(ranked)
         elif query_vector is not None:
-            ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude)
+            ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude, allowed)
         else:
             rows = np.arange(len(self.snapshot)) if allowed is None else np.flatnonzero(allowed)
             ranked = [(row, None) for row in rows[:end].tolist()]

@@ -170,6 +170,7 @@ class Snapshot:
         top_k: int,
         conditions: Sequence[Condition] = (),
         exclude: Sequence[int] = (),
+        allowed: NDArray[np.bool_] | None = None,
     ) -> list[tuple[int, float]]:
         """Return the most similar products as (row, cosine), the most similar first.
 
@@ -178,6 +179,7 @@ class Snapshot:
             top_k: maximum number of products.
             conditions: conditions that products have to meet.
             exclude: rows to leave out.
+            allowed: products that meet the conditions, `(N,)` bool, if they are known already.
         """
         if self.vector_index:
             probes = self.vector_index.probes
@@ -188,7 +190,7 @@ class Snapshot:
             rows = [(self.row_by_id[product_id], cosine) for product_id, cosine in neighbours]
             return [(row, cosine) for row, cosine in rows if row not in exclude][:top_k]
         scores = self.similarity(query_vector)
-        allowed = self.filter_mask(conditions)
+        allowed = self.filter_mask(conditions) if allowed is None else allowed
         if allowed is not None:
             scores[~allowed] = -np.inf
         scores[list(exclude)] = -np.inf
