@@ -254,6 +254,10 @@ def test_near_duplicates_are_linked_across_blocks(monkeypatch):
     vectors[7] = vectors[19] = vectors[2].clone()
     vectors[11] = vectors[0].clone()
     assert near_duplicates(vectors, 0.99999) == [[2, 7, 19], [0, 11]]
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._BLOCK_VALUES", 50)
+    compared = []
+    assert near_duplicates(vectors, 0.99999, lambda done, total: compared.append(done)) == [[2, 7, 19], [0, 11]]
+    assert compared == list(range(2, 21, 2)), "fewer rows at once of many products"
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ from fashion_cnn.retrieval.vectors import (
 _NEGATIVE_WEIGHT = 0.5
 # Offset of reciprocal rank fusion, and how many hits of each ranking it fuses.
 _RRF_OFFSET, _FUSION_DEPTH = 60, 1000
-# Rows of the similarity matrix that are computed at once.
-_BLOCK_ROWS = 2048
+# Most rows and values of the similarity matrix that are computed at once.
+_BLOCK_ROWS, _BLOCK_VALUES = 2048, 2**24
 # Shorter vectors are not scaled to unit length.
 _MIN_NORM = 1e-12
 
@@ -278,8 +278,9 @@ def near_duplicates(
     vectors = np.asarray(vectors)
     # Union-find parent of each row: the first row of its group.
     parent = np.arange(len(vectors))
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
+    block_rows = min(_BLOCK_ROWS, max(1, _BLOCK_VALUES // max(1, len(vectors))))
+    for start in range(0, len(vectors), block_rows):
+        block = vectors[start : start + block_rows]
         # The upper triangle holds each pair once.
         linked = np.triu(block @ vectors[start:].T >= threshold, k=1)
         for row in np.flatnonzero(linked.any(axis=1)).tolist():
@@ -288,7 +289,7 @@ def near_duplicates(
                 if other != group:
                     group, merged = min(group, other), max(group, other)
                     parent[parent == merged] = group
-        progress(min(start + _BLOCK_ROWS, len(vectors)), len(vectors))
+        progress(min(start + block_rows, len(vectors)), len(vectors))
     groups: dict[int, list[int]] = {}
     for row, first in enumerate(parent.tolist()):
         groups.setdefault(first, []).append(row)
