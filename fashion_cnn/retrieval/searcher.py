@@ -164,8 +164,7 @@ class Searcher:
         ranked: Sequence[tuple[int, float | None]]
         with_all_words = None
         if query.text.strip():
-            ranked, with_all_words = self._rank_by_text(query, query_vector, allowed, exclude)
-            matching = len(ranked)
+            ranked, matching, with_all_words = self._rank_by_text(query, query_vector, allowed, exclude)
         elif query_vector is not None:
             ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude, allowed)
         else:
@@ -230,12 +229,14 @@ class Searcher:
         query_vector: NDArray[np.float32] | None,
         allowed: NDArray[np.bool_] | None,
         exclude: Sequence[int],
-    ) -> tuple[Sequence[tuple[int, float | None]], int]:
+    ) -> tuple[Sequence[tuple[int, float | None]], int, int]:
         """Rank by title alone, or by title and picture with reciprocal rank fusion (Cormack et al. 2009).
 
-        Also returns the number of titles with all words. The score is the sum of 1 / (60 + rank) over both rankings; a
-        title without any of the words counts in one of them only. Titles with equal scores share a rank, so that the
-        picture decides their order.
+        The score is the sum of 1 / (60 + rank) over both rankings; a title without any of the words counts in one of
+        them only. Titles with equal scores share a rank, so that the picture decides their order.
+
+        Returns:
+            The best hits, at least up to the last requested one, the number of all, and that of titles with all words.
         """
         rows, scores, has_all_words = self.snapshot.match_titles(query.text)
         if allowed is not None:
@@ -243,8 +244,9 @@ class Searcher:
             rows, scores, has_all_words = rows[kept], scores[kept], has_all_words[kept]
         with_all_words = int(has_all_words.sum())
         if query_vector is None:
-            return [(row, None) for row in rows.tolist()], with_all_words
-        similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude))
+            best = rows[: query.offset + query.top_k].tolist()
+            return [(row, None) for row in best], len(rows), with_all_words
+        similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude, allowed))
         if self.snapshot.vector_index:
             cosines = np.array([similarity.get(row, -1.0) for row in rows.tolist()], np.float32)
         else:
@@ -262,7 +264,8 @@ class Searcher:
             row: sum(1 / (_RRF_OFFSET + ranks[row]) for ranks in (picture_rank, text_rank) if row in ranks)
             for row in picture_rank
         }
-        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])], with_all_words
+        ranked = [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
+        return ranked, len(ranked), with_all_words
 
 
 def near_duplicates(

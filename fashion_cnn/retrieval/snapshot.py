@@ -27,6 +27,8 @@ from fashion_cnn.retrieval.products import MAX_TEXT_BYTES, longest_text
 
 # Largest component of a vector, with room for rounding.
 _MAX_COMPONENT = 1.01
+# Rankings by words that are kept for the next page: the most of them, their bytes, and those of a title in one.
+_TITLE_CACHE_SIZE, _TITLE_CACHE_BYTES, _TITLE_BYTES = 32, 64_000_000, 13
 
 
 class TitleMatches(NamedTuple):
@@ -101,7 +103,8 @@ class Snapshot:
                     raise DamagedCatalogueError(self.uri, f"its column {name} lacks {count:,} values")
         # A word that half of the titles contain takes as long as ten vector searches, and each page repeats it.
         # The cached function must not refer to the snapshot, which would then never be freed.
-        self._match_titles = lru_cache(maxsize=32)(partial(_match_titles, self.uri, self._table, self._row_ids))
+        size = min(_TITLE_CACHE_SIZE, max(1, _TITLE_CACHE_BYTES // (_TITLE_BYTES * max(1, len(self)))))
+        self._match_titles = lru_cache(maxsize=size)(partial(_match_titles, self.uri, self._table, self._row_ids))
 
     def __len__(self) -> int:
         return len(self._row_ids.ids)
