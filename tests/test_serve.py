@@ -1163,6 +1163,7 @@ def test_the_catalogue_of_a_data_set_is_marked_as_having_invented_prices(run_cop
         ("GET", "/?where=colour", 422, "has no value"),
         ("GET", "/?where=stock:4..2", 422, "min=4 is above max=2"),
         ("GET", "/?where=stock:a..b", 422, "stock=a is not possible"),
+        ("GET", "/?where=key:1", 422, "no column key"),
         # A PNG of the right size, whose last chunk is an empty colour profile.
         ("GET", f"/?picture={damaged_profile()}", 422, "damaged"),
         ("GET", f"/?text={'x' * 201}", 422, "Invalid value of text"),
