@@ -693,6 +693,21 @@ def test_requests_of_a_client_beyond_the_limit_get_429(shop_run, serving, tmp_pa
         assert client.get(link, headers=visitors[0]).status_code == 200
 
 
+def test_clients_in_ipv4_are_told_apart_where_the_server_listens_in_ipv6(shop_run):
+    app = build_app(compose("serve", [f"run='{shop_run.path}'", "limits.requests_per_minute=1"]), "::1")
+
+    async def statuses(*addresses):
+        responses = []
+        for address in addresses:
+            transport = httpx.ASGITransport(app, client=(address, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                responses.append((await client.get("/api/status")).status_code)
+        return responses
+
+    assert anyio.run(statuses, *(f"::ffff:192.0.2.{number}" for number in (1, 2, 1))) == [200, 200, 429]
+    assert anyio.run(statuses, "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1") == [200, 429, 200], "by network"
+
+
 def test_the_allowance_of_a_client_grows_back(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -317,7 +317,10 @@ def _network(scope: Scope) -> str:
         address = ip_address(host)
     except ValueError:
         return str(host)
-    return address.packed[:_IPV6_NETWORK_BYTES].hex() if isinstance(address, IPv6Address) else host
+    if not isinstance(address, IPv6Address):
+        return host
+    # A socket that listens in both names clients of IPv4 by such addresses.
+    return str(address.ipv4_mapped or address.packed[:_IPV6_NETWORK_BYTES].hex())
 
 
 def _host_name(headers: Headers) -> str | None:
