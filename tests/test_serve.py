@@ -643,7 +643,7 @@ KEYS = ("a-key-of-sixteen-characters", "another-key-of-sixteen-characters")
 @pytest.fixture(scope="module")
 def with_keys(shop_run, serving, tmp_path_factory):
     file = tmp_path_factory.mktemp("keys") / "keys"
-    file.write_text(f"# shop\n{KEYS[0]}\n\n{KEYS[1]}\n")
+    file.write_text(f"# shop\n{KEYS[0]}\n\n  # a comment that is indented\n{KEYS[1]}\n")
     return serving(shop_run, f"api_keys='{file}'")
 
 
@@ -659,6 +659,7 @@ def with_keys(shop_run, serving, tmp_path_factory):
         ({"authorization": f"Bearer {KEYS[0]}x"}, False),
         ({"x-api-key": ""}, False),
         ({"x-api-key": "# shop"}, False),
+        ({"x-api-key": "# a comment that is indented"}, False),
     ],
 )
 def test_api_and_figures_need_a_key_where_there_are_any(with_keys, headers, accepted):

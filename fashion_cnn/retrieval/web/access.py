@@ -99,7 +99,7 @@ def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
         raise UserError(f"api_keys={file} does not exist: give a file with one key a line.") from None
     except ValueError as error:
         raise UserError(f"api_keys={file} cannot be used ({error}): give a file with one key a line.") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     keys = [_WRITER.sub("", line) for line in lines]
     writers = [bool(_WRITER.search(line)) for line in lines]
     if not keys:
