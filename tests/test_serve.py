@@ -896,7 +896,7 @@ def test_other_websites_may_use_the_api_only_if_they_are_named(shop_run, serving
 
 
 def test_host_names_may_be_given(shop_run, serving):
-    client = serving(shop_run, "allow_hosts=[search.shop.example]")
+    client = serving(shop_run, "allow_hosts=[Search.Shop.example]")
     assert client.get("/", headers={"host": "search.shop.example:443"}).status_code == 200
     assert client.get("/", headers={"host": "localhost"}).status_code == 400
     assert client.get("/healthz", headers={"host": "10.0.0.7"}).status_code == 200
@@ -1879,6 +1879,8 @@ def test_a_catalogue_of_another_network_is_refused_with_one_message(command, run
         (["prot=1"], 2, "port"),
         (["allow_origins=[https://shop.example/]"], 2, "allow_origins=https://shop.example/ is no website"),
         (["allow_origins=['*']"], 2, "allow_origins=* is no website"),
+        (["allow_hosts=['shop.example:443']"], 2, "allow_hosts=shop.example:443 is no host name"),
+        (["allow_hosts=['https://shop.example']"], 2, "allow_hosts=https://shop.example is no host name"),
         (["writable=true"], 2, "writable=true needs an API key"),
         (["writable=true", "api_keys=none.txt"], 1, "api_keys=none.txt does not exist"),
         (["api_keys=none.txt"], 1, "api_keys=none.txt does not exist"),

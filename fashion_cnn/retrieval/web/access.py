@@ -82,6 +82,21 @@ def check_origins(origins: Collection[str]) -> None:
             )
 
 
+def check_hosts(hosts: Collection[str]) -> set[str]:
+    """Check host names, and return them in small letters, in which requests are compared with them.
+
+    Raises:
+        UserError: for the first that is none, such as a name with a port.
+    """
+    for host in hosts:
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", host, re.ASCII | re.IGNORECASE):
+            raise UserError(
+                f"allow_hosts={host} is no host name: give names without scheme and port, such as shop.example.",
+                status=2,
+            )
+    return {host.lower() for host in hosts}
+
+
 def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """Read the API keys in a file, one a line; empty lines and those that begin with # are skipped.
 
