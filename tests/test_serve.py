@@ -1836,6 +1836,27 @@ def test_requests_beyond_the_queue_get_503_with_retry_after(shop_run, monkeypatc
     assert all(each.headers["retry-after"] == "1" for each in responses[:36])
 
 
+@pytest.mark.parametrize("link", ["/", "/?like=p10&unlike=p11", "/product?id=p10", "POST /api/search", "POST /"])
+def test_a_request_whose_first_job_was_accepted_is_answered_although_the_queue_is_full(
+    serving, shop_run, monkeypatch, link
+):
+    run = web_service.Workers.run
+
+    async def fill_queue_afterwards(self, job, **options):
+        result = await run(self, job, **options)
+        self._jobs = self._max_jobs
+        return result
+
+    monkeypatch.setattr(web_service.Workers, "run", fill_queue_afterwards)
+    client = serving(shop_run, "samples=catalogue")
+    method, _, path = link.rpartition(" ")
+    if method:
+        assert upload(client, photograph(0), path=path).status_code in (200, 303)
+    else:
+        assert client.get(path).status_code == 200
+    assert client.get("/").status_code == 503
+
+
 def test_uploads_share_a_memory_limit(serving, shop_run):
     client = serving(shop_run, "limits.memory_mb=0.02")
     noise = encoded(Image.frombytes("L", (200, 200), random.Random(0).randbytes(40_000)))

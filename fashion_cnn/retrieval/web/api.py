@@ -109,7 +109,7 @@ def create_router(service: SearchService) -> APIRouter:
                 raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
         size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
         result = await service.search(view, query, files, boxes, top_k=size)
-        return _content(view, query, result, await in_thread(partial(_link, query, result)))
+        return _content(view, query, result, await in_thread(partial(_link, query, result), is_accepted=True))
 
     @router.post(
         "/search/batch",

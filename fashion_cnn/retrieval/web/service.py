@@ -48,13 +48,17 @@ class Workers:
         self._max_jobs = threads + waiting
         self._jobs = 0
 
-    async def run(self, job: Callable[[], Result]) -> Result:
+    async def run(self, job: Callable[[], Result], *, is_accepted: bool = False) -> Result:
         """Run a job in a thread and return its result.
+
+        Args:
+            job: the job.
+            is_accepted: whether the request has had a job before, whose result a refusal would waste.
 
         Raises:
             BusyError: if the queue is full.
         """
-        if self._jobs >= self._max_jobs:
+        if not is_accepted and self._jobs >= self._max_jobs:
             raise BusyError
         self._jobs += 1
         try:
@@ -372,12 +376,8 @@ class SearchService:
             raise HTTPError(503, text, {"Retry-After": "60"}) from error
 
     async def samples(self, view: CatalogueView) -> tuple[Sample, ...]:
-        """Sample searches: images of the test set, otherwise products.
-
-        Raises:
-            BusyError: if the queue is full.
-        """
-        return self.test_samples or await self.workers.run(lambda: view.samples)
+        """Sample searches for a request whose search is done: images of the test set, otherwise products."""
+        return self.test_samples or await self.workers.run(lambda: view.samples, is_accepted=True)
 
 
 def _unreadable(label: str, error: UnreadablePictureError) -> HTTPError:
