@@ -32,6 +32,7 @@ import pytest
 import torch
 from conftest import PATIENCE
 from PIL import Image
+from starlette.datastructures import UploadFile
 from test_pictures import encoded, png_with_header_size
 from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
@@ -1863,6 +1864,19 @@ def test_uploads_share_a_memory_limit(serving, shop_run):
     for _ in range(3):
         assert upload(client, noise).status_code == 503
         assert upload(client, photograph(0)).status_code == 303, "what was taken is given back"
+
+
+def test_files_of_a_form_are_not_kept_twice(client, monkeypatch):
+    read, opened = UploadFile.read, []
+
+    async def recorded(self, *arguments):
+        opened.append(self.file)
+        assert all(file.closed for file in opened[:-1])
+        return await read(self, *arguments)
+
+    monkeypatch.setattr(UploadFile, "read", recorded)
+    assert upload(client, *map(photograph, range(4)), path="/api/search").status_code == 200
+    assert len(opened) == 4
 
 
 # Command
