@@ -143,7 +143,7 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
         service,
         access=access,
         refresh_seconds=config.refresh_seconds,
-        display=Display(config.developer, config.show_similarity, config.currency or ""),
+        display=Display(config.developer, config.show_similarity, config.currency or "", needs_key=bool(keys)),
         log_requests=config.log_requests,
     )
 

@@ -678,6 +678,13 @@ def test_api_and_figures_need_a_key_where_there_are_any(with_keys, headers, acce
         assert with_keys.get(link, headers=headers).status_code == 200, link
 
 
+def test_the_page_of_the_api_says_if_a_key_is_needed(client, with_keys):
+    for server, needs_key in ((client, False), (with_keys, True)):
+        text = page(server.get("/api"))
+        assert ("without authentication" in text) != needs_key
+        assert text.count("-H &#39;X-API-Key: KEY&#39;") + text.count("-H 'X-API-Key: KEY'") == 2 * needs_key
+
+
 def test_requests_of_a_client_beyond_the_limit_get_429(shop_run, serving, tmp_path):
     (tmp_path / "keys").write_text("\n".join(KEYS))
     client = serving(shop_run, "limits.requests_per_minute=3", f"api_keys='{tmp_path / 'keys'}'")

@@ -43,11 +43,13 @@ class Display:
         developer: whether there is the page `/developer`, with timings, a map of the products and the run's name.
         similarity: whether the similarity of products is shown.
         currency: text after each price, such as `€`; empty for none.
+        needs_key: whether requests to the API need a key.
     """
 
     developer: bool = True
     similarity: bool = True
     currency: str = ""
+    needs_key: bool = False
 
 
 def create_templates(state: CatalogueState, display: Display) -> Jinja2Templates:
@@ -185,7 +187,11 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
 
     @router.get("/api")
     async def api(request: Request) -> Response:
-        context = {"operations": operations(request.app.openapi()), "base": str(request.base_url)}
+        context = {
+            "operations": operations(request.app.openapi()),
+            "base": str(request.base_url),
+            "needs_key": display.needs_key,
+        }
         return render(request, "api.html", context)
 
     return router
