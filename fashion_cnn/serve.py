@@ -102,7 +102,7 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
         UserError: if there is no such run, another network made the catalogue, or an option does not fit it.
     """
     from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
-    from fashion_cnn.retrieval.web.access import Access, allowed_hosts, check_origins, read_api_keys
+    from fashion_cnn.retrieval.web.access import Access, allowed_hosts, check_hosts, check_origins, read_api_keys
     from fashion_cnn.retrieval.web.app import create_app
     from fashion_cnn.retrieval.web.pages import Display
     from fashion_cnn.retrieval.web.service import Limits, SearchService
@@ -113,7 +113,7 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
     check_origins(origins)
     keys, writers = (frozenset(), frozenset()) if config.api_keys is None else read_api_keys(str(config.api_keys))
     access = Access(
-        hosts=allowed_hosts(address) if config.allow_hosts is None else set(as_strings(config.allow_hosts)),
+        hosts=allowed_hosts(address) if config.allow_hosts is None else check_hosts(as_strings(config.allow_hosts)),
         origins=origins,
         key_digests=keys,
         writer_digests=writers,
@@ -143,7 +143,7 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
         service,
         access=access,
         refresh_seconds=config.refresh_seconds,
-        display=Display(config.developer, config.show_similarity, config.currency or ""),
+        display=Display(config.developer, config.show_similarity, config.currency or "", needs_key=bool(keys)),
         log_requests=config.log_requests,
     )
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import TINY_DATA
+from lancedb.index import IvfSq
 from torch.nn import functional
 
 from fashion_cnn.cli.main import compose
@@ -42,12 +43,16 @@ def products(numbers):
     )
 
 
-def add_products(catalogue, numbers):
-    vectors, table = products(numbers)
+def add_table(catalogue, table):
     with catalogue.transaction():
         catalogue.begin(METADATA, [])
         catalogue.stage(table)
         catalogue.commit(table["id"].to_pylist())
+
+
+def add_products(catalogue, numbers):
+    vectors, table = products(numbers)
+    add_table(catalogue, table)
     return vectors
 
 
@@ -136,6 +141,41 @@ def test_approximate_search_finds_nearly_the_hits_of_exact_search(searchers, que
             assert hit.category == "Bag"
             assert 100 <= hit.price <= 2000
         assert hit.id not in query.like + query.unlike
+
+
+def test_pages_of_exact_search_show_each_of_equal_products_once(tmp_path):
+    _, table = products(range(60))
+    vectors = table["vector"].take([number if number < 10 else 10 + number % 2 for number in range(60)])
+    catalogue = Catalogue(str(tmp_path))
+    add_table(catalogue, table.set_column(table.column_names.index("vector"), "vector", vectors))
+    searcher = make_searcher(catalogue)
+    everything = [hit.id for hit in searcher.search(Query(like=("p00010",), top_k=59)).hits]
+    pages = [searcher.search(Query(like=("p00010",), top_k=7, offset=offset)).hits for offset in range(0, 59, 7)]
+    assert [hit.id for page in pages for hit in page] == everything
+    assert everything[:24] == [f"p{number:05}" for number in range(12, 60, 2)], "equal products in the order of ids"
+
+
+def test_a_rare_filter_and_a_deep_page_find_products_in_lists_that_are_not_probed(tmp_path):
+    catalogue = Catalogue(str(tmp_path))
+    vectors = add_products(catalogue, range(COUNT))
+    table = catalogue.open_latest()
+    table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=50))
+    rare = (Condition("price", low=700.0, high=711.0),)
+    for direction in vectors[:5]:
+        neighbours = nearest(table, direction, 12, probes=8, conditions=rare)
+        truth = (vectors[700:712] @ direction).argsort(descending=True) + 700
+        assert [product_id for product_id, _ in neighbours] == [f"p{row:05}" for row in truth.tolist()]
+        assert len(nearest(table, direction, 1200, probes=8)) == 1200
+
+
+def test_rankings_by_words_are_kept_within_a_limit_of_memory(catalogues, monkeypatch):
+    # A title that matches takes 13 bytes: its row (8), its score (4) and a flag (1).
+    monkeypatch.setattr("fashion_cnn.retrieval.snapshot._TITLE_CACHE_BYTES", 3 * 13 * COUNT)
+    snapshot = Snapshot(catalogues[1])
+    texts = ["red", "blue", "shirt 7", "shirt 9", "red"]
+    for text in texts:
+        assert snapshot.match_titles(text).rows is snapshot.match_titles(text).rows, "kept for the next page"
+    assert snapshot._match_titles.cache_info()[:4] == (len(texts), len(texts), 3, 3)
 
 
 def test_indexed_vectors_stay_on_disk_until_they_are_read(searchers):

@@ -227,11 +227,20 @@ def test_conditions_select_the_same_rows_in_memory_and_in_lancedb(searcher, run,
         ({"price": "cheap"}, "price=cheap is not possible: the column holds double"),
         ({"price": {"least": 1}}, "least is not a bound"),
         ({"price": {"min": 50, "max": 10}}, "price: min=50.0 is above max=10.0"),
+        ({"key": "x"}, "no column key"),
+        ({"id": "train-00000"}, "no column id"),
     ],
 )
 def test_invalid_conditions_are_rejected(searcher, filters, message):
     with pytest.raises(UserError, match=message):
         parse_conditions(filters, searcher.snapshot.attributes.schema)
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64(), pa.timestamp("s"), pa.timestamp("us", "UTC")], ids=str)
+@pytest.mark.parametrize("text", ["0000-01-01", "10000-01-01", "2024-02-30", "-1", "9" * 400, "now", "\ud800"])
+def test_dates_that_do_not_exist_are_rejected(kind, text):
+    with pytest.raises(UserError, match="is not possible: the column holds"):
+        parse_conditions({"released": text}, pa.schema([("released", kind)]))
 
 
 def test_null_meets_no_condition():
@@ -254,6 +263,10 @@ def test_near_duplicates_are_linked_across_blocks(monkeypatch):
     vectors[7] = vectors[19] = vectors[2].clone()
     vectors[11] = vectors[0].clone()
     assert near_duplicates(vectors, 0.99999) == [[2, 7, 19], [0, 11]]
+    monkeypatch.setattr("fashion_cnn.retrieval.searcher._BLOCK_VALUES", 50)
+    compared = []
+    assert near_duplicates(vectors, 0.99999, lambda done, total: compared.append(done)) == [[2, 7, 19], [0, 11]]
+    assert compared == list(range(2, 21, 2)), "fewer rows at once of many products"
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ import pytest
 import torch
 from conftest import PATIENCE
 from PIL import Image
+from starlette.datastructures import UploadFile
 from test_pictures import encoded, png_with_header_size
 from tiny_images import TinyDataModule
 from tiny_shop import CLASSES, ODD_IDS, make_catalogue, photograph, served
@@ -45,7 +46,7 @@ from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
 from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval import catalogue as catalogue_module
-from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.catalogue import Catalogue, DamagedCatalogueError
 from fashion_cnn.retrieval.indexing import index_products
 from fashion_cnn.retrieval.products import products_from_data_set
 from fashion_cnn.retrieval.searcher import Query, Searcher
@@ -643,7 +644,7 @@ KEYS = ("a-key-of-sixteen-characters", "another-key-of-sixteen-characters")
 @pytest.fixture(scope="module")
 def with_keys(shop_run, serving, tmp_path_factory):
     file = tmp_path_factory.mktemp("keys") / "keys"
-    file.write_text(f"# shop\n{KEYS[0]}\n\n{KEYS[1]}\n")
+    file.write_text(f"# shop\n{KEYS[0]}\n\n  # a comment that is indented\n{KEYS[1]}\n")
     return serving(shop_run, f"api_keys='{file}'")
 
 
@@ -659,6 +660,7 @@ def with_keys(shop_run, serving, tmp_path_factory):
         ({"authorization": f"Bearer {KEYS[0]}x"}, False),
         ({"x-api-key": ""}, False),
         ({"x-api-key": "# shop"}, False),
+        ({"x-api-key": "# a comment that is indented"}, False),
     ],
 )
 def test_api_and_figures_need_a_key_where_there_are_any(with_keys, headers, accepted):
@@ -676,6 +678,13 @@ def test_api_and_figures_need_a_key_where_there_are_any(with_keys, headers, acce
         assert with_keys.get(link, headers=headers).status_code == 200, link
 
 
+def test_the_page_of_the_api_says_if_a_key_is_needed(client, with_keys):
+    for server, needs_key in ((client, False), (with_keys, True)):
+        text = page(server.get("/api"))
+        assert ("without authentication" in text) != needs_key
+        assert text.count("-H &#39;X-API-Key: KEY&#39;") + text.count("-H 'X-API-Key: KEY'") == 2 * needs_key
+
+
 def test_requests_of_a_client_beyond_the_limit_get_429(shop_run, serving, tmp_path):
     (tmp_path / "keys").write_text("\n".join(KEYS))
     client = serving(shop_run, "limits.requests_per_minute=3", f"api_keys='{tmp_path / 'keys'}'")
@@ -691,6 +700,21 @@ def test_requests_of_a_client_beyond_the_limit_get_429(shop_run, serving, tmp_pa
     assert client.get("/", headers=visitors[1]).status_code == 200
     for link in ("/healthz", "/readyz", "/static/style.css"):
         assert client.get(link, headers=visitors[0]).status_code == 200
+
+
+def test_clients_in_ipv4_are_told_apart_where_the_server_listens_in_ipv6(shop_run):
+    app = build_app(compose("serve", [f"run='{shop_run.path}'", "limits.requests_per_minute=1"]), "::1")
+
+    async def statuses(*addresses):
+        responses = []
+        for address in addresses:
+            transport = httpx.ASGITransport(app, client=(address, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                responses.append((await client.get("/api/status")).status_code)
+        return responses
+
+    assert anyio.run(statuses, *(f"::ffff:192.0.2.{number}" for number in (1, 2, 1))) == [200, 200, 429]
+    assert anyio.run(statuses, "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1") == [200, 429, 200], "by network"
 
 
 def test_the_allowance_of_a_client_grows_back(monkeypatch):
@@ -880,7 +904,7 @@ def test_other_websites_may_use_the_api_only_if_they_are_named(shop_run, serving
 
 
 def test_host_names_may_be_given(shop_run, serving):
-    client = serving(shop_run, "allow_hosts=[search.shop.example]")
+    client = serving(shop_run, "allow_hosts=[Search.Shop.example]")
     assert client.get("/", headers={"host": "search.shop.example:443"}).status_code == 200
     assert client.get("/", headers={"host": "localhost"}).status_code == 400
     assert client.get("/healthz", headers={"host": "10.0.0.7"}).status_code == 200
@@ -969,6 +993,87 @@ def test_a_catalogue_of_another_network_is_read_once_and_the_loaded_version_stay
     assert len(state.require_view().snapshot) == 60
 
 
+def test_concepts_of_the_network_before_are_not_used_with_another(run_copy, monkeypatch):
+    """A rebuild with other settings of photographs changes the network beside which the concepts are stored."""
+    teach_concept(run_copy)
+    state = CatalogueState(run_copy, Catalogue(str(run_copy.catalogue)), reject=0.01)
+    assert state.require_view().concept_names == ["a stripe"]
+
+    class Another(TrainedNetwork):
+        identity = "another"
+
+    another = Another(run_copy, flip_average=False)
+    monkeypatch.setattr("fashion_cnn.retrieval.web.state.load_network", lambda *arguments, **options: another)
+    products = products_from_files(str(run_copy.path / "photos"), None, lambda done, total: None)
+    index_products(products, state.catalogue, another, rebuild=True)
+    for _ in range(2):
+        state.refresh()
+        assert "was taught to another network" in state.problem
+        view = state.require_view()
+        assert view.concept_names == []
+        picture = another.preparation(decode(photograph(0)))
+        result = search_catalogue(view, SearchQuery(), top_k=3, uploads={"picture": [picture]})
+        assert result.predictions[0].concepts == ()
+    shutil.rmtree(run_copy.concepts)
+    state.refresh()
+    assert state.problem is None
+
+
+def test_a_network_that_could_not_be_loaded_is_tried_again_before_products_are_read(run_copy, monkeypatch):
+    """The catalogue was rebuilt, and its network exported to ONNX later."""
+    state = CatalogueState(run_copy, Catalogue(str(run_copy.catalogue)), reject=0.01)
+    products = products_from_files(str(run_copy.path / "photos"), None, lambda done, total: None)
+    index_products(products, state.catalogue, TrainedNetwork(run_copy, flip_average=False), rebuild=True)
+    newest = state.catalogue.table_version()
+
+    def missing(*arguments, **options):
+        raise UserError("network.onnx is missing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.web.state.load_network", missing)
+        patch.setattr("fashion_cnn.retrieval.web.state.Snapshot", None)
+        for _ in range(2):
+            state.refresh()
+            assert state.problem == "network.onnx is missing"
+    assert state.require_view().snapshot.table_version != newest
+    state.refresh()
+    assert state.problem is None
+    assert state.require_view().snapshot.table_version == newest
+
+
+def test_visitors_are_told_no_paths_of_the_server(run_copy, serving, capfd, monkeypatch):
+    client = serving(run_copy, "developer=false", "refresh_seconds=0.05")
+
+    def problem():
+        text = page(client.get("/")) + client.get("/api/status").text
+        assert str(run_copy.path) not in text
+        return re.findall(r"The newest \w+ cannot be loaded. The server(?:'|&#39;)s log has the reason.", text)
+
+    assert not problem()
+    run_copy.concepts.mkdir()
+    (run_copy.concepts / "concept-broken.npz").write_bytes(b"no archive")
+    wait_until(problem)
+    assert ["concepts" in each for each in problem()] == [True, True]
+    assert f"{run_copy.concepts / 'concept-broken.npz'} is damaged" in capfd.readouterr().err
+    shutil.move(run_copy.catalogue, run_copy.path / "elsewhere")
+    wait_until(lambda: problem() and ["version" in each for each in problem()] == [True, True])
+    assert str(run_copy.catalogue) in capfd.readouterr().err
+
+    def damaged(*arguments, **options):
+        raise DamagedCatalogueError(str(run_copy.catalogue), "a file is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web_service, "search_catalogue", damaged)
+        for link in ("/api/search", "/"):
+            response = client.get(link)
+            assert response.status_code == 503
+            assert "log has the reason" in response.text
+            assert str(run_copy.path) not in response.text
+    text = page(serving(run_copy, "developer=false").get("/"), 503)
+    assert str(run_copy.path) not in text
+    assert "No catalogue yet" in text
+
+
 def test_without_a_catalogue_the_page_explains_how_to_create_one_and_then_loads_it(run_copy, serving):
     shutil.rmtree(run_copy.catalogue)
     client = serving(run_copy, "refresh_seconds=0.05")
@@ -1007,7 +1112,10 @@ def test_a_damaged_concept_is_reported_and_loaded_concepts_stay(run_copy, servin
     broken = run_copy.concepts / "concept-broken.npz"
     broken.write_bytes(b"no archive")
     wait_until(lambda: client.get("/api/status").json()["problem"])
-    assert "concept-broken.npz is damaged" in page(client.get("/"))
+    text = page(client.get("/"))
+    assert "The newest concepts cannot be loaded: " in text
+    assert "concept-broken.npz is damaged" in text
+    assert "stays in use" not in text, "the version is the newest"
     assert knows()
     np.savez(broken, something=1)
     make_catalogue(run_copy, only=30)
@@ -1163,6 +1271,7 @@ def test_the_catalogue_of_a_data_set_is_marked_as_having_invented_prices(run_cop
         ("GET", "/?where=colour", 422, "has no value"),
         ("GET", "/?where=stock:4..2", 422, "min=4 is above max=2"),
         ("GET", "/?where=stock:a..b", 422, "stock=a is not possible"),
+        ("GET", "/?where=key:1", 422, "no column key"),
         # A PNG of the right size, whose last chunk is an empty colour profile.
         ("GET", f"/?picture={damaged_profile()}", 422, "damaged"),
         ("GET", f"/?text={'x' * 201}", 422, "Invalid value of text"),
@@ -1236,7 +1345,26 @@ def test_the_api_form_refuses_unknown_fields_and_accepts_top_k(client):
     assert (response.status_code, "Too many pictures" in response.text) == (422, True)
     odd = b'--b\r\nContent-Disposition: form-data; name="+2AA-"\r\n\r\nx\r\n--b--\r\n'
     response = search(content=odd, headers={"content-type": "multipart/form-data; boundary=b; charset=utf-7"})
-    assert response.status_code == 422
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("charset", "text", "status"),
+    [
+        *(("utf-8", "ré", 200), ('"UTF-8"', "ré", 200), ("us-ascii", "red", 200)),
+        *(("punycode", "red", 415), ("utf-16", "red", 415), ("unknown", "red", 415)),
+    ],
+)
+def test_forms_are_text_in_utf_8(client, charset, text, status):
+    """Some of Python's character sets take time that grows with the square of the length."""
+    form = f'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\n{text}\r\n--b--\r\n'.encode()
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = client.post("/api/search", content=form, headers=headers)
+    assert response.status_code == status
+    if status == 200:
+        assert parse_qs(urlsplit(response.json()["link"]).query) == {"text": [text]}
+    else:
+        assert "UTF-8" in response.json()["error"]
 
 
 def test_a_colour_picture_of_64_pixels_fits_into_a_link():
@@ -1800,12 +1928,46 @@ def test_requests_beyond_the_queue_get_503_with_retry_after(shop_run, monkeypatc
     assert all(each.headers["retry-after"] == "1" for each in responses[:36])
 
 
+@pytest.mark.parametrize("link", ["/", "/?like=p10&unlike=p11", "/product?id=p10", "POST /api/search", "POST /"])
+def test_a_request_whose_first_job_was_accepted_is_answered_although_the_queue_is_full(
+    serving, shop_run, monkeypatch, link
+):
+    run = web_service.Workers.run
+
+    async def fill_queue_afterwards(self, job, **options):
+        result = await run(self, job, **options)
+        self._jobs = self._max_jobs
+        return result
+
+    monkeypatch.setattr(web_service.Workers, "run", fill_queue_afterwards)
+    client = serving(shop_run, "samples=catalogue")
+    method, _, path = link.rpartition(" ")
+    if method:
+        assert upload(client, photograph(0), path=path).status_code in (200, 303)
+    else:
+        assert client.get(path).status_code == 200
+    assert client.get("/").status_code == 503
+
+
 def test_uploads_share_a_memory_limit(serving, shop_run):
     client = serving(shop_run, "limits.memory_mb=0.02")
     noise = encoded(Image.frombytes("L", (200, 200), random.Random(0).randbytes(40_000)))
     for _ in range(3):
         assert upload(client, noise).status_code == 503
         assert upload(client, photograph(0)).status_code == 303, "what was taken is given back"
+
+
+def test_files_of_a_form_are_not_kept_twice(client, monkeypatch):
+    read, opened = UploadFile.read, []
+
+    async def recorded(self, *arguments):
+        opened.append(self.file)
+        assert all(file.closed for file in opened[:-1])
+        return await read(self, *arguments)
+
+    monkeypatch.setattr(UploadFile, "read", recorded)
+    assert upload(client, *map(photograph, range(4)), path="/api/search").status_code == 200
+    assert len(opened) == 4
 
 
 # Command
@@ -1843,6 +2005,8 @@ def test_a_catalogue_of_another_network_is_refused_with_one_message(command, run
         (["prot=1"], 2, "port"),
         (["allow_origins=[https://shop.example/]"], 2, "allow_origins=https://shop.example/ is no website"),
         (["allow_origins=['*']"], 2, "allow_origins=* is no website"),
+        (["allow_hosts=['shop.example:443']"], 2, "allow_hosts=shop.example:443 is no host name"),
+        (["allow_hosts=['https://shop.example']"], 2, "allow_hosts=https://shop.example is no host name"),
         (["writable=true"], 2, "writable=true needs an API key"),
         (["writable=true", "api_keys=none.txt"], 1, "api_keys=none.txt does not exist"),
         (["api_keys=none.txt"], 1, "api_keys=none.txt does not exist"),

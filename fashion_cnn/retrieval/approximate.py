@@ -35,8 +35,8 @@ class VectorIndex:
     """Recall and settings of a vector index, as stored with the catalogue.
 
     Attributes:
-        recall: mean share of the exact nearest 12 that the index finds, in [0, 1].
-        probes: number of lists that a search scans.
+        recall: mean share of the exact nearest 12 that the index finds without filters, in [0, 1].
+        probes: number of lists that a search scans at least.
         sample: number of products that the recall was measured on.
         products: number of products in the catalogue at that time.
     """
@@ -87,11 +87,16 @@ def nearest(
         table: a LanceDB table of products.
         query_vector: unit vector `(D,)`.
         top_k: maximum number of products.
-        probes: number of lists of the index to scan; None compares all vectors exactly.
+        probes: number of lists of the index to scan, more if these hold fewer than `top_k` products that meet the
+            conditions; None compares all vectors exactly.
         conditions: conditions that products have to meet.
     """
     query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
-    query = query.nprobes(probes).refine_factor(_REFINE_FACTOR) if probes else query.bypass_vector_index()
+    if probes:
+        # `nprobes` would make it the maximum too; 0 stands for none.
+        query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(_REFINE_FACTOR)
+    else:
+        query = query.bypass_vector_index()
     if conditions:
         query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
     hits = query.select(["id", "_distance"]).limit(top_k).to_arrow()

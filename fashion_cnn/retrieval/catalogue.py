@@ -275,6 +275,12 @@ class Catalogue:
         """Return the version that readers open. Raises UserError if there is none."""
         return version_of(self.open())
 
+    def metadata(self) -> CatalogueMetadata:
+        """Return network and settings of the version that readers open. Raises UserError if there is none."""
+        table = self.open()
+        with storage_errors_reported(self.uri):
+            return metadata_of(table)
+
     def content_keys(self, *, staged: bool = False) -> dict[str, str]:
         """Return the content key of each product by its id, from the products table or the staging table."""
         table = self._find_table(_STAGING if staged else _TABLE)
@@ -314,7 +320,7 @@ class Catalogue:
         with self._lock():
             # A damaged catalogue may be rebuilt in the block.
             with suppress(DamagedCatalogueError), storage_errors_reported(self.uri):
-                self._discard_damaged_changes()
+                self._discard_unpublished_changes()
                 table = self._find_table(_TABLE)
                 if table is not None and self._checkout_complete(table) and not _is_tagged(table):
                     _tag(table)
@@ -482,23 +488,24 @@ class Catalogue:
             return table
         return None
 
-    def _discard_damaged_changes(self) -> None:
-        """Return to the version of readers if an interrupted indexing left a damaged one after it."""
+    def _discard_unpublished_changes(self) -> None:
+        """Return to the version of readers if a failed change, or an interrupted indexing, left another one after it.
+
+        The products that an indexing has embedded are in the staging table almost to its end.
+        """
         table = self._find_table(_TABLE)
-        if table is None or _TABLE_ID_KEY not in table.schema.metadata:
+        if table is None:
             return
-        ready = table.tags.list().get(_READY_TAG)
-        if ready and ready["version"] == table.version:
-            return
-        try:
-            with storage_errors_reported(self.uri):
-                _read_all(table)
-        except DamagedCatalogueError:
-            if ready is None:
-                self._drop(_TABLE)
-            else:
+        if (ready := table.tags.list().get(_READY_TAG)) is not None:
+            if ready["version"] != table.version:
                 table.checkout(_READY_TAG)
                 table.restore()
+        elif _TABLE_ID_KEY in table.schema.metadata:
+            try:
+                with storage_errors_reported(self.uri):
+                    _read_all(table)
+            except DamagedCatalogueError:
+                self._drop(_TABLE)
 
     @contextmanager
     def _written_completely(self, name: str) -> Iterator[None]:
@@ -719,7 +726,7 @@ def find_network_of_catalogue(run: str, catalogue: str, runs_dir: Path) -> tuple
         UserError: if there is no such run or no complete catalogue.
     """
     chosen, named = find_run_and_catalogue(None if run == "latest" else run, catalogue, runs_dir)
-    metadata = metadata_of(named.open())
+    metadata = named.metadata()
     return chosen, metadata if metadata.pretrained else None
 
 

@@ -71,8 +71,8 @@ def parse_conditions(filters: Mapping[str, Any], schema: pa.Schema) -> tuple[Con
     """
     conditions = []
     for name, choice in filters.items():
-        if name not in schema.names or not _is_comparable(schema.field(name).type):
-            raise UserError(f"There is no column {name} to filter by: use one of {', '.join(_filterable(schema))}.")
+        if name not in (filterable := _filterable(schema)):
+            raise UserError(f"There is no column {name} to filter by: use one of {', '.join(filterable)}.")
         kind = schema.field(name).type
         if isinstance(choice, Mapping):
             if unknown := choice.keys() - {"min", "max"}:
@@ -118,6 +118,6 @@ def _cast(name: str, value: Any, kind: pa.DataType) -> Value:
     try:
         # Cast from text, as the values of a CSV are.
         cast: Value = pc.cast(pa.scalar(str(value)), kind).as_py()
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{name}={value} is not possible: the column holds {kind}.") from error
     return cast

@@ -25,8 +25,8 @@ from fashion_cnn.retrieval.vectors import (
 _NEGATIVE_WEIGHT = 0.5
 # Offset of reciprocal rank fusion, and how many hits of each ranking it fuses.
 _RRF_OFFSET, _FUSION_DEPTH = 60, 1000
-# Rows of the similarity matrix that are computed at once.
-_BLOCK_ROWS = 2048
+# Most rows and values of the similarity matrix that are computed at once.
+_BLOCK_ROWS, _BLOCK_VALUES = 2048, 2**24
 # Shorter vectors are not scaled to unit length.
 _MIN_NORM = 1e-12
 
@@ -164,10 +164,9 @@ class Searcher:
         ranked: Sequence[tuple[int, float | None]]
         with_all_words = None
         if query.text.strip():
-            ranked, with_all_words = self._rank_by_text(query, query_vector, allowed, exclude)
-            matching = len(ranked)
+            ranked, matching, with_all_words = self._rank_by_text(query, query_vector, allowed, exclude)
         elif query_vector is not None:
-            ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude)
+            ranked = self.snapshot.nearest(query_vector, end, query.conditions, exclude, allowed)
         else:
             rows = np.arange(len(self.snapshot)) if allowed is None else np.flatnonzero(allowed)
             ranked = [(row, None) for row in rows[:end].tolist()]
@@ -230,12 +229,14 @@ class Searcher:
         query_vector: NDArray[np.float32] | None,
         allowed: NDArray[np.bool_] | None,
         exclude: Sequence[int],
-    ) -> tuple[Sequence[tuple[int, float | None]], int]:
+    ) -> tuple[Sequence[tuple[int, float | None]], int, int]:
         """Rank by title alone, or by title and picture with reciprocal rank fusion (Cormack et al. 2009).
 
-        Also returns the number of titles with all words. The score is the sum of 1 / (60 + rank) over both rankings; a
-        title without any of the words counts in one of them only. Titles with equal scores share a rank, so that the
-        picture decides their order.
+        The score is the sum of 1 / (60 + rank) over both rankings; a title without any of the words counts in one of
+        them only. Titles with equal scores share a rank, so that the picture decides their order.
+
+        Returns:
+            The best hits, at least up to the last requested one, the number of all, and that of titles with all words.
         """
         rows, scores, has_all_words = self.snapshot.match_titles(query.text)
         if allowed is not None:
@@ -243,8 +244,9 @@ class Searcher:
             rows, scores, has_all_words = rows[kept], scores[kept], has_all_words[kept]
         with_all_words = int(has_all_words.sum())
         if query_vector is None:
-            return [(row, None) for row in rows.tolist()], with_all_words
-        similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude))
+            best = rows[: query.offset + query.top_k].tolist()
+            return [(row, None) for row in best], len(rows), with_all_words
+        similarity = dict(self.snapshot.nearest(query_vector, _FUSION_DEPTH, query.conditions, exclude, allowed))
         if self.snapshot.vector_index:
             cosines = np.array([similarity.get(row, -1.0) for row in rows.tolist()], np.float32)
         else:
@@ -262,7 +264,8 @@ class Searcher:
             row: sum(1 / (_RRF_OFFSET + ranks[row]) for ranks in (picture_rank, text_rank) if row in ranks)
             for row in picture_rank
         }
-        return [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])], with_all_words
+        ranked = [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
+        return ranked, len(ranked), with_all_words
 
 
 def near_duplicates(
@@ -278,8 +281,9 @@ def near_duplicates(
     vectors = np.asarray(vectors)
     # Union-find parent of each row: the first row of its group.
     parent = np.arange(len(vectors))
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
+    block_rows = min(_BLOCK_ROWS, max(1, _BLOCK_VALUES // max(1, len(vectors))))
+    for start in range(0, len(vectors), block_rows):
+        block = vectors[start : start + block_rows]
         # The upper triangle holds each pair once.
         linked = np.triu(block @ vectors[start:].T >= threshold, k=1)
         for row in np.flatnonzero(linked.any(axis=1)).tolist():
@@ -288,7 +292,7 @@ def near_duplicates(
                 if other != group:
                     group, merged = min(group, other), max(group, other)
                     parent[parent == merged] = group
-        progress(min(start + _BLOCK_ROWS, len(vectors)), len(vectors))
+        progress(min(start + block_rows, len(vectors)), len(vectors))
     groups: dict[int, list[int]] = {}
     for row, first in enumerate(parent.tolist()):
         groups.setdefault(first, []).append(row)

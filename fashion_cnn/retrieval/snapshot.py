@@ -27,6 +27,8 @@ from fashion_cnn.retrieval.products import MAX_TEXT_BYTES, longest_text
 
 # Largest component of a vector, with room for rounding.
 _MAX_COMPONENT = 1.01
+# Rankings by words that are kept for the next page: the most of them, their bytes, and those of a title in one.
+_TITLE_CACHE_SIZE, _TITLE_CACHE_BYTES, _TITLE_BYTES = 32, 64_000_000, 13
 
 
 class TitleMatches(NamedTuple):
@@ -101,7 +103,8 @@ class Snapshot:
                     raise DamagedCatalogueError(self.uri, f"its column {name} lacks {count:,} values")
         # A word that half of the titles contain takes as long as ten vector searches, and each page repeats it.
         # The cached function must not refer to the snapshot, which would then never be freed.
-        self._match_titles = lru_cache(maxsize=32)(partial(_match_titles, self.uri, self._table, self._row_ids))
+        size = min(_TITLE_CACHE_SIZE, max(1, _TITLE_CACHE_BYTES // (_TITLE_BYTES * max(1, len(self)))))
+        self._match_titles = lru_cache(maxsize=size)(partial(_match_titles, self.uri, self._table, self._row_ids))
 
     def __len__(self) -> int:
         return len(self._row_ids.ids)
@@ -170,6 +173,7 @@ class Snapshot:
         top_k: int,
         conditions: Sequence[Condition] = (),
         exclude: Sequence[int] = (),
+        allowed: NDArray[np.bool_] | None = None,
     ) -> list[tuple[int, float]]:
         """Return the most similar products as (row, cosine), the most similar first.
 
@@ -178,6 +182,7 @@ class Snapshot:
             top_k: maximum number of products.
             conditions: conditions that products have to meet.
             exclude: rows to leave out.
+            allowed: products that meet the conditions, `(N,)` bool, if they are known already.
         """
         if self.vector_index:
             probes = self.vector_index.probes
@@ -188,14 +193,14 @@ class Snapshot:
             rows = [(self.row_by_id[product_id], cosine) for product_id, cosine in neighbours]
             return [(row, cosine) for row, cosine in rows if row not in exclude][:top_k]
         scores = self.similarity(query_vector)
-        allowed = self.filter_mask(conditions)
+        allowed = self.filter_mask(conditions) if allowed is None else allowed
         if allowed is not None:
             scores[~allowed] = -np.inf
         scores[list(exclude)] = -np.inf
-        best = np.arange(len(scores))
-        if top_k < len(scores):
-            best = np.argpartition(-scores, top_k)[:top_k]
-        best = best[np.lexsort((best, -scores[best]))]
+        # All products as similar as the last one: otherwise other ones of these would be on each page.
+        limit = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else -np.inf
+        best = np.flatnonzero(scores >= limit)
+        best = best[np.lexsort((best, -scores[best]))][:top_k]
         pairs = zip(best.tolist(), scores[best].tolist(), strict=True)
         return [(row, score) for row, score in pairs if score > -np.inf]
 

@@ -82,6 +82,21 @@ def check_origins(origins: Collection[str]) -> None:
             )
 
 
+def check_hosts(hosts: Collection[str]) -> set[str]:
+    """Check host names, and return them in small letters, in which requests are compared with them.
+
+    Raises:
+        UserError: for the first that is none, such as a name with a port.
+    """
+    for host in hosts:
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", host, re.ASCII | re.IGNORECASE):
+            raise UserError(
+                f"allow_hosts={host} is no host name: give names without scheme and port, such as shop.example.",
+                status=2,
+            )
+    return {host.lower() for host in hosts}
+
+
 def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """Read the API keys in a file, one a line; empty lines and those that begin with # are skipped.
 
@@ -99,7 +114,7 @@ def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
         raise UserError(f"api_keys={file} does not exist: give a file with one key a line.") from None
     except ValueError as error:
         raise UserError(f"api_keys={file} cannot be used ({error}): give a file with one key a line.") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     keys = [_WRITER.sub("", line) for line in lines]
     writers = [bool(_WRITER.search(line)) for line in lines]
     if not keys:
@@ -317,7 +332,10 @@ def _network(scope: Scope) -> str:
         address = ip_address(host)
     except ValueError:
         return str(host)
-    return address.packed[:_IPV6_NETWORK_BYTES].hex() if isinstance(address, IPv6Address) else host
+    if not isinstance(address, IPv6Address):
+        return host
+    # A socket that listens in both names clients of IPv4 by such addresses.
+    return str(address.ipv4_mapped or address.packed[:_IPV6_NETWORK_BYTES].hex())
 
 
 def _host_name(headers: Headers) -> str | None:

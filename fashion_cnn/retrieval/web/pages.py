@@ -40,14 +40,17 @@ class Display:
     """Settings of what pages show.
 
     Attributes:
-        developer: whether there is the page `/developer`, with timings, a map of the products and the run's name.
+        developer: whether there is the page `/developer`, with timings, a map of the products and the run's name, and
+            messages may name folders of the server.
         similarity: whether the similarity of products is shown.
         currency: text after each price, such as `€`; empty for none.
+        needs_key: whether requests to the API need a key.
     """
 
     developer: bool = True
     similarity: bool = True
     currency: str = ""
+    needs_key: bool = False
 
 
 def create_templates(state: CatalogueState, display: Display) -> Jinja2Templates:
@@ -125,6 +128,7 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
     async def search(request: Request, query: QueryParameters) -> Response:
         view = service.state.require_view()
         result = await service.search(view, query)
+        marked = await in_thread(lambda: [view.products(ids) for ids in (query.like, query.unlike)], is_accepted=True)
         context = {
             "query": query,
             "view": view,
@@ -133,8 +137,8 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
             "matching": result.matching,
             "with_all_words": result.with_all_words,
             "pictures": query_pictures(query, result),
-            "like": await in_thread(lambda: view.products(query.like)),
-            "unlike": await in_thread(lambda: view.products(query.unlike)),
+            "like": marked[0],
+            "unlike": marked[1],
             "samples": await service.samples(view) if query.is_empty else (),
             "has_next": query.page * service.top_k < result.matching and query.page < MAX_PAGES,
         }
@@ -152,7 +156,7 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
             changes: dict[str, Any] = {}
             if files:
                 _, pictures = await service.prepare(view, {"picture": files}, boxes)
-                links = await in_thread(lambda: [encode_picture(each) for each in pictures["picture"]])
+                links = await in_thread(lambda: [*map(encode_picture, pictures["picture"])], is_accepted=True)
                 # A new picture starts a new search with the same filters.
                 changes = {"picture": links, "like": [], "unlike": [], "unlike_picture": []}
         return RedirectResponse(query.replace(**changes).link(), status_code=303)
@@ -160,8 +164,8 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
     @router.get("/product")
     async def product(request: Request, id: Id, query: QueryParameters) -> Response:
         view = service.state.require_view()
-        (hit,) = await in_thread(lambda: view.products([id]))
         similar = await service.search(view, SearchQuery(like=[id]), top_k=_SIMILAR_PRODUCTS)
+        (hit,) = await in_thread(lambda: view.products([id]), is_accepted=True)
         calibrated = view.snapshot.metadata.temperature is not None
         context = {"query": query, "hit": hit, "hits": similar.hits, "calibrated": calibrated}
         return render(request, "product.html", context)
@@ -184,7 +188,11 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
 
     @router.get("/api")
     async def api(request: Request) -> Response:
-        context = {"operations": operations(request.app.openapi()), "base": str(request.base_url)}
+        context = {
+            "operations": operations(request.app.openapi()),
+            "base": str(request.base_url),
+            "needs_key": display.needs_key,
+        }
         return render(request, "api.html", context)
 
     return router

@@ -17,7 +17,6 @@ from fashion_cnn.errors import LockedError, UserError, printable
 from fashion_cnn.inference.prediction import Prediction
 from fashion_cnn.pictures import Box, TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
-from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.indexing import InvalidProductError, put_product
 from fashion_cnn.retrieval.products import Picture
 from fashion_cnn.retrieval.searcher import Hit, Query
@@ -48,13 +47,17 @@ class Workers:
         self._max_jobs = threads + waiting
         self._jobs = 0
 
-    async def run(self, job: Callable[[], Result]) -> Result:
+    async def run(self, job: Callable[[], Result], *, is_accepted: bool = False) -> Result:
         """Run a job in a thread and return its result.
+
+        Args:
+            job: the job.
+            is_accepted: whether the request has had a job before, whose result a refusal would waste.
 
         Raises:
             BusyError: if the queue is full.
         """
-        if self._jobs >= self._max_jobs:
+        if not is_accepted and self._jobs >= self._max_jobs:
             raise BusyError
         self._jobs += 1
         try:
@@ -101,6 +104,7 @@ def search_catalogue(
 
     Raises:
         HTTPError: if a product or a concept does not exist, a picture cannot be read, or a filter is invalid.
+        UserError: if the catalogue cannot be read.
     """
     milliseconds: dict[str, float] = {}
     _, embedding, searching, describing = STAGES
@@ -136,12 +140,7 @@ def search_catalogue(
             class_outputs = outputs if same else embed(network, np.stack([*pictures, *unlike_pictures]))
             predictions = tuple(view.predictor.classify(class_outputs, [Path()] * len(class_outputs.logits)))
     with timed(milliseconds, searching):
-        try:
-            ranking = view.searcher.rank(searcher_query, outputs)
-        except DamagedCatalogueError:
-            raise
-        except UserError as error:
-            raise HTTPError(422, str(error)) from error
+        ranking = view.searcher.rank(searcher_query, outputs)
     with timed(milliseconds, describing):
         hits = view.searcher.fetch(ranking).hits
     if outputs is None:  # without pictures these stages did not take place
@@ -372,12 +371,8 @@ class SearchService:
             raise HTTPError(503, text, {"Retry-After": "60"}) from error
 
     async def samples(self, view: CatalogueView) -> tuple[Sample, ...]:
-        """Sample searches: images of the test set, otherwise products.
-
-        Raises:
-            BusyError: if the queue is full.
-        """
-        return self.test_samples or await self.workers.run(lambda: view.samples)
+        """Sample searches for a request whose search is done: images of the test set, otherwise products."""
+        return self.test_samples or await self.workers.run(lambda: view.samples, is_accepted=True)
 
 
 def _unreadable(label: str, error: UnreadablePictureError) -> HTTPError:

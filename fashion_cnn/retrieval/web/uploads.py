@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +19,8 @@ from fashion_cnn.retrieval.web.query import MAX_MARKS, MAX_PICTURE_LENGTH, MAX_P
 # The parser would write a line to the log for each damaged form, which anyone can send.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 _MAX_FIELDS = 2 * (MAX_MARKS + MAX_PICTURES + MAX_VALUES)
+# Character sets of forms. Browsers name none; decoding some of Python's others, such as punycode, blocks the server.
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 
 
 @dataclass
@@ -132,6 +135,8 @@ class Uploads:
                 if length.isdecimal() and int(length) > self._max_bytes:
                     await self._discard_body(request)
                     raise self._too_large()
+                if parse_options_header(media_type)[1].get(b"charset", b"utf-8").lower() not in _CHARSETS:
+                    raise HTTPError(415, "Send the form in UTF-8.")
                 parser = _Parser(request.headers, stream, max_files=2 * MAX_PICTURES * searches, max_fields=_MAX_FIELDS)
                 # By default the parser writes files of more than 1 MB to disk.
                 parser.spool_max_size = self._max_bytes + 1
@@ -141,7 +146,7 @@ class Uploads:
             raise _timeout() from None
         except MultiPartException as error:
             raise HTTPError(400, f"The form cannot be read: {error.message}") from error
-        except (ValueError, LookupError) as error:  # unknown character sets and invalid boundaries
+        except (ValueError, LookupError) as error:  # such as an invalid boundary
             raise HTTPError(400, "The form cannot be read.") from error
         except ClientDisconnect:
             raise HTTPError(400, "The form ended early.") from None
@@ -172,5 +177,7 @@ async def _parse(parser: MultiPartParser) -> Form:
             form.fields.setdefault(name, []).append(value)
         elif value.size or value.filename:
             form.files.setdefault(name, []).append(await value.read())
+            # Each at once: its bytes would be in memory twice.
+            await value.close()
     await parsed.close()
     return form
