@@ -33,6 +33,7 @@ def search(config: DictConfig) -> None:
     require("search", "lancedb")
     _check(config)
     from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.pictures.photographs import COLOUR_COLUMN
     from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
     from fashion_cnn.retrieval.filters import describe_unmatched
     from fashion_cnn.retrieval.output import as_record, print_hits
@@ -54,6 +55,10 @@ def search(config: DictConfig) -> None:
     if not hits:
         for sentence in describe_unmatched(query.conditions, snapshot.attributes):
             print(printable(sentence), file=sys.stderr)
+    if colours := found.colours:
+        phrases = ", ".join(f"“{phrase}”" for phrase in colours.phrases)
+        taken = f"Taken as {COLOUR_COLUMN}={' or '.join(colours.values)}: {phrases}."
+        print(printable(f"{taken} For the words: text='{colours.quoted}'"), file=sys.stderr)
     if hits and found.with_all_words == 0:
         print("No title contains all the words: these products match some of them.", file=sys.stderr)
     if config.sheet:

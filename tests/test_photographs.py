@@ -1,11 +1,14 @@
 """Catalogues of colour photographs without a training: `python -m fashion_cnn.index embedding=pretrained`."""
 
+import html
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -30,6 +33,7 @@ from fashion_cnn.pictures.colour import (
 )
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue, metadata_of
+from fashion_cnn.retrieval.filters import find_colours
 from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
@@ -185,7 +189,9 @@ def shop(tmp_path_factory):
     for shape in ("ball", "box"):
         for name, colour in COLOURS.items():
             drawn(shape, colour).save(folder / "photos" / f"{name}-{shape}.png")
-            rows.append(f"{name}-{shape},{name} {shape},10.00")
+            # No title names the colour of yellow products.
+            title = shape if name == "yellow" else f"{name} {shape}"
+            rows.append(f"{name}-{shape},{title},10.00")
     (folder / "shop.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -313,6 +319,105 @@ def test_the_server_filters_by_colour(indexed):
         found = browser.get("/api/search", params={"where": "main_colour:yellow"}).json()
         assert {hit["id"] for hit in found["hits"]} == {"yellow-ball", "yellow-box"}
         assert "main_colour:yellow" in browser.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "words", "quoted"),
+    [
+        ("dress in blue", ["blue"], "dress", "dress “in blue”"),
+        ("Dress IN Blue with belt", ["blue"], "Dress with belt", "Dress “IN Blue” with belt"),
+        ("in red or blue, shoes", ["red", "blue"], "shoes", "“in red or blue”, shoes"),
+        ("bag in red and in blue", ["red", "blue"], "bag and", "bag “in red” and “in blue”"),
+        ("bag in gray", ["grey"], "bag", "bag “in gray”"),
+        ("  gray bag.", ["grey"], "bag", "  “gray” bag."),
+        ("boots in Navy blue", ["navy blue"], "boots", "boots “in Navy blue”"),
+        # Titles contain "red" alone.
+        ("blue shoes", ["blue"], "shoes", "“blue” shoes"),
+        ("blue, grey/blue", ["blue", "grey"], "", "“blue, grey/blue”"),
+        ("in blue!", ["blue"], "", "“in blue”!"),
+    ],
+)
+def test_colours_of_a_text_are_filters(text, values, words, quoted):
+    found = find_colours(text, ("blue", "grey", "navy blue", "red"), lambda word: word == "red")
+    assert (list(found.values), found.words, found.quoted) == (values, words, quoted)
+    assert find_colours(found.quoted, ("blue", "grey", "navy blue", "red"), lambda word: word == "red") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "red shoes",
+        "red or blue shoes",
+        'dress "in blue"',
+        "dress “in blue”",
+        "off-blue dress",
+        "blue-white dress",
+        "Reddish blues indigo",
+        "dress in silk",
+        "in",
+        "",
+    ],
+)
+def test_titles_quotes_and_parts_of_words_are_no_colours(text):
+    assert find_colours(text, ("blue", "grey", "red"), lambda word: word == "red") is None
+    assert find_colours("dress in blue", (), lambda word: False) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "said"),
+    [
+        ("ball in red", ["red-ball"], "Taken as main_colour=red: “in red”. For the words: text='ball “in red”'"),
+        ("in yellow", ["yellow-ball", "yellow-box"], "Taken as main_colour=yellow: “in yellow”."),
+        ("yellow box", ["yellow-box"], "Taken as main_colour=yellow: “yellow”."),
+        ("red box", ["red-box", *(f"{name}-box" for name in ("blue", "green", "yellow")), "red-ball"], None),
+        ("box “in yellow”", [f"{name}-box" for name in ("yellow", "blue", "green", "red")], None),
+    ],
+)
+def test_a_colour_of_the_text_filters_on_the_command_line(indexed, command, text, ids, said):
+    status, out, err = command(search_main, f"catalogue='{indexed}/c'", f"text={text}", "format=json")
+    assert status == 0
+    found = [hit["id"] for hit in json.loads(out)]
+    assert (found[:1], sorted(found)) == (ids[:1], sorted(ids))
+    assert (said in err) if said else "main_colour" not in err
+
+
+def test_a_colour_of_the_text_joins_those_of_the_filter_and_a_picture(indexed, command, tmp_path):
+    catalogue = (f"catalogue='{indexed}/c'", "format=json")
+    _, out, _ = command(search_main, *catalogue, "text=ball in red", "where={main_colour:blue}")
+    assert sorted(hit["id"] for hit in json.loads(out)) == ["blue-ball", "red-ball"]
+    drawn("box", COLOURS["blue"]).save(tmp_path / "query.png")
+    _, out, _ = command(search_main, *catalogue, "text=in red", f"image='{tmp_path}/query.png'")
+    assert [hit["id"] for hit in json.loads(out)] == ["red-box", "red-ball"]
+
+
+def test_the_server_says_that_a_colour_filters_and_how_to_undo_it(indexed):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    with client.TestClient(
+        build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1"), base_url="http://127.0.0.1"
+    ) as browser:
+        found = browser.get("/api/search", params={"text": "ball in red"}).json()
+        assert [hit["id"] for hit in found["hits"]] == ["red-ball"]
+        assert (found["words"], found["colours"], found["with_all_words"]) == ("ball", ["red"], 1)
+        for text, words in (("ball “in red”", "ball “in red”"), ("", None)):
+            found = browser.get("/api/search", params={"text": text}).json()
+            assert (found["words"], found["colours"]) == (words, [])
+        page = browser.get("/", params={"text": "ball in red"}).text
+        links = {html.unescape(link) for link in re.findall(r'href="([^"]*)"', page)}
+        assert "Taken as a colour: “in red”." in page
+        assert "Colour: red" in page
+        # The chips remove the colour or the words, the sentence looks for all words.
+        for text in ("ball", "in red", "ball “in red”"):
+            assert "/?" + urlencode({"text": text}) in links
+        page = browser.get("/", params={"text": "ball “in red”"}).text
+        assert "Taken as a colour" not in page
+        # Without a result, one link leads to the words alone.
+        page = browser.get("/", params={"text": "ball in red", "price_min": 100}).text
+        links = {html.unescape(link) for link in re.findall(r'href="([^"]*)"', page)}
+        assert "No product matches all criteria." in page
+        assert "/?" + urlencode({"text": "ball"}) in links
+    hidden = build_app(compose("serve", [f"catalogue='{indexed}/c'", "hidden_columns=[main_colour]"]), "127.0.0.1")
+    with client.TestClient(hidden, base_url="http://127.0.0.1") as browser:
+        assert browser.get("/api/search", params={"text": "ball in red"}).json()["colours"] == []
 
 
 def striped(first, second, size=(160, 120)):

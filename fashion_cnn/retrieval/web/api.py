@@ -306,6 +306,8 @@ def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link
         "version": view.snapshot.version,
         "matching": result.matching,
         "with_all_words": result.with_all_words,
+        "words": (result.colours.words if result.colours else query.text) or None,
+        "colours": result.colours.values if result.colours else [],
         "page": query.page,
         "link": link,
         "pictures": [

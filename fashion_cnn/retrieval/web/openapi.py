@@ -80,6 +80,14 @@ class SearchResponse(BaseModel):
     version: Annotated[int, Field(description="Version of the catalogue")]
     matching: Annotated[int, Field(description="Products that match the filters and words")]
     with_all_words: Annotated[int | None, Field(description="Those whose titles have all words; null without words")]
+    words: Annotated[str | None, Field(description="Words that titles were searched for; null without any")]
+    colours: Annotated[
+        list[str],
+        Field(
+            description="Colours that the text names, as in `dress in blue`: they filter by main_colour, beside those "
+            "in where, and are not among the words. A colour in quotes is a word"
+        ),
+    ]
     page: int
     link: Annotated[str | None, Field(description="Page with the same results; null if it would be too long")]
     pictures: list[QueryPicture]

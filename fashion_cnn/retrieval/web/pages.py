@@ -132,6 +132,8 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
             "hits": result.hits,
             "matching": result.matching,
             "with_all_words": result.with_all_words,
+            "colours": result.colours,
+            "words": result.colours.words if result.colours else query.text.strip(),
             "pictures": query_pictures(query, result),
             "like": await in_thread(lambda: view.products(query.like)),
             "unlike": await in_thread(lambda: view.products(query.unlike)),

@@ -18,6 +18,7 @@ from fashion_cnn.inference.prediction import Prediction
 from fashion_cnn.pictures import Box, TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
+from fashion_cnn.retrieval.filters import TextColours
 from fashion_cnn.retrieval.indexing import InvalidProductError, put_product
 from fashion_cnn.retrieval.products import Picture
 from fashion_cnn.retrieval.searcher import Hit, Query
@@ -71,6 +72,7 @@ class SearchResult:
         hits: the products of the requested page.
         matching: number of products that match the filters and words.
         with_all_words: number of products whose titles contain all words; None without words.
+        colours: the colours that the text names, which are a filter; None if it names none.
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.
         predictions: classes of `pictures`, then of `unlike_pictures`.
@@ -81,6 +83,7 @@ class SearchResult:
     hits: tuple[Hit, ...]
     matching: int
     with_all_words: int | None
+    colours: TextColours | None
     pictures: tuple[ArrayLike, ...]
     unlike_pictures: tuple[ArrayLike, ...]
     predictions: tuple[Prediction, ...]
@@ -150,6 +153,7 @@ def search_catalogue(
         hits=hits,
         matching=ranking.matching,
         with_all_words=ranking.with_all_words,
+        colours=ranking.colours,
         pictures=pictures,
         unlike_pictures=unlike_pictures,
         predictions=predictions,
