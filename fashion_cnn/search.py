@@ -116,6 +116,10 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
                 raise UserError(f"{path}: {error}") from error
             pictures[option].append(picture.crop(box.pixels(picture.size)) if box else picture)
             prepared[option].append(network.preparation(picture, box))
+            if option == "image" and not box and (items := network.preparation.find_items(picture)):
+                boxes = " or ".join(f"box=[{item}]" for item in items)
+                parts = f"{len(items)} parts stand out from the ground"
+                print(printable(f"{path}: {parts}; to search one alone: {boxes}."), file=sys.stderr)
             if network.finds_item(prepared[option][-1]) is False:
                 searched = "all of the box" if box else "the middle square"
                 hint = "" if box else "; box= says where it is"

@@ -109,6 +109,18 @@ class BatchResponse(BaseModel):
     answers: list[BatchAnswer]
 
 
+class PictureItem(BaseModel):
+    """One of several items in a photograph."""
+
+    box: Annotated[str, Field(description="Its part of the photograph, to send as box of a search")]
+
+
+class ItemsResponse(BaseModel):
+    """The items in a photograph that do not touch each other, the largest first; empty if there is only one or none."""
+
+    items: list[PictureItem]
+
+
 class ProductChange(BaseModel):
     """A product that was added, changed or removed."""
 
@@ -190,6 +202,13 @@ def batch_form() -> dict[str, Any]:
     }
     files = {"type": "string", "format": "binary"}
     schema = {"type": "object", "required": ["queries"], "properties": properties, "additionalProperties": files}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def picture_form() -> dict[str, Any]:
+    """The request body with one picture file."""
+    picture = {"type": "string", "format": "binary", "description": "A picture file"}
+    schema = {"type": "object", "required": ["picture"], "properties": {"picture": picture}}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

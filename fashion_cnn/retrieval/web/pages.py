@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import jinja2
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
 from fashion_cnn.errors import as_typed
@@ -158,6 +158,13 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
                 # A new picture starts a new search with the same filters.
                 changes = {"picture": links, "like": [], "unlike": [], "unlike_picture": []}
         return RedirectResponse(query.replace(**changes).link(), status_code=303)
+
+    @router.post("/items")
+    async def items(request: Request) -> Response:
+        # For the script of the page, since the API may need a key.
+        view = service.state.require_view()
+        async with service.uploads.read(request) as form:
+            return JSONResponse(await service.find_items(view, form.only_picture()))
 
     @router.get("/product")
     async def product(request: Request, id: Id, query: QueryParameters) -> Response:

@@ -308,6 +308,26 @@ class SearchService:
             prepared.setdefault(name, []).append(result)
         return seconds, prepared
 
+    async def find_items(self, view: CatalogueView, content: bytes) -> dict[str, list[dict[str, str]]]:
+        """Find several items in a picture file, see `Preparation.find_items`.
+
+        Args:
+            view: version of the catalogue, for whose network an item would be prepared.
+            content: the file.
+
+        Returns:
+            The items as API and pages return them, each with its box.
+
+        Raises:
+            HTTPError: if the file cannot be used. A `BusyError` if the queue is full.
+        """
+        preparation = view.searcher.network.preparation
+        try:
+            items = await self._decoder.run(lambda: self._process.find_items(content, preparation))
+        except UnreadablePictureError as error:
+            raise _unreadable("The picture", error) from error
+        return {"items": [{"box": str(item)} for item in items]}
+
     async def put(
         self, view: CatalogueView, product_id: str, values: Mapping[str, Any], content: bytes | None = None
     ) -> tuple[bool, int]:
