@@ -33,6 +33,7 @@ def search(config: DictConfig) -> None:
     require("search", "lancedb")
     _check(config)
     from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.pictures.photographs import COLOUR_COLUMN
     from fashion_cnn.retrieval.catalogue import find_run_and_catalogue
     from fashion_cnn.retrieval.filters import describe_unmatched
     from fashion_cnn.retrieval.output import as_record, print_hits
@@ -54,6 +55,10 @@ def search(config: DictConfig) -> None:
     if not hits:
         for sentence in describe_unmatched(query.conditions, snapshot.attributes):
             print(printable(sentence), file=sys.stderr)
+    if colours := found.colours:
+        phrases = ", ".join(f"“{phrase}”" for phrase in colours.phrases)
+        taken = f"Taken as {COLOUR_COLUMN}={' or '.join(colours.values)}: {phrases}."
+        print(printable(f"{taken} For the words: text='{colours.quoted}'"), file=sys.stderr)
     if hits and found.with_all_words == 0:
         print("No title contains all the words: these products match some of them.", file=sys.stderr)
     if config.sheet:
@@ -111,6 +116,10 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
                 raise UserError(f"{path}: {error}") from error
             pictures[option].append(picture.crop(box.pixels(picture.size)) if box else picture)
             prepared[option].append(network.preparation(picture, box))
+            if option == "image" and not box and (items := network.preparation.find_items(picture)):
+                boxes = " or ".join(f"box=[{item}]" for item in items)
+                parts = f"{len(items)} parts stand out from the ground"
+                print(printable(f"{path}: {parts}; to search one alone: {boxes}."), file=sys.stderr)
             if network.finds_item(prepared[option][-1]) is False:
                 searched = "all of the box" if box else "the middle square"
                 hint = "" if box else "; box= says where it is"

@@ -1,16 +1,21 @@
 """Catalogues of colour photographs without a training: `python -m fashion_cnn.index embedding=pretrained`."""
 
+import html
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from PIL import Image, ImageDraw
+from tiny_shop import served
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError, install_command
@@ -30,6 +35,7 @@ from fashion_cnn.pictures.colour import (
 )
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue, metadata_of
+from fashion_cnn.retrieval.filters import find_colours
 from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
@@ -185,7 +191,9 @@ def shop(tmp_path_factory):
     for shape in ("ball", "box"):
         for name, colour in COLOURS.items():
             drawn(shape, colour).save(folder / "photos" / f"{name}-{shape}.png")
-            rows.append(f"{name}-{shape},{name} {shape},10.00")
+            # No title names the colour of yellow products.
+            title = shape if name == "yellow" else f"{name} {shape}"
+            rows.append(f"{name}-{shape},{title},10.00")
     (folder / "shop.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -313,6 +321,105 @@ def test_the_server_filters_by_colour(indexed):
         found = browser.get("/api/search", params={"where": "main_colour:yellow"}).json()
         assert {hit["id"] for hit in found["hits"]} == {"yellow-ball", "yellow-box"}
         assert "main_colour:yellow" in browser.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "words", "quoted"),
+    [
+        ("dress in blue", ["blue"], "dress", "dress “in blue”"),
+        ("Dress IN Blue with belt", ["blue"], "Dress with belt", "Dress “IN Blue” with belt"),
+        ("in red or blue, shoes", ["red", "blue"], "shoes", "“in red or blue”, shoes"),
+        ("bag in red and in blue", ["red", "blue"], "bag and", "bag “in red” and “in blue”"),
+        ("bag in gray", ["grey"], "bag", "bag “in gray”"),
+        ("  gray bag.", ["grey"], "bag", "  “gray” bag."),
+        ("boots in Navy blue", ["navy blue"], "boots", "boots “in Navy blue”"),
+        # Titles contain "red" alone.
+        ("blue shoes", ["blue"], "shoes", "“blue” shoes"),
+        ("blue, grey/blue", ["blue", "grey"], "", "“blue, grey/blue”"),
+        ("in blue!", ["blue"], "", "“in blue”!"),
+    ],
+)
+def test_colours_of_a_text_are_filters(text, values, words, quoted):
+    found = find_colours(text, ("blue", "grey", "navy blue", "red"), lambda word: word == "red")
+    assert (list(found.values), found.words, found.quoted) == (values, words, quoted)
+    assert find_colours(found.quoted, ("blue", "grey", "navy blue", "red"), lambda word: word == "red") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "red shoes",
+        "red or blue shoes",
+        'dress "in blue"',
+        "dress “in blue”",
+        "off-blue dress",
+        "blue-white dress",
+        "Reddish blues indigo",
+        "dress in silk",
+        "in",
+        "",
+    ],
+)
+def test_titles_quotes_and_parts_of_words_are_no_colours(text):
+    assert find_colours(text, ("blue", "grey", "red"), lambda word: word == "red") is None
+    assert find_colours("dress in blue", (), lambda word: False) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "said"),
+    [
+        ("ball in red", ["red-ball"], "Taken as main_colour=red: “in red”. For the words: text='ball “in red”'"),
+        ("in yellow", ["yellow-ball", "yellow-box"], "Taken as main_colour=yellow: “in yellow”."),
+        ("yellow box", ["yellow-box"], "Taken as main_colour=yellow: “yellow”."),
+        ("red box", ["red-box", *(f"{name}-box" for name in ("blue", "green", "yellow")), "red-ball"], None),
+        ("box “in yellow”", [f"{name}-box" for name in ("yellow", "blue", "green", "red")], None),
+    ],
+)
+def test_a_colour_of_the_text_filters_on_the_command_line(indexed, command, text, ids, said):
+    status, out, err = command(search_main, f"catalogue='{indexed}/c'", f"text={text}", "format=json")
+    assert status == 0
+    found = [hit["id"] for hit in json.loads(out)]
+    assert (found[:1], sorted(found)) == (ids[:1], sorted(ids))
+    assert (said in err) if said else "main_colour" not in err
+
+
+def test_a_colour_of_the_text_joins_those_of_the_filter_and_a_picture(indexed, command, tmp_path):
+    catalogue = (f"catalogue='{indexed}/c'", "format=json")
+    _, out, _ = command(search_main, *catalogue, "text=ball in red", "where={main_colour:blue}")
+    assert sorted(hit["id"] for hit in json.loads(out)) == ["blue-ball", "red-ball"]
+    drawn("box", COLOURS["blue"]).save(tmp_path / "query.png")
+    _, out, _ = command(search_main, *catalogue, "text=in red", f"image='{tmp_path}/query.png'")
+    assert [hit["id"] for hit in json.loads(out)] == ["red-box", "red-ball"]
+
+
+def test_the_server_says_that_a_colour_filters_and_how_to_undo_it(indexed):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    with client.TestClient(
+        build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1"), base_url="http://127.0.0.1"
+    ) as browser:
+        found = browser.get("/api/search", params={"text": "ball in red"}).json()
+        assert [hit["id"] for hit in found["hits"]] == ["red-ball"]
+        assert (found["words"], found["colours"], found["with_all_words"]) == ("ball", ["red"], 1)
+        for text, words in (("ball “in red”", "ball “in red”"), ("", None)):
+            found = browser.get("/api/search", params={"text": text}).json()
+            assert (found["words"], found["colours"]) == (words, [])
+        page = browser.get("/", params={"text": "ball in red"}).text
+        links = {html.unescape(link) for link in re.findall(r'href="([^"]*)"', page)}
+        assert "Taken as a colour: “in red”." in page
+        assert "Colour: red" in page
+        # The chips remove the colour or the words, the sentence looks for all words.
+        for text in ("ball", "in red", "ball “in red”"):
+            assert "/?" + urlencode({"text": text}) in links
+        page = browser.get("/", params={"text": "ball “in red”"}).text
+        assert "Taken as a colour" not in page
+        # Without a result, one link leads to the words alone.
+        page = browser.get("/", params={"text": "ball in red", "price_min": 100}).text
+        links = {html.unescape(link) for link in re.findall(r'href="([^"]*)"', page)}
+        assert "No product matches all criteria." in page
+        assert "/?" + urlencode({"text": "ball"}) in links
+    hidden = build_app(compose("serve", [f"catalogue='{indexed}/c'", "hidden_columns=[main_colour]"]), "127.0.0.1")
+    with client.TestClient(hidden, base_url="http://127.0.0.1") as browser:
+        assert browser.get("/api/search", params={"text": "ball in red"}).json()["colours"] == []
 
 
 def striped(first, second, size=(160, 120)):
@@ -553,6 +660,164 @@ def test_a_part_of_a_photograph_is_searched_by_the_server(indexed):
         refused = browser.get("/api/search", params={"box": LEFT_ITEM})
         assert refused.status_code == 422
         assert "POST" in refused.json()["error"]
+
+
+GREY, SHADOW = (128, 128, 128), (205, 205, 205)
+
+
+def scattered(*rectangles, ground="white"):
+    """Rectangles of (left, top, right, bottom, colour) on a ground of 320 x 240 pixels."""
+    picture = Image.new("RGB", (320, 240), ground)
+    for *corners, colour in rectangles:
+        ImageDraw.Draw(picture).rectangle(corners, fill=colour)
+    return picture
+
+
+def found_items(picture):
+    return Preparation((3, 64, 64), cut_out=False, photograph=True).find_items(picture)
+
+
+LEFT_SQUARE, RIGHT_SQUARE = (40, 60, 119, 139, GREY), (180, 80, 239, 139, GREY)
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        [],
+        # A shadow below, and specks of a dusty lens.
+        [(60, 170, 110, 185, SHADOW)],
+        [(150, 30, 151, 31, GREY), (20, 200, 22, 202, GREY), (290, 40, 292, 42, GREY)],
+    ],
+    ids=["alone", "with a shadow", "with specks"],
+)
+@pytest.mark.parametrize("ground", ["white", "beige"])
+def test_separate_items_on_plain_ground_have_boxes_of_their_own(further, ground):
+    boxes = found_items(scattered(LEFT_SQUARE, RIGHT_SQUARE, *further, ground=ground))
+    assert len(boxes) == 2
+    # The larger one first, with a margin of 2 to 3 of the 112 pixels of the small copy.
+    for box, (left, top, right, bottom, _) in zip(boxes, (LEFT_SQUARE, RIGHT_SQUARE), strict=True):
+        margins = (left - 320 * box.left, top - 240 * box.top, 320 * box.right - right, 240 * box.bottom - bottom)
+        assert all(2 < margin < 10 for margin in margins)
+    assert [parse_box(str(box).split(",")).left for box in boxes] == pytest.approx([b.left for b in boxes], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        scattered(LEFT_SQUARE),
+        scattered((40, 60, 119, 139, GREY), (120, 60, 199, 139, (200, 20, 30))),
+        scattered((40, 60, 119, 139, GREY), (124, 60, 199, 139, GREY)),
+        scattered(LEFT_SQUARE, (180, 80, 260, 140, SHADOW)),
+        scattered(LEFT_SQUARE, (200, 100, 210, 110, GREY)),
+        scattered(LEFT_SQUARE, (280, 80, 319, 139, GREY)),
+        scattered(LEFT_SQUARE, RIGHT_SQUARE, (0, 220, 319, 239, (150, 90, 40))),
+        # One item inside the frame of another.
+        scattered((40, 40, 219, 199, GREY), (60, 60, 199, 179, "white"), (110, 100, 149, 139, (200, 20, 30))),
+        scattered(*((x, y, x + 30, y + 30, GREY) for x in range(20, 280, 50) for y in range(20, 200, 50))),
+        scattered(),
+        shaded(),
+        Image.fromarray(np.random.default_rng(0).integers(60, 200, (120, 320, 3), dtype=np.uint8)),
+    ],
+    ids=[
+        "one",
+        "touching",
+        "near",
+        "shadow",
+        "speck",
+        "edge",
+        "table",
+        "frame",
+        "pattern",
+        "none",
+        "shaded ground",
+        "scene",
+    ],
+)
+def test_one_item_or_none_has_no_boxes(picture):
+    assert found_items(picture) == []
+
+
+def test_items_are_found_for_networks_of_photographs_alone():
+    picture = scattered(LEFT_SQUARE, RIGHT_SQUARE).convert("RGBA")
+    assert len(found_items(picture)) == 2
+    assert Preparation((1, 28, 28)).find_items(picture) == []
+
+
+def beside():
+    """A red box and a smaller blue ball on white."""
+    picture = Image.new("RGB", (320, 160), "white")
+    picture.paste(drawn("box", COLOURS["red"]).crop((50, 30, 110, 90)).resize((90, 90)), (30, 30))
+    picture.paste(drawn("ball", COLOURS["blue"]).crop((50, 30, 110, 90)), (200, 50))
+    return picture
+
+
+def test_the_items_of_a_photograph_are_named_on_the_command_line(indexed, command, tmp_path):
+    beside().save(tmp_path / "query.png")
+    arguments = (f"catalogue='{indexed}/c'", f"image='{tmp_path}/query.png'", "format=json", "top_k=1")
+    status, _, err = command(search_main, *arguments)
+    assert status == 0
+    boxes = re.findall(r"box=\[([\d.,]+)\]", err)
+    assert "query.png: 2 parts stand out from the ground; to search one alone: box=[" in err
+    for box, expected in zip(boxes, ("red-box", "blue-ball"), strict=True):
+        status, out, err = command(search_main, *arguments, f"box=[{box}]")
+        assert (status, err) == (0, "")
+        assert json.loads(out)[0]["id"] == expected
+
+
+def test_the_server_returns_the_items_of_a_photograph_to_search_them(indexed):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    picture, other = io.BytesIO(), io.BytesIO()
+    beside().save(picture, "PNG")
+    drawn("box", COLOURS["red"]).save(other, "PNG")
+    with client.TestClient(
+        build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1"), base_url="http://127.0.0.1"
+    ) as browser:
+        answer = browser.post("/api/items", files={"picture": picture.getvalue()}).json()
+        queries = [{"picture_file": "photo", "box": item["box"], "top_k": 1} for item in answer["items"]]
+        found = browser.post(
+            "/api/search/batch", data={"queries": json.dumps(queries)}, files={"photo": picture.getvalue()}
+        ).json()
+        assert [each["result"]["hits"][0]["id"] for each in found["answers"]] == ["red-box", "blue-ball"]
+        # The page asks at an address that needs no API key.
+        assert browser.post("/items", files={"picture": picture.getvalue()}).json() == answer
+        assert browser.post("/api/items", files={"picture": other.getvalue()}).json() == {"items": []}
+        for form, status, message in (
+            ({"files": [("picture", picture.getvalue())] * 2}, 422, "one picture"),
+            ({"files": {"photo": picture.getvalue()}}, 422, "Unknown parameter photo"),
+            ({"files": {"picture": picture.getvalue()}, "data": {"text": "ball"}}, 422, "Unknown parameter text"),
+            ({"files": {"picture": b"text"}}, 415, "is not a picture"),
+        ):
+            refused = browser.post("/api/items", **form)
+            assert refused.status_code == status
+            assert message in refused.json()["error"]
+
+
+@pytest.mark.browser
+def test_a_click_on_an_outlined_item_searches_it(indexed, browser, tmp_path):
+    beside().save(tmp_path / "query.png")
+    with served(Run(indexed / "c"), "run=null", f"catalogue='{indexed}/c'") as address:
+        page = browser.new_page(base_url=address)
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto("/")
+        page.get_by_label("Pictures", exact=True).set_input_files(tmp_path / "query.png")
+        page.wait_for_url("**/?picture=*")
+        page.get_by_text("2 parts stand out from the background").wait_for()
+        page.get_by_role("button", name="Choose a part").click()
+        # A rectangle may begin on an item.
+        item = page.get_by_role("button", name="Search part 1 of 2")
+        frame = item.bounding_box()
+        page.mouse.move(frame["x"] + 10, frame["y"] + 10)
+        page.mouse.down()
+        page.mouse.move(frame["x"] + 60, frame["y"] + 60, steps=3)
+        page.mouse.up()
+        assert "0 to 100%" not in page.get_by_role("status").last.inner_text()
+        for number, title in ((2, "blue ball"), (1, "red box")):
+            item = page.get_by_role("button", name=f"Search part {number} of 2")
+            with page.expect_navigation():
+                item.click() if number == 2 else item.press("Enter")
+            assert page.locator(".grid .title").first.inner_text() == title
+            page.get_by_role("button", name="Choose a part").click()
+        page.close()
 
 
 def test_a_damaged_size_in_the_metadata_is_reported():

@@ -551,7 +551,7 @@ def test_each_query_of_a_batch_counts_as_a_request(shop_run, serving):
 def test_the_openapi_description_lists_all_routes_and_is_readable_offline(client):
     described = client.get("/openapi.json").json()
     monitoring = {"/healthz", "/readyz", "/metrics"}
-    search = {"/api/search", "/api/search/batch"}
+    search = {"/api/search", "/api/search/batch", "/api/items"}
     assert set(described["paths"]) == search | {"/api/product", "/api/thumbnail", "/api/status"} | monitoring | {
         "/api/products/{product_id}"
     }

@@ -27,6 +27,16 @@ _XYZ = np.array(
 _MIN_DISTANCE, _MAX_DISTANCE = 9.0, 18.0
 # Share of the border that has to show the ground, and the smallest share of the picture that is an item.
 _PLAIN_BORDER, _MIN_ITEM = 0.7, 0.003
+# Ground around each of several items, in pixels of a picture of about 112. Items whose margins overlap are one, since
+# straps and pale parts that join them may be missing from the mask; the margin also shows a later preparation that the
+# ground is plain.
+_ITEM_GAP = 2
+# Smallest share of the picture that is one of several items: a shoe beside a dress counts, dust and a letter of a
+# caption do not. More items than the most are rather a pattern, or one item in pieces.
+_MIN_SEPARATE, _MAX_SEPARATE = 0.01, 10
+# A shadow keeps at least 30% of the ground's light, which is 0.3 ** (1 / 3) of L* + 16: the darker core of one touches
+# its item. The largest distance in a* and b* from ground that is as dark is just above that of noise.
+_MIN_SHADOW_LIGHT, _SHADOW_CHROMA = 0.3 ** (1 / 3), 6.0
 # Bin centres of the histogram: lightness, and each of a (green to red) and b (blue to yellow).
 _LIGHTNESS = np.linspace(10, 90, 3, dtype=np.float32)
 _CHROMA = np.linspace(-60, 60, 7, dtype=np.float32)
@@ -74,6 +84,93 @@ def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     Returns:
         The mask of the item, `(H, W)`; None if the border is not plain, or nothing differs from it.
     """
+    ground = _plain_ground(lab)
+    if ground is None:
+        return None
+    item = _differing(lab, *ground)
+    return item if item.mean() >= _MIN_ITEM else None
+
+
+def separate_items(lab: NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
+    """Find the items on a plain or evenly shaded ground that do not touch each other.
+
+    A part that is merely darker than the ground is no item, since it may be a shadow. A larger part that reaches the
+    edge may be a table below or a hand: then the picture is taken for a scene.
+
+    Args:
+        lab: a picture of about 112 pixels in CIELAB, `(H, W, 3)`.
+
+    Returns:
+        Left, top, right and bottom of each in pixels, with some ground around it, the largest first. Empty in a scene,
+        and if there are fewer than two or too many.
+    """
+    ground = _plain_ground(lab)
+    if ground is None:
+        return []
+    item = _differing(lab, *ground)
+    solid = item & ~_is_shadow(lab, ground[0])
+    height, width = item.shape
+    boxes = [
+        (left, top, right, bottom)
+        for left, top, right, bottom in _merged(_component_boxes(item))
+        # Boxes do not overlap: the pixels of one are those of its item.
+        if solid[top:bottom, left:right].sum() >= _MIN_SEPARATE * item.size
+    ]
+    if any(left == 0 or top == 0 or right == width or bottom == height for left, top, right, bottom in boxes):
+        return []
+    boxes.sort(key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
+    return boxes if 2 <= len(boxes) <= _MAX_SEPARATE else []
+
+
+def _is_shadow(lab: NDArray[np.float32], ground: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which pixels are as the ground with less light, which scales L* + 16, a* and b* alike."""
+    light = (lab[..., 0] + 16) / np.maximum(ground[..., 0] + 16, 1.0)
+    chroma = np.linalg.norm(lab[..., 1:] - light[..., None] * ground[..., 1:], axis=-1)
+    shadow: NDArray[np.bool_] = (light < 1) & (light >= _MIN_SHADOW_LIGHT) & (chroma < _SHADOW_CHROMA)
+    return shadow
+
+
+def _component_boxes(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
+    """Return the boxes of the connected parts of a mask, diagonal neighbours included, with `_ITEM_GAP` around them."""
+    height, width = mask.shape
+    remaining = set(zip(*(places.tolist() for places in np.nonzero(mask)), strict=True))
+    boxes = []
+    while remaining:
+        component = [remaining.pop()]
+        for row, column in component:  # grows while it is read
+            around = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & remaining
+            remaining -= around
+            component += around
+        rows, columns = zip(*component, strict=True)
+        left, right = max(0, min(columns) - _ITEM_GAP), min(width, max(columns) + 1 + _ITEM_GAP)
+        top, bottom = max(0, min(rows) - _ITEM_GAP), min(height, max(rows) + 1 + _ITEM_GAP)
+        boxes.append((left, top, right, bottom))
+    return boxes
+
+
+def _merged(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Replace boxes that overlap by the one around them until none do."""
+    merged: list[tuple[int, int, int, int]] = []
+    for box in boxes:
+        # A larger box may reach further ones.
+        while near := [
+            other
+            for other in merged
+            if box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+        ]:
+            merged = [other for other in merged if other not in near]
+            lefts, tops, rights, bottoms = zip(box, *near, strict=True)
+            box = (min(lefts), min(tops), max(rights), max(bottoms))
+        merged.append(box)
+    return merged
+
+
+def _plain_ground(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], float] | None:
+    """Fit the ground of a picture, see `foreground`.
+
+    Returns:
+        Its colour at each pixel, `(H, W, 3)`, and the distance above which a pixel differs; None if it is not plain.
+    """
     height, width = lab.shape[:2]
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     positions = np.stack([np.ones_like(rows), rows, columns], axis=-1).astype(np.float32)
@@ -88,14 +185,21 @@ def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         weights = 1 / np.maximum(np.linalg.norm(colours - places @ ground, axis=1), 1.0)[:, None]
         moments = places.T @ (weights * places) + 1e-3 * np.eye(3, dtype=np.float32)
         ground = np.linalg.solve(moments, places.T @ (weights * colours)).astype(np.float32)
-    distances = np.linalg.norm(lab - positions @ ground, axis=-1)
+    fitted = positions @ ground
+    distances = np.linalg.norm(lab - fitted, axis=-1)
     limit = float(np.clip(4 * np.median(distances[border]), _MIN_DISTANCE, _MAX_DISTANCE))
     if (distances[border] <= limit).mean() < _PLAIN_BORDER:
         return None
+    return fitted, limit
+
+
+def _differing(lab: NDArray[np.float32], ground: NDArray[np.float32], limit: float) -> NDArray[np.bool_]:
+    """Return which pixels `(H, W)` differ from the ground."""
+    distances = np.linalg.norm(lab - ground, axis=-1)
     # The median of neighbours removes single pixels of noise.
     mask = Image.fromarray(np.uint8(255) * (distances > limit)).filter(ImageFilter.MedianFilter(3))
-    item = np.asarray(mask) > 0
-    return item if item.mean() >= _MIN_ITEM else None
+    differing: NDArray[np.bool_] = np.asarray(mask) > 0
+    return differing
 
 
 def has_item(picture: NDArray[np.uint8]) -> bool:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, astuple
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,14 @@ from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Box, Preparation, e
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
+
+
+class _Result(NamedTuple):
+    """A prepared picture `(C, H, W)`, its encoded thumbnail and its items, the last two empty unless asked for."""
+
+    picture: NDArray[np.uint8]
+    thumbnail: bytes
+    items: list[Box]
 
 
 class PictureProcess:
@@ -60,8 +69,8 @@ class PictureProcess:
         Returns:
             Pictures `(C, H, W)`; the first that cannot be read is an error and the last element.
         """
-        results = self._exchange(contents, preparation, boxes or [None] * len(contents), thumbnails=False)
-        return [result if isinstance(result, UnreadablePictureError) else result[0] for result in results]
+        results = self._exchange(contents, preparation, boxes or [None] * len(contents))
+        return [result if isinstance(result, UnreadablePictureError) else result.picture for result in results]
 
     def prepare_product(self, content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], bytes]:
         """Decode the picture file of a product, prepare it for the network, and make a thumbnail.
@@ -75,17 +84,35 @@ class PictureProcess:
         (result,) = self._exchange([content], preparation, [None], thumbnails=True)
         if isinstance(result, UnreadablePictureError):
             raise result
-        return result
+        return result.picture, result.thumbnail
+
+    def find_items(self, content: bytes, preparation: Preparation) -> list[Box]:
+        """Decode a picture file and return `Preparation.find_items`.
+
+        Raises:
+            UnreadablePictureError: if it cannot be read.
+        """
+        (result,) = self._exchange([content], preparation, [None], items=True)
+        if isinstance(result, UnreadablePictureError):
+            raise result
+        return result.items
 
     def _exchange(
-        self, contents: Sequence[bytes], preparation: Preparation, boxes: Sequence[Box | None], *, thumbnails: bool
-    ) -> list[tuple[NDArray[np.uint8], bytes] | UnreadablePictureError]:
-        results: list[tuple[NDArray[np.uint8], bytes] | UnreadablePictureError] = []
+        self,
+        contents: Sequence[bytes],
+        preparation: Preparation,
+        boxes: Sequence[Box | None],
+        *,
+        thumbnails: bool = False,
+        items: bool = False,
+    ) -> list[_Result | UnreadablePictureError]:
+        results: list[_Result | UnreadablePictureError] = []
         with self._lock:
             connection = self._started()
             try:
                 request = {"max_pixels": self.max_pixels, "seconds": self.seconds, "preparation": asdict(preparation)}
                 request |= {"boxes": [box and astuple(box) for box in boxes], "thumbnails": thumbnails}
+                request["items"] = items
                 connection.send_bytes(json.dumps(request).encode())
                 for content in contents:
                     connection.send_bytes(content)
@@ -96,7 +123,9 @@ class PictureProcess:
                         results.append(kind(answer["error"]))
                         break
                     pixels = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8)
-                    results.append((pixels.reshape(preparation.image_shape), connection.recv_bytes()))
+                    picture = pixels.reshape(preparation.image_shape)
+                    found = [Box(*sides) for sides in answer["items"]]
+                    results.append(_Result(picture, connection.recv_bytes(), found))
             except (OSError, EOFError):  # the process ended
                 results.append(UnreadablePictureError(self._reason_of_end()))
         return results
@@ -175,6 +204,7 @@ def run(descriptor: int) -> None:
                     picture = decode(content, min_pixels=min_pixels, max_pixels=max_pixels)
                     pixels = prepare.array(picture, box)
                     thumbnail = encode_thumbnail(picture) if request["thumbnails"] else b""
+                    items = prepare.find_items(picture) if request["items"] else []
                 except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
                     signal.setitimer(signal.ITIMER_PROF, 0)
                     reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
@@ -182,7 +212,7 @@ def run(descriptor: int) -> None:
                     connection.send_bytes(json.dumps({"error": reason, "too_large": too_large}).encode())
                     break
                 seconds, _ = signal.setitimer(signal.ITIMER_PROF, 0)
-                connection.send_bytes(b"{}")
+                connection.send_bytes(json.dumps({"items": [astuple(item) for item in items]}).encode())
                 connection.send_bytes(pixels.tobytes())
                 connection.send_bytes(thumbnail)
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures.colour import foreground, to_lab
+from fashion_cnn.pictures.colour import foreground, separate_items, to_lab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,10 @@ class Box:
     def area(self) -> float:
         """Share of the picture's area."""
         return (self.right - self.left) * (self.bottom - self.top)
+
+    def __str__(self) -> str:
+        """Write the box as `parse_box` takes it, with commas."""
+        return ",".join(f"{side:.4g}" for side in (self.left, self.top, self.right, self.bottom))
 
     def pixels(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return the box in a picture of this width and height; it has at least one pixel."""
@@ -162,6 +166,25 @@ class Preparation:
             picture = self._in_channels(picture)
             return _array(ImageOps.invert(picture) if self._is_negative(picture) else picture)
         return self._item(picture) if self.cut_out else self._whole(picture)
+
+    def find_items(self, picture: Image.Image) -> list[Box]:
+        """Find several items in a photograph, each of which can be prepared alone.
+
+        Args:
+            picture: as `decode` returns it.
+
+        Returns:
+            The parts with the items, the largest first; empty unless at least two stand out from a plain or evenly
+            shaded ground, and for networks of other pictures than photographs.
+        """
+        if not self.photograph:
+            return []
+        small = _small_copy(self.flatten(picture).convert("RGB"))
+        sides = (small.width, small.height) * 2
+        return [
+            Box(*(place / side for place, side in zip(box, sides, strict=True)))
+            for box in separate_items(to_lab(np.asarray(small)))
+        ]
 
     def flatten(self, picture: Image.Image) -> Image.Image:
         """Return the picture in mode L or RGB, with the background in place of transparency."""
@@ -293,8 +316,7 @@ def encode_thumbnail(picture: Image.Image) -> bytes:
 
 def item_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
     """Find the box of the item in a photograph of mode RGB, with a margin; None unless the ground is plain."""
-    small = picture.copy()
-    small.thumbnail((_ITEM_SIDE, _ITEM_SIDE), reducing_gap=2.0)
+    small = _small_copy(picture)
     mask = foreground(to_lab(np.asarray(small)))
     if mask is None:
         return None
@@ -307,6 +329,12 @@ def item_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
         for (start, end), length in zip(sides, picture.size, strict=True)
     )
     return left, top, right, bottom
+
+
+def _small_copy(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((_ITEM_SIDE, _ITEM_SIDE), reducing_gap=2.0)
+    return small
 
 
 def _border(picture: Image.Image, *, channels: int = 1) -> NDArray[np.uint8]:

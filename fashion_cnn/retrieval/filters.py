@@ -1,6 +1,10 @@
-"""Conditions on catalogue columns: values and ranges. No value is ever parsed as a query language."""
+"""Conditions on catalogue columns: values, ranges, and colours that a text names.
 
-from collections.abc import Mapping, Sequence
+No value is ever parsed as a query language.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import reduce
@@ -13,9 +17,17 @@ import pyarrow.compute as pc
 from lancedb.expr import Expr, col, lit
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.pictures.photographs import COLOUR_COLUMN
 
 # Maximum number of values that a message lists.
 _LISTED_VALUES = 20
+# Other spellings of colours.
+_SPELLINGS = {"gray": "grey", "grey": "gray"}
+# A part of a text in quotes, and what joins the colours of `in black and white`.
+_QUOTED = '["“”„][^"“”„]*["“”„]'
+_BETWEEN_COLOURS = r"(?:\s*[,&/]\s*|\s+(?:and|or)\s+)"
+# Punctuation that is left at the ends of a text without its colours.
+_PUNCTUATION = " ,.;:!?&/()-"
 Value = str | int | float | bool | date
 
 
@@ -87,6 +99,69 @@ def parse_conditions(filters: Mapping[str, Any], schema: pa.Schema) -> tuple[Con
         if chosen := tuple(_cast(name, value, kind) for value in values if value is not None):
             conditions.append(Condition(name, values=chosen))
     return tuple(conditions)
+
+
+@dataclass(frozen=True)
+class TextColours:
+    """The colours that a text names, and the rest of it.
+
+    Attributes:
+        values: values of the column `main_colour`.
+        phrases: the parts of the text that name them, such as `in blue`.
+        words: the rest of the text.
+        quoted: the text with these parts in quotes, so that they are words too.
+    """
+
+    values: tuple[str, ...]
+    phrases: tuple[str, ...]
+    words: str
+    quoted: str
+
+
+def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str], bool]) -> TextColours | None:
+    """Find the colours in a text that filter products.
+
+    A colour counts after "in", as in `dress in blue` or `in black and white`. Anywhere else it counts unless a title
+    contains it: titles that name colours are searched for them as for any word. Text in quotes names none, nor does a
+    part of a word such as `off-white`.
+
+    Args:
+        text: what the user typed.
+        colours: the colours of the catalogue's products.
+        is_title_word: returns whether any title contains a word.
+
+    Returns:
+        The colours; None if the text names none.
+    """
+    by_name = {colour.casefold(): colour for colour in colours}
+    by_name = {name: by_name[colour] for name, colour in _SPELLINGS.items() if colour in by_name} | by_name
+    if not by_name:
+        return None
+    colour = "|".join(re.escape(name) for name in sorted(by_name, key=len, reverse=True))
+    run = rf"(?<![\w-])(?P<after_in>in\s+)?(?P<run>(?:{colour})(?:{_BETWEEN_COLOURS}(?:{colour}))*)(?![\w-])"
+    values: list[str] = []
+    phrases: list[str] = []
+    words = quoted = ""
+    end = 0
+    for match in re.finditer(f"{_QUOTED}|{run}", text, re.IGNORECASE):
+        names = re.findall(colour, match["run"] or "", re.IGNORECASE)
+        if not names or not (match["after_in"] or not any(map(is_title_word, names))):
+            continue
+        values += [by_name[name.casefold()] for name in names]
+        phrases.append(match[0])
+        before, end = text[end : match.start()], match.end()
+        words, quoted = f"{words}{before} ", f"{quoted}{before}“{match[0]}”"
+    if not values:
+        return None
+    words = " ".join(f"{words}{text[end:]}".split()).strip(_PUNCTUATION)
+    return TextColours(tuple(dict.fromkeys(values)), tuple(phrases), words, quoted + text[end:])
+
+
+def allow_colours(conditions: Sequence[Condition], colours: Sequence[str]) -> tuple[Condition, ...]:
+    """Return the conditions with one that products have one of these colours, or one that is allowed already."""
+    others = tuple(each for each in conditions if each.column != COLOUR_COLUMN or not each.values)
+    allowed = [value for each in conditions if each not in others for value in each.values]
+    return (*others, Condition(COLOUR_COLUMN, (*allowed, *colours)))
 
 
 def describe_unmatched(conditions: Sequence[Condition], table: pa.Table) -> list[str]:

@@ -1,7 +1,7 @@
 """Search in a catalogue by pictures, by text or by both, and detection of near duplicates."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.prediction import PictureVectors
-from fashion_cnn.retrieval.filters import Condition
+from fashion_cnn.retrieval.filters import Condition, TextColours, allow_colours, find_colours
 from fashion_cnn.retrieval.products import PRODUCT_COLUMNS
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.vectors import (
@@ -41,7 +41,8 @@ class Query:
         like: ids of products to be similar to.
         unlike: ids of products to be dissimilar to.
         concepts: directions `(E,)` of taught concepts in the embedding space.
-        text: words of which a title has to contain at least one; titles with all of them come first.
+        text: words of which a title has to contain at least one; titles with all of them come first. Colours that it
+            names are a further condition, see `find_colours`.
         conditions: conditions on columns, all of which have to be met.
         top_k: maximum number of hits.
         offset: number of best hits to skip.
@@ -88,12 +89,14 @@ class SearchHits:
     Attributes:
         hits: the requested hits, the best first.
         matching: number of products that meet the conditions; with a text, number of those that were ranked.
-        with_all_words: number of products whose titles contain all words of the text; None without a text.
+        with_all_words: number of products whose titles contain all words of the text; None without words.
+        colours: the colours that the text names, which are a condition; None if it names none.
     """
 
     hits: tuple[Hit, ...]
     matching: int
     with_all_words: int | None = None
+    colours: TextColours | None = None
 
 
 class Ranking(NamedTuple):
@@ -103,11 +106,13 @@ class Ranking(NamedTuple):
         rows: rows of the snapshot, the best first, with `Hit.similarity`.
         matching: `SearchHits.matching`.
         with_all_words: `SearchHits.with_all_words`.
+        colours: `SearchHits.colours`.
     """
 
     rows: tuple[tuple[int, float | None], ...]
     matching: int
     with_all_words: int | None = None
+    colours: TextColours | None = None
 
 
 class Searcher:
@@ -154,6 +159,9 @@ class Searcher:
         Raises:
             UserError: for an id that the catalogue does not hold.
         """
+        colours = find_colours(query.text, self.snapshot.colours, self._is_title_word)
+        if colours:
+            query = replace(query, text=colours.words, conditions=allow_colours(query.conditions, colours.values))
         query_vector = self._query_vector(query, output)
         allowed = self.snapshot.filter_mask(query.conditions)
         if exclude := [self.snapshot.row_by_id[product_id] for product_id in (*query.like, *query.unlike)]:
@@ -170,11 +178,11 @@ class Searcher:
         else:
             rows = np.arange(len(self.snapshot)) if allowed is None else np.flatnonzero(allowed)
             ranked = [(row, None) for row in rows[:end].tolist()]
-        return Ranking(tuple(ranked[query.offset : end]), matching, with_all_words)
+        return Ranking(tuple(ranked[query.offset : end]), matching, with_all_words, colours)
 
     def fetch(self, ranking: Ranking) -> SearchHits:
         """Read attributes and thumbnails of a ranking."""
-        return SearchHits(self._fetch_rows(ranking.rows), ranking.matching, ranking.with_all_words)
+        return SearchHits(self._fetch_rows(ranking.rows), *ranking[1:])
 
     def fetch_by_id(self, ids: Sequence[str]) -> tuple[Hit, ...]:
         """Return the products with these ids, which the catalogue has to hold."""
@@ -213,6 +221,9 @@ class Searcher:
         query_vector = to_query(direction, class_weight)
         unit: NDArray[np.float32] = query_vector / max(float(np.linalg.norm(query_vector)), _MIN_NORM)
         return unit
+
+    def _is_title_word(self, word: str) -> bool:
+        return len(self.snapshot.match_titles(word).rows) > 0
 
     def _examples(
         self, pictures: NDArray[np.float32], ids: Sequence[str], concepts: Sequence[NDArray[np.float32]] = ()

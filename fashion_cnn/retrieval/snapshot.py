@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from lancedb.query import FullTextOperator, MatchQuery
 from numpy.typing import NDArray
 
+from fashion_cnn.pictures.photographs import COLOUR_COLUMN
 from fashion_cnn.retrieval import approximate
 from fashion_cnn.retrieval.catalogue import (
     Catalogue,
@@ -29,6 +30,8 @@ from fashion_cnn.retrieval.products import MAX_TEXT_BYTES, longest_text
 _MAX_COMPONENT = 1.01
 # Rankings by words that are kept for the next page: the most of them, their bytes, and those of a title in one.
 _TITLE_CACHE_SIZE, _TITLE_CACHE_BYTES, _TITLE_BYTES = 32, 64_000_000, 13
+# A column with more distinct values holds no names of colours.
+_MAX_COLOURS = 200
 
 
 class TitleMatches(NamedTuple):
@@ -113,6 +116,15 @@ class Snapshot:
     def row_by_id(self) -> dict[str, int]:
         """Row of each product id."""
         return {product_id: row for row, product_id in enumerate(self.attributes["id"].to_pylist())}
+
+    @cached_property
+    def colours(self) -> tuple[str, ...]:
+        """The main colours of the products; empty without a column of them."""
+        schema = self.attributes.schema
+        if COLOUR_COLUMN not in schema.names or not pa.types.is_string(schema.field(COLOUR_COLUMN).type):
+            return ()
+        values = pc.unique(self.attributes[COLOUR_COLUMN]).drop_null().to_pylist()
+        return tuple(sorted(filter(str.strip, values))) if len(values) <= _MAX_COLOURS else ()
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:

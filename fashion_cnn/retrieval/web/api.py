@@ -20,12 +20,14 @@ from fashion_cnn.retrieval.web.access import client_of
 from fashion_cnn.retrieval.web.errors import HTTPError, ReadOnlyError, describe_invalid
 from fashion_cnn.retrieval.web.openapi import (
     BatchResponse,
+    ItemsResponse,
     ProductChange,
     ProductRecord,
     SearchResponse,
     StatusResponse,
     batch_form,
     error_responses,
+    picture_form,
     product_form,
     upload_form,
 )
@@ -145,6 +147,23 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
                 except RequestValidationError as error:
                     answers.append({"status": 422, "error": describe_invalid(error), "result": None})
             return LenientJSONResponse({"answers": answers})
+
+    @router.post(
+        "/items",
+        summary="Find several items in a picture file",
+        response_model=ItemsResponse,
+        responses=error_responses(400, 403, 408, 413, 415, 422, 503),
+        openapi_extra={"requestBody": picture_form()},
+    )
+    async def items(request: Request) -> Response:
+        """The separate parts of a photograph on plain ground, the largest first, to search each with its box.
+
+        Empty if there is only one, if none stands out from the ground, and for catalogues of other networks than those
+        of photographs.
+        """
+        view = service.state.require_view()
+        async with service.uploads.read(request) as form:
+            return LenientJSONResponse(await service.find_items(view, form.only_picture()))
 
     @router.get(
         "/product",
@@ -311,6 +330,8 @@ def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link
         "version": view.snapshot.version,
         "matching": result.matching,
         "with_all_words": result.with_all_words,
+        "words": (result.colours.words if result.colours else query.text) or None,
+        "colours": result.colours.values if result.colours else [],
         "page": query.page,
         "link": link,
         "pictures": [

@@ -80,6 +80,14 @@ class SearchResponse(BaseModel):
     version: Annotated[int, Field(description="Version of the catalogue")]
     matching: Annotated[int, Field(description="Products that match the filters and words")]
     with_all_words: Annotated[int | None, Field(description="Those whose titles have all words; null without words")]
+    words: Annotated[str | None, Field(description="Words that titles were searched for; null without any")]
+    colours: Annotated[
+        list[str],
+        Field(
+            description="Colours that the text names, as in `dress in blue`: they filter by main_colour, beside those "
+            "in where, and are not among the words. A colour in quotes is a word"
+        ),
+    ]
     page: int
     link: Annotated[str | None, Field(description="Page with the same results; null if it would be too long")]
     pictures: list[QueryPicture]
@@ -99,6 +107,18 @@ class BatchResponse(BaseModel):
     """The answers to several searches, in their order."""
 
     answers: list[BatchAnswer]
+
+
+class PictureItem(BaseModel):
+    """One of several items in a photograph."""
+
+    box: Annotated[str, Field(description="Its part of the photograph, to send as box of a search")]
+
+
+class ItemsResponse(BaseModel):
+    """The items in a photograph that do not touch each other, the largest first; empty if there is only one or none."""
+
+    items: list[PictureItem]
 
 
 class ProductChange(BaseModel):
@@ -182,6 +202,13 @@ def batch_form() -> dict[str, Any]:
     }
     files = {"type": "string", "format": "binary"}
     schema = {"type": "object", "required": ["queries"], "properties": properties, "additionalProperties": files}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def picture_form() -> dict[str, Any]:
+    """The request body with one picture file."""
+    picture = {"type": "string", "format": "binary", "description": "A picture file"}
+    schema = {"type": "object", "required": ["picture"], "properties": {"picture": picture}}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

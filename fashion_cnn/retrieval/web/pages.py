@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import jinja2
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 
 from fashion_cnn.errors import as_typed
@@ -136,6 +136,8 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
             "hits": result.hits,
             "matching": result.matching,
             "with_all_words": result.with_all_words,
+            "colours": result.colours,
+            "words": result.colours.words if result.colours else query.text.strip(),
             "pictures": query_pictures(query, result),
             "like": marked[0],
             "unlike": marked[1],
@@ -160,6 +162,13 @@ def create_router(service: SearchService, templates: Jinja2Templates, display: D
                 # A new picture starts a new search with the same filters.
                 changes = {"picture": links, "like": [], "unlike": [], "unlike_picture": []}
         return RedirectResponse(query.replace(**changes).link(), status_code=303)
+
+    @router.post("/items")
+    async def items(request: Request) -> Response:
+        # For the script of the page, since the API may need a key.
+        view = service.state.require_view()
+        async with service.uploads.read(request) as form:
+            return JSONResponse(await service.find_items(view, form.only_picture()))
 
     @router.get("/product")
     async def product(request: Request, id: Id, query: QueryParameters) -> Response:

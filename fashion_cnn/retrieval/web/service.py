@@ -17,6 +17,7 @@ from fashion_cnn.errors import LockedError, UserError, printable
 from fashion_cnn.inference.prediction import Prediction
 from fashion_cnn.pictures import Box, TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
+from fashion_cnn.retrieval.filters import TextColours
 from fashion_cnn.retrieval.indexing import InvalidProductError, put_product
 from fashion_cnn.retrieval.products import Picture
 from fashion_cnn.retrieval.searcher import Hit, Query
@@ -74,6 +75,7 @@ class SearchResult:
         hits: the products of the requested page.
         matching: number of products that match the filters and words.
         with_all_words: number of products whose titles contain all words; None without words.
+        colours: the colours that the text names, which are a filter; None if it names none.
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.
         predictions: classes of `pictures`, then of `unlike_pictures`.
@@ -84,6 +86,7 @@ class SearchResult:
     hits: tuple[Hit, ...]
     matching: int
     with_all_words: int | None
+    colours: TextColours | None
     pictures: tuple[ArrayLike, ...]
     unlike_pictures: tuple[ArrayLike, ...]
     predictions: tuple[Prediction, ...]
@@ -149,6 +152,7 @@ def search_catalogue(
         hits=hits,
         matching=ranking.matching,
         with_all_words=ranking.with_all_words,
+        colours=ranking.colours,
         pictures=pictures,
         unlike_pictures=unlike_pictures,
         predictions=predictions,
@@ -302,6 +306,26 @@ class SearchService:
                 raise _unreadable(label, result)
             prepared.setdefault(name, []).append(result)
         return seconds, prepared
+
+    async def find_items(self, view: CatalogueView, content: bytes) -> dict[str, list[dict[str, str]]]:
+        """Find several items in a picture file, see `Preparation.find_items`.
+
+        Args:
+            view: version of the catalogue, for whose network an item would be prepared.
+            content: the file.
+
+        Returns:
+            The items as API and pages return them, each with its box.
+
+        Raises:
+            HTTPError: if the file cannot be used. A `BusyError` if the queue is full.
+        """
+        preparation = view.searcher.network.preparation
+        try:
+            items = await self._decoder.run(lambda: self._process.find_items(content, preparation))
+        except UnreadablePictureError as error:
+            raise _unreadable("The picture", error) from error
+        return {"items": [{"box": str(item)} for item in items]}
 
     async def put(
         self, view: CatalogueView, product_id: str, values: Mapping[str, Any], content: bytes | None = None

@@ -35,6 +35,20 @@ class Form:
     fields: dict[str, list[str]] = field(default_factory=dict)
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
+    def only_picture(self) -> bytes:
+        """Return the file of a form that holds nothing but one picture.
+
+        Raises:
+            HTTPError: if it holds anything else.
+        """
+        for name in (*self.fields, *self.files):
+            if name != "picture":
+                raise HTTPError(422, f"Unknown parameter {name}: send one picture file as picture.")
+        pictures = self.files.get("picture", [])
+        if self.fields or len(pictures) != 1:
+            raise HTTPError(422, f"Send one picture file as picture; {len(pictures)} were sent.")
+        return pictures[0]
+
 
 class _Parser(MultiPartParser):
     """A parser that refuses a form without its last boundary, which differs from the others, and one without parts."""

@@ -105,12 +105,15 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
   let box = copy.box ? copy.box.split(",").map(Number) : [0, 0, 1, 1];
   const limit = (value, low, high) => Math.min(high, Math.max(low, value));
   const percent = (value) => Math.round(100 * value);
+  const put = (element, [left, top, right, bottom]) => {
+    element.style.left = `${100 * left}%`;
+    element.style.top = `${100 * top}%`;
+    element.style.width = `${100 * (right - left)}%`;
+    element.style.height = `${100 * (bottom - top)}%`;
+  };
   const show = () => {
     const [left, top, right, bottom] = box;
-    rectangle.style.left = `${100 * left}%`;
-    rectangle.style.top = `${100 * top}%`;
-    rectangle.style.width = `${100 * (right - left)}%`;
-    rectangle.style.height = `${100 * (bottom - top)}%`;
+    put(rectangle, box);
     panel.querySelector("#part-status").textContent =
       `From ${percent(left)} to ${percent(right)}% of the width, ${percent(top)} to ${percent(bottom)}% of the height.`;
   };
@@ -126,12 +129,18 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
   whole.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     event.preventDefault();
-    whole.setPointerCapture(event.pointerId);
+    // A click on an item is no drag; one that begins there is, see below.
+    if (!event.target.matches(".item")) whole.setPointerCapture(event.pointerId);
     [start, before] = [place(event), box];
   });
   whole.addEventListener("pointermove", (event) => {
     if (!start) return;
     const end = place(event);
+    const isDrag = [0, 1].some((side) => Math.abs(end[side] - start[side]) >= MIN_SIDE);
+    if (!whole.hasPointerCapture(event.pointerId)) {
+      if (!isDrag) return;
+      whole.setPointerCapture(event.pointerId);
+    }
     box = [0, 1].map((side) => Math.min(start[side], end[side]));
     box = [...box, ...[0, 1].map((side) => Math.max(start[side], end[side]))];
     show();
@@ -170,6 +179,37 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     kept.write({ ...copy, box: part, link: "" });
     form.requestSubmit();
   };
+  const hint = document.querySelector("#items");
+  const showItems = (items) => {
+    if (!items.length) return;
+    hint.textContent = `${items.length} parts stand out from the background: choose one to search for it alone.`;
+    hint.hidden = false;
+    items.forEach((part, number) => {
+      const item = document.createElement("button");
+      [item.type, item.className] = ["button", "item"];
+      item.setAttribute("aria-label", `Search part ${number + 1} of ${items.length}`);
+      put(item, part.split(",").map(Number));
+      item.addEventListener("click", () => search(part));
+      whole.append(item);
+    });
+  };
+  const findItems = async () => {
+    const body = new FormData();
+    body.append("picture", asFile(copy.source));
+    try {
+      const response = await fetch("/items", { method: "POST", body });
+      if (!response.ok) return;
+      copy.items = (await response.json()).items.map((item) => item.box);
+      // Another picture or part may be on its way by now.
+      if (kept.read()?.link === copy.link) kept.write(copy);
+      showItems(copy.items);
+    } catch {
+      // Without an answer, a rectangle can still be dragged.
+    }
+  };
+  // Only photographs have a place for the hint.
+  if (hint && copy.items) showItems(copy.items);
+  else if (hint) findItems();
   panel.querySelector("#search-part").addEventListener("click", () => search(box.map((side) => side.toFixed(4)).join(",")));
   panel.querySelector("#search-whole").addEventListener("click", () => search(""));
   opener.hidden = false;
