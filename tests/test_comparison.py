@@ -430,6 +430,19 @@ def test_the_report_lists_the_baseline_first_with_paired_gains_and_without_empty
     assert not any(heading.startswith(("test", "train loss")) for heading in headings), "no run has them"
 
 
+def test_differences_leave_out_the_optimism_of_choosing_the_epoch(tmp_path, command):
+    for remedy, optimism in (("none", 0.001), ("longer", 0.004)):
+        for seed in range(3):
+            run = make_run(tmp_path / f"{remedy}{seed}", [f"remedy={remedy}"], seed, 0.9, model={"n": remedy})
+            stored = json.loads(run.results_file.read_text())
+            run.results_file.write_text(json.dumps(stored | {"gap_best/accuracy": 0.05 + optimism}))
+    _, out, _ = command(main, f"runs={tmp_path}")
+    text = " ".join(out.split())
+    assert "the gap is 0.30 points larger (0.30 to 0.30), and validation accuracy is 0.30 points lower" in text
+    assert "without the optimism of choosing the epoch; 3 pairs of equal seed" in text
+    assert "-0.30 (-0.30 to -0.30)" in (tmp_path / "comparison" / "comparison.md").read_text()
+
+
 def test_validation_has_an_axis_of_its_own_with_a_point_for_each_seed(tmp_path):
     for remedy, accuracies in (("none", (0.90, 0.91)), ("cutmix", (0.92, 0.93))):
         for seed, accuracy in enumerate(accuracies):

@@ -465,7 +465,8 @@ def _conclude_pair(first: Group, second: Group) -> str:
         f"With {better} instead of {other},{f' at {shared},' if shared else ''} the gap is {smaller}, and validation "
         f"accuracy is {lower}"
     )
-    return f"{text}; {len(pairs)} pairs of equal {repetition}, 95% intervals." if shown else f"{text}."
+    choice = ", without the optimism of choosing the epoch" if _is_optimism_known(pairs) else ""
+    return f"{text}{choice}; {len(pairs)} pairs of equal {repetition}, 95% intervals." if shown else f"{text}{choice}."
 
 
 def _label_of_difference(group: Group, other: Group) -> str:
@@ -482,9 +483,27 @@ def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, 
 
 
 def _paired_difference(name: str, first: Group, second: Group) -> Interval:
-    """Mean difference of a metric, `second` minus `first`, over their pairs."""
-    differences = [other[name] - result[name] for result, other in _pairs(first, second)]
+    """Mean difference of a metric, `second` minus `first`, over their pairs.
+
+    Longer trainings choose their epoch among more, which flatters their validation accuracy more: the optimism of the
+    choice is left out if all runs have measured it.
+    """
+    pairs = _pairs(first, second)
+    corrected = _is_optimism_known(pairs)
+    differences = [_measured(name, other, corrected) - _measured(name, result, corrected) for result, other in pairs]
     return paired_interval(differences, max(first.test_ratio, second.test_ratio))
+
+
+def _is_optimism_known(pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    return all(result.get("gap_best/accuracy") is not None for pair in pairs for result in pair)
+
+
+def _measured(name: str, result: dict[str, Any], corrected: bool) -> float:
+    """The gap or the validation accuracy of a run, without the optimism of choosing its epoch if `corrected`."""
+    if not corrected:
+        return float(result[name])
+    gap = float(result["gap_best/accuracy"])
+    return gap if name == "gap/accuracy" else float(result["train/accuracy"]) - gap
 
 
 def _describe(difference: Interval, less: str, more: str, *, has_interval: bool) -> str:
