@@ -356,12 +356,14 @@ def test_colours_of_a_text_are_filters(text, values, words, quoted):
         "blue-white dress",
         "Reddish blues indigo",
         "dress in silk",
+        # The dotless i, which matches "white" without regard to case, and is another letter.
+        "dress in wh\u0131te",
         "in",
         "",
     ],
 )
 def test_titles_quotes_and_parts_of_words_are_no_colours(text):
-    assert find_colours(text, ("blue", "grey", "red"), lambda word: word == "red") is None
+    assert find_colours(text, ("blue", "grey", "red", "white"), lambda word: word == "red") is None
     assert find_colours("dress in blue", (), lambda word: False) is None
 
 

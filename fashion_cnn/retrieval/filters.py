@@ -144,7 +144,8 @@ def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str
     words = quoted = ""
     end = 0
     for match in re.finditer(f"{_QUOTED}|{run}", text, re.IGNORECASE):
-        names = re.findall(colour, match["run"] or "", re.IGNORECASE)
+        # Regular expressions take more letters for equal than `casefold`, such as the dotless i.
+        names = [name for name in re.findall(colour, match["run"] or "", re.IGNORECASE) if name.casefold() in by_name]
         if not names or not (match["after_in"] or not any(map(is_title_word, names))):
             continue
         values += [by_name[name.casefold()] for name in names]
