@@ -236,11 +236,15 @@ def _out_of_fold_note(group: Group) -> str:
         return ""
     accuracy = mean_interval(predictions.correct)
     name = f"With {group.label}, over" if group.label else "Over"
+    chosen = (
+        ": the best epoch of each fold, which the table has, was chosen on the same images, which flatters its accuracy"
+        if any(result.get("chosen_on_validation") for result in group.results)
+        else ""
+    )
     return (
         f"{name} all {len(predictions):,} images, each predicted by the network that was not trained on it, accuracy "
         f"is {accuracy.estimate:.2%} (95% interval {accuracy.low:.2%} to {accuracy.high:.2%}). These predictions, in "
-        "out_of_fold.npz, are of the last epoch: the best epoch of each fold, which the table has, was chosen on the "
-        "same images, which flatters its accuracy."
+        f"out_of_fold.npz, are of the last epoch{chosen}."
     )
 
 
