@@ -808,6 +808,34 @@ def test_readers_see_an_indexing_only_when_it_is_complete(run, shop, tmp_path, m
     assert len(after.match_titles("sack").rows) == 1
 
 
+def test_a_failed_change_is_not_published_by_the_next(run, shop, tmp_path):
+    network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
+    index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)
+    before = catalogue.open().to_arrow().sort_by("id")
+
+    def change(row):
+        product = before.slice(row, 1)
+        catalogue.put(product.set_column(product.column_names.index("title"), "title", [["changed"]]))
+
+    def fail():
+        with catalogue.transaction():
+            change(0)
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            fail()
+        assert catalogue.open().to_arrow().sort_by("id") == before
+    with catalogue.transaction():
+        change(1)
+    titles = catalogue.open().to_arrow().sort_by("id")["title"].to_pylist()
+    assert titles == [before["title"][0].as_py(), "changed"]
+    assert catalogue.table_version().version == catalogue.open_latest().version
+    with catalogue.transaction():
+        pass
+    assert catalogue.table_version().version == catalogue.open_latest().version, "nothing to discard"
+
+
 def test_versions_older_than_the_lifetime_are_cleaned_up(run, shop, tmp_path, monkeypatch):
     network, catalogue = TrainedNetwork(run), Catalogue(str(tmp_path / "catalogue"))
     index_products(products_from_files(str(shop / "shirts"), None, lambda *_: None), catalogue, network)

@@ -314,7 +314,7 @@ class Catalogue:
         with self._lock():
             # A damaged catalogue may be rebuilt in the block.
             with suppress(DamagedCatalogueError), storage_errors_reported(self.uri):
-                self._discard_damaged_changes()
+                self._discard_unpublished_changes()
                 table = self._find_table(_TABLE)
                 if table is not None and self._checkout_complete(table) and not _is_tagged(table):
                     _tag(table)
@@ -325,7 +325,11 @@ class Catalogue:
                 with storage_errors_reported(self.uri):
                     _tag(table)
                     # LanceDB refuses to remove a tagged version, so the tag has to move first.
+                    published = table.version
                     table.optimize(cleanup_older_than=_VERSION_LIFETIME)
+                    # It may have merged files in versions of its own, which the next change would discard.
+                    if table.version != published:
+                        _tag(table)
                 self._remove_unfinished_files()
 
     def begin(self, metadata: CatalogueMetadata, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
@@ -482,23 +486,24 @@ class Catalogue:
             return table
         return None
 
-    def _discard_damaged_changes(self) -> None:
-        """Return to the version of readers if an interrupted indexing left a damaged one after it."""
+    def _discard_unpublished_changes(self) -> None:
+        """Return to the version of readers if a failed change, or an interrupted indexing, left another one after it.
+
+        The products that an indexing has embedded are in the staging table almost to its end.
+        """
         table = self._find_table(_TABLE)
-        if table is None or _TABLE_ID_KEY not in table.schema.metadata:
+        if table is None:
             return
-        ready = table.tags.list().get(_READY_TAG)
-        if ready and ready["version"] == table.version:
-            return
-        try:
-            with storage_errors_reported(self.uri):
-                _read_all(table)
-        except DamagedCatalogueError:
-            if ready is None:
-                self._drop(_TABLE)
-            else:
+        if (ready := table.tags.list().get(_READY_TAG)) is not None:
+            if ready["version"] != table.version:
                 table.checkout(_READY_TAG)
                 table.restore()
+        elif _TABLE_ID_KEY in table.schema.metadata:
+            try:
+                with storage_errors_reported(self.uri):
+                    _read_all(table)
+            except DamagedCatalogueError:
+                self._drop(_TABLE)
 
     @contextmanager
     def _written_completely(self, name: str) -> Iterator[None]:
