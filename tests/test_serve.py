@@ -993,6 +993,32 @@ def test_a_catalogue_of_another_network_is_read_once_and_the_loaded_version_stay
     assert len(state.require_view().snapshot) == 60
 
 
+def test_concepts_of_the_network_before_are_not_used_with_another(run_copy, monkeypatch):
+    """A rebuild with other settings of photographs changes the network beside which the concepts are stored."""
+    teach_concept(run_copy)
+    state = CatalogueState(run_copy, Catalogue(str(run_copy.catalogue)), reject=0.01)
+    assert state.require_view().concept_names == ["a stripe"]
+
+    class Another(TrainedNetwork):
+        identity = "another"
+
+    another = Another(run_copy, flip_average=False)
+    monkeypatch.setattr("fashion_cnn.retrieval.web.state.load_network", lambda *arguments, **options: another)
+    products = products_from_files(str(run_copy.path / "photos"), None, lambda done, total: None)
+    index_products(products, state.catalogue, another, rebuild=True)
+    for _ in range(2):
+        state.refresh()
+        assert "was taught to another network" in state.problem
+        view = state.require_view()
+        assert view.concept_names == []
+        picture = another.preparation(decode(photograph(0)))
+        result = search_catalogue(view, SearchQuery(), top_k=3, uploads={"picture": [picture]})
+        assert result.predictions[0].concepts == ()
+    shutil.rmtree(run_copy.concepts)
+    state.refresh()
+    assert state.problem is None
+
+
 def test_without_a_catalogue_the_page_explains_how_to_create_one_and_then_loads_it(run_copy, serving):
     shutil.rmtree(run_copy.catalogue)
     client = serving(run_copy, "refresh_seconds=0.05")

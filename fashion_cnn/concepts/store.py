@@ -29,11 +29,14 @@ class Concepts:
     Args:
         run: the run.
         network: `TrainedNetwork.identity`; reading concepts of another network raises UserError.
+
+    Attributes:
+        network: that identity.
     """
 
     def __init__(self, run: Run, network: str) -> None:
         self._folder = run.concepts
-        self._network = network
+        self.network = network
 
     @cached_property
     def all(self) -> list[Concept]:
@@ -171,7 +174,7 @@ class Concepts:
                 arrays = {name: stored[name] for name in expected if name in stored}
         except Exception as error:  # NumPy, zipfile and zlib raise errors of many types
             raise _damaged(path, error) from error
-        if str(arrays["network"]) != self._network:
+        if str(arrays["network"]) != self.network:
             raise UserError(
                 f"{path} was taught to another network than that of {self._folder.parent}: delete {self._folder}, and "
                 "teach its concepts again."
@@ -181,7 +184,7 @@ class Concepts:
     def _write(self, name: str, values: dict[str, object]) -> None:
         self._folder.mkdir(exist_ok=True)
         with open_atomically(self._folder / name) as file:
-            np.savez(file, network=self._network, **values)  # type: ignore[arg-type]
+            np.savez(file, network=self.network, **values)  # type: ignore[arg-type]
 
 
 def _vectors(array: Any) -> Tensor:

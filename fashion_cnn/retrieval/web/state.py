@@ -297,7 +297,7 @@ class CatalogueState:
             # A catalogue of another network need not be read again.
             self._rejected = snapshot.table_version
             raise
-        problem = self._load_concepts(searcher.network)
+        problem = self._load_concepts(network)
         self._publish(searcher)
         return problem
 
@@ -312,7 +312,11 @@ class CatalogueState:
                 )
 
     def _load_concepts(self, network: SearchNetwork) -> str | None:
-        """Load the concepts taught to the network; on an error it keeps those of before and returns the message."""
+        """Load the concepts taught to the network.
+
+        Returns:
+            None, or why they cannot be loaded; then those of before stay, unless they are of another network.
+        """
         if self._backend == "onnx":
             return None
         from fashion_cnn.concepts import Concepts
@@ -322,6 +326,8 @@ class CatalogueState:
         try:
             concepts.load()
         except UserError as error:
+            if self._concepts is not None and self._concepts.network != network.identity:
+                self._concepts = self._concepts_changed = None
             return str(error)
         self._concepts, self._concepts_changed = concepts, changed
         return None
