@@ -71,11 +71,11 @@ def _export_pretrained(config: DictConfig) -> dict[str, Any]:
     from fashion_cnn.inference.onnx_network import ONNX_FILE
     from fashion_cnn.inference.pretrained import PretrainedNetwork
     from fashion_cnn.pictures.photographs import check_settings
-    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri, metadata_of
+    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri
     from fashion_cnn.runs import Run, check_links
 
     catalogue = Catalogue(catalogue_uri(config.catalogue))
-    metadata = metadata_of(catalogue.open())
+    metadata = catalogue.metadata()
     if metadata.pretrained is None:
         raise UserError(f"{catalogue.uri} was indexed with {metadata.source}: export the network of that run.")
     if "://" in catalogue.uri and not config.out:

@@ -1019,6 +1019,28 @@ def test_concepts_of_the_network_before_are_not_used_with_another(run_copy, monk
     assert state.problem is None
 
 
+def test_a_network_that_could_not_be_loaded_is_tried_again_before_products_are_read(run_copy, monkeypatch):
+    """The catalogue was rebuilt, and its network exported to ONNX later."""
+    state = CatalogueState(run_copy, Catalogue(str(run_copy.catalogue)), reject=0.01)
+    products = products_from_files(str(run_copy.path / "photos"), None, lambda done, total: None)
+    index_products(products, state.catalogue, TrainedNetwork(run_copy, flip_average=False), rebuild=True)
+    newest = state.catalogue.table_version()
+
+    def missing(*arguments, **options):
+        raise UserError("network.onnx is missing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fashion_cnn.retrieval.web.state.load_network", missing)
+        patch.setattr("fashion_cnn.retrieval.web.state.Snapshot", None)
+        for _ in range(2):
+            state.refresh()
+            assert state.problem == "network.onnx is missing"
+    assert state.require_view().snapshot.table_version != newest
+    state.refresh()
+    assert state.problem is None
+    assert state.require_view().snapshot.table_version == newest
+
+
 def test_without_a_catalogue_the_page_explains_how_to_create_one_and_then_loads_it(run_copy, serving):
     shutil.rmtree(run_copy.catalogue)
     client = serving(run_copy, "refresh_seconds=0.05")

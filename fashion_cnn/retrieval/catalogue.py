@@ -275,6 +275,12 @@ class Catalogue:
         """Return the version that readers open. Raises UserError if there is none."""
         return version_of(self.open())
 
+    def metadata(self) -> CatalogueMetadata:
+        """Return network and settings of the version that readers open. Raises UserError if there is none."""
+        table = self.open()
+        with storage_errors_reported(self.uri):
+            return metadata_of(table)
+
     def content_keys(self, *, staged: bool = False) -> dict[str, str]:
         """Return the content key of each product by its id, from the products table or the staging table."""
         table = self._find_table(_STAGING if staged else _TABLE)
@@ -724,7 +730,7 @@ def find_network_of_catalogue(run: str, catalogue: str, runs_dir: Path) -> tuple
         UserError: if there is no such run or no complete catalogue.
     """
     chosen, named = find_run_and_catalogue(None if run == "latest" else run, catalogue, runs_dir)
-    metadata = metadata_of(named.open())
+    metadata = named.metadata()
     return chosen, metadata if metadata.pretrained else None
 
 

@@ -88,7 +88,7 @@ def index_products(
     """
     # The confidence of later products is calibrated as that of the earlier ones.
     is_new = rebuild or not catalogue.exists()
-    temperature = _fit_temperature(network) if is_new else metadata_of(catalogue.open_latest()).temperature
+    temperature = _fit_temperature(network) if is_new else catalogue.metadata().temperature
     metadata = CatalogueMetadata(
         network=network.identity,
         run=str(network.run.path.absolute()),

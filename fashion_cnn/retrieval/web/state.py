@@ -288,11 +288,14 @@ class CatalogueState:
 
     def _load_newest(self) -> str | None:
         """Load the newest version; returns why its concepts are those of before, if so."""
+        # First, and again each time: what a network lacks, such as its export, may be there later.
+        self._network_for(self.catalogue.metadata())
         snapshot = Snapshot(self.catalogue, self._hidden_columns)
         if self.view is None:
             self._check_hidden_columns(snapshot)
+        network = self._network_for(snapshot.metadata)
         try:
-            searcher = Searcher(snapshot, self._network_for(snapshot.metadata))
+            searcher = Searcher(snapshot, network)
         except UserError:
             # A catalogue of another network need not be read again.
             self._rejected = snapshot.table_version
