@@ -46,7 +46,7 @@ from fashion_cnn.metrics.calibration import calibrate
 from fashion_cnn.pictures import decode
 from fashion_cnn.pictures.isolation import PictureProcess
 from fashion_cnn.retrieval import catalogue as catalogue_module
-from fashion_cnn.retrieval.catalogue import Catalogue
+from fashion_cnn.retrieval.catalogue import Catalogue, DamagedCatalogueError
 from fashion_cnn.retrieval.indexing import index_products
 from fashion_cnn.retrieval.products import products_from_data_set
 from fashion_cnn.retrieval.searcher import Query, Searcher
@@ -1041,6 +1041,39 @@ def test_a_network_that_could_not_be_loaded_is_tried_again_before_products_are_r
     assert state.require_view().snapshot.table_version == newest
 
 
+def test_visitors_are_told_no_paths_of_the_server(run_copy, serving, capfd, monkeypatch):
+    client = serving(run_copy, "developer=false", "refresh_seconds=0.05")
+
+    def problem():
+        text = page(client.get("/")) + client.get("/api/status").text
+        assert str(run_copy.path) not in text
+        return re.findall(r"The newest \w+ cannot be loaded. The server(?:'|&#39;)s log has the reason.", text)
+
+    assert not problem()
+    run_copy.concepts.mkdir()
+    (run_copy.concepts / "concept-broken.npz").write_bytes(b"no archive")
+    wait_until(problem)
+    assert ["concepts" in each for each in problem()] == [True, True]
+    assert f"{run_copy.concepts / 'concept-broken.npz'} is damaged" in capfd.readouterr().err
+    shutil.move(run_copy.catalogue, run_copy.path / "elsewhere")
+    wait_until(lambda: problem() and ["version" in each for each in problem()] == [True, True])
+    assert str(run_copy.catalogue) in capfd.readouterr().err
+
+    def damaged(*arguments, **options):
+        raise DamagedCatalogueError(str(run_copy.catalogue), "a file is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web_service, "search_catalogue", damaged)
+        for link in ("/api/search", "/"):
+            response = client.get(link)
+            assert response.status_code == 503
+            assert "log has the reason" in response.text
+            assert str(run_copy.path) not in response.text
+    text = page(serving(run_copy, "developer=false").get("/"), 503)
+    assert str(run_copy.path) not in text
+    assert "No catalogue yet" in text
+
+
 def test_without_a_catalogue_the_page_explains_how_to_create_one_and_then_loads_it(run_copy, serving):
     shutil.rmtree(run_copy.catalogue)
     client = serving(run_copy, "refresh_seconds=0.05")
@@ -1079,7 +1112,10 @@ def test_a_damaged_concept_is_reported_and_loaded_concepts_stay(run_copy, servin
     broken = run_copy.concepts / "concept-broken.npz"
     broken.write_bytes(b"no archive")
     wait_until(lambda: client.get("/api/status").json()["problem"])
-    assert "concept-broken.npz is damaged" in page(client.get("/"))
+    text = page(client.get("/"))
+    assert "The newest concepts cannot be loaded: " in text
+    assert "concept-broken.npz is damaged" in text
+    assert "stays in use" not in text, "the version is the newest"
     assert knows()
     np.savez(broken, something=1)
     make_catalogue(run_copy, only=30)

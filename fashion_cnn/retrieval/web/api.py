@@ -62,8 +62,13 @@ class LenientJSONResponse(JSONResponse):
         return json.dumps(_finite(content), ensure_ascii=False, default=str).encode(errors="replace")
 
 
-def create_router(service: SearchService) -> APIRouter:
-    """Create the routes below `/api`. Their docstrings are part of the API description."""
+def create_router(service: SearchService, *, developer: bool) -> APIRouter:
+    """Create the routes below `/api`. Their docstrings are part of the API description.
+
+    Args:
+        service: the search service.
+        developer: whether the status has the reason of a problem, which may name folders of the server.
+    """
     router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
     in_thread = service.workers.run
 
@@ -229,7 +234,7 @@ def create_router(service: SearchService) -> APIRouter:
                 "products": snapshot and len(snapshot),
                 "class_weight": snapshot and snapshot.metadata.class_weight,
                 "approximate": snapshot and snapshot.vector_index and asdict(snapshot.vector_index),
-                "problem": state.problem,
+                "problem": state.problem if developer else state.describe_problem(with_reason=False),
                 "probabilities_calibrated": state.calibrated,
                 "confidence_calibrated": snapshot and snapshot.metadata.temperature is not None,
                 "milliseconds": {

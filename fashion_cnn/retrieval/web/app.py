@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
+from fashion_cnn.errors import UserError
 from fashion_cnn.retrieval.web import api, pages
 from fashion_cnn.retrieval.web.access import Access, with_access
 from fashion_cnn.retrieval.web.errors import HTTPError, NoCatalogueError, describe_invalid
@@ -71,7 +71,12 @@ def create_app(
     )
     templates = pages.create_templates(service.state, display)
     methods: dict[str, set[str]] = {}
-    for router in (pages.create_router(service, templates, display), api.create_router(service), monitoring.router()):
+    routers = (
+        pages.create_router(service, templates, display),
+        api.create_router(service, developer=display.developer),
+        monitoring.router(),
+    )
+    for router in routers:
         app.include_router(router)
         for route in router.routes:
             if isinstance(route, Route):
@@ -112,10 +117,12 @@ def create_app(
     async def invalid_value(request: Request, error: RequestValidationError) -> Response:
         return respond(request, 422, describe_invalid(error))
 
-    @app.exception_handler(DamagedCatalogueError)
-    async def damaged_catalogue(request: Request, error: DamagedCatalogueError) -> Response:
+    # Mistakes in a query are HTTP errors; the others are damaged files and errors of the disk, whose messages name it.
+    @app.exception_handler(UserError)
+    async def unusable_catalogue(request: Request, error: UserError) -> Response:
         service.state.report(str(error))
-        return respond(request, 503, str(error))
+        hidden = "The catalogue cannot be read at the moment. The server's log has the reason."
+        return respond(request, 503, str(error) if display.developer else hidden)
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:

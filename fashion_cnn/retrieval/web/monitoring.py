@@ -51,7 +51,10 @@ class Monitoring:
                 "Version of the catalogue.",
                 lambda: state.view.snapshot.version if state.view else 0,
             ),
-            "catalogue_problem": ("1 if its newest version cannot be loaded.", lambda: state.problem is not None),
+            "catalogue_problem": (
+                "1 if its newest version, or the newest concepts, cannot be loaded.",
+                lambda: state.problem is not None,
+            ),
         }
         for name, (description, read) in figures.items():
             Gauge(f"fashion_cnn_{name}", description, registry=self._registry).set_function(read)

@@ -133,7 +133,7 @@ class StatusResponse(BaseModel):
     products: int | None
     class_weight: float | None
     approximate: ApproximateSearch | None
-    problem: Annotated[str | None, Field(description="Why the newest version cannot be loaded")]
+    problem: Annotated[str | None, Field(description="Why the newest version, or its concepts, cannot be loaded")]
     probabilities_calibrated: bool
     confidence_calibrated: bool | None
     milliseconds: dict[str, StageLatency]

@@ -40,7 +40,8 @@ class Display:
     """Settings of what pages show.
 
     Attributes:
-        developer: whether there is the page `/developer`, with timings, a map of the products and the run's name.
+        developer: whether there is the page `/developer`, with timings, a map of the products and the run's name, and
+            messages may name folders of the server.
         similarity: whether the similarity of products is shown.
         currency: text after each price, such as `€`; empty for none.
         needs_key: whether requests to the API need a key.

@@ -17,7 +17,6 @@ from fashion_cnn.errors import LockedError, UserError, printable
 from fashion_cnn.inference.prediction import Prediction
 from fashion_cnn.pictures import Box, TooManyPixelsError, UnreadablePictureError
 from fashion_cnn.pictures.isolation import PictureProcess
-from fashion_cnn.retrieval.catalogue import DamagedCatalogueError
 from fashion_cnn.retrieval.indexing import InvalidProductError, put_product
 from fashion_cnn.retrieval.products import Picture
 from fashion_cnn.retrieval.searcher import Hit, Query
@@ -105,6 +104,7 @@ def search_catalogue(
 
     Raises:
         HTTPError: if a product or a concept does not exist, a picture cannot be read, or a filter is invalid.
+        UserError: if the catalogue cannot be read.
     """
     milliseconds: dict[str, float] = {}
     _, embedding, searching, describing = STAGES
@@ -140,12 +140,7 @@ def search_catalogue(
             class_outputs = outputs if same else embed(network, np.stack([*pictures, *unlike_pictures]))
             predictions = tuple(view.predictor.classify(class_outputs, [Path()] * len(class_outputs.logits)))
     with timed(milliseconds, searching):
-        try:
-            ranking = view.searcher.rank(searcher_query, outputs)
-        except DamagedCatalogueError:
-            raise
-        except UserError as error:
-            raise HTTPError(422, str(error)) from error
+        ranking = view.searcher.rank(searcher_query, outputs)
     with timed(milliseconds, describing):
         hits = view.searcher.fetch(ranking).hits
     if outputs is None:  # without pictures these stages did not take place

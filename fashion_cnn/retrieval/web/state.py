@@ -193,7 +193,8 @@ class CatalogueState:
 
     Attributes:
         view: the version that is searched; None before there is one.
-        problem: why the newest version could not be loaded, if so.
+        problem: why the newest version, or the newest concepts, could not be loaded, if so; it may name folders.
+        unloaded: what could not be loaded, `version` or `concepts`.
         updated_at: when another version replaced the first, in seconds since 1970.
         calibrated: whether class probabilities are calibrated.
 
@@ -214,6 +215,7 @@ class CatalogueState:
         self.catalogue = catalogue
         self.view: CatalogueView | None = None
         self.problem: str | None = None
+        self.unloaded = "version"
         self.updated_at: float | None = None
         # By whether the network averages over mirror images.
         self._calibrations: dict[bool, Calibration] = {}
@@ -228,7 +230,7 @@ class CatalogueState:
         self._concepts: Concepts | None = None
         self._concepts_changed: float | None = None
         if catalogue.exists():
-            self.problem = self._load_newest()
+            self.report(self._load_newest(), unloaded="concepts")
 
     def _calibrate(self, reject: float) -> None:
         # Only here: the other backend does without torch.
@@ -261,7 +263,7 @@ class CatalogueState:
             self._refresh()
 
     def _refresh(self) -> None:
-        problem = None
+        problem, unloaded = None, "concepts"
         try:
             if self.view is None and not self.catalogue.exists():
                 return
@@ -277,14 +279,25 @@ class CatalogueState:
                 if problem is None:
                     self._publish(self.view.searcher)
         except Exception as error:  # stores raise errors of their own kinds
-            problem = str(error) or type(error).__name__
-        self.report(problem)
+            problem, unloaded = str(error) or type(error).__name__, "version"
+        self.report(problem, unloaded=unloaded)
 
-    def report(self, problem: str | None) -> None:
-        """Store and log a problem of the catalogue; None if there is none any more."""
+    def report(self, problem: str | None, *, unloaded: str = "version") -> None:
+        """Store and log why the catalogue (`version`), or its `concepts`, cannot be loaded; None if they can again."""
         if problem and problem != self.problem:
             print(printable(problem), file=sys.stderr)
-        self.problem = problem
+        self.problem, self.unloaded = problem, unloaded
+
+    def describe_problem(self, *, with_reason: bool) -> str | None:
+        """Return a sentence for clients; None without a problem.
+
+        Args:
+            with_reason: add the reason, which may name folders of the server.
+        """
+        problem, summary = self.problem, f"The newest {self.unloaded} cannot be loaded"
+        if problem is None:
+            return None
+        return f"{summary}: {problem}" if with_reason else f"{summary}. The server's log has the reason."
 
     def _load_newest(self) -> str | None:
         """Load the newest version; returns why its concepts are those of before, if so."""
