@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject, require
+from fashion_cnn.cli.options import check_choice, check_images, check_invert, check_reject, run_and_metadata
 from fashion_cnn.errors import Interrupted, OmissionsError, UserError, printable
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     from fashion_cnn.inference.network import EmbeddingNetwork
     from fashion_cnn.inference.prediction import Prediction
-    from fashion_cnn.retrieval.catalogue import CatalogueMetadata
-    from fashion_cnn.runs import Run
 
 
 def predict(config: DictConfig) -> None:
@@ -30,7 +27,9 @@ def predict(config: DictConfig) -> None:
         OmissionsError: at the end, if some files could not be read.
     """
     _check(config)
-    run, metadata = _run_and_metadata(config)
+    from fashion_cnn.runs import find_run
+
+    run, metadata = run_and_metadata(config, find_run)
 
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
@@ -72,19 +71,6 @@ def predict(config: DictConfig) -> None:
     if unreadable:
         message = f"{len(unreadable)} of {len(files.paths)} files could not be read."
         raise UserError(message) if len(unreadable) == len(files.paths) else OmissionsError(message)
-
-
-def _run_and_metadata(config: DictConfig) -> tuple[Run, CatalogueMetadata | None]:
-    """The run; for the catalogue of a pretrained network its folder in place of the run, and its metadata."""
-    runs_dir = Path(str(config.runs_dir)).expanduser()
-    if config.catalogue is None:
-        from fashion_cnn.runs import find_run
-
-        return find_run(config.run, runs_dir), None
-    require("search", "lancedb")
-    from fashion_cnn.retrieval.catalogue import find_network_of_catalogue
-
-    return find_network_of_catalogue(config.run, config.catalogue, runs_dir)
 
 
 def _check(config: DictConfig) -> None:

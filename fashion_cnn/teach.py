@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashion_cnn.cli.main import run_command
-from fashion_cnn.cli.options import check_images, check_invert, require
+from fashion_cnn.cli.options import check_images, check_invert, run_and_metadata
 from fashion_cnn.errors import UserError, pluralize, printable
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from fashion_cnn.concepts import Background, Concept, Concepts
     from fashion_cnn.inference.network import EmbeddingNetwork
-    from fashion_cnn.retrieval.catalogue import CatalogueMetadata
     from fashion_cnn.runs import Run
 
 # Fewer products say too little about what a concept has to stand out from.
@@ -37,9 +35,11 @@ def teach(config: DictConfig) -> None:
     _check(config)
     from fashion_cnn.concepts import Concepts
     from fashion_cnn.inference.network import TrainedNetwork
-    from fashion_cnn.runs import check_links, create_folder
+    from fashion_cnn.runs import check_links, create_folder, find_finished_run
 
-    run, metadata = _run_and_metadata(config)
+    run, metadata = run_and_metadata(config, find_finished_run)
+    if metadata and not run.path.is_dir():
+        raise UserError(f"catalogue={config.catalogue} is not a folder on this machine, in which concepts are stored.")
     if config.name is not None or (config.remove is not None and run.concepts.exists()):
         check_links(run.path, run.concepts.name)
         create_folder(run.concepts, None)
@@ -58,22 +58,6 @@ def teach(config: DictConfig) -> None:
     elif config.name is not None:
         _teach(config, network, concepts)
     _print_concepts(concepts, network)
-
-
-def _run_and_metadata(config: DictConfig) -> tuple[Run, CatalogueMetadata | None]:
-    """The run; for the catalogue of a pretrained network its folder in place of the run, and its metadata."""
-    from fashion_cnn.runs import find_finished_run
-
-    runs_dir = Path(config.runs_dir)
-    if config.catalogue is None:
-        return find_finished_run(config.run, runs_dir), None
-    require("search", "lancedb")
-    from fashion_cnn.retrieval.catalogue import find_network_of_catalogue
-
-    run, metadata = find_network_of_catalogue(config.run, config.catalogue, runs_dir)
-    if metadata and not run.path.is_dir():
-        raise UserError(f"catalogue={config.catalogue} is not a folder on this machine, in which concepts are stored.")
-    return run, metadata
 
 
 def _check(config: DictConfig) -> None:

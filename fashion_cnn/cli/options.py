@@ -1,10 +1,20 @@
 """Checks of options and optional packages, made before large packages are imported."""
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
 
-from omegaconf import DictConfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fashion_cnn.errors import UserError, install_command, require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from omegaconf import DictConfig
+
+    from fashion_cnn.retrieval.catalogue import CatalogueMetadata
+    from fashion_cnn.runs import Run
 
 __all__ = [
     "COMMANDS_WITH_GROUPS",
@@ -16,6 +26,7 @@ __all__ = [
     "check_reject",
     "install_command",
     "require",
+    "run_and_metadata",
 ]
 
 
@@ -61,3 +72,25 @@ def as_strings(option: object | None) -> tuple[str, ...]:
     if option is None:
         return ()
     return tuple(map(str, option)) if isinstance(option, Iterable) and not isinstance(option, str) else (str(option),)
+
+
+def run_and_metadata(config: DictConfig, find: Callable[[str, Path], Run]) -> tuple[Run, CatalogueMetadata | None]:
+    """Find the run, or with `catalogue` the network of a catalogue.
+
+    Args:
+        config: options `run`, `runs_dir` and `catalogue`.
+        find: finds a run by the options `run` and `runs_dir`.
+
+    Returns:
+        The run and None; for the catalogue of a pretrained network its folder in place of the run, and its metadata.
+
+    Raises:
+        UserError: if there is no such run or catalogue.
+    """
+    runs_dir = Path(str(config.runs_dir)).expanduser()
+    if config.catalogue is None:
+        return find(config.run, runs_dir), None
+    require("search", "lancedb")
+    from fashion_cnn.retrieval.catalogue import find_network_of_catalogue
+
+    return find_network_of_catalogue(config.run, config.catalogue, runs_dir)
