@@ -1,12 +1,13 @@
-// Classify photographs with an exported network, without Python: the answers of `python -m fashion_cnn.predict`.
+// Classify photographs with an exported network, without Python, nearly as `python -m fashion_cnn.predict` does.
 //
 //   npm install onnxruntime-web pngjs jpeg-js
 //   node classify.js network.onnx metadata.json shirt.jpg
 //
 // metadata.json is the output of `python classify.py network.onnx --metadata`: onnxruntime-web does not read the metadata of
 // an ONNX file. Items are prepared like those of Fashion-MNIST (fashion_cnn/pictures/preparation.py), to 3 of 255 levels for a
-// PNG; decoders of JPEG differ by more at edges. Networks that were trained on items that are not cut out, or on colour
-// images, need another preparation, and are refused.
+// PNG; decoders of JPEG differ by more at edges. Otherwise than there, an orientation in EXIF is ignored, the ground behind
+// transparent pixels is white for light items too, and invert is always auto. Networks that were trained on items that are
+// not cut out, or on colour images, need another preparation, and are refused.
 "use strict";
 
 const fs = require("fs");
