@@ -331,7 +331,11 @@ class Catalogue:
                 with storage_errors_reported(self.uri):
                     _tag(table)
                     # LanceDB refuses to remove a tagged version, so the tag has to move first.
+                    published = table.version
                     table.optimize(cleanup_older_than=_VERSION_LIFETIME)
+                    # It may have merged files in versions of its own, which the next change would discard.
+                    if table.version != published:
+                        _tag(table)
                 self._remove_unfinished_files()
 
     def begin(self, metadata: CatalogueMetadata, columns: Sequence[pa.Field], *, rebuild: bool = False) -> None:
