@@ -269,6 +269,13 @@ def test_metrics_are_measured_stored_shown_and_monitored(tiny, capsys):
     assert fashion_cnn.load(run).module.metric_names == ("loss", "accuracy", *names)
 
 
+def test_a_metric_may_have_buffers(tiny):
+    results = train(tiny("trainer.max_epochs=1", "+metrics.rank._target_=tiny_parts.WeightedRank"))
+    assert {"val/rank", "test_flip/rank"} <= results.keys()
+    last = torch.load(Run(Path(results["run"])).last_checkpoint, weights_only=True)
+    assert not [name for name in last["state_dict"] if "metrics" in name], "a resumed run has no metrics yet"
+
+
 @pytest.mark.parametrize(("columns", "shown"), [(80, []), (92, ["val f1"]), (120, ["val f1", "val mean_rank"])])
 def test_metrics_are_in_the_lines_of_the_epochs_where_they_fit(tiny, capsys, monkeypatch, columns, shown):
     monkeypatch.setenv("COLUMNS", str(columns))

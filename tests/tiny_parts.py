@@ -91,6 +91,18 @@ class MeanRank(Metric):
         return self.ranks / self.images
 
 
+class WeightedRank(MeanRank):
+    """The mean rank with a weight of each class, in a buffer."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.ones(num_classes))
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        assert self.weights.device == logits.device
+        super().update(logits, targets)
+
+
 class NumpyData(TinyDataModule):
     """The tiny images as NumPy arrays: read-only, in reversed order, labels of 16 bits."""
 

@@ -238,7 +238,8 @@ class ImageClassifier(LightningModule):
         self.metric_names = ("loss", "accuracy", *self._metrics)
         self._check_loss()
         self.running = SplitMetrics(num_classes)
-        self.split_metrics = nn.ModuleDict()
+        # Not registered: they come with the first evaluation, and checkpoints and averages of weights leave them out.
+        self._split_metrics: dict[str, SplitMetrics] = {}
 
     def _check_forward(self) -> None:
         """Pass one image through the network: lazy layers take their size from it, and wrong sizes fail early."""
@@ -570,11 +571,11 @@ class ImageClassifier(LightningModule):
 
     def _metrics_of(self, split: str) -> SplitMetrics:
         """The metrics of a split, created when it is first evaluated."""
-        key = f"split_{split}"  # ModuleDict rejects the key `train`.
-        if key not in self.split_metrics:
-            self.split_metrics[key] = SplitMetrics(self.num_classes, self._metrics).to(self.device)
-        metrics = self.split_metrics[key]
-        assert isinstance(metrics, SplitMetrics)
+        if split not in self._split_metrics:
+            self._split_metrics[split] = SplitMetrics(self.num_classes, self._metrics)
+        metrics = self._split_metrics[split]
+        if metrics.loss.total.device != self.device:
+            metrics.to(self.device)
         return metrics
 
     def _log_splits(self, splits: list[str]) -> dict[str, dict[str, Tensor]]:
