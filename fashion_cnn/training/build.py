@@ -40,6 +40,8 @@ def check_seed(config: DictConfig) -> int:
 def apply_remedy(config: DictConfig) -> None:
     """Change the settings that `remedy` (conf/remedy) names, relative to their values; afterwards it is null.
 
+    Where the last epoch had a validation pass, it keeps one: the interval of the passes becomes shorter if necessary.
+
     Raises:
         UserError: if the config lacks a setting, or its value is no number.
     """
@@ -47,6 +49,7 @@ def apply_remedy(config: DictConfig) -> None:
     if remedy is None:
         return
     config.remedy = None
+    keeps_last_pass = not _epochs_after_last_pass(config)
     with open_dict(config):
         for key, value in (remedy.get("set") or {}).items():
             OmegaConf.update(config, str(key), value, merge=False)
@@ -61,9 +64,17 @@ def apply_remedy(config: DictConfig) -> None:
             if value is None or not share:
                 raise UserError(f"remedy: {key} divided by {divisor} is not possible: they are {value} and {share}.")
             OmegaConf.update(config, str(key), _multiplied(value, 1 / share), merge=False)
+    while keeps_last_pass and _epochs_after_last_pass(config):
+        config.trainer.check_val_every_n_epoch -= 1
     fraction = OmegaConf.select(config, "data.train_fraction")
     if fraction is not None and fraction > 1:
         raise UserError(f"remedy: data.train_fraction would be {fraction:g}: there are no further training images.")
+
+
+def _epochs_after_last_pass(config: DictConfig) -> int:
+    """Count the epochs after the last validation pass."""
+    epochs, every = config.trainer.max_epochs, config.trainer.get("check_val_every_n_epoch")
+    return int(epochs % every) if isinstance(epochs, int) and every else 0
 
 
 def _multiplied(value: Any, factor: float) -> Any:
