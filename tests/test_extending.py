@@ -116,6 +116,10 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
         (["loss=weighted", "loss.label_smoothing=1"], "loss.label_smoothing=1 is not possible"),
         (["loss=weighted", "distillation=soft_labels"], "distillation.teachers is empty"),
         (["+loss._target_=tiny_parts.LossPerImage"], "loss LossPerImage must return a scalar"),
+        (
+            ["mixing=cutmix", "+loss._target_=tiny_parts.IndexLoss"],
+            r"loss IndexLoss cannot take logits \(B, 4\) and probabilities \(B, 4\)",
+        ),
         (["data.mean=[0.4,0.4]"], r"data.mean=\[0.4, 0.4\] has 2 numbers for images of shape \(1, 20, 20\): give one"),
         (["data.std=[60]"], r"data.std=\[60\] is not possible: it is of pixels from 0 to 1"),
         (["data.fold=2"], r"data.fold=2 is not possible with data.folds=null: give data.folds too"),

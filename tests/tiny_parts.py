@@ -66,6 +66,13 @@ class MarginLoss(nn.Module):
         return nn.functional.cross_entropy(logits / self.log_temperature.exp(), targets)
 
 
+class IndexLoss:
+    """A loss that takes class indices only."""
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return -logits.log_softmax(dim=1)[torch.arange(len(targets)), targets].mean()
+
+
 class LossPerImage:
     """A loss that forgets to average."""
 

@@ -331,12 +331,17 @@ class ImageClassifier(LightningModule):
         if self._loss is None:
             return
         name = _part_name(self._loss)
+        logits, targets = self._trial_batch()
+        described = "targets (B,)"
+        if self._mixing:
+            targets = functional.one_hot(targets, self.num_classes).float()
+            described = f"probabilities (B, {self.num_classes}), the targets of mixed images"
         try:
             with torch.no_grad():
-                value = self._loss(*self._trial_batch())
-        except (RuntimeError, ValueError, TypeError) as error:
+                value = self._loss(logits, targets)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise UserError(
-                f"loss {name} cannot take logits (B, {self.num_classes}) and targets (B,): {error}"
+                f"loss {name} cannot take logits (B, {self.num_classes}) and {described}: {error}"
             ) from error
         if not isinstance(value, Tensor) or value.ndim:
             raise UserError(f"loss {name} must return a scalar tensor, such as the mean over the batch, not {value}.")
