@@ -1138,6 +1138,22 @@ def test_an_unfinished_epoch_has_running_metrics(tiny):
     assert math.isfinite(results["running/loss"])
 
 
+@pytest.mark.training
+def test_a_run_with_a_limit_of_steps_resumes(tiny, stop, disarm):
+    config = tiny("+trainer.max_steps=20")
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    train(tiny("resume=latest"))
+    rows = read_metrics_csv(only_run(config))
+    assert [(row["epoch"], row["step"], bool(row["val/loss"])) for row in rows] == [
+        ("0", "8", True),
+        ("1", "16", True),
+        ("2", "20", False),
+    ]
+
+
 @pytest.mark.slow
 def test_the_report_mentions_a_missing_validation_pass(tiny):
     results = train(tiny("callbacks=default", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))

@@ -168,6 +168,10 @@ def fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: R
     """Train the module, from the run's last checkpoint if it has one."""
     checkpoint = run.last_checkpoint if run.last_checkpoint.exists() else None
     module.resumes = checkpoint is not None
+    if checkpoint is not None:
+        # With trainer.max_steps, Lightning would repeat the end of the epoch, without its batches, as if the checkpoint
+        # had been written within it.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
