@@ -146,7 +146,7 @@ def one_cycle(
     Args:
         optimizer: its learning rates are the peak.
         total_steps: number of training steps.
-        warmup: fraction of the steps that rise, in [0, 1].
+        warmup: fraction of the steps that rise, in [0, 1).
         start_factor: first learning rate as a fraction of the peak, above 0.
         final_factor: last learning rate as a fraction of the peak, above 0.
 
@@ -154,6 +154,8 @@ def one_cycle(
         UserError: if an argument is out of range.
     """
     _check_warmup(warmup)
+    if warmup == 1:
+        raise UserError(f"schedule.warmup={warmup} leaves no step that falls: give a fraction below 1.")
     if start_factor <= 0 or final_factor <= 0:
         raise UserError(
             f"schedule.start_factor={start_factor} and schedule.final_factor={final_factor} "
