@@ -109,6 +109,17 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [{"class_weights": [1, 2]}, {"class_weights": "balanced"}, {"class_weights": [1, 5], "label_smoothing": 0.2}],
+)
+def test_a_weighted_loss_of_certain_probabilities_is_that_of_the_classes(settings):
+    loss, targets = CrossEntropy(**settings), torch.tensor([0, 0, 0, 1])
+    loss.initialise(torch.tensor([0, 0, 0, 0, 1]), num_classes=2)
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    assert loss(logits, functional.one_hot(targets, 2).float()).item() == pytest.approx(loss(logits, targets).item())
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["loss=weighted", "loss.class_weights=[1,2]"], "loss.class_weights has 2 weights for 4 classes"),
