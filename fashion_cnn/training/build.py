@@ -201,8 +201,14 @@ def trainer(
     callbacks, loggers = _callbacks(config, datamodule), _instantiate_parts(config.logger, save_dir=str(directory))
     if not any(isinstance(logger, MetricsCSV) for logger in loggers):
         raise UserError("logger.csv cannot be dropped: the report and a resumed run read metrics.csv.")
-    if not any(isinstance(callback, ModelCheckpoint) and callback.monitor is None for callback in callbacks):
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    if all(callback.monitor for callback in checkpoints):
         raise UserError("callbacks.last cannot be dropped: a stopped run is resumed from its last checkpoint.")
+    if any(callback.every_n_epochs != 1 for callback in checkpoints if callback.filename == "last"):
+        raise UserError(
+            "callbacks.last writes the weights of each epoch: leave out every_n_epochs, every_n_train_steps and "
+            "train_time_interval."
+        )
     for name in ("best", "last"):
         part = config.callbacks.get(name)
         if part is not None and part.get("filename", name) != name:
