@@ -1097,6 +1097,11 @@ def test_a_run_trained_on_a_listed_gpu_is_evaluated_on_a_cpu(tiny):
     ("overrides", "message"),
     [
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "Did you mean val/accuracy"),
+        (["callbacks=early_stopping", "trainer.limit_val_batches=0"], "needs validation images: set trainer.limit_val"),
+        (
+            ["data.val_size=0", "callbacks.best.monitor=running/loss", "callbacks.best.mode=min"],
+            "callbacks.best monitors running/loss, which selects no epoch without validation images",
+        ),
         (["callbacks.best.monitor=val/los"], "monitor=val/los is not a logged metric"),
         (["callbacks.best.tie=val/los"], "tie=val/los is not a logged metric"),
         (["callbacks.last.filename=newest"], "other commands read last.ckpt"),
@@ -1192,6 +1197,20 @@ def test_throughput_excludes_validation(monkeypatch):
         call()
     assert watch.images_per_second == pytest.approx(20 / 12)
     assert watch.seconds == 15
+
+
+def test_a_checkpoint_of_ones_own_needs_no_validation_images(tiny):
+    own = "_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:running/loss,filename:own"
+    config = tiny("data.val_size=0", f"+callbacks.own={{{own}}}")
+    trainer = build.trainer(config, build.data(config), Path(config.runs_dir))
+    assert sorted(callback.filename for callback in trainer.checkpoint_callbacks) == ["last", "own"]
+
+
+def test_fast_dev_run_needs_no_test_images(tiny, monkeypatch):
+    monkeypatch.setattr(TinyDataModule, "has_test", False)
+    results = train(tiny("trainer.fast_dev_run=true"))
+    assert "val/loss" in results
+    assert "test/loss" not in results
 
 
 def test_fast_dev_run_keeps_nothing(tiny, capsys):

@@ -216,7 +216,8 @@ def trainer(
                 f"callbacks.{name}.filename={part.filename} is not possible: other commands read {name}.ckpt."
             )
     if not extra_callbacks:
-        _check_monitored(callbacks, datamodule, [name for name, part in (config.get("metrics") or {}).items() if part])
+        metrics = [name for name, part in (config.get("metrics") or {}).items() if part]
+        _check_monitored(callbacks, datamodule, metrics, validates=_validates(config, datamodule))
     # Lightning skips validation at a limit of 0.
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     required = [Stopwatch(), SeedEachEpoch(config.seed), EpochLog(run_settings(config))]
@@ -314,24 +315,42 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
                 "python -m fashion_cnn.find_learning_rate suggests one in a minute, python -m fashion_cnn.train "
                 "sweep=learning_rate compares several."
             )
-    if datamodule.val_size:
+    if _validates(config, datamodule):
         return callbacks
+    remedy = "trainer.limit_val_batches above 0" if datamodule.val_size else "data.val_size or data.val_share"
+    kept = []
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and not callback.monitor.startswith("running/"):
+        monitored = (isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor) or ""
+        needs_validation = bool(monitored) and not monitored.startswith("running/")
+        if isinstance(callback, EarlyStopping) and needs_validation:
             raise UserError(
-                f"callbacks.early_stopping monitors {callback.monitor}, which needs validation images: "
-                "set data.val_size or data.val_share, or monitor running/loss."
+                f"callbacks.early_stopping monitors {monitored}, which needs validation images: "
+                f"set {remedy}, or monitor running/loss."
             )
-    # No score selects a best checkpoint either: the last weights are the result.
-    return [callback for callback in callbacks if not (isinstance(callback, ModelCheckpoint) and callback.monitor)]
+        if isinstance(callback, ModelCheckpoint) and monitored and callback.filename == "best" and not needs_validation:
+            raise UserError(
+                f"callbacks.best monitors {monitored}, which selects no epoch without validation images: the last "
+                f"weights are the result. Leave the monitor out, or set {remedy}."
+            )
+        # No score selects a best checkpoint: the last weights are the result.
+        if not needs_validation:
+            kept.append(callback)
+    return kept
 
 
-def _check_monitored(callbacks: Sequence[Callback], datamodule: ImageDataModule, metrics: Sequence[str]) -> None:
+def _validates(config: DictConfig, datamodule: ImageDataModule) -> bool:
+    """Return whether the validation passes have images."""
+    return bool(datamodule.val_size) and config.trainer.get("limit_val_batches") != 0
+
+
+def _check_monitored(
+    callbacks: Sequence[Callback], datamodule: ImageDataModule, metrics: Sequence[str], *, validates: bool
+) -> None:
     """Raise UserError if a callback monitors a metric that is not logged; Lightning would notice late or never."""
     if not all(type(callback).__module__.startswith(("fashion_cnn.", "lightning.")) for callback in callbacks):
         return  # Callbacks from elsewhere may log metrics.
     splits = ["running"]
-    if datamodule.val_size:
+    if validates:
         splits += ["val", "train", "gap"] if datamodule.probe_size else ["val"]
     logged = [f"{split}/{metric}" for split in splits for metric in ("loss", "accuracy")]
     logged += [f"{split}/{metric}" for split in splits if split != "running" for metric in metrics]

@@ -280,7 +280,7 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
         trainer = build.trainer(config, data, Path(folder))
         with _raise_interrupted("Stopped; nothing was kept."):
             trainer.fit(module, datamodule=data)
-            if config.test:
+            if config.test and data.has_test:
                 trainer.test(module, datamodule=data, verbose=False)
     print("fast_dev_run: every loop ran; nothing was kept.")
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
