@@ -72,9 +72,11 @@ class MixUp:
 def _sample_partner_shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
     """Draw 1 - lambda `(B,)` from Beta(`alpha`, `alpha`) with probability `p`, otherwise 0."""
     # In float32 at any trainer.precision: torch has no bfloat16 kernel of the distribution.
-    concentration = torch.full((batch,), float(alpha), device=device, dtype=torch.float32)
+    # An Apple GPU has no kernel of it at all.
+    sampled_on = torch.device("cpu") if device.type == "mps" else device
+    concentration = torch.full((batch,), float(alpha), device=sampled_on, dtype=torch.float32)
     # Validation of the arguments would synchronise with the GPU in every step; alpha was checked before.
-    share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
+    share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample().to(device)
     return torch.where(torch.rand(batch, device=device, dtype=torch.float32) < p, share, 0.0)
 
 
