@@ -66,7 +66,7 @@ class Run:
         last_checkpoint: the state after the last completed epoch, to resume from.
         metrics_file: the metrics of each epoch.
         results_file: the final results, written last.
-        trackers_file: the ids of the run at W&B and MLflow, and the number of epochs that they have.
+        trackers_file: the ids of the run at W&B, MLflow and Comet, and the number of epochs that they have.
         error_file: the reason why the run failed or was pruned, absent otherwise.
         report_file: the report on the training.
         plots: the folder of the report's plots.
