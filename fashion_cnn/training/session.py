@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import sys
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from fashion_cnn.models.hardware import keep_freed_memory, resolve_threads, rest
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
-from fashion_cnn.runs.trust import packages_to_trust, trust_classes
+from fashion_cnn.runs.trust import packages_to_trust, resume_command, trust_classes
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
@@ -295,8 +294,7 @@ def _record_failure(run: Run, packages: Sequence[str]) -> Iterator[None]:
         packages: those whose classes its config names, see `packages_to_trust`.
     """
     run.error_file.unlink(missing_ok=True)
-    trust = [f"trust={','.join(packages)}"] if packages else []
-    command = shlex.join(["python", "-m", "fashion_cnn.train", *trust, f"resume={run.path}"])
+    command = resume_command(run.path, packages)
     try:
         with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads(run):
             yield
