@@ -292,7 +292,9 @@ def create_project(directory: Path) -> str:
         raise UserError(f"{name} is no name of a package: use letters, digits and underscores.", status=2)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not empty, and nothing is overwritten: choose a new directory.", status=2)
-    if name in sys.stdlib_module_names or name == "tests" or importlib.util.find_spec(name) is not None:
+    # A folder in Python's path without __init__.py, as the directory itself may be, has a spec without origin.
+    existing = importlib.util.find_spec(name)
+    if name in sys.stdlib_module_names or name == "tests" or (existing and existing.origin):
         raise UserError(f"There is a package {name} already: choose another name.", status=2)
     for path, text in _FILES.items():
         file = directory / path.replace("NAME", name)

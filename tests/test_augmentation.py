@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fashion_cnn.data import RandomCrop, RandomErasing, RandomFlip
+from fashion_cnn.data import RandomAffine, RandomCrop, RandomErasing, RandomFlip
 from fashion_cnn.errors import UserError
 
 
@@ -56,6 +56,17 @@ def test_erasing_overwrites_one_rectangle_of_the_expected_area(images):
 def test_erasing_changes_images_with_probability_p(images):
     share = (RandomErasing(0.3)(images) != images).flatten(1).any(1).float().mean()
     assert 0.2 < share < 0.4
+
+
+def test_a_rotation_keeps_distances_in_images_that_are_not_square():
+    y, x = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(48) - 23.5, indexing="ij")
+    spot = 255 * torch.exp(-(x**2 + (y - 6) ** 2) / 4)
+    torch.manual_seed(0)
+    rotate = RandomAffine(degrees=180, scale=(1, 1), shear=0, shift=0)
+    rotated = rotate(spot.expand(50, 1, 24, 48))[:, 0]
+    mass = rotated.sum(dim=(1, 2))
+    distances = torch.hypot((rotated * x).sum(dim=(1, 2)) / mass, (rotated * y).sum(dim=(1, 2)) / mass)
+    torch.testing.assert_close(distances, torch.full((50,), 6.0), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize(

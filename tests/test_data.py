@@ -298,17 +298,19 @@ def test_invalid_settings_raise_with_their_name(setting, value):
         TinyDataModule(**{**SETTINGS, setting: value})
 
 
-def test_a_training_fraction_without_a_rare_class_raises_with_the_smallest_that_works():
+@pytest.mark.parametrize("option", ["train_fraction", "subset_fraction"])
+def test_a_fraction_without_a_rare_class_raises_with_the_smallest_that_works(option):
     class Rare(TinyDataModule):
         def load(self, *, train):
             images, targets = super().load(train=train)
             return images, torch.where(torch.arange(len(targets)) < 3, 0, 1 + torch.arange(len(targets)) % 3)
 
     settings = {"mean": [0.3], "std": [0.3], "val_size": 0}
-    with pytest.raises(UserError, match=r"leaves no image of the class top to train on: give at least 0\.\d+") as error:
-        Rare(**settings, train_fraction=0.05).check_classes()
+    message = rf"data\.{option}=0\.05 leaves no image of the class top to train on: give at least 0\.\d+"
+    with pytest.raises(UserError, match=message) as error:
+        Rare(**settings, **{option: 0.05}).check_classes()
     fraction = float(str(error.value).split()[-1].rstrip("."))
-    data = Rare(**settings, train_fraction=fraction)
+    data = Rare(**settings, **{option: fraction})
     data.check_classes()
     assert (data.train_split.targets == 0).sum() == 1
 

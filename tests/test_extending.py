@@ -109,6 +109,17 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [{"class_weights": [1, 2]}, {"class_weights": "balanced"}, {"class_weights": [1, 5], "label_smoothing": 0.2}],
+)
+def test_a_weighted_loss_of_certain_probabilities_is_that_of_the_classes(settings):
+    loss, targets = CrossEntropy(**settings), torch.tensor([0, 0, 0, 1])
+    loss.initialise(torch.tensor([0, 0, 0, 0, 1]), num_classes=2)
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    assert loss(logits, functional.one_hot(targets, 2).float()).item() == pytest.approx(loss(logits, targets).item())
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["loss=weighted", "loss.class_weights=[1,2]"], "loss.class_weights has 2 weights for 4 classes"),
@@ -116,6 +127,10 @@ def test_balanced_class_weights_are_inversely_proportional_to_the_counts():
         (["loss=weighted", "loss.label_smoothing=1"], "loss.label_smoothing=1 is not possible"),
         (["loss=weighted", "distillation=soft_labels"], "distillation.teachers is empty"),
         (["+loss._target_=tiny_parts.LossPerImage"], "loss LossPerImage must return a scalar"),
+        (
+            ["mixing=cutmix", "+loss._target_=tiny_parts.IndexLoss"],
+            r"loss IndexLoss cannot take logits \(B, 4\) and probabilities \(B, 4\)",
+        ),
         (["data.mean=[0.4,0.4]"], r"data.mean=\[0.4, 0.4\] has 2 numbers for images of shape \(1, 20, 20\): give one"),
         (["data.std=[60]"], r"data.std=\[60\] is not possible: it is of pixels from 0 to 1"),
         (["data.fold=2"], r"data.fold=2 is not possible with data.folds=null: give data.folds too"),
@@ -267,6 +282,13 @@ def test_metrics_are_measured_stored_shown_and_monitored(tiny, capsys):
         assert f"{results[f'val/{name}']:.4f}" in out
         assert f"{results[f'val/{name}']:.4f}" in report
     assert fashion_cnn.load(run).module.metric_names == ("loss", "accuracy", *names)
+
+
+def test_a_metric_may_have_buffers(tiny):
+    results = train(tiny("trainer.max_epochs=1", "+metrics.rank._target_=tiny_parts.WeightedRank"))
+    assert {"val/rank", "test_flip/rank"} <= results.keys()
+    last = torch.load(Run(Path(results["run"])).last_checkpoint, weights_only=True)
+    assert not [name for name in last["state_dict"] if "metrics" in name], "a resumed run has no metrics yet"
 
 
 @pytest.mark.parametrize(("columns", "shown"), [(80, []), (92, ["val f1"]), (120, ["val f1", "val mean_rank"])])

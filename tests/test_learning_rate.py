@@ -52,6 +52,12 @@ def test_losses_that_suggest_nothing_are_refused():
         evaluate_range([*FACTORS[:5]], [2.3, 2.3, 2.3, math.inf, math.inf])
 
 
+def test_rates_that_do_not_rise_in_each_step_are_refused():
+    # A step that the scaler of half precision skips leaves the schedule where it is.
+    with pytest.raises(UserError, match="learning rate did not rise in each step"):
+        evaluate_range([*np.repeat(FACTORS, 2)], [*np.repeat(losses(), 2)])
+
+
 def test_the_rates_of_all_groups_rise_by_the_same_factor():
     parameters = [torch.nn.Parameter(torch.zeros(2, 2, 3, 3)), torch.nn.Parameter(torch.zeros(2))]
     optimizer = Muon(
@@ -94,6 +100,16 @@ def test_the_command_suggests_rates_and_prints_the_training_with_them(command, t
     assert (config.data.batch_size, config.schedule._target_) == (32, "fashion_cnn.models.optim.one_cycle")
     assert "range_test" not in config
     assert list_runs(tmp_path) == [], "there is no run that latest could name"
+
+
+@pytest.mark.slow
+def test_a_step_of_accumulated_batches_has_the_mean_of_their_losses(command, tmp_path):
+    _, record = find(command, tmp_path, "trainer.accumulate_grad_batches=3", "model.label_smoothing=0")
+    factors = np.array(record["factors"])
+    assert len(record["losses"]) == len(factors) <= 80
+    # An epoch has eight batches: its third step has two of them.
+    np.testing.assert_allclose(factors[1:] / factors[:-1], 10 ** (4 / 79), rtol=1e-6)
+    assert record["losses"][:3] == pytest.approx([math.log(4)] * 3, rel=0.2)
 
 
 @pytest.mark.slow

@@ -58,6 +58,20 @@ def test_images_are_mixed_with_probability_p(batch, mix):
     assert (mix_lambda == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mix", [CutMix(p=1.0), MixUp()])
+def test_images_of_true_half_and_double_precision_are_mixed(batch, mix, dtype):
+    images, probabilities = batch
+    # Lightning makes the dtype of the images the default one in a training step.
+    torch.set_default_dtype(dtype)
+    try:
+        mixed, mixed_probabilities, mix_lambda = mix(images.to(dtype), probabilities)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (mixed.dtype, mixed_probabilities.dtype, mix_lambda.dtype) == (dtype, torch.float32, torch.float32)
+    torch.testing.assert_close(mixed_probabilities.sum(1), torch.ones(COUNT))
+
+
 @pytest.mark.parametrize("mix", [CutMix, MixUp])
 @pytest.mark.parametrize(("settings", "message"), [({"p": 1.5}, "p=1.5"), ({"alpha": 0}, "mixing.alpha=0")])
 def test_an_impossible_probability_or_alpha_is_refused(mix, settings, message):

@@ -61,6 +61,14 @@ def test_nothing_is_overwritten(project, command):
     assert {file for file in project.rglob("*") if file.is_file()} == before.keys()
 
 
+def test_the_directory_may_exist_without_files(command, tmp_path, monkeypatch):
+    # Python takes a folder in its path for a namespace package.
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "empty_stripes").mkdir()
+    status, _, err = command(new.main, str(tmp_path / "empty_stripes"))
+    assert (status, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -57,5 +57,10 @@ def test_a_warmup_that_is_no_fraction_is_refused(schedule, warmup):
         learning_rates(schedule, 10, warmup=warmup)
 
 
+def test_one_cycle_without_a_step_that_falls_is_refused():
+    with pytest.raises(UserError, match="warmup=1 leaves no step"):
+        learning_rates(optim.one_cycle, 10, warmup=1, start_factor=0.1, final_factor=0.001)
+
+
 def test_linear_without_warmup_starts_at_the_peak():
     assert learning_rates(optim.linear, 4, warmup=0.0) == pytest.approx([2.0, 1.5, 1.0, 0.5])

@@ -1012,7 +1012,9 @@ def test_validation_every_other_epoch_repeats_no_metric(tiny, capsys):
     assert all(row["running/loss"] for row in rows)
     assert results["gap_last/epoch"] == 4
     assert math.isfinite(results["gap_last/loss"])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("3/5", "4/5"))]
+    out = capsys.readouterr().out
+    assert "no validation after epoch 4 of 5 (trainer.check_val_every_n_epoch=2)" in " ".join(out.split())
+    lines = [line for line in out.splitlines() if line.startswith(("3/5", "4/5"))]
     assert [line.split()[1] == "-" for line in lines] == [True, False]
     tags = EventAccumulator(str(run.path)).Reload().Tags()
     assert tags["histograms"]
@@ -1095,9 +1097,16 @@ def test_a_run_trained_on_a_listed_gpu_is_evaluated_on_a_cpu(tiny):
     ("overrides", "message"),
     [
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"], "Did you mean val/accuracy"),
+        (["callbacks=early_stopping", "trainer.limit_val_batches=0"], "needs validation images: set trainer.limit_val"),
+        (
+            ["data.val_size=0", "callbacks.best.monitor=running/loss", "callbacks.best.mode=min"],
+            "callbacks.best monitors running/loss, which selects no epoch without validation images",
+        ),
         (["callbacks.best.monitor=val/los"], "monitor=val/los is not a logged metric"),
         (["callbacks.best.tie=val/los"], "tie=val/los is not a logged metric"),
         (["callbacks.last.filename=newest"], "other commands read last.ckpt"),
+        (["+callbacks.last.every_n_epochs=2"], "callbacks.last writes the weights of each epoch: leave out"),
+        (["+callbacks.last.every_n_train_steps=5"], "callbacks.last writes the weights of each epoch: leave out"),
         (["callbacks.best.filename=top"], "other commands read best.ckpt"),
         (["data.augmentation.erasing.scale=[0.02]"], "scale=[0.02] must be two"),
         (["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer or schedule"),
@@ -1136,6 +1145,22 @@ def test_an_unfinished_epoch_has_running_metrics(tiny):
     assert math.isfinite(results["running/loss"])
 
 
+@pytest.mark.training
+def test_a_run_with_a_limit_of_steps_resumes(tiny, stop, disarm):
+    config = tiny("+trainer.max_steps=20")
+    stop(1, KeyboardInterrupt())
+    with pytest.raises(Interrupted):
+        train(config)
+    disarm()
+    train(tiny("resume=latest"))
+    rows = read_metrics_csv(only_run(config))
+    assert [(row["epoch"], row["step"], bool(row["val/loss"])) for row in rows] == [
+        ("0", "8", True),
+        ("1", "16", True),
+        ("2", "20", False),
+    ]
+
+
 @pytest.mark.slow
 def test_the_report_mentions_a_missing_validation_pass(tiny):
     results = train(tiny("callbacks=default", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"))
@@ -1172,6 +1197,20 @@ def test_throughput_excludes_validation(monkeypatch):
         call()
     assert watch.images_per_second == pytest.approx(20 / 12)
     assert watch.seconds == 15
+
+
+def test_a_checkpoint_of_ones_own_needs_no_validation_images(tiny):
+    own = "_target_:lightning.pytorch.callbacks.ModelCheckpoint,monitor:running/loss,filename:own"
+    config = tiny("data.val_size=0", f"+callbacks.own={{{own}}}")
+    trainer = build.trainer(config, build.data(config), Path(config.runs_dir))
+    assert sorted(callback.filename for callback in trainer.checkpoint_callbacks) == ["last", "own"]
+
+
+def test_fast_dev_run_needs_no_test_images(tiny, monkeypatch):
+    monkeypatch.setattr(TinyDataModule, "has_test", False)
+    results = train(tiny("trainer.fast_dev_run=true"))
+    assert "val/loss" in results
+    assert "test/loss" not in results
 
 
 def test_fast_dev_run_keeps_nothing(tiny, capsys):

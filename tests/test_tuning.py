@@ -21,15 +21,17 @@ from sqlalchemy.engine import Engine
 
 from fashion_cnn import tune as tune_command
 from fashion_cnn.cli.options import install_command
-from fashion_cnn.errors import Pruned, UserError
+from fashion_cnn.errors import LockedError, Pruned, UserError
 from fashion_cnn.plots.comparison import Trial, plot_search
 from fashion_cnn.runs import Run
+from fashion_cnn.runs.files import lock_file
 from fashion_cnn.runs.overrides import split_swept
 from fashion_cnn.sweeps import study as study_module
 from fashion_cnn.sweeps.search import PruneTrial, _describe_best, search_space
 from fashion_cnn.sweeps.study import (
     TRIAL_HEADER,
     check_trials,
+    count_start,
     current_trials,
     format_trial,
     open_study,
@@ -311,6 +313,42 @@ def test_a_trial_of_another_process_is_not_requeued(tmp_path):
     with run.locked():
         run_trials(study, SPACE, 2, tmp_path, lambda trial, path: 1.0, lambda trial: None)
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.COMPLETE]
+
+
+def test_a_trial_that_takes_long_to_prepare_is_not_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_module, "_HANDOVER_SECONDS", 0)
+
+    def train(trial, path):
+        if trial.number == 0:
+            # Another process starts while this one has written nothing yet.
+            run_trials(a_study(tmp_path), SPACE, 2, tmp_path, train, lambda trial: None)
+        return 1.0
+
+    study = a_study(tmp_path)
+    run_trials(study, SPACE, 2, tmp_path, train, lambda trial: None)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+
+
+def test_one_process_at_a_time_counts_and_draws_trials(tmp_path, monkeypatch):
+    study, is_locked = a_study(tmp_path), []
+    ask = study.ask
+
+    def watched(space):
+        with pytest.raises(LockedError), lock_file(tmp_path / ".lock", "busy", timeout=0):
+            pass
+        is_locked.append(True)
+        return ask(space)
+
+    monkeypatch.setattr(study, "ask", watched)
+    run_trials(study, SPACE, 2, tmp_path, lambda trial, path: 1.0, lambda trial: None)
+    assert is_locked == [True, True]
+
+
+def test_each_process_of_a_study_has_its_own_number(tmp_path):
+    assert [count_start(a_study(tmp_path), tmp_path) for _ in range(3)] == [0, 1, 2]
+    a_study(tmp_path).set_user_attr("starts", "many")
+    with pytest.raises(UserError, match="the study test cannot be read or written"):
+        count_start(a_study(tmp_path), tmp_path)
 
 
 @pytest.mark.slow

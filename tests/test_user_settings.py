@@ -40,6 +40,8 @@ def test_settings_are_above_the_defaults_and_below_the_command_line(write):
     config = compose()
     assert (config.data.root, config.runs_dir, "wandb" in config.logger) == ("/images", "/runs", True)
     assert compose("tune").runs_dir == compose("evaluate").runs_dir == "/runs"
+    assert (compose("compare").runs, compose("memorisation").runs) == ("/runs", "/runs/memorisation")
+    assert compose("memorisation", ["runs_dir=here"]).runs == "here/memorisation"
     assert compose("evaluate").data.root is None, "a run knows its own data"
     config = compose("train", ["data.root=other", "runs_dir=here", "logger=default"])
     assert (config.data.root, config.runs_dir, "wandb" in config.logger) == ("other", "here", False)
@@ -85,6 +87,14 @@ def test_a_run_does_not_repeat_the_settings_as_typed(write, command, tmp_path):
     (run,) = run_directories.find_runs(str(tmp_path / "own"))
     assert run.state == "finished"
     assert not [override for override in run.config().overrides if override.startswith(("runs_dir", "logger"))]
+
+
+def test_the_newest_sweep_is_looked_for_in_the_folder_of_the_settings(write, command, tmp_path):
+    write(f"runs_dir: {tmp_path / 'own'}\n")
+    folder = tmp_path / "own" / "sweep" / "2026-01-31_12-00-00-abc123"
+    folder.mkdir(parents=True)
+    (folder / "multirun.yaml").write_text("damaged")
+    assert command(train.main, "-m", "resume=latest")[2].startswith(f"error: {folder / 'multirun.yaml'}")
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,13 @@ def test_equal_steps_repeat_fewer_images_in_more_epochs():
     config = compose(overrides=["model=tiny", "trainer.max_epochs=3", "data.train_fraction=0.2", "remedy=equal_steps"])
     apply_remedy(config)
     assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (15, 5)
+    # Without a validation pass after the last epoch, the point would be one of fewer steps.
+    config = compose(overrides=["trainer.max_epochs=2", "data.train_fraction=0.4", "remedy=equal_steps"])
+    apply_remedy(config)
+    assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (5, 1)
+    config = compose(overrides=["trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2", "remedy=shorter"])
+    apply_remedy(config)
+    assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (3, 1)
     config = compose(overrides=["data.train_fraction=0", "remedy=equal_steps"])
     with pytest.raises(UserError, match="is not possible: they are"):
         apply_remedy(config)

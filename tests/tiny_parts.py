@@ -66,6 +66,13 @@ class MarginLoss(nn.Module):
         return nn.functional.cross_entropy(logits / self.log_temperature.exp(), targets)
 
 
+class IndexLoss:
+    """A loss that takes class indices only."""
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return -logits.log_softmax(dim=1)[torch.arange(len(targets)), targets].mean()
+
+
 class LossPerImage:
     """A loss that forgets to average."""
 
@@ -89,6 +96,18 @@ class MeanRank(Metric):
 
     def compute(self) -> Tensor:
         return self.ranks / self.images
+
+
+class WeightedRank(MeanRank):
+    """The mean rank with a weight of each class, in a buffer."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.ones(num_classes))
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        assert self.weights.device == logits.device
+        super().update(logits, targets)
 
 
 class NumpyData(TinyDataModule):

@@ -92,13 +92,16 @@ def print_start(
 
 
 def _describe_images(data: ImageDataModule, trainer: Trainer) -> str:
-    """Describe the sizes of the splits, and how many of their images the limits of the trainer leave."""
+    """Describe the sizes of the splits, and what the limits of the trainer leave of them."""
     train, val = len(data.train_split), len(data.val_split)
     in_epoch = _limited(train, data.batch_size, trainer.limit_train_batches)
     evaluated = _limited(val, data.eval_batch_size, trainer.limit_val_batches)
+    epochs, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
+    last_pass = f", no validation after epoch {epochs - epochs % every} of {epochs}" if epochs % every else ""
+    last_pass += f" (trainer.check_val_every_n_epoch={every})" if last_pass else ""
     return (
         f"{train:,} training images{f' ({in_epoch:,} of them per epoch)' if in_epoch < train else ''}, "
-        f"{val:,} validation images{f' ({evaluated:,} of them used)' if evaluated < val else ''}"
+        f"{val:,} validation images{f' ({evaluated:,} of them used)' if evaluated < val else ''}{last_pass}"
     )
 
 

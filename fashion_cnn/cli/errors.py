@@ -45,7 +45,7 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
         UserError: an unknown top-level option, or a value of another type than the default.
     """
     overrides = HydraConfig.get().overrides
-    defaults = _check_types(config_name, config, overrides.task, overrides.hydra)
+    defaults = check_values(config_name, config, overrides.task, overrides.hydra)
     for key in map(str, config):
         # A group without a choice, such as `loss`, may be set by `+loss._target_=...`.
         if defaults is not None and key not in defaults and not _is_group(key):
@@ -55,21 +55,6 @@ def check_overrides(config_name: str, config: DictConfig) -> None:
         # A job of a sweep may be finished, and needs no images then.
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             check_data_root(config)
-
-
-def check_values(config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]) -> None:
-    """Check the types of the values in a config.
-
-    Args:
-        config_name: the command's file in conf/, without the suffix.
-        config: the config composed from the overrides.
-        task: the overrides of the command.
-        hydra_overrides: the overrides of Hydra's own settings.
-
-    Raises:
-        UserError: a value of another type than the default.
-    """
-    _check_types(config_name, config, task, hydra_overrides)
 
 
 def check_resumed(config: DictConfig) -> None:
@@ -84,10 +69,23 @@ def check_resumed(config: DictConfig) -> None:
             check_values("train", config, config.get("overrides") or [], HydraConfig.get().overrides.hydra)
 
 
-def _check_types(
+def check_values(
     config_name: str, config: DictConfig, task: Sequence[str], hydra_overrides: Sequence[str]
 ) -> DictConfig | None:
-    """Check the types of overridden values; returns the config without them, None where no value was overridden."""
+    """Check the types of the overridden values in a config.
+
+    Args:
+        config_name: the command's file in conf/, without the suffix.
+        config: the config composed from the overrides.
+        task: the overrides of the command.
+        hydra_overrides: the overrides of Hydra's own settings.
+
+    Returns:
+        The config without the overridden values; None where no value was overridden.
+
+    Raises:
+        UserError: a value of another type than the default.
+    """
     groups: list[str] = []
     values: list[str] = []
     for override in task:

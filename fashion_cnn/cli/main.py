@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fashion_cnn.cli.errors import check_overrides, describe_error, exit_with, exit_with_error
 from fashion_cnn.cli.options import COMMANDS_WITH_GROUPS
-from fashion_cnn.cli.user_settings import apply_user_settings
+from fashion_cnn.cli.user_settings import apply_user_settings, read_user_settings
 from fashion_cnn.errors import Interrupted, UserError, as_typed
 from fashion_cnn.runs.overrides import (
     CONFIG_DIR,
@@ -127,7 +127,7 @@ def _sweep_arguments(arguments: Sequence[str]) -> list[str]:
     from fashion_cnn.sweeps.sweep import resumed_sweep
 
     SweepStart.sweep = None
-    return resumed_sweep(arguments)
+    return resumed_sweep(arguments, read_user_settings().get("runs_dir", "runs"))
 
 
 def _started_sweep(config_name: str) -> "Sweep | None":

@@ -1,6 +1,5 @@
 """A sweep on the command line: lists and checks the jobs before the first one, compares the runs after the last."""
 
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from fashion_cnn.cli.errors import check_values, exit_with
 from fashion_cnn.errors import UserError, as_typed
 from fashion_cnn.runs import check_links, create_folder, display_path
 from fashion_cnn.runs.overrides import config_flags
-from fashion_cnn.runs.trust import packages_to_trust
+from fashion_cnn.runs.trust import packages_to_trust, resume_command
 from fashion_cnn.sweeps.jobs import Job, list_jobs, repeated_names
 from fashion_cnn.sweeps.sweep import Sweep, add_earlier_values, pinned_overrides, resolve_latest_weights
 
@@ -106,8 +105,7 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
             print(f"  {run.describe_state()}: {run.path.name}")
     started = (run for run in sweep.runs if run.config_file.exists() and run.state != "damaged")
     packages = dict.fromkeys(package for run in started for package in packages_to_trust(run.config()))
-    trust = [f"trust={','.join(packages)}"] if packages else []
-    command = shlex.join(["python", "-m", "fashion_cnn.train", *sweep.flags, *trust, f"resume={path}"])
+    command = resume_command(path, packages, sweep.flags)
     print(f"To run only the missing jobs:\n  {as_typed(command)}", flush=True)
     return 130 if stopped else 1
 

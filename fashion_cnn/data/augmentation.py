@@ -155,15 +155,17 @@ class RandomAffine:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch `(B, C, H, W)`."""
-        size, device = (len(images),), images.device
+        (batch, _, height, width), device = images.shape, images.device
+        size = (batch,)
         low, high = (math.log(factor) for factor in self.scale)
         scale = torch.exp(low + (high - low) * torch.rand(size, device=device))
         angle, shear = _uniform(math.radians(self.degrees), size, device), _uniform(self.shear, size, device)
         cosine, sine = angle.cos() / scale, angle.sin() / scale
-        # Maps each position of the result to its source, in coordinates from -1 to 1.
+        # Maps each position of the result to its source, in coordinates from -1 to 1, whose units are half the sides.
+        to_x, to_y = (cosine * shear - sine) * (height / width), sine * (width / height)
         rows = [
-            torch.stack([cosine, cosine * shear - sine, 2 * _uniform(self.shift, size, device)], dim=1),
-            torch.stack([sine, sine * shear + cosine, 2 * _uniform(self.shift, size, device)], dim=1),
+            torch.stack([cosine, to_x, 2 * _uniform(self.shift, size, device)], dim=1),
+            torch.stack([to_y, sine * shear + cosine, 2 * _uniform(self.shift, size, device)], dim=1),
         ]
         is_changed = torch.rand(len(images), 1, 1, device=device) < self.p
         maps = torch.where(is_changed, torch.stack(rows, dim=1), torch.eye(2, 3, device=device))

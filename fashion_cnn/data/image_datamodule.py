@@ -302,9 +302,13 @@ class ImageDataModule(LightningDataModule):
                 self.computed_statistics = {n: v for n, v in (("mean", mean), ("std", std)) if n not in given}
                 self._set_normalisation(**(self.computed_statistics | given))
             train, val = self.split_train_val(labels, targets >= 0)
-            train = self._subset(train, targets)
-            count = round(len(train) * self.train_fraction)
-            self._missing_class = _class_after_prefix(targets[train], count)
+            order, size = self._subset(train, targets)
+            train, count = order[:size], round(size * self.train_fraction)
+            missing = {
+                "subset_fraction": _class_after_prefix(targets[order], size),
+                "train_fraction": _class_after_prefix(targets[train], count),
+            }
+            self._missing_class = next(((option, *label) for option, label in missing.items() if label), None)
             # The splits are those of the data set: no correction moves an image into another one.
             train = self._without_excluded(train[:count], labels)
             self.training_targets = self._relabelled(targets, labels, val)
@@ -319,15 +323,19 @@ class ImageDataModule(LightningDataModule):
             self.test_split = InMemoryDataset(images, targets, members[targets[members] >= 0])
             self.left_out_split = InMemoryDataset(images, labels, members[targets[members] < 0])
 
-    def _subset(self, train: Tensor, targets: Tensor) -> Tensor:
-        """Choose the random subset of the training images, every prefix of it stratified."""
+    def _subset(self, train: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """Choose the random subset of the training images.
+
+        Returns:
+            The training images, those of the subset first, every prefix of which is stratified; and its size.
+        """
         if self.subset_fraction == 1:
-            return train
+            return train, len(train)
         seed, count = self.subset_seed, round(len(train) * self.subset_fraction)
         if self.subset_pairs and seed % 2:
             order = stratified_order(targets[train], derive_seed("subset", seed - 1))
-            return train[order[count:]]
-        return train[stratified_order(targets[train], derive_seed("subset", seed))[:count]]
+            return train[order.roll(-count)], len(train) - count
+        return train[stratified_order(targets[train], derive_seed("subset", seed))], count
 
     def _correction(self, name: str) -> Correction | None:
         """Read the file of a correction, whose hash is recorded or compared with the one of the training before."""
@@ -386,12 +394,12 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"{files} leaves no training image of the class {self.class_names[missing[0]]}.")
 
     def check_classes(self) -> None:
-        """Raise UserError if `train_fraction` leaves no training image of a class that has some."""
+        """Raise UserError if a fraction of the images leaves no training image of a class that has some."""
         self.setup("fit")
         if self._missing_class is not None:
-            label, fraction = self._missing_class
+            option, label, fraction = self._missing_class
             raise UserError(
-                f"data.train_fraction={self.train_fraction} leaves no image of the class {self.class_names[label]} to "
+                f"data.{option}={getattr(self, option)} leaves no image of the class {self.class_names[label]} to "
                 f"train on: give at least {math.ceil(fraction * 1000) / 1000:g}."
             )
 

@@ -238,7 +238,8 @@ class ImageClassifier(LightningModule):
         self.metric_names = ("loss", "accuracy", *self._metrics)
         self._check_loss()
         self.running = SplitMetrics(num_classes)
-        self.split_metrics = nn.ModuleDict()
+        # Not registered: they come with the first evaluation, and checkpoints and averages of weights leave them out.
+        self._split_metrics: dict[str, SplitMetrics] = {}
 
     def _check_forward(self) -> None:
         """Pass one image through the network: lazy layers take their size from it, and wrong sizes fail early."""
@@ -330,12 +331,17 @@ class ImageClassifier(LightningModule):
         if self._loss is None:
             return
         name = _part_name(self._loss)
+        logits, targets = self._trial_batch()
+        described = "targets (B,)"
+        if self._mixing:
+            targets = functional.one_hot(targets, self.num_classes).float()
+            described = f"probabilities (B, {self.num_classes}), the targets of mixed images"
         try:
             with torch.no_grad():
-                value = self._loss(*self._trial_batch())
-        except (RuntimeError, ValueError, TypeError) as error:
+                value = self._loss(logits, targets)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise UserError(
-                f"loss {name} cannot take logits (B, {self.num_classes}) and targets (B,): {error}"
+                f"loss {name} cannot take logits (B, {self.num_classes}) and {described}: {error}"
             ) from error
         if not isinstance(value, Tensor) or value.ndim:
             raise UserError(f"loss {name} must return a scalar tensor, such as the mean over the batch, not {value}.")
@@ -570,11 +576,11 @@ class ImageClassifier(LightningModule):
 
     def _metrics_of(self, split: str) -> SplitMetrics:
         """The metrics of a split, created when it is first evaluated."""
-        key = f"split_{split}"  # ModuleDict rejects the key `train`.
-        if key not in self.split_metrics:
-            self.split_metrics[key] = SplitMetrics(self.num_classes, self._metrics).to(self.device)
-        metrics = self.split_metrics[key]
-        assert isinstance(metrics, SplitMetrics)
+        if split not in self._split_metrics:
+            self._split_metrics[split] = SplitMetrics(self.num_classes, self._metrics)
+        metrics = self._split_metrics[split]
+        if metrics.loss.total.device != self.device:
+            metrics.to(self.device)
         return metrics
 
     def _log_splits(self, splits: list[str]) -> dict[str, dict[str, Tensor]]:

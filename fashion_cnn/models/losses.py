@@ -64,7 +64,11 @@ class CrossEntropy:
                     f"loss.class_weights has {len(self._weights)} weights for {logits.shape[1]} classes: give one each."
                 )
             self._weights = self._weights.to(logits.device)
-        return functional.cross_entropy(logits, targets, self._weights, label_smoothing=self.label_smoothing)
+        loss = functional.cross_entropy(logits, targets, self._weights, label_smoothing=self.label_smoothing)
+        if self._weights is not None and targets.ndim == 2:
+            # With probabilities, torch averages over the images.
+            loss = loss / (targets @ self._weights.to(targets.dtype)).mean()
+        return loss
 
 
 class SupervisedContrastive:

@@ -39,7 +39,7 @@ class CutMix:
             its partner's.
         """
         batch, _, height, width = images.shape
-        centre_y, centre_x = torch.rand(2, batch, device=images.device)
+        centre_y, centre_x = torch.rand(2, batch, device=images.device, dtype=torch.float32)
         area = _sample_partner_shares(self.p, self.alpha, batch, images.device) * height * width
         pasted = rectangle_masks((height, width), (centre_y, centre_x), area, torch.full_like(area, height / width))
         partner_share = pasted.float().mean(dim=(1, 2))
@@ -71,15 +71,18 @@ class MixUp:
 
 def _sample_partner_shares(p: float, alpha: float, batch: int, device: torch.device) -> Tensor:
     """Draw 1 - lambda `(B,)` from Beta(`alpha`, `alpha`) with probability `p`, otherwise 0."""
-    concentration = torch.full((batch,), float(alpha), device=device)
+    # In float32 at any trainer.precision: torch has no bfloat16 kernel of the distribution.
+    # An Apple GPU has no kernel of it at all.
+    sampled_on = torch.device("cpu") if device.type == "mps" else device
+    concentration = torch.full((batch,), float(alpha), device=sampled_on, dtype=torch.float32)
     # Validation of the arguments would synchronise with the GPU in every step; alpha was checked before.
-    share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
-    return torch.where(torch.rand(batch, device=device) < p, share, 0.0)
+    share = torch.distributions.Beta(concentration, concentration, validate_args=False).sample().to(device)
+    return torch.where(torch.rand(batch, device=device, dtype=torch.float32) < p, share, 0.0)
 
 
 def _blend(values: Tensor, partner_share: Tensor) -> Tensor:
     """Interpolate from values `(B, ...)` to those of the partners."""
-    return values.lerp(values.roll(1, 0), partner_share)
+    return values.lerp(values.roll(1, 0), partner_share.to(values.dtype))
 
 
 def _check_alpha(alpha: float) -> float:

@@ -146,7 +146,7 @@ def one_cycle(
     Args:
         optimizer: its learning rates are the peak.
         total_steps: number of training steps.
-        warmup: fraction of the steps that rise, in [0, 1].
+        warmup: fraction of the steps that rise, in [0, 1).
         start_factor: first learning rate as a fraction of the peak, above 0.
         final_factor: last learning rate as a fraction of the peak, above 0.
 
@@ -154,6 +154,8 @@ def one_cycle(
         UserError: if an argument is out of range.
     """
     _check_warmup(warmup)
+    if warmup == 1:
+        raise UserError(f"schedule.warmup={warmup} leaves no step that falls: give a fraction below 1.")
     if start_factor <= 0 or final_factor <= 0:
         raise UserError(
             f"schedule.start_factor={start_factor} and schedule.final_factor={final_factor} "
@@ -171,10 +173,18 @@ def one_cycle(
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
-    """Rise linearly over the fraction `warmup` of the steps, then fall to zero along half a cosine.
+    """Rise linearly to the peak, then fall to zero along half a cosine.
 
     Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2016 (arXiv 1608.03983), without
     restarts.
+
+    Args:
+        optimizer: its learning rates are the peak.
+        total_steps: number of training steps.
+        warmup: fraction of the steps that rise, in [0, 1].
+
+    Raises:
+        UserError: if `warmup` is out of range.
     """
     _check_warmup(warmup)
     warmup_steps = round(warmup * total_steps)
@@ -186,7 +196,16 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
 
 
 def linear(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRScheduler:
-    """Rise linearly over the fraction `warmup` of the steps, then fall linearly to zero."""
+    """Rise linearly to the peak, then fall linearly to zero.
+
+    Args:
+        optimizer: its learning rates are the peak.
+        total_steps: number of training steps.
+        warmup: fraction of the steps that rise, in [0, 1].
+
+    Raises:
+        UserError: if `warmup` is out of range.
+    """
     _check_warmup(warmup)
     warmup_steps = round(warmup * total_steps)
 
@@ -197,7 +216,14 @@ def linear(optimizer: Optimizer, total_steps: int, *, warmup: float) -> LRSchedu
 
 
 def exponential(optimizer: Optimizer, total_steps: int, *, lowest: float, highest: float) -> LRScheduler:
-    """Rise from `lowest` to `highest` times the optimizer's learning rates by the same factor in each step."""
+    """Rise by the same factor in each step.
+
+    Args:
+        optimizer: its learning rates are the unit of the others.
+        total_steps: number of training steps.
+        lowest: first learning rate, as a multiple of the optimizer's, above 0.
+        highest: learning rate of the last step, likewise.
+    """
     ratio = highest / lowest
     return LambdaLR(optimizer, lambda step: lowest * ratio ** (step / max(total_steps - 1, 1)))
 

@@ -411,6 +411,20 @@ def lock_file(
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of a file, see `lock_file`; a file that does not exist is not locked."""
+    # filelock uses flock, too, but only exclusively and on files that the process may write: here readers share the
+    # lock, so that none takes another for the holder, and need no write permission.
+    try:
+        # A named pipe would block without O_NONBLOCK.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor) as file:
+            flock(file, shared=True)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
 def csv_cell(value: Any) -> Any:
     """Return a value for a CSV file: a text that spreadsheets would take for a formula gets an apostrophe in front.
 

@@ -20,7 +20,7 @@ from fashion_cnn.runs.files import (
     check_links,
     create_folder,
     display_path,
-    flock,
+    is_locked,
     lock_file,
     read_config,
     read_results,
@@ -66,7 +66,7 @@ class Run:
         last_checkpoint: the state after the last completed epoch, to resume from.
         metrics_file: the metrics of each epoch.
         results_file: the final results, written last.
-        trackers_file: the ids of the run at W&B and MLflow, and the number of epochs that they have.
+        trackers_file: the ids of the run at W&B, MLflow and Comet, and the number of epochs that they have.
         error_file: the reason why the run failed or was pruned, absent otherwise.
         report_file: the report on the training.
         plots: the folder of the report's plots.
@@ -122,7 +122,7 @@ class Run:
             return "damaged"
         if self.results_file.exists():
             return "finished"
-        if self._is_locked():
+        if is_locked(self._lock_file):
             return "running"
         if not self.config_file.exists():
             return "empty"
@@ -258,15 +258,3 @@ class Run:
         # A process that reads the state holds the lock for a moment, too.
         with lock_file(self._lock_file, f"{self.path} is being trained by another process.", timeout=1):
             yield
-
-    def _is_locked(self) -> bool:
-        # filelock uses flock, too, but only exclusively and on files that the process may write: here readers share the
-        # lock, so that none takes another for a training, and need no write permission.
-        try:
-            # A named pipe would block without O_NONBLOCK.
-            descriptor = os.open(self._lock_file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            with os.fdopen(descriptor) as file:
-                flock(file, shared=True)
-        except OSError as error:
-            return isinstance(error, BlockingIOError)
-        return False

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,19 @@ def packages_to_trust(config: Any) -> list[str]:
     libraries = {"fashion_cnn", *(name.partition(".")[0] for name in _LIBRARY_MODULES), *sys.stdlib_module_names}
     roots = (name.partition(".")[0] for name in _class_names(config) if "." in name)
     return [root for root in dict.fromkeys(roots) if root not in libraries]
+
+
+def resume_command(path: Path | str, packages: Iterable[str], flags: Sequence[str] = ()) -> str:
+    """Return the command that resumes a run or a sweep.
+
+    Args:
+        path: its directory.
+        packages: those whose classes its config names, see `packages_to_trust`.
+        flags: arguments that name config files of the user, see `config_flags`.
+    """
+    names = ",".join(packages)
+    trust = [f"trust={names}"] if names else []
+    return shlex.join(["python", "-m", "fashion_cnn.train", *flags, *trust, f"resume={path}"])
 
 
 def python_path_of(packages: Iterable[str], folder: Path) -> str | None:

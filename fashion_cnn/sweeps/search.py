@@ -31,6 +31,7 @@ from fashion_cnn.sweeps.study import (
     TRIAL_HEADER,
     best_trial,
     check_trials,
+    count_start,
     current_trials,
     format_params,
     format_trial,
@@ -106,7 +107,8 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     check_trials(study, space)
     fixed = _resolve_latest_weights(fixed, study, Path(config.runs_dir))
     # Makes a search reproducible, while a process that joins it draws other trials.
-    study.sampler = instantiate(config.tune.sampler, seed=config.seed + len(study.trials))
+    seed = config.seed + len(study.trials) + count_start(study, folder)
+    study.sampler = instantiate(config.tune.sampler, seed=seed % 2**32)
     done = sum(trial.state != TrialState.FAIL for trial in current_trials(study))
     print(
         f"Study {name}: {done} of {config.tune.trials} trials exist; {display_path(folder)}\n"

@@ -6,7 +6,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fashion_cnn.errors import Pruned, UserError, printable
 from fashion_cnn.plots.comparison import Trial, plot_search
 from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically
-from fashion_cnn.runs.files import lock_file
+from fashion_cnn.runs.files import is_locked, lock_file
 from fashion_cnn.runs.overrides import round_value, short_names
 
 # Trial attributes: the run directory, the number of the trial that it continues, the error of a failed trial, and the
@@ -30,11 +30,14 @@ RUN, CONTINUES, ERROR, EPOCHS = "run", "goes on with", "error", "epochs"
 # Study attribute: the unit of the steps at which its trials report. Studies of older versions lack it and use epochs.
 _STEP_UNIT = "step unit"
 _PERCENT = "percent of the schedule"
+# Study attribute: the number of processes that have worked on it.
+_STARTS = "starts"
 # Heading of the lines of `format_trial`.
 TRIAL_HEADER = "trial  val %  best (trial)  settings"
 # Number of consecutive trials with the same error that ends a search.
 _MAX_EQUAL_FAILURES = 3
-# Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study.
+# Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study, of a
+# process on another machine, whose lock of the trial is not seen here.
 _HANDOVER_SECONDS = 60
 # Beginning of the statements in the schema of a study's SQLite file, and the words that stand before a parenthesis in
 # them. SQLite calls any other as a function, also in generated columns, whenever Optuna reads or writes a row.
@@ -69,7 +72,7 @@ def open_study(
         UserError: the study exists with other settings or reports epochs, or the storage is unavailable.
     """
     # Optuna creates the tables of a new database without locking them: other processes of this machine wait.
-    with lock_file(folder / ".lock", "the study is locked", instead="choose another runs_dir=DIR"):
+    with _locked(folder):
         with study_errors_reported(name):
             _check_schema(storage)
         study = _create_or_load(storage, name, pruner)
@@ -87,6 +90,21 @@ def open_study(
             status=2,
         )
     return study
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a study's directory."""
+    with lock_file(folder / ".lock", "the study is locked", instead="choose another runs_dir=DIR"):
+        yield
+
+
+def count_start(study: optuna.Study, folder: Path) -> int:
+    """Count a process that works on a study; return the number of processes that have started before it."""
+    with _locked(folder), study_errors_reported(study.study_name):
+        earlier = int(study.user_attrs.get(_STARTS, 0))
+        study.set_user_attr(_STARTS, earlier + 1)
+    return earlier
 
 
 @contextmanager
@@ -207,28 +225,30 @@ def run_trials(
     failed_before = {trial.number for trial in current_trials(study) if trial.state == TrialState.FAIL}
     errors: list[str] = []
     while True:
-        requeue_killed_trials(study)
-        known = [trial for trial in current_trials(study) if trial.number not in failed_before]
-        waiting = any(trial.state == TrialState.WAITING for trial in known)
-        if len(known) >= trials and not waiting:
-            return
-        trial = study.ask(space)
-        # Always inside of the folder of the study, whatever its storage says.
-        path = folder / (Path(trial.user_attrs.get(RUN) or "").name.strip(".") or f"trial-{trial.number:04}")
-        trial.set_user_attr(RUN, str(path))
-        try:
-            study.tell(trial, train(trial, path))
-            errors.clear()
-        except Pruned:
-            study.tell(trial, state=TrialState.PRUNED)
-            errors.clear()
-        except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
-            trial.set_user_attr(ERROR, errors[-1])
-            study.tell(trial, state=TrialState.FAIL)
-        finally:
-            # Trainer, loggers and callbacks refer to each other: free their tensors before the next trial.
-            gc.collect()
+        with ExitStack() as until_told:
+            with _locked(folder):
+                requeue_killed_trials(study, folder)
+                known = [trial for trial in current_trials(study) if trial.number not in failed_before]
+                waiting = any(trial.state == TrialState.WAITING for trial in known)
+                if len(known) >= trials and not waiting:
+                    return
+                trial = study.ask(space)
+                until_told.enter_context(lock_file(_trial_lock(trial, folder), "the trial is run by another process"))
+            path = folder / _directory_name(trial)
+            trial.set_user_attr(RUN, str(path))
+            try:
+                study.tell(trial, train(trial, path))
+                errors.clear()
+            except Pruned:
+                study.tell(trial, state=TrialState.PRUNED)
+                errors.clear()
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}".splitlines()[0])
+                trial.set_user_attr(ERROR, errors[-1])
+                study.tell(trial, state=TrialState.FAIL)
+            finally:
+                # Trainer, loggers and callbacks refer to each other: free their tensors before the next trial.
+                gc.collect()
         report(study.trials[trial.number])
         if len(errors) >= _MAX_EQUAL_FAILURES and len({*errors[-_MAX_EQUAL_FAILURES:]}) == 1:
             raise UserError(
@@ -244,10 +264,25 @@ def current_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.number not in superseded]
 
 
-def requeue_killed_trials(study: optuna.Study) -> None:
-    """Put trials whose process was killed back in the queue, to continue from their last epoch."""
+def _directory_name(trial: FrozenTrial | optuna.Trial) -> str:
+    """Name of a trial's directory in the folder of its study, whatever the storage says."""
+    return Path(trial.user_attrs.get(RUN) or "").name.strip(".") or f"trial-{trial.number:04}"
+
+
+def _trial_lock(trial: FrozenTrial | optuna.Trial, folder: Path) -> Path:
+    """File that the process of a trial locks from drawing it to its report to the study."""
+    return folder / ".locks" / _directory_name(trial)
+
+
+def requeue_killed_trials(study: optuna.Study, folder: Path) -> None:
+    """Put trials whose process was killed back in the queue, to continue from their last epoch.
+
+    Args:
+        study: the study.
+        folder: its directory.
+    """
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if _is_alive(trial):
+        if is_locked(_trial_lock(trial, folder)) or _is_alive(trial):
             continue
         try:
             study.tell(trial.number, state=TrialState.FAIL)

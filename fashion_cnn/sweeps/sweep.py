@@ -159,10 +159,14 @@ def _check_only_added_values(path: Path, earlier: Mapping[str, list[str]], curre
         )
 
 
-def resumed_sweep(arguments: Sequence[str]) -> list[str]:
+def resumed_sweep(arguments: Sequence[str], default_runs_dir: str = "runs") -> list[str]:
     """Return the command line that continues the sweep named by `resume=DIR`, alone or with its own `-m` command.
 
     A command line that resumes no sweep is returned unchanged.
+
+    Args:
+        arguments: the command line.
+        default_runs_dir: the folder in which `resume=latest` looks for sweeps unless `runs_dir` is typed.
     """
     resume = next((argument for argument in arguments if argument.startswith("resume=")), None)
     if resume is None:
@@ -170,7 +174,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
     flags, others = split_flags([argument for argument in arguments if argument != resume])
     is_sweep = bool({"-m", "--multirun"} & set(flags)) or any(override_key(argument) == "sweep" for argument in others)
     runs_dirs = [argument.partition("=")[2].strip("'\"") for argument in others if argument.startswith("runs_dir=")]
-    runs_dir = runs_dirs[0] if runs_dirs else "runs"
+    runs_dir = runs_dirs[0] if runs_dirs else default_runs_dir
     reference = resume.partition("=")[2].strip("'\"")
     sweep = _find_sweep(reference, Path(runs_dir).expanduser()) if is_sweep or reference != "latest" else None
     if sweep is None and is_sweep:

@@ -40,6 +40,8 @@ def check_seed(config: DictConfig) -> int:
 def apply_remedy(config: DictConfig) -> None:
     """Change the settings that `remedy` (conf/remedy) names, relative to their values; afterwards it is null.
 
+    Where the last epoch had a validation pass, it keeps one: the interval of the passes becomes shorter if necessary.
+
     Raises:
         UserError: if the config lacks a setting, or its value is no number.
     """
@@ -47,6 +49,7 @@ def apply_remedy(config: DictConfig) -> None:
     if remedy is None:
         return
     config.remedy = None
+    keeps_last_pass = not _epochs_after_last_pass(config)
     with open_dict(config):
         for key, value in (remedy.get("set") or {}).items():
             OmegaConf.update(config, str(key), value, merge=False)
@@ -61,9 +64,17 @@ def apply_remedy(config: DictConfig) -> None:
             if value is None or not share:
                 raise UserError(f"remedy: {key} divided by {divisor} is not possible: they are {value} and {share}.")
             OmegaConf.update(config, str(key), _multiplied(value, 1 / share), merge=False)
+    while keeps_last_pass and _epochs_after_last_pass(config):
+        config.trainer.check_val_every_n_epoch -= 1
     fraction = OmegaConf.select(config, "data.train_fraction")
     if fraction is not None and fraction > 1:
         raise UserError(f"remedy: data.train_fraction would be {fraction:g}: there are no further training images.")
+
+
+def _epochs_after_last_pass(config: DictConfig) -> int:
+    """Count the epochs after the last validation pass."""
+    epochs, every = config.trainer.max_epochs, config.trainer.get("check_val_every_n_epoch")
+    return int(epochs % every) if isinstance(epochs, int) and every else 0
 
 
 def _multiplied(value: Any, factor: float) -> Any:
@@ -190,8 +201,14 @@ def trainer(
     callbacks, loggers = _callbacks(config, datamodule), _instantiate_parts(config.logger, save_dir=str(directory))
     if not any(isinstance(logger, MetricsCSV) for logger in loggers):
         raise UserError("logger.csv cannot be dropped: the report and a resumed run read metrics.csv.")
-    if not any(isinstance(callback, ModelCheckpoint) and callback.monitor is None for callback in callbacks):
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    if all(callback.monitor for callback in checkpoints):
         raise UserError("callbacks.last cannot be dropped: a stopped run is resumed from its last checkpoint.")
+    if any(callback.every_n_epochs != 1 for callback in checkpoints if callback.filename == "last"):
+        raise UserError(
+            "callbacks.last writes the weights of each epoch: leave out every_n_epochs, every_n_train_steps and "
+            "train_time_interval."
+        )
     for name in ("best", "last"):
         part = config.callbacks.get(name)
         if part is not None and part.get("filename", name) != name:
@@ -199,7 +216,8 @@ def trainer(
                 f"callbacks.{name}.filename={part.filename} is not possible: other commands read {name}.ckpt."
             )
     if not extra_callbacks:
-        _check_monitored(callbacks, datamodule, [name for name, part in (config.get("metrics") or {}).items() if part])
+        metrics = [name for name, part in (config.get("metrics") or {}).items() if part]
+        _check_monitored(callbacks, datamodule, metrics, validates=_validates(config, datamodule))
     # Lightning skips validation at a limit of 0.
     limits = {} if datamodule.val_size else {"limit_val_batches": 0}
     required = [Stopwatch(), SeedEachEpoch(config.seed), EpochLog(run_settings(config))]
@@ -297,24 +315,42 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
                 "python -m fashion_cnn.find_learning_rate suggests one in a minute, python -m fashion_cnn.train "
                 "sweep=learning_rate compares several."
             )
-    if datamodule.val_size:
+    if _validates(config, datamodule):
         return callbacks
+    remedy = "trainer.limit_val_batches above 0" if datamodule.val_size else "data.val_size or data.val_share"
+    kept = []
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and not callback.monitor.startswith("running/"):
+        monitored = (isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor) or ""
+        needs_validation = bool(monitored) and not monitored.startswith("running/")
+        if isinstance(callback, EarlyStopping) and needs_validation:
             raise UserError(
-                f"callbacks.early_stopping monitors {callback.monitor}, which needs validation images: "
-                "set data.val_size or data.val_share, or monitor running/loss."
+                f"callbacks.early_stopping monitors {monitored}, which needs validation images: "
+                f"set {remedy}, or monitor running/loss."
             )
-    # No score selects a best checkpoint either: the last weights are the result.
-    return [callback for callback in callbacks if not (isinstance(callback, ModelCheckpoint) and callback.monitor)]
+        if isinstance(callback, ModelCheckpoint) and monitored and callback.filename == "best" and not needs_validation:
+            raise UserError(
+                f"callbacks.best monitors {monitored}, which selects no epoch without validation images: the last "
+                f"weights are the result. Leave the monitor out, or set {remedy}."
+            )
+        # No score selects a best checkpoint: the last weights are the result.
+        if not needs_validation:
+            kept.append(callback)
+    return kept
 
 
-def _check_monitored(callbacks: Sequence[Callback], datamodule: ImageDataModule, metrics: Sequence[str]) -> None:
+def _validates(config: DictConfig, datamodule: ImageDataModule) -> bool:
+    """Return whether the validation passes have images."""
+    return bool(datamodule.val_size) and config.trainer.get("limit_val_batches") != 0
+
+
+def _check_monitored(
+    callbacks: Sequence[Callback], datamodule: ImageDataModule, metrics: Sequence[str], *, validates: bool
+) -> None:
     """Raise UserError if a callback monitors a metric that is not logged; Lightning would notice late or never."""
     if not all(type(callback).__module__.startswith(("fashion_cnn.", "lightning.")) for callback in callbacks):
         return  # Callbacks from elsewhere may log metrics.
     splits = ["running"]
-    if datamodule.val_size:
+    if validates:
         splits += ["val", "train", "gap"] if datamodule.probe_size else ["val"]
     logged = [f"{split}/{metric}" for split in splits for metric in ("loss", "accuracy")]
     logged += [f"{split}/{metric}" for split in splits if split != "running" for metric in metrics]

@@ -172,7 +172,7 @@ class EpochLog(Callback):
 
     Args:
         hyperparameters: settings of the run, which all loggers but TensorBoard get at the start. TensorBoard gets them
-            at the end, with the final metrics: an unfinished run would look like a finished one.
+            at the end, with the final metrics and the analysis: an unfinished run would look like a finished one.
 
     Attributes:
         metrics: metrics of the latest epoch by name, for callbacks that come later.

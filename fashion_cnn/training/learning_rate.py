@@ -66,7 +66,7 @@ def evaluate_range(factors: Sequence[float], losses: Sequence[float]) -> RangeTe
         losses: training loss of each step.
 
     Raises:
-        UserError: if there are too few finite losses, or they do not fall.
+        UserError: if there are too few finite losses, they do not fall, or the learning rates do not rise.
     """
     finite = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     factors, losses = factors[:finite], losses[:finite]
@@ -74,6 +74,11 @@ def evaluate_range(factors: Sequence[float], losses: Sequence[float]) -> RangeTe
         raise UserError(
             f"The loss diverged after {finite} steps, at {factors[-1] if finite else 0:.3g} times optimizer.lr: "
             "lower range_test.lowest or optimizer.lr."
+        )
+    if not (np.diff(factors) > 0).all():
+        raise UserError(
+            "The learning rate did not rise in each step: if trainer.precision is 16-mixed, which skips some, choose "
+            "bf16-mixed or 32-true."
         )
     smoothed = smooth(losses)
     lowest = int(np.argmin(smoothed))
@@ -106,6 +111,9 @@ class _Recorder(Callback):
         self.factors: list[float] = []
         self.losses: list[float] = []
         self._next = math.nan
+        # Losses of the batches since the last step, several with trainer.accumulate_grad_batches.
+        self._batches: list[float] = []
+        self._steps = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the learning rate of the step, before the schedule changes it."""
@@ -117,10 +125,18 @@ class _Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record the loss of the step."""
+        """Record the mean loss of the step's batches, after its last one."""
         loss = outputs["loss"]
-        self.losses.append(float(loss.detach()) if isinstance(loss, Tensor) else float(loss))
+        # Lightning has divided it by the number of batches of a full step.
+        self._batches.append(
+            trainer.accumulate_grad_batches * float(loss.detach() if isinstance(loss, Tensor) else loss)
+        )
+        if trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        self.losses.append(math.fsum(self._batches) / len(self._batches))
         self.factors.append(self._next)
+        self._batches.clear()
         smoothed = smooth(self.losses)
         if not math.isfinite(self.losses[-1]) or smoothed[-1] > _DIVERGED * min(smoothed):
             trainer.should_stop = True

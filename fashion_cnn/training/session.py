@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import sys
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from fashion_cnn.models.hardware import keep_freed_memory, resolve_threads, rest
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.files import update_config
 from fashion_cnn.runs.overrides import LATEST_WEIGHTS
-from fashion_cnn.runs.trust import packages_to_trust, trust_classes
+from fashion_cnn.runs.trust import packages_to_trust, resume_command, trust_classes
 from fashion_cnn.training import build
 from fashion_cnn.training.artifacts import write_artifacts
 from fashion_cnn.training.distillation import find_teachers
@@ -168,6 +167,10 @@ def fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: R
     """Train the module, from the run's last checkpoint if it has one."""
     checkpoint = run.last_checkpoint if run.last_checkpoint.exists() else None
     module.resumes = checkpoint is not None
+    if checkpoint is not None:
+        # With trainer.max_steps, Lightning would repeat the end of the epoch, without its batches, as if the checkpoint
+        # had been written within it.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
@@ -276,7 +279,7 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
         trainer = build.trainer(config, data, Path(folder))
         with _raise_interrupted("Stopped; nothing was kept."):
             trainer.fit(module, datamodule=data)
-            if config.test:
+            if config.test and data.has_test:
                 trainer.test(module, datamodule=data, verbose=False)
     print("fast_dev_run: every loop ran; nothing was kept.")
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -291,8 +294,7 @@ def _record_failure(run: Run, packages: Sequence[str]) -> Iterator[None]:
         packages: those whose classes its config names, see `packages_to_trust`.
     """
     run.error_file.unlink(missing_ok=True)
-    trust = [f"trust={','.join(packages)}"] if packages else []
-    command = shlex.join(["python", "-m", "fashion_cnn.train", *trust, f"resume={run.path}"])
+    command = resume_command(run.path, packages)
     try:
         with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads(run):
             yield
