@@ -263,7 +263,8 @@ class CatalogueState:
             self._refresh()
 
     def _refresh(self) -> None:
-        problem, unloaded = None, "concepts"
+        problem: str | None = None
+        unloaded = "concepts"
         try:
             if self.view is None and not self.catalogue.exists():
                 return
