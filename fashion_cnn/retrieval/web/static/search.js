@@ -184,6 +184,7 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     if (!items.length) return;
     hint.textContent = `${items.length} parts stand out from the background: choose one to search for it alone.`;
     hint.hidden = false;
+    panel.querySelector("#part-hint").prepend("Click an outlined part to search for it. ");
     items.forEach((part, number) => {
       const item = document.createElement("button");
       [item.type, item.className] = ["button", "item"];
