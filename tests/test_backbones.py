@@ -1,6 +1,7 @@
 """Networks of torchvision and timm with pretrained weights."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,9 @@ def test_packaged_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / "models" / "efficientnet-lite0-57934424.pth").write_bytes(b"changed")
     monkeypatch.syspath_prepend(tmp_path)
+    # Forgotten if another test has imported the real package, and restored at the end.
+    monkeypatch.setitem(sys.modules, package.name, None)
+    monkeypatch.delitem(sys.modules, package.name)
     network = TimmBackbone(in_channels=3, num_classes=4, name="tf_efficientnet_lite0", weights="packaged")
     with pytest.raises(UserError, match="is not the file of the tested version"):
         network.initialise(torch.zeros(1))

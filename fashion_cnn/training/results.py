@@ -1,5 +1,6 @@
 """Results of a finished training: all splits evaluated in the same way, with the same weights."""
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -333,8 +334,10 @@ def _best_epoch_gap(
     return _interval_results("gap_best/accuracy", passes.best_epoch_gap(probe_count, train_share))
 
 
-def _interval_results(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+def _interval_results(name: str, interval: Interval) -> dict[str, float | None]:
+    """Entries of results.json for an interval, whose infinite bounds are None."""
+    values = {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def count_multiply_adds(module: ImageClassifier) -> int:
