@@ -322,7 +322,7 @@ def _advise_on_lag(config: DictConfig) -> list[Advice]:
 
 def _best_epoch_gap(
     config: DictConfig, results: dict[str, Any], passes: ValidationPasses | None, probe_count: int, train_share: float
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """The gap of the kept weights without the optimism of their choice, if validation accuracy chose them.
 
     `ValidationPasses` estimates the optimism of the epoch with the highest accuracy. It has none for weights of another
