@@ -70,7 +70,7 @@ class ExpectedGain:
 
     @property
     def may_help(self) -> bool:
-        """Whether the advice names it: a gain is expected, with some probability of a worthwhile one."""
+        """True if the advice names it: a gain is expected, with some probability of a worthwhile one."""
         return self.gain.estimate > 0 and self.probability >= UNLIKELY
 
     @classmethod
