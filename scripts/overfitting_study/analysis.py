@@ -550,13 +550,13 @@ def leave_bases_out_forecast(
     Returns:
         Forecasts `(N,)`, and the standard deviation `(N,)` that each model states.
     """
-    numbers = np.array([run["base"] for run in runs])
+    numbers, varied = np.array([run["base"] for run in runs]), varied_trainings(runs)
     errors = np.log([1 - held_out_accuracy(run) for run in runs])
     forecasts, deviations = np.empty(len(runs)), np.empty(len(runs))
     for number in set(numbers.tolist()):
         others = numbers != number
         standardised = (features - features[others].mean(0)) / np.maximum(features[others].std(0), 1e-9)
-        model = fit(standardised[others], errors[others], ridge, varied_trainings(runs)[others])
+        model = fit(standardised[others], errors[others], ridge, varied[others])
         forecasts[~others] = [model.predict(row) for row in standardised[~others]]
         deviations[~others] = model.deviation
     return forecasts, deviations

@@ -24,7 +24,6 @@ from overfitting_study.analysis import (
     forecast_features_of,
     former_advice,
     gains_elsewhere,
-    held_out_accuracy,
     in_interval,
     leave_bases_out,
     leave_bases_out_forecast,
@@ -160,7 +159,7 @@ def regret_table(
 
     def best_of(predicted: Predicted) -> Policy:
         def choose(key: Key) -> str | None:
-            # The rule of the advice, except that it tells nothing about a run unlike those of the study.
+            # The rule of the advice, which however says nothing about runs unlike those of the study.
             expected = [predicted[*key, arm] for arm in actual[key] if (*key, arm) in predicted]
             helpful = [gain for gain in expected if gain.may_help]
             return max(helpful, key=lambda gain: gain.gain.estimate).remedy if helpful else None
@@ -439,18 +438,19 @@ def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
         f"| forecast of the gap of {len(runs)} trainings | error, points (RMS) | Kendall's tau | in the 95% interval |",
         "|---|---:|---:|---:|",
     ]
+    gaps = GapForecasts.of(runs, *leave_bases_out_forecast(runs, features))
     without_corruptions = np.delete(features, [1, 2], axis=1)
     rows = {
-        "the model": (features, everything),
-        f"the model, {varied.sum()} trainings of the bases": (features, varied),
-        f"the model, {(~varied).sum()} trainings of one narrow network": (features, ~varied),
-        "settings and training accuracy alone": (without_corruptions, everything),
+        "the model": (gaps, everything),
+        f"the model, {varied.sum()} trainings of the bases": (gaps, varied),
+        f"the model, {(~varied).sum()} trainings of one narrow network": (gaps, ~varied),
+        "settings and training accuracy alone": (
+            GapForecasts.of(runs, *leave_bases_out_forecast(runs, without_corruptions)),
+            everything,
+        ),
     }
-    for name, (chosen, shown) in rows.items():
-        gaps = GapForecasts.of(runs, *leave_bases_out_forecast(runs, chosen))
-        lines.append(_forecast_line(name, gaps, shown))
-    train = np.array([run["last_train_accuracy"] for run in runs])
-    true = train - np.array([held_out_accuracy(run) for run in runs])
+    lines += [_forecast_line(name, *row) for name, row in rows.items()]
+    train, true = np.array([run["last_train_accuracy"] for run in runs]), gaps.true
     single = {
         "training accuracy": train,
         "median margin of the training images": [-run["train_margin_quantiles"][3] for run in runs],
