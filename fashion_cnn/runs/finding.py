@@ -13,6 +13,7 @@ from pathlib import Path
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, read_text
 from fashion_cnn.runs.files import display_path
+from fashion_cnn.runs.pretrained import PREFIX, pretrained_run
 from fashion_cnn.runs.run import STUDY_FILE, TIME_FORMAT, Run, State
 
 # A directory of `new_run`, and the files that it may hold before its config.
@@ -107,8 +108,8 @@ def find_run(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Ru
 
     Args:
         reference: a run directory, or `latest` for the finished run that was started last, trials of a search aside;
-            its path is then printed.
-        runs_dir: the directory that `latest` searches.
+            its path is then printed; or `pretrained:NAME` for a trained network that comes with the package.
+        runs_dir: the directory that `latest` searches, and where a network of the package is copied to.
 
     Raises:
         UserError: if there is no such run, or its files are damaged.
@@ -182,6 +183,8 @@ def _resolve(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Ru
         return _newest(runs_dir, {"finished"}, "finished run")
     if not isinstance(reference, str | Path):
         raise UserError(f"run={reference} is not one run: give one run directory, or latest.", status=2)
+    if str(reference).startswith(PREFIX):
+        return pretrained_run(str(reference).removeprefix(PREFIX), runs_dir)
     run = _named(Path(reference), runs_dir)
     if damage := run.damage:
         raise damage
