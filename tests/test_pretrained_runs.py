@@ -77,3 +77,9 @@ def test_a_training_starts_from_a_packaged_network(packaged, tiny, tmp_path):
     results = train(tiny("init_from=pretrained:shop", "trainer.max_epochs=1"))
     copied = tmp_path / "runs" / "pretrained" / "shop"
     assert Run(Path(results["run"])).config().init_from == str(copied.resolve())
+
+
+def test_the_newest_run_is_never_a_network_of_the_package(packaged, tmp_path):
+    find_run("pretrained:shop", tmp_path / "runs")
+    with pytest.raises(UserError, match=r"or take a network of the package, run=pretrained:shop\.$"):
+        find_run("latest", tmp_path / "runs")

@@ -13,7 +13,7 @@ from pathlib import Path
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs.damage import MAX_CONFIG_BYTES, read_text
 from fashion_cnn.runs.files import display_path
-from fashion_cnn.runs.pretrained import PREFIX, pretrained_run
+from fashion_cnn.runs.pretrained import PREFIX, is_copy, pretrained_names, pretrained_run
 from fashion_cnn.runs.run import STUDY_FILE, TIME_FORMAT, Run, State
 
 # A directory of `new_run`, and the files that it may hold before its config.
@@ -196,10 +196,13 @@ def _not_finished(run: Run) -> str:
 
 
 def _newest(runs_dir: Path, states: set[State], description: str) -> Run:
-    """Return the run in one of the states that was started last, trials of a search aside, and print its path."""
+    """Return the run in one of the states that was started last, and print its path.
+
+    Trials of a search are left out, and networks of the package, which the user has not trained.
+    """
     trials = False
     for run in reversed(list_runs(runs_dir)):
-        if run.state not in states or run.keeps_logits_alone:
+        if run.state not in states or run.keeps_logits_alone or is_copy(run, runs_dir):
             continue
         if not run.is_trial:
             print(f"The newest {description}: {display_path(run.path)}", file=sys.stderr)
@@ -207,7 +210,14 @@ def _newest(runs_dir: Path, states: set[State], description: str) -> Run:
         # Trials are resumed by their search, and most have poor settings.
         trials = True
     aside = ", trials of searches aside" if trials else ""
-    raise UserError(f"There is no {description} in {runs_dir.resolve()}{aside}: give its directory, or runs_dir=DIR.")
+    instead = f", or take a network of the package, {names}" if states == {"finished"} and (names := _packaged()) else ""
+    raise UserError(
+        f"There is no {description} in {runs_dir.resolve()}{aside}: give its directory, or runs_dir=DIR{instead}."
+    )
+
+
+def _packaged() -> str:
+    return " or ".join(f"run={PREFIX}{name}" for name in pretrained_names())
 
 
 def _named(path: Path, runs_dir: Path) -> Run:

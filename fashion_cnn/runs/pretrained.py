@@ -14,6 +14,7 @@ from fashion_cnn.runs.run import Run
 
 PREFIX = "pretrained:"
 PACKAGED = Path(__file__).parent.parent / "weights"
+_COPIES = "pretrained"
 
 
 def pretrained_names() -> list[str]:
@@ -38,15 +39,20 @@ def pretrained_run(name: str, runs_dir: Path | None = None) -> Run:
     packaged = Run(PACKAGED / name)
     if runs_dir is None:
         return packaged
-    copied = Run(runs_dir / "pretrained" / name)
+    copied = Run(runs_dir / _COPIES / name)
     if not copied.path.exists():
         _copy(packaged.path, copied.path)
-    elif not _is_copy(packaged, copied):
+    elif not _has_same_weights(packaged, copied):
         raise UserError(
             f"{copied.path} is not the network {PREFIX}{name} of this version of fashion_cnn: move that folder away, "
             "or name it as run."
         )
     return copied
+
+
+def is_copy(run: Run, runs_dir: Path) -> bool:
+    """Return whether a run is the copy of a network of the package that `pretrained_run` made in `runs_dir`."""
+    return run.path.parent == runs_dir / _COPIES
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -62,6 +68,6 @@ def _copy(source: Path, target: Path) -> None:
                     raise
 
 
-def _is_copy(packaged: Run, copied: Run) -> bool:
+def _has_same_weights(packaged: Run, copied: Run) -> bool:
     first, second = (run.best_checkpoint for run in (packaged, copied))
     return second.is_file() and filecmp.cmp(first, second, shallow=False)
