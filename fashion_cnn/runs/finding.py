@@ -210,14 +210,11 @@ def _newest(runs_dir: Path, states: set[State], description: str) -> Run:
         # Trials are resumed by their search, and most have poor settings.
         trials = True
     aside = ", trials of searches aside" if trials else ""
-    instead = f", or take a network of the package, {names}" if states == {"finished"} and (names := _packaged()) else ""
+    packaged = " or ".join(f"run={PREFIX}{name}" for name in pretrained_names()) if states == {"finished"} else ""
+    instead = f", or take a network of the package, {packaged}" if packaged else ""
     raise UserError(
         f"There is no {description} in {runs_dir.resolve()}{aside}: give its directory, or runs_dir=DIR{instead}."
     )
-
-
-def _packaged() -> str:
-    return " or ".join(f"run={PREFIX}{name}" for name in pretrained_names())
 
 
 def _named(path: Path, runs_dir: Path) -> Run:
