@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PATIENCE
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from tiny_shop import served
 
 from fashion_cnn.cli.main import compose
@@ -31,12 +31,13 @@ from fashion_cnn.pictures.colour import (
     colour_histogram,
     colour_name,
     foreground,
+    on_patchwork,
     to_lab,
 )
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue, metadata_of
 from fashion_cnn.retrieval.filters import find_colours
-from fashion_cnn.retrieval.vectors import load_network
+from fashion_cnn.retrieval.vectors import embed, embed_products, load_network
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
 from fashion_cnn.serve import build_app
@@ -114,6 +115,19 @@ def test_plain_patches_have_the_name_of_their_colour(colour, name):
 def test_a_white_item_on_dark_ground_is_white():
     assert colour_name(as_array(drawn("ball", (250, 250, 250), ground=(30, 30, 30)))) == "white"
     assert "white" in COLOUR_NAMES
+
+
+def test_an_item_on_plain_ground_is_put_on_a_patchwork():
+    picture = as_array(drawn("box", COLOURS["red"], ground=(240, 240, 240)))
+    item = foreground(to_lab(picture.transpose(1, 2, 0)))
+    changed = on_patchwork(picture)
+    inside = np.asarray(Image.fromarray(item).filter(ImageFilter.MinFilter(9)))
+    outside = ~np.asarray(Image.fromarray(item).filter(ImageFilter.MaxFilter(9)))
+    assert (changed[:, inside] == picture[:, inside]).all()
+    assert changed[:, outside].std(axis=1).min() > 30
+    assert (changed == on_patchwork(picture)).all()
+    scene = np.random.default_rng(0).integers(0, 255, (3, 80, 80), dtype=np.uint8)
+    assert on_patchwork(scene) is None
 
 
 def test_histograms_compare_the_colours_of_items_and_not_their_grounds():
@@ -242,6 +256,29 @@ def test_the_similarity_is_the_weighted_sum_of_features_and_colours(indexed):
     assert joined[0] @ joined[1] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_products_are_nearer_to_their_pictures_on_another_ground(indexed):
+    stored = metadata_of(Catalogue(f"{indexed}/c").open()).pretrained
+    query = drawn("ball", COLOURS["blue"])
+    ground = np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+    scene = Image.fromarray(ground).resize(query.size, Image.Resampling.BICUBIC)
+    item = foreground(to_lab(np.asarray(query)))
+    scene.paste(query, mask=Image.fromarray(item))
+    similarities, lengths = {}, {}
+    for varied in (True, False):
+        network = pretrained.PretrainedNetwork(Run(indexed / "c"), replace(stored, vary_ground=varied))
+        products = np.stack(
+            [network.preparation(drawn(*each)) for each in (("ball", COLOURS["blue"]), ("box", COLOURS["red"]))]
+        )
+        vectors = embed_products(network, products).embeddings
+        own, other = vectors @ embed(network, network.preparation(scene)[None]).embeddings[0]
+        similarities[varied], lengths[varied] = own - other, np.linalg.norm(vectors, axis=1)
+        plain = embed(network, products).embeddings
+        assert np.allclose(vectors[:, -HISTOGRAM_SIZE:], plain[:, -HISTOGRAM_SIZE:])
+        assert np.allclose(vectors, plain) is not varied
+    assert similarities[True] > similarities[False]
+    assert np.allclose(lengths[True], 1, atol=1e-5)
+
+
 def test_a_second_indexing_with_other_settings_names_the_setting(indexed, command):
     status, _, err = command(index_main, *indexing(indexed), "photographs.colour_weight=0.5")
     assert status == 1
@@ -265,6 +302,7 @@ def test_the_settings_of_a_catalogue_are_stored_with_it(indexed):
         "size": 64,
         "trim": True,
         "colour_weight": 0.2,
+        "vary_ground": True,
         "backbone": "tf_efficientnet_lite0",
         "weights_sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "version": photographs._VERSION,
@@ -290,6 +328,7 @@ def test_a_run_is_refused_for_a_catalogue_without_one(indexed, command, tmp_path
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.size=10"], "64 to 640"),
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.colour_weight=2"], "from 0 to 1"),
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.trim=maybe"], "true or false"),
+        (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.vary_ground=2"], "true or false"),
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "invert=always"], "photographs"),
     ],
 )
@@ -830,7 +869,7 @@ def test_a_click_on_an_outlined_item_searches_it(indexed, browser, tmp_path):
 
 def test_a_damaged_size_in_the_metadata_is_reported():
     with pytest.raises(UserError, match="size=999"):
-        photographs.pretrained_settings(size=999, trim=True, colour_weight=0.3)
+        photographs.pretrained_settings(size=999, trim=True, colour_weight=0.3, vary_ground=True)
 
 
 def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):

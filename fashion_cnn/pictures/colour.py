@@ -6,6 +6,7 @@ white point D65).
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,8 @@ _CHROMA = np.linspace(-60, 60, 7, dtype=np.float32)
 HISTOGRAM_SIZE = len(_LIGHTNESS) * len(_CHROMA) ** 2
 # Side of the picture that histograms and names are computed of.
 _SIDE = 56
+# Side of the picture that the mask of an item is computed of, and patches along each side of another ground.
+_MASK_SIDE, _PATCHES = 112, 12
 # The basic colour terms (Berlin and Kay 1969).
 COLOUR_NAMES = ("black", "grey", "white", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 _BLACK, _GREY, _WHITE, _RED, _ORANGE, _YELLOW, _GREEN, _BLUE, _PURPLE, _PINK, _BROWN = range(len(COLOUR_NAMES))
@@ -207,10 +210,31 @@ def has_item(picture: NDArray[np.uint8]) -> bool:
     return foreground(_small_lab(picture)) is not None
 
 
-def _small_lab(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return a copy of `_SIDE` pixels in CIELAB."""
+def on_patchwork(picture: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Put the item of a picture on a patchwork of random colours in place of its plain ground.
+
+    Args:
+        picture: `(3, H, W)`, whose pixels determine the patchwork.
+
+    Returns:
+        The changed picture `(3, H, W)`; None if no item stands out from the ground.
+    """
+    item = foreground(_small_lab(picture, _MASK_SIDE))
+    if item is None:
+        return None
     image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-    return to_lab(np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=None)))
+    random = np.random.default_rng(zlib.crc32(picture.tobytes()))
+    patches = Image.fromarray(random.integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8))
+    changed = patches.resize(image.size, Image.Resampling.BICUBIC)
+    mask = Image.fromarray(np.uint8(255) * item).resize(image.size, Image.Resampling.BICUBIC)
+    changed.paste(image, mask=mask.filter(ImageFilter.GaussianBlur(min(image.size) / 150)))
+    return np.asarray(changed).transpose(2, 0, 1)
+
+
+def _small_lab(picture: NDArray[np.uint8], side: int = _SIDE) -> NDArray[np.float32]:
+    """Return a copy of `side` pixels in CIELAB."""
+    image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+    return to_lab(np.asarray(image.resize((side, side), Image.Resampling.BOX, reducing_gap=None)))
 
 
 def _item_pixels(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

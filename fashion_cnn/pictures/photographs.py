@@ -31,6 +31,8 @@ class PretrainedSettings:
         size: side of the photographs in pixels.
         trim: whether items on plain ground are trimmed.
         colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
+        vary_ground: whether the features of a product on plain ground are the mean of those of its photograph and of
+            the item on a patchwork of colours.
         backbone: name of the network in timm.
         weights_sha256: hash of the file of its weights.
         version: version of the preparation and of the colour description.
@@ -39,6 +41,7 @@ class PretrainedSettings:
     size: int
     trim: bool
     colour_weight: float
+    vary_ground: bool
     backbone: str
     weights_sha256: str
     version: str
@@ -54,26 +57,30 @@ class PretrainedSettings:
         return Preparation((3, self.size, self.size), cut_out=False, photograph=True, trim=self.trim)
 
 
-def pretrained_settings(*, size: int, trim: bool, colour_weight: float) -> PretrainedSettings:
+def pretrained_settings(*, size: int, trim: bool, colour_weight: float, vary_ground: bool) -> PretrainedSettings:
     """Return the settings of vectors that this version makes.
 
     Args:
         size: see `PretrainedSettings`.
         trim: see `PretrainedSettings`.
         colour_weight: see `PretrainedSettings`.
+        vary_ground: see `PretrainedSettings`.
 
     Raises:
         UserError: if a value is out of range.
     """
     if isinstance(size, bool) or not isinstance(size, int) or not _MIN_SIZE <= size <= _MAX_SIZE:
         raise UserError(f"photographs.size={size} is not possible: give {_MIN_SIZE} to {_MAX_SIZE} pixels.", status=2)
-    if not isinstance(trim, bool):
-        raise UserError(f"photographs.trim={trim} is not possible: give true or false.", status=2)
+    for name, value in (("trim", trim), ("vary_ground", vary_ground)):
+        if not isinstance(value, bool):
+            raise UserError(f"photographs.{name}={value} is not possible: give true or false.", status=2)
     if isinstance(colour_weight, bool) or not isinstance(colour_weight, int | float) or not 0 <= colour_weight <= 1:
         raise UserError(
             f"photographs.colour_weight={colour_weight} is not possible: give a number from 0 to 1.", status=2
         )
-    return PretrainedSettings(size, trim, float(colour_weight), PACKAGED_NETWORK, PACKAGED_SHA256, _VERSION)
+    return PretrainedSettings(
+        size, trim, float(colour_weight), vary_ground, PACKAGED_NETWORK, PACKAGED_SHA256, _VERSION
+    )
 
 
 def check_settings(stored: PretrainedSettings, uri: str) -> None:
@@ -86,7 +93,14 @@ def check_settings(stored: PretrainedSettings, uri: str) -> None:
     Raises:
         UserError: if it makes others.
     """
-    own = asdict(pretrained_settings(size=stored.size, trim=stored.trim, colour_weight=stored.colour_weight))
+    own = asdict(
+        pretrained_settings(
+            size=stored.size,
+            trim=stored.trim,
+            colour_weight=stored.colour_weight,
+            vary_ground=stored.vary_ground,
+        )
+    )
     if differing := [name for name, value in asdict(stored).items() if value != own[name]]:
         name = differing[0]
         raise UserError(
@@ -120,6 +134,27 @@ def join_colours(features: NDArray[np.float32], images: ArrayLike, settings: Pre
     colours = np.stack([colour_histogram(image) for image in np.asarray(images)])
     joined: NDArray[np.float32] = np.hstack([(1 - weight) ** 0.5 * features, weight**0.5 * colours]).astype(np.float32)
     return joined
+
+
+def mean_features(
+    embeddings: NDArray[np.float32], others: NDArray[np.float32], settings: PretrainedSettings
+) -> NDArray[np.float32]:
+    """Average the features of two pictures of each product; the colours are those of the first.
+
+    Args:
+        embeddings: embeddings `(N, D)` of `join_colours`.
+        others: embeddings of the other pictures, `(N, D)`.
+        settings: the settings of both.
+
+    Returns:
+        Embeddings, unit vectors `(N, D)`.
+    """
+    averaged = embeddings.copy()
+    features = averaged[:, : averaged.shape[1] - embedding_size(0, settings)]
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    features += others[:, : features.shape[1]]
+    features *= length / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return averaged
 
 
 def main_colours(images: ArrayLike) -> dict[str, list[str]]:
