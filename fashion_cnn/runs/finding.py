@@ -199,7 +199,7 @@ def _newest(runs_dir: Path, states: set[State], description: str) -> Run:
     """Return the run in one of the states that was started last, trials of a search aside, and print its path."""
     trials = False
     for run in reversed(list_runs(runs_dir)):
-        if run.state not in states or run.keeps_logits_alone:
+        if run.state not in states or run.keeps_only_logits:
             continue
         if not run.is_trial:
             print(f"The newest {description}: {display_path(run.path)}", file=sys.stderr)

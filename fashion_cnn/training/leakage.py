@@ -1,7 +1,8 @@
 """Detection of held-out images that another run was trained on, by the settings and by hashes of the images.
 
-Each run stores hashes of the images that its weights were trained on: of its own training images, and of those of the
-runs that it started from or whose answers it learned. Equal images have equal hashes, whichever data module reads them.
+Each run stores hashes of the images that its weights depend on: of its own training images, and of those of the runs
+that it started from (`init_from`) or that were its teachers (`distillation`). Equal images have equal hashes, whichever
+data module reads them.
 """
 
 import hashlib
@@ -62,7 +63,7 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     """Compare the splits of two runs on one data set.
 
     Args:
-        source: `data` config of a finished run, whose weights or answers are used.
+        source: `data` config of a finished run, whose weights or predictions are used.
         target: `data` config of the run to be trained.
 
     Returns:
@@ -97,7 +98,7 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
     """Check that no run, nor one that it started from, was trained on images that this run holds out.
 
     Args:
-        sources: runs whose weights or answers are used, each with the option that names it.
+        sources: runs whose weights or predictions are used, each with the option that names it.
         config: settings of the run to be trained.
         data: its data, with the training images loaded.
 
@@ -191,7 +192,7 @@ def _join(own: Hashes, inherited: Sequence[Hashes | None]) -> Hashes | None:
 
 
 def _parents(config: DictConfig) -> list[Run]:
-    """The runs whose weights or answers a run uses; their directories may be gone."""
+    """The runs whose weights or predictions a run uses; their directories may be gone."""
     teachers = OmegaConf.select(config, "distillation.teachers") or ()
     paths = [config.get("init_from"), *([teachers] if isinstance(teachers, str) else teachers)]
     return [Run(Path(path)) for path in paths if path is not None]
