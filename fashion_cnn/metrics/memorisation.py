@@ -613,8 +613,8 @@ def label_error_probability(calibrated: Floats, targets: Integers, noise: Floats
 
     Label noise is assumed to depend on the true class only (class-conditional noise, as in Northcutt et al., 2021):
     P(given s | x) = sum over k of noise[k, s] * P(true k | x). The inverse of the noise matrix gives P(true k | x), and
-    Bayes' rule gives P(true k | x, given s). The label of an ambiguous image, which may belong to two classes, is
-    therefore not a label error because of its ambiguity.
+    Bayes' rule gives P(true k | x, given s). The unlikely label of an ambiguous image, which may belong to either
+    of two classes, counts as ambiguity, not as an error.
 
     Args:
         calibrated: `(N, C)`, calibrated out-of-sample probabilities of the given labels.

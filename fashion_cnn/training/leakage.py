@@ -25,7 +25,7 @@ from fashion_cnn.runs import Run, write_atomically
 Hashes = NDArray[np.uint64]
 _IMAGES_PER_CHUNK = 10_000
 
-# By held-out split: the options that select its images, and the options any of which is non-zero where it has images.
+# For each held-out split: the options that select its images, and those of which one is non-zero if it has images.
 _SPLIT_OPTIONS = {
     "validation": (
         ("split_seed", "folds", "fold", "val_size", "val_share", "test_share"),
@@ -33,12 +33,12 @@ _SPLIT_OPTIONS = {
     ),
     "test": (("test_share", "split_seed"), ("test_share",)),
 }
-# Options that are equal for runs on one data set; an image folder may have grown in between.
+# Options that identify the data set. Images may have been added to a folder between two runs.
 _DATA_SET_OPTIONS = ("_target_", "dataset", "detected.class_names")
 
 
 class Leakage(NamedTuple):
-    """An option of `data` by which another run was trained on images that this run holds out.
+    """Difference in an option of `data` by which another run was trained on held-out images of this run.
 
     Attributes:
         split: the held-out split, "validation" or "test".
@@ -71,7 +71,7 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     """
     files = OmegaConf.select(target, "detected.pictures")
     if files is not None and files == OmegaConf.select(source, "detected.pictures"):
-        return None  # The same files in the same splits.
+        return None  # Both runs have the same files in the same splits.
     for split, (options, sizes) in _SPLIT_OPTIONS.items():
         if any(OmegaConf.select(target, size) for size in sizes):
             for key in options:
@@ -84,7 +84,7 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
 
 
 def _option(settings: DictConfig, key: str) -> Any:
-    """Value of an option of `data`; the fold is 0 if none of several is named."""
+    """Value of an option of `data`; `fold` is 0 by default in cross-validation."""
     value = OmegaConf.select(settings, key)
     return 0 if key == "fold" and value is None and OmegaConf.select(settings, "folds") else value
 
@@ -95,7 +95,7 @@ def is_same_data_set(source: DictConfig, target: DictConfig) -> bool:
 
 
 def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: ImageDataModule) -> None:
-    """Check that no run, nor one that it started from, was trained on images that this run holds out.
+    """Check that neither the given runs nor their ancestors were trained on held-out images of this run.
 
     Args:
         sources: runs whose weights or predictions are used, each with the option that names it.
@@ -103,7 +103,7 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
         data: its data, with the training images loaded.
 
     Raises:
-        UserError: if one was.
+        UserError: if one of them was.
     """
     for option, source in sources:
         for run in _lineage(source):
@@ -116,7 +116,7 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
         held_out = _hash_images(dataset)
         for option, source, trained_on in known:
             seen = held_out[np.isin(held_out, trained_on)]
-            # Some data sets hold an image twice. To learn from the other copy is no leakage.
+            # An image may occur twice in a data set. Training on the other copy is not leakage.
             if len(seen) and (leaked := int((~np.isin(seen, _hashes_in_training(data))).sum())):
                 raise UserError(
                     f"{option}={source.path} was trained on {leaked:,} of the {len(held_out):,} images of this run's "
@@ -126,16 +126,16 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
 
 
 def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
-    """Return the hashes of the images that a run's weights were trained on, ascending.
+    """Return the hashes of the images that the weights of a run and of its ancestors were trained on.
 
     For a run of an older version they are computed from its data set.
 
     Args:
         run: the run.
-        below: paths of the runs that started from it.
+        below: paths of the runs that are derived from it, which ends cycles.
 
     Returns:
-        The hashes `(N,)`; None if a data set, or a run that it started from, is no longer there.
+        The hashes `(N,)`, ascending; None if a data set or an ancestor no longer exists.
 
     Raises:
         UserError: if the file is damaged.
@@ -172,7 +172,7 @@ def _read_hashes(file: Path) -> Hashes:
 
 
 def write_training_images(run: Run, config: DictConfig, data: ImageDataModule) -> None:
-    """Store the hashes of the images that a new run is trained on; nothing if those of a parent are not known.
+    """Store the hashes of the images that a new run is trained on, unless those of a parent are unknown.
 
     Args:
         run: the run, whose directory exists.
@@ -199,7 +199,7 @@ def _parents(config: DictConfig) -> list[Run]:
 
 
 def _lineage(source: Run) -> list[Run]:
-    """The run, and the runs before it whose settings can be read."""
+    """The run and its ancestors whose settings can be read."""
     lineage = {source.path: source}
     waiting = [source]
     while waiting:
