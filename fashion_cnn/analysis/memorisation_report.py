@@ -263,7 +263,7 @@ def _image_rows(analysis: Analysis) -> Iterable[list[Any]]:
     yield [
         *("index", "label", "memorisation", "standard_error", "train_accuracy", "held_out_accuracy"),
         *("networks_trained", "networks_held_out", "prediction", "agreement", "positive_influences"),
-        *("label_error_probability", "proposed_label", "listed", "confident_learning_issue"),
+        *("label_error_probability", "listed", "confident_learning_issue"),
         *(f"p_{name}" for name in names),
     ]
     for row in np.argsort(-ranking, kind="stable"):
@@ -280,7 +280,6 @@ def _image_rows(analysis: Analysis) -> Iterable[list[Any]]:
             _cell(agreement[row]),
             int(positive[row]),
             _cell(errors.probability[row]),
-            names[errors.proposed[row]],
             int(listed[row]),
             "" if errors.issues is None else int(errors.issues[row]),
             *(_cell(value) for value in mean[row]),
@@ -518,11 +517,11 @@ def _gap_section(ensemble: SubsetEnsemble, scores: Scores, pictures: dict[str, s
             f"additive, 95% of the differences are within ±{quantile:.1f} standard errors."
         )
         headings = ["images", "predicted gap, points", "measured gap, points", "difference in standard errors"]
-        rows = [
+        check_rows = [
             (name, _number(c.predicted, scale=100), _number(c.measured, scale=100), _number(c.deviation, 1))
             for name, c in scores.checks
         ]
-        paragraphs.append(_table(headings, rows))
+        paragraphs.append(_table(headings, check_rows))
     return paragraphs
 
 
