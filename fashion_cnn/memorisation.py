@@ -1,4 +1,4 @@
-"""Memorisation and influence of each training image: `python -m fashion_cnn.memorisation runs=runs/memorisation`."""
+"""Memorisation, influence and label errors of a sweep: `python -m fashion_cnn.memorisation runs=runs/memorisation`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 
 def memorisation(config: DictConfig) -> None:
-    """Analyse the runs of `config.runs`, write tables, figures and report, and print a summary.
+    """Analyse a sweep over subsets of the training images, write a report, and print a summary.
+
+    Args:
+        config: the options, as `conf/memorisation.yaml` lists them.
 
     Raises:
-        UserError: if the runs hold no answers to images that they were not trained on, or an option is impossible.
+        UserError: if the runs store no predictions of held-out training images, or an option is out of range.
     """
     import os
 
@@ -43,14 +46,14 @@ def memorisation(config: DictConfig) -> None:
     chosen, notes = choose_runs(runs)
     if not has_cleanlab():
         notes.append(
-            "cleanlab is not installed: the list of label errors is without the issues and the noise matrix of "
-            f"confident learning. {install_command('memorisation')} installs it."
+            "cleanlab is not installed: the report has neither label issues nor a noise matrix by confident learning. "
+            f"{install_command('memorisation')} installs it."
         )
     analysis = analyse(
         chosen,
         ordinary,
         data_root=config.data.root,
-        memorised=config.memorised,
+        threshold=config.memorised,
         false_discovery_rate=config.false_discovery_rate,
         precision=config.precision,
         duplicates_above=config.duplicates,

@@ -118,25 +118,25 @@ def photographs(tmp_path):
     return files
 
 
-def test_the_example_without_torch_gives_the_answers_of_predict(run, exported, photographs):
+def test_the_example_without_torch_gives_the_predictions_of_predict(run, exported, photographs):
     folder, record = exported
     code = (
         f"import sys, runpy; sys.argv = {['classify.py', str(folder / 'network.onnx'), *map(str, photographs)]}\n"
         f"runpy.run_path({str(EXAMPLES / 'classify.py')!r}, run_name='__main__')\nprint('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *answers, has_torch = done.stdout.splitlines()
+    *records, has_torch = done.stdout.splitlines()
     assert has_torch == "False"
     expected = Predictor(TrainedNetwork(run), Calibration(record["temperature"])).predict(photographs)
-    for answer, prediction in zip(map(json.loads, answers), expected, strict=True):
-        assert Path(answer["file"]) == prediction.path
-        assert [name for name, _ in answer["classes"]] == [name for name, _ in prediction.classes]
-        assert [value for _, value in answer["classes"]] == pytest.approx(
+    for record, prediction in zip(map(json.loads, records), expected, strict=True):
+        assert Path(record["file"]) == prediction.path
+        assert [name for name, _ in record["classes"]] == [name for name, _ in prediction.classes]
+        assert [value for _, value in record["classes"]] == pytest.approx(
             [value for _, value in prediction.classes], abs=1e-3
         )
 
 
-def test_the_example_in_javascript_gives_the_answers_of_predict(exported, photographs, tmp_path):
+def test_the_example_in_javascript_gives_the_predictions_of_predict(exported, photographs, tmp_path):
     packages = "['onnxruntime-web', 'pngjs', 'jpeg-js'].forEach((name) => require.resolve(name))"
     if not shutil.which("node") or subprocess.run(["node", "-e", packages], capture_output=True).returncode:
         pytest.skip("needs node and its packages onnxruntime-web, pngjs and jpeg-js (NODE_PATH)")
@@ -150,12 +150,12 @@ def test_the_example_in_javascript_gives_the_answers_of_predict(exported, photog
     command = ["node", EXAMPLES / "classify.js", folder / "network.onnx", metadata, *photographs]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for answer, file in zip(map(json.loads, done.stdout.splitlines()), photographs, strict=True):
+    for record, file in zip(map(json.loads, done.stdout.splitlines()), photographs, strict=True):
         image = preparation.array(decode(file, min_pixels=preparation.min_pixels))
         (expected,) = session.run(["probabilities"], {"images": image[None]})
         probabilities = dict(zip(names, expected[0].tolist(), strict=True))
-        assert answer["classes"][0][0] == max(probabilities, key=probabilities.get)
-        for name, value in answer["classes"]:
+        assert record["classes"][0][0] == max(probabilities, key=probabilities.get)
+        for name, value in record["classes"]:
             assert value == pytest.approx(probabilities[name], abs=0.02)
 
 
@@ -199,8 +199,8 @@ def test_the_file_runs_on_small_batches_whatever_the_run_names(run, exported, mo
     logits = network.logits(data.test_split.images)
     files = {exporting._FLOAT: folder / "network.onnx"}
     exporting._check_parity(network, logits, exported[1]["temperature"], files[exporting._FLOAT], checked)
-    answers = {exporting._TORCH: logits.numpy()}
-    exporting._evaluate_variants(network, files, checked, answers, network.logits(data.val_split.images))
+    check_logits = {exporting._TORCH: logits.numpy()}
+    exporting._evaluate_variants(network, files, checked, check_logits, network.logits(data.val_split.images))
     assert max(sizes) == 16
 
 
@@ -272,8 +272,8 @@ def test_a_network_whose_forward_does_more_is_exported_as_it_is_evaluated(revers
     recorded = reversed_run.results()["test/accuracy"]
     assert recorded > 0.6, "reversed classes would have the accuracy of other classes"
     assert record["ways"][1]["test_accuracy"] == pytest.approx(recorded, abs=3 / 40)
-    answered = TrainedNetwork(reversed_run).logits(images)
-    np.testing.assert_allclose(answered.numpy(), expected.numpy(), atol=0.2)
+    actual = TrainedNetwork(reversed_run).logits(images)
+    np.testing.assert_allclose(actual.numpy(), expected.numpy(), atol=0.2)
 
 
 @pytest.mark.training

@@ -1,4 +1,4 @@
-"""Memorisation: statistics on made data with known answers, runs that keep their logits, the command and its report."""
+"""Memorisation: statistics on synthetic data, runs that keep their logits, the command and its report."""
 
 import csv
 import gzip
@@ -19,18 +19,18 @@ from lightning.pytorch import Callback
 from tiny_images import TinyDataModule
 
 from fashion_cnn.analysis.memorisation import (
-    Answers,
+    SubsetEnsemble,
     compute_scores,
     find_duplicates,
     find_label_errors,
-    shipped_scores,
+    load_bundled_scores,
 )
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.evaluate import main as evaluate
 from fashion_cnn.memorisation import main as memorisation
 from fashion_cnn.metrics import memorisation as metrics
-from fashion_cnn.metrics.memorisation import AnswerTotals, SubsetLogits, Tally
+from fashion_cnn.metrics.memorisation import CorrectCounts, PredictionTotals, SubsetLogits
 from fashion_cnn.metrics.predictions import Predictions, write_predictions
 from fashion_cnn.plots.memorisation import plot_scores
 from fashion_cnn.runs import Run
@@ -52,11 +52,11 @@ def complementary_halves(pairs, images, seed=0):
     return np.stack([first, ~first], axis=1).reshape(2 * pairs, images)
 
 
-def tally_of(trained, correct):
-    tally = Tally.of_no_network(trained.shape[1])
-    for mask, answers in zip(trained, correct, strict=True):
-        tally.add(mask, answers)
-    return tally
+def counts_of(trained, correct):
+    counts = CorrectCounts.zeros(trained.shape[1])
+    for mask, hits in zip(trained, correct, strict=True):
+        counts.add(mask, hits)
+    return counts
 
 
 def test_memorisation_is_unbiased_and_its_standard_error_is_the_spread_over_repetitions():
@@ -66,18 +66,18 @@ def test_memorisation_is_unbiased_and_its_standard_error_is_the_spread_over_repe
     for seed in range(400):
         trained = complementary_halves(16, 4, seed)
         correct = generator.random(trained.shape) < np.where(trained, inside, outside)
-        tally = tally_of(trained, correct)
-        scores.append(tally.score)
-        errors.append(tally.standard_error)
+        counts = counts_of(trained, correct)
+        scores.append(counts.score)
+        errors.append(counts.standard_error)
     assert np.mean(scores, axis=0) == pytest.approx(inside - outside, abs=0.02)
     assert np.sqrt(np.mean(np.square(errors), axis=0)) == pytest.approx(np.std(scores, axis=0), rel=0.12)
 
 
 def test_scores_are_unknown_without_networks_on_both_sides():
-    tally = tally_of(np.array([[True, True], [True, False]]), np.array([[True, True], [True, False]]))
-    assert math.isnan(tally.score[0])
-    assert tally.score[1] == 1
-    assert np.isnan(tally.standard_error).all(), "one network has no spread"
+    counts = counts_of(np.array([[True, True], [True, False]]), np.array([[True, True], [True, False]]))
+    assert math.isnan(counts.score[0])
+    assert counts.score[1] == 1
+    assert np.isnan(counts.standard_error).all(), "one network has no spread"
 
 
 def test_the_mean_score_is_the_mean_gap_exactly_by_class_too():
@@ -86,7 +86,7 @@ def test_the_mean_score_is_the_mean_gap_exactly_by_class_too():
     by_class = [complementary_halves(8, 20, seed) for seed in (3, 4)]
     trained = np.concatenate(by_class, axis=1)
     correct = generator.random(trained.shape) < 0.6 + 0.3 * trained
-    score = tally_of(trained, correct).score
+    score = counts_of(trained, correct).score
     for group in (targets >= 0, targets == 0, targets == 1):
         gaps = [c[t & group].mean() - c[~t & group].mean() for t, c in zip(trained, correct, strict=True)]
         assert score[group].mean() == pytest.approx(np.mean(gaps))
@@ -107,7 +107,7 @@ def test_half_of_the_networks_predicts_the_gap_of_the_other_half_within_the_stan
             ]
             for half in halves
         ]
-        check = metrics.gap_check(tally_of(trained[halves[0]], correct[halves[0]]).score, *gaps)
+        check = metrics.gap_check(counts_of(trained[halves[0]], correct[halves[0]]).score, *gaps)
         assert check.predicted == pytest.approx(np.mean(gaps[0]))
         deviations.append(check.deviation)
     # Eight units on either side: Student's t, a little wider than the normal distribution.
@@ -149,19 +149,19 @@ def test_influences_find_the_planted_pairs_and_nothing_where_there_is_none():
     trained = complementary_halves(pairs, images)
     correct = generator.random((2 * pairs, tests)) < generator.random(tests)
     null = metrics.influences(trained[::2], correct[::2], correct[1::2])
-    assert len(null.rows) == 0
+    assert len(null.train_rows) == 0
     assert null.tested == images * tests
     for number in range(10):
         # Classified correctly with the training image alone, but for a few networks.
         correct[:, number] = trained[:, number] ^ (generator.random(2 * pairs) < 0.1)
     found = metrics.influences(trained[::2], correct[::2], correct[1::2])
     planted = {(number, number) for number in range(10)}
-    pairs_found = set(zip(found.rows.tolist(), found.tests.tolist(), strict=True))
+    pairs_found = set(zip(found.train_rows.tolist(), found.test_rows.tolist(), strict=True))
     assert planted <= pairs_found
     assert len(pairs_found - planted) <= 2
-    assert found.chance <= 1
+    assert found.null_discoveries <= 1
     inside = correct[:, 0][trained[:, 0]].mean() - correct[:, 0][~trained[:, 0]].mean()
-    (place,) = np.flatnonzero((found.rows == 0) & (found.tests == 0))
+    (place,) = np.flatnonzero((found.train_rows == 0) & (found.test_rows == 0))
     assert found.values[place] == pytest.approx(inside)
 
 
@@ -172,8 +172,8 @@ def test_influences_of_chunks_equal_those_of_the_whole(monkeypatch):
     whole = metrics.influences(trained[::2], correct[::2], correct[1::2])
     monkeypatch.setattr(metrics, "_CHUNK", 130)
     parts = metrics.influences(trained[::2], correct[::2], correct[1::2])
-    assert len(whole.rows) >= 30
-    for name in ("rows", "tests", "values", "p_values", "threshold"):
+    assert len(whole.train_rows) >= 30
+    for name in ("train_rows", "test_rows", "values", "p_values", "threshold"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
 
 
@@ -181,9 +181,9 @@ def test_bias_and_variance_add_up_to_the_error_and_the_loss():
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(7, 5, 3)).astype(np.float32)
     targets = np.array([0, 1, 2, 0, 1])
-    totals = AnswerTotals.of_no_network(5, 3)
-    for answers in logits:
-        totals.add(answers, np.ones(5, dtype=bool))
+    totals = PredictionTotals.zeros(5, 3)
+    for network_logits in logits:
+        totals.add(network_logits, np.ones(5, dtype=bool))
     parts = metrics.decompose(totals, targets)
     predictions = logits.argmax(axis=2)
     assert parts.error == pytest.approx((predictions != targets).mean(axis=0))
@@ -198,26 +198,26 @@ def test_bias_and_variance_add_up_to_the_error_and_the_loss():
     assert parts.loss == pytest.approx(parts.loss_bias + parts.loss_variance)
 
 
-def made_answers():
-    """Answers to six images of three classes; no network of the first half knows those of class `a`."""
-    halves = (Tally.of_no_network(6), Tally.of_no_network(6))
+def made_ensemble():
+    """Predictions of six images of three classes; the first half of the networks has none of class `a`."""
+    halves = (CorrectCounts.zeros(6), CorrectCounts.zeros(6))
     known = np.arange(6) > 1
     for inside in (known, ~known):
         for half, images in zip(halves, (known, known | True), strict=True):
             half.add(inside, inside, images)
             half.add(~inside, ~inside, images)
     empty = np.zeros(0, dtype=np.int64)
-    return Answers(
+    return SubsetEnsemble(
         runs=(),
         class_names=("a", "b", "c"),
         targets=np.repeat(np.arange(3), 2),
         indices=np.arange(6),
         halves=halves,
-        outside=AnswerTotals.of_no_network(6, 3),
+        held_out=PredictionTotals.zeros(6, 3),
         pairs=np.zeros((0, 2), dtype=np.int64),
         trained=np.zeros((0, 6), dtype=bool),
         test_correct=np.zeros((0, 0), dtype=bool),
-        tests=None,
+        test_totals=None,
         test_targets=empty,
         test_indices=empty,
         gaps=(np.ones((2, 4)), np.ones((2, 4))),
@@ -227,12 +227,12 @@ def made_answers():
 
 
 def test_a_class_without_scores_in_the_first_half_does_not_shift_the_names_of_the_others():
-    checks = compute_scores(made_answers()).checks
+    checks = compute_scores(made_ensemble()).checks
     assert [(name, check.images) for name, check in checks] == [("all", 6), ("b", 2), ("c", 2)]
 
 
 def test_the_histogram_marks_the_score_from_which_images_count_as_memorised():
-    histogram, _ = plot_scores(compute_scores(made_answers()), memorised=0.5).axes
+    histogram, _ = plot_scores(compute_scores(made_ensemble()), threshold=0.5).axes
     (line,) = histogram.lines
     assert list(line.get_xdata()) == [0.5, 0.5]
     assert line.get_label() == "memorised: 0.5 and above"
@@ -258,7 +258,7 @@ def made_labels(noise, images=20_000, classes=4, seed=0, floor=0.002):
 
 @pytest.mark.parametrize("kind", ["symmetric", "look-alike"])
 @pytest.mark.parametrize("precision", [0.7, 0.9])
-def test_the_list_of_label_errors_keeps_its_promised_precision(kind, precision):
+def test_the_list_of_label_errors_has_its_expected_precision(kind, precision):
     noise = np.full((4, 4), 0.02) if kind == "symmetric" else np.roll(np.eye(4) * 0.05, 1, axis=1)
     np.fill_diagonal(noise, 0)
     np.fill_diagonal(noise, 1 - noise.sum(axis=1))
@@ -293,7 +293,7 @@ def test_wrong_labels_that_no_anchor_has_are_found_in_small_data_sets():
     noise = metrics.anchor_noise_matrix(probability, given)
     assert noise.sum(axis=1) == pytest.approx(1)
     assert noise[1, 3] > 0, "no anchor of class 1 has the label 3"
-    wrong = metrics.wrong_label_probability(probability, given, noise)
+    wrong = metrics.label_error_probability(probability, given, noise)
     assert set(np.flatnonzero(wrong > 0.5)) == {0, 3, 30}
 
 
@@ -318,7 +318,7 @@ def test_temperature_restores_calibrated_probabilities():
 def test_rank_correlation_and_average_precision_have_their_textbook_values():
     assert metrics.spearman(np.array([1.0, 2, 3, 4]), np.array([10.0, 30, 20, 40])) == pytest.approx(0.8)
     assert metrics.spearman(np.array([1.0, 1, 2]), np.array([5.0, 5, 9])) == pytest.approx(1)
-    assert math.isnan(metrics.correlation(np.ones(3), np.arange(3.0)))
+    assert math.isnan(metrics.pearson(np.ones(3), np.arange(3.0)))
     wrong = np.array([True, False, True, False])
     assert metrics.average_precision(wrong, np.array([0, 1, 2, 3])) == pytest.approx((1 + 2 / 3) / 2)
 
@@ -329,20 +329,20 @@ def test_near_duplicates_are_found_whatever_their_brightness():
     test = torch.randint(0, 200, (6, 1, 8, 8), generator=generator, dtype=torch.uint8)
     test[1], test[4] = train_images[7], train_images[20] + 20
     found = find_duplicates(train_images, test, above=0.98)
-    assert sorted(zip(found.tests.tolist(), found.rows.tolist(), strict=True)) == [(1, 7), (4, 20)]
-    assert dict(zip(found.tests.tolist(), found.equal.tolist(), strict=True)) == {1: True, 4: False}
+    assert sorted(zip(found.test_rows.tolist(), found.train_rows.tolist(), strict=True)) == [(1, 7), (4, 20)]
+    assert dict(zip(found.test_rows.tolist(), found.equal.tolist(), strict=True)) == {1: True, 4: False}
 
 
-def answers_of(targets, trained):
+def subset_logits(targets, trained):
     logits = np.zeros((len(targets), 3), dtype=np.float16)
     none = np.zeros(0, dtype=np.int32)
     return SubsetLogits(logits, targets, np.arange(len(targets)), trained, logits[:0], none, none)
 
 
-def test_damaged_answers_are_refused(tmp_path):
+def test_damaged_logits_are_refused(tmp_path):
     file = tmp_path / "logits.npz"
-    metrics.write_subset_logits(file, answers_of(np.array([0, 1]), np.array([True, False])))
-    assert metrics.read_subset_logits(file, "trained")["trained"].tolist() == [True, False]
+    metrics.write_subset_logits(file, subset_logits(np.array([0, 1]), np.array([True, False])))
+    assert metrics.read_subset_arrays(file, ["trained"])["trained"].tolist() == [True, False]
     assert metrics.read_subset_logits(file).logits.dtype == np.float16
     np.savez(file, logits=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="it holds no"):
@@ -355,15 +355,18 @@ def test_damaged_answers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a regular file"):
         metrics.read_subset_logits(file)
     with pytest.raises(ValueError, match="do not fit together"):
-        answers_of(np.array([0, 1]), np.array([True]))
+        subset_logits(np.array([0, 1]), np.array([True]))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["keep=nothing"], "keep=nothing is not possible: choose all or logits"),
-        (["keep=logits", "init_from=somewhere"], "keep=logits with init_from would take images for unseen"),
-        (["keep=logits", "distillation=soft_labels", "distillation.teachers=[x]"], "keep=logits with distillation"),
+        (["keep=logits", "init_from=somewhere"], "keep=logits cannot be combined with init_from: that network may"),
+        (
+            ["keep=logits", "distillation=soft_labels", "distillation.teachers=[x]"],
+            "keep=logits cannot be combined with distillation",
+        ),
     ],
 )
 def test_runs_that_keep_their_logits_have_learned_from_their_subset_alone(overrides, message, tmp_path):
@@ -430,7 +433,7 @@ def table(path):
 
 
 @pytest.mark.training
-def test_a_job_keeps_its_config_results_and_answers_alone(sweep):
+def test_a_job_keeps_only_its_config_results_and_logits(sweep):
     folders = sorted(folder for folder in sweep.iterdir() if folder.name.startswith("seed-"))
     assert len(folders) == 4
     for folder in folders:
@@ -439,9 +442,9 @@ def test_a_job_keeps_its_config_results_and_answers_alone(sweep):
     assert (masks[0] ^ masks[1]).all()
     assert (masks[2] ^ masks[3]).all()
     assert (masks[0] ^ masks[2]).any()
-    answers = metrics.read_subset_logits(folders[0] / "logits.npz")
-    assert answers.logits.shape == (160, 4)
-    assert answers.test_logits.shape == (40, 4)
+    stored = metrics.read_subset_logits(folders[0] / "logits.npz")
+    assert stored.logits.shape == (160, 4)
+    assert stored.test_logits.shape == (40, 4)
     results = json.loads((folders[0] / "results.json").read_text())
     assert results["gap/accuracy"] == pytest.approx(results["train/accuracy"] - results["val/accuracy"])
     assert (results["train_images"], results["val_images"]) == (80, 80)
@@ -475,6 +478,8 @@ def test_the_report_of_a_sweep_has_all_tables_and_figures(sweep, command, tmp_pa
     assert len(rows) == 160
     scores = [float(row["memorisation"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
+    differences = [float(row["train_accuracy"]) - float(row["held_out_accuracy"]) for row in rows]
+    assert differences == pytest.approx(scores, abs=1e-3)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["gap"] == pytest.approx(np.mean(scores), abs=1e-4)
     results = [json.loads(file.read_text()) for file in sweep.glob("seed-*/results.json")]
@@ -493,7 +498,7 @@ def test_the_report_of_a_sweep_has_all_tables_and_figures(sweep, command, tmp_pa
 def test_runs_without_weights_are_not_the_latest_run(sweep, command):
     status, _, errors = command(evaluate, f"run={sweep / 'seed-0'}")
     assert status == 1
-    assert "kept its answers and no weights (keep=logits)" in errors
+    assert "keeps its logits but no weights (keep=logits)" in errors
     _, _, errors = command(evaluate, f"runs_dir={sweep}")
     assert "There is no finished run" in errors
 
@@ -510,7 +515,7 @@ def test_cross_validation_gives_label_errors_and_no_scores(command, tmp_path):
     assert "there are no memorisation scores (train with sweep=memorisation, or keep=logits)" in " ".join(out.split())
     rows = table(file.parent / "analysis" / "memorisation.csv.gz")
     assert len(rows) == 160
-    assert {row["networks_outside"] for row in rows} == {"1"}
+    assert {row["networks_held_out"] for row in rows} == {"1"}
     assert {row["memorisation"] for row in rows} == {""}
     status, _, errors = command(memorisation, f"runs={file.parent}", f"run={file.parent / 'fold-0'}")
     assert "run= compares with memorisation scores, which these runs do not give" in errors
@@ -561,8 +566,8 @@ def test_the_summary_has_null_for_unknown_numbers(command, tiny, tmp_path):
         # Every other image outside the training set is misclassified.
         correct = trained | (np.arange(160) // 4 % 2 == 0)
         logits = np.where(correct[:, None], right, np.roll(right, 1, axis=1)).astype(np.float16)
-        answers = SubsetLogits(logits, targets.numpy(), np.arange(160), trained, logits[:40], tests % 4, tests)
-        metrics.write_subset_logits(run.logits_file, answers)
+        stored = SubsetLogits(logits, targets.numpy(), np.arange(160), trained, logits[:40], tests % 4, tests)
+        metrics.write_subset_logits(run.logits_file, stored)
         run.write_results({"seed": seed, "val/accuracy": 0.75})
     status, _, errors = command(memorisation, f"runs={tmp_path / 'subsets'}")
     assert status == 0, errors
@@ -577,7 +582,7 @@ def test_the_summary_has_null_for_unknown_numbers(command, tiny, tmp_path):
 
 
 @pytest.mark.training
-def test_cross_validation_that_keeps_its_answers_gives_scores(command, tmp_path):
+def test_cross_validation_that_keeps_its_logits_gives_scores(command, tmp_path):
     arguments = [part for part in TINY_DATA if not part.startswith(("data.val_size", "trainer.max"))]
     folds = ["sweep=kfold", "data.folds=2", "data.fold=0,1", "keep=logits", "trainer.max_epochs=1"]
     status, _, errors = command(train, *folds, *arguments, f"runs_dir={tmp_path}")
@@ -586,7 +591,7 @@ def test_cross_validation_that_keeps_its_answers_gives_scores(command, tmp_path)
     status, _, errors = command(memorisation, f"runs={file.parent}")
     assert status == 0, errors
     rows = table(file.parent / "analysis" / "memorisation.csv.gz")
-    assert {(row["networks_inside"], row["networks_outside"]) for row in rows} == {("1", "1")}
+    assert {(row["networks_trained"], row["networks_held_out"]) for row in rows} == {("1", "1")}
     assert {row["standard_error"] for row in rows} == {""}
     summary = json.loads((file.parent / "analysis" / "summary.json").read_text())
     assert summary["pairs"] == 1
@@ -594,13 +599,13 @@ def test_cross_validation_that_keeps_its_answers_gives_scores(command, tmp_path)
 
 
 @pytest.mark.training
-def test_one_run_is_compared_with_the_scores_and_shows_those_that_are_shipped(sweep, command, tmp_path, monkeypatch):
+def test_one_run_is_compared_with_the_scores_and_shows_bundled_ones(sweep, command, tmp_path, monkeypatch):
     from fashion_cnn.analysis import memorisation as analysis
     from fashion_cnn.data import image_datamodule
 
     status, _, errors = command(memorisation, f"runs={sweep}", f"out={tmp_path / 'a'}")
     assert status == 0, errors
-    monkeypatch.setattr(analysis, "SCORES", tmp_path / "a")
+    monkeypatch.setattr(analysis, "SCORES_FOLDER", tmp_path / "a")
     monkeypatch.setattr(image_datamodule.ImageDataModule, "memorisation_scores", "scores.npz")
     arguments = [part for part in TINY_DATA if not part.startswith("callbacks")]
     status, _, errors = command(train, *arguments, "name=ordinary", f"runs_dir={tmp_path}")
@@ -614,13 +619,15 @@ def test_one_run_is_compared_with_the_scores_and_shows_those_that_are_shipped(sw
     status, _, errors = command(memorisation, f"runs={sweep}", f"run={run}", f"out={tmp_path / 'b'}")
     assert status == 0, errors
     proxies = json.loads((tmp_path / "b" / "summary.json").read_text())["proxies"]
-    assert {"epoch learned", "forgetting", "mean margin, negative", "loss at the end"} <= set(proxies)
+    assert {"epoch learned", "forgetting events", "mean margin, negative", "loss of the trained network"} <= set(
+        proxies
+    )
 
 
-def test_data_sets_without_shipped_scores_have_none(tmp_path):
+def test_data_sets_without_bundled_scores_have_none(tmp_path):
     data = TinyDataModule(mean=[0.5], std=[0.25], val_size=32)
     data.setup("fit")
-    assert shipped_scores(data, tmp_path) is None
+    assert load_bundled_scores(data, tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -671,7 +678,7 @@ def test_the_studys_summary_prints_what_is_recorded(study, tmp_path, capsys):
     part = {"listed": 10, "precision": 0.8, "recall": 0.7}
     noise = {
         **{"kind": "symmetric", "share": 0.01, "wrong": 20, "rankings": {"memorisation": values}},
-        **{"lists": [{"promised": 0.8, **part}], "confident_learning": None},
+        **{"lists": [{"expected_precision": 0.8, **part}], "confident_learning": None},
     }
     removal = {
         **{"kind": "removal", "images": 2000, "removed": 20, "influences": 3, "predicted": -0.01},

@@ -1,4 +1,4 @@
-"""`python -m fashion_cnn.predict` on a network that was trained on real images: files in, answers out."""
+"""`python -m fashion_cnn.predict` on a network that was trained on real images: files in, predictions out."""
 
 import csv
 import io

@@ -24,7 +24,7 @@ def packaged(script, shop_run, tmp_path, monkeypatch):
     return Run(tmp_path / "weights" / "shop")
 
 
-def test_a_packaged_network_answers_as_its_run(packaged, shop_run, tmp_path, monkeypatch):
+def test_a_packaged_network_predicts_as_its_run(packaged, shop_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 255, (5, *fashion_cnn.load(shop_run.path).image_shape), np.uint8)
     expected = fashion_cnn.load(shop_run.path)

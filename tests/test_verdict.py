@@ -207,7 +207,7 @@ def test_gap_that_may_be_chance_is_called_so_and_is_no_overfitting(expect):
     assert verdict.rule.startswith("no accuracy gap is seen: +1.0 points (95% interval ")
 
 
-def test_network_that_knows_its_training_images_by_heart_memorises(expect):
+def test_network_with_perfect_training_accuracy_and_a_wide_gap_memorises(expect):
     expect(cutmix=0.6)
     assert judged(MEMORISED).kind == "memorising"
     few = curves([1.5, 0.001], [1.6, 4.0], 1.0, 0.88)

@@ -1,4 +1,4 @@
-"""Classify photographs with an exported network, without torch: the answers of `python -m fashion_cnn.predict`.
+"""Classify photographs with an exported network, without torch: the predictions of `python -m fashion_cnn.predict`.
 
 pip install onnxruntime pillow numpy
 pip install --no-deps fashion_cnn

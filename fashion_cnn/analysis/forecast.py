@@ -1,8 +1,8 @@
 """Forecast of the train/val gap of a training that has no validation images, from its training images alone.
 
-A network that has memorised its training images is less sure of slightly changed ones than of the images themselves.
-How much less, and the settings of the training, predict its error on new images: a linear model of the logarithm of
-that error, fitted to the trainings of `scripts/verdict_study` (forecast.json, docs/overfitting.md).
+A network that has memorised its training images misclassifies slightly changed copies of them more often. These errors
+and the settings of the training predict its error on new images: a linear model of the logarithm of that error, fitted
+to the trainings of `scripts/verdict_study` (forecast.json, docs/overfitting.md).
 """
 
 import json

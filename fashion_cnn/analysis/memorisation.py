@@ -1,8 +1,8 @@
-"""Memorised images, the test images that each one buys, and wrong labels, from trainings on random subsets.
+"""Memorisation, influence and label errors from a sweep over random subsets of the training images.
 
-The trainings are those of `sweep=memorisation`, or of any sweep with `keep=logits`. Cross-validation (`sweep=kfold`) of
-ordinary runs gives the answers to held-out images alone: then there are out-of-sample predictions and label errors, and
-no memorisation scores.
+The runs are those of `sweep=memorisation`, or of any sweep with `keep=logits`. Runs of cross-validation (`sweep=kfold`)
+store predictions of held-out images only: they give out-of-sample predictions and label errors, but no memorisation
+scores. The statistics are in `fashion_cnn.metrics.memorisation`.
 """
 
 import csv
@@ -10,7 +10,8 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,23 +28,31 @@ from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.metrics import memorisation as metrics
-from fashion_cnn.metrics.memorisation import AnswerTotals, Floats, GapCheck, Integers, Mask, SubsetLogits, Tally
+from fashion_cnn.metrics.memorisation import (
+    CorrectCounts,
+    Floats,
+    GapCheck,
+    Integers,
+    Mask,
+    PredictionTotals,
+    SubsetLogits,
+)
 from fashion_cnn.runs import Run
 from fashion_cnn.runs.damage import DamagedRunError, read_text
 from fashion_cnn.runs.files import open_atomically
 
-# Memorisation scores that come with the package, by name of the file.
-SCORES = Path(__file__).parent / "memorisation_scores"
-# Scores are stored as whole numbers of this unit.
+# Memorisation scores that come with the package, one .npz file for each data set.
+SCORES_FOLDER = Path(__file__).parent / "memorisation_scores"
+# Scores are stored as int16 multiples of this unit; NaN is stored as _NAN.
 _SCORE_UNIT = 1e-4
-_UNKNOWN = -32768
-# Score from which an image counts as memorised, as in Feldman and Zhang (2020).
-MEMORISED = 0.25
-# Score above which the reliability is stated.
-RELIABLE_ABOVE = 0.1
-# Shares of the images whose part of the gap is stated.
-SHARES = (0.001, 0.01, 0.05, 0.1, 0.25)
-# Columns of examples.csv.
+_NAN = -32768
+# Score from which an image counts as memorised (Feldman and Zhang, 2020).
+MEMORISATION_THRESHOLD = 0.25
+# The split-half reliability is also reported for the images above this score.
+RELIABILITY_THRESHOLD = 0.1
+# Fractions of the images, most memorised first, whose share of the gap is reported.
+TOP_FRACTIONS = (0.001, 0.01, 0.05, 0.1, 0.25)
+# Columns that are read from examples.csv.
 _EXAMPLES_COLUMNS = (
     *("indices", "targets", "seen", "learned_epoch"),
     *("recognised", "forgotten", "confidence", "margin"),
@@ -52,38 +61,42 @@ _MAX_EXAMPLES_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers of all networks to the training and test images, added up.
+class SubsetEnsemble:
+    """Networks that were trained on subsets of the training images, with statistics of their predictions.
+
+    Sizes: N training images, M test images, T runs, P pairs of runs, C classes.
 
     Attributes:
-        runs: the runs.
-        class_names: of the classes.
-        targets: `(N,)`, labels of the training images that they were trained with.
-        indices: `(N,)`, their positions in the data set, ascending.
-        halves: number of correct networks inside and outside, over two disjoint halves of the runs.
-        outside: answers of the networks that were not trained on an image.
-        pairs: `(P, 2)`, rows of `trained`, see `complementary_pairs`.
-        trained: `(T, N)` bool, the images that each network was trained on.
-        test_correct: `(T, M)` bool, the test images that each classifies correctly.
-        tests: answers to the test images; None if there are none.
-        test_targets: `(M,)`, labels of the test images; empty where `read_answers` found no answers to them.
-        test_indices: `(M,)`, their positions in the data set, likewise.
-        gaps: for each half `(U, 1 + C)`, gap in accuracy of each pair of runs, or of each other run: over all images,
-            and of each class.
-        train_accuracy: mean accuracy on the images that a network was trained on; NaN if it is not known.
-        held_out_accuracy: mean accuracy on the other training images.
+        runs: the runs, one for each network.
+        class_names: names of the C classes.
+        targets: `(N,)`, labels of the training images that the networks were trained with.
+        indices: `(N,)`, positions of the training images in the data set, ascending.
+        halves: networks and correct predictions by training image, for two disjoint halves of the runs.
+        held_out: predictions of each training image by the networks that were not trained on it.
+        pairs: `(P, 2)`, rows of `trained` that are complementary, see `complementary_pairs`.
+        trained: `(T, N)` bool, True for the images that each network was trained on.
+        test_correct: `(T, M)` bool, True for the test images that each network classifies correctly.
+        test_totals: predictions of the test images by all networks; None if the runs store none.
+        test_targets: `(M,)`, labels of the test images; empty if `read_ensemble` found no predictions of them.
+        test_indices: `(M,)`, positions of the test images in their data set; empty likewise.
+        gaps: for each half of the runs `(U, 1 + C)`, accuracy on training images minus accuracy on held-out images, as
+            a fraction: over all images in column 0, over the images of each class in the others. A row is the mean of
+            a complementary pair, or a run without partner.
+        train_accuracy: mean accuracy of the networks on their training images; NaN if the runs store no predictions of
+            these.
+        held_out_accuracy: mean accuracy of the networks on the other training images.
     """
 
     runs: tuple[Run, ...]
     class_names: tuple[str, ...]
     targets: Integers
     indices: Integers
-    halves: tuple[Tally, Tally]
-    outside: AnswerTotals
+    halves: tuple[CorrectCounts, CorrectCounts]
+    held_out: PredictionTotals
     pairs: Integers
     trained: Mask
     test_correct: Mask
-    tests: AnswerTotals | None
+    test_totals: PredictionTotals | None
     test_targets: Integers
     test_indices: Integers
     gaps: tuple[Floats, Floats]
@@ -91,37 +104,80 @@ class Answers:
     held_out_accuracy: float
 
     @cached_property
-    def total(self) -> Tally:
-        """Number of correct networks inside and outside over all runs."""
+    def counts(self) -> CorrectCounts:
+        """Networks and correct predictions by training image, over all runs."""
         return self.halves[0] + self.halves[1]
 
     @property
     def has_scores(self) -> bool:
-        """True if there are networks that were trained on the images, whose answers are known."""
-        return bool(np.isfinite(self.total.score).any())
+        """True if at least one image has a memorisation score."""
+        return bool(np.isfinite(self.counts.score).any())
 
     @cached_property
     def out_of_sample(self) -> Floats:
-        """Mean probabilities of the networks that were not trained on an image `(N, C)`; uniform without any."""
-        return np.nan_to_num(self.outside.mean, nan=1 / len(self.class_names))
+        """Mean probabilities of the networks that were not trained on an image, `(N, C)`; uniform without any."""
+        return np.nan_to_num(self.held_out.mean, nan=1 / len(self.class_names))
 
 
-def read_answers(runs: Sequence[Run], class_names: Sequence[str]) -> Answers:
-    """Read the answers of all finished runs, one run at a time.
+def read_ensemble(runs: Sequence[Run], class_names: Sequence[str]) -> SubsetEnsemble:
+    """Read the logits of all runs, one run at a time, and aggregate them.
 
     Args:
-        runs: runs of one sweep.
-        class_names: of the classes.
+        runs: finished runs of one sweep, see `choose_runs`.
+        class_names: names of the C classes.
+
+    Returns:
+        The networks with the statistics of their predictions.
 
     Raises:
-        UserError: if they were trained with different settings or labels, or hold no answers to held-out images.
+        UserError: if the runs differ in labels, classes or test images, or a file is missing or damaged.
     """
-    sources = [(run, run.logits_file.exists()) for run in runs]
-    read = [_read(run, "indices", "targets", "trained") if own else _read_fold(run) for run, own in sources]
-    indices = np.unique(np.concatenate([part["indices"] for part in read]))
+    indices, targets, trained = _read_subsets(runs)
+    has_pairs = all(run.logits_file.exists() for run in runs)
+    pairs = metrics.complementary_pairs(trained) if has_pairs else np.zeros((0, 2), dtype=int)
+    units = _independent_units(pairs, len(runs))
+    train = _TrainingStatistics(targets, len(class_names))
+    test = _TestStatistics(len(class_names))
+    for row, run in enumerate(runs):
+        part = _read_logits(run)
+        if part.logits.shape[1] != len(class_names):
+            raise UserError(
+                f"{run.path} has {part.logits.shape[1]} classes, not {len(class_names)}: give runs of one data set."
+            )
+        train.add(np.searchsorted(indices, part.indices), part.logits, trained[row], half=units[row] % 2)
+        if not test.add(part):
+            raise UserError(f"{run.path} has other test images than {runs[0].path}: give runs of one data set.")
+    train_accuracy, held_out_accuracy = np.mean(train.accuracies, axis=0).tolist()
+    return SubsetEnsemble(
+        runs=tuple(runs),
+        class_names=tuple(class_names),
+        targets=targets,
+        indices=indices,
+        halves=train.halves,
+        held_out=train.held_out,
+        pairs=pairs,
+        trained=trained,
+        test_correct=np.array(test.correct),
+        test_totals=test.totals,
+        test_targets=test.targets,
+        test_indices=test.indices,
+        gaps=train.unit_gaps(units),
+        train_accuracy=train_accuracy,
+        held_out_accuracy=held_out_accuracy,
+    )
+
+
+def _read_subsets(runs: Sequence[Run]) -> tuple[Integers, Integers, Mask]:
+    """Read the training subset of each run.
+
+    Returns:
+        Positions `(N,)` and labels `(N,)` of the images of all runs, and `(T, N)`, True for the images of each subset.
+    """
+    parts = [_read_subset(run) for run in runs]
+    indices = np.unique(np.concatenate([part["indices"] for part in parts]))
     targets = np.full(len(indices), -1)
     trained = np.zeros((len(runs), len(indices)), dtype=bool)
-    for row, (run, part) in enumerate(zip(runs, read, strict=True)):
+    for row, (run, part) in enumerate(zip(runs, parts, strict=True)):
         places = np.searchsorted(indices, part["indices"])
         differing = (targets[places] >= 0) & (targets[places] != part["targets"])
         if differing.any():
@@ -131,125 +187,190 @@ def read_answers(runs: Sequence[Run], class_names: Sequence[str]) -> Answers:
             )
         targets[places] = part["targets"]
         trained[row, places] = part["trained"]
-    del read
-    classes = len(class_names)
-    pairs = metrics.complementary_pairs(trained) if all(own for _, own in sources) else np.zeros((0, 2), dtype=int)
-    # Both networks of a pair are in one half of the runs, whose scores then have every image inside equally often.
-    unit_of = {int(row): number for number, pair in enumerate(pairs) for row in pair}
-    for row in range(len(runs)):
-        unit_of.setdefault(row, len(pairs) + len(unit_of) - 2 * len(pairs))
-    halves = (Tally.of_no_network(len(indices)), Tally.of_no_network(len(indices)))
-    outside = AnswerTotals.of_no_network(len(indices), classes)
-    gaps: tuple[dict[int, list[Floats]], ...] = ({}, {})
-    tests: AnswerTotals | None = None
-    test_correct: list[Mask] = []
-    test_targets = test_indices = np.zeros(0, dtype=np.int64)
-    accuracies = []
-    for row, (run, own) in enumerate(sources):
-        part = _read(run) if own else _read_fold(run)
-        places = np.searchsorted(indices, part["indices"])
-        logits = np.zeros((len(indices), classes), dtype=np.float32)
-        if part["logits"].shape[1] != classes:
-            raise UserError(
-                f"{run.path} has {part['logits'].shape[1]} classes, not {classes}: give runs of one data set."
-            )
-        logits[places] = part["logits"]
-        known = np.zeros(len(indices), dtype=bool)
-        known[places] = True
-        correct = logits.argmax(axis=1) == targets
-        half = unit_of[row] % 2
-        halves[half].add(trained[row], correct, known)
-        outside.add(logits, known & ~trained[row])
-        gap = _gaps(correct, trained[row] & known, known & ~trained[row], targets, classes)
-        gaps[half].setdefault(unit_of[row], []).append(gap)
-        accuracies.append([_mean(correct[trained[row] & known]), _mean(correct[known & ~trained[row]])])
-        if own and len(part["test_logits"]):
-            if tests is None:
-                test_targets, test_indices = part["test_targets"], part["test_indices"]
-                tests = AnswerTotals.of_no_network(len(test_targets), classes)
-            if not np.array_equal(part["test_targets"], test_targets):
-                raise UserError(f"{run.path} has other test images than {runs[0].path}: give runs of one data set.")
-            tests.add(part["test_logits"], np.ones(len(test_targets), dtype=bool))
-            test_correct.append(part["test_logits"].argmax(axis=1) == test_targets)
-    first, second = (np.array([np.mean(unit, axis=0) for unit in half.values()]) for half in gaps)
-    return Answers(
-        runs=tuple(runs),
-        class_names=tuple(class_names),
-        targets=targets,
-        indices=indices,
-        halves=halves,
-        outside=outside,
-        pairs=pairs,
-        trained=trained,
-        test_correct=np.array(test_correct),
-        tests=tests,
-        test_targets=test_targets,
-        test_indices=test_indices,
-        gaps=(first.reshape(-1, 1 + classes), second.reshape(-1, 1 + classes)),
-        train_accuracy=float(np.mean([pair[0] for pair in accuracies])),
-        held_out_accuracy=float(np.mean([pair[1] for pair in accuracies])),
-    )
+    return indices, targets, trained
+
+
+def _independent_units(pairs: Integers, count: int) -> Integers:
+    """Number the independent units of `count` runs, `(T,)`: a pair is one unit, and so is a run without partner.
+
+    Units of even numbers are the first half of the runs, the others the second. In each half, a pair counts every image
+    once as a training image and once as a held-out image.
+    """
+    units = np.full(count, -1)
+    units[pairs] = np.arange(len(pairs))[:, None]
+    single = units < 0
+    units[single] = len(pairs) + np.arange(single.sum())
+    return units
+
+
+class _TrainingStatistics:
+    """Statistics of the predictions of training images, updated one run at a time.
+
+    Args:
+        targets: `(N,)`, labels of the training images.
+        classes: number of classes.
+
+    Attributes:
+        halves: see `SubsetEnsemble`.
+        held_out: see `SubsetEnsemble`.
+        accuracies: for each run its accuracy on training images and on held-out images.
+    """
+
+    def __init__(self, targets: Integers, classes: int) -> None:
+        images = len(targets)
+        self.targets = targets
+        self.halves = (CorrectCounts.zeros(images), CorrectCounts.zeros(images))
+        self.held_out = PredictionTotals.zeros(images, classes)
+        self.accuracies: list[tuple[float, float]] = []
+        self._groups = [np.ones(images, dtype=bool), *(targets == label for label in range(classes))]
+        self._gaps: list[list[float]] = []
+
+    def add(self, rows: Integers, logits: Floats, trained: Mask, *, half: int) -> None:
+        """Add a run.
+
+        Args:
+            rows: `(n,)`, rows of the images whose logits it stores.
+            logits: `(n, C)`.
+            trained: `(N,)`, True for its training images.
+            half: 0 or 1, the half of the runs that it belongs to.
+        """
+        stored = np.zeros((len(self.targets), logits.shape[1]), dtype=np.float32)
+        stored[rows] = logits
+        available = np.zeros(len(self.targets), dtype=bool)
+        available[rows] = True
+        correct = stored.argmax(axis=1) == self.targets
+        inside, outside = available & trained, available & ~trained
+        self.halves[half].add(trained, correct, available)
+        self.held_out.add(stored, outside)
+        self.accuracies.append((_accuracy(correct[inside]), _accuracy(correct[outside])))
+        self._gaps.append(
+            [_accuracy(correct[inside & group]) - _accuracy(correct[outside & group]) for group in self._groups]
+        )
+
+    def unit_gaps(self, units: Integers) -> tuple[Floats, Floats]:
+        """Return the mean gap of each unit of both halves, `(U, 1 + C)`; units `(T,)` as in `_independent_units`."""
+        gaps = np.array(self._gaps)
+        first, second = (
+            np.array([gaps[units == unit].mean(axis=0) for unit in np.unique(units[units % 2 == half])])
+            for half in range(2)
+        )
+        return first.reshape(-1, gaps.shape[1]), second.reshape(-1, gaps.shape[1])
+
+
+class _TestStatistics:
+    """Statistics of the predictions of test images, updated one run at a time.
+
+    Args:
+        classes: number of classes.
+
+    Attributes:
+        totals: sum of the predictions; None before the first run that stores any.
+        targets: `(M,)`, labels of the test images.
+        indices: `(M,)`, their positions.
+        correct: for each run `(M,)`, True for the images that it classifies correctly.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.totals: PredictionTotals | None = None
+        self.targets: Integers = np.zeros(0, dtype=np.int64)
+        self.indices: Integers = np.zeros(0, dtype=np.int64)
+        self.correct: list[Mask] = []
+        self._classes = classes
+
+    def add(self, part: SubsetLogits) -> bool:
+        """Add a run, if it stores logits of test images; return False if these are others than those of the first."""
+        if not len(part.test_logits):
+            return True
+        if self.totals is None:
+            self.targets, self.indices = part.test_targets, part.test_indices
+            self.totals = PredictionTotals.zeros(len(self.targets), self._classes)
+        if not np.array_equal(part.test_targets, self.targets):
+            return False
+        self.totals.add(part.test_logits, np.ones(len(self.targets), dtype=bool))
+        self.correct.append(part.test_logits.argmax(axis=1) == self.targets)
+        return True
 
 
 def choose_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Choose the finished runs that hold answers to images that they were not trained on.
+    """Choose the finished runs that store predictions of held-out training images.
+
+    Of several runs with the same seed, fold and subset the newest is chosen.
+
+    Args:
+        runs: runs of a sweep, in any order.
 
     Returns:
-        The runs, and notes on what was left out.
+        The runs, sorted by seed, fold and subset; and notes on the runs that were left out.
 
     Raises:
-        UserError: if none does, or if they differ in their settings.
+        UserError: if there is no such run, or if the runs differ in their settings.
     """
     unfinished = 0
     groups: dict[tuple[tuple[str, Any], ...], dict[tuple[int, ...], Run]] = {}
-    with_answers: set[Run] = set()
+    with_predictions: set[Run] = set()
     for run in sorted(runs, key=lambda run: run.started):
         if run.state != "finished":
             unfinished += 1
             continue
         config = run.config()
         settings = tuple(sorted(repeated_settings(config).items(), key=lambda item: item[0]))
-        # The newest of each seed, fold and subset.
         groups.setdefault(settings, {})[config.seed, *chosen_images(config).values()] = run
         if run.logits_file.exists() or OmegaConf.select(config, "data.folds"):
-            with_answers.add(run)
+            with_predictions.add(run)
     if not groups:
         raise UserError(f"no run is finished yet ({pluralize(unfinished, 'run')} found): resume the sweep first.")
     if len(groups) > 1:
         first, second, *_ = (dict(settings) for settings in groups)
         factors = ", ".join(name for name in first | second if first.get(name) != second.get(name))
         raise UserError(
-            f"the runs differ in their settings ({factors}), so their answers have no common mean: give the runs of "
+            f"the runs differ in their settings ({factors}), so their predictions cannot be averaged: give the runs of "
             "one sweep."
         )
     repetitions = next(iter(groups.values()))
     finished = [repetitions[key] for key in sorted(repetitions)]
-    chosen = [run for run in finished if run in with_answers]
+    chosen = [run for run in finished if run in with_predictions]
     if not chosen:
         raise UserError(
-            f"{finished[0].path} keeps no answers to images outside its training set: train with sweep=memorisation, "
+            f"{finished[0].path} stores no predictions of held-out training images: train with sweep=memorisation, "
             "sweep=kfold or keep=logits."
         )
     notes = []
     if unfinished:
         notes.append(f"{pluralize(unfinished, 'run')} not finished: the analysis does not include them.")
     if skipped := len(finished) - len(chosen):
-        notes.append(f"{pluralize(skipped, 'run')} without answers: the analysis does not include them.")
+        notes.append(f"{pluralize(skipped, 'run')} without stored logits: the analysis does not include them.")
     return chosen, notes
 
 
-def _read(run: Run, *names: str) -> dict[str, NDArray[Any]]:
+def _read_subset(run: Run) -> dict[str, NDArray[Any]]:
+    """Read `indices`, `targets` and `trained` of a run, see `SubsetLogits`."""
+    names = ("indices", "targets", "trained")
+    if run.logits_file.exists():
+        with _raising_damaged_run(run):
+            return metrics.read_subset_arrays(run.logits_file, names)
+    fold = _read_fold(run)
+    return {name: getattr(fold, name) for name in names}
+
+
+def _read_logits(run: Run) -> SubsetLogits:
+    if run.logits_file.exists():
+        with _raising_damaged_run(run):
+            return metrics.read_subset_logits(run.logits_file)
+    return _read_fold(run)
+
+
+@contextmanager
+def _raising_damaged_run(run: Run) -> Iterator[None]:
     try:
-        part = metrics.read_subset_logits(run.logits_file, *names)
+        yield
     except (ValueError, OSError) as error:
         raise DamagedRunError(
             run.logits_file, str(error), "delete its run, and resume the sweep to train it anew"
         ) from error
-    return vars(part) if isinstance(part, SubsetLogits) else part
 
 
-def _read_fold(run: Run) -> dict[str, NDArray[Any]]:
-    """Read the last answers of an ordinary run to its validation images, none of which it was trained on."""
+def _read_fold(run: Run) -> SubsetLogits:
+    """Read the predictions of a fold's validation images by the last epoch; none is a training image of the run."""
     try:
         part = read_fold_predictions(run)
     except (ValueError, OSError, KeyError) as error:
@@ -257,108 +378,100 @@ def _read_fold(run: Run) -> dict[str, NDArray[Any]]:
         raise UserError(
             f"{run.predictions_file} cannot be read ({reason}): train the folds with callbacks=default, or keep=logits."
         ) from error
-    indices, targets = part.indices.numpy(), part.targets.numpy()
-    return {
-        "indices": indices,
-        "targets": targets,
-        "logits": part.logits.numpy(),
-        "trained": np.zeros(len(indices), dtype=bool),
-    }
+    logits, targets, indices = part.logits.numpy(), part.targets.numpy(), part.indices.numpy()
+    trained = np.zeros(len(indices), dtype=bool)
+    return SubsetLogits(logits, targets, indices, trained, logits[:0], targets[:0], indices[:0])
 
 
-def _gaps(correct: Mask, inside: Mask, outside: Mask, targets: Integers, classes: int) -> Floats:
-    """Accuracy inside minus outside the training set over all images, and of each class, `(1 + C,)`."""
-    groups = [np.ones(len(targets), dtype=bool), *(targets == label for label in range(classes))]
-    return np.array([_mean(correct[inside & group]) - _mean(correct[outside & group]) for group in groups])
-
-
-def _mean(values: Mask) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _accuracy(correct: Mask) -> float:
+    return float(correct.mean()) if len(correct) else math.nan
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Memorisation of the training images, and what is derived from it.
+    """Memorisation scores of the training images, and statistics of them.
 
     Attributes:
-        score: `(N,)`.
-        standard_error: `(N,)`.
-        reliability: correlation of the scores of two halves of the runs over all images, and over those above
-            `RELIABLE_ABOVE`.
-        checks: the gap of one half of the runs against the scores of the other, with the name of the images: `all`,
-            then each class that has scores.
-        shares: part of the gap that the most memorised `SHARES` of the images carry.
-        class_shares: `(C,)`, part of the gap that each class carries.
-        influences: pairs of memorised training and test images; None without pairs of complementary halves.
-        tested: `(K,)`, rows of the training images whose influence was tested.
+        score: `(N,)`, memorisation scores in [-1, 1] (Feldman and Zhang, 2020); NaN where unknown.
+        standard_error: `(N,)`, standard errors of the scores.
+        reliability: split-half reliability, which is Pearson's correlation of the scores of two halves of the runs:
+            over all images, and over those with a score above `RELIABILITY_THRESHOLD`.
+        checks: predicted and measured gap, with the name of the images: `all`, then each class that has scores.
+        gap_shares: share of the gap that the most memorised `TOP_FRACTIONS` of the images account for; empty without
+            scores in both halves of the runs.
+        class_shares: `(C,)`, share of the gap that each class accounts for.
+        influences: significant influences of memorised training images on test images; None without complementary
+            pairs of runs.
+        tested: `(K,)`, rows of the memorised images, whose influence was tested.
     """
 
     score: Floats
     standard_error: Floats
     reliability: tuple[float, float]
     checks: tuple[tuple[str, GapCheck], ...]
-    shares: tuple[float, ...]
+    gap_shares: tuple[float, ...]
     class_shares: Floats
     influences: metrics.Influences | None
     tested: Integers
 
     @property
     def gap(self) -> float:
-        """The expected gap in accuracy, the mean of the scores."""
+        """Mean of the scores, which is the expected accuracy gap as a fraction."""
         return float(np.nanmean(self.score))
 
 
 def compute_scores(
-    answers: Answers, *, memorised: float = MEMORISED, false_discovery_rate: float = 0.05
+    ensemble: SubsetEnsemble, *, threshold: float = MEMORISATION_THRESHOLD, false_discovery_rate: float = 0.05
 ) -> Scores | None:
-    """Compute memorisation and influence.
+    """Compute memorisation scores and influences.
 
     Args:
-        answers: of all runs.
-        memorised: score from which the influence of an image is tested.
-        false_discovery_rate: of the influences, see `influences`.
+        ensemble: networks trained on subsets.
+        threshold: score from which an image counts as memorised, and its influence is tested.
+        false_discovery_rate: upper bound of the expected fraction of false discoveries, see `influences`.
 
     Returns:
-        The scores; None if there are none, as of ordinary runs.
+        The scores; None if no image has predictions both by networks trained on it and by others, as in ordinary
+        cross-validation.
     """
-    if not answers.has_scores:
+    if not ensemble.has_scores:
         return None
-    total = answers.total
-    score = total.score
-    first, second = (half.score for half in answers.halves)
-    high = score > RELIABLE_ABOVE
-    groups = [np.ones(len(score), dtype=bool), *(answers.targets == label for label in range(len(answers.class_names)))]
-    names = ("all", *answers.class_names)
-    has_halves = all(len(half) and np.isfinite(half[:, 0]).any() for half in answers.gaps)
+    counts = ensemble.counts
+    score = counts.score
+    first, second = (half.score for half in ensemble.halves)
+    high = score > RELIABILITY_THRESHOLD
+    classes = [ensemble.targets == label for label in range(len(ensemble.class_names))]
+    has_halves = all(len(half) and np.isfinite(half[:, 0]).any() for half in ensemble.gaps)
+    names = ("all", *ensemble.class_names)
     checks = (
         [
-            (name, metrics.gap_check(first[group], *(half[:, column].tolist() for half in answers.gaps)))
-            for column, (name, group) in enumerate(zip(names, groups, strict=True))
+            (name, metrics.gap_check(first[group], *(half[:, column].tolist() for half in ensemble.gaps)))
+            for column, (name, group) in enumerate(zip(names, [np.ones(len(score), dtype=bool), *classes], strict=True))
             if np.isfinite(first[group]).any()
         ]
         if has_halves
         else []
     )
-    known = np.nan_to_num(score)
-    sums = np.array([known[group].sum() for group in groups[1:]])
-    tested = np.flatnonzero(known >= memorised)
-    found = None
-    if len(answers.pairs) and len(answers.test_correct):
-        rows, partners = answers.pairs.T
-        found = metrics.influences(
-            answers.trained[np.ix_(rows, tested)],
-            answers.test_correct[rows],
-            answers.test_correct[partners],
+    finite = np.nan_to_num(score)
+    sums = np.array([finite[group].sum() for group in classes])
+    tested = np.flatnonzero(finite >= threshold)
+    influences = None
+    if len(ensemble.pairs) and len(ensemble.test_correct):
+        rows, partners = ensemble.pairs.T
+        influences = metrics.influences(
+            ensemble.trained[np.ix_(rows, tested)],
+            ensemble.test_correct[rows],
+            ensemble.test_correct[partners],
             false_discovery_rate=false_discovery_rate,
         )
     return Scores(
         score=score,
-        standard_error=total.standard_error,
-        reliability=(metrics.correlation(first, second), metrics.correlation(first[high], second[high])),
+        standard_error=counts.standard_error,
+        reliability=(metrics.pearson(first, second), metrics.pearson(first[high], second[high])),
         checks=tuple(checks),
-        shares=tuple(metrics.gap_shares(first, second, SHARES)) if has_halves else (),
+        gap_shares=tuple(metrics.gap_shares(first, second, TOP_FRACTIONS)) if has_halves else (),
         class_shares=sums / sums.sum() if sums.sum() else sums,
-        influences=found,
+        influences=influences,
         tested=tested,
     )
 
@@ -368,14 +481,16 @@ class LabelErrors:
     """Likely label errors among the training images.
 
     Attributes:
-        probability: `(N,)`, that the label is wrong, see `wrong_label_probability`.
-        proposed: `(N,)`, the most probable class.
-        temperature: of the calibration of the out-of-sample probabilities.
-        noise: `(C, C)`, probability of each given label by true class, from anchors.
-        listed: rows of the list whose expected precision is at least `precision`.
-        precision: the promised precision.
-        confident_noise: `(C, C)`, the noise matrix of confident learning, None without cleanlab.
-        issues: `(N,)` bool, label issues by confident learning (cleanlab); None without it.
+        probability: `(N,)`, probability of a label error in [0, 1], see `label_error_probability`; 0 where the given
+            label is the predicted class.
+        proposed: `(N,)`, the predicted class, which replaces the label of a likely error.
+        temperature: temperature of the calibration of the out-of-sample probabilities.
+        noise: `(C, C)`, noise matrix P(given label | true class) from anchor images, true classes in rows.
+        listed: `(K,)`, rows of the likely label errors, most probable first, with an expected precision of at least
+            `precision`.
+        precision: smallest expected precision, in (0, 1].
+        confident_noise: `(C, C)`, noise matrix by confident learning; None without cleanlab.
+        issues: `(N,)` bool, label issues by confident learning; None without cleanlab.
     """
 
     probability: Floats
@@ -389,16 +504,24 @@ class LabelErrors:
 
 
 def find_label_errors(out_of_sample: Floats, targets: Integers, *, precision: float) -> LabelErrors:
-    """Find likely label errors from out-of-sample probabilities `(N, C)` and labels `(N,)`.
+    """Find likely label errors.
 
-    Confident learning (cleanlab) is used where it is installed.
+    The probabilities are calibrated by a temperature, and a noise matrix is estimated from anchor images. Beside this,
+    the result has the label issues of confident learning (Northcutt et al., 2021), if cleanlab is installed.
+
+    Args:
+        out_of_sample: `(N, C)`, probabilities by networks that were not trained on the image.
+        targets: `(N,)`, given labels.
+        precision: smallest expected precision of the list of errors, in (0, 1].
+
+    Returns:
+        The probability of an error for each label, and the list of likely errors.
     """
     temperature = metrics.fit_temperature(out_of_sample, targets)
     calibrated = metrics.calibrate(out_of_sample, temperature)
     noise = metrics.anchor_noise_matrix(calibrated, targets)
-    probability = metrics.wrong_label_probability(calibrated, targets, noise)
+    probability = metrics.label_error_probability(calibrated, targets, noise)
     proposed = calibrated.argmax(axis=1)
-    # The same class is no correction.
     probability = np.where(proposed == targets, 0.0, probability)
     confident_noise, issues = _confident_learning(calibrated, targets)
     return LabelErrors(
@@ -406,7 +529,7 @@ def find_label_errors(out_of_sample: Floats, targets: Integers, *, precision: fl
         proposed=proposed,
         temperature=temperature,
         noise=noise,
-        listed=metrics.longest_list(probability, precision),
+        listed=metrics.select_at_precision(probability, precision),
         precision=precision,
         confident_noise=confident_noise,
         issues=issues,
@@ -419,7 +542,7 @@ def has_cleanlab() -> bool:
 
 
 def _confident_learning(calibrated: Floats, targets: Integers) -> tuple[Floats | None, Mask | None]:
-    """The noise matrix and the label issues by cleanlab, None where it is missing or a class has no image."""
+    """Noise matrix and label issues by cleanlab; None if it is not installed, or a class has no image."""
     if not has_cleanlab() or len(np.unique(targets)) < calibrated.shape[1]:
         return None, None
     from cleanlab.count import compute_confident_joint, estimate_latent
@@ -427,51 +550,55 @@ def _confident_learning(calibrated: Floats, targets: Integers) -> tuple[Floats |
 
     joint = compute_confident_joint(targets, calibrated)
     _, noise, _ = estimate_latent(joint, targets)
-    # In this process: others would import everything anew.
+    # n_jobs=1: worker processes would import all packages again.
     issues = find_label_issues(targets, calibrated, confident_joint=joint, n_jobs=1)
     return np.asarray(noise).T, np.asarray(issues, dtype=bool)
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Test images that nearly repeat a training image.
+    """K near-duplicates across the splits: test images that are very similar to a training image.
 
     Attributes:
-        tests: `(K,)`, rows of the test images.
-        rows: `(K,)`, rows of the most similar training images.
-        similarity: `(K,)`, correlation of their pixels, the highest first; 1 for equal images.
-        equal: `(K,)` bool, whether all pixels are equal.
+        test_rows: `(K,)`, rows of the test images.
+        train_rows: `(K,)`, rows of the most similar training images.
+        similarity: `(K,)`, Pearson's correlation of the pixels, highest first; 1 for identical images.
+        equal: `(K,)` bool, True if all pixels are equal.
     """
 
-    tests: Integers
-    rows: Integers
+    test_rows: Integers
+    train_rows: Integers
     similarity: Floats
     equal: Mask
 
 
 def find_duplicates(train: torch.Tensor, test: torch.Tensor, *, above: float) -> Duplicates:
-    """Find near-duplicates across the splits.
+    """Find test images that are near-duplicates of training images.
 
     Args:
-        train: `(N, C, H, W)` uint8.
-        test: `(M, C, H, W)` uint8.
-        above: smallest correlation of the pixels of near-duplicates.
+        train: `(N, C, H, W)` uint8, training images.
+        test: `(M, C, H, W)` uint8, test images.
+        above: smallest Pearson correlation of the pixels of a near-duplicate, in [-1, 1].
+
+    Returns:
+        The near-duplicates, each with its most similar training image.
     """
     pixels, queries = (images.flatten(1).numpy() for images in (train, test))
     nearest, similarity = metrics.nearest_images(queries, pixels)
-    tests = np.flatnonzero(similarity >= above)
-    tests = tests[np.argsort(-similarity[tests], kind="stable")]
-    rows = nearest[tests]
-    return Duplicates(tests, rows, similarity[tests], (pixels[rows] == queries[tests]).all(axis=1))
+    test_rows = np.flatnonzero(similarity >= above)
+    test_rows = test_rows[np.argsort(-similarity[test_rows], kind="stable")]
+    train_rows = nearest[test_rows]
+    equal = (pixels[train_rows] == queries[test_rows]).all(axis=1)
+    return Duplicates(test_rows, train_rows, similarity[test_rows], equal)
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """How well a measurement of one ordinary run predicts memorisation.
+    """Rank correlation of the memorisation score with a metric of a single run (a proxy of memorisation).
 
     Attributes:
-        name: of the measurement.
-        correlation: Spearman's rank correlation with the memorisation score.
+        name: name of the metric.
+        correlation: Spearman's rank correlation, in [-1, 1].
         images: number of images.
     """
 
@@ -480,65 +607,63 @@ class Proxy:
     images: int
 
 
-def compare_proxies(run: Run, data: ImageDataModule, answers: Answers, score: Floats) -> list[Proxy]:
-    """Correlate the measurements that an ordinary run makes of its training images with memorisation.
+def compare_proxies(run: Run, data: ImageDataModule, ensemble: SubsetEnsemble, score: Floats) -> list[Proxy]:
+    """Correlate the training dynamics of a single run with the memorisation scores.
 
     Args:
-        run: an ordinary run with `examples.csv`.
-        data: data of the trainings on subsets, with the training images in memory.
-        answers: of these trainings.
-        score: `(N,)`, memorisation.
+        run: an ordinary run on the same data set, with `examples.csv`.
+        data: data of the networks trained on subsets, with the training images in memory.
+        ensemble: these networks.
+        score: `(N,)`, memorisation scores.
+
+    Returns:
+        One entry for each metric of the run: epoch learned, number of forgetting events (Toneva et al., 2019), fraction
+        of the epochs that misclassify the image, margin (Pleiss et al., 2020), probability of the label, and loss of
+        the trained network. All are larger for images that are harder to learn.
 
     Raises:
-        UserError: if it has no such file, or one of another data set.
+        UserError: if the run has no such file, or was trained on another data set.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(run.examples_file, _MAX_EXAMPLES_BYTES))))
-        columns = {
-            name: np.array([float(row[name]) for row in rows])
-            for name in (
-                "indices",
-                "targets",
-                "seen",
-                "learned_epoch",
-                "recognised",
-                "forgotten",
-                "confidence",
-                "margin",
-            )
-        }
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"run={run.path}: {run.examples_file.name} cannot be read ({error}): give an ordinary run with "
-            "callbacks=default."
-        ) from error
+    columns = _read_examples(run)
     indices = columns["indices"].astype(np.int64)
-    places = np.searchsorted(answers.indices, indices).clip(max=len(answers.indices) - 1)
+    rows = np.searchsorted(ensemble.indices, indices).clip(max=len(ensemble.indices) - 1)
     if (
-        not len(rows)
-        or (answers.indices[places] != indices).any()
-        or (answers.targets[places] != columns["targets"]).any()
+        not len(indices)
+        or (ensemble.indices[rows] != indices).any()
+        or (ensemble.targets[rows] != columns["targets"]).any()
     ):
         raise UserError(f"run={run.path} was trained on other images or labels: give a run on the same data set.")
-    # An image that no epoch recognised was learned after the last one.
-    learned = np.where(columns["recognised"] > 0, columns["learned_epoch"], columns["seen"].max() + 1)
+    never_learned = columns["recognised"] == 0
+    after_last_epoch = columns["seen"].max() + 1
     proxies = {
-        "epoch learned": learned,
-        "forgetting": np.where(columns["recognised"] > 0, columns["forgotten"], columns["seen"].max() + 1),
-        "share of the epochs that misclassify it": 1 - columns["recognised"] / np.maximum(columns["seen"], 1),
+        "epoch learned": np.where(never_learned, after_last_epoch, columns["learned_epoch"]),
+        "forgetting events": np.where(never_learned, after_last_epoch, columns["forgotten"]),
+        "fraction of epochs misclassified": 1 - columns["recognised"] / np.maximum(columns["seen"], 1),
         "mean margin, negative": -columns["margin"],
         "mean probability of the label, negative": -columns["confidence"],
-        "loss at the end": _losses(run, data, indices, answers.targets[places]),
+        "loss of the trained network": _losses(run, data, indices, ensemble.targets[rows]),
     }
     return [
-        Proxy(name, metrics.spearman(values, score[places]), len(values))
+        Proxy(name, metrics.spearman(values, score[rows]), len(values))
         for name, values in proxies.items()
         if np.isfinite(values).any()
     ]
 
 
+def _read_examples(run: Run) -> dict[str, Floats]:
+    """Read the columns of `examples.csv` that `compare_proxies` uses."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(run.examples_file, _MAX_EXAMPLES_BYTES))))
+        return {name: np.array([float(row[name]) for row in rows]) for name in _EXAMPLES_COLUMNS}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"run={run.path}: {run.examples_file.name} cannot be read ({error}): give an ordinary run with "
+            "callbacks=default."
+        ) from error
+
+
 def _losses(run: Run, data: ImageDataModule, indices: Integers, targets: Integers) -> Floats:
-    """Cross-entropy of the run's network on training images; NaN if its weights cannot be read."""
+    """Cross-entropy of the run's network on training images, `(n,)`; NaN if its weights cannot be read."""
     try:
         network = TrainedNetwork(run)
         logits = network.logits(data.train_split.images_at(torch.from_numpy(indices)))
@@ -548,41 +673,48 @@ def _losses(run: Run, data: ImageDataModule, indices: Integers, targets: Integer
     return losses.numpy().astype(np.float64)
 
 
-def write_scores(path: Path, answers: Answers, scores: Scores, recipe: str) -> None:
-    """Write the memorisation scores alone, a compact file that can come with the package.
+def write_scores(path: Path, ensemble: SubsetEnsemble, scores: Scores, recipe: str) -> None:
+    """Write memorisation scores and standard errors as a compact file, which can be bundled with the package.
+
+    The file has the arrays `index` `(N,)` int32, `label` `(N,)` int16, `memorisation` and `standard_error` `(N,)` int16
+    in units of 0.0001, and `about`, which is JSON in UTF-8: recipe, number of networks, unit and class names.
 
     Args:
         path: the .npz file.
-        answers: of the runs.
-        scores: computed from them.
-        recipe: the command of the trainings.
+        ensemble: networks trained on subsets.
+        scores: scores that were computed from them.
+        recipe: command of the first training.
     """
-    about = {"recipe": recipe, "networks": len(answers.runs), "unit": _SCORE_UNIT, "classes": list(answers.class_names)}
+    names = list(ensemble.class_names)
+    about = {"recipe": recipe, "networks": len(ensemble.runs), "unit": _SCORE_UNIT, "classes": names}
     with open_atomically(path) as file:
         np.savez_compressed(
             file,
-            index=answers.indices.astype(np.int32),
-            label=answers.targets.astype(np.int16),
-            memorisation=_packed(scores.score),
-            standard_error=_packed(scores.standard_error),
+            index=ensemble.indices.astype(np.int32),
+            label=ensemble.targets.astype(np.int16),
+            memorisation=_pack(scores.score),
+            standard_error=_pack(scores.standard_error),
             about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
         )
 
 
-def _packed(values: Floats) -> NDArray[np.int16]:
-    """Whole numbers of `_SCORE_UNIT`."""
-    return np.where(np.isfinite(values), np.round(values / _SCORE_UNIT), _UNKNOWN).astype(np.int16)
+def _pack(values: Floats) -> NDArray[np.int16]:
+    """Quantise values to multiples of `_SCORE_UNIT`."""
+    return np.where(np.isfinite(values), np.round(values / _SCORE_UNIT), _NAN).astype(np.int16)
 
 
-def shipped_scores(data: ImageDataModule, folder: Path | None = None) -> dict[int, float] | None:
-    """Return the memorisation scores of a data set that come with the package, by position; None without any.
+def load_bundled_scores(data: ImageDataModule, folder: Path | None = None) -> dict[int, float] | None:
+    """Load the memorisation scores of a data set that come with the package.
 
     Args:
         data: the data, with the training images in memory. Images whose label differs from that of the scores, as with
-            `data.relabel`, have none.
-        folder: the folder of the files; None for that of the package.
+            `data.relabel`, have no score.
+        folder: folder of the files; None for that of the package.
+
+    Returns:
+        Scores by position in the data set; None if there are none.
     """
-    path = (folder or SCORES) / data.memorisation_scores
+    path = (folder or SCORES_FOLDER) / data.memorisation_scores
     if not data.memorisation_scores or not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as file:
@@ -590,8 +722,8 @@ def shipped_scores(data: ImageDataModule, folder: Path | None = None) -> dict[in
         classes = json.loads(file["about"].tobytes())["classes"]
     targets = np.full(max(int(index.max()) + 1, len(data.training_targets)), -1)
     targets[: len(data.training_targets)] = data.training_targets.numpy()
-    # Classes may be left out, which renumbers the others.
+    # The data may leave classes out, which changes the class indices.
     names = [*data.class_names]
     labels = np.array([names.index(name) if name in names else -2 for name in classes])[label]
-    known = (packed != _UNKNOWN) & (targets[index] == labels)
+    known = (packed != _NAN) & (targets[index] == labels)
     return dict(zip(index[known].tolist(), (packed[known] * _SCORE_UNIT).round(4).tolist(), strict=True)) or None

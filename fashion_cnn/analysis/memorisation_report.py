@@ -1,4 +1,4 @@
-"""Report on memorisation: tables, figures, `report.md` and TensorBoard, from the answers of a sweep over subsets."""
+"""Report on memorisation, influence and label errors: tables, figures, `report.md` and TensorBoard events."""
 
 import gzip
 import math
@@ -13,19 +13,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fashion_cnn.analysis.memorisation import (
-    MEMORISED,
-    RELIABLE_ABOVE,
-    SHARES,
-    Answers,
+    MEMORISATION_THRESHOLD,
+    RELIABILITY_THRESHOLD,
+    TOP_FRACTIONS,
     Duplicates,
     LabelErrors,
     Proxy,
     Scores,
+    SubsetEnsemble,
     compare_proxies,
     compute_scores,
     find_duplicates,
     find_label_errors,
-    read_answers,
+    read_ensemble,
     write_scores,
 )
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
@@ -41,49 +41,51 @@ from fashion_cnn.plots.style import save_figure
 from fashion_cnn.runs import Run, format_csv, write_atomically, write_json
 
 _CAPTIONS = {
-    "scores": "Histogram of the memorisation scores, and the part of the gap that the most memorised images carry.",
+    "scores": "Histogram of the memorisation scores, and the share of the gap of the most memorised images.",
     "gap_by_class": "Share of the gap by class.",
-    "memorised": "The most memorised training images: label, score, and the class that other networks predict.",
-    "bought": "Memorised training images beside the test images that each one buys.",
-    "label_errors": "Likely label errors with the class proposed.",
-    "test_images": "Test images of highest variance, and those of bias with the lowest variance.",
+    "memorised": "The most memorised training images: label, score, and the out-of-sample prediction.",
+    "influence": "Memorised training images beside the test images with the largest influence of each.",
+    "label_errors": "Likely label errors with the proposed class.",
+    "test_images": "Test images with the highest variance, and biased ones with the lowest variance.",
     "duplicates": "Near-duplicates across the splits.",
 }
-# Number of images of the projector, the most memorised and a random sample.
+# Number of images in the projector: one half the most memorised, the other a random sample.
 _PROJECTED = 2000
+# Number of images in the table of TensorBoard.
 _TABLE_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that is computed from the runs.
+    """Results of `analyse`, with the images for the figures.
 
     Attributes:
-        answers: of the networks.
-        scores: memorisation and influence; None if the runs give none.
+        ensemble: networks trained on subsets, with statistics of their predictions.
+        scores: memorisation scores and influences; None if the runs give none.
         errors: likely label errors.
-        parts: bias and variance of the test images; None without answers to them.
-        noise: `(M,)`, estimated noise of the test images, 1 minus the highest calibrated mean probability.
-        duplicates: near-duplicates; None without test images.
-        proxies: measurements of an ordinary run.
+        decomposition: bias and variance of the test images; None if the runs store no predictions of them.
+        noise: `(M,)`, estimated noise of the test images in [0, 1], 1 minus the highest calibrated mean probability;
+            None likewise.
+        duplicates: near-duplicates across the splits; None without test images.
+        proxies: correlations of the scores with metrics of a single run; empty without one.
         ordinary: that run.
-        train: `(N, C, H, W)` uint8.
-        test: `(M, C, H, W)` uint8; None without test images.
-        memorised: score from which an image counts as memorised.
-        false_discovery_rate: of the influences.
+        train: `(N, C, H, W)` uint8, training images.
+        test: `(M, C, H, W)` uint8, test images; None without any.
+        threshold: score from which an image counts as memorised.
+        false_discovery_rate: false discovery rate of the influences.
     """
 
-    answers: Answers
+    ensemble: SubsetEnsemble
     scores: Scores | None
     errors: LabelErrors
-    parts: Decomposition | None
+    decomposition: Decomposition | None
     noise: Floats | None
     duplicates: Duplicates | None
     proxies: tuple[Proxy, ...]
     ordinary: Run | None
     train: Tensor
     test: Tensor | None
-    memorised: float
+    threshold: float
     false_discovery_rate: float
 
 
@@ -92,7 +94,7 @@ def analyse(
     ordinary: Run | None = None,
     *,
     data_root: str | None = None,
-    memorised: float = MEMORISED,
+    threshold: float = MEMORISATION_THRESHOLD,
     false_discovery_rate: float = 0.05,
     precision: float = 0.8,
     duplicates_above: float = 0.98,
@@ -101,79 +103,89 @@ def analyse(
 
     Args:
         runs: finished runs, see `choose_runs`.
-        ordinary: run whose measurements are compared with memorisation.
-        data_root: folder of the data set, if it is no longer where the runs found it.
-        memorised: score from which the influence of an image is tested.
-        false_discovery_rate: of the influences.
-        precision: expected precision of the list of label errors.
-        duplicates_above: smallest correlation of the pixels of near-duplicates.
+        ordinary: run whose training dynamics are compared with the memorisation scores; None for no comparison.
+        data_root: folder of the data set, if it has moved since the runs were trained.
+        threshold: score from which an image counts as memorised, and its influence is tested.
+        false_discovery_rate: upper bound of the expected fraction of false discoveries among the influences.
+        precision: smallest expected precision of the list of label errors.
+        duplicates_above: smallest Pearson correlation of the pixels of near-duplicates.
+
+    Returns:
+        The results, for `write_report`.
 
     Raises:
-        UserError: if files are missing or damaged, or belong to other images.
+        UserError: if files are missing or damaged, or belong to another data set.
     """
     data = load_data(runs[0], data_root)
-    answers = read_answers(runs, data.class_names)
-    indices = torch.from_numpy(answers.indices.astype(np.int64))
-    _check_targets(answers, data)
-    train = data.train_split.images_at(indices)
+    ensemble = read_ensemble(runs, data.class_names)
+    _check_targets(ensemble, data)
+    train = data.train_split.images_at(torch.from_numpy(ensemble.indices.astype(np.int64)))
     test = None
     if data.has_test:
         data.setup("test")
         test = data.test_split.images
-        if answers.tests is None:
-            split = data.test_split
-            answers = replace(answers, test_targets=split.targets.numpy(), test_indices=split.indices.numpy())
-        elif len(test) != len(answers.test_targets):
-            raise UserError(f"{runs[0].path} has answers to other test images: give its data set with data.root=DIR.")
-    scores = compute_scores(answers, memorised=memorised, false_discovery_rate=false_discovery_rate)
-    errors = find_label_errors(answers.out_of_sample, answers.targets, precision=precision)
-    parts = noise = None
-    if answers.tests is not None:
-        parts = metrics.decompose(answers.tests, answers.test_targets)
-        # The temperature is fitted to training images.
-        noise = 1 - metrics.calibrate(answers.tests.mean, errors.temperature).max(axis=1)
+        ensemble = _with_test_targets(ensemble, data)
+    scores = compute_scores(ensemble, threshold=threshold, false_discovery_rate=false_discovery_rate)
+    errors = find_label_errors(ensemble.out_of_sample, ensemble.targets, precision=precision)
+    decomposition = noise = None
+    if ensemble.test_totals is not None:
+        decomposition = metrics.decompose(ensemble.test_totals, ensemble.test_targets)
+        # The temperature was fitted to training images.
+        noise = 1 - metrics.calibrate(ensemble.test_totals.mean, errors.temperature).max(axis=1)
     proxies: Iterable[Proxy] = ()
     if ordinary is not None:
         if scores is None:
             raise UserError("run= compares with memorisation scores, which these runs do not give: leave it out.")
-        proxies = compare_proxies(ordinary, data, answers, scores.score)
+        proxies = compare_proxies(ordinary, data, ensemble, scores.score)
     return Analysis(
-        answers=answers,
+        ensemble=ensemble,
         scores=scores,
         errors=errors,
-        parts=parts,
+        decomposition=decomposition,
         noise=noise,
         duplicates=None if test is None else find_duplicates(train, test, above=duplicates_above),
         proxies=tuple(proxies),
         ordinary=ordinary,
         train=train,
         test=test,
-        memorised=memorised,
+        threshold=threshold,
         false_discovery_rate=false_discovery_rate,
     )
 
 
-def _check_targets(answers: Answers, data: ImageDataModule) -> None:
+def _with_test_targets(ensemble: SubsetEnsemble, data: ImageDataModule) -> SubsetEnsemble:
+    """Fill in labels and positions of the test images, if the runs store none; check their number otherwise."""
+    split = data.test_split
+    if ensemble.test_totals is None:
+        return replace(ensemble, test_targets=split.targets.numpy(), test_indices=split.indices.numpy())
+    if len(split.images) != len(ensemble.test_targets):
+        raise UserError(
+            f"{ensemble.runs[0].path} has predictions of other test images: give its data set with data.root=DIR."
+        )
+    return ensemble
+
+
+def _check_targets(ensemble: SubsetEnsemble, data: ImageDataModule) -> None:
     """Raise UserError unless the labels that the networks were trained with are those of the data set."""
-    indices = answers.indices
+    indices = ensemble.indices
     is_same = len(data.training_targets) > indices.max() and np.array_equal(
-        # Validation images keep the labels of the data set, in whichever fold they are.
+        # The validation images of each fold keep the labels of the data set.
         data.training_targets[torch.from_numpy(indices.astype(np.int64))].numpy(),
-        answers.targets,
+        ensemble.targets,
     )
     if not is_same and not data.corrections.get("relabel"):
         raise UserError(
-            f"{answers.runs[0].path} has other labels than the data set: give its data set with data.root=DIR."
+            f"{ensemble.runs[0].path} has other labels than the data set: give its data set with data.root=DIR."
         )
 
 
 def write_report(analysis: Analysis, folder: Path, notes: Sequence[str] = ()) -> str:
-    """Write tables, figures, `report.md`, `summary.json` and TensorBoard events, in place of earlier ones.
+    """Write tables, figures, `report.md`, `summary.json` and TensorBoard events, and replace earlier ones.
 
     Args:
-        analysis: what to write.
+        analysis: results of `analyse`.
         folder: the output directory.
-        notes: sentences on what limits the analysis.
+        notes: sentences on the limits of the analysis, for `report.md`.
 
     Returns:
         The summary in a few sentences.
@@ -181,7 +193,7 @@ def write_report(analysis: Analysis, folder: Path, notes: Sequence[str] = ()) ->
     Raises:
         UserError: if the folder cannot be written.
     """
-    figures = _figures(analysis)
+    figures = _draw_figures(analysis)
     summary = " ".join(_sentences(analysis))
     try:
         plots_folder = folder / "figures"
@@ -197,8 +209,8 @@ def write_report(analysis: Analysis, folder: Path, notes: Sequence[str] = ()) ->
         write_atomically(folder / "near_duplicates.csv", format_csv(_duplicate_rows(analysis)))
         (folder / "scores.npz").unlink(missing_ok=True)
         if analysis.scores is not None:
-            recipe = training_command(analysis.answers.runs[0].config())
-            write_scores(folder / "scores.npz", analysis.answers, analysis.scores, recipe)
+            recipe = training_command(analysis.ensemble.runs[0].config())
+            write_scores(folder / "scores.npz", analysis.ensemble, analysis.scores, recipe)
         write_json(folder / "summary.json", summary_numbers(analysis))
         text = _markdown(analysis, summary, list(figures), notes)
         write_atomically(folder / "report.md", text)
@@ -208,67 +220,66 @@ def write_report(analysis: Analysis, folder: Path, notes: Sequence[str] = ()) ->
     return summary
 
 
-def _figures(analysis: Analysis) -> dict[str, Figure]:
-    answers, scores, train, test = analysis.answers, analysis.scores, analysis.train, analysis.test
+def _draw_figures(analysis: Analysis) -> dict[str, Figure]:
+    ensemble, scores, train, test = analysis.ensemble, analysis.scores, analysis.train, analysis.test
     drawn: dict[str, Figure | None] = {}
     if scores is not None:
-        drawn["scores"] = plots.plot_scores(scores, memorised=analysis.memorised)
-        drawn["gap_by_class"] = plots.plot_class_shares(scores, answers.class_names)
-        drawn["memorised"] = plots.plot_memorised(answers, scores, train)
-        drawn["bought"] = None if test is None else plots.plot_bought_images(answers, scores, train, test)
-    drawn["label_errors"] = plots.plot_label_errors(answers, analysis.errors, train)
-    if test is not None and analysis.parts is not None:
-        drawn["test_images"] = plots.plot_test_images(answers, analysis.parts, test)
+        drawn["scores"] = plots.plot_scores(scores, threshold=analysis.threshold)
+        drawn["gap_by_class"] = plots.plot_class_shares(scores, ensemble.class_names)
+        drawn["memorised"] = plots.plot_memorised(ensemble, scores, train)
+        drawn["influence"] = None if test is None else plots.plot_influences(ensemble, scores, train, test)
+    drawn["label_errors"] = plots.plot_label_errors(ensemble, analysis.errors, train)
+    if test is not None and analysis.decomposition is not None:
+        drawn["test_images"] = plots.plot_test_images(ensemble, analysis.decomposition, test)
     if test is not None and analysis.duplicates is not None:
-        drawn["duplicates"] = plots.plot_duplicates(answers, analysis.duplicates, train, test)
+        drawn["duplicates"] = plots.plot_duplicates(ensemble, analysis.duplicates, train, test)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    # Without a time: equal tables are equal files.
+    # mtime=0 makes files of equal tables identical.
     write_atomically(path, gzip.compress(format_csv(rows).encode(), mtime=0))
 
 
 def _cell(value: float, digits: int = 4) -> float | str:
-    """A rounded number; empty if it is not known."""
+    """Rounded number; empty if it is not finite."""
     return round(float(value), digits) if math.isfinite(value) else ""
 
 
 def _image_rows(analysis: Analysis) -> Iterable[list[Any]]:
-    """The table of the training images, most memorised first."""
-    answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
-    total, names = answers.total, answers.class_names
-    mean, agreement = answers.out_of_sample, answers.outside.agreement
+    """Rows of memorisation.csv.gz: the training images, most memorised first."""
+    ensemble, scores, errors = analysis.ensemble, analysis.scores, analysis.errors
+    counts, names = ensemble.counts, ensemble.class_names
+    train_accuracy, held_out_accuracy = counts.train_accuracy, counts.held_out_accuracy
+    mean, agreement = ensemble.out_of_sample, ensemble.held_out.agreement
     predicted = mean.argmax(axis=1)
-    known = np.zeros(len(answers.indices)) if scores is None else np.nan_to_num(scores.score, nan=-2)
-    bought = np.zeros(len(answers.indices), dtype=np.int64)
-    if scores is not None and (found := scores.influences) is not None:
-        helpful = found.rows[found.values > 0]
-        bought[scores.tested] = np.bincount(helpful, minlength=len(scores.tested))
-    listed = np.zeros(len(answers.indices), dtype=bool)
+    ranking = np.zeros(len(ensemble.indices)) if scores is None else np.nan_to_num(scores.score, nan=-2)
+    positive = np.zeros(len(ensemble.indices), dtype=np.int64)
+    if scores is not None and (influences := scores.influences) is not None:
+        helpful = influences.train_rows[influences.values > 0]
+        positive[scores.tested] = np.bincount(helpful, minlength=len(scores.tested))
+    listed = np.zeros(len(ensemble.indices), dtype=bool)
     listed[errors.listed] = True
     yield [
-        *("index", "label", "memorisation", "standard_error", "accuracy_inside", "accuracy_outside"),
-        *("networks_inside", "networks_outside", "prediction", "agreement", "tests_bought"),
-        *("wrong_label", "proposed_label", "listed", "confident_learning_issue"),
+        *("index", "label", "memorisation", "standard_error", "train_accuracy", "held_out_accuracy"),
+        *("networks_trained", "networks_held_out", "prediction", "agreement", "positive_influences"),
+        *("label_error_probability", "listed", "confident_learning_issue"),
         *(f"p_{name}" for name in names),
     ]
-    for row in np.argsort(-known, kind="stable"):
-        inside, outside = int(total.inside[row]), int(total.outside[row])
+    for row in np.argsort(-ranking, kind="stable"):
         yield [
-            int(answers.indices[row]),
-            names[answers.targets[row]],
+            int(ensemble.indices[row]),
+            names[ensemble.targets[row]],
             "" if scores is None else _cell(scores.score[row]),
             "" if scores is None else _cell(scores.standard_error[row]),
-            _cell(total.inside_correct[row] / inside) if inside else "",
-            _cell(total.outside_correct[row] / outside) if outside else "",
-            inside,
-            outside,
+            _cell(train_accuracy[row]),
+            _cell(held_out_accuracy[row]),
+            int(counts.trained[row]),
+            int(counts.held_out[row]),
             names[predicted[row]],
             _cell(agreement[row]),
-            int(bought[row]),
+            int(positive[row]),
             _cell(errors.probability[row]),
-            names[errors.proposed[row]],
             int(listed[row]),
             "" if errors.issues is None else int(errors.issues[row]),
             *(_cell(value) for value in mean[row]),
@@ -276,21 +287,21 @@ def _image_rows(analysis: Analysis) -> Iterable[list[Any]]:
 
 
 def _test_rows(analysis: Analysis) -> Iterable[list[Any]]:
-    """The table of the test images, highest error first."""
+    """Rows of test_images.csv.gz: the test images, highest error first."""
     yield [
         *("index", "label", "main_prediction", "error", "bias", "variance"),
         *("loss", "loss_bias", "loss_variance", "noise", "agreement"),
     ]
-    answers, parts = analysis.answers, analysis.parts
-    if parts is None or answers.tests is None or analysis.noise is None:
+    ensemble, parts = analysis.ensemble, analysis.decomposition
+    if parts is None or ensemble.test_totals is None or analysis.noise is None:
         return
-    main, agreement = answers.tests.votes.argmax(axis=1), answers.tests.agreement
+    main, agreement = ensemble.test_totals.votes.argmax(axis=1), ensemble.test_totals.agreement
     for row in np.argsort(-parts.error, kind="stable"):
         values = (parts.loss, parts.loss_bias, parts.loss_variance, analysis.noise, agreement)
         yield [
-            int(answers.test_indices[row]),
-            answers.class_names[answers.test_targets[row]],
-            answers.class_names[main[row]],
+            int(ensemble.test_indices[row]),
+            ensemble.class_names[ensemble.test_targets[row]],
+            ensemble.class_names[main[row]],
             _cell(parts.error[row]),
             int(parts.bias[row]),
             _cell(parts.variance[row]),
@@ -299,135 +310,145 @@ def _test_rows(analysis: Analysis) -> Iterable[list[Any]]:
 
 
 def _influence_rows(analysis: Analysis) -> Iterable[list[Any]]:
-    """The table of the significant influences, largest first."""
+    """Rows of influence.csv.gz: the significant influences, largest first."""
     yield ["train_index", "train_label", "memorisation", "test_index", "test_label", "influence", "p_value"]
-    answers, scores = analysis.answers, analysis.scores
-    if scores is None or (found := scores.influences) is None:
+    ensemble, scores = analysis.ensemble, analysis.scores
+    if scores is None or (influences := scores.influences) is None:
         return
-    for row, test, value, p_value in zip(found.rows, found.tests, found.values, found.p_values, strict=True):
+    for row, test, value, p_value in zip(
+        influences.train_rows, influences.test_rows, influences.values, influences.p_values, strict=True
+    ):
         image = scores.tested[row]
         yield [
-            int(answers.indices[image]),
-            answers.class_names[answers.targets[image]],
+            int(ensemble.indices[image]),
+            ensemble.class_names[ensemble.targets[image]],
             _cell(scores.score[image]),
-            int(answers.test_indices[test]),
-            answers.class_names[answers.test_targets[test]],
+            int(ensemble.test_indices[test]),
+            ensemble.class_names[ensemble.test_targets[test]],
             _cell(value),
             f"{p_value:.3g}",
         ]
 
 
 def _label_error_rows(analysis: Analysis) -> Iterable[list[Any]]:
-    """The list of likely label errors, which `data.exclude` and `data.relabel` read."""
-    answers, errors = analysis.answers, analysis.errors
-    yield ["index", "label", "given", "probability"]
+    """Rows of label_errors.csv, a file for `data.exclude` and `data.relabel`: `label` is the proposed class."""
+    ensemble, errors = analysis.ensemble, analysis.errors
+    yield ["index", "label", "given_label", "probability"]
     for row in errors.listed:
-        names = answers.class_names
-        given, proposed = names[answers.targets[row]], names[errors.proposed[row]]
-        yield [int(answers.indices[row]), proposed, given, _cell(errors.probability[row])]
+        names = ensemble.class_names
+        given, proposed = names[ensemble.targets[row]], names[errors.proposed[row]]
+        yield [int(ensemble.indices[row]), proposed, given, _cell(errors.probability[row])]
 
 
 def _duplicate_rows(analysis: Analysis) -> Iterable[list[Any]]:
-    answers, duplicates = analysis.answers, analysis.duplicates
+    """Rows of near_duplicates.csv: the near-duplicates across the splits, most similar first."""
+    ensemble, duplicates = analysis.ensemble, analysis.duplicates
     yield ["test_index", "test_label", "train_index", "train_label", "similarity", "equal"]
     if duplicates is None:
         return
     for test, row, similarity, equal in zip(
-        duplicates.tests, duplicates.rows, duplicates.similarity, duplicates.equal, strict=True
+        duplicates.test_rows, duplicates.train_rows, duplicates.similarity, duplicates.equal, strict=True
     ):
         yield [
-            int(answers.test_indices[test]),
-            answers.class_names[answers.test_targets[test]],
-            int(answers.indices[row]),
-            answers.class_names[answers.targets[row]],
+            int(ensemble.test_indices[test]),
+            ensemble.class_names[ensemble.test_targets[test]],
+            int(ensemble.indices[row]),
+            ensemble.class_names[ensemble.targets[row]],
             _cell(similarity, 5),
             int(equal),
         ]
 
 
 def summary_numbers(analysis: Analysis) -> dict[str, Any]:
-    """The numbers of the report, for other programs; None or NaN where a number is not known."""
-    answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
+    """Return the metrics of the report, the content of `summary.json`.
+
+    Accuracies, gaps, scores and rates are fractions; an unknown value is None or NaN.
+    """
+    ensemble, scores, errors = analysis.ensemble, analysis.scores, analysis.errors
     numbers: dict[str, Any] = {
-        "networks": len(answers.runs),
-        "pairs": len(answers.pairs),
-        "images": len(answers.indices),
-        "held_out_accuracy": answers.held_out_accuracy,
+        "networks": len(ensemble.runs),
+        "pairs": len(ensemble.pairs),
+        "images": len(ensemble.indices),
+        "held_out_accuracy": ensemble.held_out_accuracy,
         "temperature": errors.temperature,
         "label_errors": len(errors.listed),
-        "promised_precision": errors.precision,
+        "expected_precision": errors.precision,
         "label_issues_of_confident_learning": None if errors.issues is None else int(errors.issues.sum()),
         "noise_matrix": errors.noise.round(5).tolist(),
         "confident_noise_matrix": None if errors.confident_noise is None else errors.confident_noise.round(5).tolist(),
     }
     if scores is not None:
-        found = scores.influences
+        influences, errors_of_scores = scores.influences, scores.standard_error
         numbers |= {
-            "train_accuracy": answers.train_accuracy,
+            "train_accuracy": ensemble.train_accuracy,
             "gap": scores.gap,
-            "mean_standard_error": float(np.nanmean(scores.standard_error)) if _any(scores.standard_error) else None,
-            "max_standard_error": float(np.nanmax(scores.standard_error)) if _any(scores.standard_error) else None,
+            "mean_standard_error": float(np.nanmean(errors_of_scores)) if _any_finite(errors_of_scores) else None,
+            "max_standard_error": float(np.nanmax(errors_of_scores)) if _any_finite(errors_of_scores) else None,
             "reliability": scores.reliability[0],
-            f"reliability_above_{RELIABLE_ABOVE}": scores.reliability[1],
+            f"reliability_above_{RELIABILITY_THRESHOLD}": scores.reliability[1],
             "memorised_images": len(scores.tested),
-            "gap_shares": dict(zip(map(str, SHARES), scores.shares, strict=False)),
-            "class_shares": dict(zip(answers.class_names, scores.class_shares.tolist(), strict=True)),
+            "gap_shares": dict(zip(map(str, TOP_FRACTIONS), scores.gap_shares, strict=False)),
+            "class_shares": dict(zip(ensemble.class_names, scores.class_shares.tolist(), strict=True)),
             "additivity": [
                 {**vars(check), "deviation": check.deviation, "class": name} for name, check in scores.checks
             ],
-            "influences": None if found is None else len(found.rows),
-            "influences_tested": None if found is None else found.tested,
-            "influences_by_chance": None if found is None else found.chance,
-            "influence_p_value": None if found is None else found.threshold,
+            "influences": None if influences is None else len(influences.train_rows),
+            "influences_tested": None if influences is None else influences.tested,
+            "influences_null_discoveries": None if influences is None else influences.null_discoveries,
+            "influence_p_value": None if influences is None else influences.threshold,
         }
-    if analysis.parts is not None and analysis.noise is not None:
-        numbers |= {f"test_{name}": float(np.mean(value)) for name, value in vars(analysis.parts).items()}
+    if analysis.decomposition is not None and analysis.noise is not None:
+        numbers |= {f"test_{name}": float(np.mean(value)) for name, value in vars(analysis.decomposition).items()}
         numbers["test_noise"] = float(analysis.noise.mean())
     if analysis.duplicates is not None:
-        numbers["near_duplicates"] = len(analysis.duplicates.tests)
+        numbers["near_duplicates"] = len(analysis.duplicates.test_rows)
         numbers["equal_images"] = int(analysis.duplicates.equal.sum())
     numbers["proxies"] = {proxy.name: proxy.correlation for proxy in analysis.proxies}
     return numbers
 
 
-def _any(values: Floats) -> bool:
+def _any_finite(values: Floats) -> bool:
     return bool(np.isfinite(values).any())
 
 
 def _sentences(analysis: Analysis) -> list[str]:
-    answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
-    networks = f"{len(answers.runs)} networks, {len(answers.indices):,} training images."
+    """Sentences of the summary."""
+    ensemble, scores, errors = analysis.ensemble, analysis.scores, analysis.errors
+    networks = f"{len(ensemble.runs)} networks, {len(ensemble.indices):,} training images."
     if scores is None:
         sentences = [
             networks,
-            f"Accuracy on images outside the training set {answers.held_out_accuracy:.2%}. These runs keep no answers "
-            "to the images that they were trained on: there are no memorisation scores (train with sweep=memorisation, "
-            "or keep=logits).",
+            f"The accuracy on held-out images is {ensemble.held_out_accuracy:.2%}. The runs store no predictions of "
+            "their training images, so there are no memorisation scores (train with sweep=memorisation, or "
+            "keep=logits).",
         ]
     else:
         sentences = [
             networks,
-            f"Accuracy {answers.train_accuracy:.2%} on images in the training set, {answers.held_out_accuracy:.2%} on "
-            f"others: the mean memorisation, the expected gap, is {scores.gap * 100:.2f} points.",
+            f"The accuracy is {ensemble.train_accuracy:.2%} on training images and {ensemble.held_out_accuracy:.2%} on "
+            f"held-out images. The mean memorisation score, which is the expected gap, is {scores.gap * 100:.2f} "
+            "points.",
         ]
-        if _any(scores.standard_error):
+        if _any_finite(scores.standard_error):
             sentences.append(
                 f"The standard error of a score is {np.nanmean(scores.standard_error):.3f} on average, "
                 f"{np.nanmax(scores.standard_error):.3f} at most."
             )
-        sentences.append(
-            f"{len(scores.tested):,} images are memorised (score {analysis.memorised:g} or more)."
-            + (f" The 1% most memorised carry {scores.shares[1]:.0%} of the gap." if scores.shares else "")
-        )
-        if (found := scores.influences) is not None:
+        sentences.append(f"{len(scores.tested):,} images are memorised (score of {analysis.threshold:g} or more).")
+        if scores.gap_shares:
+            share = scores.gap_shares[TOP_FRACTIONS.index(0.01)]
+            sentences.append(f"The 1% most memorised images account for {share:.0%} of the gap.")
+        if (influences := scores.influences) is not None:
             sentences.append(
-                f"{len(found.rows):,} of {found.tested:,} influences are significant at a false discovery rate of "
-                f"{analysis.false_discovery_rate:g}; {found.chance:,} would be with random membership."
+                f"{len(influences.train_rows):,} of {influences.tested:,} influences are significant at a false "
+                f"discovery rate of {analysis.false_discovery_rate:g}; with random membership, "
+                f"{influences.null_discoveries:,} are."
             )
         else:
-            sentences.append("Without pairs of complementary halves, no influence is tested.")
+            sentences.append("Influences are not tested: that needs pairs of complementary halves.")
     sentences.append(
-        f"{len(errors.listed):,} likely label errors are listed; {errors.precision:.0%} of them should be wrong."
+        f"{len(errors.listed):,} likely label errors are listed; the expected precision is at least "
+        f"{errors.precision:.0%}."
         if len(errors.listed)
         else f"No list of label errors has an expected precision of {errors.precision:.0%}."
     )
@@ -437,7 +458,7 @@ def _sentences(analysis: Analysis) -> list[str]:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]], right: int = 1) -> str:
-    """Markdown table whose columns from `right` on are aligned to the right."""
+    """Format a Markdown table; columns from `right` on are aligned to the right."""
     marks = ["---"] * right + ["---:"] * (len(headings) - right)
     lines = [headings, marks, *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -448,104 +469,114 @@ def _number(value: float, digits: int = 2, scale: float = 1) -> str:
 
 
 def _markdown(analysis: Analysis, summary: str, figures: Sequence[str], notes: Sequence[str]) -> str:
-    answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
-    config = answers.runs[0].config()
-    parts = ["# Memorisation of the training images", summary, *notes]
-    parts.append(f"The first of the {len(answers.runs)} trainings:\n\n```sh\n{training_command(config)}\n```")
+    """Content of `report.md`."""
+    runs = analysis.ensemble.runs
     pictures = {name: f"![{_CAPTIONS[name]}](figures/{name}.png)" for name in figures}
-    if scores is not None:
-        parts += _score_parts(analysis, scores, pictures)
-    parts.append("## Label errors")
-    parts.append(
-        f"The mean probabilities of the networks that were not trained on an image, calibrated with temperature "
-        f"{errors.temperature:.2f}, and the noise matrix of the {len(answers.class_names)} classes give the "
-        "probability that its label is wrong. `label_errors.csv` is the longest list whose mean probability is at "
-        f"least {errors.precision:.0%} (precision): {len(errors.listed):,} images. An image that looks like two "
-        "classes is not called wrong for it."
-    )
-    parts.append(_noise_table("Label noise from images beyond doubt", errors.noise, answers.class_names))
-    if errors.confident_noise is not None and errors.issues is not None:
-        parts.append(
-            f"Confident learning (cleanlab) finds {int(errors.issues.sum()):,} label issues, ambiguous images among "
-            f"them; {int(errors.issues[errors.listed].sum()):,} of those listed are issues, too."
-        )
-        parts.append(_noise_table("Label noise by confident learning", errors.confident_noise, answers.class_names))
-    parts.append(pictures.get("label_errors", ""))
-    if analysis.parts is not None and analysis.noise is not None:
-        parts += _test_parts(analysis, analysis.parts, analysis.noise, pictures)
+    paragraphs = ["# Memorisation of the training images", summary, *notes]
+    paragraphs.append(f"The first of the {len(runs)} trainings:\n\n```sh\n{training_command(runs[0].config())}\n```")
+    if analysis.scores is not None:
+        paragraphs += _gap_section(analysis.ensemble, analysis.scores, pictures)
+        paragraphs += ["## Memorised images", pictures.get("memorised", "")]
+        paragraphs.append("`memorisation.csv.gz` has all training images, the most memorised first.")
+        if analysis.scores.influences is not None:
+            paragraphs += _influence_section(analysis, analysis.scores.influences, pictures)
+    paragraphs += _label_error_section(analysis, pictures)
+    if analysis.decomposition is not None and analysis.noise is not None:
+        paragraphs += _test_section(analysis, analysis.decomposition, analysis.noise, pictures)
     if analysis.duplicates is not None:
-        duplicates = analysis.duplicates
-        parts.append("## Near-duplicates across the splits")
-        parts.append(
-            f"{len(duplicates.tests):,} test images have a training image whose pixels correlate with theirs enough to "
-            f"count; {int(duplicates.equal.sum()):,} are equal to one. `near_duplicates.csv` lists them."
-        )
-        parts.append(pictures.get("duplicates", ""))
+        paragraphs += _duplicate_section(analysis.duplicates, pictures)
     if analysis.proxies and analysis.ordinary is not None:
-        parts.append("## The scores beside one run")
-        parts.append(f"Spearman's rank correlation of memorisation with what {analysis.ordinary.path} measured:")
-        parts.append(
-            _table(
-                ["measurement", "correlation", "images"],
-                [(proxy.name, _number(proxy.correlation), f"{proxy.images:,}") for proxy in analysis.proxies],
-            )
-        )
-    parts.append(
-        "Test images are read to describe the networks. Recipes, exclusions and new labels are chosen from training "
-        "images alone."
+        paragraphs += _proxy_section(analysis.proxies, analysis.ordinary)
+    paragraphs.append(
+        "The test images serve to describe the networks only. Choose hyperparameters, exclusions and new labels by "
+        "training images."
     )
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in paragraphs if part) + "\n"
 
 
-def _score_parts(analysis: Analysis, scores: Scores, pictures: dict[str, str]) -> list[str]:
-    answers = analysis.answers
-    parts = ["## Who carries the gap", pictures.get("scores", "")]
+def _gap_section(ensemble: SubsetEnsemble, scores: Scores, pictures: dict[str, str]) -> list[str]:
     overall, above = scores.reliability
-    parts.append(
-        f"Correlation of the scores of two halves of the runs (split-half reliability): {_number(overall)} over all "
-        f"images, {_number(above)} over those above {RELIABLE_ABOVE}."
-    )
-    if scores.shares:
-        parts.append(
-            _table(
-                ["most memorised images", "share of the gap"],
-                [(f"{share:.1%}", f"{part:.1%}") for share, part in zip(SHARES, scores.shares, strict=True)],
-            )
+    paragraphs = [
+        "## Share of the gap",
+        pictures.get("scores", ""),
+        f"Split-half reliability, the correlation of the scores of two halves of the runs: {_number(overall)} over all "
+        f"images, {_number(above)} over images with a score above {RELIABILITY_THRESHOLD}.",
+    ]
+    if scores.gap_shares:
+        rows = [(f"{top:.1%}", f"{share:.1%}") for top, share in zip(TOP_FRACTIONS, scores.gap_shares, strict=True)]
+        paragraphs.append(_table(["most memorised images", "share of the gap"], rows))
+        paragraphs.append(
+            "The images are ranked by the scores of one half of the runs; their share is computed from the scores of "
+            "the other half."
         )
-        parts.append("The images are ranked by one half of the runs and measured by the other.")
-    parts.append(pictures.get("gap_by_class", ""))
+    paragraphs.append(pictures.get("gap_by_class", ""))
     if scores.checks:
-        quantile = t_quantile(max(1, sum(map(len, answers.gaps)) - 2))
-        parts.append(
-            "Additivity: the scores of one half of the runs predict the gap of the other half. By chance 95% of the "
-            f"differences are within ±{quantile:.1f} standard errors."
+        quantile = t_quantile(max(1, sum(map(len, ensemble.gaps)) - 2))
+        paragraphs.append(
+            "Additivity: the scores of one half of the runs predict the gap of the other half. If the scores are "
+            f"additive, 95% of the differences are within ±{quantile:.1f} standard errors."
         )
-        parts.append(
-            _table(
-                ["images", "predicted, points", "measured, points", "difference in standard errors"],
-                [
-                    (name, _number(c.predicted, scale=100), _number(c.measured, scale=100), _number(c.deviation, 1))
-                    for name, c in scores.checks
-                ],
-            )
+        headings = ["images", "predicted gap, points", "measured gap, points", "difference in standard errors"]
+        check_rows = [
+            (name, _number(c.predicted, scale=100), _number(c.measured, scale=100), _number(c.deviation, 1))
+            for name, c in scores.checks
+        ]
+        paragraphs.append(_table(headings, check_rows))
+    return paragraphs
+
+
+def _influence_section(analysis: Analysis, influences: metrics.Influences, pictures: dict[str, str]) -> list[str]:
+    return [
+        "## Influence on test images",
+        f"{influences.tested:,} pairs of a memorised training image and a test image are tested by the exact sign test "
+        f"over {len(analysis.ensemble.pairs)} pairs of networks. At a false discovery rate of "
+        f"{analysis.false_discovery_rate:g} (Benjamini and Hochberg), {len(influences.train_rows):,} influences are "
+        f"significant (p up to {influences.threshold:.2g}); with random membership, {influences.null_discoveries:,} "
+        "are. `influence.csv.gz` lists them.",
+        pictures.get("influence", ""),
+    ]
+
+
+def _label_error_section(analysis: Analysis, pictures: dict[str, str]) -> list[str]:
+    errors, names = analysis.errors, analysis.ensemble.class_names
+    paragraphs = [
+        "## Label errors",
+        "The probability of a label error follows from the mean out-of-sample probabilities, calibrated with "
+        f"temperature {errors.temperature:.2f}, and the noise matrix of the {len(names)} classes. `label_errors.csv` "
+        "is the longest list with an expected precision, which is its mean probability, of at least "
+        f"{errors.precision:.0%}: {len(errors.listed):,} images. The unlikely label of an ambiguous image counts "
+        "as ambiguity, not as an error.",
+        _noise_table("Label noise by anchor images", errors.noise, names),
+    ]
+    if errors.confident_noise is not None and errors.issues is not None:
+        paragraphs.append(
+            f"Confident learning (cleanlab) finds {int(errors.issues.sum()):,} label issues, which include ambiguous "
+            f"images; {int(errors.issues[errors.listed].sum()):,} of them are in the list."
         )
-    parts += ["## Memorised images", pictures.get("memorised", "")]
-    parts.append("`memorisation.csv.gz` has all training images, the most memorised first.")
-    if (found := scores.influences) is not None:
-        parts.append("## Test images that they buy")
-        parts.append(
-            f"{found.tested:,} pairs of a memorised training image and a test image are tested by the exact sign test "
-            f"over {len(answers.pairs)} pairs of networks. At a false discovery rate of "
-            f"{analysis.false_discovery_rate:g} (Benjamini and Hochberg), {len(found.rows):,} are significant "
-            f"(p up to {found.threshold:.2g}); with membership drawn at random, {found.chance:,} would be. "
-            "`influence.csv.gz` lists them."
-        )
-        parts.append(pictures.get("bought", ""))
-    return parts
+        paragraphs.append(_noise_table("Label noise by confident learning", errors.confident_noise, names))
+    return [*paragraphs, pictures.get("label_errors", "")]
+
+
+def _duplicate_section(duplicates: Duplicates, pictures: dict[str, str]) -> list[str]:
+    return [
+        "## Near-duplicates across the splits",
+        f"{len(duplicates.test_rows):,} test images are near-duplicates of a training image, by the correlation of the "
+        f"pixels; {int(duplicates.equal.sum()):,} of them are identical to one. `near_duplicates.csv` lists them.",
+        pictures.get("duplicates", ""),
+    ]
+
+
+def _proxy_section(proxies: Sequence[Proxy], ordinary: Run) -> list[str]:
+    rows = [(proxy.name, _number(proxy.correlation), f"{proxy.images:,}") for proxy in proxies]
+    return [
+        "## Proxies from a single run",
+        f"Spearman's rank correlation of the memorisation score with metrics of {ordinary.path}:",
+        _table(["metric", "correlation", "images"], rows),
+    ]
 
 
 def _noise_table(title: str, noise: Floats, class_names: Sequence[str]) -> str:
-    """Table of the largest entries off the diagonal of a noise matrix."""
+    """Format the largest off-diagonal entries of a noise matrix as a table."""
     off = noise - np.diag(np.diag(noise))
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     rows = [
@@ -555,15 +586,15 @@ def _noise_table(title: str, noise: Floats, class_names: Sequence[str]) -> str:
     ]
     if not rows:
         return f"{title}: none."
-    return f"{title}, largest entries:\n\n" + _table(["true class", "label", "share"], rows, right=2)
+    return f"{title}, largest entries:\n\n" + _table(["true class", "given label", "probability"], rows, right=2)
 
 
-def _test_parts(analysis: Analysis, parts: Decomposition, noise: Floats, pictures: dict[str, str]) -> list[str]:
-    targets = analysis.answers.test_targets
+def _test_section(analysis: Analysis, parts: Decomposition, noise: Floats, pictures: dict[str, str]) -> list[str]:
+    targets = analysis.ensemble.test_targets
     rows = []
     for name, mask in (
         ("all", np.ones(len(targets), dtype=bool)),
-        *((name, targets == label) for label, name in enumerate(analysis.answers.class_names)),
+        *((name, targets == label) for label, name in enumerate(analysis.ensemble.class_names)),
     ):
         if mask.any():
             means = [values[mask].mean() for values in (parts.error, parts.bias, parts.variance, noise)]
@@ -571,10 +602,11 @@ def _test_parts(analysis: Analysis, parts: Decomposition, noise: Floats, picture
             rows.append((name, *(f"{value:.2%}" for value in means), *(f"{value:.4f}" for value in losses)))
     return [
         "## Test images: bias, variance and noise",
-        "Error is that of a single network. Bias: the most frequent prediction is wrong. Variance: a network deviates "
-        "from it (Domingos, 2000). Where there is bias, variance may also repair the error. The cross-entropy is the "
-        "sum of its bias and its variance (Heskes, 1998). With one label an image, the bias includes the noise; its "
-        "estimate is 1 minus the highest mean probability, calibrated on training images.",
+        "Error: mean error rate of a single network. Bias: fraction of the images whose main prediction, the most "
+        "frequent one, is wrong. Variance: probability that a network deviates from the main prediction (Domingos, "
+        "2000); on images with bias, a deviation may be correct. The cross-entropy (loss) is the sum of its bias and "
+        "its variance (Heskes, 1998). With one label for each image, the bias includes the label noise, which is "
+        "estimated as 1 minus the highest mean probability, calibrated on training images.",
         _table(["images", "error", "bias", "variance", "noise", "loss", "loss: bias", "loss: variance"], rows),
         pictures.get("test_images", ""),
     ]
@@ -584,45 +616,45 @@ def _write_tensorboard(analysis: Analysis, folder: Path, figures: Sequence[str],
     writer = TensorBoardWriter(folder)
     for name in figures:
         writer.add_image(f"memorisation/{name}", folder / "figures" / f"{name}.png", 0)
-    # TensorBoard shows no pictures of the folder, and widens its page to the longest line of code.
-    shown = (part for part in text.split("\n\n") if not part.startswith(("![", "```", "The first of")))
-    writer.add_text("memorisation", "\n\n".join(shown), 0)
+    # TensorBoard's text plugin shows no image files, and a long line of code widens its page.
+    paragraphs = (part for part in text.split("\n\n") if not part.startswith(("![", "```", "The first of")))
+    writer.add_text("memorisation", "\n\n".join(paragraphs), 0)
     writer.add_text("memorised_images", _example_table(analysis), 0)
     writer.close()
     _write_projector(analysis, folder)
 
 
 def _example_table(analysis: Analysis) -> str:
-    """The most memorised images, or else the most likely label errors, as a Markdown table."""
-    answers, scores, errors = analysis.answers, analysis.scores, analysis.errors
+    """Markdown table of the most memorised images, or of the most likely label errors without scores."""
+    ensemble, scores, errors = analysis.ensemble, analysis.scores, analysis.errors
     ranking = errors.probability if scores is None else np.nan_to_num(scores.score, nan=-1)
-    predicted = answers.out_of_sample.argmax(axis=1)
+    predicted = ensemble.out_of_sample.argmax(axis=1)
     rows = []
     for row in np.argsort(-ranking, kind="stable")[:_TABLE_ROWS]:
         score = "-" if scores is None else f"{scores.score[row]:.2f} ± {_number(scores.standard_error[row])[1:]}"
-        names = answers.class_names
-        wrong = f"{errors.probability[row]:.0%}"
-        rows.append((answers.indices[row], names[answers.targets[row]], score, names[predicted[row]], wrong))
-    headings = ["training image", "label", "memorisation", "other networks predict", "wrong label"]
+        names = ensemble.class_names
+        error = f"{errors.probability[row]:.0%}"
+        rows.append((ensemble.indices[row], names[ensemble.targets[row]], score, names[predicted[row]], error))
+    headings = ["training image", "label", "memorisation", "out-of-sample prediction", "label error"]
     return _table(headings, rows, right=2)
 
 
 def _write_projector(analysis: Analysis, folder: Path) -> None:
-    """Write the mean logarithms of the out-of-sample probabilities of the most memorised and of random images."""
-    answers, scores = analysis.answers, analysis.scores
+    """Write log probabilities (out of sample) of the most memorised and of random images for the projector."""
+    ensemble, scores = analysis.ensemble, analysis.scores
     ranking = analysis.errors.probability if scores is None else np.nan_to_num(scores.score, nan=-1)
     half = _PROJECTED // 2
     top = np.argsort(-ranking, kind="stable")[:half]
     rest = np.setdiff1d(np.arange(len(ranking)), top)
     sample = np.random.default_rng(0).choice(rest, min(half, len(rest)), replace=False)
     rows = np.concatenate([top, np.sort(sample)])
-    embeddings = np.log(np.maximum(answers.out_of_sample[rows], 1e-6))
-    names = answers.class_names
+    embeddings = np.log(np.maximum(ensemble.out_of_sample[rows], 1e-6))
+    names = ensemble.class_names
     columns: dict[str, list[str | float]] = {
-        "label": [names[answers.targets[row]] for row in rows],
-        "prediction": [names[label] for label in answers.out_of_sample[rows].argmax(axis=1)],
-        "wrong label": [round(float(value), 3) for value in analysis.errors.probability[rows]],
-        "index": [int(value) for value in answers.indices[rows]],
+        "label": [names[ensemble.targets[row]] for row in rows],
+        "prediction": [names[label] for label in ensemble.out_of_sample[rows].argmax(axis=1)],
+        "label error": [round(float(value), 3) for value in analysis.errors.probability[rows]],
+        "index": [int(value) for value in ensemble.indices[rows]],
     }
     if scores is not None:
         columns = {"memorisation": [round(float(value), 3) for value in ranking[rows]], **columns}

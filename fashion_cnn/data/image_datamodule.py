@@ -83,7 +83,7 @@ class ImageDataModule(LightningDataModule):
         training_targets: `(M,)` targets of all images that `read(train=True)` returns, with the new labels of those
             outside the validation set; -1 for classes that are left out.
         memorisation_scores: name of the file of memorisation scores that come with the package, see
-            `fashion_cnn.analysis.memorisation.shipped_scores`; empty without one.
+            `fashion_cnn.analysis.memorisation.load_bundled_scores`; empty without one.
         about: description of the images for the model card.
         intended_use: sentence for the model card on what a network trained on these images is for.
         limits: sentences for the model card on what a network cannot learn from these images.

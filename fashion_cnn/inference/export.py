@@ -427,8 +427,8 @@ def export_run(
         logits = val_logits if checks_val else network.logits(torch.from_numpy(check_images.images))
         assert logits is not None
         file_logits = _check_parity(network, logits, temperature, files[_FLOAT], check_images)
-        answers = {_TORCH: logits.numpy(), _FLOAT: file_logits}
-        variants = _evaluate_variants(network, files, check_images, answers, val_logits)
+        check_logits = {_TORCH: logits.numpy(), _FLOAT: file_logits}
+        variants = _evaluate_variants(network, files, check_images, check_logits, val_logits)
         _check_accuracy(run, data, variants[1])
         remarks = [] if data.has_test else [f"There are no test images: checked on {check_images.split} images."]
         if int8 and (problem := _int8_problem(variants[-1], variants[0], int8_tolerance)):
@@ -485,7 +485,7 @@ def _evaluate_variants(
     network: NetworkRunner,
     files: dict[str, Path],
     check_images: CheckImages,
-    answers: dict[str, Array],
+    check_logits: dict[str, Array],
     val_logits: Tensor | None,
 ) -> list[Variant]:
     """Results of PyTorch, then of each of the files.
@@ -494,17 +494,17 @@ def _evaluate_variants(
         network: the network in PyTorch.
         files: the exported files by the name of the variant.
         check_images: the images to compare the variants on.
-        answers: logits of these images by the name of the variant, of PyTorch and of any file that has been run.
+        check_logits: logits of these images by the name of the variant, of PyTorch and of any file that has been run.
         val_logits: PyTorch's logits of the validation images; None without any.
     """
     data = network.data
     latencies = _latencies(network, check_images.images[:1], files)
-    expected = answers[_TORCH]
+    expected = check_logits[_TORCH]
     variants = []
     for name in (_TORCH, *files):
         path = files.get(name)
         function = partial(onnx_logits, open_onnx(path), batch_size=network.batch_size) if path else None
-        logits = answers[name] if name in answers or function is None else function(check_images.images)
+        logits = check_logits[name] if name in check_logits or function is None else function(check_images.images)
         of_val = None if val_logits is None else val_logits.numpy()
         if function and val_logits is not None:
             checks_val = check_images.split == "validation"

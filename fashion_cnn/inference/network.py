@@ -405,9 +405,9 @@ def read_weights(run: Run) -> Mapping[str, Tensor]:
 def _read_final_checkpoint(run: Run) -> dict[str, Any]:
     """The content of the checkpoint that stands for the run, see `read_weights`."""
     results = run.results()
-    if not run.weights.exists() and run.keeps_logits_alone:
+    if not run.weights.exists() and run.keeps_only_logits:
         raise UserError(
-            f"{run.path} kept its answers and no weights (keep=logits): train with keep=all, or read it with "
+            f"{run.path} keeps its logits but no weights (keep=logits): train with keep=all, or read it with "
             "python -m fashion_cnn.memorisation."
         )
     if not run.weights.exists():

@@ -1,17 +1,18 @@
-"""Memorisation, influence, label errors, bias and variance, from the answers of networks trained on random subsets.
+"""Memorisation, influence, label errors, bias and variance, from networks that were trained on random subsets.
 
-- Feldman and Zhang, "What Neural Networks Memorize and Why", 2020 (arXiv 2008.03703): memorisation of a training image
-  is the probability that a network classifies it correctly if it was trained on it, minus that if it was not; influence
-  of a training image on a test image is the same difference for the test image.
-- Northcutt, Jiang and Chuang, "Confident Learning", 2021 (arXiv 1911.00068): the matrix of label noise.
-- Patrini et al., "Making Deep Neural Networks Robust to Label Noise", 2017 (arXiv 1609.03683): the noise matrix from
-  anchors, images whose class is beyond doubt.
+- Feldman and Zhang, "What Neural Networks Memorize and Why", 2020 (arXiv 2008.03703): the memorisation score of a
+  training image is the probability that a network classifies it correctly if it was trained on it, minus the same
+  probability if it was not. The influence of a training image on a test image is this difference for the test image.
+- Northcutt, Jiang and Chuang, "Confident Learning", 2021 (arXiv 1911.00068): the noise matrix and out-of-sample
+  predictions as the basis of label errors.
+- Patrini et al., "Making Deep Neural Networks Robust to Label Noise", 2017 (arXiv 1609.03683): estimation of the noise
+  matrix from anchor images, those with the highest predicted probability of a class.
 - Benjamini and Hochberg, "Controlling the False Discovery Rate", 1995.
 - Domingos, "A Unified Bias-Variance Decomposition", 2000: bias and variance of the 0-1 loss.
-- Heskes, "Bias/Variance Decompositions for Likelihood-Based Estimators", 1998: those of the cross-entropy.
+- Heskes, "Bias/Variance Decompositions for Likelihood-Based Estimators", 1998: bias and variance of the cross-entropy.
 
-All functions take and return NumPy arrays. N is the number of training images, M that of test images, T that of
-networks, P that of pairs of networks trained on complementary halves, and C that of classes.
+All functions take and return NumPy arrays. Their sizes are: N training images, M test images, T networks, P pairs of
+networks trained on complementary halves, C classes.
 """
 
 import math
@@ -31,24 +32,27 @@ from fashion_cnn.runs.files import open_atomically
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
-# Largest number of pairs of images in memory at once.
+# Maximum number of pairs of a training and a test image in memory at once.
 _CHUNK = 20_000_000
-_GOLDEN = (math.sqrt(5) - 1) / 2
-_SMALL = 1e-12
+_GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
+_EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
 class SubsetLogits:
-    """Answers of a network to all training and test images, with the images that it was trained on.
+    """Logits of one network for all training and test images, and the subset that it was trained on.
 
     Attributes:
-        logits: `(N, C)` float16.
-        targets: `(N,)` class indices, those that the network was trained with.
-        indices: `(N,)` positions in the data set.
-        trained: `(N,)` bool, the images that it was trained on.
-        test_logits: `(M, C)` float16; no row if the data set has no test images.
-        test_targets: `(M,)`.
-        test_indices: `(M,)`.
+        logits: `(N, C)` floating point, logits of the training images; float16 in files.
+        targets: `(N,)` integer, class indices that the network was trained with.
+        indices: `(N,)` integer, positions of the images in the data set, ascending.
+        trained: `(N,)` bool, True for the images in the training subset of the network.
+        test_logits: `(M, C)` floating point, logits of the test images; M is 0 without test images.
+        test_targets: `(M,)` integer, class indices of the test images.
+        test_indices: `(M,)` integer, positions of the test images in their data set.
+
+    Raises:
+        ValueError: if the shapes do not match, or a logit is not finite; the message is the reason.
     """
 
     logits: Floats
@@ -73,21 +77,34 @@ class SubsetLogits:
 _KINDS = {"logits": "f", "trained": "b"}
 
 
-def write_subset_logits(path: Path, answers: SubsetLogits) -> None:
-    """Store the answers of a network in one .npz file, atomically."""
+def write_subset_logits(path: Path, subset_logits: SubsetLogits) -> None:
+    """Store the logits of a network in one .npz file, atomically; each attribute is an array of its name."""
     with open_atomically(path) as file:
-        np.savez_compressed(file, **{part.name: getattr(answers, part.name) for part in fields(answers)})
+        np.savez_compressed(file, **{part.name: getattr(subset_logits, part.name) for part in fields(subset_logits)})
 
 
-def read_subset_logits(path: Path, *names: str) -> SubsetLogits | dict[str, NDArray[Any]]:
+def read_subset_logits(path: Path) -> SubsetLogits:
     """Read a file of `write_subset_logits`.
-
-    Args:
-        path: the file.
-        names: read these arrays alone, into a dict.
 
     Raises:
         ValueError: if it is damaged; the message is the reason.
+        FileNotFoundError: if it does not exist.
+    """
+    return SubsetLogits(**read_subset_arrays(path, [part.name for part in fields(SubsetLogits)]))
+
+
+def read_subset_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read some arrays of a file of `write_subset_logits`; the others are not decompressed.
+
+    Args:
+        path: the .npz file.
+        names: attributes of `SubsetLogits`.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        ValueError: if the file is damaged; the message is the reason.
         FileNotFoundError: if it does not exist.
     """
     if path.exists() and not path.is_file():  # A named pipe could block for ever.
@@ -95,7 +112,7 @@ def read_subset_logits(path: Path, *names: str) -> SubsetLogits | dict[str, NDAr
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             check_unpacked_size(file.zip, path)
-            arrays = {name: file[name] for name in names or [part.name for part in fields(SubsetLogits)]}
+            arrays = {name: file[name] for name in names}
     except FileNotFoundError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise errors of many types
@@ -103,11 +120,11 @@ def read_subset_logits(path: Path, *names: str) -> SubsetLogits | dict[str, NDAr
     for name, array in arrays.items():
         if array.dtype.kind not in _KINDS.get(name.removeprefix("test_"), "iu"):
             raise ValueError(f"its array {name} is of {array.dtype}")
-    return arrays if names else SubsetLogits(**arrays)
+    return arrays
 
 
-def probabilities(logits: Floats) -> Floats:
-    """Softmax of logits `(N, C)` as float32."""
+def softmax(logits: Floats) -> Floats:
+    """Softmax over the classes of logits `(N, C)`, as float32."""
     shifted = logits.astype(np.float32)
     shifted -= shifted.max(axis=1, keepdims=True)
     np.exp(shifted, out=shifted)
@@ -116,69 +133,88 @@ def probabilities(logits: Floats) -> Floats:
 
 
 @dataclass
-class Tally:
-    """Number of networks that were and were not trained on each image, and of those that classify it correctly.
+class CorrectCounts:
+    """Numbers of networks and of correct predictions by image, separately for networks trained on the image or not.
 
     Attributes:
-        inside: `(N,)`, networks trained on the image.
-        outside: `(N,)`, the other networks.
-        inside_correct: `(N,)`, correct ones among `inside`.
-        outside_correct: `(N,)`, correct ones among `outside`.
+        trained: `(N,)`, number of networks trained on the image.
+        held_out: `(N,)`, number of networks not trained on it.
+        trained_correct: `(N,)`, number of the first that classify the image correctly.
+        held_out_correct: `(N,)`, number of the second that classify it correctly.
     """
 
-    inside: Integers
-    outside: Integers
-    inside_correct: Integers
-    outside_correct: Integers
+    trained: Integers
+    held_out: Integers
+    trained_correct: Integers
+    held_out_correct: Integers
 
     @classmethod
-    def of_no_network(cls, images: int) -> "Tally":
-        """Return a tally of `images` images."""
+    def zeros(cls, images: int) -> "CorrectCounts":
+        """Return counts of zero for a number of images."""
         return cls(*(np.zeros(images, dtype=np.int64) for _ in range(4)))
 
-    def add(self, trained: Mask, correct: Mask, known: Mask | None = None) -> None:
-        """Count a network.
+    def add(self, trained: Mask, correct: Mask, available: Mask | None = None) -> None:
+        """Count one network.
 
         Args:
-            trained: `(N,)`, the images that it was trained on.
-            correct: `(N,)`, those that it classifies correctly.
-            known: `(N,)`, those whose answer is known; None for all.
+            trained: `(N,)`, True for the images that it was trained on.
+            correct: `(N,)`, True for the images that it classifies correctly.
+            available: `(N,)`, True for the images whose prediction is stored; None for all.
         """
-        known = np.ones(len(trained), dtype=bool) if known is None else known
-        self.inside += trained & known
-        self.outside += ~trained & known
-        self.inside_correct += trained & correct & known
-        self.outside_correct += ~trained & correct & known
+        available = np.ones(len(trained), dtype=bool) if available is None else available
+        self.trained += trained & available
+        self.held_out += ~trained & available
+        self.trained_correct += trained & correct & available
+        self.held_out_correct += ~trained & correct & available
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+    def __add__(self, other: "CorrectCounts") -> "CorrectCounts":
+        return CorrectCounts(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+    @property
+    def train_accuracy(self) -> Floats:
+        """Accuracy on the image of the networks trained on it, `(N,)`, in [0, 1]; NaN without any."""
+        return _proportion(self.trained_correct, self.trained)
+
+    @property
+    def held_out_accuracy(self) -> Floats:
+        """Accuracy on the image of the networks not trained on it, `(N,)`, in [0, 1]; NaN without any."""
+        return _proportion(self.held_out_correct, self.held_out)
 
     @property
     def score(self) -> Floats:
-        """Memorisation `(N,)`, in [-1, 1]; NaN where no network was, or none was not, trained on the image."""
-        return _share(self.inside_correct, self.inside) - _share(self.outside_correct, self.outside)
+        """Memorisation score (Feldman and Zhang, 2020), `(N,)`, in [-1, 1].
+
+        The difference of `train_accuracy` and `held_out_accuracy`; NaN where one of them is.
+        """
+        return self.train_accuracy - self.held_out_accuracy
 
     @property
     def standard_error(self) -> Floats:
-        """Standard error of `score`, `(N,)`; NaN with fewer than two networks on either side."""
-        variance = np.zeros(len(self.inside))
-        for correct, count in ((self.inside_correct, self.inside), (self.outside_correct, self.outside)):
-            share = _share(correct, count)
+        """Standard error of `score`, as a difference of two independent proportions, `(N,)`.
+
+        NaN where fewer than two networks were, or were not, trained on the image.
+        """
+        variance = np.zeros(len(self.trained))
+        for accuracy, count in ((self.train_accuracy, self.trained), (self.held_out_accuracy, self.held_out)):
             with np.errstate(divide="ignore", invalid="ignore"):
                 # n - 1 makes the estimated variance of a mean of n values unbiased.
-                variance += np.where(count > 1, share * (1 - share) / (count - 1), np.nan)
+                variance += np.where(count > 1, accuracy * (1 - accuracy) / (count - 1), np.nan)
         return np.sqrt(variance)
 
 
-def _share(part: Integers, whole: Integers) -> Floats:
+def _proportion(part: Integers, whole: Integers) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole > 0, part / whole, np.nan)
 
 
 def complementary_pairs(trained: Mask) -> Integers:
-    """Find the pairs of networks of which exactly one was trained on each image, `(P, 2)` rows of `trained` `(T, N)`.
+    """Find pairs of networks that were trained on complementary halves of the images.
 
-    Images that no network was trained on are ignored.
+    Args:
+        trained: `(T, N)`, True for the images that each network was trained on. Images in no training set are ignored.
+
+    Returns:
+        `(P, 2)`, rows of `trained`.
     """
     used = trained[:, trained.any(axis=0)]
     waiting: dict[bytes, list[int]] = {}
@@ -193,13 +229,14 @@ def complementary_pairs(trained: Mask) -> Integers:
 
 @dataclass(frozen=True)
 class GapCheck:
-    """The gap that one half of the networks predicts, and the gap of the other half.
+    """Accuracy gap predicted from one half of the networks, and the measured gap of the other half.
 
     Attributes:
         images: number of images.
-        predicted: mean memorisation of the images in the first half.
-        measured: accuracy inside minus outside the training set, averaged over the networks of the second half.
-        standard_error: of the difference.
+        predicted: mean memorisation score by the first half, as a fraction in [-1, 1].
+        measured: accuracy on training images minus accuracy on held-out images, averaged over the networks of the
+            second half, as a fraction in [-1, 1].
+        standard_error: standard error of `predicted - measured`.
     """
 
     images: int
@@ -209,104 +246,116 @@ class GapCheck:
 
     @property
     def deviation(self) -> float:
-        """The difference in standard errors."""
+        """The difference `predicted - measured` in standard errors (z-score); NaN if that error is 0."""
         return (self.predicted - self.measured) / self.standard_error if self.standard_error else math.nan
 
 
 def gap_check(score: Floats, first_gaps: Sequence[float], second_gaps: Sequence[float]) -> GapCheck:
-    """Compare the mean of the memorisation scores of one half of the networks with the gap of the other half.
+    """Compare the mean memorisation score by one half of the networks with the gap of the other half.
 
     Args:
-        score: `(N,)`, memorisation by the networks of the first half.
-        first_gaps: gap of each independent unit of the first half, a pair of networks or a network, for the standard
-            error of the prediction.
+        score: `(N,)`, memorisation scores by the first half.
+        first_gaps: gap of each independent unit of the first half, which is a complementary pair or a single network;
+            their spread gives the standard error of the prediction.
         second_gaps: gap of each unit of the second half.
+
+    Returns:
+        Both gaps and the standard error of their difference; NaN with fewer than two units in a half.
     """
     spread = [np.var(gaps, ddof=1) / len(gaps) if len(gaps) > 1 else math.nan for gaps in (first_gaps, second_gaps)]
     return GapCheck(len(score), float(np.nanmean(score)), float(np.mean(second_gaps)), math.sqrt(sum(spread)))
 
 
-def gap_shares(first: Floats, second: Floats, shares: Sequence[float]) -> list[float]:
-    """Share of the gap that the most memorised images carry, without the optimism of choosing them.
+def gap_shares(first: Floats, second: Floats, fractions: Sequence[float]) -> list[float]:
+    """Share of the gap that the most memorised images account for, without selection bias (cross-fitting).
 
-    The images are ranked by one half of the networks and measured by the other, both ways.
+    The images are ranked by the scores of one half of the networks, and their share is computed from the scores of the
+    other half. The result is the mean of both directions.
 
     Args:
-        first: `(N,)`, memorisation by one half of the networks.
-        second: `(N,)`, that by the other half.
-        shares: shares of the images, in (0, 1].
+        first: `(N,)`, memorisation scores by one half of the networks.
+        second: `(N,)`, scores by the other half.
+        fractions: fractions of the images, most memorised first, in (0, 1].
 
     Returns:
-        For each share, the part of the sum of all scores.
+        For each fraction, the sum of the scores of these images over the sum of all scores.
     """
     first, second = np.nan_to_num(first), np.nan_to_num(second)
     results = []
-    for share in shares:
-        count = max(1, round(share * len(first)))
-        carried = [
+    for fraction in fractions:
+        count = max(1, round(fraction * len(first)))
+        shares = [
             measured[np.argsort(-ranking, kind="stable")[:count]].sum() / measured.sum()
             for ranking, measured in ((first, second), (second, first))
         ]
-        results.append(float(np.mean(carried)))
+        results.append(float(np.mean(shares)))
     return results
 
 
-def correlation(first: Floats, second: Floats) -> float:
-    """Pearson's correlation over the positions where both are known; NaN without variation."""
-    known = np.isfinite(first) & np.isfinite(second)
-    first, second = first[known], second[known]
+def pearson(first: Floats, second: Floats) -> float:
+    """Pearson's correlation coefficient over the positions where both arrays `(N,)` are finite.
+
+    NaN with fewer than two of these positions, or without variation.
+    """
+    finite = np.isfinite(first) & np.isfinite(second)
+    first, second = first[finite], second[finite]
     if len(first) < 2 or first.std() == 0 or second.std() == 0:
         return math.nan
     return float(np.corrcoef(first, second)[0, 1])
 
 
 def spearman(first: Floats, second: Floats) -> float:
-    """Spearman's rank correlation, with mean ranks of ties."""
-    known = np.isfinite(first) & np.isfinite(second)
-    return correlation(*(midranks(torch.from_numpy(values[known])).numpy() for values in (first, second)))
+    """Spearman's rank correlation, with mean ranks of ties; positions as in `pearson`."""
+    finite = np.isfinite(first) & np.isfinite(second)
+    return pearson(*(midranks(torch.from_numpy(values[finite])).numpy() for values in (first, second)))
 
 
 @dataclass(frozen=True)
 class Influences:
-    """Pairs of a training and a test image with significant influence, the largest first.
+    """K pairs of a training and a test image with significant influence, the largest influence first.
 
     Attributes:
-        rows: `(K,)`, rows of the training images among those tested.
-        tests: `(K,)`, rows of the test images.
-        values: `(K,)`, influence in [-1, 1].
-        p_values: `(K,)`, of the exact test.
-        threshold: largest p-value that is significant; 0 if none is.
-        tested: number of pairs tested.
-        chance: number of pairs below the threshold among equally many with random membership.
+        train_rows: `(K,)`, rows of the training images among those tested.
+        test_rows: `(K,)`, rows of the test images.
+        values: `(K,)`, influence (Feldman and Zhang, 2020), in [-1, 1]: how much the accuracy of the networks on the
+            test image is higher with the training image than without it.
+        p_values: `(K,)`, two-sided p-values of the exact test.
+        threshold: largest significant p-value; 0 if none is significant.
+        tested: number of pairs of images that were tested.
+        null_discoveries: number of equally many pairs with randomly drawn membership whose p-value is at most
+            `threshold`.
     """
 
-    rows: Integers
-    tests: Integers
+    train_rows: Integers
+    test_rows: Integers
     values: Floats
     p_values: Floats
     threshold: float
     tested: int
-    chance: int
+    null_discoveries: int
 
 
 def influences(
     first_trained: Mask, first_correct: Mask, second_correct: Mask, *, false_discovery_rate: float = 0.05, seed: int = 0
 ) -> Influences:
-    """Test the influence of each training image on each test image.
+    """Test the influence of each training image on each test image by McNemar's exact test.
 
-    Of the two networks of a pair exactly one was trained on the image. The null hypothesis of a pair of images is that
-    it makes no difference which of the two: the halves are drawn at random, so that among the D pairs of networks of
-    which one alone classifies the test image correctly, the number whose correct network was trained on the image is
-    binomial with probability 1/2. The two-sided p-value is exact (McNemar's test). Significance controls the false
-    discovery rate over all pairs of images (Benjamini and Hochberg, 1995); `chance` counts the findings of the same
-    threshold for images whose membership is drawn anew, for which the hypothesis is true.
+    Exactly one of the two networks of a complementary pair was trained on the image. A pair of networks is discordant
+    if exactly one of them classifies the test image correctly. The null hypothesis is that the training image has no
+    influence on the test image: since the halves are random, the number of discordant pairs whose correct network was
+    trained on the image is then binomial with probability 1/2. The two-sided p-values are exact. Significance controls
+    the false discovery rate over all pairs of images (Benjamini and Hochberg, 1995). As a check, `null_discoveries`
+    counts the pairs at the same threshold for randomly drawn membership, for which the null hypothesis holds.
 
     Args:
-        first_trained: `(P, N)`, whether the first network of a pair was trained on the image, or else the second.
-        first_correct: `(P, M)`, whether the first network classifies the test image correctly.
-        second_correct: `(P, M)`, whether the second does.
-        false_discovery_rate: expected share of false pairs among the significant ones, at most.
+        first_trained: `(P, N)`, True if the first network of the pair was trained on the image, False if the second.
+        first_correct: `(P, M)`, True if the first network classifies the test image correctly.
+        second_correct: `(P, M)`, True if the second network classifies it correctly.
+        false_discovery_rate: upper bound of the expected fraction of false discoveries, in (0, 1).
         seed: seed of the random membership.
+
+    Returns:
+        The significant pairs of images.
     """
     pairs, images = first_trained.shape
     differences = first_correct.astype(np.float32) - second_correct
@@ -314,35 +363,39 @@ def influences(
     p_values = sign_test_p_values(pairs)
     counts = np.zeros(p_values.size, dtype=np.int64)
     for _, excess in _excesses(first_trained, differences):
-        # There are few different p-values: they are counted, however many pairs there are.
+        # There are few distinct p-values, so they are counted instead of stored for each pair of images.
         counts += np.bincount((discordant * len(p_values) + np.abs(excess)).ravel(), minlength=p_values.size)
     threshold = benjamini_hochberg(p_values.ravel(), counts, false_discovery_rate)
-    found: list[tuple[Integers, Integers, Integers]] = []
+    significant: list[tuple[Integers, Integers, Integers]] = []
     for start, excess in _excesses(first_trained, differences):
-        rows, tests = np.nonzero(p_values[discordant, np.abs(excess)] <= threshold)
-        found.append((rows + start, tests, excess[rows, tests]))
-    rows, tests, excess = (
-        np.concatenate([part[place] for part in found]) if found else np.zeros(0, dtype=np.int64) for place in range(3)
+        rows, test_rows = np.nonzero(p_values[discordant, np.abs(excess)] <= threshold)
+        significant.append((rows + start, test_rows, excess[rows, test_rows]))
+    train_rows, test_rows, excess = (
+        np.concatenate([part[place] for part in significant]) if significant else np.zeros(0, dtype=np.int64)
+        for place in range(3)
     )
     random = np.random.default_rng(seed).random((pairs, images)) < 0.5
-    chance = sum(
+    null_discoveries = sum(
         int((p_values[discordant, np.abs(other)] <= threshold).sum()) for _, other in _excesses(random, differences)
     )
     order = np.argsort(-excess, kind="stable")
-    rows, tests, excess = rows[order], tests[order], excess[order]
+    train_rows, test_rows, excess = train_rows[order], test_rows[order], excess[order]
     return Influences(
-        rows=rows,
-        tests=tests,
+        train_rows=train_rows,
+        test_rows=test_rows,
         values=excess / max(pairs, 1),
-        p_values=p_values[discordant[tests], np.abs(excess)],
+        p_values=p_values[discordant[test_rows], np.abs(excess)],
         threshold=threshold,
         tested=images * len(discordant),
-        chance=chance if threshold else 0,
+        null_discoveries=null_discoveries if threshold else 0,
     )
 
 
 def _excesses(first_trained: Mask, differences: Floats) -> Iterator[tuple[int, Integers]]:
-    """Yield for chunks of the training images the first row, and `(n, M)`: pairs in favour minus pairs against."""
+    """Yield chunks of the training images, as first row and excess `(n, M)`.
+
+    The excess is the number of discordant pairs whose correct network was trained on the image, minus the others.
+    """
     rows = max(1, _CHUNK // max(1, differences.shape[1]))
     for start in range(0, first_trained.shape[1], rows):
         signs = np.where(first_trained[:, start : start + rows], np.float32(1), np.float32(-1))
@@ -351,16 +404,20 @@ def _excesses(first_trained: Mask, differences: Floats) -> Iterator[tuple[int, I
 
 
 def sign_test_p_values(size: int) -> Floats:
-    """Two-sided p-values of the sign test, by number of discordant pairs and absolute excess, `(size + 1, size + 1)`.
+    """Table of the exact two-sided p-values of the sign test.
 
-    Impossible combinations have 1.
+    Args:
+        size: maximum number of discordant pairs.
+
+    Returns:
+        `(size + 1, size + 1)`, by number of discordant pairs and absolute excess; 1 for impossible combinations.
     """
     table = np.ones((size + 1, size + 1))
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])
     for count in range(1, size + 1):
         wins = np.arange(count + 1)
         logs = log_factorials[count] - log_factorials[wins] - log_factorials[count - wins] - count * math.log(2)
-        # The tail of at least k wins, summed from its end, where the terms are smallest.
+        # Upper tail probabilities, summed from the smallest terms.
         tails = np.cumsum(np.exp(logs)[::-1])[::-1]
         excess = np.arange(1, count + 1)
         table[count, 1 : count + 1] = np.minimum(1, 2 * tails[(count + excess + 1) // 2])
@@ -368,12 +425,15 @@ def sign_test_p_values(size: int) -> Floats:
 
 
 def benjamini_hochberg(p_values: Floats, counts: Integers, rate: float) -> float:
-    """Largest p-value that is significant at a false discovery rate; 0 if none is.
+    """Largest significant p-value by the step-up procedure of Benjamini and Hochberg (1995).
 
     Args:
-        p_values: `(K,)`, different values or not.
-        counts: `(K,)`, number of hypotheses with each.
+        p_values: `(K,)`, p-values in any order; repeated values are allowed.
+        counts: `(K,)`, number of hypotheses with each p-value.
         rate: false discovery rate, in (0, 1).
+
+    Returns:
+        The threshold; 0 if no hypothesis is rejected.
     """
     order = np.argsort(p_values, kind="stable")
     p_values, ranks = p_values[order], np.cumsum(counts[order])
@@ -382,12 +442,12 @@ def benjamini_hochberg(p_values: Floats, counts: Integers, rate: float) -> float
 
 
 @dataclass
-class AnswerTotals:
-    """Sums over networks of their answers to images.
+class PredictionTotals:
+    """Predictions of several networks on the same images, summed over the networks.
 
     Attributes:
-        probability: `(N, C)`, sum of the probabilities.
-        log_probability: `(N, C)`, sum of their logarithms.
+        probability: `(N, C)`, sum of the softmax probabilities.
+        log_probability: `(N, C)`, sum of their natural logarithms.
         votes: `(N, C)`, number of networks by predicted class.
     """
 
@@ -396,49 +456,54 @@ class AnswerTotals:
     votes: Integers = field(repr=False)
 
     @classmethod
-    def of_no_network(cls, images: int, classes: int) -> "AnswerTotals":
-        """Return sums of zero."""
+    def zeros(cls, images: int, classes: int) -> "PredictionTotals":
+        """Return sums of zero for a number of images and of classes."""
         shape = (images, classes)
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=np.int64))
 
-    def add(self, logits: Floats, rows: Mask) -> None:
-        """Add the answers `(N, C)` of a network to the images `rows` `(N,)`."""
-        answers = probabilities(logits[rows]).astype(np.float64)
-        self.probability[rows] += answers
-        self.log_probability[rows] += np.log(np.maximum(answers, _SMALL))
-        self.votes[np.flatnonzero(rows), logits[rows].argmax(axis=1)] += 1
+    def add(self, logits: Floats, mask: Mask) -> None:
+        """Add the predictions of one network.
+
+        Args:
+            logits: `(N, C)`.
+            mask: `(N,)`, True for the images whose predictions count.
+        """
+        probability = softmax(logits[mask]).astype(np.float64)
+        self.probability[mask] += probability
+        self.log_probability[mask] += np.log(np.maximum(probability, _EPSILON))
+        self.votes[np.flatnonzero(mask), logits[mask].argmax(axis=1)] += 1
 
     @property
     def networks(self) -> Integers:
-        """Number of networks that answered each image, `(N,)`."""
+        """Number of networks whose prediction of each image was added, `(N,)`."""
         return self.votes.sum(axis=1)
 
     @property
     def mean(self) -> Floats:
-        """Mean probabilities, `(N, C)`; NaN without a network."""
+        """Mean probabilities over the networks, `(N, C)`; NaN without a network."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.probability / self.networks[:, None]
 
     @property
     def agreement(self) -> Floats:
-        """Share of the networks that predict the most frequent class, `(N,)`; NaN without a network."""
+        """Fraction of the networks that predict the most frequent class, `(N,)`; NaN without a network."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.votes.max(axis=1) / self.networks
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Error of the networks on each image, as bias and variance.
+    """Bias-variance decomposition of 0-1 loss (Domingos, 2000) and cross-entropy (Heskes, 1998), by image.
 
     Attributes:
-        error: `(M,)`, share of the networks that misclassify the image.
-        bias: `(M,)`, 1 where the most frequent prediction, the main prediction, is wrong, else 0 (Domingos, 2000).
-        variance: `(M,)`, share of the networks whose prediction is not the main one. Without bias, the error is the
-            variance; with bias it is 1 minus the share of the networks that predict the label.
-        loss: `(M,)`, mean cross-entropy of the label.
+        error: `(M,)`, fraction of the networks that misclassify the image.
+        bias: `(M,)`, 1 where the main prediction, which is the most frequent one, is wrong, else 0.
+        variance: `(M,)`, fraction of the networks whose prediction is not the main one. It equals `error` where the
+            bias is 0.
+        loss: `(M,)`, mean cross-entropy of the label, in nats: the sum of `loss_bias` and `loss_variance`.
         loss_bias: `(M,)`, cross-entropy of the label under the normalised geometric mean of the probabilities.
-        loss_variance: `(M,)`, mean Kullback-Leibler divergence of the networks from that mean. The sum of both is
-            `loss` (Heskes, 1998).
+        loss_variance: `(M,)`, mean over the networks of the Kullback-Leibler divergence KL(that geometric mean ||
+            probabilities of the network).
     """
 
     error: Floats
@@ -449,19 +514,29 @@ class Decomposition:
     loss_variance: Floats
 
 
-def decompose(totals: AnswerTotals, targets: Integers) -> Decomposition:
-    """Decompose the errors on images with targets `(M,)`; with one label an image the bias includes the noise."""
+def decompose(totals: PredictionTotals, targets: Integers) -> Decomposition:
+    """Decompose the error of the networks into bias and variance.
+
+    With one label for each image, the bias includes the label noise.
+
+    Args:
+        totals: predictions of at least one network for each of the M images.
+        targets: `(M,)`, labels of the images.
+
+    Returns:
+        The terms of both decompositions.
+    """
     rows = np.arange(len(targets))
-    shares = totals.votes / totals.networks[:, None]
-    main = shares.argmax(axis=1)
+    fractions = totals.votes / totals.networks[:, None]
+    main = fractions.argmax(axis=1)
     logs = totals.log_probability / totals.networks[:, None]
     loss = -logs[rows, targets]
     top = logs.max(axis=1, keepdims=True)
     variance = -(top[:, 0] + np.log(np.exp(logs - top).sum(axis=1)))
     return Decomposition(
-        error=1 - shares[rows, targets],
+        error=1 - fractions[rows, targets],
         bias=(main != targets).astype(np.float64),
-        variance=1 - shares[rows, main],
+        variance=1 - fractions[rows, main],
         loss=loss,
         loss_bias=loss - variance,
         loss_variance=variance,
@@ -469,20 +544,25 @@ def decompose(totals: AnswerTotals, targets: Integers) -> Decomposition:
 
 
 def fit_temperature(mean: Floats, targets: Integers) -> float:
-    """Temperature in [1/8, 8] that minimises the cross-entropy of probabilities `(N, C)` on targets `(N,)`.
+    """Fit the temperature of `calibrate` (Guo et al., 2017, arXiv 1706.04599).
 
-    The probabilities are raised to the power 1/temperature and normalised (Guo et al., 2017, arXiv 1706.04599).
+    Args:
+        mean: `(N, C)`, mean probabilities.
+        targets: `(N,)`, labels.
+
+    Returns:
+        The temperature in [1/8, 8] with the lowest cross-entropy of the calibrated probabilities.
     """
     rows = np.arange(len(targets))
 
     def loss(log_temperature: float) -> float:
         calibrated = calibrate(mean, math.exp(log_temperature))
-        return float(-np.log(np.maximum(calibrated[rows, targets], _SMALL)).mean())
+        return float(-np.log(np.maximum(calibrated[rows, targets], _EPSILON)).mean())
 
     low, high = -math.log(8), math.log(8)
-    # Golden-section search: the loss has one minimum in the inverse temperature.
+    # Golden-section search: the loss is convex in the inverse temperature, so that it has one minimum.
     for _ in range(40):
-        width = _GOLDEN * (high - low)
+        width = _GOLDEN_SECTION * (high - low)
         if loss(high - width) < loss(low + width):
             high = low + width
         else:
@@ -491,28 +571,33 @@ def fit_temperature(mean: Floats, targets: Integers) -> float:
 
 
 def calibrate(mean: Floats, temperature: float) -> Floats:
-    """Raise probabilities `(N, C)` to the power 1/temperature, and normalise them."""
-    logs = np.log(np.maximum(mean, _SMALL)) / temperature
-    return probabilities(logs).astype(np.float64)
+    """Raise probabilities `(N, C)` to the power 1/temperature, and normalise them over the classes."""
+    logs = np.log(np.maximum(mean, _EPSILON)) / temperature
+    return softmax(logs).astype(np.float64)
 
 
-def anchor_noise_matrix(calibrated: Floats, targets: Integers, share: float = 0.2) -> Floats:
-    """Probability of each given label (column) for each true class (row), `(C, C)`, from images beyond doubt.
+def anchor_noise_matrix(calibrated: Floats, targets: Integers, fraction: float = 0.2) -> Floats:
+    """Estimate the noise matrix P(given label | true class) from anchor images (after Patrini et al., 2017).
 
-    A wrong label that none of the anchors of a class has is still possible: each class gets as many further anchors as
-    there are classes, whose labels are wrong as often as those of all anchors together, in any way.
+    The anchor images of a class are those predicted as the class whose probability of it is highest; they are taken
+    as members of the class, and their given labels are counted. To each class, C pseudo-counts are added, whose error
+    rate is that of all anchor images, spread evenly over the other classes: an error that no anchor image has remains
+    possible.
 
     Args:
-        calibrated: `(N, C)`, out-of-sample probabilities.
-        targets: `(N,)`, the given labels.
-        share: share of the images that are predicted as a class that are its anchors, those of highest probability.
+        calibrated: `(N, C)`, calibrated out-of-sample probabilities.
+        targets: `(N,)`, given labels.
+        fraction: fraction of the images predicted as a class that are its anchor images, in (0, 1].
+
+    Returns:
+        `(C, C)`, true classes in rows and given labels in columns; each row sums to 1.
     """
     classes = calibrated.shape[1]
     predicted = calibrated.argmax(axis=1)
     counts = np.zeros((classes, classes))
     for label in range(classes):
         members = np.flatnonzero(predicted == label)
-        number = math.ceil(share * len(members))
+        number = math.ceil(fraction * len(members))
         anchors = members[np.argsort(-calibrated[members, label], kind="stable")[:number]]
         counts[label] = np.bincount(targets[anchors], minlength=classes)
     wrong = 1 - np.trace(counts) / max(counts.sum(), 1)
@@ -523,51 +608,71 @@ def anchor_noise_matrix(calibrated: Floats, targets: Integers, share: float = 0.
     return noise
 
 
-def wrong_label_probability(calibrated: Floats, targets: Integers, noise: Floats) -> Floats:
-    """Probability that the given label of each image is not its true class, `(N,)`.
+def label_error_probability(calibrated: Floats, targets: Integers, noise: Floats) -> Floats:
+    """Probability that the given label of each image is not its true class.
 
-    The labels are taken as noise that depends on the true class alone: P(given s | x) = sum over k of noise[k, s] *
-    P(true k | x). The true probabilities follow by the inverse matrix, and those of a wrong label by Bayes' rule. An
-    image that looks like two classes is not called wrong for it.
+    Label noise is assumed to depend on the true class only (class-conditional noise, as in Northcutt et al., 2021):
+    P(given s | x) = sum over k of noise[k, s] * P(true k | x). The inverse of the noise matrix gives P(true k | x), and
+    Bayes' rule gives P(true k | x, given s). The unlikely label of an ambiguous image, which may belong to either
+    of two classes, counts as ambiguity, not as an error.
 
     Args:
-        calibrated: `(N, C)`, out-of-sample probabilities of the given labels.
-        targets: `(N,)`, the given labels.
+        calibrated: `(N, C)`, calibrated out-of-sample probabilities of the given labels.
+        targets: `(N,)`, given labels.
         noise: `(C, C)`, see `anchor_noise_matrix`.
+
+    Returns:
+        `(N,)`, probabilities in [0, 1].
     """
     rows = np.arange(len(targets))
     true = np.maximum(calibrated @ np.linalg.pinv(noise), 0)
-    true /= np.maximum(true.sum(axis=1, keepdims=True), _SMALL)
-    right = true[rows, targets] * np.diag(noise)[targets]
+    true /= np.maximum(true.sum(axis=1, keepdims=True), _EPSILON)
+    correct = true[rows, targets] * np.diag(noise)[targets]
     given = (true * noise[:, targets].T).sum(axis=1)
-    return np.clip(1 - right / np.maximum(given, _SMALL), 0, 1)
+    return np.clip(1 - correct / np.maximum(given, _EPSILON), 0, 1)
 
 
-def longest_list(probability: Floats, precision: float) -> Integers:
-    """Rows of the longest list, most probable first, whose mean probability is at least `precision`."""
+def select_at_precision(probability: Floats, precision: float) -> Integers:
+    """Select as many rows as possible at an expected precision, the most probable first.
+
+    Args:
+        probability: `(N,)`, probability that a row is relevant, in [0, 1].
+        precision: smallest expected precision, which is the mean probability of the selected rows.
+
+    Returns:
+        `(K,)`, rows by descending probability.
+    """
     order = np.argsort(-probability, kind="stable")
     means = np.cumsum(probability[order]) / np.arange(1, len(order) + 1)
-    enough = np.flatnonzero(means >= precision)
-    return order[: enough[-1] + 1] if len(enough) else order[:0]
+    sufficient = np.flatnonzero(means >= precision)
+    return order[: sufficient[-1] + 1] if len(sufficient) else order[:0]
 
 
-def average_precision(wrong: Mask, ranking: Integers) -> float:
-    """Mean over the wrong images of the precision at the place of each in a ranking of rows; NaN without any."""
-    hits = wrong[ranking]
+def average_precision(relevant: Mask, ranking: Integers) -> float:
+    """Average precision of a ranking: the mean of the precision at the rank of each relevant row.
+
+    Args:
+        relevant: `(N,)`, True for the relevant rows.
+        ranking: `(N,)`, rows, best first.
+
+    Returns:
+        A fraction in [0, 1]; NaN without a relevant row.
+    """
+    hits = relevant[ranking]
     precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float(precisions[hits].mean()) if hits.any() else math.nan
 
 
 def nearest_images(queries: Floats, images: Floats, chunk: int = 500) -> tuple[Integers, Floats]:
-    """Find for each query the image of highest correlation of the pixels.
+    """Find the nearest neighbour of each query by Pearson's correlation of the pixels.
 
     Args:
-        queries: `(M, D)`.
-        images: `(N, D)`.
-        chunk: number of queries at a time.
+        queries: `(M, D)`, flattened images.
+        images: `(N, D)`, flattened images.
+        chunk: number of queries that are compared at a time.
 
     Returns:
-        Rows of the images `(M,)`, and the correlations `(M,)`.
+        Rows of the nearest images `(M,)`, and their correlations `(M,)` in [-1, 1].
     """
     images = _standardised(images)
     nearest, similarity = np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries), dtype=np.float32)
@@ -583,4 +688,4 @@ def _standardised(images: Floats) -> Floats:
     centred = images.astype(np.float32)
     centred -= centred.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    return centred / np.maximum(norms, _SMALL)
+    return centred / np.maximum(norms, _EPSILON)

@@ -202,7 +202,7 @@ def _newest(runs_dir: Path, states: set[State], description: str) -> Run:
     """
     trials = False
     for run in reversed(list_runs(runs_dir)):
-        if run.state not in states or run.keeps_logits_alone or is_copy(run, runs_dir):
+        if run.state not in states or run.keeps_only_logits or is_copy(run, runs_dir):
             continue
         if not run.is_trial:
             print(f"The newest {description}: {display_path(run.path)}", file=sys.stderr)

@@ -72,7 +72,7 @@ class Run:
         plots: the folder of the report's plots.
         model_card_file: purpose, limits and training of the network.
         predictions_file: the predictions for each image of train probe, validation and test.
-        logits_file: the answers to all training and test images, of a run that keeps nothing else (`keep=logits`).
+        logits_file: the logits of all training and test images, of a run that keeps no weights (`keep=logits`).
         training_images_file: hashes of the images that the weights were trained on, see `training/leakage.py`.
         examples_file: the training dynamics of each training image.
         ambiguous_file: the validation and test images, those with the least certain predictions first.
@@ -167,7 +167,7 @@ class Run:
         return (self.config_file if self.config_file.exists() else self.path).stat().st_mtime
 
     @property
-    def keeps_logits_alone(self) -> bool:
+    def keeps_only_logits(self) -> bool:
         """True if it is finished and holds no weights, see `logits_file`."""
         return self.logits_file.exists() and self.results_file.exists()
 

@@ -4,11 +4,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.dynamics import TrainingDynamics, ambiguous_images_csv, examples_csv
 from fashion_cnn.analysis.history import read_history
-from fashion_cnn.analysis.memorisation import shipped_scores
+from fashion_cnn.analysis.memorisation import load_bundled_scores
 from fashion_cnn.analysis.report import results_summary, run_title
 from fashion_cnn.analysis.tensorboard import TensorBoardWriter, write_projector
 from fashion_cnn.data import ImageDataModule
@@ -43,7 +44,7 @@ def write_artifacts(
     """
     dynamics = next((c.result() for c in trainer.callbacks if isinstance(c, TrainingDynamics)), None)  # type: ignore[attr-defined]
     if dynamics is not None:
-        write_atomically(run.examples_file, examples_csv(dynamics, data.class_names, shipped_scores(data)))
+        write_atomically(run.examples_file, examples_csv(dynamics, data.class_names, load_bundled_scores(data)))
     held_out = {split: predictions for split, predictions in best.items() if split not in ("train", "val_flip")}
     write_atomically(run.ambiguous_file, ambiguous_images_csv(held_out, data.class_names))
     has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
@@ -61,30 +62,50 @@ def write_artifacts(
 
     history = read_history(run)
     writer = TensorBoardWriter(run.path) if has_tensorboard else None
-    run.plots.mkdir(exist_ok=True)
     best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
-    for checkpoint, (splits, epoch) in evaluations.items():
-        is_best = checkpoint == "best"
-        course = plot_training(history, dynamics, data, best_epoch) if is_best else {}
-        plots = {**course}
-        if {"train", "val"} <= splits.keys():
-            plots |= plot_predictions(splits["train"], splits["val"], data)
-        for name, plot in plots.items():
-            path = run.plots / f"{name}{'' if is_best else '_last'}.png"
-            # The plots of the course of the training are of no single epoch.
-            weights = "" if name in course else f", weights of the {checkpoint} epoch ({epoch})"
-            add_subtitle(plot, f"{run_title(run, results)}{weights}")
-            save_figure(plot, path)
-            if writer:
-                writer.add_image(name, path, epoch)
-        if writer and "val" in splits:
-            writer.add_pr_curves(splits["val"], data.class_names, epoch)
+    course = plot_training(history, dynamics, data, best_epoch)
+    _write_plots(evaluations, course, data, run, run_title(run, results), writer)
     if writer:
         # The capital sorts it before all other texts.
         writer.add_text("Verdict", results_summary(history, results), results["epochs"])
         writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(config)}```", results["epochs"])
         writer.add_results(config, history, results)
         writer.close()
+
+
+def _write_plots(
+    evaluations: dict[str, tuple[dict[str, Predictions], int]],
+    course: dict[str, Figure],
+    data: ImageDataModule,
+    run: Run,
+    title: str,
+    writer: TensorBoardWriter | None,
+) -> None:
+    """Write the plots of the training and of each checkpoint's predictions, and their copies in TensorBoard.
+
+    Args:
+        evaluations: for `best` and, if it is another epoch, `last`: predictions by split, and the epoch.
+        course: plots over the epochs, by file name.
+        data: the run's data.
+        run: its directory.
+        title: subtitle of all plots.
+        writer: writer of TensorBoard events; None for no copies.
+    """
+    run.plots.mkdir(exist_ok=True)
+    for checkpoint, (splits, epoch) in evaluations.items():
+        is_best = checkpoint == "best"
+        plots = {**course} if is_best else {}
+        if {"train", "val"} <= splits.keys():
+            plots |= plot_predictions(splits["train"], splits["val"], data)
+        for name, plot in plots.items():
+            path = run.plots / f"{name}{'' if is_best else '_last'}.png"
+            weights = "" if name in course else f", weights of the {checkpoint} epoch ({epoch})"
+            add_subtitle(plot, f"{title}{weights}")
+            save_figure(plot, path)
+            if writer:
+                writer.add_image(name, path, epoch)
+        if writer and "val" in splits:
+            writer.add_pr_curves(splits["val"], data.class_names, epoch)
 
 
 def _write_embeddings(

@@ -1,7 +1,8 @@
 """Detection of held-out images that another run was trained on, by the settings and by hashes of the images.
 
-Each run stores hashes of the images that its weights were trained on: of its own training images, and of those of the
-runs that it started from or whose answers it learned. Equal images have equal hashes, whichever data module reads them.
+Each run stores hashes of the images that its weights depend on: of its own training images, and of those of the runs
+that it started from (`init_from`) or that were its teachers (`distillation`). Equal images have equal hashes, whichever
+data module reads them.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from fashion_cnn.runs import Run, write_atomically
 Hashes = NDArray[np.uint64]
 _IMAGES_PER_CHUNK = 10_000
 
-# By held-out split: the options that select its images, and the options any of which is non-zero where it has images.
+# For each held-out split: the options that select its images, and those of which one is non-zero if it has images.
 _SPLIT_OPTIONS = {
     "validation": (
         ("split_seed", "folds", "fold", "val_size", "val_share", "test_share"),
@@ -32,12 +33,12 @@ _SPLIT_OPTIONS = {
     ),
     "test": (("test_share", "split_seed"), ("test_share",)),
 }
-# Options that are equal for runs on one data set; an image folder may have grown in between.
+# Options that identify the data set. Images may have been added to a folder between two runs.
 _DATA_SET_OPTIONS = ("_target_", "dataset", "detected.class_names")
 
 
 class Leakage(NamedTuple):
-    """An option of `data` by which another run was trained on images that this run holds out.
+    """Difference in an option of `data` by which another run was trained on held-out images of this run.
 
     Attributes:
         split: the held-out split, "validation" or "test".
@@ -62,7 +63,7 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     """Compare the splits of two runs on one data set.
 
     Args:
-        source: `data` config of a finished run, whose weights or answers are used.
+        source: `data` config of a finished run, whose weights or predictions are used.
         target: `data` config of the run to be trained.
 
     Returns:
@@ -70,7 +71,7 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     """
     files = OmegaConf.select(target, "detected.pictures")
     if files is not None and files == OmegaConf.select(source, "detected.pictures"):
-        return None  # The same files in the same splits.
+        return None  # Both runs have the same files in the same splits.
     for split, (options, sizes) in _SPLIT_OPTIONS.items():
         if any(OmegaConf.select(target, size) for size in sizes):
             for key in options:
@@ -83,7 +84,7 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
 
 
 def _option(settings: DictConfig, key: str) -> Any:
-    """Value of an option of `data`; the fold is 0 if none of several is named."""
+    """Value of an option of `data`; `fold` is 0 by default in cross-validation."""
     value = OmegaConf.select(settings, key)
     return 0 if key == "fold" and value is None and OmegaConf.select(settings, "folds") else value
 
@@ -94,15 +95,15 @@ def is_same_data_set(source: DictConfig, target: DictConfig) -> bool:
 
 
 def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: ImageDataModule) -> None:
-    """Check that no run, nor one that it started from, was trained on images that this run holds out.
+    """Check that neither the given runs nor their ancestors were trained on held-out images of this run.
 
     Args:
-        sources: runs whose weights or answers are used, each with the option that names it.
+        sources: runs whose weights or predictions are used, each with the option that names it.
         config: settings of the run to be trained.
         data: its data, with the training images loaded.
 
     Raises:
-        UserError: if one was.
+        UserError: if one of them was.
     """
     for option, source in sources:
         for run in _lineage(source):
@@ -115,7 +116,7 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
         held_out = _hash_images(dataset)
         for option, source, trained_on in known:
             seen = held_out[np.isin(held_out, trained_on)]
-            # Some data sets hold an image twice. To learn from the other copy is no leakage.
+            # An image may occur twice in a data set. Training on the other copy is not leakage.
             if len(seen) and (leaked := int((~np.isin(seen, _hashes_in_training(data))).sum())):
                 raise UserError(
                     f"{option}={source.path} was trained on {leaked:,} of the {len(held_out):,} images of this run's "
@@ -125,16 +126,16 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
 
 
 def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
-    """Return the hashes of the images that a run's weights were trained on, ascending.
+    """Return the hashes of the images that the weights of a run and of its ancestors were trained on.
 
     For a run of an older version they are computed from its data set.
 
     Args:
         run: the run.
-        below: paths of the runs that started from it.
+        below: paths of the runs that are derived from it, which ends cycles.
 
     Returns:
-        The hashes `(N,)`; None if a data set, or a run that it started from, is no longer there.
+        The hashes `(N,)`, ascending; None if a data set or an ancestor no longer exists.
 
     Raises:
         UserError: if the file is damaged.
@@ -171,7 +172,7 @@ def _read_hashes(file: Path) -> Hashes:
 
 
 def write_training_images(run: Run, config: DictConfig, data: ImageDataModule) -> None:
-    """Store the hashes of the images that a new run is trained on; nothing if those of a parent are not known.
+    """Store the hashes of the images that a new run is trained on, unless those of a parent are unknown.
 
     Args:
         run: the run, whose directory exists.
@@ -191,14 +192,14 @@ def _join(own: Hashes, inherited: Sequence[Hashes | None]) -> Hashes | None:
 
 
 def _parents(config: DictConfig) -> list[Run]:
-    """The runs whose weights or answers a run uses; their directories may be gone."""
+    """The runs whose weights or predictions a run uses; their directories may be gone."""
     teachers = OmegaConf.select(config, "distillation.teachers") or ()
     paths = [config.get("init_from"), *([teachers] if isinstance(teachers, str) else teachers)]
     return [Run(Path(path)) for path in paths if path is not None]
 
 
 def _lineage(source: Run) -> list[Run]:
-    """The run, and the runs before it whose settings can be read."""
+    """The run and its ancestors whose settings can be read."""
     lineage = {source.path: source}
     waiting = [source]
     while waiting:

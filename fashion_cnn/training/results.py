@@ -86,9 +86,9 @@ def collect_results(
 def collect_logits(
     config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
 ) -> tuple[dict[str, Any], SubsetLogits]:
-    """Compute the answers of the last weights to all training and test images, without augmentation.
+    """Compute the logits of the last weights for all training and test images, without augmentation.
 
-    Nothing is selected, so the images that were not trained on are measured as validation images, whichever they are.
+    All images outside the training subset serve as validation images, since no choice is made by them.
 
     Args:
         config: the settings of the run.
@@ -98,7 +98,7 @@ def collect_logits(
         run: its directory.
 
     Returns:
-        The contents of results.json, without any metric of the test set; and the answers.
+        The contents of results.json, without metrics of the test set; and the logits in half precision.
     """
     module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
     images, labels = data.read(train=True)
@@ -106,22 +106,16 @@ def collect_logits(
     members = members[data.training_targets[members] >= 0]
     trained = torch.isin(members, data.train_split.indices)
     network = NetworkRunner(module, data, device=trainer.strategy.root_device, precision=trainer.precision)
-    everything = InMemoryDataset(images, data.training_targets, members)
-    answers = Predictions(_logits(network, everything), everything.targets, members)
+    dataset = InMemoryDataset(images, data.training_targets, members)
+    predictions = Predictions(_logits(network, dataset), dataset.targets, members)
     test = InMemoryDataset(images, labels, members[:0])
     if data.has_test:
         data.setup("test")
         test = data.test_split
-    results: dict[str, Any] = {"name": config.name, "seed": config.seed}
-    for split, mask in (("train", trained), ("val", ~trained)):
-        if mask.any():
-            part = Predictions(*(getattr(answers, name)[mask] for name in PREDICTION_FIELDS))
-            results[f"{split}/loss"] = part.losses.mean().item()
-            results[f"{split}/accuracy"] = part.correct.double().mean().item()
-    if "val/loss" in results:
-        results["gap/loss"] = results["val/loss"] - results["train/loss"]
-        results["gap/accuracy"] = results["train/accuracy"] - results["val/accuracy"]
-    results |= {
+    results = {
+        "name": config.name,
+        "seed": config.seed,
+        **_subset_metrics(predictions, trained),
         "train_images": int(trained.sum()),
         "val_images": int((~trained).sum()),
         "epochs": trainer.current_epoch,
@@ -130,14 +124,33 @@ def collect_logits(
         **_costs(trainer, module),
     }
     return results, SubsetLogits(
-        logits=answers.logits.numpy().astype(np.float16),
-        targets=everything.targets.numpy().astype(np.int32),
+        logits=predictions.logits.numpy().astype(np.float16),
+        targets=dataset.targets.numpy().astype(np.int32),
         indices=members.numpy().astype(np.int32),
         trained=trained.numpy(),
         test_logits=_logits(network, test).numpy().astype(np.float16),
         test_targets=test.targets.numpy().astype(np.int32),
         test_indices=test.indices.numpy().astype(np.int32),
     )
+
+
+def _subset_metrics(predictions: Predictions, trained: Tensor) -> dict[str, float]:
+    """Loss and accuracy on the training subset and on all other images, and their gap.
+
+    Args:
+        predictions: predictions of N images.
+        trained: `(N,)` bool, True for the images in the training subset.
+    """
+    metrics: dict[str, float] = {}
+    for split, mask in (("train", trained), ("val", ~trained)):
+        if mask.any():
+            part = Predictions(*(getattr(predictions, name)[mask] for name in PREDICTION_FIELDS))
+            metrics[f"{split}/loss"] = part.losses.mean().item()
+            metrics[f"{split}/accuracy"] = part.correct.double().mean().item()
+    if "val/loss" in metrics:
+        metrics["gap/loss"] = metrics["val/loss"] - metrics["train/loss"]
+        metrics["gap/accuracy"] = metrics["train/accuracy"] - metrics["val/accuracy"]
+    return metrics
 
 
 def _costs(trainer: Trainer, module: ImageClassifier) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def _costs(trainer: Trainer, module: ImageClassifier) -> dict[str, Any]:
 
 
 def _logits(network: NetworkRunner, split: InMemoryDataset) -> Tensor:
-    """Logits `(N, C)` of the images of a split, rounded to half precision; a part at a time is read into memory."""
+    """Logits `(N, C)` of the images of a split, rounded to half precision; images are read into memory in parts."""
     limit = torch.finfo(torch.float16).max
     parts = [network.logits(split.images_at(part)) for part in split.indices.split(_IMAGES_PER_PART) if len(part)]
     logits = torch.cat(parts) if parts else torch.zeros(0, network.data.num_classes)
@@ -213,7 +226,7 @@ def evaluate_splits(
         for name in module.metric_names:
             metrics[f"gap_test/{name}"] = module.gap(name, metrics[f"train/{name}"], metrics[f"test/{name}"])
         metrics |= gap_metrics(predictions["train"], predictions["test"], train_share, prefix="gap_test")
-    # Flip-averaged validation predictions calibrate flip-averaged answers.
+    # Flip-averaged validation predictions calibrate flip-averaged predictions.
     if "val_flip" in collector.predictions:
         predictions["val_flip"] = collector.predictions["val_flip"]
     return {name: float(value) for name, value in metrics.items()}, predictions

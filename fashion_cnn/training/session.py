@@ -74,7 +74,7 @@ def run_training(
     keep_freed_memory()
     existing = _existing_run(config, directory)
     if existing and directory and existing.state == "finished":
-        if existing.keeps_logits_alone:
+        if existing.keeps_only_logits:
             existing.remove_all_but_logits()  # A training that was killed at its very end has left them.
         return {**existing.results(), "run": str(existing.path)}
 
@@ -183,8 +183,8 @@ def publish(
         The results. `results.json` is written last and atomically: its presence means that the run is finished.
     """
     if keeps_logits(config):
-        results, answers = collect_logits(config, trainer, module, data, run)
-        write_subset_logits(run.logits_file, answers)
+        results, subset_logits = collect_logits(config, trainer, module, data, run)
+        write_subset_logits(run.logits_file, subset_logits)
         run.write_results(results)
         run.remove_all_but_logits()
         return results
@@ -204,12 +204,13 @@ def publish(
 
 
 def keeps_logits(config: DictConfig) -> bool:
-    """Return whether a run keeps its answers alone; the option is missing in runs of older versions."""
+    """Return whether a run keeps its logits but no weights (`keep=logits`)."""
+    # The option is missing in runs of older versions.
     return bool(config.get("keep", "all") == "logits")
 
 
 def _check_keep(config: DictConfig) -> None:
-    """Raise UserError if `keep` is no choice, or the network has learned from images that count as unseen."""
+    """Raise UserError for an unknown `keep`, or if held-out images may have been training images before."""
     if config.get("keep", "all") not in ("all", "logits"):
         raise UserError(f"keep={config.keep} is not possible: choose all or logits.", status=2)
     if not keeps_logits(config):
@@ -217,8 +218,8 @@ def _check_keep(config: DictConfig) -> None:
     for option, value in (("init_from", config.init_from), ("distillation", config.get("distillation"))):
         if value is not None:
             raise UserError(
-                f"keep=logits with {option} would take images for unseen that the network learned from before: "
-                f"leave {option} out.",
+                f"keep=logits cannot be combined with {option}: that network may have been trained on the held-out "
+                f"images. Leave {option} out.",
                 status=2,
             )
 
