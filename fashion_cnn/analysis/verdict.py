@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.history import History
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of, gap_share_of
-from fashion_cnn.metrics.intervals import Interval, normal_probability_above
+from fashion_cnn.metrics.intervals import Z_95, Interval, normal_probability_above
 from fashion_cnn.runs.overrides import override_key
 
 Kind = Literal["underfitting", "still improving", "fits well", "overfitting", "memorising", "undecided"]
@@ -76,7 +76,7 @@ class ExpectedGain:
     @classmethod
     def normal(cls, remedy: str, mean: float, deviation: float) -> "ExpectedGain":
         """The expectation of a normally distributed gain."""
-        half = 1.96 * deviation
+        half = Z_95 * deviation
         probability = normal_probability_above(WORTHWHILE, mean, deviation)
         return cls(remedy, Interval(mean, mean - half, mean + half), probability)
 
