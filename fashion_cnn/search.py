@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fashion_cnn.retrieval.searcher import Hit, Query, Searcher
+    from fashion_cnn.retrieval.vectors import SearchNetwork
 
 _QUERY_OPTIONS = ("image", "unlike_image", "like", "unlike", "concept", "text")
 
@@ -96,34 +97,12 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
     from omegaconf import OmegaConf
 
     from fashion_cnn.concepts import Concepts
-    from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures, parse_box
     from fashion_cnn.retrieval.filters import parse_conditions
     from fashion_cnn.retrieval.searcher import Query
 
     network = searcher.network
-    pictures: dict[str, list[Image.Image]] = {"image": [], "unlike_image": []}
-    prepared: dict[str, list[Tensor]] = {"image": [], "unlike_image": []}
-    part = None if config.box is None else parse_box(as_strings(config.box))
-    for option in pictures:
-        paths = find_pictures(config[option], option=option).paths if config[option] else ()
-        box = part if option == "image" else None
-        if box and len(paths) > 1:
-            raise UserError(f"box= is for one picture, image= has {len(paths)}: search them one by one.", status=2)
-        for path in paths:
-            try:
-                picture = decode(path, min_pixels=network.preparation.min_pixels_for(box))
-            except UnreadablePictureError as error:
-                raise UserError(f"{path}: {error}") from error
-            pictures[option].append(picture.crop(box.pixels(picture.size)) if box else picture)
-            prepared[option].append(network.preparation(picture, box))
-            if option == "image" and not box and (items := network.preparation.find_items(picture)):
-                boxes = " or ".join(f"box=[{item}]" for item in items)
-                parts = f"{len(items)} parts stand out from the ground"
-                print(printable(f"{path}: {parts}; to search one alone: {boxes}."), file=sys.stderr)
-            if network.finds_item(prepared[option][-1]) is False:
-                searched = "all of the box" if box else "the middle square"
-                hint = "" if box else "; box= says where it is"
-                print(printable(f"{path}: no item stands out, {searched} is searched{hint}."), file=sys.stderr)
+    pictures, prepared = _read_pictures(config, "image", network)
+    _, unlike_prepared = _read_pictures(config, "unlike_image", network)
     where = OmegaConf.to_container(config.where) if OmegaConf.is_config(config.where) else config.where
     if not isinstance(where, dict | None):
         raise UserError(f"where={where} names no column: write 'where={{colour:red}}'.", status=2)
@@ -134,8 +113,8 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
         filters["price"] = {"min": config.price[0], "max": config.price[1]}
     concepts = Concepts(network.run, network.identity)
     query = Query(
-        pictures=tuple(prepared["image"]),
-        unlike_pictures=tuple(prepared["unlike_image"]),
+        pictures=tuple(prepared),
+        unlike_pictures=tuple(unlike_prepared),
         like=as_strings(config.like),
         unlike=as_strings(config.unlike),
         concepts=tuple(concepts.direction(name) for name in as_strings(config.concept)),
@@ -143,7 +122,39 @@ def _query(config: DictConfig, searcher: Searcher) -> tuple[Query, list[Image.Im
         conditions=parse_conditions(filters, searcher.snapshot.attributes.schema),
         top_k=config.top_k,
     )
-    return query, pictures["image"]
+    return query, pictures
+
+
+def _read_pictures(config: DictConfig, option: str, network: SearchNetwork) -> tuple[list[Image.Image], list[Tensor]]:
+    """Read the pictures of an option, and print which parts of them are searched or could be.
+
+    Returns:
+        The pictures, cropped to `box=`, and the same prepared for the network.
+    """
+    from fashion_cnn.pictures import UnreadablePictureError, decode, find_pictures, parse_box
+
+    pictures: list[Image.Image] = []
+    prepared: list[Tensor] = []
+    box = parse_box(as_strings(config.box)) if option == "image" and config.box is not None else None
+    paths = find_pictures(config[option], option=option).paths if config[option] else ()
+    if box and len(paths) > 1:
+        raise UserError(f"box= is for one picture, image= has {len(paths)}: search them one by one.", status=2)
+    for path in paths:
+        try:
+            picture = decode(path, min_pixels=network.preparation.min_pixels_for(box))
+        except UnreadablePictureError as error:
+            raise UserError(f"{path}: {error}") from error
+        pictures.append(picture.crop(box.pixels(picture.size)) if box else picture)
+        prepared.append(network.preparation(picture, box))
+        if option == "image" and not box and (items := network.preparation.find_items(picture)):
+            boxes = " or ".join(f"box=[{item}]" for item in items)
+            parts = f"{len(items)} parts stand out from the ground"
+            print(printable(f"{path}: {parts}; to search one alone: {boxes}."), file=sys.stderr)
+        if network.finds_item(prepared[-1]) is False:
+            searched = "all of the box" if box else "the middle square"
+            hint = "" if box else "; box= says where it is"
+            print(printable(f"{path}: no item stands out, {searched} is searched{hint}."), file=sys.stderr)
+    return pictures, prepared
 
 
 def _write_sheet(hits: Sequence[Hit], pictures: Sequence[Image.Image], path: Path) -> None:

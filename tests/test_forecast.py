@@ -32,7 +32,7 @@ def test_network_that_changed_images_mislead_is_expected_to_err_more():
     for accuracy in (sure, unsure):
         assert 0 <= accuracy.low < accuracy.estimate < accuracy.high <= 1
     ratio = (1 - sure.low) / (1 - sure.estimate)
-    assert math.log(ratio) == pytest.approx(1.96 * forecast._model()["deviation"])
+    assert math.log(ratio) == pytest.approx(1.959964 * forecast._model()["deviation"])
 
 
 @pytest.mark.parametrize("unlike", [{"images": 50}, {"epochs": 2000}, {"parameters": 10**10}])

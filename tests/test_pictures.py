@@ -541,6 +541,17 @@ def test_the_first_unreadable_picture_ends_the_answer_of_the_process(picture_pro
 
 
 @pytest.mark.processes
+def test_the_process_finds_items_without_preparing_the_whole_picture(picture_process):
+    picture = Image.new("RGB", (320, 240), "white")
+    for left, side in ((40, 80), (180, 60)):
+        picture.paste((90, 90, 90), (left, 60, left + side, 60 + side))
+    # A prepared picture of this size would exceed the memory of the process.
+    preparation = Preparation((3, 20_000, 20_000), cut_out=False, photograph=True)
+    assert picture_process.find_items(encoded(picture), preparation) == preparation.find_items(picture)
+    assert len(preparation.find_items(picture)) == 2
+
+
+@pytest.mark.processes
 def test_a_picture_that_takes_too_long_ends_the_process_and_the_next_one_starts_another():
     process = PictureProcess(max_pixels=16_000_000, seconds=0.02)
     slow = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 4000), dtype=np.uint8)))

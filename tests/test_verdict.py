@@ -104,7 +104,7 @@ def test_verdict_depends_on_what_a_remedy_is_expected_to_gain(kind, gains, expec
     assert [gain.remedy for gain in verdict.gains] == sorted(gains, key=lambda name: -gains[name])
     for gain in verdict.gains:
         assert gain.gain.estimate == pytest.approx(gains[gain.remedy] / 100)
-        assert gain.gain.high - gain.gain.low == pytest.approx(2 * 1.96 * 0.003)
+        assert gain.gain.high - gain.gain.low == pytest.approx(2 * 1.959964 * 0.003)
         z = (gains[gain.remedy] / 100 - 0.002) / 0.003
         assert gain.probability == pytest.approx(0.5 * (1 + math.erf(z / math.sqrt(2))))
 

@@ -19,7 +19,7 @@ from fashion_cnn.analysis.verdict import in_range, setting_features
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.evaluation.corruptions import corrupt
 from fashion_cnn.inference.network import NetworkRunner
-from fashion_cnn.metrics.intervals import Interval
+from fashion_cnn.metrics.intervals import Z_95, Interval
 from fashion_cnn.metrics.predictions import Predictions
 
 FEATURES = (
@@ -81,6 +81,6 @@ def forecast_accuracy(features: NDArray[np.float64]) -> Interval | None:
     if not in_range(features, low, high, scale):
         return None
     log_error = model["intercept"] + float((features - mean) / scale @ np.array(model["coefficients"]))
-    half = 1.96 * model["deviation"]
+    half = Z_95 * model["deviation"]
     estimate, low_error, high_error = (math.exp(log_error + step) for step in (0, -half, half))
     return Interval(1 - estimate, 1 - min(high_error, 1.0), 1 - low_error)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fashion_cnn.analysis.history import History
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of, gap_share_of
-from fashion_cnn.metrics.intervals import Interval, normal_probability_above
+from fashion_cnn.metrics.intervals import Z_95, Interval, normal_probability_above
 from fashion_cnn.runs.overrides import override_key
 
 Kind = Literal["underfitting", "still improving", "fits well", "overfitting", "memorising", "undecided"]
@@ -76,7 +76,7 @@ class ExpectedGain:
     @classmethod
     def normal(cls, remedy: str, mean: float, deviation: float) -> "ExpectedGain":
         """The expectation of a normally distributed gain."""
-        half = 1.96 * deviation
+        half = Z_95 * deviation
         probability = normal_probability_above(WORTHWHILE, mean, deviation)
         return cls(remedy, Interval(mean, mean - half, mean + half), probability)
 
@@ -165,15 +165,12 @@ def judge(
         val_loss_trend=loss_trend(epochs, val),
     )
     gains = expected_gains(features, config)
-    memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
-    kind: Kind = "memorising" if memorises else _kind(gains, gap, is_rising=is_rising)
     parts = [_describe_gap(gap, gap_share)]
     if is_rising:
         assert rise is not None
-        low, high = (bound / val[lowest] for bound in (rise.low, rise.high))
-        parts.append(f"validation loss rose by {rise.estimate / val[lowest]:.0%} ({low:.0%} to {high:.0%})")
+        parts.append(_describe_rise(rise, val[lowest]))
     return Verdict(
-        kind=kind,
+        kind=_kind(train_accuracy, gap, gains, is_rising=is_rising),
         rule=f"{'; '.join(parts)}. {_describe_gains(gains, config)}",
         last_epoch=int(epochs[-1]),
         gap=gap,
@@ -203,7 +200,6 @@ def judge_forecast(
         train_accuracy, forecast.estimate, images=train_images, epochs=epochs, parameters=parameters, config=config
     )
     gains = expected_gains(features, config)
-    memorises = train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP
     text = (
         f"an accuracy gap of {gap.estimate * 100:.1f} points (95% prediction interval {gap.low * 100:+.1f} to "
         f"{gap.high * 100:+.1f}) is forecast from the training images alone"
@@ -212,7 +208,7 @@ def judge_forecast(
         held, count = elsewhere["forecasts_in_interval"], elsewhere["forecasts"]
         text += f", as for Fashion-MNIST: on pictures of another kind the interval held {held} of {count} gaps"
     return Verdict(
-        kind="memorising" if memorises else _kind(gains, gap, is_rising=False),
+        kind=_kind(train_accuracy, gap, gains, is_rising=False),
         rule=f"{text}. {_describe_gains(gains, config)}",
         last_epoch=epochs,
         gap=gap,
@@ -224,7 +220,10 @@ def judge_forecast(
     )
 
 
-def _kind(gains: Sequence[ExpectedGain], gap: Interval, *, is_rising: bool) -> Kind:
+def _kind(train_accuracy: float, gap: Interval, gains: Sequence[ExpectedGain], *, is_rising: bool) -> Kind:
+    """Decide by the rules that `judge` lists."""
+    if train_accuracy >= FITTED_ACCURACY and gap.low >= LARGE_GAP:
+        return "memorising"
     has_gap = gap.low > 0
     if is_rising and has_gap:
         return "overfitting"
@@ -248,6 +247,11 @@ def _describe_gap(gap: Interval, share: Interval) -> str:
         f"the accuracy gap is {gap.estimate * 100:.1f} points ({bounds}), "
         f"{share.estimate:.0%} of the validation error ({share.low:.0%} to {share.high:.0%})"
     )
+
+
+def _describe_rise(rise: Interval, lowest: float) -> str:
+    estimate, low, high = (value / lowest for value in (rise.estimate, rise.low, rise.high))
+    return f"validation loss rose by {estimate:.0%} ({low:.0%} to {high:.0%})"
 
 
 def _describe_gains(gains: Sequence[ExpectedGain], config: DictConfig) -> str:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -166,8 +166,19 @@ def describe_error(
     """
     causes = list(causes_of(error))
     user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
-    if user_error is not None:
-        return user_error
+    return (
+        user_error
+        or _describe_override(error, causes, config_name, config_dir)
+        or _describe_instantiation(error, causes, config_name, config_dir, config)
+        or _describe_library_error(error, causes)
+        or _describe_system_error(error, causes)
+    )
+
+
+def _describe_override(
+    error: Exception, causes: Sequence[BaseException], config_name: str, config_dir: str
+) -> UserError | None:
+    """Describe why Hydra could not compose the config from the words of the command line."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [str(choice) for choice in error.options or []]
@@ -196,13 +207,6 @@ def describe_error(
         # For `model={a: 1}` the cause names the unknown part.
         inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(causes[-1]))
         return _unknown_option(inner[1] if inner else key, config_name, config_dir)
-    if isinstance(error, InstantiationException) and (part := re.search(r"full_key: (\S+)", str(error))):
-        argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
-        typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
-        if argument and (key := next((key for key in typed if key.endswith(f".{argument[1]}")), None)):
-            return _unknown_option(key, config_name, config_dir)
-        if described := _describe_target(causes, part[1], config):
-            return described
     if isinstance(error, RuntimeError) and str(error).startswith("Unknown plugin class"):
         return UserError(f"{error}: the launcher is not installed. {_LAUNCHER_HINT}", status=2)
     if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
@@ -211,6 +215,25 @@ def describe_error(
         return UserError(
             f"{error}: give a group one of its choices; ~mixing removes the group mixing. See --help.", status=2
         )
+    return None
+
+
+def _describe_instantiation(
+    error: Exception, causes: Sequence[BaseException], config_name: str, config_dir: str, config: DictConfig | None
+) -> UserError | None:
+    """Describe a section of the config whose class or function could not be called."""
+    part = re.search(r"full_key: (\S+)", str(error))
+    if part is None or not isinstance(error, InstantiationException):
+        return None
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
+    typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
+    if argument and (key := next((key for key in typed if key.endswith(f".{argument[1]}")), None)):
+        return _unknown_option(key, config_name, config_dir)
+    return _describe_target(causes, part[1], config)
+
+
+def _describe_library_error(error: Exception, causes: Sequence[BaseException]) -> UserError | None:
+    """Keep the message that Lightning, torch, MLflow or Hydra wrote for its user."""
     # Errors of Lightning and torch, by name: importing their classes takes seconds.
     for cause in causes:
         if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError", "MlflowException"):
@@ -218,6 +241,11 @@ def describe_error(
             return UserError(f"{cause}{hint}")
     if isinstance(error, HydraException | OmegaConfBaseException) and not _is_bug(causes[-1]):
         return UserError("\n".join(dict.fromkeys(str(cause).strip() for cause in causes)), status=2)
+    return None
+
+
+def _describe_system_error(error: Exception, causes: Iterable[BaseException]) -> UserError | None:
+    """Describe an error of the disk or of another part of the operating system."""
     if (refused := disk_error(error)) is not None:
         return refused
     # Raised by `Path.resolve`.

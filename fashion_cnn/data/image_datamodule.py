@@ -159,17 +159,8 @@ class ImageDataModule(LightningDataModule):
         self.augmentation = [function for function in (augmentation or {}).values() if function is not None]
         self._augmentation_checked = False
         for name, values in (("mean", mean), ("std", std)):
-            if values is None:
-                continue
-            if len(values) != self.image_shape[0]:
-                raise UserError(
-                    f"data.{name}={list(values)} has {pluralize(len(values), 'number')} for images of shape "
-                    f"{tuple(self.image_shape)}: give one for each of the {self.image_shape[0]} channels."
-                )
-            if not all(0 <= value <= 1 for value in values):
-                raise UserError(f"data.{name}={list(values)} is not possible: it is of pixels from 0 to 1.")
-            if name == "std" and (1 / torch.tensor(values)).isinf().any():
-                raise UserError("data.std must be above 0 for every channel.")
+            if values is not None:
+                self._check_statistics(name, values)
         self.computed_statistics: dict[str, list[float]] = {}
         self._mean, self._std = mean, std
         if mean is not None and std is not None:
@@ -180,6 +171,17 @@ class ImageDataModule(LightningDataModule):
     def has_statistics(self) -> bool:
         """True if `mean` and `std` were given, or `setup` has computed them."""
         return hasattr(self, "pixel_mean")
+
+    def _check_statistics(self, name: str, values: Sequence[float]) -> None:
+        if len(values) != self.image_shape[0]:
+            raise UserError(
+                f"data.{name}={list(values)} has {pluralize(len(values), 'number')} for images of shape "
+                f"{tuple(self.image_shape)}: give one for each of the {self.image_shape[0]} channels."
+            )
+        if not all(0 <= value <= 1 for value in values):
+            raise UserError(f"data.{name}={list(values)} is not possible: it is of pixels from 0 to 1.")
+        if name == "std" and (1 / torch.tensor(values)).isinf().any():
+            raise UserError("data.std must be above 0 for every channel.")
 
     def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         # On the scale of the pixels, 0 to 255, so that normalising is one subtraction and one multiplication.

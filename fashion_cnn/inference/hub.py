@@ -22,6 +22,8 @@ from fashion_cnn.runs import Run, create_folder, display_path, temporary_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch.export import ExportedProgram
+
 WEIGHTS_FILE, CONFIG_FILE, CODE_FILE, CARD_FILE = "model.safetensors", "config.json", "model.py", "README.md"
 _TOLERANCE = 1e-3
 _CHECK_IMAGES = 64
@@ -170,28 +172,7 @@ def write_code(module: ImageClassifier, data: ImageDataModule, *, version: str) 
         raise UserError(
             f"torch.export cannot record {name} for batches of any size ({reason:.200}): no file is written."
         ) from error
-    targets = {
-        spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs if spec.target is not None
-    }
-    tensors = {**program.state_dict, **program.constants}
-    weights: dict[str, Tensor] = {}
-    expressions: dict[fx.Node, str] = {}
-    lines: list[str] = []
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in targets:
-            target = targets[node.name]
-            weight = target.removeprefix("module.network.")
-            # Tied weights are stored once for each name: safetensors takes no shared memory.
-            weights[weight] = tensors[target].detach().clone().contiguous()
-            expressions[node] = f"self.{weight.replace('.', '__')}"
-        elif node.op == "placeholder":
-            expressions[node] = "normalised"
-        elif node.op == "output":
-            outputs = [_expression(value, expressions) for value in node.args[0]]
-            lines.append(f"return {', '.join(outputs)}")
-        elif not any(word in str(node.target) for word in _ASSERTIONS):
-            expressions[node] = node.name
-            lines.append(f"{node.name} = {_call(node, expressions, name)}")
+    statements, weights = _translate(program, name)
     has_embeddings = module.head_name is not None
     channels, height, width = data.image_shape
     described = f"logits (B, {data.num_classes})"
@@ -205,9 +186,47 @@ def write_code(module: ImageClassifier, data: ImageDataModule, *, version: str) 
         classes=data.num_classes,
         outputs=f"{described} and embeddings (B, {module.embedding_size})" if has_embeddings else described,
         first="[0]" if has_embeddings else "",
-        body="\n".join(f"        {line}" for line in lines),
+        body="\n".join(f"        {statement}" for statement in statements),
     )
     return source, weights
+
+
+def _translate(program: "ExportedProgram", network: str) -> tuple[list[str], dict[str, Tensor]]:
+    """Translate the graph of a program to Python.
+
+    Args:
+        program: the program that torch.export recorded.
+        network: name of its network, for an error message.
+
+    Returns:
+        The statements, and the weights and buffers that they read, by the names that they have in the network.
+
+    Raises:
+        UserError: if it needs operations that are not torch's own.
+    """
+    targets = {
+        spec.arg.name: str(spec.target) for spec in program.graph_signature.input_specs if spec.target is not None
+    }
+    tensors = {**program.state_dict, **program.constants}
+    weights: dict[str, Tensor] = {}
+    expressions: dict[fx.Node, str] = {}
+    statements: list[str] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in targets:
+            target = targets[node.name]
+            weight = target.removeprefix("module.network.")
+            # Tied weights are stored once for each name: safetensors takes no shared memory.
+            weights[weight] = tensors[target].detach().clone().contiguous()
+            expressions[node] = f"self.{weight.replace('.', '__')}"
+        elif node.op == "placeholder":
+            expressions[node] = "normalised"
+        elif node.op == "output":
+            outputs = [_expression(value, expressions) for value in node.args[0]]
+            statements.append(f"return {', '.join(outputs)}")
+        elif not any(word in str(node.target) for word in _ASSERTIONS):
+            expressions[node] = node.name
+            statements.append(f"{node.name} = {_call(node, expressions, network)}")
+    return statements, weights
 
 
 def _call(node: fx.Node, expressions: dict[fx.Node, str], network: str) -> str:

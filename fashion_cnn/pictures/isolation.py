@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, astuple
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,12 @@ from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Box, Preparation, e
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
+# What a picture file is converted to: the prepared picture, the same with a thumbnail, or the items alone.
+_Output = Literal["picture", "product", "items"]
 
 
 class _Result(NamedTuple):
-    """A prepared picture `(C, H, W)`, its encoded thumbnail and its items, the last two empty unless asked for."""
+    """A prepared picture `(C, H, W)`, its encoded thumbnail and its items, each empty unless the output has it."""
 
     picture: NDArray[np.uint8]
     thumbnail: bytes
@@ -69,7 +71,7 @@ class PictureProcess:
         Returns:
             Pictures `(C, H, W)`; the first that cannot be read is an error and the last element.
         """
-        results = self._exchange(contents, preparation, boxes or [None] * len(contents))
+        results = self._exchange(contents, preparation, boxes or [None] * len(contents), "picture")
         return [result if isinstance(result, UnreadablePictureError) else result.picture for result in results]
 
     def prepare_product(self, content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], bytes]:
@@ -81,7 +83,7 @@ class PictureProcess:
         Raises:
             UnreadablePictureError: if it cannot be read.
         """
-        (result,) = self._exchange([content], preparation, [None], thumbnails=True)
+        (result,) = self._exchange([content], preparation, [None], "product")
         if isinstance(result, UnreadablePictureError):
             raise result
         return result.picture, result.thumbnail
@@ -92,7 +94,7 @@ class PictureProcess:
         Raises:
             UnreadablePictureError: if it cannot be read.
         """
-        (result,) = self._exchange([content], preparation, [None], items=True)
+        (result,) = self._exchange([content], preparation, [None], "items")
         if isinstance(result, UnreadablePictureError):
             raise result
         return result.items
@@ -102,17 +104,14 @@ class PictureProcess:
         contents: Sequence[bytes],
         preparation: Preparation,
         boxes: Sequence[Box | None],
-        *,
-        thumbnails: bool = False,
-        items: bool = False,
+        output: _Output,
     ) -> list[_Result | UnreadablePictureError]:
         results: list[_Result | UnreadablePictureError] = []
         with self._lock:
             connection = self._started()
             try:
                 request = {"max_pixels": self.max_pixels, "seconds": self.seconds, "preparation": asdict(preparation)}
-                request |= {"boxes": [box and astuple(box) for box in boxes], "thumbnails": thumbnails}
-                request["items"] = items
+                request |= {"boxes": [box and astuple(box) for box in boxes], "output": output}
                 connection.send_bytes(json.dumps(request).encode())
                 for content in contents:
                     connection.send_bytes(content)
@@ -123,7 +122,7 @@ class PictureProcess:
                         results.append(kind(answer["error"]))
                         break
                     pixels = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8)
-                    picture = pixels.reshape(preparation.image_shape)
+                    picture = pixels.reshape((0,) if output == "items" else preparation.image_shape)
                     found = [Box(*sides) for sides in answer["items"]]
                     results.append(_Result(picture, connection.recv_bytes(), found))
             except (OSError, EOFError):  # the process ended
@@ -194,17 +193,17 @@ def run(descriptor: int) -> None:
             max_pixels, preparation = request["max_pixels"], request["preparation"]
             prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
             _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
-            seconds = request["seconds"]
-            least = THUMBNAIL_SIDE**2 if request["thumbnails"] else 0
+            seconds, output = request["seconds"], request["output"]
+            least = THUMBNAIL_SIDE**2 if output == "product" else 0
             for content, box in zip(contents, boxes, strict=True):
                 # Not while answers are sent: the other process is to take them for the end of the work.
                 signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
                 try:
                     min_pixels = max(prepare.min_pixels_for(box), least)
                     picture = decode(content, min_pixels=min_pixels, max_pixels=max_pixels)
-                    pixels = prepare.array(picture, box)
-                    thumbnail = encode_thumbnail(picture) if request["thumbnails"] else b""
-                    items = prepare.find_items(picture) if request["items"] else []
+                    pixels = b"" if output == "items" else prepare.array(picture, box).tobytes()
+                    thumbnail = encode_thumbnail(picture) if output == "product" else b""
+                    items = prepare.find_items(picture) if output == "items" else []
                 except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
                     signal.setitimer(signal.ITIMER_PROF, 0)
                     reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
@@ -213,7 +212,7 @@ def run(descriptor: int) -> None:
                     break
                 seconds, _ = signal.setitimer(signal.ITIMER_PROF, 0)
                 connection.send_bytes(json.dumps({"items": [astuple(item) for item in items]}).encode())
-                connection.send_bytes(pixels.tobytes())
+                connection.send_bytes(pixels)
                 connection.send_bytes(thumbnail)
 
 

@@ -100,30 +100,14 @@ def index_products(
         temperature=temperature,
         pretrained=network.pretrained,
     )
-    table = products.table
-    for name in set(network.measured_columns) - set(table.column_names):
-        table = table.append_column(name, pa.nulls(len(table), pa.string()))
-    products = replace(products, table=table)
-    batch_size = max(1, min(_STAGING_BATCH, _STAGING_BYTES // math.prod(network.preparation.image_shape)))
+    products = _with_measured_columns(products, network)
     with catalogue.transaction():
         catalogue.begin(metadata, custom_columns(products.table.schema), rebuild=rebuild)
         ids = products.ids
         stored_keys = {} if rebuild else catalogue.content_keys()
         columns_before = _columns_before(catalogue, rebuild=rebuild)
         outdated = [row for row, key in enumerate(products.content_keys) if stored_keys.get(ids[row]) != key]
-        staged_keys = catalogue.content_keys(staged=True)
-        pending = [row for row in outdated if staged_keys.get(ids[row]) != products.content_keys[row]]
-        unreadable: dict[str, str] = {}
-        done = len(outdated) - len(pending)
-        with closing(products.read_pictures(pending, network.preparation)) as reader:
-            while batch := list(islice(reader, batch_size)):
-                unreadable |= {
-                    ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)
-                }
-                if pictures := [(row, picture) for row, picture in batch if isinstance(picture, Picture)]:
-                    catalogue.stage(_embed(products, network, pictures, metadata))
-                done += len(batch)
-                progress(done, len(outdated))
+        unreadable = _stage(catalogue, products, network, metadata, outdated, progress)
         ready = [ids[row] for row in outdated if ids[row] not in unreadable]
         if unreadable and not ready and not stored_keys:
             product_id, reason = next(iter(unreadable.items()))
@@ -148,6 +132,43 @@ def index_products(
         version=catalogue.table_version().version,
         vector_index=vector_index,
     )
+
+
+def _with_measured_columns(products: Products, network: SearchNetwork) -> Products:
+    """Add empty columns for the values that the network measures on pictures."""
+    table = products.table
+    for name in set(network.measured_columns) - set(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    return replace(products, table=table)
+
+
+def _stage(
+    catalogue: Catalogue,
+    products: Products,
+    network: SearchNetwork,
+    metadata: CatalogueMetadata,
+    outdated: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> dict[str, str]:
+    """Embed the pictures of the outdated rows that an interrupted call has not staged, and stage them.
+
+    Returns:
+        The reason by id for products whose picture could not be read.
+    """
+    ids = products.ids
+    unreadable: dict[str, str] = {}
+    staged_keys = catalogue.content_keys(staged=True)
+    pending = [row for row in outdated if staged_keys.get(ids[row]) != products.content_keys[row]]
+    done = len(outdated) - len(pending)
+    batch_size = max(1, min(_STAGING_BATCH, _STAGING_BYTES // math.prod(network.preparation.image_shape)))
+    with closing(products.read_pictures(pending, network.preparation)) as reader:
+        while batch := list(islice(reader, batch_size)):
+            unreadable |= {ids[row]: str(error) for row, error in batch if isinstance(error, UnreadablePictureError)}
+            if pictures := [(row, picture) for row, picture in batch if isinstance(picture, Picture)]:
+                catalogue.stage(_embed(products, network, pictures, metadata))
+            done += len(batch)
+            progress(done, len(outdated))
+    return unreadable
 
 
 class InvalidProductError(UserError):

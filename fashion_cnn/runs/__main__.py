@@ -117,7 +117,7 @@ def _differing(choices: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
-    from fashion_cnn.runs.overrides import round_value, short_names
+    from fashion_cnn.runs.overrides import round_value
     from fashion_cnn.terminal import print_table, print_text, table_console
 
     is_wide = table_console().width >= _WIDE
@@ -126,6 +126,39 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
     if common and len(rows) > 1:
         settings = (f"{name}={round_value(value)}" for name, value in common.items())
         print_text(" ".join(["Settings of all runs:", *settings]), indent="  ")
+    cells = _table_cells(rows, differing, is_wide=is_wide)
+    numbers = ("val", "test", "gap", "minutes")
+    headings += ["outcome", *numbers]
+    # Without metrics that no run has, such as those of the test set.
+    kept = [
+        column for column, name in enumerate(headings) if name not in numbers or any(cell[column] for cell in cells)
+    ]
+    # The paths stay whole, for copying.
+    longest = max(len(line) for cell in cells for line in cell[0].splitlines()[:1])
+    print_table(
+        [headings[column] for column in kept],
+        [[cell[column] for column in kept] for cell in cells],
+        right=numbers,
+        optional=("minutes", "test"),
+        least_widths={headings[0]: min(longest, _MAX_PATH)},
+        hint="format=csv has all.",
+    )
+    shown_headings = [headings[column] for column in kept]
+    if accuracies := [name for name in ("val", "test") if name in shown_headings]:
+        gap = " gap: accuracy on the train probe minus val, in points." if "gap" in shown_headings else ""
+        print_text(f"{', '.join(accuracies)}: accuracy in %.{gap}")
+
+
+def _table_cells(rows: Sequence[_Row], differing: Sequence[str], *, is_wide: bool) -> list[list[str]]:
+    """Write the cells of each row of the table: path, settings that differ, outcome and metrics.
+
+    Args:
+        rows: the runs.
+        differing: names of the settings that differ.
+        is_wide: whether the settings have a cell of their own, not further lines in that of the path.
+    """
+    from fashion_cnn.runs.overrides import round_value, short_names
+
     # Where no override tells runs apart, the settings do.
     untyped = [name for name in differing if not any(name in row.typed for row in rows)]
     names = short_names(differing)
@@ -161,26 +194,7 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
         for row, held in zip(members, shown, strict=True):
             own = {name: value for name, value in held.items() if name not in shared and not row.names(name, value)}
             cells.append(cells_of(f"  {Path(row.path).name}", own, row.outcome, row.results, row.reason))
-    numbers = ("val", "test", "gap", "minutes")
-    headings += ["outcome", *numbers]
-    # Without metrics that no run has, such as those of the test set.
-    kept = [
-        column for column, name in enumerate(headings) if name not in numbers or any(cell[column] for cell in cells)
-    ]
-    # The paths stay whole, for copying.
-    longest = max(len(line) for cell in cells for line in cell[0].splitlines()[:1])
-    print_table(
-        [headings[column] for column in kept],
-        [[cell[column] for column in kept] for cell in cells],
-        right=numbers,
-        optional=("minutes", "test"),
-        least_widths={headings[0]: min(longest, _MAX_PATH)},
-        hint="format=csv has all.",
-    )
-    shown_headings = [headings[column] for column in kept]
-    if accuracies := [name for name in ("val", "test") if name in shown_headings]:
-        gap = " gap: accuracy on the train probe minus val, in points." if "gap" in shown_headings else ""
-        print_text(f"{', '.join(accuracies)}: accuracy in %.{gap}")
+    return cells
 
 
 def _group_jobs(rows: Sequence[_Row]) -> list[tuple[str | None, list[_Row]]]:

@@ -67,17 +67,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     """
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if config.tune.trials < 1:
-        raise UserError(f"tune.trials={config.tune.trials} is not possible: give 1 or more.", status=2)
-    for key in ("val_size", "val_share"):
-        # An image folder may have a validation set of its own.
-        if config.data.get(key) == 0 and not (Path(config.data.root or "") / "val").is_dir():
-            raise UserError(
-                f"data.{key}=0 leaves no validation set: a search needs one to compare its trials.", status=2
-            )
-    for key in _STEP_OPTIONS:
-        if isinstance(steps := config.tune.pruner.get(key), int) and not 0 <= steps <= 100:
-            raise UserError(f"tune.pruner.{key}={steps} is not a percent of the schedule: give 0 to 100.", status=2)
+    _check_settings(config)
     name = config.tune.study or config.name
     # Each trial needs the location of the data, although it does not identify the study. No trial reads the test set.
     fixed = [
@@ -86,25 +76,14 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
         if (affects_training(override) and override_key(override) != "test") or override_key(override) == "data.root"
     ]
     started = {"flags": config.flags, "working_dir": config.working_dir}
-    # Seeds are repetitions in a sweep, not a setting to search.
-    fixed_keys = {"seed", *map(override_key, fixed)}
-    task = HydraConfig.get().overrides.task
-    # Values left open on the command line replace the default search space.
-    is_default = all(override_key(override) != "sweep" for override in task)
-    params = {} if swept and is_default else HydraConfig.get().sweeper.params or {}
-    space = search_space({key: values for key, values in params.items() if key not in fixed_keys}, swept)
+    typed = [*config.flags, *map(unquote_override, HydraConfig.get().overrides.task), *swept]
+    space = search_space(_chosen_params(fixed, swept), swept)
     example = {key: _example_value(distribution) for key, distribution in space.items()}
     _check_hardware(_trial_config(name, fixed, example, started))
     folder = (Path(config.runs_dir) / STUDIES_FOLDER / name).absolute()
     check_links(folder)
     create_folder(folder, "runs_dir")
-    storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
-    settings = {
-        "fixed": sorted(filter(affects_training, fixed)),
-        "searched": {key: str(space[key]) for key in sorted(space)},
-    }
-    study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
-    check_trials(study, space)
+    study = _open_study(config, name, fixed, space, folder)
     fixed = _resolve_latest_weights(fixed, study, Path(config.runs_dir))
     # Makes a search reproducible, while a process that joins it draws other trials.
     seed = config.seed + len(study.trials) + count_start(study, folder)
@@ -132,7 +111,6 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
         with study_errors_reported(name, optuna.exceptions.StorageInternalError):
             run_trials(study, space, config.tune.trials, folder, train_trial, print_trial)
     except KeyboardInterrupt as stop:
-        typed = [*config.flags, *map(unquote_override, task), *swept]
         command = shlex.join(["python", "-m", "fashion_cnn.tune", *typed])
         status = stop.status if isinstance(stop, Interrupted) else 130
         raise Interrupted(f"Stopped. To continue, run the same command again:\n  {command}", status) from None
@@ -143,6 +121,45 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     # The name in the trials' configs is that of the study.
     typed_folder = [override for override in config.overrides if override_key(override) == "runs_dir"]
     _print_results(study, space, folder, [*fixed, *typed_folder], config.flags)
+    return study
+
+
+def _check_settings(config: DictConfig) -> None:
+    if config.tune.trials < 1:
+        raise UserError(f"tune.trials={config.tune.trials} is not possible: give 1 or more.", status=2)
+    for key in ("val_size", "val_share"):
+        # An image folder may have a validation set of its own.
+        if config.data.get(key) == 0 and not (Path(config.data.root or "") / "val").is_dir():
+            raise UserError(
+                f"data.{key}=0 leaves no validation set: a search needs one to compare its trials.", status=2
+            )
+    for key in _STEP_OPTIONS:
+        if isinstance(steps := config.tune.pruner.get(key), int) and not 0 <= steps <= 100:
+            raise UserError(f"tune.pruner.{key}={steps} is not a percent of the schedule: give 0 to 100.", status=2)
+
+
+def _chosen_params(fixed: Iterable[str], swept: Sequence[str]) -> dict[str, Any]:
+    """Return the search space of the file in conf/sweep, without the keys that overrides fix."""
+    # Values left open on the command line replace the default search space.
+    is_default = all(override_key(override) != "sweep" for override in HydraConfig.get().overrides.task)
+    if swept and is_default:
+        return {}
+    # Seeds are repetitions in a sweep, not a setting to search.
+    fixed_keys = {"seed", *map(override_key, fixed)}
+    params = HydraConfig.get().sweeper.params or {}
+    return {key: values for key, values in params.items() if key not in fixed_keys}
+
+
+def _open_study(
+    config: DictConfig, name: str, fixed: Iterable[str], space: Mapping[str, BaseDistribution], folder: Path
+) -> optuna.Study:
+    storage = config.tune.storage or f"sqlite:///{folder / STUDY_FILE}"
+    settings = {
+        "fixed": sorted(filter(affects_training, fixed)),
+        "searched": {key: str(space[key]) for key in sorted(space)},
+    }
+    study = open_study(storage, name, settings, instantiate(config.tune.pruner), folder)
+    check_trials(study, space)
     return study
 
 

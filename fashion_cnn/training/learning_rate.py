@@ -163,24 +163,9 @@ def find_learning_rate(
         Interrupted: if the test was stopped.
     """
     quieten_lightning()
+    _check_settings(config)
     options = config.range_test
-    if config.resume is not None:
-        raise UserError("resume continues trainings: to find a learning rate, leave it out.", status=2)
-    if options.steps < _MIN_STEPS:
-        raise UserError(f"range_test.steps={options.steps} is not possible: give {_MIN_STEPS} or more.", status=2)
-    if not 0 < options.lowest < options.highest:
-        raise UserError(
-            f"range_test.lowest={options.lowest} and range_test.highest={options.highest} are not possible: give "
-            "multiples of optimizer.lr, above 0, the lower one first.",
-            status=2,
-        )
-    rates = {
-        key: float(value)
-        for key, value in config.optimizer.items()
-        if (key == "lr" or str(key).endswith("_lr")) and isinstance(value, int | float)
-    }
-    if "lr" not in rates:
-        raise UserError("The optimizer has no option lr: there is no learning rate to find.")
+    rates = _learning_rates(config)
     schedule = {"lowest": float(options.lowest), "highest": float(options.highest)}
     config.schedule = {"_target_": "fashion_cnn.models.optim.exponential", "_partial_": True, **schedule}
     config, data, module = prepare(config, None, check_resumed)
@@ -212,6 +197,32 @@ def find_learning_rate(
         save_figure(plot_range(test, rates["lr"]), folder / "learning_rate.png")
         write_json(folder / "learning_rate.json", record)
     return {**record, "written_to": str(display_path(folder))}
+
+
+def _check_settings(config: DictConfig) -> None:
+    options = config.range_test
+    if config.resume is not None:
+        raise UserError("resume continues trainings: to find a learning rate, leave it out.", status=2)
+    if options.steps < _MIN_STEPS:
+        raise UserError(f"range_test.steps={options.steps} is not possible: give {_MIN_STEPS} or more.", status=2)
+    if not 0 < options.lowest < options.highest:
+        raise UserError(
+            f"range_test.lowest={options.lowest} and range_test.highest={options.highest} are not possible: give "
+            "multiples of optimizer.lr, above 0, the lower one first.",
+            status=2,
+        )
+
+
+def _learning_rates(config: DictConfig) -> dict[str, float]:
+    """Return the learning rates among the options of the optimizer."""
+    rates = {
+        str(key): float(value)
+        for key, value in config.optimizer.items()
+        if (key == "lr" or str(key).endswith("_lr")) and isinstance(value, int | float)
+    }
+    if "lr" not in rates:
+        raise UserError("The optimizer has no option lr: there is no learning rate to find.")
+    return rates
 
 
 def _rounded(rate: float) -> float:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fashion_cnn.analysis import forecast
 from fashion_cnn.analysis.verdict import FEATURES, REMEDIES, ExpectedGain, loss_trend, run_features
 from fashion_cnn.metrics.gap import accuracy_gap_of
-from fashion_cnn.metrics.intervals import t_quantile
+from fashion_cnn.metrics.intervals import Z_95, t_quantile
 from overfitting_study.design import (
     DEFAULT_VALIDATION,
     FIRST_OF_COVERAGE,
@@ -231,8 +231,8 @@ class LinearModel:
 def fit(design: Floats, values: Floats, ridge: float, judged: NDArray[np.bool_] | None = None) -> LinearModel:
     """Fit by ridge regression.
 
-    The deviation is that of the leave-one-out residuals, increased so that 1.96 of it reach the 97.5% quantile of
-    Student's t distribution.
+    The deviation is that of the leave-one-out residuals, increased so that `Z_95` of it reach the 97.5% quantile
+    of Student's t distribution.
 
     Args:
         design: `(N, F)` standardised features.
@@ -251,7 +251,7 @@ def fit(design: Floats, values: Floats, ridge: float, judged: NDArray[np.bool_] 
     residuals = (values - intercept - centred @ coefficients) / np.maximum(1 - leverage, 0.1)
     if judged is not None:
         residuals = residuals[judged]
-    deviation = float(np.sqrt(np.square(residuals).mean())) * t_quantile(len(residuals) - 1) / 1.96
+    deviation = float(np.sqrt(np.square(residuals).mean())) * t_quantile(len(residuals) - 1) / Z_95
     intercept -= float(design.mean(0) @ coefficients)
     return LinearModel(intercept, coefficients, max(deviation, 1e-4), len(values), ridge)
 
@@ -434,7 +434,7 @@ class GapForecasts:
         """The forecasts of the gaps, given those of the logarithms of the errors on new images."""
         train = np.array([run["last_train_accuracy"] for run in runs])
         true = train - np.array([held_out_accuracy(run) for run in runs])
-        low, gaps, high = (np.exp(log_errors + step * 1.96 * deviations) - (1 - train) for step in (-1, 0, 1))
+        low, gaps, high = (np.exp(log_errors + step * Z_95 * deviations) - (1 - train) for step in (-1, 0, 1))
         return cls(gaps, true, (low <= true) & (true <= high))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fashion_cnn.analysis.learning_curve import fit_learning_curve
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
+from fashion_cnn.metrics.intervals import Z_95
 from fashion_cnn.metrics.memorisation import spearman
 from overfitting_study.analysis import (
     FAMILIES,
@@ -328,7 +329,7 @@ def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
         ):
             held_out, count = (run[f"{weights}_{unseen}_{name}"] for name in ("accuracy", "count"))
             true = run[f"{weights}_train_accuracy"] - held_out
-            own = 1.96 * math.sqrt(held_out * (1 - held_out) / count)
+            own = Z_95 * math.sqrt(held_out * (1 - held_out) / count)
             low, high = (
                 gap.estimate - math.hypot(gap.estimate - gap.low, own),
                 gap.estimate + math.hypot(gap.high - gap.estimate, own),

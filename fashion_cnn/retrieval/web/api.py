@@ -1,4 +1,4 @@
-"""The JSON API: the same searches as on the pages, for programs."""
+"""The JSON API: the same searches as on the pages, for programs. Its description has the docstrings of the routes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -64,15 +64,9 @@ class LenientJSONResponse(JSONResponse):
         return json.dumps(replace_non_finite(content), ensure_ascii=False, default=str).encode(errors="replace")
 
 
-def create_router(service: SearchService, *, developer: bool) -> APIRouter:
-    """Create the routes below `/api`. Their docstrings are part of the API description.
-
-    Args:
-        service: the search service.
-        developer: whether the status has the reason of a problem, which may name folders of the server.
-    """
+def search_router(service: SearchService) -> APIRouter:
+    """Create the routes of searches, and of the items in a picture file."""
     router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
-    in_thread = service.workers.run
 
     @router.get(
         "/search",
@@ -104,19 +98,7 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
         async with service.uploads.read(request) as form:
             _check_names(form.fields, known=_FORM_FIELDS)
             _check_names(form.files, known=_FILES)
-            return LenientJSONResponse(await search_with_files(view, form.fields, form.files))
-
-    async def search_with_files(view: CatalogueView, fields: dict[str, list[str]], files: Files) -> dict[str, Any]:
-        """Search with the fields and files of a form, whose names are known to be right."""
-        top_k = fields.pop("top_k", None)
-        boxes = parse_boxes(fields.pop("box", []), len(files.get("picture", ())))
-        query = SearchQuery.from_form(fields)
-        for name in _FILES:
-            if len(getattr(query, name)) + len(files.get(name, ())) > MAX_PICTURES:
-                raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
-        size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
-        result = await service.search(view, query, files, boxes, top_k=size)
-        return _content(view, query, result, await in_thread(partial(_link, query, result), is_accepted=True))
+            return LenientJSONResponse(await _search_with_files(service, view, form.fields, form.files))
 
     @router.post(
         "/search/batch",
@@ -140,7 +122,7 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
                 try:
                     if number:
                         client.count_request()
-                    result = await search_with_files(view, *_parts_of_query(query, form.files))
+                    result = await _search_with_files(service, view, *_parts_of_query(query, form.files))
                     answers.append({"status": 200, "error": None, "result": result})
                 except HTTPError as error:
                     answers.append({"status": error.status_code, "error": error.detail, "result": None})
@@ -165,6 +147,25 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
         async with service.uploads.read(request) as form:
             return LenientJSONResponse(await service.find_items(view, form.only_picture()))
 
+    return router
+
+
+def product_router(service: SearchService) -> APIRouter:
+    """Create the routes that read, change and remove a product."""
+    router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
+
+    async def find(product_id: str) -> Hit:
+        view = service.state.require_view()
+        (hit,) = await service.workers.run(lambda: view.products([product_id]))
+        return hit
+
+    def view_to_change(request: Request) -> CatalogueView:
+        if not (service.is_writable and client_of(request.scope).may_write):
+            raise ReadOnlyError(is_writable=service.is_writable)
+        if request.query_params:
+            raise HTTPError(422, "Send the columns as fields of a form or as JSON, none in the address.")
+        return service.state.require_view()
+
     @router.get(
         "/product",
         summary="Get a product with all its columns",
@@ -172,9 +173,7 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
         responses=error_responses(404, 422, 503),
     )
     async def product(id: Id) -> Response:
-        view = service.state.require_view()
-        (hit,) = await in_thread(lambda: view.products([id]))
-        return LenientJSONResponse(_record(hit))
+        return LenientJSONResponse(_record(await find(id)))
 
     @router.get(
         "/thumbnail",
@@ -186,8 +185,7 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
         },
     )
     async def thumbnail(id: Id) -> Response:
-        view = service.state.require_view()
-        (hit,) = await in_thread(lambda: view.products([id]))
+        hit = await find(id)
         return Response(hit.thumbnail, media_type=media_type(hit.thumbnail))
 
     @router.put(
@@ -230,12 +228,17 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
         version = await service.remove(product_id)
         return LenientJSONResponse({"id": product_id, "version": version, "created": False})
 
-    def view_to_change(request: Request) -> CatalogueView:
-        if not (service.is_writable and client_of(request.scope).may_write):
-            raise ReadOnlyError(is_writable=service.is_writable)
-        if request.query_params:
-            raise HTTPError(422, "Send the columns as fields of a form or as JSON, none in the address.")
-        return service.state.require_view()
+    return router
+
+
+def status_router(service: SearchService, *, developer: bool) -> APIRouter:
+    """Create the route of the status.
+
+    Args:
+        service: the search service.
+        developer: whether it has the reason of a problem, which may name folders of the server.
+    """
+    router = APIRouter(prefix="/api", default_response_class=LenientJSONResponse)
 
     @router.get(
         "/status",
@@ -264,6 +267,22 @@ def create_router(service: SearchService, *, developer: bool) -> APIRouter:
         )
 
     return router
+
+
+async def _search_with_files(
+    service: SearchService, view: CatalogueView, fields: dict[str, list[str]], files: Files
+) -> dict[str, Any]:
+    """Search with the fields and files of a form, whose names are known to be right."""
+    top_k = fields.pop("top_k", None)
+    boxes = parse_boxes(fields.pop("box", []), len(files.get("picture", ())))
+    query = SearchQuery.from_form(fields)
+    for name in _FILES:
+        if len(getattr(query, name)) + len(files.get(name, ())) > MAX_PICTURES:
+            raise HTTPError(422, f"Too many pictures: the maximum is {MAX_PICTURES}.")
+    size = validate(_TOP_K, top_k[-1], "top_k") if top_k else None
+    result = await service.search(view, query, files, boxes, top_k=size)
+    link = await service.workers.run(partial(_link, query, result), is_accepted=True)
+    return _content(view, query, result, link)
 
 
 def _check_names(names: Iterable[str], *, known: Sequence[str]) -> None:

@@ -1,15 +1,16 @@
 """The ASGI application: routes, error responses, and the refresh of the catalogue."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -70,21 +71,49 @@ def create_app(
         lifespan=lifespan,
     )
     templates = pages.create_templates(service.state, display)
-    methods: dict[str, set[str]] = {}
     routers = (
         pages.create_router(service, templates, display),
-        api.create_router(service, developer=display.developer),
+        api.search_router(service),
+        api.product_router(service),
+        api.status_router(service, developer=display.developer),
         monitoring.router(),
     )
     for router in routers:
         app.include_router(router)
-        for route in router.routes:
-            if isinstance(route, Route):
-                path = route_path(route.path)
-                methods.setdefault(path, {"OPTIONS"}).update(route.methods or ())
-                if "GET" in methods[path]:
-                    methods[path].add("HEAD")
     app.mount("/static", StaticFiles(packages=[("fashion_cnn.retrieval.web", "static")]))
+    methods = _allowed_methods(routers)
+    _add_error_handlers(app, service.state, templates, methods, developer=display.developer)
+    return monitoring.watch(with_access(app, access), {*methods, "/openapi.json"})
+
+
+def _allowed_methods(routers: Iterable[APIRouter]) -> dict[str, set[str]]:
+    """Collect the HTTP methods of each path."""
+    methods: dict[str, set[str]] = {}
+    for route in (route for router in routers for route in router.routes if isinstance(route, Route)):
+        allowed = methods.setdefault(route_path(route.path), {"OPTIONS"})
+        allowed.update(route.methods or ())
+        if "GET" in allowed:
+            allowed.add("HEAD")
+    return methods
+
+
+def _add_error_handlers(
+    app: FastAPI,
+    state: CatalogueState,
+    templates: Jinja2Templates,
+    methods: Mapping[str, Collection[str]],
+    *,
+    developer: bool,
+) -> None:
+    """Turn errors into responses: JSON below `/api/`, otherwise pages.
+
+    Args:
+        app: the application.
+        state: the catalogue, which keeps the reason why it cannot be read.
+        templates: the templates of the pages.
+        methods: the allowed methods of each path.
+        developer: whether messages may name folders of the server.
+    """
 
     def respond(
         request: Request,
@@ -120,15 +149,13 @@ def create_app(
     # Mistakes in a query are HTTP errors; the others are damaged files and errors of the disk, whose messages name it.
     @app.exception_handler(UserError)
     async def unusable_catalogue(request: Request, error: UserError) -> Response:
-        service.state.report(str(error))
+        state.report(str(error))
         hidden = "The catalogue cannot be read at the moment. The server's log has the reason."
-        return respond(request, 503, str(error) if display.developer else hidden)
+        return respond(request, 503, str(error) if developer else hidden)
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:
         return respond(request, 500, "Internal error. The server's log has the details.")
-
-    return monitoring.watch(with_access(app, access), {*methods, "/openapi.json"})
 
 
 async def _refresh(state: CatalogueState, seconds: float) -> None:
