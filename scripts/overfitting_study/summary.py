@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fashion_cnn.analysis.learning_curve import fit_learning_curve
 from fashion_cnn.analysis.verdict import REMEDIES, WORTHWHILE
+from fashion_cnn.errors import pluralize
 from fashion_cnn.metrics.gap import ValidationPasses, accuracy_gap_of
 from fashion_cnn.metrics.intervals import Z_95
 from fashion_cnn.metrics.memorisation import spearman
@@ -66,7 +67,7 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
     used = best_family(found, predictions)
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
-        f"{len({gain.seed for gain in of_study})} seeds; {len(found) - len(of_study)} gains from recorded ablations.",
+        f"{pluralize(len({gain.seed for gain in of_study}), 'seed')}; {len(found) - len(of_study)} gains from recorded ablations.",
         gains_table(of_study),
         correlations(bases, of_study),
         regret_table(records, found, predictions, used, without=()),
