@@ -67,7 +67,8 @@ def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> st
     used = best_family(found, predictions)
     parts = [
         f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
-        f"{pluralize(len({gain.seed for gain in of_study}), 'seed')}; {len(found) - len(of_study)} gains from recorded ablations.",
+        f"{pluralize(len({gain.seed for gain in of_study}), 'seed')}; {len(found) - len(of_study)} gains from recorded "
+        "ablations.",
         gains_table(of_study),
         correlations(bases, of_study),
         regret_table(records, found, predictions, used, without=()),
