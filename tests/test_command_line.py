@@ -107,7 +107,7 @@ def test_help_explains_each_option(command):
     ("override", "message"),
     [
         ("optimizer.lrr=1", "unknown option 'optimizer.lrr'. Did you mean optimizer.lr? --cfg job lists all options."),
-        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 is not possible: give 1 or more."),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 is not possible: give a whole number, 1 or more."),
     ],
 )
 def test_error_messages_do_not_wait_for_torch(override, message):
@@ -208,6 +208,10 @@ def test_a_missing_data_folder_is_reported_before_the_training_is_imported(comma
         (
             ["+logger.own={_target_:no.Logger}"],
             "logger.own._target_=no.Logger cannot be imported: No module named 'no'",
+        ),
+        (
+            ["+callbacks.own={_target_:lightning.pytorch.callbacks.Timerr}"],
+            "lightning.pytorch.callbacks has no Timerr. Did you mean Timer?",
         ),
         (["+callbacks.own={_target_:test_command_line.No}"], "callbacks.own._target_=test_command_line.No cannot be"),
         (

@@ -134,7 +134,11 @@ def test_a_weighted_loss_of_certain_probabilities_is_that_of_the_classes(setting
         (["data.mean=[0.4,0.4]"], r"data.mean=\[0.4, 0.4\] has 2 numbers for images of shape \(1, 20, 20\): give one"),
         (["data.std=[60]"], r"data.std=\[60\] is not possible: it is of pixels from 0 to 1"),
         (["data.fold=2"], r"data.fold=2 is not possible with data.folds=null: give data.folds too"),
-        (["+metrics.loss._target_=tiny_parts.MeanRank"], "metrics.loss is not possible"),
+        (["+metrics.loss._target_=tiny_parts.MeanRank"], "metrics.loss is not possible: every run has loss anyway"),
+        (
+            ["+metrics.own._target_=tiny_parts.MeanRanks"],
+            r"metrics.own._target_=tiny_parts.MeanRanks cannot be imported: tiny_parts has no MeanRanks\. Did you mean",
+        ),
         (["+metrics.wrong._target_=tiny_parts.MarginLoss"], "metrics.wrong is a MarginLoss"),
         (
             ["metrics=classification", "metrics.f1.average=none"],
@@ -246,6 +250,14 @@ def test_a_class_that_cannot_be_imported_is_named_with_its_section(command, tmp_
     status, _, err = command(train_main, *arguments)
     assert status == 2
     assert err.startswith(f"error: {section}._target_=absent_package.Part cannot be imported: No module named")
+
+
+def test_an_error_in_a_class_of_the_user_ends_with_its_own_line(command, tmp_path):
+    with pytest.raises(KeyError, match="a mistake of mine") as caught:
+        command(train_main, *TINY_DATA, f"runs_dir={tmp_path}", "+metrics.own._target_=tiny_parts.FaultyMetric")
+    assert caught.traceback[-1].path.name == "tiny_parts.py"
+    assert caught.value.__notes__ == ["It was raised while the section model of the config was built."]
+    assert caught.value.__suppress_context__
 
 
 def test_an_impossible_learning_rate_is_refused_before_the_data_are_read(tiny):

@@ -80,6 +80,16 @@ class LossPerImage:
         return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
+class FaultyMetric(Metric):
+    """A metric with a mistake in it."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        raise KeyError("a mistake of mine")
+
+    def compute(self) -> Tensor:
+        return torch.tensor(0.0)
+
+
 class MeanRank(Metric):
     """Mean rank of the true class, from 1."""
 

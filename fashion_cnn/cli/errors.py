@@ -26,6 +26,7 @@ from fashion_cnn.cli.options import COMMANDS_WITH_GROUPS, install_command
 from fashion_cnn.errors import UserError, causes_of, did_you_mean, disk_error, printable
 from fashion_cnn.runs.files import dotted_items
 from fashion_cnn.runs.overrides import check_data_root, check_epochs
+from fashion_cnn.runs.trust import why_not_defined
 
 # Config groups that every training needs.
 _REQUIRED_GROUPS = {"data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger"}
@@ -146,7 +147,11 @@ def exit_with_error(error: Exception, config_name: str, config_dir: str, config:
     """Print the message for an error of the user and exit; any other error is raised, with its traceback."""
     described = describe_error(error, config_name, config_dir, config)
     if described is None:
-        raise error
+        own = next((cause for cause in causes_of(error) if not isinstance(cause, InstantiationException)), error)
+        if own is not error and (section := _section(error)):
+            own.add_note(f"It was raised while the section {section} of the config was built.")
+        # Its traceback ends where it was raised, such as in the user's own class.
+        raise own from own.__cause__
     exit_with(str(described), described.status)
 
 
@@ -222,14 +227,20 @@ def _describe_instantiation(
     error: Exception, causes: Sequence[BaseException], config_name: str, config_dir: str, config: DictConfig | None
 ) -> UserError | None:
     """Describe a section of the config whose class or function could not be called."""
-    part = re.search(r"full_key: (\S+)", str(error))
-    if part is None or not isinstance(error, InstantiationException):
+    section = _section(error)
+    if section is None:
         return None
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(causes[-1]))
     typed = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
     if argument and (key := next((key for key in typed if key.endswith(f".{argument[1]}")), None)):
         return _unknown_option(key, config_name, config_dir)
-    return _describe_target(causes, part[1], config)
+    return _describe_target(causes, section, config)
+
+
+def _section(error: Exception) -> str | None:
+    """Return the section of the config that could not be instantiated; None for another error."""
+    part = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
+    return part and part[1]
 
 
 def _describe_library_error(error: Exception, causes: Sequence[BaseException]) -> UserError | None:
@@ -296,12 +307,7 @@ def _describe_target(causes: Sequence[BaseException], key: str, config: DictConf
                 key, options, target = section, value, str(value["_target_"])
                 break
     if str(inner).startswith("Error locating"):
-        reason = " ".join(root.split())
-        # `import module.Name` fails in this way if the module has no such class.
-        if re.search(r"'(\w+)' is not a package", reason) and (module := sys.modules.get(target.rpartition(".")[0])):
-            near = did_you_mean(name, [public for public in vars(module) if not public.startswith("_")])
-            reason = f"{module.__name__} has no {name}.{near}"
-        return UserError(f"{key}._target_={target} cannot be imported: {reason}", status=2)
+        return UserError(f"{key}._target_={target} {why_not_defined(target)}", status=2)
     if isinstance(causes[-1], ImportError):
         return UserError(f"{key} ({target}): {root}")
     # A message about a function that the class itself calls has another name in front.

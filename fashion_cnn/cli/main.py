@@ -1,6 +1,7 @@
 """Entry point of the commands: composes the config with Hydra, calls the command, reports errors in one message."""
 
 import io
+import logging
 import os
 import secrets
 import sys
@@ -47,6 +48,8 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     _reject_dashes(sys.argv[1:])
     if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
         exit_with(f"-m starts sweeps of fashion_cnn.train only: leave it out of fashion_cnn.{config_name}.", 2)
+    # Hydra's own log would show that Matplotlib has made its cache of fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     with closed_output_ends_quietly():
         wants_help = bool({"--help", "-h"} & set(sys.argv[1:]))
         if wants_help and config_name not in COMMANDS_WITH_GROUPS:

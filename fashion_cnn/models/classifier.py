@@ -19,13 +19,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from fashion_cnn.data import Batch, ImageDataModule, InMemoryDataset
-from fashion_cnn.errors import UserError, causes_of
+from fashion_cnn.errors import UserError
 from fashion_cnn.models.layers import compute_in_float32
 from fashion_cnn.models.losses import CrossEntropy
 from fashion_cnn.models.optim import constant
 from fashion_cnn.runs.damage import DamagedRunError, check_checkpoint, check_containers, unpickling_errors
 from fashion_cnn.runs.files import update_class_paths
-from fashion_cnn.runs.trust import check_classes, instantiate, packages_to_trust
+from fashion_cnn.runs.trust import check_classes, instantiate, packages_to_trust, why_not_defined
 
 # A config from which Hydra's `instantiate` builds an object: {"_target_": "package.Class", ...}.
 TargetConfig = Mapping[str, Any]
@@ -274,16 +274,18 @@ class ImageClassifier(LightningModule):
 
     def _make_metric(self, name: str, metric: Metric | TargetConfig) -> Metric:
         """Build a metric from its config, and check that it takes logits and targets and returns one number."""
-        if not name.isidentifier() or name in _RESERVED_METRICS:
+        if name in _RESERVED_METRICS:
+            raise UserError(
+                f"metrics.{name} is not possible: every run has {name} anyway. Choose another name for yours."
+            )
+        if not name.isidentifier():
             raise UserError(f"metrics.{name} is not possible: choose another name, of letters, digits and underscores.")
         if isinstance(metric, Mapping):
             try:
                 takes_classes = "num_classes" in inspect.signature(get_class(metric["_target_"])).parameters
             except ImportError as error:
-                reason = [*causes_of(error)][-1]
-                raise UserError(
-                    f"metrics.{name}._target_={metric['_target_']} cannot be imported: {reason}", status=2
-                ) from error
+                target = str(metric["_target_"])
+                raise UserError(f"metrics.{name}._target_={target} {why_not_defined(target)}", status=2) from error
             sizes = {"num_classes": self.num_classes} if takes_classes and "num_classes" not in metric else {}
             metric = instantiate(metric, **sizes, _convert_="all")
         if not isinstance(metric, Metric):

@@ -74,7 +74,9 @@ def affects_training(override: str) -> bool:
 def check_epochs(config: Any) -> None:
     """Raise UserError unless a training's config has a whole number of epochs, at least 1."""
     if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
-        raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give 1 or more.", status=2)
+        raise UserError(
+            f"trainer.max_epochs={config.trainer.max_epochs} is not possible: give a whole number, 1 or more.", status=2
+        )
 
 
 def check_data_root(config: Any) -> None:

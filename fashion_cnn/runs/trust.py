@@ -109,6 +109,8 @@ _FOLDER_OPTIONS = ("dirpath", "default_root_dir")
 _LEADS_OUT = re.compile(r"^[/~]|\$|://|::|(^|[/\\])\.\.($|[/\\])")
 # Characters of a text from a run in a message.
 _MAX_SHOWN = 200
+# Number of definitions of a module that a message lists.
+_MAX_LISTED = 10
 # Last part of the paths of keys themselves, which is no key of a config.
 _NAME = "(key)"
 # Keys whose texts name classes: `dataset` is the option of `TorchvisionDataModule`.
@@ -382,15 +384,15 @@ def _remedy(path: str) -> str:
     if root in libraries or root in sys.stdlib_module_names or not root.isidentifier() or len(root) > _MAX_SHOWN:
         return "which is not a class that a run may name. The file was damaged or made to run a program."
     if root in _trusted_packages():
-        return f"which {_why_not_defined(path)}"
+        return f"which {why_not_defined(path)}"
     return (
         f"which is a class of another package. If you trust it, add trust={root}, or export {TRUST_VARIABLE}={root}; "
         f'in Python: fashion_cnn.load(…, trust="{root}").'
     )
 
 
-def _why_not_defined(path: str) -> str:
-    """Explain why a path is no class or function that its trusted package defines."""
+def why_not_defined(path: str) -> str:
+    """Explain why the path of a class or function cannot be imported, or is no definition: text after "it"."""
     module_name, _, name = path.rpartition(".")
     if not module_name:
         return "is not the class of a module."
@@ -400,10 +402,9 @@ def _why_not_defined(path: str) -> str:
         return f"cannot be imported: {error}."
     if hasattr(module, name):
         return f"{module_name} only imports: name the place where it is defined."
+    public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
     own = [
-        public
-        for public, value in vars(module).items()
-        if not public.startswith("_") and getattr(value, "__module__", None) == module_name and callable(value)
+        key for key, value in public.items() if getattr(value, "__module__", None) == module_name and callable(value)
     ]
-    content = f" It defines {', '.join(own)}." if own else ""
-    return f"cannot be imported: {module_name} has no {name}.{did_you_mean(name, own)}{content}"
+    content = f" It defines {', '.join(own)}." if 0 < len(own) <= _MAX_LISTED else ""
+    return f"cannot be imported: {module_name} has no {name}.{did_you_mean(name, public)}{content}"
