@@ -37,7 +37,7 @@ from fashion_cnn.pictures.colour import (
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue, metadata_of
 from fashion_cnn.retrieval.filters import find_colours
-from fashion_cnn.retrieval.vectors import embed, embed_products, load_network
+from fashion_cnn.retrieval.vectors import load_network
 from fashion_cnn.runs import Run
 from fashion_cnn.search import main as search_main
 from fashion_cnn.serve import build_app
@@ -256,27 +256,25 @@ def test_the_similarity_is_the_weighted_sum_of_features_and_colours(indexed):
     assert joined[0] @ joined[1] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_products_are_nearer_to_their_pictures_on_another_ground(indexed):
+def test_items_are_nearer_to_their_pictures_on_another_ground(indexed):
     stored = metadata_of(Catalogue(f"{indexed}/c").open()).pretrained
     query = drawn("ball", COLOURS["blue"])
     ground = np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8)
     scene = Image.fromarray(ground).resize(query.size, Image.Resampling.BICUBIC)
-    item = foreground(to_lab(np.asarray(query)))
-    scene.paste(query, mask=Image.fromarray(item))
-    similarities, lengths = {}, {}
+    scene.paste(query, mask=Image.fromarray(foreground(to_lab(np.asarray(query)))))
+    margins, vectors = {}, {}
     for varied in (True, False):
         network = pretrained.PretrainedNetwork(Run(indexed / "c"), replace(stored, vary_ground=varied))
-        products = np.stack(
-            [network.preparation(drawn(*each)) for each in (("ball", COLOURS["blue"]), ("box", COLOURS["red"]))]
-        )
-        vectors = embed_products(network, products).embeddings
-        own, other = vectors @ embed(network, network.preparation(scene)[None]).embeddings[0]
-        similarities[varied], lengths[varied] = own - other, np.linalg.norm(vectors, axis=1)
-        plain = embed(network, products).embeddings
-        assert np.allclose(vectors[:, -HISTOGRAM_SIZE:], plain[:, -HISTOGRAM_SIZE:])
-        assert np.allclose(vectors, plain) is not varied
-    assert similarities[True] > similarities[False]
-    assert np.allclose(lengths[True], 1, atol=1e-5)
+        pictures = (query, drawn("box", COLOURS["red"]), scene)
+        vectors[varied] = network.embed(torch.stack([network.preparation(each) for each in pictures])).numpy()
+        own, other = vectors[varied][:2] @ vectors[varied][2]
+        margins[varied] = own - other
+    assert margins[True] > margins[False]
+    assert np.allclose(np.linalg.norm(vectors[True], axis=1), 1, atol=1e-5)
+    # The colours are those of the photograph, and a scene has one ground.
+    assert np.allclose(vectors[True][:, -HISTOGRAM_SIZE:], vectors[False][:, -HISTOGRAM_SIZE:])
+    assert np.allclose(vectors[True][2], vectors[False][2], atol=1e-5)
+    assert not np.allclose(vectors[True][:2], vectors[False][:2], atol=1e-3)
 
 
 def test_a_second_indexing_with_other_settings_names_the_setting(indexed, command):
@@ -591,7 +589,7 @@ def test_the_exported_graph_takes_photographs_of_any_size(indexed, tmp_path):
     export(compose("export", ["embedding=pretrained", f"catalogue='{indexed}/c'", f"out='{tmp_path}'"]))
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     metadata = metadata_of(Catalogue(f"{indexed}/c").open())
-    settings = replace(metadata.pretrained, trim=False, colour_weight=0.0)
+    settings = replace(metadata.pretrained, trim=False, colour_weight=0.0, vary_ground=False)
     network = pretrained.PretrainedNetwork(Run(indexed / "c"), settings, flip_average=metadata.flip_average)
     for size in ((200, 150), (151, 290), (40, 50)):
         photograph = drawn("ball", COLOURS["green"]).resize(size)

@@ -1,8 +1,8 @@
 """A pretrained network of a product search in an ONNX file, which needs no torch.
 
 The graph takes photographs `(N, H, W, 3)` uint8 of any size, all of one size: the middle square is resized, normalised
-and embedded. Outside the graph, in Pillow and NumPy, items on a plain ground are trimmed (`Preparation`), and the
-colours of the item are joined to the features (`join_colours`).
+and embedded. Outside the graph, in Pillow and NumPy, items on a plain ground are trimmed (`Preparation`) and put on
+another ground, and their colours are joined to the features (`describe_photographs`).
 """
 
 import json
@@ -19,8 +19,8 @@ from fashion_cnn.pictures.colour import has_item
 from fashion_cnn.pictures.photographs import (
     COLOUR_COLUMN,
     PretrainedSettings,
+    describe_photographs,
     embedding_size,
-    join_colours,
     main_colours,
 )
 from fashion_cnn.runs import Run
@@ -83,13 +83,18 @@ class OnnxNetwork:
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, 3, H, W)`."""
+        logits, features = self._run(pictures)
+        return logits, describe_photographs(lambda images: self._run(images)[1], features, pictures, self._settings)
+
+    def _run(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits `(N, num_classes)` and features `(N, F)`."""
         photographs = pictures.transpose(0, 2, 3, 1)
         outputs = [
             self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(photographs[start : start + _BATCH_SIZE])})
             for start in range(0, len(pictures), _BATCH_SIZE)
         ]
         logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-        return logits, join_colours(features, pictures, self._settings)
+        return logits, features
 
     def finds_item(self, image: ArrayLike) -> bool:
         """Return whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""

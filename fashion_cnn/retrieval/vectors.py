@@ -9,8 +9,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.inference.onnx_network import ONNX_FILE, OnnxNetwork
 from fashion_cnn.inference.prediction import PictureVectors, softmax
 from fashion_cnn.pictures import Preparation
-from fashion_cnn.pictures.colour import on_patchwork
-from fashion_cnn.pictures.photographs import PretrainedSettings, check_settings, mean_features
+from fashion_cnn.pictures.photographs import PretrainedSettings, check_settings
 from fashion_cnn.retrieval.catalogue import CatalogueMetadata
 from fashion_cnn.runs import Run
 
@@ -66,25 +65,6 @@ class SearchNetwork(Protocol):
 def embed(network: SearchNetwork, pictures: ArrayLike) -> PictureVectors:
     """Return the output of a network for prepared pictures `(N, C, H, W)` uint8."""
     return PictureVectors(*network.embed_pictures(np.asarray(pictures)))
-
-
-def embed_products(network: SearchNetwork, pictures: ArrayLike) -> PictureVectors:
-    """Return the output of a network for prepared pictures of products `(N, C, H, W)` uint8, as a catalogue has it.
-
-    With `vary_ground`, the features of an item on plain ground are averaged over two grounds, so that customers'
-    pictures of it on others are nearer.
-    """
-    images = np.asarray(pictures)
-    output, settings = embed(network, images), network.pretrained
-    if settings is None or not settings.vary_ground:
-        return output
-    changed = {row: other for row, image in enumerate(images) if (other := on_patchwork(image)) is not None}
-    if not changed:
-        return output
-    rows, embeddings = list(changed), output.embeddings.copy()
-    others = embed(network, np.stack(list(changed.values()))).embeddings
-    embeddings[rows] = mean_features(embeddings[rows], others, settings)
-    return output._replace(embeddings=embeddings)
 
 
 def search_vectors(output: "PictureVectors | NetworkOutput", class_weight: float) -> NDArray[np.float32]:
