@@ -338,10 +338,10 @@ def test_a_stopped_sweep_lists_the_stopped_job(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_command, "train", stopped)
     arguments = [*ARGUMENTS, "callbacks=essential", "+callbacks.stop=null", f"runs_dir={tmp_path}"]
-    status, out, _ = command(main, *arguments, "seed=0,1,2")
+    status, out, _ = command(main, *arguments, "seed=0,1,2,3")
     assert status == 130
-    assert "1 of 3 jobs finished" in out
-    assert "  stopped: seed-1\n  not started: seed-2\n" in out
+    assert "1 of 4 jobs finished" in out
+    assert "  stopped: seed-1\n  not started: 2 jobs, seed-2 to seed-3\n" in out
 
 
 class Stopping(Callback):

@@ -97,12 +97,16 @@ def conclude(sweep: Sweep, *, stopped: bool = False) -> int:
     print(f"\n{len(sweep.runs) - len(missing)} of {len(sweep.runs)} jobs finished in {path}", flush=True)
     if not missing:
         return 0
-    for run in missing:
-        if not run.config_file.exists():
-            print(f"  not started: {run.path.name}")
-        elif stopped:
-            # Without Ctrl-C the comparison lists it.
-            print(f"  {run.describe_state()}: {run.path.name}")
+    waiting = [run.path.name for run in missing if not run.config_file.exists()]
+    if stopped:
+        # Without Ctrl-C the comparison lists them.
+        for run in missing:
+            if run.config_file.exists():
+                print(f"  {run.describe_state()}: {run.path.name}")
+    if waiting:
+        # A sweep may have hundreds of jobs.
+        several = f"{len(waiting)} jobs, {waiting[0]} to {waiting[-1]}"
+        print(f"  not started: {waiting[0] if len(waiting) == 1 else several}")
     started = (run for run in sweep.runs if run.config_file.exists() and run.state != "damaged")
     packages = dict.fromkeys(package for run in started for package in packages_to_trust(run.config()))
     command = resume_command(path, packages, sweep.flags)
