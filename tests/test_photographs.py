@@ -264,7 +264,7 @@ def test_items_are_nearer_to_their_pictures_on_another_ground(indexed):
     scene.paste(query, mask=Image.fromarray(foreground(to_lab(np.asarray(query)))))
     margins, vectors = {}, {}
     for varied in (True, False):
-        network = pretrained.PretrainedNetwork(Run(indexed / "c"), replace(stored, vary_ground=varied))
+        network = pretrained.PretrainedNetwork(Run(indexed / "c"), replace(stored, vary_background=varied))
         pictures = (query, drawn("box", COLOURS["red"]), scene)
         vectors[varied] = network.embed(torch.stack([network.preparation(each) for each in pictures])).numpy()
         own, other = vectors[varied][:2] @ vectors[varied][2]
@@ -300,7 +300,7 @@ def test_the_settings_of_a_catalogue_are_stored_with_it(indexed):
         "size": 64,
         "trim": True,
         "colour_weight": 0.2,
-        "vary_ground": True,
+        "vary_background": True,
         "backbone": "tf_efficientnet_lite0",
         "weights_sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "version": photographs._VERSION,
@@ -326,7 +326,10 @@ def test_a_run_is_refused_for_a_catalogue_without_one(indexed, command, tmp_path
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.size=10"], "64 to 640"),
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.colour_weight=2"], "from 0 to 1"),
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.trim=maybe"], "true or false"),
-        (["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.vary_ground=2"], "true or false"),
+        (
+            ["embedding=pretrained", "catalogue=shop/", "images=photos/", "photographs.vary_background=2"],
+            "true or false",
+        ),
         (["embedding=pretrained", "catalogue=shop/", "images=photos/", "invert=always"], "photographs"),
     ],
 )
@@ -589,7 +592,7 @@ def test_the_exported_graph_takes_photographs_of_any_size(indexed, tmp_path):
     export(compose("export", ["embedding=pretrained", f"catalogue='{indexed}/c'", f"out='{tmp_path}'"]))
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     metadata = metadata_of(Catalogue(f"{indexed}/c").open())
-    settings = replace(metadata.pretrained, trim=False, colour_weight=0.0, vary_ground=False)
+    settings = replace(metadata.pretrained, trim=False, colour_weight=0.0, vary_background=False)
     network = pretrained.PretrainedNetwork(Run(indexed / "c"), settings, flip_average=metadata.flip_average)
     for size in ((200, 150), (151, 290), (40, 50)):
         photograph = drawn("ball", COLOURS["green"]).resize(size)
@@ -867,7 +870,7 @@ def test_a_click_on_an_outlined_item_searches_it(indexed, browser, tmp_path):
 
 def test_a_damaged_size_in_the_metadata_is_reported():
     with pytest.raises(UserError, match="size=999"):
-        photographs.pretrained_settings(size=999, trim=True, colour_weight=0.3, vary_ground=True)
+        photographs.pretrained_settings(size=999, trim=True, colour_weight=0.3, vary_background=True)
 
 
 def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):

@@ -32,8 +32,8 @@ class PretrainedSettings:
         size: side of the photographs in pixels.
         trim: whether items on plain ground are trimmed.
         colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
-        vary_ground: whether the features of an item on plain ground are the mean of those of its photograph and of the
-            item on a patchwork of colours.
+        vary_background: whether the features of an item on a plain background are the mean of those of its photograph
+            and of the item on a patchwork of colours.
         backbone: name of the network in timm.
         weights_sha256: hash of the file of its weights.
         version: version of the preparation and of the colour description.
@@ -42,7 +42,7 @@ class PretrainedSettings:
     size: int
     trim: bool
     colour_weight: float
-    vary_ground: bool
+    vary_background: bool
     backbone: str
     weights_sha256: str
     version: str
@@ -58,21 +58,21 @@ class PretrainedSettings:
         return Preparation((3, self.size, self.size), cut_out=False, photograph=True, trim=self.trim)
 
 
-def pretrained_settings(*, size: int, trim: bool, colour_weight: float, vary_ground: bool) -> PretrainedSettings:
+def pretrained_settings(*, size: int, trim: bool, colour_weight: float, vary_background: bool) -> PretrainedSettings:
     """Return the settings of vectors that this version makes.
 
     Args:
         size: see `PretrainedSettings`.
         trim: see `PretrainedSettings`.
         colour_weight: see `PretrainedSettings`.
-        vary_ground: see `PretrainedSettings`.
+        vary_background: see `PretrainedSettings`.
 
     Raises:
         UserError: if a value is out of range.
     """
     if isinstance(size, bool) or not isinstance(size, int) or not _MIN_SIZE <= size <= _MAX_SIZE:
         raise UserError(f"photographs.size={size} is not possible: give {_MIN_SIZE} to {_MAX_SIZE} pixels.", status=2)
-    for name, value in (("trim", trim), ("vary_ground", vary_ground)):
+    for name, value in (("trim", trim), ("vary_background", vary_background)):
         if not isinstance(value, bool):
             raise UserError(f"photographs.{name}={value} is not possible: give true or false.", status=2)
     if isinstance(colour_weight, bool) or not isinstance(colour_weight, int | float) or not 0 <= colour_weight <= 1:
@@ -80,7 +80,7 @@ def pretrained_settings(*, size: int, trim: bool, colour_weight: float, vary_gro
             f"photographs.colour_weight={colour_weight} is not possible: give a number from 0 to 1.", status=2
         )
     return PretrainedSettings(
-        size, trim, float(colour_weight), vary_ground, PACKAGED_NETWORK, PACKAGED_SHA256, _VERSION
+        size, trim, float(colour_weight), vary_background, PACKAGED_NETWORK, PACKAGED_SHA256, _VERSION
     )
 
 
@@ -99,7 +99,7 @@ def check_settings(stored: PretrainedSettings, uri: str) -> None:
             size=stored.size,
             trim=stored.trim,
             colour_weight=stored.colour_weight,
-            vary_ground=stored.vary_ground,
+            vary_background=stored.vary_background,
         )
     )
     if differing := [name for name, value in asdict(stored).items() if value != own[name]]:
@@ -123,7 +123,7 @@ def describe_photographs(
 ) -> NDArray[np.float32]:
     """Complete the features of photographs to embeddings, with the settings' grounds and colours.
 
-    With `vary_ground`, the features of an item on plain ground are the mean over its own ground and a patchwork of
+    With `vary_background`, the features of an item on plain ground are the mean over its own ground and a patchwork of
     colours. With a `colour_weight`, the colour histogram of the item is joined: the cosine of two embeddings is
     `1 - colour_weight` times that of the features plus `colour_weight` times that of the histograms.
 
@@ -137,7 +137,7 @@ def describe_photographs(
         Embeddings, unit vectors `(N, D)`.
     """
     pictures = np.asarray(images)
-    if settings.vary_ground:
+    if settings.vary_background:
         changed = {row: other for row, image in enumerate(pictures) if (other := on_patchwork(image)) is not None}
         if changed:
             sums = features[[*changed]] + extract(np.stack([*changed.values()]))
