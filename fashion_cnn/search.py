@@ -148,7 +148,7 @@ def _read_pictures(config: DictConfig, option: str, network: SearchNetwork) -> t
         prepared.append(network.preparation(picture, box))
         if option == "image" and not box and (items := network.preparation.find_items(picture)):
             boxes = " or ".join(f"box=[{item}]" for item in items)
-            parts = f"{len(items)} parts stand out from the ground"
+            parts = f"{len(items)} parts stand out from the background"
             print(printable(f"{path}: {parts}; to search one alone: {boxes}."), file=sys.stderr)
         if network.finds_item(prepared[-1]) is False:
             searched = "all of the box" if box else "the middle square"

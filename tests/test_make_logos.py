@@ -211,8 +211,8 @@ def test_ink_is_changed_only_if_its_contrast_is_too_low():
     assert luminance((255, 255, 255)) == pytest.approx(1)
     assert contrast_of((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
     assert readable((200, 0, 0), (255, 255, 255), 2.4) == (200, 0, 0)
-    for ground in [(255, 255, 255), (90, 90, 90), (0, 0, 0), (250, 220, 0)]:
-        assert contrast_of(ground, readable(ground, ground, 2.4)) >= 2.4
+    for background in [(255, 255, 255), (90, 90, 90), (0, 0, 0), (250, 220, 0)]:
+        assert contrast_of(background, readable(background, background, 2.4)) >= 2.4
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])

@@ -48,9 +48,9 @@ COLOURS = {"red": (200, 20, 30), "green": (20, 130, 50), "blue": (30, 60, 190), 
 SIZE = "photographs.size=64"
 
 
-def drawn(shape, colour, ground=(255, 255, 255), size=(160, 120)):
-    """An item in the middle of a plain ground."""
-    picture = Image.new("RGB", size, ground)
+def drawn(shape, colour, background=(255, 255, 255), size=(160, 120)):
+    """An item in the middle of a plain background."""
+    picture = Image.new("RGB", size, background)
     draw = ImageDraw.Draw(picture)
     box = (size[0] // 2 - 25, size[1] // 2 - 25, size[0] // 2 + 25, size[1] // 2 + 25)
     (draw.ellipse if shape == "ball" else draw.rectangle)(box, fill=colour)
@@ -62,15 +62,15 @@ def as_array(picture):
 
 
 def shaded(size=(160, 120)):
-    """A ground that grows from dark to light."""
+    """A background that grows from dark to light."""
     row = np.linspace(90, 200, size[0])[None, :, None] + np.linspace(-20, 20, size[1])[:, None, None]
     return Image.fromarray(np.broadcast_to(row, (size[1], size[0], 3)).astype(np.uint8))
 
 
-@pytest.mark.parametrize("ground", ["white", "dark", "shaded"])
-def test_foreground_is_the_item_on_a_plain_or_shaded_ground(ground):
+@pytest.mark.parametrize("background", ["white", "dark", "shaded"])
+def test_foreground_is_the_item_on_a_plain_or_shaded_ground(background):
     plain = {"white": "white", "dark": "#181c20"}
-    picture = shaded() if ground == "shaded" else Image.new("RGB", (160, 120), plain[ground])
+    picture = shaded() if background == "shaded" else Image.new("RGB", (160, 120), plain[background])
     item = np.zeros((120, 160), dtype=bool)
     item[30:90, 50:100] = True
     pixels = np.array(picture)
@@ -113,12 +113,12 @@ def test_plain_patches_have_the_name_of_their_colour(colour, name):
 
 
 def test_a_white_item_on_dark_ground_is_white():
-    assert colour_name(as_array(drawn("ball", (250, 250, 250), ground=(30, 30, 30)))) == "white"
+    assert colour_name(as_array(drawn("ball", (250, 250, 250), background=(30, 30, 30)))) == "white"
     assert "white" in COLOUR_NAMES
 
 
 def test_an_item_on_plain_ground_is_put_on_a_patchwork():
-    picture = as_array(drawn("box", COLOURS["red"], ground=(240, 240, 240)))
+    picture = as_array(drawn("box", COLOURS["red"], background=(240, 240, 240)))
     item = foreground(to_lab(picture.transpose(1, 2, 0)))
     changed = on_patchwork(picture)
     inside = np.asarray(Image.fromarray(item).filter(ImageFilter.MinFilter(9)))
@@ -135,7 +135,7 @@ def test_histograms_compare_the_colours_of_items_and_not_their_grounds():
         colour_histogram(as_array(picture))
         for picture in (
             drawn("ball", COLOURS["red"]),
-            drawn("box", COLOURS["red"], ground=(40, 60, 50)),
+            drawn("box", COLOURS["red"], background=(40, 60, 50)),
             drawn("ball", COLOURS["blue"]),
         )
     )
@@ -225,7 +225,7 @@ def indexed(shop):
 
 def test_a_catalogue_without_a_run_is_searched_by_a_photograph(indexed, command, tmp_path):
     query = tmp_path / "query.png"
-    drawn("ball", COLOURS["blue"], ground=(225, 228, 230), size=(200, 200)).save(query)
+    drawn("ball", COLOURS["blue"], background=(225, 228, 230), size=(200, 200)).save(query)
     status, out, _ = command(search_main, f"catalogue='{indexed}/c'", f"image='{query}'", "format=json", "top_k=3")
     assert status == 0
     hits = json.loads(out)
@@ -259,8 +259,8 @@ def test_the_similarity_is_the_weighted_sum_of_features_and_colours(indexed):
 def test_items_are_nearer_to_their_pictures_on_another_ground(indexed):
     stored = metadata_of(Catalogue(f"{indexed}/c").open()).pretrained
     query = drawn("ball", COLOURS["blue"])
-    ground = np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8)
-    scene = Image.fromarray(ground).resize(query.size, Image.Resampling.BICUBIC)
+    background = np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+    scene = Image.fromarray(background).resize(query.size, Image.Resampling.BICUBIC)
     scene.paste(query, mask=Image.fromarray(foreground(to_lab(np.asarray(query)))))
     margins, vectors = {}, {}
     for varied in (True, False):
@@ -271,7 +271,7 @@ def test_items_are_nearer_to_their_pictures_on_another_ground(indexed):
         margins[varied] = own - other
     assert margins[True] > margins[False]
     assert np.allclose(np.linalg.norm(vectors[True], axis=1), 1, atol=1e-5)
-    # The colours are those of the photograph, and a scene has one ground.
+    # The colours are those of the photograph, and a scene has one background.
     assert np.allclose(vectors[True][:, -HISTOGRAM_SIZE:], vectors[False][:, -HISTOGRAM_SIZE:])
     assert np.allclose(vectors[True][2], vectors[False][2], atol=1e-5)
     assert not np.allclose(vectors[True][:2], vectors[False][:2], atol=1e-3)
@@ -465,7 +465,7 @@ def test_the_server_says_that_a_colour_filters_and_how_to_undo_it(indexed):
 
 
 def striped(first, second, size=(160, 120)):
-    """A square of stripes in the middle of a white ground."""
+    """A square of stripes in the middle of a white background."""
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     left, top = size[0] // 2 - 30, size[1] // 2 - 30
@@ -614,7 +614,7 @@ def test_a_file_of_other_settings_is_refused(indexed, tmp_path, monkeypatch):
 
 
 def two_items():
-    """A red box beside a blue ball, on a patterned ground."""
+    """A red box beside a blue ball, on a patterned background."""
     picture = Image.fromarray(np.random.default_rng(0).integers(60, 200, (120, 320, 3), dtype=np.uint8))
     for left, item in ((0, drawn("box", COLOURS["red"])), (160, drawn("ball", COLOURS["blue"]))):
         picture.paste(item.crop((50, 30, 110, 90)), (left + 50, 30))
@@ -713,9 +713,9 @@ def test_a_part_of_a_photograph_is_searched_by_the_server(indexed):
 GREY, SHADOW = (128, 128, 128), (205, 205, 205)
 
 
-def scattered(*rectangles, ground="white"):
-    """Rectangles of (left, top, right, bottom, colour) on a ground of 320 x 240 pixels."""
-    picture = Image.new("RGB", (320, 240), ground)
+def scattered(*rectangles, background="white"):
+    """Rectangles of (left, top, right, bottom, colour) on a background of 320 x 240 pixels."""
+    picture = Image.new("RGB", (320, 240), background)
     for *corners, colour in rectangles:
         ImageDraw.Draw(picture).rectangle(corners, fill=colour)
     return picture
@@ -738,9 +738,9 @@ LEFT_SQUARE, RIGHT_SQUARE = (40, 60, 119, 139, GREY), (180, 80, 239, 139, GREY)
     ],
     ids=["alone", "with a shadow", "with specks"],
 )
-@pytest.mark.parametrize("ground", ["white", "beige"])
-def test_separate_items_on_plain_ground_have_boxes_of_their_own(further, ground):
-    boxes = found_items(scattered(LEFT_SQUARE, RIGHT_SQUARE, *further, ground=ground))
+@pytest.mark.parametrize("background", ["white", "beige"])
+def test_separate_items_on_plain_ground_have_boxes_of_their_own(further, background):
+    boxes = found_items(scattered(LEFT_SQUARE, RIGHT_SQUARE, *further, background=background))
     assert len(boxes) == 2
     # The larger one first, with a margin of 2 to 3 of the 112 pixels of the small copy.
     for box, (left, top, right, bottom, _) in zip(boxes, (LEFT_SQUARE, RIGHT_SQUARE), strict=True):
@@ -777,7 +777,7 @@ def test_separate_items_on_plain_ground_have_boxes_of_their_own(further, ground)
         "frame",
         "pattern",
         "none",
-        "shaded ground",
+        "shaded background",
         "scene",
     ],
 )
@@ -805,7 +805,7 @@ def test_the_items_of_a_photograph_are_named_on_the_command_line(indexed, comman
     status, _, err = command(search_main, *arguments)
     assert status == 0
     boxes = re.findall(r"box=\[([\d.,]+)\]", err)
-    assert "query.png: 2 parts stand out from the ground; to search one alone: box=[" in err
+    assert "query.png: 2 parts stand out from the background; to search one alone: box=[" in err
     for box, expected in zip(boxes, ("red-box", "blue-ball"), strict=True):
         status, out, err = command(search_main, *arguments, f"box=[{box}]")
         assert (status, err) == (0, "")
@@ -906,9 +906,9 @@ def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):
 
 def test_changes_of_the_benchmark_keep_the_item(script):
     photo_changes = script("benchmarks/photo_changes.py")
-    ground = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8))
+    background = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8))
     picture = drawn("box", COLOURS["blue"])
-    for name, change in photo_changes.changes([ground]).items():
+    for name, change in photo_changes.changes([background]).items():
         changed = change(picture, np.random.default_rng(0))
         assert changed.mode == "RGB", name
         share = (np.asarray(changed).astype(int) @ [-1, 0, 1] > 60).mean()

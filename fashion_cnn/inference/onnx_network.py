@@ -1,8 +1,8 @@
 """A pretrained network of a product search in an ONNX file, which needs no torch.
 
 The graph takes photographs `(N, H, W, 3)` uint8 of any size, all of one size: the middle square is resized, normalised
-and embedded. Outside the graph, in Pillow and NumPy, items on a plain ground are trimmed (`Preparation`) and put on
-another ground, and their colours are joined to the features (`describe_photographs`).
+and embedded. Outside the graph, in Pillow and NumPy, items on a plain background are trimmed (`Preparation`) and put on
+another background, and their colours are joined to the features (`describe_photographs`).
 """
 
 import json
@@ -97,7 +97,7 @@ class OnnxNetwork:
         return logits, features
 
     def finds_item(self, image: ArrayLike) -> bool:
-        """Return whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        """Return whether a prepared photograph `(3, H, W)` shows an item on a plain background."""
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:

@@ -90,7 +90,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         return NetworkOutput(output.logits, torch.from_numpy(embeddings))
 
     def finds_item(self, image: ArrayLike) -> bool:
-        """Return whether a prepared photograph `(3, H, W)` shows an item on a plain ground."""
+        """Return whether a prepared photograph `(3, H, W)` shows an item on a plain background."""
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:

@@ -24,19 +24,19 @@ _LINEAR = np.where(
 _XYZ = np.array(
     [[0.433953, 0.376219, 0.189828], [0.212673, 0.715152, 0.072175], [0.017758, 0.109477, 0.872765]], dtype=np.float32
 )
-# Distance to the ground above which a pixel belongs to the item: at least the first, at most the second.
+# Distance to the background above which a pixel belongs to the item: at least the first, at most the second.
 _MIN_DISTANCE, _MAX_DISTANCE = 9.0, 18.0
-# Share of the border that has to show the ground, and the smallest share of the picture that is an item.
+# Share of the border that has to show the background, and the smallest share of the picture that is an item.
 _PLAIN_BORDER, _MIN_ITEM = 0.7, 0.003
 # Ground around each of several items, in pixels of a picture of about 112. Items whose margins overlap are one, since
 # straps and pale parts that join them may be missing from the mask; the margin also shows a later preparation that the
-# ground is plain.
+# background is plain.
 _ITEM_GAP = 2
 # Smallest share of the picture that is one of several items: a shoe beside a dress counts, dust and a letter of a
 # caption do not. More items than the most are rather a pattern, or one item in pieces.
 _MIN_SEPARATE, _MAX_SEPARATE = 0.01, 10
-# A shadow keeps at least 30% of the ground's light, which is 0.3 ** (1 / 3) of L* + 16: the darker core of one touches
-# its item. The largest distance in a* and b* from ground that is as dark is just above that of noise.
+# A shadow keeps at least 30% of the light of the background, which is 0.3 ** (1 / 3) of L* + 16: the darker core of one
+# touches its item. The largest distance in a* and b* from background that is as dark is just above that of noise.
 _MIN_SHADOW_LIGHT, _SHADOW_CHROMA = 0.3 ** (1 / 3), 6.0
 # Bin centres of the histogram: lightness, and each of a (green to red) and b (blue to yellow).
 _LIGHTNESS = np.linspace(10, 90, 3, dtype=np.float32)
@@ -44,7 +44,7 @@ _CHROMA = np.linspace(-60, 60, 7, dtype=np.float32)
 HISTOGRAM_SIZE = len(_LIGHTNESS) * len(_CHROMA) ** 2
 # Side of the picture that histograms and names are computed of.
 _SIDE = 56
-# Side of the picture that the mask of an item is computed of, and patches along each side of another ground.
+# Side of the picture that the mask of an item is computed of, and patches along each side of another background.
 _MASK_SIDE, _PATCHES = 112, 12
 # The basic colour terms (Berlin and Kay 1969).
 COLOUR_NAMES = ("black", "grey", "white", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -76,9 +76,9 @@ def to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-    """Find the item on a plain or evenly shaded ground.
+    """Find the item on a plain or evenly shaded background.
 
-    The ground is a linear function of the position in each channel, fitted to the border with the least absolute
+    The background is a linear function of the position in each channel, fitted to the border with the least absolute
     deviation; the item is what differs from it.
 
     Args:
@@ -87,31 +87,31 @@ def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     Returns:
         The mask of the item, `(H, W)`; None if the border is not plain, or nothing differs from it.
     """
-    ground = _plain_ground(lab)
-    if ground is None:
+    background = _plain_ground(lab)
+    if background is None:
         return None
-    item = _differing(lab, *ground)
+    item = _differing(lab, *background)
     return item if item.mean() >= _MIN_ITEM else None
 
 
 def separate_items(lab: NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
-    """Find the items on a plain or evenly shaded ground that do not touch each other.
+    """Find the items on a plain or evenly shaded background that do not touch each other.
 
-    A part that is merely darker than the ground is no item, since it may be a shadow. A larger part that reaches the
-    edge may be a table below or a hand: then the picture is taken for a scene.
+    A part that is merely darker than the background is no item, since it may be a shadow. A larger part that reaches
+    the edge may be a table below or a hand: then the picture is taken for a scene.
 
     Args:
         lab: a picture of about 112 pixels in CIELAB, `(H, W, 3)`.
 
     Returns:
-        Left, top, right and bottom of each in pixels, with some ground around it, the largest first. Empty in a scene,
-        and if there are fewer than two or too many.
+        Left, top, right and bottom of each in pixels, with some background around it, the largest first. Empty in a
+        scene, and if there are fewer than two or too many.
     """
-    ground = _plain_ground(lab)
-    if ground is None:
+    background = _plain_ground(lab)
+    if background is None:
         return []
-    item = _differing(lab, *ground)
-    solid = item & ~_is_shadow(lab, ground[0])
+    item = _differing(lab, *background)
+    solid = item & ~_is_shadow(lab, background[0])
     height, width = item.shape
     boxes = [
         (left, top, right, bottom)
@@ -125,10 +125,10 @@ def separate_items(lab: NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
     return boxes if 2 <= len(boxes) <= _MAX_SEPARATE else []
 
 
-def _is_shadow(lab: NDArray[np.float32], ground: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which pixels are as the ground with less light, which scales L* + 16, a* and b* alike."""
-    light = (lab[..., 0] + 16) / np.maximum(ground[..., 0] + 16, 1.0)
-    chroma = np.linalg.norm(lab[..., 1:] - light[..., None] * ground[..., 1:], axis=-1)
+def _is_shadow(lab: NDArray[np.float32], background: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which pixels are as the background with less light, which scales L* + 16, a* and b* alike."""
+    light = (lab[..., 0] + 16) / np.maximum(background[..., 0] + 16, 1.0)
+    chroma = np.linalg.norm(lab[..., 1:] - light[..., None] * background[..., 1:], axis=-1)
     shadow: NDArray[np.bool_] = (light < 1) & (light >= _MIN_SHADOW_LIGHT) & (chroma < _SHADOW_CHROMA)
     return shadow
 
@@ -169,7 +169,7 @@ def _merged(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int,
 
 
 def _plain_ground(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], float] | None:
-    """Fit the ground of a picture, see `foreground`.
+    """Fit the background of a picture, see `foreground`.
 
     Returns:
         Its colour at each pixel, `(H, W, 3)`, and the distance above which a pixel differs; None if it is not plain.
@@ -181,14 +181,14 @@ def _plain_ground(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]
     border = np.ones((height, width), dtype=bool)
     border[edge:-edge, edge:-edge] = False
     places, colours = positions[border], lab[border]
-    ground = np.zeros((3, 3), dtype=np.float32)
-    ground[0] = np.median(colours, axis=0)
+    background = np.zeros((3, 3), dtype=np.float32)
+    background[0] = np.median(colours, axis=0)
     # Iteratively reweighted least squares, which begins at the median colour.
     for _ in range(8):
-        weights = 1 / np.maximum(np.linalg.norm(colours - places @ ground, axis=1), 1.0)[:, None]
+        weights = 1 / np.maximum(np.linalg.norm(colours - places @ background, axis=1), 1.0)[:, None]
         moments = places.T @ (weights * places) + 1e-3 * np.eye(3, dtype=np.float32)
-        ground = np.linalg.solve(moments, places.T @ (weights * colours)).astype(np.float32)
-    fitted = positions @ ground
+        background = np.linalg.solve(moments, places.T @ (weights * colours)).astype(np.float32)
+    fitted = positions @ background
     distances = np.linalg.norm(lab - fitted, axis=-1)
     limit = float(np.clip(4 * np.median(distances[border]), _MIN_DISTANCE, _MAX_DISTANCE))
     if (distances[border] <= limit).mean() < _PLAIN_BORDER:
@@ -196,9 +196,9 @@ def _plain_ground(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]
     return fitted, limit
 
 
-def _differing(lab: NDArray[np.float32], ground: NDArray[np.float32], limit: float) -> NDArray[np.bool_]:
-    """Return which pixels `(H, W)` differ from the ground."""
-    distances = np.linalg.norm(lab - ground, axis=-1)
+def _differing(lab: NDArray[np.float32], background: NDArray[np.float32], limit: float) -> NDArray[np.bool_]:
+    """Return which pixels `(H, W)` differ from the background."""
+    distances = np.linalg.norm(lab - background, axis=-1)
     # The median of neighbours removes single pixels of noise.
     mask = Image.fromarray(np.uint8(255) * (distances > limit)).filter(ImageFilter.MedianFilter(3))
     differing: NDArray[np.bool_] = np.asarray(mask) > 0
@@ -206,18 +206,18 @@ def _differing(lab: NDArray[np.float32], ground: NDArray[np.float32], limit: flo
 
 
 def has_item(picture: NDArray[np.uint8]) -> bool:
-    """Return whether a picture `(3, H, W)` shows an item on a plain or evenly shaded ground, as prepared ones do."""
+    """Return whether a picture `(3, H, W)` shows an item on a plain or evenly shaded background."""
     return foreground(_small_lab(picture)) is not None
 
 
 def on_patchwork(picture: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Put the item of a picture on a patchwork of random colours in place of its plain ground.
+    """Put the item of a picture on a patchwork of random colours in place of its plain background.
 
     Args:
         picture: `(3, H, W)`, whose pixels determine the patchwork.
 
     Returns:
-        The changed picture `(3, H, W)`; None if no item stands out from the ground.
+        The changed picture `(3, H, W)`; None if no item stands out from the background.
     """
     item = foreground(_small_lab(picture, _MASK_SIDE))
     if item is None:
@@ -242,7 +242,7 @@ def _item_pixels(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArr
     lab = _small_lab(picture)
     item = foreground(lab)
     if item is not None:
-        # Pixels on the outline mix item and ground.
+        # Pixels on the outline mix item and background.
         inner = np.asarray(Image.fromarray(item).filter(ImageFilter.MinFilter(3)))
         item = inner if inner.sum() >= item.sum() / 2 else item
         return lab[item], np.full(int(item.sum()), 1 / item.sum(), dtype=np.float32)

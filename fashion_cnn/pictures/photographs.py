@@ -30,7 +30,7 @@ class PretrainedSettings:
 
     Attributes:
         size: side of the photographs in pixels.
-        trim: whether items on plain ground are trimmed.
+        trim: whether items on a plain background are trimmed.
         colour_weight: share of the colours in the similarity, in [0, 1]; the rest is the cosine of the embeddings.
         vary_background: whether the features of an item on a plain background are the mean of those of its photograph
             and of the item on a patchwork of colours.
@@ -121,11 +121,11 @@ def describe_photographs(
     images: ArrayLike,
     settings: PretrainedSettings,
 ) -> NDArray[np.float32]:
-    """Complete the features of photographs to embeddings, with the settings' grounds and colours.
+    """Complete the features of photographs to embeddings, with the settings' backgrounds and colours.
 
-    With `vary_background`, the features of an item on plain ground are the mean over its own ground and a patchwork of
-    colours. With a `colour_weight`, the colour histogram of the item is joined: the cosine of two embeddings is
-    `1 - colour_weight` times that of the features plus `colour_weight` times that of the histograms.
+    With `vary_background`, the features of an item on a plain background are the mean over its own background and a
+    patchwork of colours. With a `colour_weight`, the colour histogram of the item is joined: the cosine of two
+    embeddings is `1 - colour_weight` times that of the features plus `colour_weight` times that of the histograms.
 
     Args:
         extract: returns unit features `(N, F)` of prepared images.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Invert = Literal["auto", "never", "always"]
 # Increased when decoding or preparation changes, which invalidates caches and catalogues.
 PREPARATION_VERSION = 3
-# Longer side of the copy of a photograph on which its item is found, and the ground kept around the item, as a share of
-# its longer side.
+# Longer side of the copy of a photograph on which its item is found, and the background that is kept around the item,
+# as a share of its longer side.
 _ITEM_SIDE, _ITEM_MARGIN = 112, 0.1
 # Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
@@ -106,7 +106,7 @@ class Preparation:
         image_shape: `(C, H, W)` of the network; 1 channel is grey, 3 are red, green and blue.
         cut_out: whether the network was trained on items cut out as those of Fashion-MNIST are. If not, the whole
             picture is fitted into the frame with its colours unchanged.
-        photograph: whether the network was trained on photographs. An item on a plain or evenly shaded ground is
+        photograph: whether the network was trained on photographs. An item on a plain or evenly shaded background is
             trimmed, with a margin; of any other scene the middle square is taken, or all of a box.
         trim: whether items of photographs are trimmed; if not, the middle square is taken of them too.
         invert: `auto` measures the difference of each pixel to the background, light or dark; `never` keeps the
@@ -175,7 +175,7 @@ class Preparation:
 
         Returns:
             The parts with the items, the largest first; empty unless at least two stand out from a plain or evenly
-            shaded ground, and for networks of other pictures than photographs.
+            shaded background, and for networks of other pictures than photographs.
         """
         if not self.photograph:
             return []
@@ -220,15 +220,15 @@ class Preparation:
         return _array(ImageOps.invert(framed) if self.invert == "always" else framed)
 
     def _photograph(self, picture: Image.Image, *, keep_all: bool) -> NDArray[np.uint8]:
-        """Return the item on a plain ground; of another picture the middle square, or all of it on a plain ground."""
+        """Return the item on a plain background; of another picture the middle square, or all of it, padded."""
         box = item_box(picture) if self.trim else None
         if box is None and keep_all:
             box = (0, 0, *picture.size)
         if box is None:
             return _array(ImageOps.fit(picture, self._size, Image.Resampling.BICUBIC))
-        # The median of the border, since the corners of a shaded ground differ.
-        ground = tuple(np.median(_border(picture, channels=3), axis=0).astype(int).tolist())
-        return _array(ImageOps.pad(picture.crop(box), self._size, Image.Resampling.BICUBIC, color=ground))
+        # The median of the border, since the corners of a shaded background differ.
+        background = tuple(np.median(_border(picture, channels=3), axis=0).astype(int).tolist())
+        return _array(ImageOps.pad(picture.crop(box), self._size, Image.Resampling.BICUBIC, color=background))
 
     def _item(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Return the item as its difference to the background; a scene without a plain background is kept whole."""
@@ -315,7 +315,7 @@ def encode_thumbnail(picture: Image.Image) -> bytes:
 
 
 def item_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
-    """Find the box of the item in a photograph of mode RGB, with a margin; None unless the ground is plain."""
+    """Find the box of the item in a photograph of mode RGB, with a margin; None unless the background is plain."""
     small = _small_copy(picture)
     mask = foreground(to_lab(np.asarray(small)))
     if mask is None:

@@ -94,8 +94,8 @@ def boxed(preparation: Preparation, picture: Image.Image, mask: Mask | None) -> 
     border = np.concatenate(
         [np.asarray(picture)[[0, -1]].reshape(-1, 3), np.asarray(picture)[:, [0, -1]].reshape(-1, 3)]
     )
-    ground = tuple(int(value) for value in np.median(border, axis=0))
-    return _square(preparation, picture.crop(_box(mask, picture.size)), ground)
+    background = tuple(int(value) for value in np.median(border, axis=0))
+    return _square(preparation, picture.crop(_box(mask, picture.size)), background)
 
 
 def cut_out(preparation: Preparation, picture: Image.Image, mask: Mask | None) -> Image.Image:
@@ -121,9 +121,9 @@ def _box(mask: Mask, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _square(preparation: Preparation, picture: Image.Image, ground: tuple[int, ...]) -> Image.Image:
+def _square(preparation: Preparation, picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
     side = preparation.image_shape[1]
-    return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=ground)
+    return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=background)
 
 
 def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:

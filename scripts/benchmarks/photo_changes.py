@@ -1,4 +1,4 @@
-"""Changes of a product photograph between the shop's picture and a customer's: crop, light, ground, blur, rotation."""
+"""Changes between the shop's photograph of a product and a customer's: crop, light, background, blur, rotation."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def light(picture: Picture, random: Random) -> Picture:
 
 
 def item_mask(picture: Picture) -> Picture:
-    """Return the mask of the item, mode L: the alpha channel, what differs from a plain ground, or an ellipse.
+    """Return the mask of the item, mode L: the alpha channel, what differs from a plain background, or an ellipse.
 
     The ellipse, for scenes, has 80% of the width and of the height.
     """
@@ -52,10 +52,10 @@ def item_mask(picture: Picture) -> Picture:
     return mask.resize(picture.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(min(picture.size) / 150))
 
 
-def new_ground(picture: Picture, random: Random, grounds: Sequence[Picture]) -> Picture:
-    """Put the item on a random part of one of the photographs `grounds`."""
-    ground = crop(grounds[int(random.integers(len(grounds)))], random, random.uniform(0.4, 0.9))
-    changed = ImageOps.fit(ground, picture.size)
+def new_ground(picture: Picture, random: Random, backgrounds: Sequence[Picture]) -> Picture:
+    """Put the item on a random part of one of the photographs `backgrounds`."""
+    background = crop(backgrounds[int(random.integers(len(backgrounds)))], random, random.uniform(0.4, 0.9))
+    changed = ImageOps.fit(background, picture.size)
     changed.paste(picture.convert("RGB"), mask=item_mask(picture))
     return changed
 
@@ -85,21 +85,21 @@ def recolour(picture: Picture, degrees: int) -> Picture:
     return Image.composite(changed, on_white(picture), item_mask(picture))
 
 
-def changes(grounds: Sequence[Picture]) -> dict[str, Callable[[Picture, Random], Picture]]:
+def changes(backgrounds: Sequence[Picture]) -> dict[str, Callable[[Picture, Random], Picture]]:
     """Return the changes by name; each takes a picture, of mode RGB or RGBA, and a random generator.
 
     Args:
-        grounds: photographs that items are put on.
+        backgrounds: photographs that items are put on.
     """
 
     def all_five(picture: Picture, random: Random, share: float = 0.6) -> Picture:
-        turned = rotate(new_ground(picture, random, grounds), random)
+        turned = rotate(new_ground(picture, random, backgrounds), random)
         return blur(light(crop(turned, random, share), random), random)
 
     return {
         "crop to 60%": lambda picture, random: crop(on_white(picture), random),
         "brightness, contrast": lambda picture, random: light(on_white(picture), random),
-        "changed background": lambda picture, random: new_ground(picture, random, grounds),
+        "changed background": lambda picture, random: new_ground(picture, random, backgrounds),
         "blur, JPEG 20": lambda picture, random: blur(on_white(picture), random),
         "rotated by 15°": lambda picture, random: rotate(on_white(picture), random),
         "mirrored": lambda picture, random: ImageOps.mirror(on_white(picture)),

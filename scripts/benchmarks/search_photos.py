@@ -1,4 +1,4 @@
-"""Synthetic product photographs from the images of a data set: large, on white ground, with camera noise."""
+"""Synthetic product photographs from the images of a data set: large, on white background, with camera noise."""
 
 from pathlib import Path
 

@@ -138,10 +138,10 @@ def search_router(service: SearchService) -> APIRouter:
         openapi_extra={"requestBody": picture_form()},
     )
     async def items(request: Request) -> Response:
-        """The separate parts of a photograph on plain ground, the largest first, to search each with its box.
+        """The separate parts of a photograph on a plain background, the largest first, to search each with its box.
 
-        Empty if there is only one, if none stands out from the ground, and for catalogues of other networks than those
-        of photographs.
+        Empty if there is only one, if none stands out from the background, and for catalogues of other networks than
+        those of photographs.
         """
         view = service.state.require_view()
         async with service.uploads.read(request) as form:

@@ -68,8 +68,8 @@ class QueryPicture(BaseModel):
     item_found: Annotated[
         bool | None,
         Field(
-            description="Whether an item stands out from the ground of a photograph; if not, its middle square or its "
-            "box was searched. null if the network does not look for one"
+            description="Whether an item stands out from the background of a photograph; if not, its middle square or "
+            "its box was searched. null if the network does not look for one"
         ),
     ]
 

@@ -87,7 +87,7 @@ class QueryPicture:
         is_like: whether results should be similar to it.
         picture: an encoded image.
         prediction: its predicted classes.
-        item_found: whether an item stands out from its ground; None if that is not known.
+        item_found: whether an item stands out from its background; None if that is not known.
         without: the search without it.
     """
 

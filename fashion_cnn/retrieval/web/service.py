@@ -79,7 +79,7 @@ class SearchResult:
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.
         predictions: classes of `pictures`, then of `unlike_pictures`.
-        items_found: whether each of these pictures shows an item apart from its ground; None if that is not known.
+        items_found: whether each of these pictures shows an item apart from its background; None if that is not known.
         milliseconds: duration of each stage.
     """
 
