@@ -87,7 +87,7 @@ def foreground(lab: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     Returns:
         The mask of the item, `(H, W)`; None if the border is not plain, or nothing differs from it.
     """
-    background = _plain_ground(lab)
+    background = _plain_background(lab)
     if background is None:
         return None
     item = _differing(lab, *background)
@@ -107,7 +107,7 @@ def separate_items(lab: NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
         Left, top, right and bottom of each in pixels, with some background around it, the largest first. Empty in a
         scene, and if there are fewer than two or too many.
     """
-    background = _plain_ground(lab)
+    background = _plain_background(lab)
     if background is None:
         return []
     item = _differing(lab, *background)
@@ -168,7 +168,7 @@ def _merged(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int,
     return merged
 
 
-def _plain_ground(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], float] | None:
+def _plain_background(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], float] | None:
     """Fit the background of a picture, see `foreground`.
 
     Returns:

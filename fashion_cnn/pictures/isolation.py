@@ -28,7 +28,7 @@ from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Box, Preparation, e
 
 # Memory per pixel of the most expensive formats, and of anything else, in bytes.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
-# What a picture file is converted to: the prepared picture, the same with a thumbnail, or the items alone.
+# A picture file is converted to the prepared picture, to the same with a thumbnail, or to its items alone.
 _Output = Literal["picture", "product", "items"]
 
 
