@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from fashion_cnn.models import optim
 from fashion_cnn.models.optim import Muon, orthogonalise
 
 SETTINGS = {"lr": 0.02, "momentum": 0.9, "other_lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}
@@ -37,6 +38,17 @@ def test_orthogonalise_keeps_singular_vectors_and_brings_values_near_one(shape: 
     assert values.diagonal().min() > 0.5
     assert values.diagonal().max() < 1.4
     assert (values - torch.diag(values.diagonal())).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_orthogonalise_computes_in_the_fast_format_of_the_machine(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "computes_in_bfloat16", lambda device_type: has_bfloat16)
+    torch.manual_seed(0)
+    result = orthogonalise(torch.randn(1, 8, 16))
+    assert result.dtype == torch.float32
+    assert torch.equal(result, result.bfloat16().float()) == has_bfloat16
 
 
 def test_the_step_size_of_filters_does_not_depend_on_the_gradient_size() -> None:

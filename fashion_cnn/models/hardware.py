@@ -68,20 +68,27 @@ def first_gpu(devices: Any, available: int) -> int:
 def fast_precision(accelerator: str) -> str:
     """Return the fastest safe precision: bfloat16 if the hardware computes in it, otherwise float32.
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16, which is slow.
-
     Args:
         accelerator: as given to the Trainer, `auto` included.
 
     Returns:
         Lightning's name, "bf16-mixed" or "32-true".
     """
-    device = select_device(accelerator).type
-    if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if device == "mps":
-        return "32-true"
-    return "bf16-mixed" if any(map(_cpu_supports, _BFLOAT16_UNITS)) else "32-true"
+    return "bf16-mixed" if computes_in_bfloat16(select_device(accelerator).type) else "32-true"
+
+
+def computes_in_bfloat16(device_type: str) -> bool:
+    """Return whether this machine's hardware computes in bfloat16.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16: a product of matrices takes some twenty times as long as in
+    float32.
+
+    Args:
+        device_type: "cpu", "cuda" or "mps".
+    """
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type == "cpu" and any(map(_cpu_supports, _BFLOAT16_UNITS))
 
 
 def _cpu_supports(unit: str) -> bool:

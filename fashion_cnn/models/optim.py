@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.hardware import computes_in_bfloat16
 
 # Coefficients of the quintic Newton-Schulz iteration: five steps bring all but tiny singular values near 1.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -114,7 +115,8 @@ def _update_momentum(filters: Parameter, state: dict[str, Any], momentum: float)
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring the singular values of matrices near 1 and keep their singular vectors.
 
-    The Newton-Schulz iteration of Muon, in bfloat16, which is precise enough for an update.
+    The Newton-Schulz iteration of Muon. It is computed in bfloat16, which is precise enough for an update, where the
+    hardware computes in it, and in float32 elsewhere.
 
     Args:
         matrices: `(B, M, N)`.
@@ -124,7 +126,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         Matrices of the same shape and dtype, with all but tiny singular values between about 0.7 and 1.2.
     """
     a, b, c = _NEWTON_SCHULZ
-    wide = matrices.bfloat16()
+    wide = matrices.to(torch.bfloat16 if computes_in_bfloat16(matrices.device.type) else torch.float32)
     is_tall = wide.shape[1] > wide.shape[2]
     wide = wide.mT if is_tall else wide
     wide = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
