@@ -74,7 +74,7 @@ class LockedError(UserError):
 
 
 class Pruned(Exception):  # noqa: N818 # not an error
-    """A hyper-parameter search ended a training that was worse than others."""
+    """A hyperparameter search ended a training that was worse than others."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -136,7 +136,7 @@ def several(tmp_path_factory):
 
 
 def shown_colors(board, browser, **page_options):
-    """Colors of the rows of the Time Series tab by name, in the order of the page."""
+    """Colours of the rows of the Time Series tab by name, in the order of the page."""
     page = browser.new_page(viewport={"width": 1400, "height": 900}, **page_options)
     page.goto(board.address)
     pinned = page.locator("metrics-pinned-view card-view")
@@ -154,7 +154,7 @@ def shown_colors(board, browser, **page_options):
 
 
 @pytest.mark.browser
-def test_train_and_validation_of_a_single_run_have_fixed_colors_and_marks(browser, run, trained):
+def test_train_and_validation_of_a_single_run_have_fixed_colours_and_marks(browser, run, trained):
     with Board(trained[0] / Path(run).parent) as board:
         colors = shown_colors(board, browser)
     parts = {name.rpartition("/")[2]: color for name, color in colors.items()}
@@ -175,12 +175,12 @@ def test_each_setting_of_several_runs_has_a_hue_that_its_seeds_share_and_no_mark
     for name in names:
         assert colors[name] == colors[f"{name}/val"]
         hues.setdefault(name.partition("_seed")[0], set()).add((colors[f"{name}/train"], colors[f"{name}/val"]))
-    assert [len(pairs) for pairs in hues.values()] == [1, 1, 1], "the seeds of a setting share its colors"
+    assert [len(pairs) for pairs in hues.values()] == [1, 1, 1], "the seeds of a setting share its colours"
     pairs = [channels(pair) for pairs in hues.values() for pair in pairs]
     assert len({color for pair in pairs for color in pair}) == 6
     sign = 1 if page == "light" else -1
     assert all(sign * (sum(train_color) - sum(val_color)) > 90 for train_color, val_color in pairs), (
-        "train is nearer to the color of the page"
+        "train is nearer to the colour of the page"
     )
 
 
@@ -210,7 +210,7 @@ def test_runs_without_readable_settings_have_a_hue_each(tmp_path):
     assert colors["a/val"] != colors["b/val"]
 
 
-def test_the_script_of_tensorboard_has_fixed_colors_and_narrow_columns(board):
+def test_the_script_of_tensorboard_has_fixed_colours_and_narrow_columns(board):
     script = board.get("../index.js").decode()
     palette = json.loads(re.search(r'colorPalette:\{id:"default".*?colors:(\[.*?\])', script)[1])
     roles, runs, settings = palette[:4], palette[4:14], palette[14:]

@@ -103,12 +103,14 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Photographs of a bar on plain ground, on noise, and of the network's own size."""
+    """Photographs of a bar on a plain background, on noise, and of the network's own size."""
     noise = np.random.default_rng(0)
     files = []
-    for number, (size, ground) in enumerate([((133, 97), 245), ((300, 420), 30), ((200, 150), None), ((20, 20), 255)]):
-        picture = Image.new("RGB", size, (ground or 0, ground or 0, ground or 0))
-        if ground is None:
+    for number, (size, background) in enumerate(
+        [((133, 97), 245), ((300, 420), 30), ((200, 150), None), ((20, 20), 255)]
+    ):
+        picture = Image.new("RGB", size, (background or 0,) * 3)
+        if background is None:
             picture = Image.fromarray(noise.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
         width, height = size
         corners = [(0.3 * width, 0.2 * height), (0.8 * width, 0.3 * height), (0.6 * width, 0.8 * height)]

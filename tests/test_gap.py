@@ -1,4 +1,4 @@
-"""Generalization gap and its intervals, against published values and bootstrap resampling."""
+"""Generalisation gap and its intervals, against published values and bootstrap resampling."""
 
 import math
 

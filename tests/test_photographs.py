@@ -68,7 +68,7 @@ def shaded(size=(160, 120)):
 
 
 @pytest.mark.parametrize("background", ["white", "dark", "shaded"])
-def test_foreground_is_the_item_on_a_plain_or_shaded_ground(background):
+def test_foreground_is_the_item_on_a_plain_or_shaded_background(background):
     plain = {"white": "white", "dark": "#181c20"}
     picture = shaded() if background == "shaded" else Image.new("RGB", (160, 120), plain[background])
     item = np.zeros((120, 160), dtype=bool)
@@ -81,7 +81,7 @@ def test_foreground_is_the_item_on_a_plain_or_shaded_ground(background):
     assert (mask != item).sum() <= 8
 
 
-def test_neither_a_scene_nor_an_empty_ground_has_a_foreground():
+def test_neither_a_scene_nor_an_empty_background_has_a_foreground():
     scene = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
     assert foreground(to_lab(scene)) is None
     assert foreground(to_lab(np.asarray(shaded()))) is None
@@ -112,12 +112,12 @@ def test_plain_patches_have_the_name_of_their_colour(colour, name):
     assert colour_name(as_array(Image.new("RGB", (40, 40), colour))) == name
 
 
-def test_a_white_item_on_dark_ground_is_white():
+def test_a_white_item_on_a_dark_background_is_white():
     assert colour_name(as_array(drawn("ball", (250, 250, 250), background=(30, 30, 30)))) == "white"
     assert "white" in COLOUR_NAMES
 
 
-def test_an_item_on_plain_ground_is_put_on_a_patchwork():
+def test_an_item_on_a_plain_background_is_put_on_a_patchwork():
     picture = as_array(drawn("box", COLOURS["red"], background=(240, 240, 240)))
     item = foreground(to_lab(picture.transpose(1, 2, 0)))
     changed = on_patchwork(picture)
@@ -130,7 +130,7 @@ def test_an_item_on_plain_ground_is_put_on_a_patchwork():
     assert on_patchwork(scene) is None
 
 
-def test_histograms_compare_the_colours_of_items_and_not_their_grounds():
+def test_histograms_compare_the_colours_of_items_and_not_their_backgrounds():
     red, same, blue = (
         colour_histogram(as_array(picture))
         for picture in (
@@ -145,7 +145,7 @@ def test_histograms_compare_the_colours_of_items_and_not_their_grounds():
     assert red @ blue < 0.2
 
 
-def test_photographs_are_trimmed_to_an_item_on_plain_ground():
+def test_photographs_are_trimmed_to_an_item_on_a_plain_background():
     picture = Image.new("RGB", (400, 300), (240, 240, 240))
     ImageDraw.Draw(picture).rectangle((20, 200, 79, 259), fill=(200, 0, 0))
     prepared = Preparation((3, 96, 96), cut_out=False, photograph=True)(picture)
@@ -256,7 +256,7 @@ def test_the_similarity_is_the_weighted_sum_of_features_and_colours(indexed):
     assert joined[0] @ joined[1] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_items_are_nearer_to_their_pictures_on_another_ground(indexed):
+def test_items_are_nearer_to_their_pictures_on_another_background(indexed):
     stored = metadata_of(Catalogue(f"{indexed}/c").open()).pretrained
     query = drawn("ball", COLOURS["blue"])
     background = np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8)
@@ -739,7 +739,7 @@ LEFT_SQUARE, RIGHT_SQUARE = (40, 60, 119, 139, GREY), (180, 80, 239, 139, GREY)
     ids=["alone", "with a shadow", "with specks"],
 )
 @pytest.mark.parametrize("background", ["white", "beige"])
-def test_separate_items_on_plain_ground_have_boxes_of_their_own(further, background):
+def test_separate_items_on_a_plain_background_have_boxes_of_their_own(further, background):
     boxes = found_items(scattered(LEFT_SQUARE, RIGHT_SQUARE, *further, background=background))
     assert len(boxes) == 2
     # The larger one first, with a margin of 2 to 3 of the 112 pixels of the small copy.

@@ -217,7 +217,7 @@ def test_a_sheet_of_thumbnails_is_as_wide_as_its_images_or_its_title(count):
         pictures = [image.get_window_extent() for image in figure.axes[0].images[:6]]
         left = min(box.x0 for box in pictures) - figure.bbox.x0
         right = figure.bbox.x1 - max(box.x1 for box in pictures)
-        assert left == pytest.approx(right, abs=30), "centered"
+        assert left == pytest.approx(right, abs=30), "centred"
 
 
 def test_a_data_map_counts_the_images_of_each_region():

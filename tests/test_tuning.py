@@ -1,4 +1,4 @@
-"""The hyper-parameter search: its space, its trials, stopping and going on."""
+"""The hyperparameter search: its space, its trials, stopping and going on."""
 
 import contextlib
 import csv

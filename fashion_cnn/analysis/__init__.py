@@ -1,1 +1,1 @@
-"""Overfitting analysis: generalization gap, training dynamics, verdict, comparison of runs, and reports."""
+"""Overfitting analysis: generalisation gap, training dynamics, verdict, comparison of runs, and reports."""

@@ -29,14 +29,14 @@ from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS, SPLIT_EVENTS, 
 
 # Charts at the top: is it overfitting, since when, and what does it cost?
 _PINNED = ("gap/accuracy", "loss", "accuracy")
-# Colors on a light and on a dark page of the curves and marks of a single run, by subdirectory; those of the plots.
+# Colours on a light and on a dark page of the curves and marks of a single run, by subdirectory; those of the plots.
 _ROLE_COLORS = {
     SPLIT_EVENTS[0]: ("#0072B2", "#3B9DD6"),
     SPLIT_EVENTS[1]: ("#D55E00", "#F07A1E"),
     BEST_EVENTS: ("#000000", "#FFFFFF"),
     OVERFITTING_EVENTS: ("#F0B400", "#F0D000"),
 }
-# Colors of other curves, such as the gap of a single run, and of the tab Scalars, without those of the roles.
+# Colours of other curves, such as the gap of a single run, and of the tab Scalars, without those of the roles.
 _RUN_COLORS = (
     *("#CC79A7", "#009E73", "#56B4E9", "#7B2FBE", "#8C5A3C"),
     *("#A0A000", "#E0218A", "#00B5AD", "#7F7F7F", "#5DBB2F"),
@@ -46,10 +46,10 @@ _SETTING_COLORS = (
     *("#7B2FBE", "#00875A", "#D81B7A", "#B58900", "#0091B3"),
     *("#8C5A3C", "#5A5A5A", "#3949AB", "#B3261E", "#5B8C1A"),
 )
-# Colors of the two pages, and how much a train curve takes of it: it is fainter than the validation curve of its run.
+# Colours of the two pages, and how much a train curve takes of it: it is fainter than the validation curve of its run.
 _PAGES = ("#FFFFFF", "#303030")
 _FAINTNESS = 0.5
-# A group for each run, so that the page asks for the color of each.
+# A group for each run, so that the page asks for the colour of each.
 _COLOR_GROUPS = "^(.*)$"
 # Runs that the tab shows at first if there are several: their marks would cover the curves.
 _WITHOUT_MARKS = f"(?<!/{BEST_EVENTS}|/{OVERFITTING_EVENTS})$"
@@ -65,7 +65,7 @@ _SETTINGS_KEY = "_tb_global_settings"
 _SETTINGS = {"ignoreOutliers": False, "timeSeriesSettingsPaneOpened": False}
 # The time in the name of a run directory, which leaves no room for the rest in the charts.
 _TIME = r"\d{4}(?:-\d\d){2}_\d\d(?:-\d\d){2}-"
-# The name that TensorBoard gives to a run that is the --logdir itself is a dot. The colors, numbers in the palette by
+# The name that TensorBoard gives to a run that is the --logdir itself is a dot. The colours, numbers in the palette by
 # group of `_COLOR_GROUPS`, are requested with the runs, whose curves are drawn next.
 _SCRIPT = f"""const shortRunName = (name) =>
   name === "." ? "this run" : name.replace(/{_TIME}([0-9a-f]{{6}})(?=\\/|$)/g, "$1");
@@ -92,13 +92,13 @@ WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def _mix(color: str, other: str, share: float) -> str:
-    """Mix two colors, such as `#7B2FBE`, with a share of the second in [0, 1]."""
+    """Mix two colours, such as `#7B2FBE`, with a share of the second in [0, 1]."""
     channels = (int(color[at : at + 2], 16) * (1 - share) + int(other[at : at + 2], 16) * share for at in (1, 3, 5))
     return "#" + "".join(f"{round(channel):02X}" for channel in channels)
 
 
 def _setting_colors(color: str) -> list[tuple[str, str]]:
-    """Colors of validation and train curves of a setting, on a light and a dark page."""
+    """Colours of validation and train curves of a setting, on a light and a dark page."""
     both = (color, _mix(color, "#FFFFFF", 0.3))
     faint = tuple(_mix(shade, page, _FAINTNESS) for shade, page in zip(both, _PAGES, strict=True))
     return [both, (faint[0], faint[1])]
@@ -110,7 +110,7 @@ def _palette() -> str:
     return json.dumps([{"name": light, "lightHex": light, "darkHex": dark} for light, dark in colors])
 
 
-# Patterns in TensorBoard's script and their replacements. In a version without a pattern its own colors stay.
+# Patterns in TensorBoard's script and their replacements. In a version without a pattern its own colours stay.
 _SCRIPT_CHANGES = {
     r'(colorPalette:\{id:"default".*?colors:)\[.*?\]': lambda match: match[1] + _palette(),
     r"(/data/runs`\)\.pipe\(\w+\(\(?(\w+)\)?=>)\2(?=\.map)": lambda match: f"{match[1]}withRunColors({match[2]})",
@@ -210,12 +210,12 @@ def _settings_of(run: Run) -> tuple[dict[str, Setting], frozenset[tuple[str, Set
 def _run_colors(names: Iterable[str], logdir: Path | None) -> dict[str, int]:
     """Numbers in the palette of the runs of TensorBoard, by name.
 
-    A single run has the colors of `_ROLE_COLORS`. Of several, those that differ in `REPETITIONS` alone have one hue.
+    A single run has the colours of `_ROLE_COLORS`. Of several, those that differ in `REPETITIONS` alone have one hue.
     """
     roles = {role: number for number, role in enumerate(_ROLE_COLORS)}
     parts = {name: name.rpartition("/") for name in names}
     directories = {name: ((parent or ".") if role in roles else name) for name, (parent, _, role) in parts.items()}
-    # A grouping that the user types, such as (train|val)$, has the colors of the roles.
+    # A grouping that the user types, such as (train|val)$, has the colours of the roles.
     colors = dict(roles)
     if len(set(directories.values())) < 2:
         return colors | {name: roles.get(parts[name][2], len(roles)) for name in parts}
@@ -233,7 +233,7 @@ def _run_colors(names: Iterable[str], logdir: Path | None) -> dict[str, int]:
 
 
 def _start(directory: str, logdir: Path | None) -> tuple[float, str]:
-    """Key that sorts run directories by their start, so that a new run does not change the colors of the others."""
+    """Key that sorts run directories by their start, so that a new run does not change the colours of the others."""
     with suppress(OSError, ValueError):
         return Run(logdir / directory).started if logdir else math.inf, directory
     return math.inf, directory

@@ -258,7 +258,7 @@ def write_model_card(
 
 def _card(run: Run, config: DictConfig, data: ImageDataModule, results: dict[str, Any], exported: Sequence[str]) -> str:
     channels, height, width = data.image_shape
-    color = "grayscale" if channels == 1 else f"{channels} channels"
+    color = "greyscale" if channels == 1 else f"{channels} channels"
     command = training_command(config)
     network = str(config.model.network._target_).rpartition(".")[2]
     rows = [

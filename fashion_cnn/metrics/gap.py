@@ -1,4 +1,4 @@
-"""Generalization gap: the difference of accuracy and loss between training and held-out images, with intervals.
+"""Generalisation gap: the difference of accuracy and loss between training and held-out images, with intervals.
 
 The training images are usually a sample of the training split, the train probe. `train_share` is the share of the split
 that was evaluated. It reduces the sampling error of that side (Cochran, "Sampling Techniques", 1977, section 2.6), to

@@ -224,7 +224,7 @@ class ImageClassifier(LightningModule):
         if self._mixing and self._embedding_loss:
             raise UserError("embedding_loss and mixing exclude each other: a mixed image has two classes. Drop one.")
         if self._loss and self._distillation:
-            raise UserError("loss and distillation exclude each other: teachers are learnt by cross-entropy. Drop one.")
+            raise UserError("loss and distillation exclude each other: distillation uses cross-entropy. Drop one.")
         self.head_name: str | None = None
         self.embedding_size: int | None = None
         self._check_forward()

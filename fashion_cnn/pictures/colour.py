@@ -28,9 +28,9 @@ _XYZ = np.array(
 _MIN_DISTANCE, _MAX_DISTANCE = 9.0, 18.0
 # Share of the border that has to show the background, and the smallest share of the picture that is an item.
 _PLAIN_BORDER, _MIN_ITEM = 0.7, 0.003
-# Ground around each of several items, in pixels of a picture of about 112. Items whose margins overlap are one, since
-# straps and pale parts that join them may be missing from the mask; the margin also shows a later preparation that the
-# background is plain.
+# Background around each of several items, in pixels of a picture of about 112. Items whose margins overlap are one,
+# since straps and pale parts that join them may be missing from the mask; the margin also shows a later preparation
+# that the background is plain.
 _ITEM_GAP = 2
 # Smallest share of the picture that is one of several items: a shoe beside a dress counts, dust and a letter of a
 # caption do not. More items than the most are rather a pattern, or one item in pieces.

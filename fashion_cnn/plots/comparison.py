@@ -17,7 +17,7 @@ from fashion_cnn.plots.style import LINE_COLORS, add_subtitle, escape_label
 from fashion_cnn.plots.training import COLOR, STYLES
 from fashion_cnn.runs.overrides import short_names
 
-# Largest number of lines with a color and a legend entry.
+# Largest number of lines with a colour and a legend entry.
 _MAX_LEGEND = 8
 _OTHER_COLOR = "#999999"
 _MARKERS = "osD^vPX*<>"
@@ -123,7 +123,7 @@ def _shorten(label: str, max_length: int = _MAX_LABEL) -> str:
 
 
 def _line_style(number: int) -> dict[str, Any]:
-    """Color and marker of a line; the last ones are gray, and have no entry in a legend."""
+    """Colour and marker of a line; the last ones are grey, and have no entry in a legend."""
     if number >= _MAX_LEGEND:
         return {"color": _OTHER_COLOR, "alpha": 0.5, "marker": ".", "label": None}
     return {"color": LINE_COLORS[number], "marker": _MARKERS[number]}

@@ -14,7 +14,7 @@ from fashion_cnn.runs.files import open_atomically
 
 # Largest number of classes that one plot shows.
 MAX_CLASSES = 100
-# Colors of lines that are told apart by their legend, after Okabe and Ito.
+# Colours of lines that are told apart by their legend, after Okabe and Ito.
 LINE_COLORS = (
     "#0072B2",
     "#D55E00",
@@ -65,7 +65,7 @@ def plot_intervals_by_class(
         class_names: the row labels.
         series: at most two sequences of intervals by legend label, each with one entry per class; None draws nothing.
         axes: the axes to draw on.
-        colors: the color of each series.
+        colors: the colour of each series.
         title: the title of the axes.
         xlabel: the quantity on the x axis.
     """
@@ -105,7 +105,7 @@ def plot_thumbnails(images: Tensor, captions: Sequence[str], *, title: str, colu
         extent = (left, left + 0.9, bottom, bottom + 0.9)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
         axes.text(left + 0.45, bottom + 0.93, escape_label(caption), fontsize=8, ha="center", va="bottom")
-    # A single row that is narrower than its title is centered below it.
+    # A single row that is narrower than its title is centred below it.
     margin = max(0, columns - len(images)) / 2
     axes.set(xlim=(-margin, columns - margin), ylim=(-1.25 * (rows - 1), 1.25))
     axes.set_axis_off()

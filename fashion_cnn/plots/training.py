@@ -1,4 +1,4 @@
-"""Plots of a training run: curves, generalization gap, confusion matrix, calibration, errors and data map."""
+"""Plots of a training run: curves, generalisation gap, confusion matrix, calibration, errors and data map."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ _THUMBNAILS = 24
 _MIN_OBSERVATIONS = 2
 # Largest number of points in the data map.
 _MAX_POINTS = 10_000
-# Line styles distinguish the splits without color too. The colors are those of Okabe and Ito.
+# Line styles distinguish the splits without colour too. The colours are those of Okabe and Ito.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"color": "#0072B2", "linestyle": "--", "label": "train probe"},
     "val": {"color": "#D55E00", "linestyle": "-", "label": "validation"},
@@ -216,7 +216,7 @@ def plot_label_errors(dynamics: Dynamics, split: InMemoryDataset, class_names: S
 
 
 def plot_data_map(dynamics: Dynamics) -> Figure:
-    """Draw confidence over variability, colored by region, for an even sample of at most 10,000 training images."""
+    """Draw confidence over variability, coloured by region, for an even sample of at most 10,000 training images."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     region = regions(dynamics)

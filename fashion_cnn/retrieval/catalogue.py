@@ -361,7 +361,7 @@ class Catalogue:
         stored_metadata = {_METADATA_KEY: json.dumps(asdict(metadata)).encode()}
         schema = catalogue_schema(metadata.dimensions, columns).with_metadata(stored_metadata)
         staging = self._readable_staging()
-        # The path of the run may be spelled in another way.
+        # The path of the run may be spelt in another way.
         if (
             staging is None
             or not staging.schema.equals(schema)

@@ -29,14 +29,14 @@ from fashion_cnn.runs.files import (
     write_json,
 )
 
-# Subdirectories with TensorBoard events: TensorBoard shows each as a run of its own, with a color of its own.
+# Subdirectories with TensorBoard events: TensorBoard shows each as a run of its own, with a colour of its own.
 SPLIT_EVENTS = ("train", "val")
 BEST_EVENTS = "best"
 OVERFITTING_EVENTS = "overfitting"
 # Format of the time in the name of a run directory.
 TIME_FORMAT = "%Y-%m-%d_%H-%M-%S"
 _NAMED_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
-# The file that marks the directory of a hyper-parameter search, and the folder below runs_dir with these directories.
+# The file that marks the directory of a hyperparameter search, and the folder below runs_dir with these directories.
 STUDY_FILE = "study.db"
 STUDIES_FOLDER = "tune"
 _TRIAL = re.compile(r"trial-\d{4,}")
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def is_trial(self) -> bool:
-        """True if a hyper-parameter search trained it."""
+        """True if a hyperparameter search trained it."""
         folder = self.path.absolute().parent
         # Without the file where the option tune.storage names another place.
         is_named = folder.parent.name == STUDIES_FOLDER and _TRIAL.fullmatch(self.path.name) is not None

@@ -53,7 +53,7 @@ class TensorBoard(TensorBoardLogger):
 
     Metrics of an epoch have its number, from 1, as their step, so that trainings on different numbers of images can be
     compared. Other metrics keep their step. `train/...` and `val/...` are written to the subdirectories `train` and
-    `val`, without the prefix: TensorBoard draws both in one chart, in two colors.
+    `val`, without the prefix: TensorBoard draws both in one chart, in two colours.
 
     Args:
         save_dir: the run directory.
@@ -79,8 +79,8 @@ class TensorBoard(TensorBoardLogger):
     def open_splits(self, splits: Iterable[str]) -> None:
         """Create the event files of some splits, after that of the run.
 
-        TensorBoard colors runs in the order of their first event: files of one moment give each run's splits the same
-        neighbours, also if several runs train at the same time.
+        TensorBoard assigns colours to runs in the order of their first event: files of one moment give each run's
+        splits the same neighbours, also if several runs train at the same time.
         """
         # Also creates the file of the run.
         writer_class = type(self.experiment)
