@@ -166,6 +166,10 @@ class Snapshot:
             return table[column].take([place[row_id] for row_id in row_ids])
 
     def _to_array(self, column: pa.ChunkedArray) -> NDArray[np.float32]:
+        """Convert a column of N vectors to an array `(N, D)` in column-major order."""
+        # `flatten` leaves nulls out, which would shift all later rows.
+        if column.null_count:
+            raise DamagedCatalogueError(self.uri, f"its column vector lacks {column.null_count:,} values")
         flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
         # Column-major memory order halves the time of a matrix-vector product.
         vectors = np.asfortranarray(flat.reshape(-1, self.metadata.dimensions))
