@@ -92,12 +92,12 @@ PRINTERS: dict[str, Callable[[Iterable[Prediction], int], None]] = {
 
 
 def _printable(path: Path) -> str:
-    """The path with control characters escaped."""
+    """Return the path with control characters escaped."""
     return encodable(printable(str(path)).replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def encodable(text: str) -> str:
-    """The text with characters escaped that standard output cannot encode, as in some file names."""
+    """Escape the characters of a text that standard output cannot encode, as in some file names."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -79,7 +79,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         return self.pretrained.identity
 
     def outputs(self, images: Tensor) -> NetworkOutput:
-        """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
+        """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
         output = super().outputs(images)
 
         def extract(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -94,7 +94,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
-        """The main colour of each prepared image `(N, C, H, W)` uint8."""
+        """Return the main colour of each prepared image `(N, C, H, W)` uint8."""
         return main_colours(images)
 
 

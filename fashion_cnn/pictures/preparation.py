@@ -135,7 +135,7 @@ class Preparation:
         return (16 if self.photograph else 256) * self.image_shape[1] * self.image_shape[2]
 
     def min_pixels_for(self, box: Box | None) -> int:
-        """Pixels that a decoded picture needs if a part of it is taken: that many in the part, within limits."""
+        """Return the pixels that a decoded picture needs for `min_pixels` of them in a box, within limits."""
         if box is None:
             return self.min_pixels
         return max(self.min_pixels, min(math.ceil(self.min_pixels / box.area), _MAX_BOX_PIXELS))
@@ -150,13 +150,13 @@ class Preparation:
         Returns:
             The picture as `(C, H, W)` uint8.
         """
-        # Only here: the process that decodes the pictures of strangers does without torch.
+        # Imported here: the process that decodes untrusted pictures does not need torch.
         import torch
 
         return torch.from_numpy(self.array(picture, box))
 
     def array(self, picture: Image.Image, box: Box | None = None) -> NDArray[np.uint8]:
-        """Return what `__call__` does, as a NumPy array."""
+        """Convert a picture as `__call__` does, to a NumPy array `(C, H, W)` uint8."""
         picture = self.flatten(picture)
         if box is not None:
             picture = picture.crop(box.pixels(picture.size))

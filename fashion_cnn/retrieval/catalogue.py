@@ -50,9 +50,9 @@ _READY_TAG = "ready"
 # Time for which readers may keep an older version open.
 _VERSION_LIFETIME = timedelta(days=1)
 _FOREVER = timedelta(days=36500)
-# Time to wait for another process that changes the catalogue: a server is done with a product sooner, an indexing not.
+# Time to wait for another process that changes the catalogue: longer than a server needs for one product.
 _LOCK_SECONDS = 5
-# Place in the source code at the end of LanceDB's messages.
+# LanceDB's messages end with a place in its source code.
 _SOURCE_LOCATION = re.compile(r",? ?/?[\w./-]+\.rs:\d+(:\d+)?")
 _MAX_REASON_LENGTH = 200
 # Limits of the metadata.
@@ -78,7 +78,15 @@ class DamagedCatalogueError(UserError):
 
 @contextmanager
 def storage_errors_reported(uri: str) -> Iterator[None]:
-    """Raise UserError for errors of LanceDB and Arrow in the block: DamagedCatalogueError unless it is the disk's."""
+    """Turn errors of LanceDB and Arrow in the block into a UserError.
+
+    Args:
+        uri: address of the catalogue, for the message.
+
+    Raises:
+        UserError: for errors of the disk, such as a full one.
+        DamagedCatalogueError: for all other errors.
+    """
     try:
         yield
     except UserError:
@@ -176,7 +184,12 @@ def version_of(table: Any) -> TableVersion:
 
 
 def check_compatible(stored: CatalogueMetadata, new: CatalogueMetadata, uri: str) -> None:
-    """Check that new products can be added to the catalogue at `uri`.
+    """Check that new products can be added to a catalogue.
+
+    Args:
+        stored: metadata of the catalogue.
+        new: metadata of the new products.
+        uri: address of the catalogue, for messages.
 
     Raises:
         UserError: if their vectors cannot be compared, or if they mix a data set with the products of a shop.
@@ -580,7 +593,7 @@ def _check_tables(folder: Path) -> None:
 
 def _check_manifest(file: Path) -> None:
     """Raise UserError if a version of a table reads files of another place, as shallow clones and branches do."""
-    # Another process may remove it; LanceDB reports a damaged one.
+    # Another process may remove the file; LanceDB reports a damaged one.
     with suppress(FileNotFoundError, IndexError):
         try:
             content = read_regular(file, _MAX_MANIFEST_BYTES)
@@ -683,7 +696,7 @@ def catalogue_uri(option: str) -> str:
 def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
     """Find the run and the catalogue that the options of a search name.
 
-    In place of the run of a pretrained network stands the folder of the catalogue.
+    A pretrained network belongs to no run: the folder of the catalogue is returned in its place.
 
     Args:
         run: None stands for the run that made `catalogue`, or without one for the newest run that has a catalogue.
@@ -701,7 +714,7 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
         metadata = metadata_of(named.open_latest())
         if metadata.pretrained:
             return Run(Path(named.uri)), named
-        # Resolved once: the path that is checked is the one that is opened.
+        # The path is resolved only once, so that the checked path is the one that is opened.
         stored = metadata.run
         try:
             path = Path(stored).expanduser().resolve()

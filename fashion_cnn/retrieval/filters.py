@@ -159,7 +159,12 @@ def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str
 
 
 def allow_colours(conditions: Sequence[Condition], colours: Sequence[str]) -> tuple[Condition, ...]:
-    """Return the conditions with one that products have one of these colours, or one that is allowed already."""
+    """Allow colours: return conditions that products with one of these, or with a colour allowed before, meet.
+
+    Args:
+        conditions: conditions, which may allow colours already.
+        colours: further values of the column `main_colour`.
+    """
     others = tuple(each for each in conditions if each.column != COLOUR_COLUMN or not each.values)
     allowed = [value for each in conditions if each not in others for value in each.values]
     return (*others, Condition(COLOUR_COLUMN, (*allowed, *colours)))

@@ -44,7 +44,7 @@ from fashion_cnn.retrieval.products import (
 
 Progress = Callable[[int, int], None]
 _COLUMN_TYPES = PRODUCT_COLUMNS | {"image": pa.string()}
-# Limits of a table: rows, and bytes of a CSV or of a Parquet file's values. A small file can hold any number of them.
+# Maximum number of rows, and of bytes of a CSV or of the values in a Parquet file, which compresses repeated values.
 _MAX_ROWS, _MAX_BYTES = 10_000_000, 500_000_000
 _MAX_COLUMNS = 1000
 _BATCH_ROWS = 10_000

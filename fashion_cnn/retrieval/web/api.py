@@ -370,7 +370,7 @@ def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link
 
 
 def _link(query: SearchQuery, result: SearchResult) -> str | None:
-    """The page with the same results; None if the pictures are too large for an address."""
+    """Return the link to the page with the same results; None if the pictures are too large for an address."""
     try:
         pictures = [encode_picture(picture) for picture in result.pictures]
         unlike_pictures = [encode_picture(picture) for picture in result.unlike_pictures]
