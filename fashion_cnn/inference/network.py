@@ -30,7 +30,7 @@ from fashion_cnn.runs.trust import check_classes, instantiate
 
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
 LogitsFunction = Callable[[Tensor], Tensor]
-# Images in one pass and of the pictures that are read for it, whatever a stored run names.
+# Maximum number of images in one pass, whatever batch size a stored run names.
 _MAX_BATCH_SIZE = 1000
 
 

@@ -102,7 +102,7 @@ class _Photographs(ImageDataModule):
     """Photographs of the classes of ImageNet, of which there is none here: classes and normalisation alone."""
 
     def __init__(self, settings: PretrainedSettings) -> None:
-        # Imported here, as timm: slow, and only pretrained networks need them.
+        # Imported here because they are slow, and only pretrained networks need them.
         import timm
         from torchvision.models import EfficientNet_B0_Weights
 

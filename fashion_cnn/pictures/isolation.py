@@ -26,8 +26,10 @@ from PIL import AvifImagePlugin, Image
 from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, UnreadablePictureError, decode, silence_pillow
 from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Box, Preparation, encode_thumbnail
 
-# Memory per pixel of the most expensive formats, and of anything else, in bytes.
-_BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
+# Memory per pixel of the formats that take the most, in bytes.
+_BYTES_PER_PIXEL = 20
+# Memory of everything else, in bytes.
+_OTHER_BYTES = 128_000_000
 # A picture file is converted to the prepared picture, to the same with a thumbnail, or to its items alone.
 _Output = Literal["picture", "product", "items"]
 
@@ -44,8 +46,8 @@ class PictureProcess:
     """Decodes and prepares pictures in another process, which is started when it is needed and replaced when it ends.
 
     Attributes:
-        max_pixels: most pixels of a decoded picture.
-        seconds: most processor time for the pictures of one call.
+        max_pixels: maximum number of pixels of a decoded picture.
+        seconds: maximum processor time for the pictures of one call.
     """
 
     def __init__(self, *, max_pixels: int, seconds: float) -> None:
@@ -140,7 +142,7 @@ class PictureProcess:
             return self._connection
         self.close()
         self._connection, theirs = Pipe()
-        # The same modules as here; a session of its own, which a Ctrl-C in the terminal does not reach.
+        # The process imports the same modules, and has its own session, which a Ctrl-C in the terminal does not reach.
         program = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as module; module.run({theirs.fileno()})"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -180,7 +182,7 @@ def run(descriptor: int) -> None:
     # The decoder for AVIF would start a thread for each core, with memory of its own.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Image.init()
-    # Ends this process, also in the middle of a decoder.
+    # By default the signal of the timer ends this process, even inside a decoder in C.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     memory = _used_memory()
     # Libraries in C print what is wrong with a file; `decode` reports it as an error.

@@ -23,9 +23,11 @@ from fashion_cnn.retrieval.vectors import (
 
 # Weight of negative examples relative to positive ones.
 _NEGATIVE_WEIGHT = 0.5
-# Offset of reciprocal rank fusion, and how many hits of each ranking it fuses.
-_RRF_OFFSET, _FUSION_DEPTH = 60, 1000
-# Most rows and values of the similarity matrix that are computed at once.
+# Constant k of reciprocal rank fusion, whose scores are 1 / (k + rank).
+_RRF_OFFSET = 60
+# Number of hits of each ranking that are fused.
+_FUSION_DEPTH = 1000
+# Maximum number of rows and of values of the similarity matrix that are computed at once.
 _BLOCK_ROWS, _BLOCK_VALUES = 2048, 2**24
 # Shorter vectors are not scaled to unit length.
 _MIN_NORM = 1e-12

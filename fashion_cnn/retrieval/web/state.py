@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_FILTER_VALUES = 30
 _MAX_VALUE_LENGTH = 60
 _MAX_CATEGORIES = 200
-# Thumbnails beyond this size are read from disk when they are needed.
+# Thumbnails of all products are kept in memory up to this size in bytes; otherwise they are read when needed.
 _THUMBNAIL_MEMORY = 128_000_000
 
 
