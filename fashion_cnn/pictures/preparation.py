@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Invert = Literal["auto", "never", "always"]
-# Increased when decoding or preparation changes, which invalidates caches and catalogues.
+# This version is increased when decoding or preparation changes, which invalidates caches and catalogues.
 PREPARATION_VERSION = 3
-# Longer side of the copy of a photograph on which its item is found, and the background that is kept around the item,
-# as a share of its longer side.
-_ITEM_SIDE, _ITEM_MARGIN = 112, 0.1
+# The item of a photograph is found on a copy whose longer side has this number of pixels.
+_ITEM_SIDE = 112
+# Background that is kept around the item, as a share of its longer side.
+_ITEM_MARGIN = 0.1
 # Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
-# Smallest width and height of a box, as a share of the picture's, and the most pixels of a picture whose part is taken.
-_MIN_BOX_SIDE, _MAX_BOX_PIXELS = 0.01, 4_000_000
+# Minimum width and height of a box, as shares of those of the picture.
+_MIN_BOX_SIDE = 0.01
+# Maximum number of pixels that a picture is decoded to for a box in it.
+_MAX_BOX_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)

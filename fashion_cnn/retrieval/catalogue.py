@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-# Set before the import of lancedb, which logs every new table otherwise.
+# Without this setting, which lancedb reads when it is imported, it logs every new table.
 os.environ.setdefault("LANCEDB_LOG", "error")
 
 import lancedb
@@ -59,13 +59,14 @@ _MAX_REASON_LENGTH = 200
 _MAX_DIMENSIONS, _MAX_TEMPERATURE = 100_000, 1e6
 # Names of the files that LanceDB renames when they are complete.
 _UNFINISHED = re.compile(r"\.tmp\w{6}|.+\.manifest#\d+")
-# Fields of Lance's manifests, and kinds of fields in any message of Protocol Buffers.
+# Numbers of fields in Lance's manifests: the list of other places, and the path in each of them.
 _BASE_PATHS, _PATH = 18, 4
+# Wire types of Protocol Buffers: two of them, and the length in bytes of the values of two others.
 _VARINT, _BYTES, _FIXED_LENGTHS = 0, 2, {1: 8, 5: 4}
 _MAX_VARINT_BITS = 63
-# A manifest lists the files of a table: that of a million products takes a few kilobytes.
+# Maximum size of a manifest, which lists the files of a table: a few kilobytes for a million products.
 _MAX_MANIFEST_BYTES = 100_000_000
-# Last bytes of each complete file of vectors, columns or an index.
+# Each complete file of vectors, columns or an index ends with these bytes.
 _LANCE_END = b"LANC"
 
 
@@ -346,7 +347,7 @@ class Catalogue:
                     # LanceDB refuses to remove a tagged version, so the tag has to move first.
                     published = table.version
                     table.optimize(cleanup_older_than=_VERSION_LIFETIME)
-                    # It may have merged files in versions of its own, which the next change would discard.
+                    # If `optimize` merged files in further versions, the next change would discard these without a tag.
                     if table.version != published:
                         _tag(table)
                 self._remove_unfinished_files()
@@ -374,7 +375,7 @@ class Catalogue:
         stored_metadata = {_METADATA_KEY: json.dumps(asdict(metadata)).encode()}
         schema = catalogue_schema(metadata.dimensions, columns).with_metadata(stored_metadata)
         staging = self._readable_staging()
-        # The path of the run may be spelled in another way.
+        # The metadata are compared without the path of the run, which may be written in another way.
         if (
             staging is None
             or not staging.schema.equals(schema)
@@ -546,7 +547,7 @@ class Catalogue:
         if "://" not in self.uri:
             for file in Path(self.uri, f"{_TABLE}.lance").rglob("*"):
                 if _UNFINISHED.fullmatch(file.name) and file.is_file() and not file.is_symlink():
-                    # They only take space.
+                    # A file that cannot be removed only takes space.
                     with suppress(OSError):
                         file.unlink()
 

@@ -155,7 +155,7 @@ def _altered_copies(images: SearchImages, altered: AlteredCopies | None, seed: i
 
 Metric = Literal["cosine", "euclidean"]
 _COMPONENTS = 64
-# Images that are converted to float at once to fit the components.
+# Number of images that are converted to float at once to fit the components.
 _PCA_BLOCK = 5000
 
 
@@ -209,7 +209,7 @@ class PrincipalComponents:
             products += flat.T @ flat
         mean = total / len(images)
         covariance = products / len(images) - torch.outer(mean, mean)
-        # Eigenvalues ascend.
+        # The eigenvalues are in ascending order.
         components = torch.linalg.eigh(covariance).eigenvectors[:, -dimensions:].flip(1)
         return cls(mean.float(), components.float().contiguous())
 
@@ -231,7 +231,7 @@ def _baselines(network: TrainedNetwork, images: SearchImages, seed: int) -> list
     ]
 
 
-# Similarities that are held at once: 64 MB as float32.
+# Maximum number of similarities in memory: 64 MB as float32.
 _MAX_SIMILARITIES = 2**24
 
 
