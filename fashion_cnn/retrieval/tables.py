@@ -454,7 +454,7 @@ def _read_delimited(
     omitted: list[OmittedRow] = []
 
     def leave_out(row: pyarrow.csv.InvalidRow) -> str:
-        # Counted from 1, with the header.
+        # Arrow counts rows from 1, with the header.
         reason = f"it has {pluralize(row.actual_columns, 'column')} instead of {row.expected_columns}"
         omitted.append(OmittedRow(row.number - 1, "", reason))
         return "skip"
@@ -462,20 +462,16 @@ def _read_delimited(
     parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out)
     # Rows have no numbers when several threads read them.
     reading = pyarrow.csv.ReadOptions(use_threads=False)
+    size = _check_csv(path)
+    headings = _read_headings(path, delimiter)
+    _check_number_of_columns(len(headings), path)
     while True:
         omitted.clear()
         types = expected | _COLUMN_TYPES | {"price": pa.string()}
+        converting = pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal_point)
         try:
-            converting = pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal_point)
             # Arrow would decompress a file that it opens by its name.
             with path.open("rb") as content:
-                if content.read(5).startswith(_ARCHIVES):
-                    raise UserError(f"products={path} is compressed: unpack it.")
-                if (size := content.seek(0, os.SEEK_END)) > _MAX_BYTES:
-                    raise _too_large(path)
-                headings = _read_headings(path, delimiter)
-                _check_number_of_columns(len(headings), path)
-                content.seek(0)
                 table = pyarrow.csv.read_csv(
                     content, read_options=reading, parse_options=parsing, convert_options=converting
                 )
@@ -483,11 +479,22 @@ def _read_delimited(
         except pa.ArrowInvalid as error:
             place = re.match(r"In CSV column #(\d+)", str(error))
             name = dict(enumerate(headings)).get(int(place[1])) if place else None
+            # A column whose values do not fit its known type gets an inferred type.
             if expected.pop(name or "", None) is None:
                 if not name or name in types or reading.block_size == size:
                     raise
-                # Arrow infers the type of a column from the first block: now from all rows.
+                # Arrow inferred a wrong type from the first block of rows: let it infer the type from all rows.
                 reading.block_size = size
+
+
+def _check_csv(path: Path) -> int:
+    """Return the size of a file in bytes. Raises UserError if it is compressed or too large."""
+    with path.open("rb") as content:
+        if content.read(max(map(len, _ARCHIVES))).startswith(_ARCHIVES):
+            raise UserError(f"products={path} is compressed: unpack it.")
+        if (size := content.seek(0, os.SEEK_END)) > _MAX_BYTES:
+            raise _too_large(path)
+    return size
 
 
 def _read_headings(path: Path, delimiter: str) -> list[str]:

@@ -202,8 +202,8 @@ def product_router(service: SearchService) -> APIRouter:
         and an API key that may write.
         """
         view = view_to_change(request)
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type == "application/json":
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type == "application/json":
             async with service.uploads.read_json(request) as values:
                 created, version = await service.put(view, product_id, values)
         else:
