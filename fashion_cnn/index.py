@@ -34,7 +34,8 @@ def index(config: DictConfig) -> None:
 
     Raises:
         UserError: for an invalid option.
-        OmissionsError: after indexing, if a row could not be used or a picture could not be read.
+        OmissionsError: after indexing, if a row or picture could not be used.
+        Interrupted: after Ctrl-C.
     """
     require("search", "lancedb")
     check_invert(config)
@@ -43,20 +44,12 @@ def index(config: DictConfig) -> None:
     check_images(config)
     from fashion_cnn.models.hardware import keep_freed_memory
     from fashion_cnn.pictures.decoding import silence_pillow
-    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri
     from fashion_cnn.retrieval.indexing import index_products
-    from fashion_cnn.runs import Run, check_links, find_finished_run
     from fashion_cnn.terminal import progress_bar
 
     keep_freed_memory()
     pretrained = _pretrained_settings(config)
-    if pretrained:
-        run = Run(Path(catalogue_uri(config.catalogue)))
-    else:
-        run = find_finished_run(config.run, Path(config.runs_dir))
-    if config.catalogue is None:
-        check_links(run.path, run.catalogue.name)
-    catalogue = Catalogue(str(run.catalogue) if config.catalogue is None else catalogue_uri(config.catalogue))
+    run, catalogue = _run_and_catalogue(config, pretrained)
     if config.remove is not None:
         _remove(catalogue, as_strings(config.remove))
         return
@@ -119,6 +112,20 @@ def _pretrained_settings(config: DictConfig) -> PretrainedSettings | None:
     if config.invert == "always":
         raise UserError("invert=always is not possible with embedding=pretrained, which takes photographs.", status=2)
     return pretrained_settings(**config.photographs)
+
+
+def _run_and_catalogue(config: DictConfig, pretrained: PretrainedSettings | None) -> tuple[Run, Catalogue]:
+    """Find the run, or for a pretrained network the folder of the catalogue in its place, and the catalogue."""
+    from fashion_cnn.retrieval.catalogue import Catalogue, catalogue_uri
+    from fashion_cnn.runs import Run, check_links, find_finished_run
+
+    uri = None if config.catalogue is None else catalogue_uri(config.catalogue)
+    if pretrained and uri:
+        return Run(Path(uri)), Catalogue(uri)
+    run = find_finished_run(config.run, Path(config.runs_dir))
+    if uri is None:
+        check_links(run.path, run.catalogue.name)
+    return run, Catalogue(uri or str(run.catalogue))
 
 
 def _network(config: DictConfig, run: Run, pretrained: PretrainedSettings | None) -> EmbeddingNetwork:

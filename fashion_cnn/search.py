@@ -51,16 +51,16 @@ def search(config: DictConfig) -> None:
         return
     with silence_pillow():
         query, pictures = _query(config, searcher)
-    found = searcher.search(query)
-    hits = found.hits
+    result = searcher.search(query)
+    hits = result.hits
     if not hits:
         for sentence in describe_unmatched(query.conditions, snapshot.attributes):
             print(printable(sentence), file=sys.stderr)
-    if colours := found.colours:
+    if colours := result.colours:
         phrases = ", ".join(f"“{phrase}”" for phrase in colours.phrases)
         taken = f"Taken as {COLOUR_COLUMN}={' or '.join(colours.values)}: {phrases}."
         print(printable(f"{taken} For the words: text='{colours.quoted}'"), file=sys.stderr)
-    if hits and found.with_all_words == 0:
+    if hits and result.with_all_words == 0:
         print("No title contains all the words: these products match some of them.", file=sys.stderr)
     if config.sheet:
         _write_sheet(hits, pictures, Path(config.sheet).expanduser())
@@ -76,9 +76,11 @@ def _check(config: DictConfig) -> None:
     check_choice(config, "format", ("table", "json"))
     if config.top_k < 1:
         raise UserError(f"top_k={config.top_k} is not possible: give 1 or more.", status=2)
-    if config.duplicates is not None and not 0 < config.duplicates <= 1:
+    is_number = isinstance(config.duplicates, int | float)
+    if config.duplicates is not None and not (is_number and 0 < config.duplicates <= 1):
         raise UserError(f"duplicates={config.duplicates} is not a similarity: give a number in (0, 1].", status=2)
-    if config.price is not None and (not isinstance(config.price, Sequence) or len(config.price) != 2):
+    is_range = isinstance(config.price, Sequence) and not isinstance(config.price, str) and len(config.price) == 2
+    if config.price is not None and not is_range:
         raise UserError(f"price={config.price} is not [min,max], such as price=[10,50] or price=[null,50].", status=2)
     if config.box is not None and not config.image:
         raise UserError("box= is a part of a picture: give image=PATH too.", status=2)

@@ -162,7 +162,7 @@ def _check(config: DictConfig) -> None:
     for name, value in {"refresh_seconds": config.refresh_seconds, **limits}.items():
         if value is None and name == "limits.requests_per_minute":
             continue
-        if not value > 0:
+        if not (isinstance(value, int | float) and value > 0):
             raise UserError(f"{name}={value} is invalid: give a number above 0.", status=2)
 
 

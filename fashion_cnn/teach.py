@@ -98,7 +98,7 @@ def _teach(config: DictConfig, network: EmbeddingNetwork, concepts: Concepts) ->
 
 
 def _background_of_products(folder: Run) -> Background:
-    """Background of a random sample of a catalogue's products."""
+    """Fit the background to a random sample of a catalogue's products."""
     import torch
 
     from fashion_cnn.concepts import MAX_KNOWN_IMAGES, background_of
@@ -145,7 +145,7 @@ def _reliability(concept: Concept) -> str:
 
 
 def _count(background: Background, network: EmbeddingNetwork) -> str:
-    """The number of images that thresholds rest on."""
+    """Return the number of images that the thresholds were computed from, in words."""
     count = len(background.others)
     return pluralize(count, "product") if network.pretrained else f"{pluralize(count, 'image')} of known classes"
 

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 
+import httpx
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tiny_shop import served
 
 from fashion_cnn.index import main as index_main
 from fashion_cnn.retrieval.catalogue import Catalogue, _protobuf_fields
@@ -47,7 +49,7 @@ def stored(change):
         database = lancedb.connect(table.parent)
         rows = change(database.open_table(table.stem).to_arrow())
         shutil.rmtree(table)
-        changed = database.create_table(table.stem, rows)
+        changed = database.create_table(table.stem, rows, on_bad_vectors="null")
         changed.tags.create("ready", changed.version)
 
     return damage
@@ -93,6 +95,13 @@ def with_huge_vectors(rows):
     return rows.set_column(rows.column_names.index("vector"), "vector", vectors)
 
 
+def with_a_missing_vector(rows):
+    vectors = rows["vector"].to_pylist()
+    vectors[3] = None
+    column = pa.array(vectors, rows.schema.field("vector").type)
+    return rows.set_column(rows.column_names.index("vector"), "vector", column)
+
+
 def as_file(table):
     shutil.rmtree(table)
     table.write_bytes(b"no table")
@@ -132,6 +141,7 @@ DAMAGES = {
     "dates are out of range": with_column("day", lambda count: pa.array([2**31 - 1] * count, pa.date32())),
     "hours are out of range": with_column("hour", lambda count: pa.array([2**60] * count, pa.time64("us"))),
     "vectors are huge": stored(with_huge_vectors),
+    "a vector is missing": stored(with_a_missing_vector),
     "the class weight is negative": with_changed_metadata(class_weight=-1e308),
     "the class weight is huge": with_changed_metadata(class_weight=10**400),
     "the temperature is not a number": with_changed_metadata(temperature=float("nan")),
@@ -302,6 +312,16 @@ def test_missing_thumbnails_are_empty(shop_run, tmp_path):
     assert snapshot.thumbnails([0, 1]) == [b"", b""]
     snapshot.cache_thumbnails(1000)
     assert snapshot.thumbnails([0, 1]) == [b"", b""]
+
+
+def test_the_page_of_a_product_without_a_predicted_class_is_shown(shop_run, tmp_path):
+    folder = shutil.copytree(shop_run.catalogue, tmp_path / "catalogue")
+    with_column("seen_as", lambda count: pa.nulls(count, pa.string()))(folder / "products.lance")
+    with_column("confidence", lambda count: pa.nulls(count, pa.float32()))(folder / "products.lance")
+    with served(shop_run, f"catalogue='{folder}'") as address:
+        response = httpx.get(f"{address}/product", params={"id": "p20"}, timeout=300)
+    assert response.status_code == 200
+    assert "<dt>Predicted class</dt><dd>not specified</dd>" in response.text
 
 
 @pytest.mark.parametrize("name", ["title", "note"])

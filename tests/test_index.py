@@ -351,6 +351,7 @@ def test_unusable_rows_are_left_out_and_listed(run_index, shop, tmp_path):
         (["1,299", "5"], [None, 5]),
         (["1,50", "1.50", "1.299,50", "1.299"], [1.5, 1.5, 1299.5, None]),
         (["1.2.3", "12.34.56,7", "5,0", "6,0", "7,0"], [None, None, 5, 6, 7]),
+        (["nan", "5", "1e3", "inf", "-7.5"], [None, 5, 1000, None, -7.5]),
     ],
 )
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -425,6 +426,18 @@ def test_a_text_too_long_for_tables_and_pages_is_reported(tmp_path, column):
     path.write_text(f"id,image,{column}\n1,a.png,y\n2,a.png,{'é' * 50_001}\n")
     with pytest.raises(UserError, match=rf"shop\.csv, column {column}, row 2: a text of 100,002 bytes is too long"):
         read_table(path)
+
+
+def test_a_text_that_is_too_long_is_reported_with_the_number_of_its_row_in_the_file(tmp_path):
+    (tmp_path / "shop.csv").write_text(f"id,image,title\n1,a.png\n2,a.png,{'x' * 100_001}\n3,a.png,\n4,a.png,\n")
+    with pytest.raises(UserError, match=r"shop\.csv, column title, row 2: a text of 100,001 bytes is too long"):
+        read_table(tmp_path / "shop.csv")
+
+
+def test_a_price_in_parquet_that_is_not_a_number_is_no_price(tmp_path):
+    columns = {"id": ["1", "2"], "image": ["a.png"] * 2, "price": [float("nan"), 5.0]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "shop.parquet")
+    assert read_table(tmp_path / "shop.parquet")["price"].to_pylist() == [None, 5]
 
 
 def test_values_that_python_cannot_hold_are_reported(tmp_path):

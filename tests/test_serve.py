@@ -2014,6 +2014,7 @@ def test_a_catalogue_of_another_network_is_refused_with_one_message(command, run
         (["hidden_columns=[price]"], 1, "hidden_columns=price: the catalogue has no such column"),
         (["samples=some"], 2, "samples=some"),
         (["limits.requests_per_minute=0"], 2, "limits.requests_per_minute=0"),
+        (["limits.requests_per_minute=many"], 2, "limits.requests_per_minute=many is invalid"),
     ],
 )
 def test_invalid_options_are_refused_with_one_message(command, shop_run, overrides, status, message):

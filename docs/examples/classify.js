@@ -5,7 +5,7 @@
 //
 // metadata.json is the output of `python classify.py network.onnx --metadata`: onnxruntime-web does not read the metadata of
 // an ONNX file. Items are prepared like those of Fashion-MNIST (fashion_cnn/pictures/preparation.py), to 3 of 255 levels for a
-// PNG; decoders of JPEG differ by more at edges. Otherwise than there, an orientation in EXIF is ignored, the ground behind
+// PNG; decoders of JPEG differ by more at edges. Unlike there, an orientation in EXIF is ignored, the background behind
 // transparent pixels is white for light items too, and invert is always auto. Networks that were trained on items that are
 // not cut out, or on colour images, need another preparation, and are refused.
 "use strict";
@@ -145,7 +145,7 @@ function border({ width, height, data }) {
 }
 
 /** Median colour of the four corners. */
-function background(channels) {
+function findBackground(channels) {
   const { width, height } = channels[0];
   const side = Math.max(1, Math.floor(Math.min(width, height) / 28));
   return channels.map((channel) => {
@@ -156,7 +156,7 @@ function background(channels) {
   });
 }
 
-/** Prepare a photograph: the item as its difference to a plain ground, trimmed, in a square of `size` pixels. */
+/** Prepare a photograph: the item as its difference to a plain background, trimmed, in a square of `size` pixels. */
 function prepare(channels, size, { tolerance, sharpening }) {
   if (channels[0].width === size && channels[0].height === size) {
     const image = grey(channels);
@@ -171,9 +171,9 @@ function prepare(channels, size, { tolerance, sharpening }) {
   const { width, height } = channels[0];
   const step = Math.max(1, Math.floor(Math.min(width, height) / (8 * size)));
   const small = channels.map((channel) => reduce(channel, step));
-  const ground = background(small);
+  const background = findBackground(small);
   const mask = plane(small[0].width, small[0].height);
-  small.forEach(({ data }, c) => data.forEach((v, i) => (mask.data[i] ||= Math.abs(v - ground[c]) > limit ? 1 : 0)));
+  small.forEach(({ data }, c) => data.forEach((v, i) => (mask.data[i] ||= Math.abs(v - background[c]) > limit ? 1 : 0)));
   const edge = border(mask);
   const isPlain = edge.reduce((a, b) => a + b, 0) / edge.length <= 0.5;
   let item = grey(channels);
@@ -186,8 +186,8 @@ function prepare(channels, size, { tolerance, sharpening }) {
       const high = (values, side) => Math.min(side, (values.reduce((a, b) => Math.max(a, b)) + 1) * step);
       item = crop(item, low(columns), low(rows), high(columns, width), high(rows, height));
     }
-    const groundGrey = grey(ground.map((value) => plane(1, 1, value))).data[0];
-    item.data.forEach((v, i) => (item.data[i] = Math.abs(v - groundGrey)));
+    const backgroundGrey = grey(background.map((value) => plane(1, 1, value))).data[0];
+    item.data.forEach((v, i) => (item.data[i] = Math.abs(v - backgroundGrey)));
   } else if (median(border(item)) > 127) {
     item.data.forEach((v, i) => (item.data[i] = 255 - v));
   }

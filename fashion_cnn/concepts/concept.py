@@ -10,11 +10,11 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.inference.network import EmbeddingNetwork
 
-# Known images for the covariance, and further ones for the thresholds.
+# Maximum number of known images for the covariance, and of further ones for the thresholds.
 _COVARIANCE_IMAGES, _THRESHOLD_IMAGES = 4000, 2000
 MAX_KNOWN_IMAGES = _COVARIANCE_IMAGES + _THRESHOLD_IMAGES
-# Share of the mean variance that is added to all directions. Of 0.02 to 0.4 the best on training images
-# (docs/concepts.md).
+# Share of the mean variance that is added to all directions. Among 0.02 to 0.4, this value was the best on training
+# images (docs/concepts.md).
 _SHRINKAGE = 0.4
 
 

@@ -43,7 +43,7 @@ class Explainer:
 
     Args:
         run: the run.
-        data_root: the directory of the data set, if it is no longer where the run found it.
+        data_root: the directory of the data set; None for the one that the run read.
         neighbours: number of training images to show.
         training_images: number of training images among which these are searched; None for all.
         about: name of the class to explain; None for the predicted class.
@@ -146,7 +146,7 @@ class Explainer:
 
 
 def _page_path(folder: Path, path: Path) -> Path:
-    """The picture's name with `.png`, numbered if that is the page of another picture."""
+    """Return the path of a picture's page: its name with `.png`, numbered if another picture has that page."""
     pages = (folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png") for number in count(1))
     return next(page for page in pages if not page.exists() or _explains(page, path))
 
@@ -187,7 +187,7 @@ class Explanation:
 
 
 def neighbour_caption(class_name: str, index: int, similarity: float) -> str:
-    """Caption of a similar training image."""
+    """Return the caption of a similar training image."""
     return f"{class_name}\nimage {index}\nsimilarity {similarity:.2f}"
 
 
@@ -229,7 +229,7 @@ def _show_image(image: Tensor, axes: Axes, title: str) -> None:
 
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM: how much each location of an image contributes to the logit of a class.
+    """Compute Grad-CAM: how much each location of an image contributes to the logit of a class.
 
     The features are those of the last activation with at least a quarter of the image's height; later ones have too
     low a resolution. Selvaraju et al., 2017 (arXiv 1610.02391).
@@ -284,7 +284,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def integrated_gradients(network: nn.Module, images: Tensor, classes: Tensor, black: Tensor) -> Tensor:
-    """Integrated gradients: the contribution of each pixel to the logit of a class, summed over the channels.
+    """Compute integrated gradients: the contribution of each pixel to the logit of a class, summed over the channels.
 
     The contributions add up to the logit minus that of the black image. Sundararajan et al., 2017 (arXiv 1703.01365).
 
@@ -342,7 +342,7 @@ class TrainingImages:
                 np.savez(file, key=key, embeddings=self._embeddings.numpy())
 
     def _key(self) -> str:
-        """Hash of everything that the embeddings depend on: weights, normalisation and images."""
+        """Return a hash of everything that the embeddings depend on: weights, normalisation and images."""
         data = self._network.data
         digest = hashlib.sha256(weights_sha256(self._network.module.state_dict()).encode())
         digest.update(str([data.pixel_mean.tolist(), data.pixel_scale.tolist()]).encode())

@@ -76,7 +76,7 @@ class ExportedNetwork(nn.Module):
         self.register_buffer("scale", data.pixel_scale.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the OUTPUTS."""
+        """Compute the OUTPUTS of images `(B, C, H, W)` uint8."""
         normalised = (images.float() - self.mean) * self.scale
         logits, embedding = self.module.logits_and_embeddings(normalised)
         return logits, (logits / self.temperature).softmax(dim=1), embedding
@@ -126,9 +126,9 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
     """
     prepared, quantised = (path.with_name(f".{path.name}{suffix}") for suffix in ("-prepared", ""))
     level, temporary = logging.getLogger().level, tempfile.tempdir
-    # The quantiser logs the traceback of an error that it raises later, too.
+    # The quantiser also logs the traceback of an error that it raises later.
     logging.getLogger().setLevel(logging.CRITICAL)
-    # Its own files are then on the disk that a message names.
+    # The quantiser's temporary files are then on the disk that an error message names.
     tempfile.tempdir = str(path.parent)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -157,7 +157,7 @@ def write_int8(source: Path, path: Path, images: Tensor) -> None:
 def _load_complete(path: Path) -> onnx.ModelProto:
     """Load a file of the quantiser. Raises DecodeError if a full disk took only the first part of it, or nothing."""
     model = onnx.load(path)
-    # Written after the graph.
+    # The writer puts this field after the graph.
     if not model.opset_import:
         raise DecodeError(f"{path} is incomplete")
     return model
@@ -188,7 +188,7 @@ def open_onnx(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
 
 
 def onnx_logits(session: onnxruntime.InferenceSession, images: Array, batch_size: int) -> Array:
-    """Logits `(N, num_classes)` of images `(N, C, H, W)` uint8, in batches of `batch_size`."""
+    """Return the logits `(N, num_classes)` of images `(N, C, H, W)` uint8, in batches of `batch_size`."""
     starts = range(0, len(images), batch_size)
     batches = (images[start : start + batch_size] for start in starts)
     return np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in batches])
@@ -197,7 +197,7 @@ def onnx_logits(session: onnxruntime.InferenceSession, images: Array, batch_size
 def median_seconds(
     functions: Mapping[str, Callable[[], Any]], *, rounds: int = 5, calls: int = 100
 ) -> dict[str, float]:
-    """Median duration of a call of each function.
+    """Measure the median duration of a call of each function, in seconds.
 
     The functions alternate, so that other load on the machine affects all of them.
 
@@ -229,7 +229,7 @@ class _PretrainedViews(nn.Module):
         self.register_buffer("scale", network.data.pixel_scale.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and features, which are unit vectors."""
+        """Return logits `(B, num_classes)` and features, which are unit vectors `(B, F)`."""
         logits, features = self._network.averaged_views((images.float() - self.mean) * self.scale)
         return logits, features
 
@@ -394,8 +394,8 @@ def export_run(
     Args:
         run: the run.
         folder: the directory to write to.
-        data_root: the directory of the data set, if it is no longer where the run found it.
-        int8: whether to write a quantised file, too.
+        data_root: the directory of the data set; None for the one that the run read.
+        int8: whether to write a quantised file as well.
         int8_tolerance: maximum loss of validation accuracy with which the quantised file is kept.
         version: of fashion_cnn, for the metadata.
 
@@ -453,7 +453,7 @@ def export_run(
 
 
 def _check_images(data: ImageDataModule) -> CheckImages:
-    """The test images, else the validation images, else training images."""
+    """Return the test images, or without these the validation images, or without these training images."""
     if data.has_test:
         return CheckImages("test", data.test_split.images.numpy())
     if data.val_size:
@@ -463,7 +463,7 @@ def _check_images(data: ImageDataModule) -> CheckImages:
 
 
 def _temperature(val_logits: Tensor | None, data: ImageDataModule) -> float:
-    """Temperature fitted on the logits of the validation images; 1 without them."""
+    """Fit the temperature on the logits of the validation images; 1 without them."""
     if val_logits is None:
         return 1.0
     return calibrate(Predictions(val_logits, data.val_split.targets, data.val_split.indices)).temperature
@@ -488,7 +488,7 @@ def _evaluate_variants(
     check_logits: dict[str, Array],
     val_logits: Tensor | None,
 ) -> list[Variant]:
-    """Results of PyTorch, then of each of the files.
+    """Evaluate PyTorch, then each of the files.
 
     Args:
         network: the network in PyTorch.
@@ -524,7 +524,7 @@ def _evaluate_variants(
 
 
 def _metadata(run: Run, data: ImageDataModule, temperature: float, version: str) -> dict[str, str]:
-    """Properties of the ONNX file: its inputs and outputs, and how it was made."""
+    """Return the properties of the ONNX file: its inputs and outputs, and how it was made."""
     results = run.results()
     properties = {
         "class_names": list(data.class_names),
@@ -579,7 +579,7 @@ def _check_parity(
 
 
 def _check_accuracy(run: Run, data: ImageDataModule, variant: Variant) -> None:
-    """Raise UserError if the accuracy of the float32 file is not the one that the run recorded."""
+    """Raise UserError if the accuracy of the float32 file differs from the one that the run recorded."""
     trainer, results = run.config().trainer, run.results()
     if trainer.get("overfit_batches"):
         return  # The run was evaluated on training images.
@@ -598,7 +598,7 @@ def _check_accuracy(run: Run, data: ImageDataModule, variant: Variant) -> None:
 
 
 def _int8_problem(variant: Variant, reference: Variant, tolerance: float) -> str | None:
-    """The reason why the quantised file is not kept; None if it is."""
+    """Return the reason why the quantised file is not kept; None if it is."""
     if variant.val_accuracy is None or reference.val_accuracy is None:
         return "int8 was not kept: there is no validation set to check its accuracy on."
     loss = reference.val_accuracy - variant.val_accuracy
@@ -611,7 +611,7 @@ def _int8_problem(variant: Variant, reference: Variant, tolerance: float) -> str
 
 
 def _latencies(network: NetworkRunner, image: Array, files: dict[str, Path]) -> dict[str, float]:
-    """Median seconds for one image `(1, C, H, W)` uint8 on one thread, by the name of the variant."""
+    """Measure the median seconds for one image `(1, C, H, W)` uint8 on one thread, by the name of the variant."""
     functions: dict[str, Callable[[], Any]] = {_TORCH: partial(network.logits, torch.from_numpy(image))}
     for name, file in files.items():
         functions[name] = partial(open_onnx(file, threads=1).run, ["logits"], {"images": image})

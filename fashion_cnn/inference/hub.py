@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE, CONFIG_FILE, CODE_FILE, CARD_FILE = "model.safetensors", "config.json", "model.py", "README.md"
 _TOLERANCE = 1e-3
 _CHECK_IMAGES = 64
-# Operations of torch.export that check types, and compute nothing.
+# Operations of torch.export that check types and compute nothing.
 _ASSERTIONS = ("_assert", "promote_types", "sym_constrain_range")
 _CODE = '''"""{name} as plain PyTorch: needs torch and safetensors, and nothing of fashion_cnn.
 
@@ -230,7 +230,7 @@ def _translate(program: "ExportedProgram", network: str) -> tuple[list[str], dic
 
 
 def _call(node: fx.Node, expressions: dict[fx.Node, str], network: str) -> str:
-    """Python code of the call that a node of the graph stands for."""
+    """Return the Python code of the call that a node of the graph stands for."""
     arguments = [_expression(value, expressions) for value in node.args]
     if node.target is getattr and len(arguments) == 2:
         return f"getattr({', '.join(arguments)})"
@@ -248,7 +248,7 @@ def _call(node: fx.Node, expressions: dict[fx.Node, str], network: str) -> str:
 
 
 def _expression(value: Any, expressions: dict[fx.Node, str]) -> str:
-    """Python code of an argument of a node."""
+    """Return the Python code of an argument of a node."""
     if isinstance(value, fx.Node):
         return expressions[value]
     if isinstance(value, list | tuple):
@@ -263,7 +263,7 @@ def _expression(value: Any, expressions: dict[fx.Node, str]) -> str:
 def _config(
     run: Run, module: ImageClassifier, data: ImageDataModule, temperature: float, version: str
 ) -> dict[str, Any]:
-    """Content of `config.json`: classes, normalisation, preparation and architecture."""
+    """Return the content of `config.json`: classes, normalisation, preparation and architecture."""
     preparation = data.preparation("auto")
     names = list(data.class_names)
     return {
@@ -288,13 +288,13 @@ def _config(
 
 
 def _model_card(run: Run, data: ImageDataModule, license_name: str | None) -> str:
-    """The run's model card with the metadata that hubs read, and how to use the folder."""
+    """Return the run's model card with the metadata that hubs read, and how to use the folder."""
     results = run.results()
     try:
         title, _, card = run.model_card_file.read_text(encoding="utf-8").partition("\n")
     except FileNotFoundError:
         raise UserError(f"{run.model_card_file} is missing: copy the run whole.") from None
-    # Files of another export.
+    # This paragraph describes the files of the ONNX export.
     parts = [part for part in card.strip().split("\n\n") if not part.startswith("**Exported.**")]
     shape = ", ".join(map(str, data.image_shape))
     usage = _USAGE.format(shape=f"(B, {shape})", shape_numbers=shape)
@@ -305,9 +305,9 @@ def _model_card(run: Run, data: ImageDataModule, license_name: str | None) -> st
 
 
 def _metadata(run: Run, data: ImageDataModule, results: dict[str, Any], license_name: str | None) -> dict[str, Any]:
-    """Metadata of the model card, in the form of Hugging Face's hub."""
+    """Return the metadata of the model card, in the form of Hugging Face's hub."""
     name = str(run.config().model.network._target_).rpartition(".")[2]
-    # Its name without references and details.
+    # The name of the data set without references and details.
     dataset = {"name": re.split(r" \(|[.,]", data.about)[0] or type(data).__name__}
     dataset["type"] = data.hub_dataset or dataset["name"]
     evaluated = [split for split in ("test", "val") if f"{split}/accuracy" in results][:1]

@@ -30,7 +30,7 @@ from fashion_cnn.runs.trust import check_classes, instantiate
 
 # Maps images `(N, C, H, W)` uint8 to logits `(N, num_classes)`, float32, all on the CPU.
 LogitsFunction = Callable[[Tensor], Tensor]
-# Images in one pass and of the pictures that are read for it, whatever a stored run names.
+# Maximum number of images in one pass, whatever batch size a stored run names.
 _MAX_BATCH_SIZE = 1000
 
 
@@ -71,16 +71,16 @@ class NetworkRunner:
         self.precision = precision
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits `(N, num_classes)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
+        """Return the logits `(N, num_classes)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
         return self._run(lambda normalised: (self.module(normalised),), images)[0]
 
     def features(self, images: Tensor) -> Tensor:
-        """Inputs of the last layer `(N, D)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
+        """Return the inputs of the last layer `(N, D)`, float32 on the CPU, of images `(N, C, H, W)` uint8."""
         return self._run(lambda normalised: (self.module.embed(normalised),), images)[0]
 
     @torch.inference_mode()
     def _run(self, function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> list[Tensor]:
-        """Outputs of `function`, which takes normalised images, for all images, batch by batch."""
+        """Apply `function`, which takes normalised images `(B, C, H, W)`, to all images, batch by batch."""
         device = self.module.device
         batches = []
         with precision_context(self.precision, device.type):
@@ -147,7 +147,7 @@ class EmbeddingNetwork(NetworkRunner):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def with_mirror_images(self) -> Self:
-        """The same network, with embeddings averaged over each image and its mirror image."""
+        """Return this network with embeddings averaged over each image and its mirror image."""
         other = copy.copy(self)
         other.flip_embeddings = True
         return other
@@ -157,29 +157,29 @@ class EmbeddingNetwork(NetworkRunner):
         return None
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
-        """Values of `measured_columns` of prepared images `(N, C, H, W)` uint8."""
+        """Return the values of `measured_columns` of prepared images `(N, C, H, W)` uint8."""
         return {}
 
     def outputs(self, images: Tensor) -> NetworkOutput:
-        """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
+        """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
         return NetworkOutput(*self._run(self.averaged_views, images))
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and embeddings of prepared pictures `(N, C, H, W)`, for a search."""
+        """Return logits `(N, num_classes)` and embeddings `(N, D)` of prepared pictures `(N, C, H, W)`."""
         output = self.outputs(torch.from_numpy(pictures))
         return output.logits.numpy(), output.embeddings.numpy()
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits `(N, num_classes)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        """Return the logits `(N, num_classes)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
         return self.outputs(images).logits
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings, unit vectors `(N, D)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
+        """Return the embeddings, unit vectors `(N, D)`, float32 on the CPU, of prepared images `(N, C, H, W)` uint8."""
         self.module.head()  # raises UserError without embeddings
         return self.outputs(images).embeddings
 
     def averaged_views(self, normalised: Tensor) -> NetworkOutput:
-        """Logits and embeddings of normalised images `(N, C, H, W)`, averaged over mirror images if that is set."""
+        """Return the outputs for normalised images `(N, C, H, W)`, averaged over mirror images if that is set."""
         views = [self._view(normalised)]
         if self.flip_embeddings:
             views.append(self._view(normalised.flip(-1)))
@@ -245,7 +245,7 @@ class TrainedNetwork(EmbeddingNetwork):
             self.module.head()
 
     def untrained(self, seed: int) -> "TrainedNetwork":
-        """A network of the same architecture with new random weights, for comparison."""
+        """Return a network of the same architecture with new random weights, for comparison."""
         other = copy.copy(self)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -255,11 +255,11 @@ class TrainedNetwork(EmbeddingNetwork):
 
 
 def instantiate_data(run: Run, root: str | None = None) -> ImageDataModule:
-    """The data module that a run was trained on; no image is read.
+    """Create the data module that a run was trained on; no image is read.
 
     Args:
         run: the run's directory.
-        root: the directory of the data set, if it is no longer where the run found it.
+        root: the directory of the data set; None for the one that the run read.
     """
     settings = config_section(run.config(), "data", run.config_file)
     if root is not None:
@@ -316,7 +316,7 @@ def _unusable_section(file: Path, name: str, error: BaseException) -> UserError:
 
 
 def confine_data(settings: MutableMapping[Any, Any], *, is_typed: bool) -> None:
-    """Let the data module of a stored run remove no cached picture, and download into no folder that only it names.
+    """Keep the data module of a stored run from removing cached pictures, and from downloading into a folder it names.
 
     Args:
         settings: checked section `data` of the run's config, which is changed.
@@ -332,7 +332,7 @@ def confine_data(settings: MutableMapping[Any, Any], *, is_typed: bool) -> None:
 
 
 def load_data(run: Run, root: str | None = None) -> ImageDataModule:
-    """The data module that a run was trained on, with its training and validation images in memory.
+    """Create the data module that a run was trained on, with its training and validation images in memory.
 
     Args:
         run: the run's directory.
@@ -348,7 +348,7 @@ def load_data(run: Run, root: str | None = None) -> ImageDataModule:
 
 
 def load(run: Run) -> ImageClassifier:
-    """The network of a run with its best weights, in eval mode on the CPU.
+    """Load the network of a run with its best weights, in eval mode on the CPU.
 
     Raises:
         UserError: if the weights cannot be read, or are not those that the run ended with.
@@ -393,7 +393,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_weights(run: Run) -> Mapping[str, Tensor]:
-    """The state dict of the checkpoint that stands for the run, on the CPU.
+    """Read the state dict of the run's final checkpoint to the CPU: the best one, or without one the last.
 
     Raises:
         UserError: if it cannot be read, or is not the one that the run ended with.
@@ -403,7 +403,7 @@ def read_weights(run: Run) -> Mapping[str, Tensor]:
 
 
 def _read_final_checkpoint(run: Run) -> dict[str, Any]:
-    """The content of the checkpoint that stands for the run, see `read_weights`."""
+    """Read the run's final checkpoint, see `read_weights`."""
     results = run.results()
     if not run.weights.exists() and run.keeps_only_logits:
         raise UserError(
@@ -424,7 +424,7 @@ def _read_final_checkpoint(run: Run) -> dict[str, Any]:
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights by name, the same for any device, file format and order of names."""
+    """Return the SHA-256 of weights by name, the same for any device, file format and order of names."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         digest.update(name.encode())
@@ -464,7 +464,7 @@ def initialise_from(module: ImageClassifier, run: Run, class_names: Sequence[str
 
 
 def _class_names(run: Run) -> list[str] | None:
-    """The classes of a run, from its settings; None if its data module cannot be built."""
+    """Return the classes of a run, from its settings; None if its data module cannot be built."""
     try:
         return list(instantiate_data(run).class_names)
     except UserError:
@@ -472,6 +472,6 @@ def _class_names(run: Run) -> list[str] | None:
 
 
 def differing_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
-    """Names that are in only one of two state dicts, or have different shapes in them."""
+    """Return the names that are in only one of two state dicts, or have different shapes in them."""
     shapes = [{name: weight.shape for name, weight in weights.items()} for weights in (first, second)]
     return sorted(name for name in first.keys() | second.keys() if shapes[0].get(name) != shapes[1].get(name))

@@ -82,12 +82,12 @@ class OnnxNetwork:
         return self._settings.identity
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, 3, H, W)`."""
+        """Return logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, 3, H, W)`."""
         logits, features = self._run(pictures)
         return logits, describe_photographs(lambda images: self._run(images)[1], features, pictures, self._settings)
 
     def _run(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits `(N, num_classes)` and features `(N, F)`."""
+        """Return logits `(N, num_classes)` and features `(N, F)` of prepared pictures `(N, 3, H, W)`."""
         photographs = pictures.transpose(0, 2, 3, 1)
         outputs = [
             self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(photographs[start : start + _BATCH_SIZE])})
@@ -101,7 +101,7 @@ class OnnxNetwork:
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
-        """The main colour of each prepared picture `(N, 3, H, W)` uint8."""
+        """Return the main colour of each prepared picture `(N, 3, H, W)` uint8."""
         return main_colours(images)
 
 
@@ -125,7 +125,7 @@ class OnnxPredictor:
 
 
 def exported_identity(settings: PretrainedSettings, *, flip_average: bool) -> str:
-    """Identity of an exported network: that of its settings, and whether it averages mirror images."""
+    """Return the identity of an exported network: that of its settings, and whether it averages mirror images."""
     return f"{settings.identity}{'-flip' if flip_average else ''}"
 
 

@@ -77,7 +77,7 @@ def print_csv(predictions: Iterable[Prediction], top_k: int) -> None:
         row = {"answer": prediction.label, "error": prediction.error}
         for rank, (name, probability) in enumerate(prediction.classes, start=1):
             row |= {f"class_{rank}": name, f"probability_{rank}": f"{probability:.6f}"}
-        # Spreadsheets compute formulas; the name of a file stays one with a folder in front.
+        # Spreadsheets compute cells that begin like a formula; a path with `./` in front still names the file.
         row = {"file": file if csv_cell(file) == file else f"./{file}"} | {k: csv_cell(v) for k, v in row.items()}
         if sys.stdout.isatty():
             row = {key: value and printable(value) for key, value in row.items()}
@@ -92,12 +92,12 @@ PRINTERS: dict[str, Callable[[Iterable[Prediction], int], None]] = {
 
 
 def _printable(path: Path) -> str:
-    """The path with control characters escaped."""
+    """Return the path with control characters escaped."""
     return encodable(printable(str(path)).replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def encodable(text: str) -> str:
-    """The text with characters escaped that standard output cannot encode, as in some file names."""
+    """Escape the characters of a text that standard output cannot encode, as in some file names."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -80,7 +80,7 @@ def predictions_of(
         needs_concept: a file without a recognised concept is rejected, too.
         top_k: number of classes to return.
     """
-    # Stable: of equally probable classes the first comes first, as in the accuracy.
+    # A stable sort puts the first of equally probable classes first, as `argmax` does for the accuracy.
     ranking = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     best = np.take_along_axis(probabilities, ranking, axis=1)
     for path, labels, values, names in zip(paths, ranking.tolist(), best.tolist(), concepts, strict=True):

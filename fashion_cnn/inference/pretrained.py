@@ -79,7 +79,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         return self.pretrained.identity
 
     def outputs(self, images: Tensor) -> NetworkOutput:
-        """Logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
+        """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
         output = super().outputs(images)
 
         def extract(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -94,7 +94,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         return has_item(np.asarray(image))
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
-        """The main colour of each prepared image `(N, C, H, W)` uint8."""
+        """Return the main colour of each prepared image `(N, C, H, W)` uint8."""
         return main_colours(images)
 
 
@@ -102,7 +102,7 @@ class _Photographs(ImageDataModule):
     """Photographs of the classes of ImageNet, of which there is none here: classes and normalisation alone."""
 
     def __init__(self, settings: PretrainedSettings) -> None:
-        # Imported here, as timm: slow, and only pretrained networks need them.
+        # Imported here because they are slow, and only pretrained networks need them.
         import timm
         from torchvision.models import EfficientNet_B0_Weights
 

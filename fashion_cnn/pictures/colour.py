@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Increased when histograms or names of the same pixels change, which invalidates catalogues.
+# This version is increased when histograms or names of the same pixels change, which invalidates catalogues.
 COLOUR_VERSION = 1
 # Linear light of each sRGB value, and sRGB primaries in XYZ relative to the white point D65.
 _LINEAR = np.where(
@@ -24,28 +24,37 @@ _LINEAR = np.where(
 _XYZ = np.array(
     [[0.433953, 0.376219, 0.189828], [0.212673, 0.715152, 0.072175], [0.017758, 0.109477, 0.872765]], dtype=np.float32
 )
-# Distance to the background above which a pixel belongs to the item: at least the first, at most the second.
+# A pixel belongs to the item if its CIELAB distance to the background exceeds a threshold between these two, which
+# depends on the noise of the border.
 _MIN_DISTANCE, _MAX_DISTANCE = 9.0, 18.0
-# Share of the border that has to show the background, and the smallest share of the picture that is an item.
-_PLAIN_BORDER, _MIN_ITEM = 0.7, 0.003
-# Background around each of several items, in pixels of a picture of about 112. Items whose margins overlap are one,
-# since straps and pale parts that join them may be missing from the mask; the margin also shows a later preparation
-# that the background is plain.
+# Minimum share of the border that shows the background.
+_PLAIN_BORDER = 0.7
+# Minimum share of the picture that an item covers.
+_MIN_ITEM = 0.003
+# Margin around each of several items, in pixels of a picture of about 112. Items whose margins overlap are one, since
+# straps and pale parts that join them may be missing from the mask; the margin also shows a later preparation that the
+# background is plain.
 _ITEM_GAP = 2
-# Smallest share of the picture that is one of several items: a shoe beside a dress counts, dust and a letter of a
-# caption do not. More items than the most are rather a pattern, or one item in pieces.
-_MIN_SEPARATE, _MAX_SEPARATE = 0.01, 10
+# Minimum share of the picture that each of several items covers: a shoe beside a dress does, dust and a letter of a
+# caption do not.
+_MIN_SEPARATE = 0.01
+# Maximum number of items: more parts are rather a pattern, or one item in pieces.
+_MAX_SEPARATE = 10
 # A shadow keeps at least 30% of the light of the background, which is 0.3 ** (1 / 3) of L* + 16: the darker core of one
-# touches its item. The largest distance in a* and b* from background that is as dark is just above that of noise.
-_MIN_SHADOW_LIGHT, _SHADOW_CHROMA = 0.3 ** (1 / 3), 6.0
+# touches its item.
+_MIN_SHADOW_LIGHT = 0.3 ** (1 / 3)
+# Maximum distance in a* and b* between a shadow and background of the same lightness, just above that of noise.
+_SHADOW_CHROMA = 6.0
 # Bin centres of the histogram: lightness, and each of a (green to red) and b (blue to yellow).
 _LIGHTNESS = np.linspace(10, 90, 3, dtype=np.float32)
 _CHROMA = np.linspace(-60, 60, 7, dtype=np.float32)
 HISTOGRAM_SIZE = len(_LIGHTNESS) * len(_CHROMA) ** 2
-# Side of the picture that histograms and names are computed of.
+# Histograms and names are computed on a copy with this side in pixels.
 _SIDE = 56
-# Side of the picture that the mask of an item is computed of, and patches along each side of another background.
-_MASK_SIDE, _PATCHES = 112, 12
+# The mask of an item on a patchwork is computed on a copy with this side in pixels.
+_MASK_SIDE = 112
+# Number of patches along each side of a patchwork.
+_PATCHES = 12
 # The basic colour terms (Berlin and Kay 1969).
 COLOUR_NAMES = ("black", "grey", "white", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 _BLACK, _GREY, _WHITE, _RED, _ORANGE, _YELLOW, _GREEN, _BLUE, _PURPLE, _PINK, _BROWN = range(len(COLOUR_NAMES))
@@ -60,16 +69,18 @@ _HUES = (
     (305, _PURPLE),
     (338, _PINK),
 )
-# Chroma below which a colour is black, grey or white, and the lightness where grey begins and ends.
-_MIN_CHROMA, _GREY_FROM, _GREY_TO = 11.0, 40.0, 82.0
-# Weight of black, grey and white, which shadows, highlights and metal have too, in a vote of the pixels.
+# A colour with less chroma is black, grey or white.
+_MIN_CHROMA = 11.0
+# Grey has a lightness between these two.
+_GREY_FROM, _GREY_TO = 40.0, 82.0
+# Weight of a vote for black, grey or white, since shadows, highlights and metal have these colours too.
 _ACHROMATIC_WEIGHT = 0.3
 
 
 def to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Convert sRGB `(…, 3)` to CIELAB: lightness 0 to 100, a and b about -100 to 100."""
     xyz = _LINEAR[pixels] @ _XYZ.T
-    # Linear below the cube of 6/29, as the standard has it.
+    # The cube root of the standard is linear below (6 / 29) ** 3.
     scaled = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = np.moveaxis(scaled, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)
@@ -115,7 +126,7 @@ def separate_items(lab: NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
     height, width = item.shape
     boxes = [
         (left, top, right, bottom)
-        for left, top, right, bottom in _merged(_component_boxes(item))
+        for left, top, right, bottom in _merge_overlapping(_component_boxes(item))
         # Boxes do not overlap: the pixels of one are those of its item.
         if solid[top:bottom, left:right].sum() >= _MIN_SEPARATE * item.size
     ]
@@ -126,7 +137,7 @@ def separate_items(lab: NDArray[np.float32]) -> list[tuple[int, int, int, int]]:
 
 
 def _is_shadow(lab: NDArray[np.float32], background: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which pixels are as the background with less light, which scales L* + 16, a* and b* alike."""
+    """Return which pixels are the background with less light, which scales L* + 16, a* and b* by one factor."""
     light = (lab[..., 0] + 16) / np.maximum(background[..., 0] + 16, 1.0)
     chroma = np.linalg.norm(lab[..., 1:] - light[..., None] * background[..., 1:], axis=-1)
     shadow: NDArray[np.bool_] = (light < 1) & (light >= _MIN_SHADOW_LIGHT) & (chroma < _SHADOW_CHROMA)
@@ -140,7 +151,7 @@ def _component_boxes(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]
     boxes = []
     while remaining:
         component = [remaining.pop()]
-        for row, column in component:  # grows while it is read
+        for row, column in component:  # The loop also visits the neighbours that it appends.
             around = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & remaining
             remaining -= around
             component += around
@@ -151,18 +162,18 @@ def _component_boxes(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]
     return boxes
 
 
-def _merged(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+def _merge_overlapping(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
     """Replace boxes that overlap by the one around them until none do."""
     merged: list[tuple[int, int, int, int]] = []
     for box in boxes:
         # A larger box may reach further ones.
-        while near := [
+        while overlapping := [
             other
             for other in merged
             if box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
         ]:
-            merged = [other for other in merged if other not in near]
-            lefts, tops, rights, bottoms = zip(box, *near, strict=True)
+            merged = [other for other in merged if other not in overlapping]
+            lefts, tops, rights, bottoms = zip(box, *overlapping, strict=True)
             box = (min(lefts), min(tops), max(rights), max(bottoms))
         merged.append(box)
     return merged

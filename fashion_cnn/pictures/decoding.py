@@ -31,45 +31,50 @@ from PIL import (
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM")
 # The largest cameras have a little more than 100 million; the header of a small file can claim any number.
 MAX_PIXELS = 120_000_000
-# Memory of the pictures that are decoded at the same time, in bytes, and so the most that one may take.
+# Maximum memory in bytes of all pictures that are decoded at the same time, and therefore of each of them.
 MAX_BYTES = 600_000_000
-# Scans of a JPEG, each of which visits all pixels: an ordinary progressive one has about ten.
+# Maximum number of scans of a JPEG, each of which visits all pixels: an ordinary progressive one has about ten.
 MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
-# Limits of the rare kinds that Pillow decodes in Python.
+# Limits of the rare formats that Pillow decodes in Python.
 _MAX_PIXELS_IN_PYTHON, _MAX_BYTES_IN_PYTHON, _MAX_COMMENTS = 1_000_000, 4_000_000, 1000
-# Blocks of a GIF before its first frame, and their parts: an ordinary file has a few hundred.
+# Maximum number of blocks of a GIF before its first frame, and of their parts: an ordinary file has a few hundred.
 _MAX_GIF_PARTS = 100_000
-# Chunks of a PNG, each of which Pillow reads by itself: encoders write one for some kilobytes of pixels.
+# Maximum number of chunks of a PNG, each of which Pillow reads by itself: encoders write one per few kilobytes.
 _MAX_PNG_CHUNKS = 100_000
-# Strips or tiles of a TIFF that is not compressed, each of which Pillow decodes by itself.
+# Maximum number of strips or tiles of an uncompressed TIFF, each of which Pillow decodes by itself.
 _MAX_TILES = 200_000
-# Bytes of a tag of TIFF or EXIF that holds numbers, of each of which Pillow makes an object.
+# Maximum size in bytes of a tag of TIFF or EXIF with numbers, for each of which Pillow creates an object.
 _MAX_TAG_BYTES = 2_000_000
-# Files split the EXIF data into a few parts at most; Pillow copies all earlier ones for each further one.
+# Maximum number of parts of the EXIF data: files have a few, and Pillow copies all earlier parts for each further one.
 _MAX_EXIF_PARTS = 100
-# Markers and boxes in the header of a JPEG 2000, and its different coding styles: about ten and one in ordinary files.
+# Maximum number of markers and boxes in the header of a JPEG 2000 (ordinary files have about ten), and of its different
+# coding styles (ordinary files have one), in total and over all tiles.
 _MAX_MARKERS, _MAX_STYLES, _MAX_STYLES_OF_TILES = 1000, 100, 100_000
-# Precincts and code blocks of a JPEG 2000, which the decoder allocates before it reads pixels. Blocks of 64 x 64 or
-# 32 x 32 samples are common.
+# Maximum number of precincts and code blocks of a JPEG 2000, which the decoder allocates before it reads pixels; large
+# pictures may have one more per `_MIN_SAMPLES_PER_PART`. Blocks of 64 x 64 or 32 x 32 samples are common.
 _MAX_PARTS, _MIN_SAMPLES_PER_PART = 100_000, 150
+# Memory that the decoder allocates for each of these parts, and for each tile.
 _BYTES_PER_PART, _BYTES_PER_TILE = 320, 12_000
-# Compressed bytes of the resolutions of a JPEG 2000 that are decoded, which takes a second for seven million, and the
-# most that a sample may take.
-_MAX_JPEG2000_BYTES, _MAX_BYTES_PER_SAMPLE = 50_000_000, 4
-# Pictures are converted in bands of about this many pixels: for large ones there is no memory for whole copies.
+# Maximum number of compressed bytes of a JPEG 2000 that are decoded; seven million take a second.
+_MAX_JPEG2000_BYTES = 50_000_000
+# Maximum number of compressed bytes that a sample takes.
+_MAX_BYTES_PER_SAMPLE = 4
+# Pictures are converted in bands of about this many pixels, since there is no memory for copies of large pictures.
 _BAND_PIXELS = 4_000_000
-# Further memory for a column of a picture of millions of columns, and for a value of more than eight bits in a band.
-_BYTES_PER_COLUMN, _BYTES_PER_VALUE = 24, 12
-# Smaller pictures do not wait for memory.
+# Further memory for each column of a picture with millions of columns.
+_BYTES_PER_COLUMN = 24
+# Further memory for each value of more than eight bits in a band.
+_BYTES_PER_VALUE = 12
+# Pictures that take less memory, in bytes, do not wait for it.
 _SMALL = 16_000_000
 _JPEG = b"\xff\xd8\xff"
 _GIF = b"GIF8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
-# Markers of a JPEG 2000's coding style, of all channels and of one.
+# Markers of the coding style of a JPEG 2000: that of all channels, and that of one.
 _COD, _COC = 0xFF52, 0xFF53
-# Marker of a JPEG's scan.
+# Marker at the start of each scan of a JPEG.
 _SCAN = b"\xff\xda"
 TOO_LONG = "takes too long to decode: save it as an ordinary JPEG or PNG file"
 _ORIENTATION = 0x0112
@@ -145,7 +150,7 @@ def decode(source: Path | bytes, *, min_pixels: int | None = None, max_pixels: i
         source: a file, or its content.
         min_pixels: reduce a larger picture by an integer factor that leaves at least as many pixels; a JPEG or
             JPEG 2000 is reduced while it is decoded, which saves time and memory.
-        max_pixels: most pixels that may be held in memory, at most MAX_PIXELS.
+        max_pixels: maximum number of pixels in memory, at most MAX_PIXELS.
 
     Returns:
         A picture of mode L, LA, RGB or RGBA.
@@ -186,7 +191,7 @@ def open_picture(source: Path | bytes) -> ImageFile.ImageFile:
     """Open a picture, which reads its header, not its pixels. Pillow's errors pass through."""
     source = _with_content(source)
     if isinstance(source, bytes) and source.startswith(_JPEG):
-        # An upper bound, since thumbnails count; compressed pixels never contain the marker.
+        # This number is an upper bound, since it includes thumbnails; compressed pixels never contain the marker.
         if (scans := source.count(_SCAN)) > MAX_SCANS:
             raise UnreadablePictureError(f"takes too long to decode ({scans:,} scans; {MAX_SCANS} are the most)")
         if source.count(b"Exif\0\0") > _MAX_EXIF_PARTS:
@@ -436,9 +441,9 @@ def _jpeg2000_styles(content: bytes) -> set[tuple[int, bytes]]:
 
     Any place is looked at, since a tile may have its own; in compressed pixels such bytes are most unlikely.
     """
-    found: set[tuple[int, bytes]] = set()
+    styles: set[tuple[int, bytes]] = set()
     for number, match in enumerate(re.finditer(rb"(?s)\xff(?=([\x52\x53])\0([\x09-\x2d])(.{7,43}))", content)):
-        if number > _MAX_STYLES_OF_TILES or len(found) > _MAX_STYLES:
+        if number > _MAX_STYLES_OF_TILES or len(styles) > _MAX_STYLES:
             raise UnreadablePictureError(TOO_LONG)
         kind, (length,), data = match.groups()
         before = 4 if kind == b"\x52" else 1
@@ -447,8 +452,8 @@ def _jpeg2000_styles(content: bytes) -> set[tuple[int, bytes]]:
         if len(style) < 5 or style[0] > 32 or len(style) != (5 + style[0] + 1 if flags & 1 else 5):
             continue
         if max(style[1:3]) <= 8 and style[1] + style[2] <= 8:
-            found.add((layers, style))
-    return found
+            styles.add((layers, style))
+    return styles
 
 
 def _count_jpeg2000_parts(size: tuple[int, int], style: bytes) -> tuple[int, int]:
@@ -473,7 +478,7 @@ def _count_jpeg2000_parts(size: tuple[int, int], style: bytes) -> tuple[int, int
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, source: Path | bytes, memory: int) -> int:
     """Refuse a TIFF whose strips or tiles share bytes, and return the memory beside its pixels."""
     tags = image.tag_v2
-    # Pillow turns it while loading.
+    # Pillow rotates a TIFF while it loads it, which takes a second copy.
     further = memory if tags.get(_ORIENTATION, 1) != 1 else 0
     if not image.use_load_libtiff:
         return further

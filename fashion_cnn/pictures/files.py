@@ -33,7 +33,7 @@ _AHEAD = 1024
 _REMEDY = "give a file, a folder, a glob or a list of these"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Device and number of a folder -> positions in the pattern.
+# Positions in the pattern at which a folder, given by device and inode number, was searched.
 Visited: TypeAlias = "dict[tuple[int, int], set[int]]"
 
 

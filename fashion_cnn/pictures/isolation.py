@@ -1,7 +1,7 @@
-"""Prepare the pictures of strangers in a process of its own, whose processor time and memory are limited.
+"""Decode untrusted pictures in a separate process, whose processor time and memory are limited.
 
-A few bytes can claim any amount of work. `decode` refuses the known ways; this process bounds all others, and keeps
-them away from the threads that answer searches.
+A small file can ask for any amount of work. `decode` refuses the known kinds of such files. The limits of this process
+stop all others, and none of them delays the threads that answer searches.
 """
 
 import json
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, astuple
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,10 @@ from PIL import AvifImagePlugin, Image
 from fashion_cnn.pictures.decoding import TOO_LONG, TooManyPixelsError, UnreadablePictureError, decode, silence_pillow
 from fashion_cnn.pictures.preparation import THUMBNAIL_SIDE, Box, Preparation, encode_thumbnail
 
-# Memory per pixel of the most expensive formats, and of anything else, in bytes.
-_BYTES_PER_PIXEL, _OTHER_BYTES = 20, 128_000_000
+# Memory per pixel of the formats that take the most, in bytes.
+_BYTES_PER_PIXEL = 20
+# Memory of everything else, in bytes.
+_OTHER_BYTES = 128_000_000
 # A picture file is converted to the prepared picture, to the same with a thumbnail, or to its items alone.
 _Output = Literal["picture", "product", "items"]
 
@@ -44,8 +46,8 @@ class PictureProcess:
     """Decodes and prepares pictures in another process, which is started when it is needed and replaced when it ends.
 
     Attributes:
-        max_pixels: most pixels of a decoded picture.
-        seconds: most processor time for the pictures of one call.
+        max_pixels: maximum number of pixels of a decoded picture.
+        seconds: maximum processor time for the pictures of one call.
     """
 
     def __init__(self, *, max_pixels: int, seconds: float) -> None:
@@ -123,8 +125,8 @@ class PictureProcess:
                         break
                     pixels = np.frombuffer(bytearray(connection.recv_bytes()), np.uint8)
                     picture = pixels.reshape((0,) if output == "items" else preparation.image_shape)
-                    found = [Box(*sides) for sides in answer["items"]]
-                    results.append(_Result(picture, connection.recv_bytes(), found))
+                    items = [Box(*sides) for sides in answer["items"]]
+                    results.append(_Result(picture, connection.recv_bytes(), items))
             except (OSError, EOFError):  # the process ended
                 results.append(UnreadablePictureError(self._reason_of_end()))
         return results
@@ -140,8 +142,8 @@ class PictureProcess:
             return self._connection
         self.close()
         self._connection, theirs = Pipe()
-        # The same modules as here; a session of its own, which a Ctrl-C in the terminal does not reach.
-        program = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as it; it.run({theirs.fileno()})"
+        # The process imports the same modules, and has its own session, which a Ctrl-C in the terminal does not reach.
+        program = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as module; module.run({theirs.fileno()})"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,
@@ -180,44 +182,54 @@ def run(descriptor: int) -> None:
     # The decoder for AVIF would start a thread for each core, with memory of its own.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Image.init()
-    # Ends this process, also in the middle of a decoder.
+    # By default the signal of the timer ends this process, even inside a decoder in C.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     memory = _used_memory()
-    # Libraries in C print what is wrong with a file, which `decode` tells.
+    # Libraries in C print what is wrong with a file; `decode` reports it as an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with suppress(EOFError, OSError), silence_pillow(), Connection(descriptor) as connection:
         while True:
             request = json.loads(connection.recv_bytes())
-            boxes = [box and Box(*box) for box in request["boxes"]]
-            contents = [connection.recv_bytes() for _ in boxes]
-            max_pixels, preparation = request["max_pixels"], request["preparation"]
-            prepare = Preparation(**preparation | {"image_shape": tuple(preparation["image_shape"])})
-            _limit_memory(memory, 2 * sum(map(len, contents)) + max_pixels * _BYTES_PER_PIXEL + _OTHER_BYTES)
-            seconds, output = request["seconds"], request["output"]
-            least = THUMBNAIL_SIDE**2 if output == "product" else 0
-            for content, box in zip(contents, boxes, strict=True):
-                # Not while answers are sent: the other process is to take them for the end of the work.
-                signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
-                try:
-                    min_pixels = max(prepare.min_pixels_for(box), least)
-                    picture = decode(content, min_pixels=min_pixels, max_pixels=max_pixels)
-                    pixels = b"" if output == "items" else prepare.array(picture, box).tobytes()
-                    thumbnail = encode_thumbnail(picture) if output == "product" else b""
-                    items = prepare.find_items(picture) if output == "items" else []
-                except Exception as error:  # `decode` raises one kind; further ones are a lack of memory
-                    signal.setitimer(signal.ITIMER_PROF, 0)
-                    reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
-                    too_large = not isinstance(error, UnreadablePictureError) or isinstance(error, TooManyPixelsError)
-                    connection.send_bytes(json.dumps({"error": reason, "too_large": too_large}).encode())
-                    break
-                seconds, _ = signal.setitimer(signal.ITIMER_PROF, 0)
-                connection.send_bytes(json.dumps({"items": [astuple(item) for item in items]}).encode())
-                connection.send_bytes(pixels)
-                connection.send_bytes(thumbnail)
+            contents = [connection.recv_bytes() for _ in request["boxes"]]
+            further = 2 * sum(map(len, contents)) + request["max_pixels"] * _BYTES_PER_PIXEL + _OTHER_BYTES
+            _limit_memory(memory, further)
+            _answer(connection, request, contents)
+
+
+def _answer(connection: Connection, request: dict[str, Any], contents: Sequence[bytes]) -> None:
+    """Convert the picture files of a request and send each result, up to the first error.
+
+    Args:
+        connection: connection to the `PictureProcess`.
+        request: the request, as `PictureProcess` sends it.
+        contents: the files.
+    """
+    stored = request["preparation"]
+    preparation = Preparation(**stored | {"image_shape": tuple(stored["image_shape"])})
+    seconds, output = request["seconds"], request["output"]
+    for content, box in zip(contents, (sides and Box(*sides) for sides in request["boxes"]), strict=True):
+        # The timer only runs while a file is decoded: if it ends this process, the last file is the one that was slow.
+        signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
+        try:
+            min_pixels = max(preparation.min_pixels_for(box), THUMBNAIL_SIDE**2 if output == "product" else 0)
+            picture = decode(content, min_pixels=min_pixels, max_pixels=request["max_pixels"])
+            pixels = b"" if output == "items" else preparation.array(picture, box).tobytes()
+            thumbnail = encode_thumbnail(picture) if output == "product" else b""
+            items = preparation.find_items(picture) if output == "items" else []
+        except Exception as error:  # `decode` raises UnreadablePictureError; other errors are a lack of memory
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            reason = str(error) if isinstance(error, UnreadablePictureError) else "takes too much memory"
+            too_large = not isinstance(error, UnreadablePictureError) or isinstance(error, TooManyPixelsError)
+            connection.send_bytes(json.dumps({"error": reason, "too_large": too_large}).encode())
+            return
+        seconds, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send_bytes(json.dumps({"items": [astuple(item) for item in items]}).encode())
+        connection.send_bytes(pixels)
+        connection.send_bytes(thumbnail)
 
 
 def _used_memory() -> int | None:
-    """Return the size of this process's address space in bytes; None where the system does not tell."""
+    """Return the size of this process's address space in bytes; None where the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
@@ -227,5 +239,5 @@ def _used_memory() -> int | None:
 def _limit_memory(used: int | None, further: int) -> None:
     if used is not None:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        with suppress(OSError, ValueError):  # a lower limit is set already
+        with suppress(OSError, ValueError):  # the system may have set a lower limit
             resource.setrlimit(resource.RLIMIT_AS, (used + further, hard))

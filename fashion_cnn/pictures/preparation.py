@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Invert = Literal["auto", "never", "always"]
-# Increased when decoding or preparation changes, which invalidates caches and catalogues.
+# This version is increased when decoding or preparation changes, which invalidates caches and catalogues.
 PREPARATION_VERSION = 3
-# Longer side of the copy of a photograph on which its item is found, and the background that is kept around the item,
-# as a share of its longer side.
-_ITEM_SIDE, _ITEM_MARGIN = 112, 0.1
+# The item of a photograph is found on a copy whose longer side has this number of pixels.
+_ITEM_SIDE = 112
+# Background that is kept around the item, as a share of its longer side.
+_ITEM_MARGIN = 0.1
 # Length of the longer side of a thumbnail in pixels.
 THUMBNAIL_SIDE = 192
-# Smallest width and height of a box, as a share of the picture's, and the most pixels of a picture whose part is taken.
-_MIN_BOX_SIDE, _MAX_BOX_PIXELS = 0.01, 4_000_000
+# Minimum width and height of a box, as shares of those of the picture.
+_MIN_BOX_SIDE = 0.01
+# Maximum number of pixels that a picture is decoded to for a box in it.
+_MAX_BOX_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Preparation:
         return (16 if self.photograph else 256) * self.image_shape[1] * self.image_shape[2]
 
     def min_pixels_for(self, box: Box | None) -> int:
-        """Pixels that a decoded picture needs if a part of it is taken: that many in the part, within limits."""
+        """Return the pixels that a decoded picture needs for `min_pixels` of them in a box, within limits."""
         if box is None:
             return self.min_pixels
         return max(self.min_pixels, min(math.ceil(self.min_pixels / box.area), _MAX_BOX_PIXELS))
@@ -150,13 +153,13 @@ class Preparation:
         Returns:
             The picture as `(C, H, W)` uint8.
         """
-        # Only here: the process that decodes the pictures of strangers does without torch.
+        # Imported here: the process that decodes untrusted pictures does not need torch.
         import torch
 
         return torch.from_numpy(self.array(picture, box))
 
     def array(self, picture: Image.Image, box: Box | None = None) -> NDArray[np.uint8]:
-        """Return what `__call__` does, as a NumPy array."""
+        """Convert a picture as `__call__` does, to a NumPy array `(C, H, W)` uint8."""
         picture = self.flatten(picture)
         if box is not None:
             picture = picture.crop(box.pixels(picture.size))

@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike
 from fashion_cnn.retrieval.catalogue import index_names
 from fashion_cnn.retrieval.filters import Condition
 
-# Candidates per requested product that are ranked by their exact cosine.
+# Number of candidates per requested product that are ranked by their exact cosine.
 _REFINE_FACTOR = 4
 # Numbers of probed lists to try: the smallest that reaches the target recall is used.
 _PROBES = (8, 16, 32, 64, 128)
 _TARGET_RECALL = 0.99
-# Recall is measured at this k on this many products.
+# Recall at this k is measured on this number of products.
 _TOP_K, _SAMPLE_SIZE = 12, 200
 _METADATA_KEY = "approximate"
 
@@ -61,6 +61,9 @@ def update_vector_index(table: Any, above: int | None) -> VectorIndex | None:
     Args:
         table: a LanceDB table of products.
         above: number of products above which there is an index; None or 0 for never.
+
+    Returns:
+        The index with its recall; None without one.
     """
     if not above or table.count_rows() <= above:
         for name in index_names(table, "vector"):
@@ -93,7 +96,7 @@ def nearest(
     """
     query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
     if probes:
-        # `nprobes` would make it the maximum too; 0 stands for none.
+        # `nprobes` would set the maximum as well; a maximum of 0 means no limit.
         query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(_REFINE_FACTOR)
     else:
         query = query.bypass_vector_index()
@@ -111,14 +114,14 @@ def _measure(table: Any) -> VectorIndex:
     sample = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()
     queries = np.stack(sample["vector"].to_numpy(zero_copy_only=False))
 
-    def neighbours(probes: int | None) -> list[set[str]]:
+    def nearest_ids(probes: int | None) -> list[set[str]]:
         hits = (nearest(table, query, _TOP_K, probes=probes) for query in queries)
         return [{product_id for product_id, _ in pairs} for pairs in hits]
 
-    exact = neighbours(None)
+    exact = nearest_ids(None)
     recall, probes = 0.0, _PROBES[0]
     for probes in _PROBES:
-        shares = [len(ids & truth) / len(truth) for ids, truth in zip(neighbours(probes), exact, strict=True)]
+        shares = [len(ids & truth) / len(truth) for ids, truth in zip(nearest_ids(probes), exact, strict=True)]
         recall = float(np.mean(shares))
         if recall >= _TARGET_RECALL:
             break

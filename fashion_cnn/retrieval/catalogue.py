@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-# Set before the import of lancedb, which logs every new table otherwise.
+# Without this setting, which lancedb reads when it is imported, it logs every new table.
 os.environ.setdefault("LANCEDB_LOG", "error")
 
 import lancedb
@@ -50,22 +50,23 @@ _READY_TAG = "ready"
 # Time for which readers may keep an older version open.
 _VERSION_LIFETIME = timedelta(days=1)
 _FOREVER = timedelta(days=36500)
-# Time to wait for another process that changes the catalogue: a server is done with a product sooner, an indexing not.
+# Time to wait for another process that changes the catalogue: longer than a server needs for one product.
 _LOCK_SECONDS = 5
-# Place in the source code at the end of LanceDB's messages.
+# LanceDB's messages end with a place in its source code.
 _SOURCE_LOCATION = re.compile(r",? ?/?[\w./-]+\.rs:\d+(:\d+)?")
 _MAX_REASON_LENGTH = 200
 # Limits of the metadata.
 _MAX_DIMENSIONS, _MAX_TEMPERATURE = 100_000, 1e6
 # Names of the files that LanceDB renames when they are complete.
 _UNFINISHED = re.compile(r"\.tmp\w{6}|.+\.manifest#\d+")
-# Fields of Lance's manifests, and kinds of fields in any message of Protocol Buffers.
+# Numbers of fields in Lance's manifests: the list of other places, and the path in each of them.
 _BASE_PATHS, _PATH = 18, 4
+# Wire types of Protocol Buffers: two of them, and the length in bytes of the values of two others.
 _VARINT, _BYTES, _FIXED_LENGTHS = 0, 2, {1: 8, 5: 4}
 _MAX_VARINT_BITS = 63
-# A manifest lists the files of a table: that of a million products takes a few kilobytes.
+# Maximum size of a manifest, which lists the files of a table: a few kilobytes for a million products.
 _MAX_MANIFEST_BYTES = 100_000_000
-# Last bytes of each complete file of vectors, columns or an index.
+# Each complete file of vectors, columns or an index ends with these bytes.
 _LANCE_END = b"LANC"
 
 
@@ -78,7 +79,15 @@ class DamagedCatalogueError(UserError):
 
 @contextmanager
 def storage_errors_reported(uri: str) -> Iterator[None]:
-    """Raise UserError for errors of LanceDB and Arrow in the block: DamagedCatalogueError unless it is the disk's."""
+    """Turn errors of LanceDB and Arrow in the block into a UserError.
+
+    Args:
+        uri: address of the catalogue, for the message.
+
+    Raises:
+        UserError: for errors of the disk, such as a full one.
+        DamagedCatalogueError: for all other errors.
+    """
     try:
         yield
     except UserError:
@@ -176,7 +185,12 @@ def version_of(table: Any) -> TableVersion:
 
 
 def check_compatible(stored: CatalogueMetadata, new: CatalogueMetadata, uri: str) -> None:
-    """Check that new products can be added to the catalogue at `uri`.
+    """Check that new products can be added to a catalogue.
+
+    Args:
+        stored: metadata of the catalogue.
+        new: metadata of the new products.
+        uri: address of the catalogue, for messages.
 
     Raises:
         UserError: if their vectors cannot be compared, or if they mix a data set with the products of a shop.
@@ -333,7 +347,7 @@ class Catalogue:
                     # LanceDB refuses to remove a tagged version, so the tag has to move first.
                     published = table.version
                     table.optimize(cleanup_older_than=_VERSION_LIFETIME)
-                    # It may have merged files in versions of its own, which the next change would discard.
+                    # If `optimize` merged files in further versions, the next change would discard these without a tag.
                     if table.version != published:
                         _tag(table)
                 self._remove_unfinished_files()
@@ -361,7 +375,7 @@ class Catalogue:
         stored_metadata = {_METADATA_KEY: json.dumps(asdict(metadata)).encode()}
         schema = catalogue_schema(metadata.dimensions, columns).with_metadata(stored_metadata)
         staging = self._readable_staging()
-        # The path of the run may be spelt in another way.
+        # The metadata are compared without the path of the run, which may be written in another way.
         if (
             staging is None
             or not staging.schema.equals(schema)
@@ -533,7 +547,7 @@ class Catalogue:
         if "://" not in self.uri:
             for file in Path(self.uri, f"{_TABLE}.lance").rglob("*"):
                 if _UNFINISHED.fullmatch(file.name) and file.is_file() and not file.is_symlink():
-                    # They only take space.
+                    # A file that cannot be removed only takes space.
                     with suppress(OSError):
                         file.unlink()
 
@@ -580,7 +594,7 @@ def _check_tables(folder: Path) -> None:
 
 def _check_manifest(file: Path) -> None:
     """Raise UserError if a version of a table reads files of another place, as shallow clones and branches do."""
-    # Another process may remove it; LanceDB reports a damaged one.
+    # Another process may remove the file; LanceDB reports a damaged one.
     with suppress(FileNotFoundError, IndexError):
         try:
             content = read_regular(file, _MAX_MANIFEST_BYTES)
@@ -683,7 +697,7 @@ def catalogue_uri(option: str) -> str:
 def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Path) -> tuple[Run, Catalogue]:
     """Find the run and the catalogue that the options of a search name.
 
-    In place of the run of a pretrained network stands the folder of the catalogue.
+    A pretrained network belongs to no run: the folder of the catalogue is returned in its place.
 
     Args:
         run: None stands for the run that made `catalogue`, or without one for the newest run that has a catalogue.
@@ -701,7 +715,7 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
         metadata = metadata_of(named.open_latest())
         if metadata.pretrained:
             return Run(Path(named.uri)), named
-        # Resolved once: the path that is checked is the one that is opened.
+        # The path is resolved only once, so that the checked path is the one that is opened.
         stored = metadata.run
         try:
             path = Path(stored).expanduser().resolve()

@@ -74,9 +74,9 @@ def load_search_images(data: ImageDataModule, split: str, max_queries: int | Non
             raise UserError("The run has no validation images (data.val_size=0): use split=test.")
         images, targets = data.read(train=True)
         data.setup("fit")
-        chosen, others = data.val_split.indices, data.train_positions(targets)
-        others = others[~torch.isin(others, chosen)].sort().values
-        catalogue, labels, queries, query_labels = images[others], targets[others], images[chosen], targets[chosen]
+        val_rows, rows = data.val_split.indices, data.train_positions(targets)
+        rows = rows[~torch.isin(rows, val_rows)].sort().values
+        catalogue, labels, queries, query_labels = images[rows], targets[rows], images[val_rows], targets[val_rows]
     elif data.has_test:
         catalogue, labels = data.labelled_images(train=True)
         queries, query_labels = data.labelled_images(train=False)
@@ -97,6 +97,7 @@ class _Task(NamedTuple):
 
 
 def _tasks(images: SearchImages) -> dict[str, _Task]:
+    """Return the search tasks by name: all classes, or known and unseen classes apart."""
     everything = torch.arange(len(images.catalogue))
     if not images.unseen:
         return {"all classes": _Task(torch.arange(len(images.queries)), everything)}
@@ -154,7 +155,7 @@ def _altered_copies(images: SearchImages, altered: AlteredCopies | None, seed: i
 
 Metric = Literal["cosine", "euclidean"]
 _COMPONENTS = 64
-# Images that are converted to float at once to fit the components.
+# Number of images that are converted to float at once to fit the components.
 _PCA_BLOCK = 5000
 
 
@@ -208,7 +209,7 @@ class PrincipalComponents:
             products += flat.T @ flat
         mean = total / len(images)
         covariance = products / len(images) - torch.outer(mean, mean)
-        # Eigenvalues ascend.
+        # The eigenvalues are in ascending order.
         components = torch.linalg.eigh(covariance).eigenvectors[:, -dimensions:].flip(1)
         return cls(mean.float(), components.float().contiguous())
 
@@ -230,7 +231,7 @@ def _baselines(network: TrainedNetwork, images: SearchImages, seed: int) -> list
     ]
 
 
-# Similarities that are held at once: 64 MB as float32.
+# Maximum number of similarities in memory: 64 MB as float32.
 _MAX_SIMILARITIES = 2**24
 
 
@@ -299,7 +300,7 @@ def evaluate_search(
         images: queries and catalogue.
         class_weight: see `search_vectors`.
         altered: altered copies to search by; None for none.
-        baselines: evaluate the baselines, too.
+        baselines: also evaluate the baselines.
         seed: seed of the untrained network and of the altered copies.
         progress: called with the number of searches that are done and of all searches.
     """

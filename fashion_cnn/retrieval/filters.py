@@ -23,8 +23,9 @@ from fashion_cnn.pictures.photographs import COLOUR_COLUMN
 _LISTED_VALUES = 20
 # Other spellings of colours.
 _SPELLINGS = {"gray": "grey", "grey": "gray"}
-# A part of a text in quotes, and what joins the colours of `in black and white`.
+# A part of a text in quotes.
 _QUOTED = '["“”„][^"“”„]*["“”„]'
+# A separator of colours, as in `in black and white`.
 _BETWEEN_COLOURS = r"(?:\s*[,&/]\s*|\s+(?:and|or)\s+)"
 # Punctuation that is left at the ends of a text without its colours.
 _PUNCTUATION = " ,.;:!?&/()-"
@@ -134,7 +135,9 @@ def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str
         The colours; None if the text names none.
     """
     by_name = {colour.casefold(): colour for colour in colours}
-    by_name = {name: by_name[colour] for name, colour in _SPELLINGS.items() if colour in by_name} | by_name
+    for name, other_spelling in _SPELLINGS.items():
+        if other_spelling in by_name:
+            by_name.setdefault(name, by_name[other_spelling])
     if not by_name:
         return None
     colour = "|".join(re.escape(name) for name in sorted(by_name, key=len, reverse=True))
@@ -144,7 +147,7 @@ def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str
     words = quoted = ""
     end = 0
     for match in re.finditer(f"{_QUOTED}|{run}", text, re.IGNORECASE):
-        # Regular expressions take more letters for equal than `casefold`, such as the dotless i.
+        # Regular expressions ignore more differences of case than `casefold` does, such as the dotless i.
         names = [name for name in re.findall(colour, match["run"] or "", re.IGNORECASE) if name.casefold() in by_name]
         if not names or not (match["after_in"] or not any(map(is_title_word, names))):
             continue
@@ -159,7 +162,12 @@ def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str
 
 
 def allow_colours(conditions: Sequence[Condition], colours: Sequence[str]) -> tuple[Condition, ...]:
-    """Return the conditions with one that products have one of these colours, or one that is allowed already."""
+    """Allow colours: return conditions that products with one of these, or with a colour allowed before, meet.
+
+    Args:
+        conditions: conditions, which may allow colours already.
+        colours: further values of the column `main_colour`.
+    """
     others = tuple(each for each in conditions if each.column != COLOUR_COLUMN or not each.values)
     allowed = [value for each in conditions if each not in others for value in each.values]
     return (*others, Condition(COLOUR_COLUMN, (*allowed, *colours)))

@@ -26,9 +26,9 @@ from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, Picture, Products, c
 from fashion_cnn.retrieval.tables import content_key, parse_value
 from fashion_cnn.retrieval.vectors import SearchNetwork, embed, search_vectors, vector_dimensions
 
-# Products per write to the staging table, and the most that an interruption loses.
+# Maximum number of products per write to the staging table; an interruption loses at most one such batch.
 _STAGING_BATCH = 2000
-# Bytes of the prepared pictures that are in memory for it.
+# Maximum size of the prepared pictures of a batch in bytes.
 _STAGING_BYTES = 50_000_000
 
 
@@ -70,7 +70,7 @@ def index_products(
     approximate_above: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> IndexingResult:
-    """Update a catalogue to the given products, in one transaction. An interrupted call resumes when it is repeated.
+    """Update a catalogue to the given products, in one transaction. After an interruption, the same call resumes.
 
     Args:
         products: all products of the shop.
@@ -115,7 +115,7 @@ def index_products(
                 f"None of {len(ids)} pictures could be read, such as {product_id}: {reason}. Nothing was indexed."
             )
         catalogue.commit(ready, rebuild=rebuild)
-        # A product whose row cannot be used is no product that the shop has given up.
+        # A product whose row cannot be used is still a product of the shop.
         missing = sorted(stored_keys.keys() - set(ids) - {row.id for row in products.omitted})
         removed = catalogue.remove(missing) if prune and missing else 0
         with storage_errors_reported(catalogue.uri):
@@ -223,8 +223,8 @@ def put_product(
         schema = pa.schema(columns)
         key = content_key(row, digest or (stored["key"] if stored else ""))
         if picture:
-            one = Products(pa.Table.from_pylist([row], schema), (key,), lambda rows, preparation: (_ for _ in ()))
-            catalogue.put(_embed(one, network, [(0, picture)], metadata))
+            product = Products(pa.Table.from_pylist([row], schema), (key,), lambda rows, preparation: (_ for _ in ()))
+            catalogue.put(_embed(product, network, [(0, picture)], metadata))
         else:
             assert stored
             row["category"] = row["category"] or stored["seen_as"]
@@ -233,6 +233,7 @@ def put_product(
 
 
 def _parse_values(values: Mapping[str, Any], columns: Sequence[pa.Field]) -> dict[str, Any]:
+    """Convert values by column name to those of a catalogue. Raises InvalidProductError, see `put_product`."""
     fields = {column.name: column for column in columns if column.name != "id"}
     for name in values:
         if name not in fields:
@@ -246,7 +247,7 @@ def _parse_values(values: Mapping[str, Any], columns: Sequence[pa.Field]) -> dic
 
 
 def _fit_temperature(network: SearchNetwork) -> float | None:
-    """Temperature that calibrates the network's probabilities; None without validation images."""
+    """Fit the temperature that calibrates the network's probabilities; None without validation images."""
     from fashion_cnn.inference.predictor import read_validation_predictions
     from fashion_cnn.metrics.calibration import calibrate
 
@@ -255,7 +256,7 @@ def _fit_temperature(network: SearchNetwork) -> float | None:
 
 
 def _columns_before(catalogue: Catalogue, *, rebuild: bool) -> set[str]:
-    """Return `non_empty_columns`; of a damaged catalogue that is rebuilt they are unknown."""
+    """Return `Catalogue.non_empty_columns`; the empty set for a damaged catalogue that is rebuilt."""
     try:
         return catalogue.non_empty_columns()
     except DamagedCatalogueError:

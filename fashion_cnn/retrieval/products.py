@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "price": pa.float64()}
 # Columns that indexing and searching add; no custom column may have such a name.
 RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
-# Most pixels and bytes of a thumbnail: those of a data set keep its size. A catalogue may come from someone else.
+# Maximum size of a thumbnail, since a catalogue may come from someone else. Thumbnails of a data set keep its size.
 _MAX_THUMBNAIL_PIXELS, _MAX_THUMBNAIL_BYTES = 4_000_000, 4_000_000
-# Most bytes of a text of a product. Tables and pages show it whole.
+# Maximum size of a text of a product: tables and pages show it whole.
 MAX_TEXT_BYTES = 100_000
 _THUMBNAIL_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def catalogue_schema(dimensions: int, custom: Sequence[pa.Field]) -> pa.Schema:
-    """Schema of a catalogue's table.
+    """Return the schema of a catalogue's table.
 
     Args:
         dimensions: length of a search vector.

@@ -43,7 +43,17 @@ def outcome_of(
     altered: AlteredCopies | None,
     class_weight: float,
 ) -> dict[str, Any]:
-    """Return the results with their provenance, as they are stored in JSON."""
+    """Return the results with their provenance, as they are stored in JSON.
+
+    Args:
+        run: the run.
+        split: name of the split of the queries.
+        network: the run's network.
+        images: queries and catalogue.
+        result: the evaluation.
+        altered: the altered copies that were searched by; None for none.
+        class_weight: see `search_vectors`.
+    """
     outcome = {
         "run": str(display_path(run.path)),
         "split": split,

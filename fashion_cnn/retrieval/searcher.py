@@ -1,6 +1,7 @@
 """Search in a catalogue by pictures, by text or by both, and detection of near duplicates."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ from fashion_cnn.retrieval.vectors import (
 
 # Weight of negative examples relative to positive ones.
 _NEGATIVE_WEIGHT = 0.5
-# Offset of reciprocal rank fusion, and how many hits of each ranking it fuses.
-_RRF_OFFSET, _FUSION_DEPTH = 60, 1000
-# Most rows and values of the similarity matrix that are computed at once.
+# Constant k of reciprocal rank fusion, whose scores are 1 / (k + rank).
+_RRF_OFFSET = 60
+# Number of hits of each ranking that are fused.
+_FUSION_DEPTH = 1000
+# Maximum number of rows and of values of the similarity matrix that are computed at once.
 _BLOCK_ROWS, _BLOCK_VALUES = 2048, 2**24
 # Shorter vectors are not scaled to unit length.
 _MIN_NORM = 1e-12
@@ -241,10 +244,16 @@ class Searcher:
         allowed: NDArray[np.bool_] | None,
         exclude: Sequence[int],
     ) -> tuple[Sequence[tuple[int, float | None]], int, int]:
-        """Rank by title alone, or by title and picture with reciprocal rank fusion (Cormack et al. 2009).
+        """Rank by title alone, or by title and picture with reciprocal rank fusion.
 
-        The score is the sum of 1 / (60 + rank) over both rankings; a title without any of the words counts in one of
-        them only. Titles with equal scores share a rank, so that the picture decides their order.
+        A product whose title has none of the words is in the ranking by picture only. Titles with equal scores share a
+        rank, so that the picture decides their order.
+
+        Args:
+            query: the query, whose text has words.
+            query_vector: unit vector `(D,)`; None for a query by title alone.
+            allowed: rows that meet the conditions and are not excluded, `(N,)` bool; None for all.
+            exclude: rows to leave out.
 
         Returns:
             The best hits, at least up to the last requested one, the number of all, and that of titles with all words.
@@ -271,12 +280,24 @@ class Searcher:
             similarity |= dict(zip(others, (self.snapshot.vectors_of(others) @ query_vector).tolist(), strict=True))
             others.sort(key=lambda row: -similarity[row])
         picture_rank = {row: rank for rank, row in enumerate([*nearest, *others], start=1)}
-        fused = {
-            row: sum(1 / (_RRF_OFFSET + ranks[row]) for ranks in (picture_rank, text_rank) if row in ranks)
-            for row in picture_rank
-        }
-        ranked = [(row, similarity[row]) for row in sorted(fused, key=lambda row: -fused[row])]
+        ranked = [(row, similarity[row]) for row in _fuse_rankings(picture_rank, text_rank)]
         return ranked, len(ranked), with_all_words
+
+
+def _fuse_rankings(*rankings: Mapping[int, int]) -> list[int]:
+    """Combine rankings by reciprocal rank fusion (Cormack et al. 2009).
+
+    Args:
+        rankings: rank by row, from 1. A row may be missing in some rankings.
+
+    Returns:
+        All rows, those with the highest sum of 1 / (60 + rank) first.
+    """
+    scores: defaultdict[int, float] = defaultdict(float)
+    for ranking in rankings:
+        for row, rank in ranking.items():
+            scores[row] += 1 / (_RRF_OFFSET + rank)
+    return sorted(scores, key=lambda row: -scores[row])
 
 
 def near_duplicates(

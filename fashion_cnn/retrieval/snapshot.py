@@ -26,10 +26,12 @@ from fashion_cnn.retrieval.catalogue import (
 from fashion_cnn.retrieval.filters import Condition
 from fashion_cnn.retrieval.products import MAX_TEXT_BYTES, longest_text
 
-# Largest component of a vector, with room for rounding.
+# Maximum absolute value of a component of a unit vector, with room for rounding.
 _MAX_COMPONENT = 1.01
-# Rankings by words that are kept for the next page: the most of them, their bytes, and those of a title in one.
-_TITLE_CACHE_SIZE, _TITLE_CACHE_BYTES, _TITLE_BYTES = 32, 64_000_000, 13
+# Rankings by words are cached for the next page of results: maximum number of them, and maximum size in bytes of all.
+_TITLE_CACHE_SIZE, _TITLE_CACHE_BYTES = 32, 64_000_000
+# Bytes of a title in a ranking: row (int64), score (float32) and whether it has all words (bool).
+_TITLE_BYTES = 13
 # A column with more distinct values holds no names of colours.
 _MAX_COLOURS = 200
 
@@ -104,7 +106,7 @@ class Snapshot:
             for name in ("id", "title", "category"):
                 if count := self.attributes[name].null_count:
                     raise DamagedCatalogueError(self.uri, f"its column {name} lacks {count:,} values")
-        # A word that half of the titles contain takes as long as ten vector searches, and each page repeats it.
+        # Rankings are cached for further pages: a word in half of the titles takes as long as ten vector searches.
         # The cached function must not refer to the snapshot, which would then never be freed.
         size = min(_TITLE_CACHE_SIZE, max(1, _TITLE_CACHE_BYTES // (_TITLE_BYTES * max(1, len(self)))))
         self._match_titles = lru_cache(maxsize=size)(partial(_match_titles, self.uri, self._table, self._row_ids))
@@ -166,6 +168,10 @@ class Snapshot:
             return table[column].take([place[row_id] for row_id in row_ids])
 
     def _to_array(self, column: pa.ChunkedArray) -> NDArray[np.float32]:
+        """Convert a column of N vectors to an array `(N, D)` in column-major order."""
+        # `flatten` leaves nulls out, which would shift all later rows.
+        if column.null_count:
+            raise DamagedCatalogueError(self.uri, f"its column vector lacks {column.null_count:,} values")
         flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
         # Column-major memory order halves the time of a matrix-vector product.
         vectors = np.asfortranarray(flat.reshape(-1, self.metadata.dimensions))
@@ -209,7 +215,7 @@ class Snapshot:
         if allowed is not None:
             scores[~allowed] = -np.inf
         scores[list(exclude)] = -np.inf
-        # All products as similar as the last one: otherwise other ones of these would be on each page.
+        # Keep all products that are as similar as the last one, and break ties by row: pages must not repeat products.
         limit = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else -np.inf
         best = np.flatnonzero(scores >= limit)
         best = best[np.lexsort((best, -scores[best]))][:top_k]
@@ -255,5 +261,5 @@ def _title_scores(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     search = table.search(query, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
     hits = search.to_arrow()
-    # The scores of equal titles differ in their last digits.
+    # Scores are rounded, since those of equal titles differ in their last digits.
     return row_ids.rows(hits["_rowid"]), hits["_score"].to_numpy().astype(np.float32).round(4)

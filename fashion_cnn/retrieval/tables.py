@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from fashion_cnn.retrieval.products import (
 
 Progress = Callable[[int, int], None]
 _COLUMN_TYPES = PRODUCT_COLUMNS | {"image": pa.string()}
-# Limits of a table: rows, and bytes of a CSV or of a Parquet file's values. A small file can hold any number of them.
+# Maximum number of rows, and of bytes of a CSV or of the values in a Parquet file, which compresses repeated values.
 _MAX_ROWS, _MAX_BYTES = 10_000_000, 500_000_000
 _MAX_COLUMNS = 1000
 _BATCH_ROWS = 10_000
@@ -222,10 +223,12 @@ def _read_table(
         if "price" in types and _is_text(_plain_type(table["price"].type)):
             types["price"] = pa.string()
         table = table.cast(pa.schema(types))
+        numbers = _row_numbers(table.num_rows, omitted)
         for name, column in zip(table.column_names, table.columns, strict=True):
-            if (longest := longest_text(column))[1] > MAX_TEXT_BYTES:
+            row, size = longest_text(column)
+            if size > MAX_TEXT_BYTES:
                 raise UserError(
-                    f"{path}, column {name}, row {longest[0] + 1}: a text of {longest[1]:,} bytes is too long, "
+                    f"{path}, column {name}, row {numbers[row]}: a text of {size:,} bytes is too long, "
                     f"{MAX_TEXT_BYTES:,} are the most: shorten it."
                 )
         # An empty text counts as null.
@@ -243,20 +246,38 @@ def _read_table(
         reason = reason or f"products={path} cannot be read ({str(error).splitlines()[0].rstrip('.')})"
         raise UserError(f"{reason}: give Parquet, or a CSV in UTF-8 with a header row and commas.") from error
     _check_columns(table, path)
-    return _usable_rows(table, omitted, path)
+    return _usable_rows(table, numbers, omitted, path)
+
+
+def _row_numbers(rows: int, omitted: Sequence[OmittedRow]) -> list[int]:
+    """Return the number in the file, from 1 without the header, of each row that was read."""
+    left_out = {row.number for row in omitted}
+    return [number for number in range(1, rows + len(left_out) + 1) if number not in left_out]
 
 
 def _usable_rows(
-    table: pa.Table, omitted: Sequence[OmittedRow], path: Path
+    table: pa.Table, numbers: Sequence[int], omitted: Sequence[OmittedRow], path: Path
 ) -> tuple[pa.Table, list[int], tuple[OmittedRow, ...]]:
-    """Leave out rows without an id of their own or with an invalid price, see `_read_table`."""
-    left_out = {row.number for row in omitted}
-    total = table.num_rows + len(left_out)
-    numbers = [number for number in range(1, total + 1) if number not in left_out]
+    """Leave out rows without an id, with the id of an earlier row, or with an invalid price.
+
+    Args:
+        table: the rows that were read.
+        numbers: number in the file of each of them.
+        omitted: rows that could not be read.
+        path: the file, for an error message.
+
+    Returns:
+        See `_read_table`.
+    """
+    total = table.num_rows + len(omitted)
     ids = table["id"].to_pylist()
     reasons: dict[int, str] = {}
-    if "price" in table.column_names and pa.types.is_string(table["price"].type):
-        prices, reasons = _parse_prices(table["price"])
+    if "price" in table.column_names:
+        prices = table["price"]
+        if pa.types.is_string(prices.type):
+            prices, reasons = _parse_prices(prices)
+        # A price that is not a number (NaN) is how some programs write a missing one in Parquet.
+        prices = pc.if_else(pc.is_nan(prices), None, prices)
         table = table.set_column(table.column_names.index("price"), "price", prices)
     first_rows: dict[str, int] = {}
     for row, (product_id, number) in enumerate(zip(ids, numbers, strict=True)):
@@ -283,23 +304,24 @@ def _parse_prices(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, s
     Returns:
         The prices, and by row why a text is no price.
     """
-    try:
-        return pc.cast(column, pa.float64()), {}
-    except pa.ArrowInvalid:
-        pass
+    with suppress(pa.ArrowInvalid):
+        prices = pc.cast(column, pa.float64())
+        # Arrow also reads texts such as `nan` and `1e999`.
+        if pc.all(pc.is_finite(prices)).as_py() is not False:
+            return prices, {}
     texts = column.to_pylist()
     numbers = [None if text is None else _strip_currency(text) for text in texts]
     mark = _decimal_mark([number for number in numbers if number])
-    prices: list[float | None] = []
+    values: list[float | None] = []
     reasons = {}
     for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
-        values = set() if number is None else _price_values(number, mark)
-        prices.append(values.pop() if len(values) == 1 else None)
-        if values:
+        possible = set() if number is None else _price_values(number, mark)
+        values.append(possible.pop() if len(possible) == 1 else None)
+        if possible:
             reasons[row] = f"price={text} may be one of two numbers: write it like 1299.00"
-        elif number is not None and prices[-1] is None:
+        elif number is not None and values[-1] is None:
             reasons[row] = f"price={text} is not a number like 14.40"
-    return pa.chunked_array([pa.array(prices, pa.float64())]), reasons
+    return pa.chunked_array([pa.array(values, pa.float64())]), reasons
 
 
 def parse_value(value: Any, column: pa.Field) -> Any:
@@ -432,7 +454,7 @@ def _read_delimited(
     omitted: list[OmittedRow] = []
 
     def leave_out(row: pyarrow.csv.InvalidRow) -> str:
-        # Counted from 1, with the header.
+        # Arrow counts rows from 1, with the header.
         reason = f"it has {pluralize(row.actual_columns, 'column')} instead of {row.expected_columns}"
         omitted.append(OmittedRow(row.number - 1, "", reason))
         return "skip"
@@ -440,20 +462,16 @@ def _read_delimited(
     parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out)
     # Rows have no numbers when several threads read them.
     reading = pyarrow.csv.ReadOptions(use_threads=False)
+    size = _check_csv(path)
+    headings = _read_headings(path, delimiter)
+    _check_number_of_columns(len(headings), path)
     while True:
         omitted.clear()
         types = expected | _COLUMN_TYPES | {"price": pa.string()}
+        converting = pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal_point)
         try:
-            converting = pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal_point)
             # Arrow would decompress a file that it opens by its name.
             with path.open("rb") as content:
-                if content.read(5).startswith(_ARCHIVES):
-                    raise UserError(f"products={path} is compressed: unpack it.")
-                if (size := content.seek(0, os.SEEK_END)) > _MAX_BYTES:
-                    raise _too_large(path)
-                headings = _read_headings(path, delimiter)
-                _check_number_of_columns(len(headings), path)
-                content.seek(0)
                 table = pyarrow.csv.read_csv(
                     content, read_options=reading, parse_options=parsing, convert_options=converting
                 )
@@ -461,11 +479,22 @@ def _read_delimited(
         except pa.ArrowInvalid as error:
             place = re.match(r"In CSV column #(\d+)", str(error))
             name = dict(enumerate(headings)).get(int(place[1])) if place else None
+            # A column whose values do not fit its known type gets an inferred type.
             if expected.pop(name or "", None) is None:
                 if not name or name in types or reading.block_size == size:
                     raise
-                # Arrow infers the type of a column from the first block: now from all rows.
+                # Arrow inferred a wrong type from the first block of rows: let it infer the type from all rows.
                 reading.block_size = size
+
+
+def _check_csv(path: Path) -> int:
+    """Return the size of a file in bytes. Raises UserError if it is compressed or too large."""
+    with path.open("rb") as content:
+        if content.read(max(map(len, _ARCHIVES))).startswith(_ARCHIVES):
+            raise UserError(f"products={path} is compressed: unpack it.")
+        if (size := content.seek(0, os.SEEK_END)) > _MAX_BYTES:
+            raise _too_large(path)
+    return size
 
 
 def _read_headings(path: Path, delimiter: str) -> list[str]:

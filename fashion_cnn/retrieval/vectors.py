@@ -53,13 +53,13 @@ class SearchNetwork(Protocol):
         """Length of the embeddings."""
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, C, H, W)`."""
+        """Return logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, C, H, W)`."""
 
     def finds_item(self, image: ArrayLike) -> bool | None:
         """Return whether a prepared picture `(C, H, W)` shows an item; None if that is not known."""
 
     def measure_columns(self, images: ArrayLike) -> dict[str, list[str]]:
-        """Values of `measured_columns` of prepared pictures `(N, C, H, W)` uint8."""
+        """Return the values of `measured_columns` of prepared pictures `(N, C, H, W)` uint8."""
 
 
 def embed(network: SearchNetwork, pictures: ArrayLike) -> PictureVectors:

@@ -39,9 +39,9 @@ _THUMBNAIL_PATH = "/api/thumbnail"
 _PROTECTED = re.compile(r"/api/(?!thumbnail$)|/metrics$|/openapi\.json$")
 _MAX_KEY_FILE_BYTES = 1_000_000
 _MIN_KEY_LENGTH = 16
-# Word after a key that may change products.
+# This word follows a key that may change products.
 _WRITER = re.compile(r"\s+write$")
-# Clients whose requests are counted at once; those that have used the least are forgotten first.
+# Maximum number of clients whose requests are counted; those with the fewest requests are forgotten first.
 _MAX_CLIENTS = 10_000
 _IPV6_NETWORK_BYTES = 8
 # Key of the `Client` in the scope of a request.
@@ -57,7 +57,7 @@ class Access:
         origins: websites, such as `https://shop.example`, whose pages may use the API and show thumbnails.
         key_digests: SHA-256 digests of the API keys; empty if none is needed.
         writer_digests: those of the keys that may change products.
-        requests_per_minute: most requests of a client, that is of a key or of an address; None for any number.
+        requests_per_minute: maximum number of requests of a client (a key or an address); None for no limit.
     """
 
     hosts: Collection[str] | None = None
@@ -68,7 +68,7 @@ class Access:
 
 
 def check_origins(origins: Collection[str]) -> None:
-    """Check that websites are given as browsers name them.
+    """Check that websites are written as in the Origin header of browsers.
 
     Raises:
         UserError: for the first that is not.
@@ -83,7 +83,7 @@ def check_origins(origins: Collection[str]) -> None:
 
 
 def check_hosts(hosts: Collection[str]) -> set[str]:
-    """Check host names, and return them in small letters, in which requests are compared with them.
+    """Check host names, and return them in lower case, as requests are compared with them.
 
     Raises:
         UserError: for the first that is none, such as a name with a port.
@@ -98,7 +98,7 @@ def check_hosts(hosts: Collection[str]) -> set[str]:
 
 
 def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
-    """Read the API keys in a file, one a line; empty lines and those that begin with # are skipped.
+    """Read the API keys in a file, one per line; empty lines and lines that begin with # are skipped.
 
     A key that is followed by the word `write` may change products.
 
@@ -129,14 +129,19 @@ def read_api_keys(file: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
 
 
 def allowed_hosts(address: str) -> set[str] | None:
-    """The host names of a server at an IP address; None (any) if other machines can reach it."""
+    """Return the host names of a server at an IP address; None (any) if other machines can reach it."""
     if not ip_address(address).is_loopback:
         return None
     return {"localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address}
 
 
 def with_access(app: ASGIApp, access: Access) -> ASGIApp:
-    """Let only these clients use an application, and add security and cache headers to its responses."""
+    """Let only some clients use an application, and add security and cache headers to its responses.
+
+    Args:
+        app: the application.
+        access: who may send requests.
+    """
     app = _ClientMiddleware(app, access)
     if access.origins:
         app = CORSMiddleware(
@@ -282,21 +287,21 @@ class _ClientMiddleware:
 
 
 class Allowance:
-    """Number of requests that each client may still send; it grows evenly up to that of a minute.
+    """Number of requests that each client may still send: a token bucket that fills within a minute.
 
     Args:
-        per_minute: most requests of a client in a minute.
+        per_minute: maximum number of requests of a client in a minute.
     """
 
     def __init__(self, per_minute: float) -> None:
         self.per_minute = per_minute
         self._per_second = per_minute / 60
         self._most = max(per_minute, 1.0)
-        # By client, the number that remained at a time.
+        # For each client, the remaining number of requests and the time at which it was computed.
         self._remaining: dict[str, tuple[float, float]] = {}
 
     def use(self, client: str) -> float:
-        """Count a request; returns the seconds until the client may send it, 0 for now."""
+        """Count a request. Returns 0, or without counting it the seconds until the client may send it."""
         now = time.monotonic()
         remaining, since = self._remaining.get(client, (self._most, now))
         remaining = min(self._most, remaining + (now - since) * self._per_second)
@@ -308,7 +313,7 @@ class Allowance:
         return 0.0
 
     def _forget(self, now: float) -> None:
-        """Forget the half of the clients that have used the least."""
+        """Forget the half of the clients that have sent the fewest requests."""
 
         def current(client: str) -> float:
             remaining, since = self._remaining[client]
@@ -319,14 +324,21 @@ class Allowance:
 
 
 def plain_response(scope: Scope, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    """A response without a page."""
+    """Create a response that is not a page: JSON below `/api/`, otherwise text.
+
+    Args:
+        scope: ASGI scope of the request.
+        status: HTTP status.
+        text: message for people.
+        headers: further headers of the response.
+    """
     if scope["path"].startswith("/api/"):
         return JSONResponse({"error": text, "status": status}, status, headers)
     return PlainTextResponse(text + "\n", status, headers)
 
 
 def _network(scope: Scope) -> str:
-    """The address of a client; of IPv6 its network, within which a client may choose any."""
+    """Return the address of a client; for IPv6 its network, within which a client may choose any address."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         address = ip_address(host)
@@ -339,7 +351,7 @@ def _network(scope: Scope) -> str:
 
 
 def _host_name(headers: Headers) -> str | None:
-    """The name in the Host header, without the port."""
+    """Return the name in the Host header, without the port; None without a valid one."""
     values = headers.getlist("host")
     match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", values[0].lower()) if len(values) == 1 else None
     return match[1] if match else None

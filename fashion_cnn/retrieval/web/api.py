@@ -202,8 +202,8 @@ def product_router(service: SearchService) -> APIRouter:
         and an API key that may write.
         """
         view = view_to_change(request)
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type == "application/json":
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type == "application/json":
             async with service.uploads.read_json(request) as values:
                 created, version = await service.put(view, product_id, values)
         else:
@@ -370,7 +370,7 @@ def _content(view: CatalogueView, query: SearchQuery, result: SearchResult, link
 
 
 def _link(query: SearchQuery, result: SearchResult) -> str | None:
-    """The page with the same results; None if the pictures are too large for an address."""
+    """Return the link to the page with the same results; None if the pictures are too large for an address."""
     try:
         pictures = [encode_picture(picture) for picture in result.pictures]
         unlike_pictures = [encode_picture(picture) for picture in result.unlike_pictures]

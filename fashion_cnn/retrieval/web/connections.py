@@ -15,14 +15,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-
-
-# Chunks of an upload that may be of any size, and the size of further ones in bytes on average.
+# Number of chunks of an upload that may have any size, and minimum mean size of further chunks in bytes.
 _FREE_CHUNKS, _MIN_CHUNK_BYTES = 500, 1024
 
 
 class _Parser(h11.Connection):
-    """A parser that closes the connection of an upload in a great many tiny chunks, each of which takes as much time.
+    """A parser that closes the connection of an upload in very many tiny chunks, which take as long as large ones.
 
     Args:
         close: closes the connection.
@@ -51,8 +49,8 @@ class LimitedConnection(H11Protocol):
     """A connection that knows since when it has been waiting for its client.
 
     Attributes:
-        limit: most connections.
-        limit_per_address: most connections of one IP address.
+        limit: maximum number of connections.
+        limit_per_address: maximum number of connections of one IP address.
         waiting_since: when it was opened, answered its last request, or could last send a part of a response, in
             seconds of the event loop's clock. Received bytes do not count: a client may send a header byte by byte.
     """
@@ -118,9 +116,9 @@ class LimitedServer(uvicorn.Server):
 
     Args:
         app: the application.
-        limit: most connections.
-        limit_per_address: most connections of one IP address.
-        idle_seconds: most seconds that the server waits for a request, or for a client to read a response.
+        limit: maximum number of connections.
+        limit_per_address: maximum number of connections of one IP address.
+        idle_seconds: maximum time that the server waits for a request, or for a client to read a response.
         on_start: called when the server answers requests.
         settings: further settings of uvicorn.
     """

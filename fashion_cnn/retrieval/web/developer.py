@@ -61,11 +61,11 @@ class Latencies:
         self._by_stage[TOTAL].append(sum(milliseconds.values()))
 
     def totals(self) -> list[float]:
-        """The total latency of each search."""
+        """Return the total latency of each search."""
         return list(self._by_stage[TOTAL])
 
     def percentiles(self) -> list[Percentiles]:
-        """Percentiles of each stage that took place in any search, the total last."""
+        """Return the percentiles of each stage that took place in any search, the total last."""
         return [
             Percentiles(stage, len(values), *(values[int(share * len(values))] for share in (0.5, 0.95)))
             for stage, values in ((stage, sorted(ring)) for stage, ring in self._by_stage.items())
@@ -91,7 +91,7 @@ class Bar:
 
 
 def histogram(milliseconds: Sequence[float]) -> list[Bar]:
-    """Count latencies in fixed ranges."""
+    """Count latencies (milliseconds) in fixed ranges."""
     counts = [sum(low <= value < high for value in milliseconds) for low, high in pairwise(_HISTOGRAM_EDGES)]
     highest = max(counts, default=0) or 1
     ends = (*_HISTOGRAM_EDGES[1:-1], None)
@@ -159,7 +159,7 @@ class MetricTable:
 
 
 def evaluation_tables(run: Run) -> list[MetricTable]:
-    """Tables of all results of `python -m fashion_cnn.evaluate_search`; damaged files are skipped."""
+    """Create the tables of all results of `python -m fashion_cnn.evaluate_search`; damaged files are skipped."""
     if not run.search_evaluation.is_dir():
         return []
     # Only here: a server without torch has no such results.

@@ -16,7 +16,7 @@ from fashion_cnn.retrieval.web.state import CatalogueState
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _HEALTH, _READINESS = HEALTH_PATHS
-# The only path that holds a value.
+# All requests for a product count as this path; no other path contains a value.
 PRODUCT_PATH = "/api/products/{id}"
 
 
@@ -96,7 +96,7 @@ class Monitoring:
                 await app(scope, receive, send)
                 return
             start = time.perf_counter()
-            # Without a response, the client has gone.
+            # This status stands for no response, since the client closed the connection.
             status = 499
 
             async def send_and_note(message: Message) -> None:

@@ -160,7 +160,7 @@ class StatusResponse(BaseModel):
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Descriptions of a route's error responses, beside those of API keys and of the limit of requests."""
+    """Return the error responses of a route: these, and those of all routes for API keys and the limit of requests."""
     return {
         status: {"description": _ERROR_DESCRIPTIONS[status], "model": ErrorResponse}
         for status in sorted({401, 429, *statuses})
@@ -168,7 +168,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:
-    """The request body of a search by picture files: the fields of a `SearchQuery`, where pictures are files.
+    """Return the request body of a search by picture files: the fields of a `SearchQuery`, where pictures are files.
 
     Args:
         top_k: JSON schema of the page size.
@@ -191,7 +191,7 @@ def upload_form(top_k: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch_form() -> dict[str, Any]:
-    """The request body of several searches: their parameters as JSON, and the picture files that they name."""
+    """Return the request body of several searches: their parameters as JSON, and the picture files that they name."""
     properties = {
         "queries": {
             "type": "string",
@@ -206,14 +206,14 @@ def batch_form() -> dict[str, Any]:
 
 
 def picture_form() -> dict[str, Any]:
-    """The request body with one picture file."""
+    """Return the request body with one picture file."""
     picture = {"type": "string", "format": "binary", "description": "A picture file"}
     schema = {"type": "object", "required": ["picture"], "properties": {"picture": picture}}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
 def product_form() -> dict[str, Any]:
-    """The request body of a changed product: a form with its picture and columns, or the columns as JSON."""
+    """Return the request body of a changed product: a form with its picture and columns, or the columns as JSON."""
     columns: dict[str, dict[str, Any]] = {
         "title": {"type": "string", "description": "By default the id"},
         "category": {"type": "string", "description": "By default the class that the network predicts"},
@@ -228,7 +228,7 @@ def product_form() -> dict[str, Any]:
 
 
 def operations(openapi: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The operations of an OpenAPI document, each with its path, method, and parameters and form fields in one list."""
+    """List the operations of an OpenAPI document: path, method, and one list of parameters and form fields."""
     return [
         {
             "description": "",

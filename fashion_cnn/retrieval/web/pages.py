@@ -99,7 +99,7 @@ class QueryPicture:
 
 
 def query_pictures(query: SearchQuery, result: SearchResult) -> list[QueryPicture]:
-    """The pictures of a query with their predicted classes."""
+    """Return the pictures of a query with their predicted classes."""
     texts = [(name, text) for name in ("picture", "unlike_picture") for text in getattr(query, name)]
     pictures = (*result.pictures, *result.unlike_pictures)
     return [
@@ -111,7 +111,7 @@ def query_pictures(query: SearchQuery, result: SearchResult) -> list[QueryPictur
 
 
 def hidden_fields(query: SearchQuery, filters: Sequence[Filter], concepts: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and value of each parameter that no visible field of the form sends."""
+    """Return name and value of each parameter that no visible field of the form sends."""
     boxes = {(each.field, value) for each in filters for value in each.selected(query)}
     boxes |= {("concept", name) for name in concepts}
     visible = ("text", "price_min", "price_max", "page")

@@ -161,7 +161,7 @@ class SearchQuery(BaseModel):
         return not (self.is_visual or self.has_filters or self.text.strip())
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The names and values of a link or a form, without defaults."""
+        """Return the names and values of a link or a form, without defaults."""
         return [
             (name, format_number(item) if isinstance(item, float) else str(item))
             for name, value in self.model_dump(exclude_defaults=True).items()
@@ -169,27 +169,27 @@ class SearchQuery(BaseModel):
         ]
 
     def link(self, path: str = "/", **parameters: str) -> str:
-        """The address of this search below `path`; further parameters come first."""
+        """Return the address of this search below `path`; further parameters come first."""
         query = urlencode([*parameters.items(), *self.pairs()])
         return f"{path}?{query}" if query else path
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, from its first page on."""
+        """Return a copy with some fields changed, from its first page on."""
         return self.model_copy(update={"page": 1, **changes})
 
     def mark(self, field: str, product_id: str) -> Self:
-        """A copy with one more product in `like` or `unlike`; an earlier mark on the product is dropped."""
+        """Return a copy with one more product in `like` or `unlike`; an earlier mark on the product is dropped."""
         marks = {name: [other for other in getattr(self, name) if other != product_id] for name in ("like", "unlike")}
         marks[field] = [*marks[field], product_id][-MAX_MARKS:]
         return self.replace(**marks)
 
     def without(self, field: str, value: str | None = None) -> Self:
-        """A copy without one value of a field, or without the whole field."""
+        """Return a copy without one value of a field, or without the whole field."""
         values = [] if value is None else [item for item in getattr(self, field) if item != value]
         return self.replace(**{field: values or type(self).model_fields[field].get_default()})
 
     def conditions(self, schema: pa.Schema) -> tuple[Condition, ...]:
-        """The filters as conditions on the columns of a catalogue.
+        """Return the filters as conditions on the columns of a catalogue.
 
         Raises:
             HTTPError: if a column does not exist or a value does not have its type.
@@ -271,5 +271,5 @@ def parse_boxes(texts: Sequence[str], files: int) -> list[Box | None]:
 
 
 def format_number(value: float | None) -> str:
-    """A number as a person would type it, such as `10` and `9.5`; None becomes an empty string."""
+    """Format a number as a person would type it, such as `10` and `9.5`; None becomes an empty string."""
     return "" if value is None else str(int(value) if value.is_integer() else value)

@@ -36,7 +36,7 @@ Files = Mapping[str, Sequence[bytes]]
 class Workers:
     """Worker threads with a bounded queue.
 
-    A request beyond it is refused at once: a long queue would let everyone wait for answers that nobody reads any more.
+    A request beyond it is refused at once: in a long queue, all would wait for responses that nobody reads any more.
 
     Args:
         threads: number of jobs that run at once.
@@ -247,6 +247,13 @@ class SearchService:
     ) -> SearchResult:
         """Run `search_catalogue` in a worker thread and record its latency.
 
+        Args:
+            view: the version of the catalogue to search in.
+            query: the parameters.
+            files: picture files in the fields `picture` and `unlike_picture`, beside the query's pictures.
+            boxes: see `prepare`.
+            top_k: number of products per page; None for that of the service.
+
         Raises:
             HTTPError: as `search_catalogue` and `prepare` do, or a `BusyError`.
         """
@@ -395,7 +402,7 @@ class SearchService:
             raise HTTPError(503, text, {"Retry-After": "60"}) from error
 
     async def samples(self, view: CatalogueView) -> tuple[Sample, ...]:
-        """Sample searches for a request whose search is done: images of the test set, otherwise products."""
+        """Return sample searches for a request whose search is done: images of the test set, otherwise products."""
         return self.test_samples or await self.workers.run(lambda: view.samples, is_accepted=True)
 
 

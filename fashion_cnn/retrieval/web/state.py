@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_FILTER_VALUES = 30
 _MAX_VALUE_LENGTH = 60
 _MAX_CATEGORIES = 200
-# Thumbnails beyond this size are read from disk when they are needed.
+# Thumbnails of all products are kept in memory up to this size in bytes; otherwise they are read when needed.
 _THUMBNAIL_MEMORY = 128_000_000
 
 
@@ -62,7 +62,7 @@ class Filter:
         return "" if self.column == "category" else f"{self.column}:"
 
     def selected(self, query: SearchQuery) -> set[str]:
-        """The form values of this filter that the query contains."""
+        """Return the form values of this filter that the query contains."""
         return {f"{self.prefix}{value}" for value, _ in self.counts} & set(getattr(query, self.field))
 
 
@@ -176,7 +176,7 @@ def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _largest(counts: dict[str, int], size: int) -> tuple[tuple[str, int], ...]:
-    """The most frequent values with their counts, in alphabetical order."""
+    """Return the most frequent values with their counts, in alphabetical order."""
     return tuple(sorted(sorted(counts.items(), key=lambda item: -item[1])[:size]))
 
 
@@ -217,7 +217,7 @@ class CatalogueState:
         self.problem: str | None = None
         self.unloaded = "version"
         self.updated_at: float | None = None
-        # By whether the network averages over mirror images.
+        # The key says whether the network averages over mirror images.
         self._calibrations: dict[bool, Calibration] = {}
         self._backend = backend
         self._hidden_columns = hidden_columns
@@ -244,7 +244,7 @@ class CatalogueState:
             print(warning, file=sys.stderr)
 
     def require_view(self) -> CatalogueView:
-        """The version to search in; it stays the same for the caller when a newer one is loaded.
+        """Return the version to search in, which does not change when a newer one is loaded.
 
         Raises:
             NoCatalogueError: if there is none yet.
@@ -301,8 +301,8 @@ class CatalogueState:
         return f"{summary}: {problem}" if with_reason else f"{summary}. The server's log has the reason."
 
     def _load_newest(self) -> str | None:
-        """Load the newest version; returns why its concepts are those of before, if so."""
-        # First, and again each time: what a network lacks, such as its export, may be there later.
+        """Load the newest version; return why its concepts could not be loaded, None if they could."""
+        # Loaded before the snapshot, and again at each refresh: a missing file, such as an export, may be there later.
         self._network_for(self.catalogue.metadata())
         snapshot = Snapshot(self.catalogue, self._hidden_columns)
         if self.view is None:
@@ -311,7 +311,7 @@ class CatalogueState:
         try:
             searcher = Searcher(snapshot, network)
         except UserError:
-            # A catalogue of another network need not be read again.
+            # This version is of another network: it is not read again.
             self._rejected = snapshot.table_version
             raise
         problem = self._load_concepts(network)
@@ -332,7 +332,7 @@ class CatalogueState:
         """Load the concepts taught to the network.
 
         Returns:
-            None, or why they cannot be loaded; then those of before stay, unless they are of another network.
+            None, or why they cannot be loaded; then the earlier ones stay, unless they belong to another network.
         """
         if self._backend == "onnx":
             return None
@@ -370,15 +370,15 @@ class CatalogueState:
         self.view = CatalogueView(searcher, predictor, self._concepts)
 
     def _concepts_time(self) -> float | None:
-        """When a concept was last taught or forgotten, in seconds since 1970; None if concepts are not used."""
+        """Return when a concept was last taught or removed, in seconds since 1970; None if concepts are not used."""
         is_used = self._backend == "torch" and self.run.concepts.exists()
         return self.run.concepts.stat().st_mtime if is_used else None
 
-    def _network_for(self, about: CatalogueMetadata) -> SearchNetwork:
-        """The run's network with the settings that the catalogue was made with."""
+    def _network_for(self, metadata: CatalogueMetadata) -> SearchNetwork:
+        """Return the run's network with the settings that the catalogue was made with."""
         loaded = self._network
-        settings = (about.flip_average, about.invert, about.pretrained)
+        settings = (metadata.flip_average, metadata.invert, metadata.pretrained)
         if loaded and (loaded.flip_average, loaded.preparation.invert, loaded.pretrained) == settings:
             return loaded
-        self._network = load_network(self.run, about, backend=self._backend)
+        self._network = load_network(self.run, metadata, backend=self._backend)
         return self._network

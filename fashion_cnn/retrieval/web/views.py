@@ -42,19 +42,19 @@ def inline_image(encoded: bytes) -> InlineImage:
 
 
 def media_type(encoded: bytes) -> str:
-    """The media type of a thumbnail: PNG, JPEG or WebP."""
+    """Return the media type of a thumbnail: PNG, JPEG or WebP."""
     signatures = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
     return next((kind for signature, kind in signatures.items() if encoded.startswith(signature)), "image/webp")
 
 
 def format_price(value: float | None, currency: str = "") -> str:
-    """A price with two decimals and the currency; None becomes an empty string."""
+    """Format a price with two decimals and the currency; None becomes an empty string."""
     # A no-break space keeps both in one line.
     return "" if value is None else f"{value:,.2f}\N{NO-BREAK SPACE}{currency}".rstrip()
 
 
 def format_attribute(value: Any) -> str:
-    """The value of a product's column as people read it."""
+    """Format the value of a product's column for people."""
     if value is None:
         return "not specified"
     if not isinstance(value, float):
@@ -79,11 +79,11 @@ class Sample:
 
 
 def samples_of_test_set(run: Run, root: str | None) -> tuple[Sample, ...]:
-    """The first test image of each class; a catalogue of the training images does not contain them.
+    """Return the first test image of each class; a catalogue of the training images does not contain them.
 
     Args:
         run: the training run.
-        root: folder of its data set, if it is not where the run had it.
+        root: folder of its data set; None for the one that the run read.
 
     Returns:
         At most 10 samples; none if the data set is not on this machine or its images are too large for a link.

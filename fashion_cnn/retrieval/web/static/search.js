@@ -1,8 +1,9 @@
 // Optional: submits the form when a picture is chosen, accepts dropped and pasted pictures, and searches a part of one.
 
-// The link has only what the model sees of a picture. To choose a part of it later, this tab keeps a copy of the newest
-// one: its data URL, the part that was searched, and the picture in the link, which is empty until the results are shown.
-const kept = {
+// The link only contains a picture at the resolution of the model. To search a part of the picture later, this tab stores a
+// copy of the newest one: `source` is its data URL, `box` the part that was searched, `link` the encoded picture in the
+// link, which is empty until the results are shown.
+const storedPicture = {
   read() {
     try {
       return JSON.parse(sessionStorage.getItem("picture"));
@@ -15,18 +16,18 @@ const kept = {
       sessionStorage.removeItem("picture");
       if (value) sessionStorage.setItem("picture", JSON.stringify(value));
     } catch {
-      // The browser keeps nothing, or the picture is too large: then no part can be chosen.
+      // The browser stores nothing, or the picture is too large: then no part can be chosen.
     }
   },
 };
 
-const MAX_KEPT_SIDE = 1600;
+const MAX_COPY_SIDE = 1600;
 const keepCopy = async (files) => {
-  kept.write(null);
+  storedPicture.write(null);
   if (files.length !== 1) return;
   try {
     const bitmap = await createImageBitmap(files[0]);
-    const scale = Math.min(1, MAX_KEPT_SIDE / Math.max(bitmap.width, bitmap.height));
+    const scale = Math.min(1, MAX_COPY_SIDE / Math.max(bitmap.width, bitmap.height));
     const canvas = document.createElement("canvas");
     canvas.width = Math.max(1, Math.round(bitmap.width * scale));
     canvas.height = Math.max(1, Math.round(bitmap.height * scale));
@@ -34,9 +35,9 @@ const keepCopy = async (files) => {
     context.fillStyle = "white";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    kept.write({ source: canvas.toDataURL("image/jpeg", 0.9), box: "", link: "" });
+    storedPicture.write({ source: canvas.toDataURL("image/jpeg", 0.9), box: "", link: "" });
   } catch {
-    // A kind of file that this browser cannot decode; the server may.
+    // This browser cannot decode the file; the server may be able to.
   }
 };
 
@@ -50,7 +51,7 @@ if (form) {
   document.documentElement.classList.add("js");
   const input = form.querySelector("input[type=file]");
   const noPicture = form.querySelector("#no-picture");
-  const take = (files) => {
+  const acceptFiles = (files) => {
     // If the browser does not know the type of a file, the server checks it.
     const pictures = [...files].filter((file) => !file.type || file.type.startsWith("image/")).slice(0, 4);
     noPicture.hidden = pictures.length > 0;
@@ -65,7 +66,7 @@ if (form) {
     form.requestSubmit();
   };
   input.addEventListener("change", () => input.files.length && submit(input.files));
-  // Text is dropped and pasted into fields as usual; spreadsheets add a picture of the copied cells.
+  // Text is dropped and pasted into fields as usual: spreadsheets add a picture of the copied cells to it.
   const hasFiles = (event) => event.dataTransfer.types.includes("Files");
   const isText = (event) =>
     event.clipboardData.types.includes("text/plain") && event.target.matches("input[type=search], input[type=number]");
@@ -79,20 +80,20 @@ if (form) {
     form.classList.remove("dropping");
     if (!hasFiles(event)) return;
     event.preventDefault();
-    take(event.dataTransfer.files);
+    acceptFiles(event.dataTransfer.files);
   });
   document.addEventListener("paste", (event) => {
     const files = event.clipboardData.files;
-    if (files.length && !isText(event)) take(files);
+    if (files.length && !isText(event)) acceptFiles(files);
   });
 }
 
 // The copy belongs to the picture of the first results page after its upload; an error page drops it.
 const inLink = new URLSearchParams(location.search).getAll("picture");
-const copy = kept.read();
+const copy = storedPicture.read();
 if (copy && !copy.link) {
   copy.link = inLink.length === 1 ? inLink[0] : "";
-  kept.write(copy.link ? copy : null);
+  storedPicture.write(copy.link ? copy : null);
 }
 
 const opener = document.querySelector("#choose-part");
@@ -105,19 +106,19 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
   let box = copy.box ? copy.box.split(",").map(Number) : [0, 0, 1, 1];
   const limit = (value, low, high) => Math.min(high, Math.max(low, value));
   const percent = (value) => Math.round(100 * value);
-  const put = (element, [left, top, right, bottom]) => {
+  const setBounds = (element, [left, top, right, bottom]) => {
     element.style.left = `${100 * left}%`;
     element.style.top = `${100 * top}%`;
     element.style.width = `${100 * (right - left)}%`;
     element.style.height = `${100 * (bottom - top)}%`;
   };
-  const show = () => {
+  const showBox = () => {
     const [left, top, right, bottom] = box;
-    put(rectangle, box);
+    setBounds(rectangle, box);
     panel.querySelector("#part-status").textContent =
       `From ${percent(left)} to ${percent(right)}% of the width, ${percent(top)} to ${percent(bottom)}% of the height.`;
   };
-  const place = (event) => {
+  const pointerPosition = (event) => {
     const frame = whole.getBoundingClientRect();
     return [
       limit((event.clientX - frame.left) / frame.width, 0, 1),
@@ -131,11 +132,11 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     event.preventDefault();
     // A click on an item is no drag; one that begins there is, see below.
     if (!event.target.matches(".item")) whole.setPointerCapture(event.pointerId);
-    [start, before] = [place(event), box];
+    [start, before] = [pointerPosition(event), box];
   });
   whole.addEventListener("pointermove", (event) => {
     if (!start) return;
-    const end = place(event);
+    const end = pointerPosition(event);
     const isDrag = [0, 1].some((side) => Math.abs(end[side] - start[side]) >= MIN_SIDE);
     if (!whole.hasPointerCapture(event.pointerId)) {
       if (!isDrag) return;
@@ -143,17 +144,17 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     }
     box = [0, 1].map((side) => Math.min(start[side], end[side]));
     box = [...box, ...[0, 1].map((side) => Math.max(start[side], end[side]))];
-    show();
+    showBox();
   });
-  const drop = (event) => {
+  const endDrag = (event) => {
     if (!start) return;
     start = null;
     // A tap is not a rectangle.
     if (event.type === "pointercancel" || box[2] - box[0] < MIN_SIDE || box[3] - box[1] < MIN_SIDE) box = before;
-    show();
+    showBox();
   };
-  whole.addEventListener("pointerup", drop);
-  whole.addEventListener("pointercancel", drop);
+  whole.addEventListener("pointerup", endDrag);
+  whole.addEventListener("pointercancel", endDrag);
   const DIRECTIONS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, -1], ArrowDown: [1, 1] };
   rectangle.addEventListener("keydown", (event) => {
     const direction = DIRECTIONS[event.key];
@@ -167,7 +168,7 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
       box[axis] = limit(box[axis] + sign * STEP, 0, 1 - size);
       box[axis + 2] = box[axis] + size;
     }
-    show();
+    showBox();
   });
   const search = (part) => {
     const files = new DataTransfer();
@@ -176,7 +177,7 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     const field = document.createElement("input");
     [field.type, field.name, field.value] = ["hidden", "box", part];
     form.append(field);
-    kept.write({ ...copy, box: part, link: "" });
+    storedPicture.write({ ...copy, box: part, link: "" });
     form.requestSubmit();
   };
   const hint = document.querySelector("#items");
@@ -189,7 +190,7 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
       const item = document.createElement("button");
       [item.type, item.className] = ["button", "item"];
       item.setAttribute("aria-label", `Search part ${number + 1} of ${items.length}`);
-      put(item, part.split(",").map(Number));
+      setBounds(item, part.split(",").map(Number));
       item.addEventListener("click", () => search(part));
       whole.append(item);
     });
@@ -202,7 +203,7 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
       if (!response.ok) return;
       copy.items = (await response.json()).items.map((item) => item.box);
       // Another picture or part may be on its way by now.
-      if (kept.read()?.link === copy.link) kept.write(copy);
+      if (storedPicture.read()?.link === copy.link) storedPicture.write(copy);
       showItems(copy.items);
     } catch {
       // Without an answer, a rectangle can still be dragged.
@@ -220,9 +221,9 @@ if (form && opener && copy?.link && copy.link === inLink[0]) {
     if (panel.hidden) return;
     const image = panel.querySelector("img");
     image.src = copy.source;
-    show();
+    showBox();
     rectangle.focus({ preventScroll: true });
-    // Its height is known only then.
+    // The height of the panel is known once the picture is decoded.
     image.decode().then(() => panel.scrollIntoView({ block: "nearest" }), () => {});
   });
 }
