@@ -101,9 +101,10 @@ class ValidationPasses:
         correct, losses = self.correct.double(), self.losses.double()
         best = self._best_pass()
         accuracy = correct[best].mean().item()
-        weights = self._bootstrap_weights()
-        sampled = correct @ weights
-        chosen = _best_epochs(sampled, losses @ weights)
+        counts = self._bootstrap_counts()
+        # Divided last: sums of integers are exact, so that equal accuracies compare equal.
+        sampled = correct @ counts / correct.shape[1]
+        chosen = _best_epochs(sampled, losses @ counts)
         optimism = sampled.gather(0, chosen[None])[0] - correct.mean(1)[chosen]
         held_out = min(1.0, max(0.0, accuracy - optimism.mean().item()))
         train_accuracy = self.train_accuracy[best].item()
@@ -116,7 +117,7 @@ class ValidationPasses:
         if lowest == len(losses) - 1:
             return Interval(0.0, 0.0, 0.0)
         rises = losses[-1] - losses
-        sampled = losses @ self._bootstrap_weights()
+        sampled = losses @ self._bootstrap_counts() / losses.shape[1]
         chosen = sampled.argmin(0)
         optimism = (sampled[-1] - sampled.gather(0, chosen[None])[0] - rises.mean(1)[chosen]).mean().item()
         rise = normal_interval(rises[lowest])
@@ -125,11 +126,11 @@ class ValidationPasses:
     def _best_pass(self) -> int:
         return int(_best_epochs(self.correct.double().mean(1), self.losses.double().mean(1)))
 
-    def _bootstrap_weights(self) -> Tensor:
-        """Weights `(N, samples)` of the images in each bootstrap sample, which sum to 1."""
-        count = self.correct.shape[1]
-        drawn = torch.randint(count, (_SAMPLES, count), generator=torch.Generator().manual_seed(0))
-        return torch.stack([row.bincount(minlength=count) for row in drawn], dim=1).double() / count
+    def _bootstrap_counts(self) -> Tensor:
+        """Count how often each bootstrap sample has each image, `(N, samples)` float64."""
+        images = self.correct.shape[1]
+        drawn = torch.randint(images, (_SAMPLES, images), generator=torch.Generator().manual_seed(0))
+        return torch.stack([row.bincount(minlength=images) for row in drawn], dim=1).double()
 
 
 def _best_epochs(accuracy: Tensor, loss: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class MeanStd:
     def of(cls, values: Iterable[float]) -> "MeanStd":
         """Compute both from one value or more."""
         values = list(values)
-        if not all(map(math.isfinite, values)):  # of a run that diverged
+        if not all(map(math.isfinite, values)):  # A run diverged.
             return cls(math.nan, math.nan if len(values) > 1 else None, len(values))
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), std, len(values))
@@ -109,17 +109,18 @@ def ratio_interval(first: Interval, second: Interval) -> Interval:
         second: the proportion to divide by, with its interval. The upper bound is infinite if its lower bound is 0.
     """
     p, q = first.estimate, second.estimate
-    product = p * q
 
-    def bound(first_bound: float, second_bound: float, sign: int) -> float:
-        denominator = second_bound * (2 * q - second_bound)
-        if denominator <= 0:
-            return math.inf if sign > 0 else 0.0
-        inner = product**2 - first_bound * (2 * p - first_bound) * denominator
-        return max(0.0, (product + sign * math.sqrt(max(inner, 0.0))) / denominator)
+    def coefficients(first_bound: float, second_bound: float) -> tuple[float, float, float]:
+        """Coefficients of the equation square * ratio² - 2 * p * q * ratio + constant = 0, and the sum in its roots."""
+        constant, square = first_bound * (2 * p - first_bound), second_bound * (2 * q - second_bound)
+        return constant, square, p * q + math.sqrt(max(0.0, (p * q) ** 2 - constant * square))
 
-    estimate = p / q if q else math.inf
-    return Interval(estimate, bound(first.low, second.high, -1), bound(first.high, second.low, 1))
+    # The smaller root as a quotient that stays finite where `square` is 0 or below, with few successes in `second`.
+    constant, _, root_sum = coefficients(first.low, second.high)
+    low = constant / root_sum if root_sum else 0.0
+    _, square, root_sum = coefficients(first.high, second.low)
+    high = root_sum / square if square > 0 else math.inf
+    return Interval(p / q if q else math.inf, low, high)
 
 
 def mean_interval(values: Tensor) -> Interval:
