@@ -111,10 +111,12 @@ class TrainingDynamics(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch to the totals."""
+        # Class indices have no mean. The reduction works in place.
+        other = trainer.strategy.reduce(self._epoch[:, _COLUMNS.index("other")].clone(), reduce_op="max")[:-1].cpu()
         epoch = trainer.strategy.reduce(self._epoch, reduce_op="sum")[:-1].cpu()
         # Several processes may have presented an image if it is sampled with replacement.
         epoch = epoch / epoch[:, :1].clamp(min=1)
-        self._add_epoch(trainer.current_epoch + 1, dict(zip(_COLUMNS, epoch.T, strict=True)))
+        self._add_epoch(trainer.current_epoch + 1, {**dict(zip(_COLUMNS, epoch.T, strict=True)), "other": other})
 
     def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:
         totals = self._totals
