@@ -51,6 +51,20 @@ def test_shipped_model_and_document_are_those_of_the_records(study, recorded):
     assert numbers(summary) == pytest.approx(numbers(written), abs=0.011)
 
 
+def test_half_a_record_of_a_stopped_study_costs_that_record_alone(study, tmp_path):
+    records = study("records")
+    file = tmp_path / "records.jsonl"
+    first, second, third = (
+        {"base": 10**6 + n, "arm": "base", "seed": 0, "settings": {"size": "tiny"}} for n in range(3)
+    )
+    records.append_record(file, first)
+    with file.open("a") as opened:
+        opened.write(json.dumps(second)[:-1])  # ends with the brace of the settings
+    assert records.read_records(file)[-1] == first
+    records.append_record(file, third)
+    assert records.read_records(file)[-2:] == [first, third]
+
+
 def test_longer_study_continues_the_same_design(study):
     design = study("design")
     assert design.bases(20)[:8] == design.bases(8)

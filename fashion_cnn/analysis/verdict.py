@@ -438,7 +438,7 @@ class Advice:
 def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
     """Suggest the two best remedies if they may pay, and one command that tries both over three seeds."""
     typed = next((o.partition("=")[2] for o in config.get("overrides") or [] if override_key(o) == "remedy"), "")
-    applied = [name for name in typed.strip("[]").split(",") if name]
+    applied = [name for name in typed.strip("[]").split(",") if name not in ("", "none")]
 
     def choice(*remedies: str) -> str:
         names = [*applied, *remedies]
