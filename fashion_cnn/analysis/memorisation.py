@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import chosen_images, read_fold_predictions
+from fashion_cnn.analysis.comparison import fold_and_subset, read_fold_predictions
 from fashion_cnn.analysis.settings import repeated_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
@@ -314,7 +314,7 @@ def choose_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
             continue
         config = run.config()
         settings = tuple(sorted(repeated_settings(config).items(), key=lambda item: item[0]))
-        groups.setdefault(settings, {})[config.seed, *chosen_images(config).values()] = run
+        groups.setdefault(settings, {})[config.seed, *fold_and_subset(config).values()] = run
         if run.logits_file.exists() or OmegaConf.select(config, "data.folds"):
             with_predictions.add(run)
     if not groups:

@@ -124,7 +124,10 @@ def ratio_interval(first: Interval, second: Interval) -> Interval:
 
 
 def mean_interval(values: Tensor) -> Interval:
-    """Interval of the mean of values `(N,)` in [0, 1]: Wilson's if all are 0 or 1, else the normal one."""
+    """Interval of the mean of values `(N,)` in [0, 1], such as a metric of each of N queries.
+
+    Wilson's if all values are 0 or 1, else that of the central limit theorem, clipped to [0, 1].
+    """
     values = values.double()
     mean = values.mean().item()
     if ((values == 0) | (values == 1)).all():
@@ -158,20 +161,24 @@ def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) 
 
 
 def normal_probability_above(threshold: float, mean: float, deviation: float) -> float:
-    """Probability that a normal variable exceeds `threshold`."""
+    """Probability that a normal variable of this mean and standard deviation exceeds `threshold`."""
     return 0.5 * (1 + math.erf((mean - threshold) / deviation / math.sqrt(2)))
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1."""
+    """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1.
+
+    Tabulated up to 30 degrees; above, the first term of its expansion around the normal quantile, whose error is below
+    0.004 (Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5).
+    """
     return _T[degrees - 1] if degrees <= len(_T) else Z_95 + (Z_95**3 + Z_95) / (4 * degrees)
 
 
 def paired_interval(differences: Sequence[float], test_ratio: float = 0.0) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
 
-    The folds of a cross-validation share training images, and their differences are no independent sample. The
-    corrected resampled t-test adds the ratio of test to training images to 1 / n in the variance of the mean (Nadeau
+    The folds of a cross-validation share training images, so that their differences are not independent. The corrected
+    resampled t-test adds the ratio of test to training images to 1 / n in the variance of the mean (Nadeau
     and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003).
 
     Args:
