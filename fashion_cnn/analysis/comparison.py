@@ -477,11 +477,8 @@ def _conclude_pair(first: Group, second: Group) -> str:
         f"accuracy is {lower}"
     )
     choice = ", without the optimism of choosing the epoch" if _is_optimism_known(pairs) else ""
-    return (
-        f"{text}{choice}; {len(pairs)} pairs of equal {repetition}, 95% intervals."
-        if has_interval
-        else f"{text}{choice}."
-    )
+    intervals = f"; {len(pairs)} pairs of equal {repetition}, 95% intervals" if has_interval else ""
+    return f"{text}{choice}{intervals}."
 
 
 def _label_of_difference(group: Group, other: Group) -> str:

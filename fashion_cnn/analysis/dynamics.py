@@ -179,8 +179,8 @@ def regions(dynamics: Dynamics) -> Tensor:
 def likely_label_errors(dynamics: Dynamics) -> Tensor:
     """Rank all images by how likely their label is wrong.
 
-    The criterion is the fraction of the epochs that classified the image correctly, then the mean margin: an image with
-    a wrong label looks like another class until the network memorises it, which happens late.
+    The images are sorted by the fraction of the epochs that classified them correctly, then by the mean margin: the
+    network classifies an image with a wrong label as another class until it memorises the image late in training.
 
     Returns:
         `(N,)`, rows of `dynamics`, most likely error first.
@@ -196,8 +196,8 @@ def examples_csv(
     """Format the dynamics as CSV, one row per image, most likely label error first.
 
     Args:
-        dynamics: of the training images.
-        class_names: of the classes.
+        dynamics: training dynamics of the training images.
+        class_names: names of all classes.
         memorisation: memorisation scores by position in the data set, see `fashion_cnn.analysis.memorisation`; None
             leaves their column out.
     """
