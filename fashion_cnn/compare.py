@@ -18,17 +18,14 @@ def compare(config: DictConfig) -> None:
     Raises:
         UserError: if there is no run, or no run is finished.
     """
-    import os
-
     from fashion_cnn.analysis.comparison import compare as compare_runs
     from fashion_cnn.analysis.comparison_report import write_comparison
     from fashion_cnn.cli.console import print_comparison
-    from fashion_cnn.runs import find_runs
+    from fashion_cnn.runs import common_folder, find_runs
 
     runs = find_runs(as_strings(config.runs))
     comparison = compare_runs(runs)
-    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
-    folder = Path(config.out).expanduser() if config.out else parent / "comparison"
+    folder = Path(config.out).expanduser() if config.out else common_folder(runs) / "comparison"
     print_comparison(comparison, *write_comparison(comparison, folder))
 
 

@@ -60,14 +60,14 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 def _default_folder(runs: Sequence[Run]) -> Path:
     """A directory in the run, or one beside the runs of an ensemble."""
     import hashlib
-    import os
+
+    from fashion_cnn.runs import common_folder
 
     if len(runs) == 1:
         return runs[0].evaluation
-    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
     # The same name for the same runs, in any order.
     members = hashlib.sha256("\n".join(sorted(str(run.path.absolute()) for run in runs)).encode()).hexdigest()
-    return parent / f"ensemble-{members[:6]}"
+    return common_folder(runs) / f"ensemble-{members[:6]}"
 
 
 def _evaluate_and_print(config: DictConfig) -> None:

@@ -22,11 +22,9 @@ def memorisation(config: DictConfig) -> None:
     Raises:
         UserError: if the runs store no predictions of held-out training images, or an option is out of range.
     """
-    import os
-
     from fashion_cnn.analysis.memorisation import choose_runs, has_cleanlab
     from fashion_cnn.analysis.memorisation_report import analyse, write_report
-    from fashion_cnn.runs import display_path, find_finished_run, find_runs
+    from fashion_cnn.runs import common_folder, display_path, find_finished_run, find_runs
     from fashion_cnn.terminal import print_text
 
     for name, low, high in (
@@ -41,8 +39,7 @@ def memorisation(config: DictConfig) -> None:
             )
     ordinary = None if config.run is None else find_finished_run(config.run, Path(config.runs_dir))
     runs = find_runs(as_strings(config.runs))
-    parent = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
-    folder = Path(config.out).expanduser() if config.out else parent / "analysis"
+    folder = Path(config.out).expanduser() if config.out else common_folder(runs) / "analysis"
     chosen, notes = choose_runs(runs)
     if not has_cleanlab():
         notes.append(

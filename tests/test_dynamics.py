@@ -97,7 +97,7 @@ def test_image_presented_by_two_processes_counts_as_their_mean():
     callback = TrainingDynamics()
     state = trainer()
     # The other process presented the same image.
-    state.strategy.reduce = lambda values, reduce_op: 2 * values
+    state.strategy.reduce = lambda values, reduce_op: {"sum": 2 * values, "max": values}[reduce_op]
     callback.on_fit_start(state, SimpleNamespace(device="cpu"))
     callback.on_train_epoch_start(state, None)
     logits = torch.tensor([[0.8, 0.2]]).log()
@@ -107,6 +107,27 @@ def test_image_presented_by_two_processes_counts_as_their_mean():
     assert result.confidence.tolist() == pytest.approx([0.8])
     assert result.variability.tolist() == pytest.approx([0], abs=1e-3)
     assert result.recognised.tolist() == [1]
+
+
+def test_other_class_of_an_image_that_two_processes_presented_is_one_of_theirs():
+    callback = TrainingDynamics()
+    state = trainer()
+    callback.on_fit_start(state, SimpleNamespace(device="cpu"))
+    callback.on_train_epoch_start(state, None)
+    logits = torch.tensor([[0.5, 0.1, 0.1, 0.3]]).log()
+    callback.on_train_batch_end(state, None, {"logits": logits}, Batch(torch.zeros(1), TARGETS[:1], INDICES[:1]), 0)
+    elsewhere = callback._epoch.clone()
+    elsewhere[INDICES[0], -1] = 1
+
+    def reduce(values, reduce_op):
+        """Reduce in place, as `torch.distributed.all_reduce` does."""
+        other = elsewhere if values.shape == elsewhere.shape else elsewhere[:, -1]
+        return values.add_(other) if reduce_op == "sum" else values.copy_(torch.maximum(values, other))
+
+    state.strategy.reduce = reduce
+    callback.on_train_epoch_end(state, None)
+    assert callback.result().other.tolist() == [3], "classes 1 and 3 have no mean"
+    assert callback.result().confidence.tolist() == pytest.approx([0.5])
 
 
 def make_dynamics(confidence, variability, recognised=None):

@@ -21,6 +21,7 @@ from fashion_cnn.metrics.intervals import (
     MeanStd,
     newcombe_interval,
     normal_interval,
+    ratio_interval,
     to_json_dict,
     wilson_interval,
 )
@@ -68,6 +69,33 @@ def test_interval_of_the_share_of_the_gap_covers_the_truth():
         assert np.mean(inside) == pytest.approx(0.95, abs=0.025)
     assert gap_share_of(1.0, 0.9, 100, 100, 1.0) == Interval(1.0, 1.0, 1.0)
     assert gap_share_of(1.0, 1.0, 100, 100, 0.0).low == -np.inf, "without errors there is no share"
+
+
+@pytest.mark.parametrize(
+    ("errors", "count", "other_errors", "other_count"),
+    [(20, 1000, 60, 1000), (5, 100, 1, 100), (3, 100, 2, 100), (2, 50, 0, 50), (0, 50, 4, 50)],
+)
+def test_bounds_of_a_ratio_solve_the_equation_of_their_method(errors, count, other_errors, other_count):
+    first, second = wilson_interval(errors / count, count), wilson_interval(other_errors / other_count, other_count)
+    ratio = ratio_interval(first, second)
+    p, q = first.estimate, second.estimate
+    # The bound of p - ratio * q by variance estimates recovery is zero (Donner and Zou 2012, section 4).
+    assert p - ratio.low * q == pytest.approx(math.hypot(p - first.low, ratio.low * (second.high - q)))
+    assert (ratio.low > 0) == (errors > 0)
+    if math.isfinite(ratio.high):
+        assert ratio.high * q - p == pytest.approx(math.hypot(first.high - p, ratio.high * (q - second.low)))
+    assert math.isfinite(ratio.high) == (other_errors > 0)
+
+
+def test_equal_epochs_of_a_bootstrap_sample_are_chosen_by_their_loss():
+    # Both epochs classify as many images of many samples correctly, at weights that floats add up inexactly.
+    correct = torch.tensor([[True] * 5 + [False] * 5, [False] * 5 + [True] * 4 + [False]])
+    passes = ValidationPasses(torch.tensor([1, 2]), torch.ones(2), correct, torch.tensor([[1.0] * 10, [0.5] * 10]))
+    optimism = []
+    for drawn in torch.randint(10, (200, 10), generator=torch.Generator().manual_seed(0)).tolist():
+        first, second = (sum(row[image] for image in drawn) for row in correct.tolist())
+        optimism.append(second / 10 - 0.4 if second >= first else first / 10 - 0.5)
+    assert passes.best_epoch_gap(100, train_share=1.0).estimate == pytest.approx(1 - 0.5 + np.mean(optimism), abs=1e-12)
 
 
 def test_gap_of_the_best_epoch_has_little_of_the_bias_of_the_choice():

@@ -8,8 +8,10 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from fashion_cnn.analysis.memorisation import (
     find_label_errors,
     load_bundled_scores,
 )
+from fashion_cnn.analysis.memorisation_report import _example_table
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import Interrupted, UserError
 from fashion_cnn.evaluate import main as evaluate
@@ -229,6 +232,14 @@ def made_ensemble():
 def test_a_class_without_scores_in_the_first_half_does_not_shift_the_names_of_the_others():
     checks = compute_scores(made_ensemble()).checks
     assert [(name, check.images) for name, check in checks] == [("all", 6), ("b", 2), ("c", 2)]
+
+
+def test_the_table_of_examples_leaves_out_unknown_scores_and_standard_errors():
+    scores = compute_scores(made_ensemble())
+    scores = replace(scores, score=np.array([0.9] * 5 + [np.nan]), standard_error=np.array([0.125] + [np.nan] * 5))
+    analysis = SimpleNamespace(ensemble=made_ensemble(), scores=scores, errors=SimpleNamespace(probability=np.zeros(6)))
+    cells = [line.split(" | ")[2] for line in _example_table(analysis).splitlines()[2:]]
+    assert cells == ["0.90 ± 0.12", *["0.90"] * 4, "-"]
 
 
 def test_the_histogram_marks_the_score_from_which_images_count_as_memorised():

@@ -323,6 +323,9 @@ def test_advice_adds_to_a_remedy_that_was_applied(expect):
     first, _, sweep = advise(judged(FALLING, ["remedy=longer"]), config)
     assert first.overrides == ("remedy=[longer,cutmix]",)
     assert sweep.overrides == ("sweep=remedies", "remedy=longer,[longer,cutmix],[longer,larger]")
+    first, _, sweep = advise(judged(FALLING, ["remedy=none"]), compose(overrides=["remedy=none"]))
+    assert first.overrides == ("remedy=cutmix",), "the runs of a sweep that the others are compared with"
+    assert sweep.overrides == ("sweep=remedies", "remedy=none,cutmix,larger")
     expect(cutmix=-0.6)
     (only,) = advise(judged(FALLING), compose())
     assert only.overrides == ("-m", "seed=0,1,2")

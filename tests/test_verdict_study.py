@@ -33,12 +33,12 @@ def recorded(study):
     records = study("records").read_records()
     lines = (REPOSITORY / "scripts" / "records.jsonl").read_text().splitlines()
     analysis = study("analysis")
-    return records, [*analysis.gains(records), *analysis.ablation_gains(map(json.loads, lines))]
+    return records, [*analysis.paired_gains(records), *analysis.ablation_gains(map(json.loads, lines))]
 
 
 def test_shipped_model_and_document_are_those_of_the_records(study, recorded):
-    records, found = recorded
-    fitted = study("analysis").fitted_study(found, records)
+    records, gains = recorded
+    fitted = study("analysis").fitted_study(gains, records)
     assert numbers(json.dumps(fitted)) == pytest.approx(numbers(json.dumps(verdict._study())), rel=1e-3, abs=1e-5)
     forecast_model = study("analysis").fitted_forecast(records)
     assert numbers(json.dumps(forecast_model)) == pytest.approx(
@@ -46,9 +46,23 @@ def test_shipped_model_and_document_are_those_of_the_records(study, recorded):
     )
     page = (REPOSITORY / "docs" / "overfitting.md").read_text()
     written = page.partition("<!-- summary -->\n")[2].partition("<!-- end of summary -->")[0]
-    summary = study("summary").summarise(records, found)
+    summary = study("summary").summarise(records, gains)
     assert NUMBER.sub("", summary) == NUMBER.sub("", written.strip())
     assert numbers(summary) == pytest.approx(numbers(written), abs=0.011)
+
+
+def test_half_a_record_of_a_stopped_study_costs_that_record_alone(study, tmp_path):
+    records = study("records")
+    file = tmp_path / "records.jsonl"
+    first, second, third = (
+        {"base": 10**6 + n, "arm": "base", "seed": 0, "settings": {"size": "tiny"}} for n in range(3)
+    )
+    records.append_record(file, first)
+    with file.open("a") as opened:
+        opened.write(json.dumps(second)[:-1])  # ends with the brace of the settings
+    assert records.read_records(file)[-1] == first
+    records.append_record(file, third)
+    assert records.read_records(file)[-2:] == [first, third]
 
 
 def test_longer_study_continues_the_same_design(study):
@@ -77,24 +91,24 @@ def test_family_depends_on_its_features_alone_and_takes_unknown_ones_as_the_mean
     analysis = study("analysis")
     random = np.random.default_rng(0)
     place = verdict.FEATURES.index("val_loss_trend")
-    found = []
+    gains = []
     for base in range(60):
         features = random.standard_normal(len(verdict.FEATURES))
         features[verdict.FEATURES.index("log_val_error")] = np.log(0.1)
         relative = 0.1 - 0.2 * features[place]
-        found.append(analysis.Gain(base, 0, "longer", features, 0.1 * relative, 0.0))
-    model = analysis.GainModel.fitted(found, "trend of the validation loss")
+        gains.append(analysis.Gain(base, 0, "longer", features, 0.1 * relative, 0.0))
+    model = analysis.GainModel.fitted(gains, "trend of the validation loss")
     coefficients = model.remedies["longer"].coefficients
     assert coefficients[place] < -0.1
     assert np.count_nonzero(coefficients) == 1
-    unknown = found[0].features.copy()
+    unknown = gains[0].features.copy()
     unknown[place] = np.nan
     expected = model.predict(analysis.Gain(99, 0, "longer", unknown, 0.0, 0.0))
     at_mean = unknown.copy()
     at_mean[place] = model.mean[place]
     assert expected == model.predict(analysis.Gain(99, 0, "longer", at_mean, 0.0, 0.0))
     recorded_without = analysis.GainModel.fitted(
-        [*found, analysis.Gain(-1, 0, "longer", unknown, 0.01, 0.0)], "trend of the validation loss"
+        [*gains, analysis.Gain(-1, 0, "longer", unknown, 0.01, 0.0)], "trend of the validation loss"
     )
     assert np.isfinite(recorded_without.remedies["longer"].coefficients).all()
 
@@ -129,7 +143,7 @@ def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, reco
     analysis, summary = study("analysis"), study("summary")
     features = np.zeros(len(verdict.FEATURES))
     arms = list(verdict.REMEDIES)[:10]
-    found = [
+    gains = [
         analysis.Gain(base, 0, arm, features, 0.01 if arm == "longer" else -0.01, 0.0)
         for base in range(6)
         for arm in [*arms, "longer"]
@@ -141,10 +155,10 @@ def test_regret_is_zero_for_a_rule_that_always_finds_the_best_remedy(study, reco
         "passes": [{"val_loss": loss, "train_loss": loss} for loss in (0.4, 0.3)],
         **{"last_train_accuracy": 0.9, "last_train_count": 1000, "last_val_accuracy": 0.9, "last_val_count": 1000},
     }
-    predictions = {family: analysis.leave_bases_out(found, family) for family in analysis.FAMILIES}
-    used = analysis.best_family(found, predictions)
+    predictions = {family: analysis.leave_bases_out(gains, family) for family in analysis.FAMILIES}
+    used = analysis.best_family(gains, predictions)
     assert used == "mean gain of each remedy", "no other predicts better"
-    table = summary.regret_table([run | {"base": base} for base in range(6)], found, predictions, used, without=())
+    table = summary.regret_table([run | {"base": base} for base in range(6)], gains, predictions, used, without=())
     rows = dict(line.split("|")[1:3] for line in table.splitlines()[2:])
     regrets = {name.strip(): float(value.split()[0]) for name, value in rows.items()}
     assert regrets[f"{used} (the verdict)"] == regrets["linear model of all features"] == regrets["always longer"] == 0

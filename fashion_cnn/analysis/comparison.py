@@ -2,14 +2,12 @@
 
 import functools
 import math
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,11 +28,11 @@ from fashion_cnn.analysis.settings import (
 from fashion_cnn.errors import UserError
 from fashion_cnn.metrics.intervals import Z_95, Interval, MeanStd, mean_interval, paired_interval, t_quantile
 from fashion_cnn.metrics.predictions import PREDICTION_FIELDS, Predictions, read_predictions
-from fashion_cnn.runs import Run, format_csv
+from fashion_cnn.runs import Run, common_folder, format_csv
 from fashion_cnn.runs.finding import run_id
 from fashion_cnn.runs.overrides import CONFIG_DIR, override_key
 
-# By heading: the metric in results.json, its scale and its number of digits.
+# Columns of the table by heading: metric in results.json, scale and number of digits.
 COLUMNS: dict[str, tuple[str, float, int]] = {
     "train acc. %": ("train/accuracy", 100, 2),
     "val acc. %": ("val/accuracy", 100, 2),
@@ -159,7 +157,7 @@ class Comparison:
         groups: the groups of the finished runs, ordered by their factors.
         factors: the names of the settings that differ.
         unfinished: the other runs, and those whose settings cannot be read.
-        notes: what limits the comparison, a sentence or two each.
+        notes: limits of the comparison, a sentence or two each.
         name: the folder of the runs, such as that of a sweep.
     """
 
@@ -184,6 +182,12 @@ class _Variant(NamedTuple):
 def compare(runs: Iterable[Run]) -> Comparison:
     """Group the finished runs by their settings, ignoring the seed, the fold and the seed of a subset of the images.
 
+    Args:
+        runs: the runs, in any order.
+
+    Returns:
+        The groups with the settings that distinguish them.
+
     Raises:
         UserError: if no run is finished.
     """
@@ -197,7 +201,7 @@ def compare(runs: Iterable[Run]) -> Comparison:
     compared = variants if len(variants) > 1 else _variants(readable)
     factors = _factor_names(compared)
     groups = [
-        Group({name: _held_value(variant, name) for name in factors}, *_results_by_repetition(variant.runs))
+        Group({name: _factor_value(variant, name) for name in factors}, *_results_by_repetition(variant.runs))
         for variant in variants
     ]
     compared_runs = {run for variant in variants for run in variant.runs}
@@ -211,7 +215,7 @@ def compare(runs: Iterable[Run]) -> Comparison:
     lagging = sum("evaluation_lag" in result for result in results)
     notes = filter(None, (_validation_note(variants), lag_note(lagging, len(results)), *map(_out_of_fold_note, groups)))
     unfinished = tuple(run for run in runs if run not in compared_runs)
-    return Comparison(tuple(groups), tuple(factors), unfinished, tuple(notes), _common_folder(runs))
+    return Comparison(tuple(groups), tuple(factors), unfinished, tuple(notes), _folder_name(runs))
 
 
 def read_fold_predictions(run: Run) -> Predictions:
@@ -230,7 +234,7 @@ def read_fold_predictions(run: Run) -> Predictions:
 
 
 def _out_of_fold_note(group: Group) -> str:
-    """Say how accurate a cross-validation is over all images; an empty text for other groups."""
+    """Note on the accuracy of a cross-validation over all images; an empty text for other groups."""
     predictions = group.out_of_fold
     if predictions is None:
         return ""
@@ -248,14 +252,17 @@ def _out_of_fold_note(group: Group) -> str:
     )
 
 
-def _common_folder(runs: Sequence[Run]) -> str:
-    """The name of the folder that holds all runs; that of a sweep, which is a time, with the one above it."""
-    folder = Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+def _folder_name(runs: Sequence[Run]) -> str:
+    """Name of the folder that holds all runs; the folder of a sweep is named by its time, so its parent is added."""
+    folder = common_folder(runs)
     return folder.name if run_id(folder) == folder.name else f"{folder.parent.name}/{folder.name}"
 
 
 def lag_note(lagging: int, runs: int) -> str:
-    """Say in how many runs the evaluation lags behind the training, see `evaluation_lag`; an empty text for none."""
+    """Note that the evaluation lags behind the training in `lagging` of `runs` runs; an empty text for none.
+
+    See `fashion_cnn.analysis.history.evaluation_lag`.
+    """
     if not lagging:
         return ""
     return (
@@ -266,7 +273,7 @@ def lag_note(lagging: int, runs: int) -> str:
 
 
 def _validation_note(variants: Sequence[_Variant]) -> str:
-    """Say that the validation sets of the variants differ; an empty text if they do not."""
+    """Note that the validation sets of the variants differ; an empty text if they do not."""
     differing = []
     for name, default in _VALIDATION.items():
         values = {str(variant.settings.get(name, default)) for variant in variants}
@@ -292,8 +299,8 @@ def _variants(runs: Iterable[Run]) -> list[_Variant]:
     return list(variants.values())
 
 
-def _held_value(variant: _Variant, name: str) -> Setting:
-    """The value that a setting had, typed or not; parts of a section are joined, as in `flip+crop`."""
+def _factor_value(variant: _Variant, name: str) -> Setting:
+    """Value of a setting of a variant, also of a default; the parts of a section are joined, as in `flip+crop`."""
     if name in variant.settings:
         return variant.settings[name]
     config = variant.runs[0].config()
@@ -313,7 +320,7 @@ def _held_value(variant: _Variant, name: str) -> Setting:
 
 
 def _model_name(config: DictConfig) -> str:
-    """The file of conf/model with the network of a run whose model was not typed, else the class of the network."""
+    """Name of the file of conf/model with the network of a run without `model=`, else the class of the network."""
     typed = {override_key(override) for override in config.get("overrides") or []}
     if not typed & {"experiment", "name"}:
         # A run is then named after its model.
@@ -336,13 +343,13 @@ def _results_by_repetition(runs: Sequence[Run]) -> tuple[tuple[dict[str, Any], .
     newest: dict[tuple[int, ...], tuple[Run, dict[str, int]]] = {}
     for run in sorted(runs, key=lambda run: run.started):
         config = run.config()
-        images = chosen_images(config)
+        images = fold_and_subset(config)
         newest[config.seed, *images.values()] = run, images
     chosen = [newest[key] for key in sorted(newest)]
     return tuple(run.results() | images for run, images in chosen), tuple(run for run, _ in chosen)
 
 
-def chosen_images(config: DictConfig) -> dict[str, int]:
+def fold_and_subset(config: DictConfig) -> dict[str, int]:
     """The number of a run's fold in cross-validation, and the seed of its subset of the images, if it has them."""
     options = {"fold": ("data.folds", "data.fold"), "subset_seed": ("data.subset_fraction", "data.subset_seed")}
     return {
@@ -421,21 +428,21 @@ def _baseline(groups: Iterable[Group]) -> Group | None:
 
 
 def _describe_noise(compared: Sequence[tuple[Group, Group]]) -> str:
-    """Say how much the choice of the seeds, folds or subsets may change the differences of pairs that have few."""
+    """Describe by how much the seeds, folds or subsets alone may change the differences of groups with few pairs."""
     pairs = min(len(_pairs(*pair)) for pair in compared)
     repetitions = _repetitions(group for pair in compared for group in pair)
     groups = {id(group): group for pair in compared for group in pair}.values()
     stds = [MeanStd.of(group.values("val/accuracy")) for group in groups]
     degrees = sum(metric.count - 1 for metric in stds)
     squares = sum(metric.std**2 * (metric.count - 1) for metric in stds if metric.std is not None)
-    own = math.sqrt(squares / degrees) if degrees else 0.0
-    if own > _SEED_DEVIATION:
-        deviation, quantile = own, t_quantile(degrees)
-        source = f"these runs have a standard deviation of {own * 100:.2f} points over their {repetitions}"
+    pooled = math.sqrt(squares / degrees) if degrees else 0.0
+    if pooled > _SEED_DEVIATION:
+        deviation, quantile = pooled, t_quantile(degrees)
+        source = f"these runs have a standard deviation of {pooled * 100:.2f} points over their {repetitions}"
     else:
         deviation, quantile = _SEED_DEVIATION, Z_95
         why = (
-            f"these runs have a smaller standard deviation, {own * 100:.2f} points"
+            f"these runs have a smaller standard deviation, {pooled * 100:.2f} points"
             if degrees
             else "each row has one run"
         )
@@ -461,16 +468,17 @@ def _conclude_pair(first: Group, second: Group) -> str:
     gap = _paired_difference("gap/accuracy", first, second)
     accuracy = _paired_difference("val/accuracy", first, second)
     better, other = (_label_of_difference(*pair) for pair in ((second, first), (first, second)))
-    shown = len(pairs) >= _MIN_PAIRS
-    smaller = _describe(gap, "smaller", "larger", has_interval=shown)
-    lower = _describe(accuracy, "lower", "higher", has_interval=shown)
+    has_interval = len(pairs) >= _MIN_PAIRS
+    smaller = _describe_difference(gap, "smaller", "larger", has_interval=has_interval)
+    lower = _describe_difference(accuracy, "lower", "higher", has_interval=has_interval)
     shared = ", ".join(f"{name}={value}" for name, value in second.factors.items() if first.factors[name] == value)
     text = (
         f"With {better} instead of {other},{f' at {shared},' if shared else ''} the gap is {smaller}, and validation "
         f"accuracy is {lower}"
     )
     choice = ", without the optimism of choosing the epoch" if _is_optimism_known(pairs) else ""
-    return f"{text}{choice}; {len(pairs)} pairs of equal {repetition}, 95% intervals." if shown else f"{text}{choice}."
+    intervals = f"; {len(pairs)} pairs of equal {repetition}, 95% intervals" if has_interval else ""
+    return f"{text}{choice}{intervals}."
 
 
 def _label_of_difference(group: Group, other: Group) -> str:
@@ -489,12 +497,14 @@ def _pairs(first: Group, second: Group) -> list[tuple[dict[str, Any], dict[str, 
 def _paired_difference(name: str, first: Group, second: Group) -> Interval:
     """Mean difference of a metric, `second` minus `first`, over their pairs.
 
-    Longer trainings choose their epoch among more, which flatters their validation accuracy more: the optimism of the
-    choice is left out if all runs have measured it.
+    A longer training chooses its best epoch among more epochs, so its validation accuracy is more optimistic. If all
+    runs have measured this optimism, the differences are without it.
     """
     pairs = _pairs(first, second)
     corrected = _is_optimism_known(pairs)
-    differences = [_measured(name, other, corrected) - _measured(name, result, corrected) for result, other in pairs]
+    differences = [
+        _metric_value(name, other, corrected) - _metric_value(name, result, corrected) for result, other in pairs
+    ]
     return paired_interval(differences, max(first.test_ratio, second.test_ratio))
 
 
@@ -502,15 +512,15 @@ def _is_optimism_known(pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -
     return all(result.get("gap_best/accuracy") is not None for pair in pairs for result in pair)
 
 
-def _measured(name: str, result: dict[str, Any], corrected: bool) -> float:
-    """The gap or the validation accuracy of a run, without the optimism of choosing its epoch if `corrected`."""
+def _metric_value(name: str, result: dict[str, Any], corrected: bool) -> float:
+    """Gap or validation accuracy of a run; without the optimism of choosing the best epoch if `corrected`."""
     if not corrected:
         return float(result[name])
     gap = float(result["gap_best/accuracy"])
     return gap if name == "gap/accuracy" else float(result["train/accuracy"]) - gap
 
 
-def _describe(difference: Interval, less: str, more: str, *, has_interval: bool) -> str:
+def _describe_difference(difference: Interval, less: str, more: str, *, has_interval: bool) -> str:
     """Describe a difference of fractions in points, such as `1.90 points lower (1.00 to 2.80)`."""
     size, low, high = (value * 100 for value in (difference.estimate, difference.low, difference.high))
     if not has_interval:
@@ -556,7 +566,7 @@ def _gain(baseline: Group, group: Group) -> str:
 
 
 def _repetitions(groups: Iterable[Group]) -> str:
-    """Name what the runs of a group differ in: `folds`, `subsets` or `seeds`."""
+    """Return the kind of repetition in which the runs of a group differ: `folds`, `subsets` or `seeds`."""
     results = [result for group in groups for result in group.results]
     if len({result.get("fold") for result in results}) > 1:
         return "folds"

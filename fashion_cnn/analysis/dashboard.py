@@ -27,7 +27,7 @@ from fashion_cnn.runs.files import read_config
 from fashion_cnn.runs.finding import list_runs
 from fashion_cnn.runs.run import BEST_EVENTS, OVERFITTING_EVENTS, SPLIT_EVENTS, Run
 
-# Charts at the top: is it overfitting, since when, and what does it cost?
+# Charts at the top of the page.
 _PINNED = ("gap/accuracy", "loss", "accuracy")
 # Colours on a light and on a dark page of the curves and marks of a single run, by subdirectory; those of the plots.
 _ROLE_COLORS = {
@@ -46,7 +46,8 @@ _SETTING_COLORS = (
     *("#7B2FBE", "#00875A", "#D81B7A", "#B58900", "#0091B3"),
     *("#8C5A3C", "#5A5A5A", "#3949AB", "#B3261E", "#5B8C1A"),
 )
-# Colours of the two pages, and how much a train curve takes of it: it is fainter than the validation curve of its run.
+# Background colours of the light and the dark page, and their share in the colour of a train curve, which is fainter than
+# the validation curve of its run.
 _PAGES = ("#FFFFFF", "#303030")
 _FAINTNESS = 0.5
 # A group for each run, so that the page asks for the colour of each.
@@ -99,9 +100,9 @@ def _mix(color: str, other: str, share: float) -> str:
 
 def _setting_colors(color: str) -> list[tuple[str, str]]:
     """Colours of validation and train curves of a setting, on a light and a dark page."""
-    both = (color, _mix(color, "#FFFFFF", 0.3))
-    faint = tuple(_mix(shade, page, _FAINTNESS) for shade, page in zip(both, _PAGES, strict=True))
-    return [both, (faint[0], faint[1])]
+    light, dark = color, _mix(color, "#FFFFFF", 0.3)
+    faint_light, faint_dark = (_mix(shade, page, _FAINTNESS) for shade, page in zip((light, dark), _PAGES, strict=True))
+    return [(light, dark), (faint_light, faint_dark)]
 
 
 def _palette() -> str:
@@ -220,8 +221,8 @@ def _run_colors(names: Iterable[str], logdir: Path | None) -> dict[str, int]:
     if len(set(directories.values())) < 2:
         return colors | {name: roles.get(parts[name][2], len(roles)) for name in parts}
     hues: dict[Any, int] = {}
-    for directory in sorted(set(directories.values()), key=lambda directory: _start(directory, logdir)):
-        setting = _setting(directory, logdir)
+    for directory in sorted(set(directories.values()), key=lambda directory: _start_key(directory, logdir)):
+        setting = _shared_settings(directory, logdir)
         hues[directory] = hues.setdefault(setting, len(set(hues.values())))
     first = len(roles) + len(_RUN_COLORS)
     for name, directory in directories.items():
@@ -232,15 +233,15 @@ def _run_colors(names: Iterable[str], logdir: Path | None) -> dict[str, int]:
     return colors
 
 
-def _start(directory: str, logdir: Path | None) -> tuple[float, str]:
+def _start_key(directory: str, logdir: Path | None) -> tuple[float, str]:
     """Key that sorts run directories by their start, so that a new run does not change the colours of the others."""
     with suppress(OSError, ValueError):
         return Run(logdir / directory).started if logdir else math.inf, directory
     return math.inf, directory
 
 
-def _setting(directory: str, logdir: Path | None) -> object:
-    """Settings that are equal for the repetitions of a training; the directory itself if they cannot be read."""
+def _shared_settings(directory: str, logdir: Path | None) -> object:
+    """Settings that a run shares with its repetitions; the directory itself if they cannot be read."""
     settings = _settings_of(Run(logdir / directory)) if logdir else None
     return settings[1] if settings else directory
 
@@ -279,7 +280,7 @@ def _order_runs(runs: list[str]) -> list[str]:
 def _order_columns(experiment: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Put `FIRST_COLUMNS` first, and mark the columns to show: those that differ, or the first ones if none does.
 
-    TensorBoard compares the runs that hold a value alone.
+    TensorBoard itself compares only the runs that have a value.
     """
     columns = [_complete(column, rows) for column in experiment.get("hparamInfos", [])]
     first = [column for name in FIRST_COLUMNS for column in columns if column["name"] == name]
@@ -289,7 +290,7 @@ def _order_columns(experiment: dict[str, Any], rows: Sequence[dict[str, Any]]) -
 
 
 def _complete(column: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Complete the values of a column by those of `rows`, and tell whether they differ."""
+    """Complete the values of a column by those of `rows`, and mark it if they differ."""
     if not rows:
         return column
     values = [row["hparams"].get(column["name"]) for row in rows]

@@ -111,10 +111,12 @@ class TrainingDynamics(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch to the totals."""
+        # Class indices have no mean. The reduction works in place.
+        other = trainer.strategy.reduce(self._epoch[:, _COLUMNS.index("other")].clone(), reduce_op="max")[:-1].cpu()
         epoch = trainer.strategy.reduce(self._epoch, reduce_op="sum")[:-1].cpu()
         # Several processes may have presented an image if it is sampled with replacement.
         epoch = epoch / epoch[:, :1].clamp(min=1)
-        self._add_epoch(trainer.current_epoch + 1, dict(zip(_COLUMNS, epoch.T, strict=True)))
+        self._add_epoch(trainer.current_epoch + 1, {**dict(zip(_COLUMNS, epoch.T, strict=True)), "other": other})
 
     def _add_epoch(self, number: int, epoch: dict[str, Tensor]) -> None:
         totals = self._totals
@@ -177,8 +179,8 @@ def regions(dynamics: Dynamics) -> Tensor:
 def likely_label_errors(dynamics: Dynamics) -> Tensor:
     """Rank all images by how likely their label is wrong.
 
-    The criterion is the fraction of the epochs that classified the image correctly, then the mean margin: an image with
-    a wrong label looks like another class until the network memorises it, which happens late.
+    The images are sorted by the fraction of the epochs that classified them correctly, then by the mean margin: the
+    network classifies an image with a wrong label as another class until it memorises the image late in training.
 
     Returns:
         `(N,)`, rows of `dynamics`, most likely error first.
@@ -194,8 +196,8 @@ def examples_csv(
     """Format the dynamics as CSV, one row per image, most likely label error first.
 
     Args:
-        dynamics: of the training images.
-        class_names: of the classes.
+        dynamics: training dynamics of the training images.
+        class_names: names of all classes.
         memorisation: memorisation scores by position in the data set, see `fashion_cnn.analysis.memorisation`; None
             leaves their column out.
     """

@@ -30,7 +30,7 @@ FEATURES = (
 CORRUPTIONS = ("translation", "shot_noise")
 # Training images that are evaluated.
 SAMPLE_SIZE = 5_000
-# Added to errors before their logarithm, so that a sample without errors has one.
+# Added to errors before their logarithm, which a sample without errors would not have.
 _OFFSET = 0.001
 _MODEL = Path(__file__).with_name("forecast.json")
 
@@ -82,5 +82,5 @@ def forecast_accuracy(features: NDArray[np.float64]) -> Interval | None:
         return None
     log_error = model["intercept"] + float((features - mean) / scale @ np.array(model["coefficients"]))
     half = Z_95 * model["deviation"]
-    estimate, low_error, high_error = (math.exp(log_error + step) for step in (0, -half, half))
-    return Interval(1 - estimate, 1 - min(high_error, 1.0), 1 - low_error)
+    error, low_error, high_error = (min(math.exp(log_error + step), 1.0) for step in (0, -half, half))
+    return Interval(1 - error, 1 - high_error, 1 - low_error)

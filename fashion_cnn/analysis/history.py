@@ -73,10 +73,10 @@ def read_epochs(run: Run) -> list[dict[str, str]]:
 
 
 def evaluation_lag(history: History, probe_images: int, running_images: float) -> Interval:
-    """Return how far the accuracy on the train probe lies below that of the training batches in the last epoch.
+    """Return the accuracy on the training batches of the last epoch minus the accuracy on the train probe.
 
-    Augmentation, dropout and the older weights of the epoch make the batches harder: an interval above zero shows that
-    the averages used in evaluation, of the weights and in batch normalisation, have not caught up with the training.
+    Augmentation, dropout and the older weights of the epoch lower the accuracy on the batches. An interval above zero
+    therefore shows that the averages used in evaluation, of the weights and in batch normalisation, lag behind.
 
     Args:
         history: metrics by epoch.
@@ -87,8 +87,8 @@ def evaluation_lag(history: History, probe_images: int, running_images: float) -
         The difference in accuracy with Newcombe's interval; NaN if the last epoch was not evaluated.
     """
     accuracies = (float(history[f"{name}/accuracy"][-1]) for name in ("running", "train"))
-    pairs = zip(accuracies, (running_images, probe_images), strict=True)
-    return newcombe_interval(*(wilson_interval(accuracy, count) for accuracy, count in pairs))
+    counts = (running_images, probe_images)
+    return newcombe_interval(*map(wilson_interval, accuracies, counts))
 
 
 def _damaged(run: Run, reason: str) -> DamagedRunError:

@@ -62,20 +62,30 @@ def fit_learning_curve(sizes: Sequence[float], errors: Sequence[Sequence[float]]
     Args:
         sizes: at least two numbers of training images, ascending.
         errors: for each size the validation errors of its seeds, as fractions.
+
+    Returns:
+        The errors, the law, and laws fitted to resampled means.
     """
-    ascending = np.array(sizes, dtype=np.float64)
-    raw = tuple(np.array(values, dtype=np.float64) for values in errors)
-    law = fit_power_law(ascending, np.array([values.mean() for values in raw]))
-    return LearningCurve(ascending, raw, law, tuple(fit_power_law(ascending, means) for means in _resample_means(raw)))
+    counts = np.array(sizes, dtype=np.float64)
+    by_size = tuple(np.array(values, dtype=np.float64) for values in errors)
+    law = fit_power_law(counts, np.array([values.mean() for values in by_size]))
+    resampled = tuple(fit_power_law(counts, means) for means in _resample_means(by_size))
+    return LearningCurve(counts, by_size, law, resampled)
 
 
 def _resample_means(errors: Sequence[Floats]) -> list[Floats]:
-    """Sample mean errors of other seeds, by a parametric bootstrap; none with one seed per size.
+    """Sample the mean errors of other seeds by a parametric bootstrap.
 
-    The relative standard deviation of the errors is assumed equal at all sizes. It is estimated from all seeds, and
-    sampled too, from its scaled inverse chi distribution, since a few seeds determine it poorly. Runs of the same seed
-    share validation images and nested training subsets: where all sizes have equally many seeds, in the same order, the
-    correlation of their errors is estimated and sampled with.
+    The relative standard deviation of the errors is assumed equal at all sizes. It is estimated from all seeds. Since a
+    few seeds determine it poorly, each sample draws it anew from its scaled inverse chi distribution. Runs of the same
+    seed share validation images and nested training subsets. If all sizes have equally many seeds, in the same order,
+    the correlation of their errors between the sizes is estimated, and the samples have it too.
+
+    Args:
+        errors: for each of K sizes the validation errors of its seeds.
+
+    Returns:
+        Samples `(K,)` of the mean errors; none if every size has one seed.
     """
     counts = np.array([len(values) for values in errors])
     means = np.array([values.mean() for values in errors])
@@ -88,7 +98,7 @@ def _resample_means(errors: Sequence[Floats]) -> list[Floats]:
     squares = sum(float(np.square(values).sum()) for values in relative)
     random = np.random.default_rng(0)
     correlation = _correlation(relative)
-    # Errors that move together determine the deviation less well than independent ones.
+    # Correlated errors determine the deviation less well than independent ones.
     effective = degrees_of_freedom / (1 + correlation * (len(relative) - 1))
     deviations = np.sqrt(squares / degrees_of_freedom * effective / random.chisquare(effective, _RESAMPLES))
     shared, own = random.standard_normal((_RESAMPLES, 1)), random.standard_normal((_RESAMPLES, len(means)))
@@ -107,7 +117,7 @@ def _correlation(relative: Sequence[Floats]) -> float:
 
 
 def fit_power_law(sizes: Floats, errors: Floats) -> PowerLaw:
-    """Fit a power law by least squares of the logarithms.
+    """Fit a power law `(sizes, errors)`, both `(K,)`, by least squares of the logarithms.
 
     The floor is the best of 100 fractions of the lowest error. It is 0 with fewer than four sizes, which do not
     determine it.

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fashion_cnn.analysis.comparison import chosen_images, read_fold_predictions
+from fashion_cnn.analysis.comparison import fold_and_subset, read_fold_predictions
 from fashion_cnn.analysis.settings import repeated_settings
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, pluralize
@@ -314,7 +314,7 @@ def choose_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
             continue
         config = run.config()
         settings = tuple(sorted(repeated_settings(config).items(), key=lambda item: item[0]))
-        groups.setdefault(settings, {})[config.seed, *chosen_images(config).values()] = run
+        groups.setdefault(settings, {})[config.seed, *fold_and_subset(config).values()] = run
         if run.logits_file.exists() or OmegaConf.select(config, "data.folds"):
             with_predictions.add(run)
     if not groups:
@@ -440,20 +440,9 @@ def compute_scores(
     score = counts.score
     first, second = (half.score for half in ensemble.halves)
     high = score > RELIABILITY_THRESHOLD
-    classes = [ensemble.targets == label for label in range(len(ensemble.class_names))]
     has_halves = all(len(half) and np.isfinite(half[:, 0]).any() for half in ensemble.gaps)
-    names = ("all", *ensemble.class_names)
-    checks = (
-        [
-            (name, metrics.gap_check(first[group], *(half[:, column].tolist() for half in ensemble.gaps)))
-            for column, (name, group) in enumerate(zip(names, [np.ones(len(score), dtype=bool), *classes], strict=True))
-            if np.isfinite(first[group]).any()
-        ]
-        if has_halves
-        else []
-    )
     finite = np.nan_to_num(score)
-    sums = np.array([finite[group].sum() for group in classes])
+    sums = np.bincount(ensemble.targets, weights=finite, minlength=len(ensemble.class_names))
     tested = np.flatnonzero(finite >= threshold)
     influences = None
     if len(ensemble.pairs) and len(ensemble.test_correct):
@@ -468,12 +457,25 @@ def compute_scores(
         score=score,
         standard_error=counts.standard_error,
         reliability=(metrics.pearson(first, second), metrics.pearson(first[high], second[high])),
-        checks=tuple(checks),
+        checks=_gap_checks(ensemble) if has_halves else (),
         gap_shares=tuple(metrics.gap_shares(first, second, TOP_FRACTIONS)) if has_halves else (),
         class_shares=sums / sums.sum() if sums.sum() else sums,
         influences=influences,
         tested=tested,
     )
+
+
+def _gap_checks(ensemble: SubsetEnsemble) -> tuple[tuple[str, GapCheck], ...]:
+    """Compare the scores of the first half of the runs with the gap of the second: over all images and by class."""
+    score = ensemble.halves[0].score
+    groups = [("all", np.ones(len(score), dtype=bool))]
+    groups += [(name, ensemble.targets == label) for label, name in enumerate(ensemble.class_names)]
+    checks = []
+    for column, (name, group) in enumerate(groups):
+        if np.isfinite(score[group]).any():
+            first_gaps, second_gaps = (gaps[:, column].tolist() for gaps in ensemble.gaps)
+            checks.append((name, metrics.gap_check(score[group], first_gaps, second_gaps)))
+    return tuple(checks)
 
 
 @dataclass(frozen=True)

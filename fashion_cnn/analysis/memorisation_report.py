@@ -631,10 +631,13 @@ def _example_table(analysis: Analysis) -> str:
     predicted = ensemble.out_of_sample.argmax(axis=1)
     rows = []
     for row in np.argsort(-ranking, kind="stable")[:_TABLE_ROWS]:
-        score = "-" if scores is None else f"{scores.score[row]:.2f} ± {_number(scores.standard_error[row])[1:]}"
+        score = "-"
+        if scores is not None and math.isfinite(scores.score[row]):
+            error = scores.standard_error[row]
+            score = f"{scores.score[row]:.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
         names = ensemble.class_names
-        error = f"{errors.probability[row]:.0%}"
-        rows.append((ensemble.indices[row], names[ensemble.targets[row]], score, names[predicted[row]], error))
+        probability = f"{errors.probability[row]:.0%}"
+        rows.append((ensemble.indices[row], names[ensemble.targets[row]], score, names[predicted[row]], probability))
     headings = ["training image", "label", "memorisation", "out-of-sample prediction", "label error"]
     return _table(headings, rows, right=2)
 

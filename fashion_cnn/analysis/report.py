@@ -218,7 +218,7 @@ def describe_lag(results: dict[str, Any]) -> str:
 
 
 def _describe_interval(results: dict[str, Any], prefix: str, like: str | None = None) -> str:
-    """Describe a gap with its interval, in fewer words where it equals the gap `like`, or is as significant."""
+    """Describe a gap with its interval, and its significance if that differs from the gap named `like`."""
     if like and _interval_numbers(results, prefix) == _interval_numbers(results, like):
         return "the same"
     zero = _contains_zero(results, prefix)

@@ -131,8 +131,8 @@ class TensorBoardWriter:
     def add_results(self, config: DictConfig, history: History, results: Mapping[str, Any]) -> None:
         """Mark the best epoch and the onset of overfitting, and add the run to the HParams tab.
 
-        The marks are runs of their own with one point in each chart: a point is seen whichever curve is drawn last. The
-        HParams tab shows the scalars of the run that holds the hyperparameters: here the best epoch's metrics.
+        The marks are runs of their own with one point in each chart, so that no curve hides them. The HParams tab shows
+        the scalars of the run that has the hyperparameters, which is that of the best epoch.
         """
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
@@ -164,10 +164,10 @@ class TensorBoardWriter:
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Setting]:
-    """Settings for the HParams tab: model, learning rate, seed, and what was typed, such as the settings of a sweep.
+    """Settings for the HParams tab: model, learning rate, seed and the overrides, such as the settings of a sweep.
 
-    `fashion_cnn.analysis.dashboard` shows those that differ. With all settings of the config, the metrics would be off
-    the screen.
+    `fashion_cnn.analysis.dashboard` shows those that differ. All settings of the config would leave no room for the
+    metrics on the page.
     """
     settings = run_settings(config)
     overrides = filter(affects_training, config.get("overrides") or [])
@@ -179,7 +179,7 @@ def hyperparameters(config: DictConfig) -> dict[str, Setting]:
     settings["model"] = typed.get("model", config.name)
     columns = {heading: settings[name] for heading, name in FIRST_COLUMNS.items() if name in settings}
     others = (name for name in typed if is_setting(name) and name not in FIRST_COLUMNS.values())
-    # As text: the tab writes numbers with five digits.
+    # The tab writes numbers with five digits, so the seed is text.
     columns |= {"Seed": str(config.seed)}
     return columns | {name: settings.get(name, typed[name]) for name in others}
 

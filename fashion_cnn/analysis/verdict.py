@@ -1,7 +1,8 @@
-"""Verdict on a training run: how wide the train/val gap is, and whether acting against it is expected to pay.
+"""Verdict on a training run: the width of the train/val gap, and the expected gains of remedies against it.
 
-The first is an estimate with an interval. The second is learned from a study of short trainings, each repeated with one
-remedy (conf/remedy) at a time and evaluated on images that no run saw: `scripts/verdict_study`, docs/overfitting.md.
+The gap is an estimate with an interval. The expected gains are predicted by a model that was fitted to a study of short
+trainings: each was repeated with one remedy (conf/remedy) at a time and evaluated on images that no training had seen
+(`scripts/verdict_study`, docs/overfitting.md).
 """
 
 import json
@@ -26,15 +27,15 @@ Kind = Literal["underfitting", "still improving", "fits well", "overfitting", "m
 FITTED_ACCURACY = 0.99  # training accuracy from which nothing is left to learn
 LARGE_GAP = 0.10  # accuracy gap that memorising has at least, with its whole interval
 WORTHWHILE = 0.002  # gain in accuracy that is worth acting for
-LIKELY, UNLIKELY = 0.5, 0.25  # probabilities of a worthwhile gain from which acting pays, below which it does not
-# How far outside the study a run may lie, in standard deviations of the study's trainings.
+LIKELY, UNLIKELY = 0.5, 0.25  # probabilities of a worthwhile gain: from the first acting pays, below the second not
+# Distance from the range of the study within which a run counts as similar, in standard deviations of its trainings.
 _MARGIN = 0.5
-# The gains were measured on other trainings.
+# Beginning of a sentence on expected gains.
 _BASIS = "Judging by the study's other trainings"
 _STUDY = Path(__file__).with_name("remedies.json")
 _DATA_OF_STUDY = "fashion_cnn.data.FashionMNISTDataModule"
-# Each remedy (conf/remedy) as a noun and as advice. The first ones narrow the gap; those of _FITTING fit the training
-# images more closely.
+# Each remedy (conf/remedy) as a noun and as advice. Those of _FITTING fit the training images more closely, the others
+# narrow the gap.
 REMEDIES = {
     "more_images": ("twice the images", "train on twice the images"),
     "augmentation": ("augmentation", "mirror, shift and erase training images"),
@@ -70,12 +71,18 @@ class ExpectedGain:
 
     @property
     def may_help(self) -> bool:
-        """True if the advice names it: a gain is expected, with some probability of a worthwhile one."""
+        """True if the advice names the remedy: its expected gain is positive, and a worthwhile gain is not unlikely."""
         return self.gain.estimate > 0 and self.probability >= UNLIKELY
 
     @classmethod
     def normal(cls, remedy: str, mean: float, deviation: float) -> "ExpectedGain":
-        """The expectation of a normally distributed gain."""
+        """Return the expected gain of a remedy with normal errors of prediction.
+
+        Args:
+            remedy: a key of `REMEDIES`.
+            mean: expected change of held-out accuracy, as a fraction.
+            deviation: standard deviation of the gain of one training around it.
+        """
         half = Z_95 * deviation
         probability = normal_probability_above(WORTHWHILE, mean, deviation)
         return cls(remedy, Interval(mean, mean - half, mean + half), probability)
@@ -87,13 +94,13 @@ class Verdict:
 
     Attributes:
         kind: the verdict.
-        rule: what was seen and what is expected, in a sentence or two without the final stop.
+        rule: the measured gap and the expected gains, in a sentence or two without the final stop.
         last_epoch: the last measured epoch, from 1.
         gap: the accuracy gap between training and validation images after that epoch, or its forecast.
         gap_share: share of the validation error that the gap makes up; None for a forecast.
         loss_gap: the loss gap after that epoch; None for a forecast.
-        loss_rise: rise of the validation loss from its lowest epoch to the last, in nats; None if it was not measured
-            on each image.
+        loss_rise: rise of the validation loss from its lowest epoch to the last, in nats; None if the losses of the
+            single images were not measured.
         rising_since: the first epoch of a rise that exceeds the noise, under falling training loss; None without one.
         gains: expected gains of the remedies that are possible, highest first; empty outside the study's range.
     """
@@ -122,12 +129,12 @@ def judge(
     """Judge a training run by its curves. Only epochs with a validation pass count.
 
     - memorising: training accuracy is at least 99%, and the whole interval of the gap is at least 10 points.
-    - overfitting: the gap is significant, and the validation loss has risen beyond the noise while the training loss
-      fell, or the likely remedy with the highest expected gain narrows the gap; likely means that it is more likely
-      than not to gain at least 0.2 points.
-    - still improving: the gap is significant, but that remedy is one that fits the training images more closely.
-    - underfitting: it is such a remedy, and there is no significant gap.
-    - fits well: the probability is below 1/4 for every remedy.
+    - overfitting: the gap is significant, and one of two conditions holds. Either the validation loss has risen beyond
+      the noise while the training loss fell; or the best likely remedy narrows the gap. A remedy is likely if it gains
+      at least 0.2 points with a probability of at least 1/2; the best one has the highest expected gain.
+    - still improving: the gap is significant, but the best likely remedy fits the training images more closely.
+    - underfitting: the best likely remedy fits the training images more closely, and the gap is not significant.
+    - fits well: the probability of a gain of 0.2 points is below 1/4 for every remedy.
     - undecided: otherwise, and for runs unlike those of the study.
 
     Twice the images decide nothing, since at equal epochs they are also twice the training steps.
@@ -139,7 +146,7 @@ def judge(
         probe_count: the number of images of the train probe.
         val_count: the number of images of the validation split.
         parameters: the number of parameters of the network.
-        passes: the measurements on each validation image, which tell a rise of the loss from noise.
+        passes: the measurements on each validation image, which show whether a rise of the loss exceeds the noise.
 
     Returns:
         The verdict; None if no epoch has both a training and a validation loss.
@@ -150,8 +157,8 @@ def judge(
         return None
     epochs, train, val = history.epochs[measured], train[measured], val[measured]
     train_accuracy, val_accuracy = (float(history[f"{name}/accuracy"][measured][-1]) for name in ("train", "val"))
-    counts = train_accuracy, val_accuracy, probe_count, val_count, probe_count / train_images
-    gap, gap_share = accuracy_gap_of(*counts), gap_share_of(*counts)
+    measurements = train_accuracy, val_accuracy, probe_count, val_count, probe_count / train_images
+    gap, gap_share = accuracy_gap_of(*measurements), gap_share_of(*measurements)
     lowest = int(val.argmin())
     rise = passes.loss_rise() if passes is not None and lowest < len(val) - 1 else None
     is_rising = rise is not None and rise.low > 0 and bool(train[-1] < train[lowest])
@@ -271,7 +278,7 @@ def _describe_gains(gains: Sequence[ExpectedGain], config: DictConfig) -> str:
 
 
 def _caution(config: DictConfig) -> str:
-    """How far the study's intervals held on other data than its own, for a run on such data; else an empty text."""
+    """Caution on the intervals of the study for a run on other data; an empty text for a run on its data."""
     if (elsewhere := _elsewhere(config)) is None:
         return ""
     share = elsewhere["in_interval"]
@@ -281,9 +288,9 @@ def _caution(config: DictConfig) -> str:
 
 
 def _elsewhere(config: DictConfig) -> dict[str, Any] | None:
-    """How the study's models did on other data than its own, for a run on such data; else None."""
-    is_of_study = OmegaConf.select(config, "data._target_") in (None, _DATA_OF_STUDY)
-    return None if is_of_study else _study().get("elsewhere")
+    """Accuracy of the study's predictions on other data than its own; None for a run on its data."""
+    is_data_of_study = OmegaConf.select(config, "data._target_") in (None, _DATA_OF_STUDY)
+    return None if is_data_of_study else _study().get("elsewhere")
 
 
 FEATURES = (
@@ -299,7 +306,7 @@ def loss_trend(epochs: NDArray[Any], losses: NDArray[np.float64]) -> float:
 
     Args:
         epochs: `(E,)`, measured epochs from 1, ascending.
-        losses: `(E,)` after each.
+        losses: `(E,)`, validation losses after them.
 
     Returns:
         The trend; NaN if nothing was measured in the first three quarters.
@@ -322,7 +329,7 @@ def run_features(
 
     Args:
         train_accuracy: accuracy on the train probe after the last measured epoch.
-        val_accuracy: accuracy on the validation set then.
+        val_accuracy: accuracy on the validation set after that epoch.
         images: the number of training images.
         epochs: the number of epochs.
         parameters: the number of parameters of the network.
@@ -355,11 +362,11 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
     """Predict the gains of the remedies that are possible with `config`, highest first.
 
     Args:
-        features: `(F,)`, see `run_features`; NaN for one that is not known, which counts as that of a mean run.
+        features: `(F,)`, see `run_features`; an unknown one is NaN and replaced by the mean of the study.
         config: the settings of the run.
 
     Returns:
-        The gains; without the remedies that the study did not try on runs like this one.
+        The gains, without remedies that the study has not tried on similar runs.
     """
     study = _study()
     mean, scale = (np.array(study[name]) for name in ("mean", "scale"))
@@ -369,12 +376,12 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
         if (model := study["remedies"].get(remedy)) is None:
             continue
         low, high = (np.array(model[bound]) for bound in ("low", "high"))
-        # A steeper trend of the loss than any of the study counts as the steepest.
-        known = np.where(np.array(FEATURES) == "val_loss_trend", features.clip(low, high), features)
-        if not in_range(known, low, high, scale):
+        # The trend of the loss is clipped to the range of the study; runs beyond it are not rejected.
+        clipped = np.where(np.array(FEATURES) == "val_loss_trend", features.clip(low, high), features)
+        if not in_range(clipped, low, high, scale):
             continue
         # The model predicts shares of the validation error.
-        standardised = np.nan_to_num((known - mean) / scale)
+        standardised = np.nan_to_num((clipped - mean) / scale)
         share = model["intercept"] + float(standardised @ np.array(model["coefficients"]))
         gains.append(ExpectedGain.normal(remedy, share * val_error, model["deviation"] * val_error))
     return tuple(sorted(gains, key=lambda gain: -gain.gain.estimate))
@@ -383,13 +390,13 @@ def expected_gains(features: NDArray[np.float64], config: DictConfig) -> tuple[E
 def in_range(
     features: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> bool:
-    """Return whether a run is like those of the study.
+    """Return whether the features of a run are within the range of the study, with a margin.
 
     Args:
         features: `(F,)` of the run.
-        low: `(F,)`, the lowest of the study.
-        high: `(F,)`, the highest of the study.
-        scale: `(F,)`, the standard deviations of the study, half of which a run may lie outside.
+        low: `(F,)`, the lowest features of the study's trainings.
+        high: `(F,)`, their highest features.
+        scale: `(F,)`, their standard deviations; the margin is half of one.
     """
     # Comparisons with NaN are false: a feature that is not known is in range.
     return not ((features < low - _MARGIN * scale) | (features > high + _MARGIN * scale)).any()
@@ -436,9 +443,17 @@ class Advice:
 
 
 def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
-    """Suggest the two best remedies if they may pay, and one command that tries both over three seeds."""
+    """Suggest the two best remedies if they may help, and one command that tries both over three seeds.
+
+    Args:
+        verdict: the verdict on the run.
+        config: the settings of the run.
+
+    Returns:
+        The suggestions, best first; only to measure the variation over seeds, if no remedy may help.
+    """
     typed = next((o.partition("=")[2] for o in config.get("overrides") or [] if override_key(o) == "remedy"), "")
-    applied = [name for name in typed.strip("[]").split(",") if name]
+    applied = [name for name in typed.strip("[]").split(",") if name not in ("", "none")]
 
     def choice(*remedies: str) -> str:
         names = [*applied, *remedies]
@@ -462,7 +477,7 @@ def advise(verdict: Verdict, config: DictConfig) -> list[Advice]:
 
 
 def _describe_probability(probability: float) -> str:
-    # The prediction intervals are not exact enough for more.
+    # The prediction intervals are too inexact for probabilities near 1.
     return "above 95%" if probability > 0.95 else f"{probability:.0%}"
 
 

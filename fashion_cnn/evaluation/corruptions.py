@@ -1,8 +1,9 @@
 """Twelve image corruptions at five severities, the same corrupted images for every network.
 
-Conventions follow Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", 2019 (arXiv 1903.12261), and Mu and Gilmer, "MNIST-C", 2019 (arXiv 1906.02337), and so do the strengths
-that suit small images of clothes. Severity 1 is mild; at severity 5 a person can mostly still recognise the item.
+The conventions, and the strengths where these suit small images of clothes, follow Hendrycks and Dietterich,
+"Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", 2019 (arXiv 1903.12261), and Mu and
+Gilmer, "MNIST-C", 2019 (arXiv 1906.02337). Severity 1 is mild; at severity 5 a person can mostly still recognise the
+item.
 
 Each function takes float images `(B, C, H, W)` in [0, 1], a strength and a random generator, and returns images of the
 same shape, which may leave [0, 1]. Lengths are fractions of the shorter side. Blurs replicate the image's edge;

@@ -208,8 +208,8 @@ def write_evaluation(record: dict[str, Any], evaluation: Evaluation, folder: Pat
     """Write the record of an evaluation and its plots into `folder`.
 
     Args:
-        record: see `evaluation_record`.
-        evaluation: the evaluation that the record is of.
+        record: result of `evaluation_record`.
+        evaluation: the evaluation that it describes.
         folder: the directory, which is created.
 
     Raises:

@@ -127,9 +127,9 @@ class Outliers:
     """Logits of inliers and outliers.
 
     Attributes:
-        inside: `(N, num_classes)`, of images of the classes.
-        outside: `(M, num_classes)` by the name of each set of outliers. Those of `OUTLIERS` are in the order of the
-            images that they were made from.
+        inside: `(N, num_classes)`, logits of images of the classes.
+        outside: `(M, num_classes)`, logits by the name of the set of outliers. Those of `OUTLIERS` are in the order of
+            the images that they were made from.
     """
 
     inside: Tensor

@@ -24,12 +24,12 @@ class Robustness:
 
     Attributes:
         clean: accuracy on the uncorrupted images.
-        accuracy: by corruption, the accuracies at severities 1 to 5.
-        standard_error: of `mean`, over the choice of the images.
+        accuracy: accuracies at severities 1 to 5 by corruption.
+        standard_error: standard error of `mean` over the choice of the images.
         images: number of images.
         data_sha256: hash of the images and targets.
         seed: seed of the corruptions.
-        strengths: by corruption, its parameter at severities 1 to 5.
+        strengths: strengths at severities 1 to 5 by corruption, see `Corruption`.
     """
 
     clean: float
@@ -138,7 +138,7 @@ def corruption_errors(result: Robustness, baseline: Robustness) -> CorruptionErr
     Hendrycks and Dietterich, 2019 (arXiv 1903.12261), section 4.1.
 
     Raises:
-        UserError: if the two are of different corrupted images, or the baseline makes no errors.
+        UserError: if the two were evaluated on different corrupted images, or the baseline makes no errors.
     """
     require_comparable(baseline, result.data_sha256, seed=result.seed, strengths=result.strengths)
     return CorruptionErrors({name: 100 * _error(result, name) / _error(baseline, name) for name in result.accuracy})
@@ -156,7 +156,7 @@ def require_comparable(
         strengths: its `Robustness.strengths`; None for those of CORRUPTIONS.
 
     Raises:
-        UserError: if the baseline is of other images or corruptions, or makes no errors.
+        UserError: if the baseline was evaluated on other images or corruptions, or makes no errors.
     """
     strengths = strengths or {name: corruption.strengths for name, corruption in CORRUPTIONS.items()}
     if (seed, data_sha256) != (baseline.seed, baseline.data_sha256) or any(

@@ -36,7 +36,7 @@ class Baseline(NamedTuple):
     """The result that others are compared with.
 
     Attributes:
-        name: where it was read.
+        name: file or directory that it was read from.
         robustness: the result.
     """
 
@@ -53,7 +53,7 @@ def read_baseline(reference: str, split: Split, runs_dir: Path) -> Baseline:
         runs_dir: where `latest` looks for runs.
 
     Raises:
-        UserError: if there is none, or other results cannot be compared with it.
+        UserError: if there is no such result, or other results cannot be compared with it.
     """
     path = Path(reference).expanduser()
     candidates = (path, path / split / METRICS_FILE, path / METRICS_FILE, path / "evaluation" / split / METRICS_FILE)
@@ -81,7 +81,7 @@ def write_robustness_report(
         The results, as plain values for JSON.
 
     Raises:
-        UserError: if the baseline is of other images.
+        UserError: if the baseline was evaluated on other images.
     """
     if baseline and baseline.robustness.data_sha256 != evaluation.fingerprint:
         raise UserError(f"{baseline.name} was evaluated on other images: use the same split of the same data for both.")

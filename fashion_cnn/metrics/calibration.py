@@ -14,7 +14,7 @@ from fashion_cnn.metrics.predictions import Predictions
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 # Standard deviation of the prior on the logarithm of the temperature.
 _LOG_TEMPERATURE_STD = 0.5
-# Draws of the interval of the calibration error, and multiples of the observed differences that it tries.
+# Interval of the calibration error: number of bootstrap draws, and multiples of the observed error that are tested.
 _DRAWS = 1000
 _MULTIPLES = torch.linspace(0, 2, 41, dtype=torch.float64)
 
@@ -50,12 +50,17 @@ class ReliabilityDiagram:
     def calibration_error_interval(self) -> Interval:
         """95% interval of the expected calibration error over other images.
 
-        The estimate is biased upwards, since the noise of each bin counts as error, so that its percentiles alone
-        rarely hold the true value of a well calibrated network. The interval reaches from the bootstrap's lower normal
-        bound with bias correction to the upper one without (Efron and Tibshirani, "An Introduction to the Bootstrap",
-        1993, chapters 10 and 13), and includes all multiples of the observed differences under which the observed error
-        is not extreme. Contributions of bins are drawn from normal distributions. tests/test_calibration.py checks in
-        simulations that it holds the true error.
+        The estimate is biased upwards, since the noise of each bin counts as error. Bootstrap percentiles would
+        therefore rarely hold the true value of a well calibrated network. The interval is the smallest one that
+        contains two others:
+
+        - the normal interval of the bootstrap, whose lower bound alone is corrected for the bias (Efron and Tibshirani,
+          "An Introduction to the Bootstrap", 1993, chapters 10 and 13);
+        - each multiple of the observed error that a two-sided test at 5% does not reject: the true contributions of the
+          bins are taken to be this multiple of the observed ones.
+
+        The contributions of the bins are drawn from normal distributions. The simulations of tests/test_calibration.py
+        check the coverage.
         """
         error = self.expected_calibration_error
         # Half an image per bin keeps bins without any variance from looking certain.
@@ -72,7 +77,15 @@ class ReliabilityDiagram:
 
 
 def reliability_diagram(predictions: Predictions, bins: int = 15) -> ReliabilityDiagram:
-    """Group the images into `bins` bins by the confidence of their prediction."""
+    """Group the images by the confidence of their prediction.
+
+    Args:
+        predictions: predictions of at least one image.
+        bins: number of bins of equal width in (0, 1]; the lower edge of a bin belongs to the bin below.
+
+    Returns:
+        Counts, confidence and accuracy of the bins.
+    """
     confidence = predictions.confidence.double()
     bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = bin_index.bincount(minlength=bins).double()
@@ -81,9 +94,11 @@ def reliability_diagram(predictions: Predictions, bins: int = 15) -> Reliability
         return bin_index.bincount(values.double(), minlength=bins) / counts.clamp(min=1)
 
     differences = predictions.correct.double() - confidence
-    # Contributions are means over all images of the differences of one bin, 0 in the other bins.
-    first, second = (bin_index.bincount(differences**power, minlength=bins) / len(predictions) for power in (1, 2))
-    variance = (second - first**2) / len(predictions)
+    # The contribution of a bin is the mean over all images of the difference, which counts as 0 outside of the bin.
+    contribution, square = (
+        bin_index.bincount(differences**power, minlength=bins) / len(predictions) for power in (1, 2)
+    )
+    variance = (square - contribution**2) / len(predictions)
     return ReliabilityDiagram(counts, mean(confidence), mean(predictions.correct), variance)
 
 
@@ -111,6 +126,9 @@ def calibrate(predictions: Predictions, *, reject: float = 0.0) -> Calibration:
         predictions: predictions of the validation images.
         reject: the fraction of these images to reject, in [0, 1).
 
+    Returns:
+        Temperature and threshold.
+
     Raises:
         UserError: if `reject` is outside [0, 1).
     """
@@ -131,10 +149,13 @@ def fit_temperature(predictions: Predictions) -> float:
     The prior is a Gamma distribution of the inverse temperature. Its negative logarithm, (1/T - 1 + log T) / 0.5², is
     about (log T)² / (2 · 0.5²) near T = 1. Without the prior, a dozen images that are all correct would be fitted best
     by T = 0. With thousands of images its influence is negligible.
+
+    Args:
+        predictions: predictions of images that the network was not trained on, such as the validation images.
     """
     logits = predictions.logits.double()
     target_logits = logits.gather(1, predictions.targets[:, None])[:, 0]
-    # Loss and prior are both convex in the inverse temperature, so the slope of their sum changes sign once.
+    # Loss and prior are convex in the inverse temperature, so the slope of their sum changes sign once: bisection.
     low, high = 1 / _MAX_TEMPERATURE, 1 / _MIN_TEMPERATURE
     for _ in range(60):
         inverse = math.sqrt(low * high)
@@ -145,7 +166,7 @@ def fit_temperature(predictions: Predictions) -> float:
 
 
 def rejection_threshold(predictions: Predictions, temperature: float, fraction: float) -> float:
-    """Quantile of the highest calibrated probability that a fraction of the images lies below.
+    """Quantile of the highest calibrated probability: a fraction of the images lies below.
 
     Args:
         predictions: predictions of the validation images.
@@ -158,5 +179,5 @@ def rejection_threshold(predictions: Predictions, temperature: float, fraction: 
     if fraction == 0:
         return 0.0
     confidence = Calibration(temperature).probabilities(predictions.logits).amax(dim=1).sort().values
-    # In decimals, as typed: the product of floats 0.29 and 100 is below 29.
+    # A decimal fraction, as typed: the product of the floats 0.29 and 100 is below 29.
     return confidence[math.floor(Fraction(str(fraction)) * len(confidence))].item()

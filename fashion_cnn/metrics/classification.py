@@ -42,7 +42,12 @@ class ClassMetrics:
 
 
 def metrics_by_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassMetrics]:
-    """Compute the metrics of each class, in class order."""
+    """Compute precision, recall and F1 score of each class, in class order.
+
+    Args:
+        predictions: predictions of a split.
+        class_names: names of all classes.
+    """
     counts = confusion_matrix(predictions)
     rows = zip(class_names, counts.diag().tolist(), counts.sum(0).tolist(), counts.sum(1).tolist(), strict=True)
     return [
@@ -128,7 +133,12 @@ class ClassificationMetrics:
 
 
 def classification_metrics(predictions: Predictions, class_names: Sequence[str]) -> ClassificationMetrics:
-    """Compute the classification metrics of a split."""
+    """Compute the classification metrics of a split.
+
+    Args:
+        predictions: predictions of at least one image.
+        class_names: names of all classes.
+    """
     return ClassificationMetrics(
         accuracy=wilson_interval(int(predictions.correct.sum()) / len(predictions), len(predictions)),
         loss=predictions.losses.double().mean().item(),

@@ -30,6 +30,11 @@ def accuracy_gap(train: Predictions, held_out: Predictions, train_share: float =
     """Accuracy on `train` minus accuracy on `held_out`, as a fraction in [-1, 1].
 
     The interval is Newcombe's. It covers the sampling of the images, not the choice of the seed.
+
+    Args:
+        train: predictions of training images.
+        held_out: predictions of images that the network was not trained on.
+        train_share: share of the training split that `train` is, in [0, 1].
     """
     train_accuracy, held_out_accuracy = (split.correct.double().mean().item() for split in (train, held_out))
     return accuracy_gap_of(train_accuracy, held_out_accuracy, len(train), len(held_out), train_share)
@@ -38,7 +43,7 @@ def accuracy_gap(train: Predictions, held_out: Predictions, train_share: float =
 def accuracy_gap_of(
     train_accuracy: float, held_out_accuracy: float, train_count: int, held_out_count: int, train_share: float
 ) -> Interval:
-    """Return `accuracy_gap` from the two accuracies and the numbers of images."""
+    """Compute `accuracy_gap` from the two accuracies, which are fractions, and the numbers of images."""
     return newcombe_interval(
         wilson_interval(train_accuracy, _effective_count(train_count, train_share)),
         wilson_interval(held_out_accuracy, held_out_count),
@@ -50,7 +55,11 @@ def gap_share_of(
 ) -> Interval:
     """Share of the held-out error that the gap makes up, 1 - training error / held-out error, with its interval.
 
-    It is 0 without a gap and 1 for a network without training errors. Arguments as for `accuracy_gap`.
+    It is 0 without a gap and 1 for a network without training errors. The arguments are those of `accuracy_gap_of`.
+
+    Returns:
+        The share with its interval, whose lower bound may be negative and infinite; a share of 0 and an interval
+        without lower bound if there are no held-out errors.
     """
     errors = ratio_interval(
         wilson_interval(1 - train_accuracy, _effective_count(train_count, train_share)),
@@ -62,7 +71,7 @@ def gap_share_of(
 
 
 def _effective_count(count: int, share: float) -> float:
-    """Number of images whose binomial variance equals that of a sample without replacement."""
+    """Sample size with replacement whose variance equals that of `count` images drawn without, a `share` of all."""
     return count / (1 - share) if share < 1 else math.inf
 
 
@@ -70,9 +79,10 @@ def _effective_count(count: int, share: float) -> float:
 class ValidationPasses:
     """Measurements of the validation passes of a training on each validation image.
 
-    An epoch that is chosen because it was best on some images looks better on them than it is. This optimism is
-    estimated by the bootstrap and subtracted: in samples of the images, drawn with replacement, the best epoch of each
-    sample is compared on the sample and on all images (Efron, "Estimating the error rate of a prediction rule", 1983).
+    The epoch that is best on some images looks better on them than it is. This optimism is estimated by the bootstrap
+    and subtracted (Efron, "Estimating the error rate of a prediction rule", 1983): from the validation images, samples
+    are drawn with replacement, and the accuracy of a sample's best epoch on the sample is compared with its accuracy on
+    all images.
 
     Attributes:
         epochs: `(P,)`, the epoch of each pass, from 1.
@@ -101,9 +111,10 @@ class ValidationPasses:
         correct, losses = self.correct.double(), self.losses.double()
         best = self._best_pass()
         accuracy = correct[best].mean().item()
-        weights = self._bootstrap_weights()
-        sampled = correct @ weights
-        chosen = _best_epochs(sampled, losses @ weights)
+        counts = self._bootstrap_counts()
+        # Divided last: sums of integers are exact, so that equal accuracies compare equal.
+        sampled = correct @ counts / correct.shape[1]
+        chosen = _best_epochs(sampled, losses @ counts)
         optimism = sampled.gather(0, chosen[None])[0] - correct.mean(1)[chosen]
         held_out = min(1.0, max(0.0, accuracy - optimism.mean().item()))
         train_accuracy = self.train_accuracy[best].item()
@@ -116,7 +127,7 @@ class ValidationPasses:
         if lowest == len(losses) - 1:
             return Interval(0.0, 0.0, 0.0)
         rises = losses[-1] - losses
-        sampled = losses @ self._bootstrap_weights()
+        sampled = losses @ self._bootstrap_counts() / losses.shape[1]
         chosen = sampled.argmin(0)
         optimism = (sampled[-1] - sampled.gather(0, chosen[None])[0] - rises.mean(1)[chosen]).mean().item()
         rise = normal_interval(rises[lowest])
@@ -125,29 +136,35 @@ class ValidationPasses:
     def _best_pass(self) -> int:
         return int(_best_epochs(self.correct.double().mean(1), self.losses.double().mean(1)))
 
-    def _bootstrap_weights(self) -> Tensor:
-        """Weights `(N, samples)` of the images in each bootstrap sample, which sum to 1."""
-        count = self.correct.shape[1]
-        drawn = torch.randint(count, (_SAMPLES, count), generator=torch.Generator().manual_seed(0))
-        return torch.stack([row.bincount(minlength=count) for row in drawn], dim=1).double() / count
+    def _bootstrap_counts(self) -> Tensor:
+        """Count how often each bootstrap sample has each image, `(N, samples)` float64."""
+        images = self.correct.shape[1]
+        drawn = torch.randint(images, (_SAMPLES, images), generator=torch.Generator().manual_seed(0))
+        return torch.stack([row.bincount(minlength=images) for row in drawn], dim=1).double()
 
 
 def _best_epochs(accuracy: Tensor, loss: Tensor) -> Tensor:
-    """Index of the pass with the highest accuracy, and the lowest loss among equals, along the first dimension."""
+    """Index `(...)` of the pass with the highest accuracy `(P, ...)`, and the lowest loss `(P, ...)` among equals."""
     return torch.where(accuracy == accuracy.amax(0), loss, torch.inf).argmin(0)
 
 
 def loss_gap(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> Interval:
-    """Mean loss on `held_out` minus mean loss on `train`, in nats, with Welch's interval."""
+    """Mean loss on `held_out` minus mean loss on `train`, in nats, with Welch's interval.
+
+    The arguments are those of `accuracy_gap`.
+    """
     return welch_interval(held_out.losses, train.losses, second_share=train_share)
 
 
 def accuracy_gap_by_class(train: Predictions, held_out: Predictions, train_share: float = 0.0) -> list[Interval | None]:
-    """Accuracy gap of each class, in class order; None for a class that either split has no image of."""
+    """Accuracy gap of each class, in class order; None for a class without images in either split.
+
+    The arguments are those of `accuracy_gap`; the share is taken to be the same in each class.
+    """
     pairs = ((train.of_class(label), held_out.of_class(label)) for label in range(train.num_classes))
     return [
-        accuracy_gap(of_train, of_held_out, train_share) if len(of_train) and len(of_held_out) else None
-        for of_train, of_held_out in pairs
+        accuracy_gap(train_class, held_out_class, train_share) if len(train_class) and len(held_out_class) else None
+        for train_class, held_out_class in pairs
     ]
 
 
@@ -157,7 +174,8 @@ def largest_gap_classes(train: Predictions, held_out: Predictions, train_share: 
     The contribution of a class is its accuracy gap, if positive, times the number of its held-out images.
 
     Returns:
-        Class indices; empty if the interval of the overall accuracy gap does not lie above zero: noise has no cause.
+        Class indices; empty if the interval of the overall accuracy gap does not lie above zero, since the gap may then
+        be noise.
     """
     if accuracy_gap(train, held_out, train_share).low <= 0:
         return []
@@ -173,7 +191,14 @@ def largest_gap_classes(train: Predictions, held_out: Predictions, train_share: 
 
 
 def gap_metrics(train: Predictions, held_out: Predictions, train_share: float, *, prefix: str) -> dict[str, float]:
-    """Interval bounds of the loss gap and the accuracy gap, named `<prefix>/loss_low` and so on."""
+    """Interval bounds of the loss gap and the accuracy gap, named `<prefix>/loss_low` and so on.
+
+    Args:
+        train: predictions of training images.
+        held_out: predictions of images that the network was not trained on.
+        train_share: share of the training split that `train` is, in [0, 1].
+        prefix: first part of the names, such as `gap`.
+    """
     gaps = {
         "loss": loss_gap(train, held_out, train_share),
         "accuracy": accuracy_gap(train, held_out, train_share),

@@ -55,7 +55,7 @@ class MeanStd:
     def of(cls, values: Iterable[float]) -> "MeanStd":
         """Compute both from one value or more."""
         values = list(values)
-        if not all(map(math.isfinite, values)):  # of a run that diverged
+        if not all(map(math.isfinite, values)):  # A run diverged.
             return cls(math.nan, math.nan if len(values) > 1 else None, len(values))
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), std, len(values))
@@ -109,21 +109,25 @@ def ratio_interval(first: Interval, second: Interval) -> Interval:
         second: the proportion to divide by, with its interval. The upper bound is infinite if its lower bound is 0.
     """
     p, q = first.estimate, second.estimate
-    product = p * q
 
-    def bound(first_bound: float, second_bound: float, sign: int) -> float:
-        denominator = second_bound * (2 * q - second_bound)
-        if denominator <= 0:
-            return math.inf if sign > 0 else 0.0
-        inner = product**2 - first_bound * (2 * p - first_bound) * denominator
-        return max(0.0, (product + sign * math.sqrt(max(inner, 0.0))) / denominator)
+    def coefficients(first_bound: float, second_bound: float) -> tuple[float, float, float]:
+        """Coefficients of the equation square * ratio² - 2 * p * q * ratio + constant = 0, and the sum in its roots."""
+        constant, square = first_bound * (2 * p - first_bound), second_bound * (2 * q - second_bound)
+        return constant, square, p * q + math.sqrt(max(0.0, (p * q) ** 2 - constant * square))
 
-    estimate = p / q if q else math.inf
-    return Interval(estimate, bound(first.low, second.high, -1), bound(first.high, second.low, 1))
+    # The smaller root as a quotient that stays finite where `square` is 0 or below, with few successes in `second`.
+    constant, _, root_sum = coefficients(first.low, second.high)
+    low = constant / root_sum if root_sum else 0.0
+    _, square, root_sum = coefficients(first.high, second.low)
+    high = root_sum / square if square > 0 else math.inf
+    return Interval(p / q if q else math.inf, low, high)
 
 
 def mean_interval(values: Tensor) -> Interval:
-    """Interval of the mean of values `(N,)` in [0, 1]: Wilson's if all are 0 or 1, else the normal one."""
+    """Interval of the mean of values `(N,)` in [0, 1], such as a metric of each of N queries.
+
+    Wilson's if all values are 0 or 1, else that of the central limit theorem, clipped to [0, 1].
+    """
     values = values.double()
     mean = values.mean().item()
     if ((values == 0) | (values == 1)).all():
@@ -157,20 +161,24 @@ def welch_interval(first: Tensor, second: Tensor, *, second_share: float = 0.0) 
 
 
 def normal_probability_above(threshold: float, mean: float, deviation: float) -> float:
-    """Probability that a normal variable exceeds `threshold`."""
+    """Probability that a normal variable of this mean and standard deviation exceeds `threshold`."""
     return 0.5 * (1 + math.erf((mean - threshold) / deviation / math.sqrt(2)))
 
 
 def t_quantile(degrees: int) -> float:
-    """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1."""
+    """97.5% quantile of Student's t distribution with `degrees` degrees of freedom, at least 1.
+
+    Tabulated up to 30 degrees; above, the first term of its expansion around the normal quantile, whose error is below
+    0.004 (Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5).
+    """
     return _T[degrees - 1] if degrees <= len(_T) else Z_95 + (Z_95**3 + Z_95) / (4 * degrees)
 
 
 def paired_interval(differences: Sequence[float], test_ratio: float = 0.0) -> Interval:
     """Interval of the mean of paired differences, such as those of two settings with equal seeds (Student's t).
 
-    The folds of a cross-validation share training images, and their differences are no independent sample. The
-    corrected resampled t-test adds the ratio of test to training images to 1 / n in the variance of the mean (Nadeau
+    The folds of a cross-validation share training images, so that their differences are not independent. The corrected
+    resampled t-test adds the ratio of test to training images to 1 / n in the variance of the mean (Nadeau
     and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003).
 
     Args:

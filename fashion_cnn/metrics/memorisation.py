@@ -376,7 +376,8 @@ def influences(
     )
     random = np.random.default_rng(seed).random((pairs, images)) < 0.5
     null_discoveries = sum(
-        int((p_values[discordant, np.abs(other)] <= threshold).sum()) for _, other in _excesses(random, differences)
+        int((p_values[discordant, np.abs(null_excess)] <= threshold).sum())
+        for _, null_excess in _excesses(random, differences)
     )
     order = np.argsort(-excess, kind="stable")
     train_rows, test_rows, excess = train_rows[order], test_rows[order], excess[order]
@@ -410,7 +411,8 @@ def sign_test_p_values(size: int) -> Floats:
         size: maximum number of discordant pairs.
 
     Returns:
-        `(size + 1, size + 1)`, by number of discordant pairs and absolute excess; 1 for impossible combinations.
+        `(size + 1, size + 1)`, by number of discordant pairs and absolute excess. Entries have a meaning only if the
+        excess is at most this number, and both are even or both odd.
     """
     table = np.ones((size + 1, size + 1))
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])
@@ -560,7 +562,7 @@ def fit_temperature(mean: Floats, targets: Integers) -> float:
         return float(-np.log(np.maximum(calibrated[rows, targets], _EPSILON)).mean())
 
     low, high = -math.log(8), math.log(8)
-    # Golden-section search: the loss is convex in the inverse temperature, so that it has one minimum.
+    # Golden-section search: the loss has one minimum, since it is convex in the inverse temperature.
     for _ in range(40):
         width = _GOLDEN_SECTION * (high - low)
         if loss(high - width) < loss(low + width):
@@ -581,8 +583,8 @@ def anchor_noise_matrix(calibrated: Floats, targets: Integers, fraction: float =
 
     The anchor images of a class are those predicted as the class whose probability of it is highest; they are taken
     as members of the class, and their given labels are counted. To each class, C pseudo-counts are added, whose error
-    rate is that of all anchor images, spread evenly over the other classes: an error that no anchor image has remains
-    possible.
+    rate is that of all anchor images, spread evenly over the other classes, so that an error that no anchor image has
+    remains possible.
 
     Args:
         calibrated: `(N, C)`, calibrated out-of-sample probabilities.

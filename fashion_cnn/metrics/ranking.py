@@ -89,7 +89,7 @@ class LabelledSearchMetrics:
         overall: the metrics over all queries.
         by_class: the metrics by class of the query.
         catalogue: the number of products.
-        chance: the expected precision of a random order.
+        chance: the expected precision of a random ranking.
     """
 
     overall: RankingMetrics

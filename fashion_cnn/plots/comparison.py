@@ -14,7 +14,7 @@ from fashion_cnn.analysis.comparison import SIZE, Comparison, Group
 from fashion_cnn.analysis.learning_curve import LearningCurve
 from fashion_cnn.analysis.settings import Setting
 from fashion_cnn.plots.style import LINE_COLORS, add_subtitle, escape_label
-from fashion_cnn.plots.training import COLOR, STYLES
+from fashion_cnn.plots.training import GAP_COLOR, STYLES
 from fashion_cnn.runs.overrides import short_names
 
 # Largest number of lines with a colour and a legend entry.
@@ -72,7 +72,7 @@ def _title(comparison: Comparison, factor: str, lines: dict[str, list[Group]]) -
 
 def plot_gap_against(comparison: Comparison, factor: str, axes: Axes) -> None:
     """Draw the accuracy gap against `factor`, one line for each combination of the other factors."""
-    _plot_against(comparison, factor, "gap/accuracy", axes, color=COLOR)
+    _plot_against(comparison, factor, "gap/accuracy", axes, color=GAP_COLOR)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(ylabel="gap, train probe to validation (points)", title="Accuracy gap")
 
@@ -167,12 +167,12 @@ class _Scale:
         """Draw mean and standard deviation, in percent, of a metric of the groups that have it, and each seed.
 
         Args:
-            groups: in any order.
-            name: of the metric.
+            groups: the groups, in any order.
+            name: name of the metric.
             axes: the axes to draw on.
             offset: distance of the points from their category.
-            width: of the line's part of a category.
-            style: of the line.
+            width: width of the line's part of a category.
+            style: color, marker and label of the line.
         """
         groups = sorted((group for group in groups if group.values(name)), key=self.position)
         points = [(self.position(group), metric) for group in groups if (metric := group.metric(name))]
@@ -351,7 +351,7 @@ def _plot_importances(importances: Mapping[str, float], trials: int) -> Figure:
     axes = figure.subplots()
     caution = ", too few to rank the settings reliably" if trials < _MIN_TRIALS_FOR_RANKING else ""
     figure.suptitle(f"Importance of the settings for the validation accuracy\nfrom {trials} complete trials{caution}")
-    bars = axes.barh([escape_label(name) for name, _ in rows], [value * 100 for _, value in rows], color=COLOR)
+    bars = axes.barh([escape_label(name) for name, _ in rows], [value * 100 for _, value in rows], color=GAP_COLOR)
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.set(xlabel="share of the variance between the trials (%, fANOVA)", xlim=(0, 105))
     axes.grid(axis="x", alpha=0.3)

@@ -28,7 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "val": {"color": "#D55E00", "linestyle": "-", "label": "validation"},
     "running": {"color": "#999999", "linestyle": ":", "label": "running training average"},
 }
-COLOR = "#CC79A7"
+GAP_COLOR = "#CC79A7"
 # Axis label and scale of each quantity.
 _QUANTITIES = {"accuracy": ("accuracy (%)", 100.0), "loss": ("loss (cross-entropy, nats)", 1.0)}
 # Unit and scale of the gap of each quantity.
@@ -52,7 +52,7 @@ def plot_training(
 ) -> dict[str, Figure]:
     """Draw all plots of the course of the training that have data, by file name without suffix.
 
-    Those of the single training images need two observations of each, in the mean.
+    The plots of single training images need at least two observations of each image on average.
     """
     plots = {}
     if data.val_size:
@@ -76,29 +76,32 @@ def plot_curves(
 
     Args:
         history: the metrics of the epochs.
-        title: of the figure.
+        title: title of the figure.
         best_epoch: the epoch that was chosen on validation, which is marked; None if none was.
         rising_since: the first epoch of a rise of the validation loss under falling training loss.
         training_loss: name of the loss that was trained, which has an axis of its own; None for the cross-entropy.
-        label_smoothing: of the cross-entropy that was trained, which raises its running average.
+        label_smoothing: label smoothing of the training loss, which raises its running average.
     """
 
     def plot(quantity: str, axes: Axes) -> None:
         label, scale = _QUANTITIES[quantity]
         for prefix, style in STYLES.items():
             values = history[f"{prefix}/{quantity}"] * scale
-            if np.isfinite(values).any():
-                marker = "." if len(values) < 40 else None
-                if training_loss and (prefix, quantity) == ("running", "loss"):
-                    right = axes.twinx()
-                    right.plot(history.epochs, values, marker=marker, **style)
-                    right.set_ylabel(f"training loss ({escape_label(training_loss)})")
-                    style = {**style, "label": f"running average of {escape_label(training_loss)} (right axis)"}
-                    axes.plot([], [], marker=marker, **style)
-                else:
-                    if label_smoothing and (prefix, quantity) == ("running", "loss"):
-                        style = {**style, "label": f"{style['label']}, label smoothing {label_smoothing:g}"}
-                    axes.plot(history.epochs, values, marker=marker, **style)
+            if not np.isfinite(values).any():
+                continue
+            style = {**style, "marker": "." if len(values) < 40 else None}
+            is_running_loss = (prefix, quantity) == ("running", "loss")
+            if is_running_loss and training_loss:
+                right = axes.twinx()
+                right.plot(history.epochs, values, **style)
+                right.set_ylabel(f"training loss ({escape_label(training_loss)})")
+                # The legend is that of the left axis.
+                style["label"] = f"running average of {escape_label(training_loss)} (right axis)"
+                axes.plot([], [], **style)
+                continue
+            if is_running_loss and label_smoothing:
+                style["label"] += f", label smoothing {label_smoothing:g}"
+            axes.plot(history.epochs, values, **style)
         axes.set_ylabel(label)
 
     return _plot_over_epochs(plot, title=title, best_epoch=best_epoch, rising_since=rising_since)
@@ -110,8 +113,8 @@ def plot_gap(history: History, best_epoch: int | None) -> Figure:
     def plot(quantity: str, axes: Axes) -> None:
         unit, scale = _GAP_UNITS[quantity]
         gap, low, high = (history[f"gap/{quantity}{bound}"] * scale for bound in ("", "_low", "_high"))
-        axes.fill_between(history.epochs, low, high, color=COLOR, alpha=0.25, linewidth=0, label="95% interval")
-        axes.plot(history.epochs, gap, color=COLOR, marker=".", label="gap, train to validation")
+        axes.fill_between(history.epochs, low, high, color=GAP_COLOR, alpha=0.25, linewidth=0, label="95% interval")
+        axes.plot(history.epochs, gap, color=GAP_COLOR, marker=".", label="gap, train to validation")
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylabel(f"{quantity} gap ({unit})")
 
@@ -152,7 +155,7 @@ def plot_gap_by_class(
     rows = last_rows(sorted(((gap, name) for gap, name in gaps if gap), key=lambda row: row[0].estimate), axes)
     estimates = np.array([gap.estimate for gap, _ in rows]) * 100
     errors = np.array([(gap.estimate - gap.low, gap.high - gap.estimate) for gap, _ in rows]).T * 100
-    axes.barh(range(len(rows)), estimates, xerr=errors, color=COLOR, ecolor="#555555", capsize=3)
+    axes.barh(range(len(rows)), estimates, xerr=errors, color=GAP_COLOR, ecolor="#555555", capsize=3)
     axes.set_yticks(range(len(rows)), [escape_label(name) for _, name in rows])
     axes.axvline(0, color="black", linewidth=0.8)
     total = accuracy_gap(train, val).estimate * 100
@@ -203,7 +206,7 @@ def plot_confident_errors(val: Predictions, split: InMemoryDataset, class_names:
 def plot_label_errors(dynamics: Dynamics, split: InMemoryDataset, class_names: Sequence[str]) -> Figure:
     """Draw the training images whose label is most likely wrong."""
     ranking = likely_label_errors(dynamics)
-    # A label that the network gives more than half of the probability is none that it doubts.
+    # A label with more than half of the probability is not likely to be wrong.
     rows = ranking[dynamics.confidence[ranking] < 0.5][:_THUMBNAILS]
     columns = (values[rows].tolist() for values in (dynamics.targets, dynamics.other, dynamics.confidence))
     captions = [

@@ -12,6 +12,7 @@ from fashion_cnn.runs.files import (
     write_json,
 )
 from fashion_cnn.runs.finding import (
+    common_folder,
     find_finished_run,
     find_finished_runs,
     find_run,
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "State",
     "check_links",
+    "common_folder",
     "create_folder",
     "display_path",
     "find_finished_run",

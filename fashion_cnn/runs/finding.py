@@ -103,6 +103,11 @@ def find_runs(references: str | Iterable[str]) -> list[Run]:
     return list(runs.values())
 
 
+def common_folder(runs: Iterable[Run]) -> Path:
+    """Return the deepest folder that holds the directories of all runs, an absolute path."""
+    return Path(os.path.commonpath([run.path.absolute().parent for run in runs]))
+
+
 def find_run(reference: str | Path | Iterable[str] | None, runs_dir: Path) -> Run:
     """Return the run that `reference` names, with a warning on standard error if it is not finished.
 

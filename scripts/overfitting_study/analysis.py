@@ -87,26 +87,22 @@ class Gain:
         return self.accuracy / self.val_error
 
 
-def gains(records: Iterable[Mapping[str, Any]], groups: Sequence[int] = (0, FIRST_OF_LARGE)) -> list[Gain]:
-    """Pair every arm of the bases of these groups with its base of the same seed."""
+def paired_gains(records: Iterable[Mapping[str, Any]], groups: Sequence[int] = (0, FIRST_OF_LARGE)) -> list[Gain]:
+    """Pair every arm of the bases of these groups with its base of the same seed.
+
+    Args:
+        records: the trainings.
+        groups: groups of bases, see `group_of`.
+    """
     by_key = {job_key(record): record for record in records}
-    found = []
+    gains = []
     for (number, arm, seed), run in by_key.items():
         base = by_key.get((number, "base", seed))
         if arm == "base" or base is None or group_of(number) not in groups:
             continue
-        gap_change = _gap(run) - _gap(base)
-        found.append(
-            Gain(
-                number,
-                seed,
-                arm,
-                features_of(base),
-                run["last_judge_accuracy"] - base["last_judge_accuracy"],
-                gap_change,
-            )
-        )
-    return found
+        accuracy = run["last_judge_accuracy"] - base["last_judge_accuracy"]
+        gains.append(Gain(number, seed, arm, features_of(base), accuracy, gap=_gap(run) - _gap(base)))
+    return gains
 
 
 def train_images(run: Mapping[str, Any]) -> int:
@@ -170,14 +166,14 @@ def ablation_gains(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
     for record in records:
         by_row.setdefault(record["row"], {})[record["results"]["seed"]] = record["results"]
     recipes = sorted({before.partition(":")[0] for before, _, _, _ in ABLATIONS})
-    found = []
+    gains = []
     for before, after, remedy, reverse in ABLATIONS:
         number = -1 - recipes.index(before.partition(":")[0])
         for seed in by_row[before].keys() & by_row[after].keys():
             for first, second, arm in ((before, after, remedy), (after, before, reverse)):
                 if arm is not None:
-                    found.append(_ablation_gain(by_row[first][seed], by_row[second][seed], first, number, seed, arm))
-    return found
+                    gains.append(_ablation_gain(by_row[first][seed], by_row[second][seed], first, number, seed, arm))
+    return gains
 
 
 def _ablation_gain(
@@ -271,18 +267,18 @@ class GainModel:
     remedies: Mapping[str, LinearModel]
 
     @classmethod
-    def fitted(cls, found: Sequence[Gain], family: str) -> "GainModel":
+    def fitted(cls, gains: Sequence[Gain], family: str) -> "GainModel":
         """Fit a family of models to gains, with the penalties that predict them best with whole bases left out."""
-        mean, scale = standardisation(found)
+        mean, scale = standardisation(gains)
         used = np.isin(FEATURES, FAMILIES[family].features)
         remedies = {}
-        for arm in sorted({gain.arm for gain in found}):
-            of_arm = [gain for gain in found if gain.arm == arm]
-            numbers = np.array([gain.base for gain in of_arm])
+        for arm in sorted({gain.arm for gain in gains}):
+            arm_gains = [gain for gain in gains if gain.arm == arm]
+            numbers = np.array([gain.base for gain in arm_gains])
             if len(set(numbers.tolist())) < _MIN_BASES:
                 continue
-            design = standardised(np.array([gain.features for gain in of_arm]), mean, scale) * used
-            values = np.array([gain.relative for gain in of_arm])
+            design = standardised(np.array([gain.features for gain in arm_gains]), mean, scale) * used
+            values = np.array([gain.relative for gain in arm_gains])
             best = min(FAMILIES[family].ridges, key=lambda ridge: _left_out_error(design, values, numbers, ridge))
             remedies[arm] = fit(design, values, best)
         return cls(mean, scale, remedies)
@@ -307,9 +303,9 @@ def _left_out_error(design: Floats, values: Floats, numbers: NDArray[np.int64], 
     return error
 
 
-def standardisation(found: Sequence[Gain]) -> tuple[Floats, Floats]:
+def standardisation(gains: Sequence[Gain]) -> tuple[Floats, Floats]:
     """Mean and standard deviation `(F,)` of the features, over the bases' trainings."""
-    features = np.array(list({(gain.base, gain.seed): gain.features for gain in found}.values()))
+    features = np.array(list({(gain.base, gain.seed): gain.features for gain in gains}.values()))
     return np.nanmean(features, axis=0), np.maximum(np.nanstd(features, axis=0), 1e-9)
 
 
@@ -318,60 +314,60 @@ def standardised(features: Floats, mean: Floats, scale: Floats) -> Floats:
     return np.nan_to_num((features - mean) / scale)
 
 
-def leave_bases_out(found: Sequence[Gain], family: str) -> Predicted:
+def leave_bases_out(gains: Sequence[Gain], family: str) -> Predicted:
     """Predict each gain by models that saw no training of its base."""
     predictions = {}
-    for base in {gain.base for gain in found}:
-        model = GainModel.fitted([gain for gain in found if gain.base != base], family)
-        predictions |= _predictions(model, [gain for gain in found if gain.base == base])
+    for base in {gain.base for gain in gains}:
+        model = GainModel.fitted([gain for gain in gains if gain.base != base], family)
+        predictions |= _predictions(model, [gain for gain in gains if gain.base == base])
     return predictions
 
 
-def best_family(found: Sequence[Gain], predictions: Mapping[str, Predicted]) -> str:
+def best_family(gains: Sequence[Gain], predictions: Mapping[str, Predicted]) -> str:
     """Return the family whose predictions with bases left out have the smallest squared error."""
 
     def error(family: str) -> float:
-        of_family = predictions[family]
-        pairs = [(gain, of_family.get((gain.base, gain.seed, gain.arm))) for gain in found]
+        predicted = predictions[family]
+        pairs = [(gain, predicted.get((gain.base, gain.seed, gain.arm))) for gain in gains]
         return sum((gain.accuracy - expected.gain.estimate) ** 2 for gain, expected in pairs if expected is not None)
 
     return min(FAMILIES, key=error)
 
 
-def predict_gains(found: Sequence[Gain], others: Sequence[Gain], family: str) -> Predicted:
-    """Predict gains on other data by models fitted to `found`."""
-    return _predictions(GainModel.fitted(found, family), others)
+def predict_gains(gains: Sequence[Gain], others: Sequence[Gain], family: str) -> Predicted:
+    """Predict gains on other data by models fitted to `gains`."""
+    return _predictions(GainModel.fitted(gains, family), others)
 
 
-def _predictions(model: GainModel, found: Iterable[Gain]) -> Predicted:
-    predictions = {(gain.base, gain.seed, gain.arm): model.predict(gain) for gain in found}
+def _predictions(model: GainModel, gains: Iterable[Gain]) -> Predicted:
+    predictions = {(gain.base, gain.seed, gain.arm): model.predict(gain) for gain in gains}
     return {key: expected for key, expected in predictions.items() if expected is not None}
 
 
-def in_interval(predicted: Predicted, found: Iterable[Gain]) -> list[bool]:
+def in_interval(predicted: Predicted, gains: Iterable[Gain]) -> list[bool]:
     """Return for each predicted gain whether its prediction interval holds it."""
     return [
         expected.gain.low <= gain.accuracy <= expected.gain.high
-        for gain in found
+        for gain in gains
         if (expected := predicted.get((gain.base, gain.seed, gain.arm))) is not None
     ]
 
 
-def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def fitted_study(gains: Sequence[Gain], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of fashion_cnn/analysis/remedies.json, fitted to all gains."""
-    family = best_family(found, {name: leave_bases_out(found, name) for name in FAMILIES})
-    model = GainModel.fitted(found, family)
+    family = best_family(gains, {name: leave_bases_out(gains, name) for name in FAMILIES})
+    model = GainModel.fitted(gains, family)
     used = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
     remedies = {}
     for remedy in (name for name in REMEDIES if name in model.remedies):
-        features = [gain.features for gain in found if gain.arm == remedy]
-        of_remedy = model.remedies[remedy]
+        features = [gain.features for gain in gains if gain.arm == remedy]
+        fitted = model.remedies[remedy]
         remedies[remedy] = {
-            "intercept": round(of_remedy.intercept, 6),
-            "coefficients": _rounded(of_remedy.coefficients),
-            "deviation": round(of_remedy.deviation, 6),
-            "count": of_remedy.count,
-            "ridge": None if math.isinf(of_remedy.ridge) else of_remedy.ridge,
+            "intercept": round(fitted.intercept, 6),
+            "coefficients": _rounded(fitted.coefficients),
+            "deviation": round(fitted.deviation, 6),
+            "count": fitted.count,
+            "ridge": None if math.isinf(fitted.ridge) else fitted.ridge,
             "low": _rounded(np.nanmin(features, axis=0)),
             "high": _rounded(np.nanmax(features, axis=0)),
         }
@@ -379,7 +375,7 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
         "fitted_by": "scripts/verdict_study fit",
         "trainings": len(used),
         "bases": len({record["base"] for record in used}),
-        "seeds": len({gain.seed for gain in found if gain.base >= 0}),
+        "seeds": len({gain.seed for gain in gains if gain.base >= 0}),
         "family": family,
         "elsewhere": _transferred_coverage(model, records),
         "features": list(FEATURES),
@@ -392,11 +388,11 @@ def fitted_study(found: Sequence[Gain], records: Sequence[Mapping[str, Any]]) ->
 def gains_elsewhere(records: Iterable[Mapping[str, Any]]) -> list[Gain]:
     """The gains on data of another kind."""
     runs = [record for record in records if group_of(record["base"]) == FIRST_OF_PICTOGRAMS]
-    return gains(runs, (FIRST_OF_PICTOGRAMS,))
+    return paired_gains(runs, (FIRST_OF_PICTOGRAMS,))
 
 
 def _transferred_coverage(model: GainModel, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How many gains and gaps on data of another kind lie in their prediction intervals; None without any."""
+    """Numbers of gains and gaps on data of another kind in their prediction intervals; None without any."""
     others = gains_elsewhere(records)
     inside = in_interval(_predictions(model, others), others)
     if not inside:

@@ -214,7 +214,7 @@ def jobs(base_count: int, seeds: int) -> Iterator[Job]:
 
 
 def agreement_jobs(count: int) -> Iterator[Job]:
-    """Return the trainings of the first `count` bases with a second seed, without arms: how far do two seeds agree?"""
+    """Return the trainings of the first `count` bases with a second seed, without arms, for the agreement of seeds."""
     for number, base in enumerate(bases(count)):
         yield Job(number, "base", 1, base)
 

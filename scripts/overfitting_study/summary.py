@@ -51,54 +51,52 @@ Key = tuple[int, int]
 Policy = Callable[[Key], str | None]
 
 
-def summarise(records: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> str:
+def summarise(records: Sequence[Mapping[str, Any]], gains: Sequence[Gain]) -> str:
     """Format all tables.
 
     Args:
         records: the trainings.
-        found: the gains that the model is fitted to, those of recorded ablations included.
+        gains: gains that the model is fitted to, with those of recorded ablations.
     """
-    everything = records
-    coverage, forecast = coverage_table(records), forecast_table(records)
-    records = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
-    bases = [record for record in records if record["arm"] == "base"]
-    of_study = [gain for gain in found if gain.base >= 0]
-    predictions = {family: leave_bases_out(found, family) for family in FAMILIES}
-    used = best_family(found, predictions)
+    chosen = [record for record in records if group_of(record["base"]) in (0, FIRST_OF_LARGE)]
+    bases = [record for record in chosen if record["arm"] == "base"]
+    study_gains = [gain for gain in gains if gain.base >= 0]
+    predictions = {family: leave_bases_out(gains, family) for family in FAMILIES}
+    used = best_family(gains, predictions)
     parts = [
-        f"{len(records)} trainings: {len({r['base'] for r in bases})} base configurations, "
-        f"{pluralize(len({gain.seed for gain in of_study}), 'seed')}; {len(found) - len(of_study)} gains from recorded "
-        "ablations.",
-        gains_table(of_study),
-        correlations(bases, of_study),
-        regret_table(records, found, predictions, used, without=()),
-        regret_table(records, found, predictions, used, without=("more_images",)),
-        brier_table(found, predictions, used),
-        *confirmation(found, predictions),
-        coverage,
-        *curve_table(everything),
-        forecast,
+        f"{len(chosen)} trainings: {len({r['base'] for r in bases})} base configurations, "
+        f"{pluralize(len({gain.seed for gain in study_gains}), 'seed')}; {len(gains) - len(study_gains)} gains from "
+        "recorded ablations.",
+        gains_table(study_gains),
+        correlations(bases, study_gains),
+        regret_table(chosen, gains, predictions, used, without=()),
+        regret_table(chosen, gains, predictions, used, without=("more_images",)),
+        brier_table(gains, predictions, used),
+        *confirmation(gains, predictions),
+        coverage_table(records),
+        *curve_table(records),
+        forecast_table(records),
         *agreement_table(bases),
-        *replication(everything, found, used),
+        *replication(records, gains, used),
     ]
     return "\n\n".join(parts)
 
 
-def gains_table(found: Sequence[Gain]) -> str:
+def gains_table(gains: Sequence[Gain]) -> str:
     """Mean gain of each remedy with its interval over the bases, and the change of the gap."""
     lines = [
         "| remedy | bases | gain, points (95%) | better by 0.2 or more | change of the gap, points |",
         "|---|---:|---:|---:|---:|",
     ]
     for remedy in REMEDIES:
-        of_arm = [gain for gain in found if gain.arm == remedy]
-        if len(of_arm) < 2:
+        arm_gains = [gain for gain in gains if gain.arm == remedy]
+        if len(arm_gains) < 2:
             continue
-        accuracies, gaps = (np.array([getattr(gain, name) for gain in of_arm]) for name in ("accuracy", "gap"))
-        low, high = interval_over_bases(of_arm, lambda chosen: float(np.mean([gain.accuracy for gain in chosen])))
+        accuracies, gaps = (np.array([getattr(gain, name) for gain in arm_gains]) for name in ("accuracy", "gap"))
+        low, high = interval_over_bases(arm_gains, lambda chosen: float(np.mean([gain.accuracy for gain in chosen])))
         cells = (
             remedy,
-            len({gain.base for gain in of_arm}),
+            len({gain.base for gain in arm_gains}),
             f"{100 * accuracies.mean():+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
             f"{(accuracies > WORTHWHILE).mean():.0%}",
             f"{100 * gaps.mean():+.2f}",
@@ -107,10 +105,10 @@ def gains_table(found: Sequence[Gain]) -> str:
     return "\n".join(lines)
 
 
-def interval_over_bases(found: Sequence[Any], statistic: Callable[[list[Any]], float]) -> tuple[float, float]:
+def interval_over_bases(items: Sequence[Any], statistic: Callable[[list[Any]], float]) -> tuple[float, float]:
     """95% percentile interval of a statistic of items with an attribute `base`, resampling whole bases."""
     by_base: dict[int, list[Any]] = {}
-    for item in found:
+    for item in items:
         by_base.setdefault(item.base, []).append(item)
     numbers, random = sorted(by_base), np.random.default_rng(0)
     values = []
@@ -121,7 +119,7 @@ def interval_over_bases(found: Sequence[Any], statistic: Callable[[list[Any]], f
     return float(low), float(high)
 
 
-def correlations(bases: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> str:
+def correlations(bases: Sequence[Mapping[str, Any]], gains: Sequence[Gain]) -> str:
     """Rank correlations of the gap with accuracy over the bases of the first seed, and of their changes."""
     first = [run for run in bases if run["seed"] == 0]
     share = np.array([1 - (1 - run["last_train_accuracy"]) / (1 - run["last_val_accuracy"]) for run in first])
@@ -130,14 +128,14 @@ def correlations(bases: Sequence[Mapping[str, Any]], found: Sequence[Gain]) -> s
     lines.append(
         f"| share of the gap, accuracy on the judge, over {len(first)} bases | {spearman(share, accuracy):+.2f} |"
     )
-    changes = spearman(np.array([gain.gap for gain in found]), np.array([gain.accuracy for gain in found]))
-    lines.append(f"| change of the gap, change of accuracy, over {len(found)} pairs | {changes:+.2f} |")
+    changes = spearman(np.array([gain.gap for gain in gains]), np.array([gain.accuracy for gain in gains]))
+    lines.append(f"| change of the gap, change of accuracy, over {len(gains)} pairs | {changes:+.2f} |")
     return "\n".join(lines)
 
 
 def regret_table(
     records: Sequence[Mapping[str, Any]],
-    found: Sequence[Gain],
+    gains: Sequence[Gain],
     predictions: Mapping[str, Predicted],
     used: str,
     *,
@@ -147,13 +145,13 @@ def regret_table(
 
     Args:
         records: the trainings of the bases.
-        found: the gains.
+        gains: the gains.
         predictions: their predictions by models of each family that saw no training of their base.
         used: the family that the verdict uses.
         without: remedies that are not offered.
     """
     actual: dict[Key, dict[str, float]] = {}
-    for gain in found:
+    for gain in gains:
         if gain.base >= 0 and gain.arm not in without:
             actual.setdefault((gain.base, gain.seed), {})[gain.arm] = gain.accuracy
     # Only trainings all of whose remedies were tried, so that the best one is known.
@@ -211,23 +209,23 @@ def _interval(values: Mapping[Key, float]) -> tuple[float, float]:
 
 
 def brier_table(
-    found: Sequence[Gain], predictions: Mapping[str, Predicted], used: str, *, rates_from: Sequence[Gain] | None = None
+    gains: Sequence[Gain], predictions: Mapping[str, Predicted], used: str, *, rates_from: Sequence[Gain] | None = None
 ) -> str:
     """Brier score of the probabilities of a gain of 0.2 points or more.
 
     Args:
-        found: see `regret_table`.
+        gains: see `regret_table`.
         predictions: see `regret_table`.
         used: see `regret_table`.
-        rates_from: gains on whose bases the rates of the remedies are taken; None for the other bases of `found`.
+        rates_from: gains on whose bases the rates of the remedies are taken; None for the other bases of `gains`.
     """
-    outcomes = outcomes_of(found)
+    outcomes = outcomes_of(gains)
     keys = [key for key in outcomes if all(key in predicted for predicted in predictions.values())]
     rate = float(np.mean([outcomes[key] for key in keys]))
     known = outcomes_of(rates_from) if rates_from is not None else {key: outcomes[key] for key in keys}
     rates = {(base, arm): rate_elsewhere(known, base, arm) for base, _, arm in keys}
     scores = {
-        **{name: [of[key].probability for key in keys] for name, of in predictions.items()},
+        **{name: [predicted[key].probability for key in keys] for name, predicted in predictions.items()},
         "rate of each remedy": [rates[key[0], key[2]] for key in keys],
         "overall rate": [rate] * len(keys),
     }
@@ -236,16 +234,16 @@ def brier_table(
     for name, probabilities in scores.items():
         lines.append(f"| {_marked(name, used)} | {np.square(np.array(probabilities) - truth).mean():.3f} |")
     known_pairs = set(keys)
-    chosen = [gain for gain in found if (gain.base, gain.seed, gain.arm) in known_pairs]
+    chosen = [gain for gain in gains if (gain.base, gain.seed, gain.arm) in known_pairs]
     for name, predicted in predictions.items():
         inside = np.mean(in_interval(predicted, chosen))
         lines.append(f"| share of gains in the 95% prediction interval, {name} | {inside:.1%} |")
     return "\n".join(lines)
 
 
-def outcomes_of(found: Sequence[Gain]) -> dict[tuple[int, int, str], float]:
+def outcomes_of(gains: Sequence[Gain]) -> dict[tuple[int, int, str], float]:
     """1 for a gain of 0.2 points or more, else 0, by base, seed and remedy, without those of recorded ablations."""
-    return {(gain.base, gain.seed, gain.arm): float(gain.accuracy > WORTHWHILE) for gain in found if gain.base >= 0}
+    return {(gain.base, gain.seed, gain.arm): float(gain.accuracy > WORTHWHILE) for gain in gains if gain.base >= 0}
 
 
 def rate_elsewhere(outcomes: Mapping[tuple[int, int, str], float], base: int, arm: str) -> float:
@@ -260,7 +258,7 @@ class _Score(NamedTuple):
     value: float
 
 
-def confirmation(found: Sequence[Gain], predictions: Mapping[str, Predicted]) -> list[str]:
+def confirmation(gains: Sequence[Gain], predictions: Mapping[str, Predicted]) -> list[str]:
     """Brier scores on the bases that were recorded after the trend of the validation loss had been chosen as feature.
 
     The score of each family is compared with that of the remedies' rates among other bases, in pairs, with an interval
@@ -268,7 +266,7 @@ def confirmation(found: Sequence[Gain], predictions: Mapping[str, Predicted]) ->
     """
     later = [
         gain
-        for gain in found
+        for gain in gains
         if FIRST_AFTER_CHOICE <= gain.base < FIRST_OF_COVERAGE
         and all((gain.base, gain.seed, gain.arm) in predicted for predicted in predictions.values())
     ]
@@ -276,8 +274,8 @@ def confirmation(found: Sequence[Gain], predictions: Mapping[str, Predicted]) ->
     if len(numbers) < 2:
         return []
     outcomes = [gain.accuracy > WORTHWHILE for gain in later]
-    of_study = outcomes_of([gain for gain in found if gain.base < FIRST_OF_COVERAGE])
-    rates = [rate_elsewhere(of_study, gain.base, gain.arm) for gain in later]
+    study_outcomes = outcomes_of([gain for gain in gains if gain.base < FIRST_OF_COVERAGE])
+    rates = [rate_elsewhere(study_outcomes, gain.base, gain.arm) for gain in later]
     by_rate = [(rate - outcome) ** 2 for rate, outcome in zip(rates, outcomes, strict=True)]
     lines = [
         f"| Brier score over {len(later)} pairs of the {len(numbers)} bases after the choice | score "
@@ -303,10 +301,9 @@ def _marked(name: str, used: str) -> str:
 
 
 def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """How often 95% intervals of the accuracy gap hold the true gap, among the trainings that check coverage.
+    """Share of the trainings that check coverage whose 95% interval of the accuracy gap holds the true gap.
 
-    Their training accuracy is known exactly, and 10,000 or 20,000 images that they do not see tell the held-out
-    accuracy; its own error is allowed for.
+    The true gap is measured on the training images and on 10,000 or 20,000 images that the training does not see.
     """
     chosen = [record for record in records if group_of(record["base"]) in (FIRST_OF_COVERAGE, FIRST_OF_CURVE)]
     intervals: dict[str, list[bool]] = {}
@@ -331,11 +328,10 @@ def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
         ):
             held_out, count = (run[f"{weights}_{unseen}_{name}"] for name in ("accuracy", "count"))
             true = run[f"{weights}_train_accuracy"] - held_out
-            own = Z_95 * math.sqrt(held_out * (1 - held_out) / count)
-            low, high = (
-                gap.estimate - math.hypot(gap.estimate - gap.low, own),
-                gap.estimate + math.hypot(gap.high - gap.estimate, own),
-            )
+            # The true gap has a sampling error too, by which the interval is widened.
+            half = Z_95 * math.sqrt(held_out * (1 - held_out) / count)
+            low = gap.estimate - math.hypot(gap.estimate - gap.low, half)
+            high = gap.estimate + math.hypot(gap.high - gap.estimate, half)
             intervals.setdefault(name, []).append(low <= true <= high)
             errors.setdefault(name, []).append(gap.estimate - true)
     lines = [
@@ -348,7 +344,7 @@ def coverage_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def curve_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How often the band of a learning curve of three seeds holds the true error, over groups of three seeds."""
+    """Share of the groups of three seeds whose learning curve has a band that holds the true error."""
     runs = [record for record in records if group_of(record["base"]) == FIRST_OF_CURVE]
     by_size: dict[int, dict[int, Mapping[str, Any]]] = {}
     for run in runs:
@@ -359,7 +355,9 @@ def curve_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
     groups = [seeds[start : start + 3] for start in range(0, len(seeds) - 2, 3)]
     if not groups:
         return []
-    true = {size: 1 - np.mean([run["last_judge_accuracy"] for run in of.values()]) for size, of in by_size.items()}
+    true = {
+        size: 1 - np.mean([run["last_judge_accuracy"] for run in by_seed.values()]) for size, by_seed in by_size.items()
+    }
     inside: dict[int, list[bool]] = {}
     for group in groups:
         errors = [[1 - by_size[size][seed]["last_val_accuracy"] for seed in group] for size in sizes]
@@ -392,14 +390,14 @@ def _validation_passes(run: Mapping[str, Any]) -> ValidationPasses:
     )
 
 
-def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], used: str) -> list[str]:
+def replication(records: Sequence[Mapping[str, Any]], gains: Sequence[Gain], used: str) -> list[str]:
     """The tables for trainings on pictograms, whose gains and gaps are predicted by the models of Fashion-MNIST."""
     runs = [record for record in records if group_of(record["base"]) == FIRST_OF_PICTOGRAMS]
     others = gains_elsewhere(records)
     if not others:
         return []
     bases = trainings_elsewhere(records)
-    predictions = {family: predict_gains(found, others, family) for family in FAMILIES}
+    predictions = {family: predict_gains(gains, others, family) for family in FAMILIES}
     return [
         f"On pictograms: {len(runs)} trainings, {len(bases)} base configurations, 1 seed; the models are those of "
         "Fashion-MNIST.",
@@ -407,13 +405,13 @@ def replication(records: Sequence[Mapping[str, Any]], found: Sequence[Gain], use
         correlations(bases, others),
         regret_table(runs, others, predictions, used, without=()),
         regret_table(runs, others, predictions, used, without=("more_images",)),
-        brier_table(others, predictions, used, rates_from=found),
+        brier_table(others, predictions, used, rates_from=gains),
         transferred_forecast(base_trainings(records), bases),
     ]
 
 
 def transferred_forecast(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
-    """How well the forecast that is fitted to `runs` predicts the gaps of `others`, trainings on other data."""
+    """Errors of the forecast that is fitted to `runs` for the gaps of `others`, trainings on other data."""
     gaps = transferred_forecasts(runs, others)
     return "\n".join(
         [
@@ -432,7 +430,10 @@ def _forecast_line(name: str, gaps: GapForecasts, chosen: NDArray[np.bool_]) -> 
 
 
 def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """How well the gap is forecast from training images alone, whole bases left out, beside single measurements."""
+    """Errors of the forecast of the gap from training images alone, with whole bases left out.
+
+    Rank correlations of single measurements with the gap are in the last rows.
+    """
     runs = base_trainings(records)
     features = np.array([forecast_features_of(run) for run in runs])
     varied = varied_trainings(runs)
@@ -468,7 +469,7 @@ def forecast_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def agreement_table(bases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How well the disagreement of two seeds tells error and gap (Jiang et al., 2022), over bases with two seeds.
+    """Prediction of error and gap by the disagreement of two seeds (Jiang et al., 2022), over bases with two seeds.
 
     The images on which they are compared need no labels. Both trainings drew their own training images.
     """
@@ -488,9 +489,12 @@ def agreement_table(bases: Sequence[Mapping[str, Any]]) -> list[str]:
         f"| disagreement of two seeds, {len(pairs)} bases | difference, points (RMS) | Kendall's tau |",
         "|---|---:|---:|",
     ]
-    for name, told, value in (("error on the judge", disagreement, error), ("gap to the judge", forecast, gap)):
-        rms = 100 * np.sqrt(np.square(told - value).mean())
-        lines.append(f"| {name} | {rms:.2f} | {kendall(told, value):+.2f} |")
+    for name, predicted, measured in (
+        ("error on the judge", disagreement, error),
+        ("gap to the judge", forecast, gap),
+    ):
+        rms = 100 * np.sqrt(np.square(predicted - measured).mean())
+        lines.append(f"| {name} | {rms:.2f} | {kendall(predicted, measured):+.2f} |")
     return ["\n".join(lines)]
 
 
