@@ -46,8 +46,8 @@ _SETTING_COLORS = (
     *("#7B2FBE", "#00875A", "#D81B7A", "#B58900", "#0091B3"),
     *("#8C5A3C", "#5A5A5A", "#3949AB", "#B3261E", "#5B8C1A"),
 )
-# Background colours of the light and the dark page, and their share in the colour of a train curve, which is fainter than
-# the validation curve of its run.
+# Background colours of the light and the dark page, and their share in the colour of a train curve, which is fainter
+# than the validation curve of its run.
 _PAGES = ("#FFFFFF", "#303030")
 _FAINTNESS = 0.5
 # A group for each run, so that the page asks for the colour of each.
