@@ -196,9 +196,10 @@ class TimmBackbone(Backbone):
             try:
                 return dict(_import_timm().create_model(self.name, pretrained=True, num_classes=0).state_dict())
             except Exception as error:  # The hub raises errors of many types.
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 raise UserError(
-                    f"model.network.weights=hub: the weights of {self.name} cannot be downloaded "
-                    f"({str(error).splitlines()[0][:200]}). Without a connection, give a file."
+                    f"model.network.weights=hub: the weights of {self.name} cannot be downloaded ({reason}). Without a "
+                    "connection, give a file."
                 ) from error
         config: Any = self.backbone.default_cfg
         return _without(config["classifier"], _read_file(self.weights, "timm"))
@@ -237,8 +238,8 @@ def _timm_names(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> Iterat
         for number in range(len(list(members.children())))
     ]
     for key, value in state_dict.items():
-        if found := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-            index, layer, parameter = int(found[1]), found[2], found[3]
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            index, layer, parameter = int(match[1]), match[2], match[3]
             names = _EXPANDING if f"_blocks.{index}._expand_conv.weight" in state_dict else _SEPARABLE
             yield f"{blocks[index]}.{names[layer]}.{parameter}", value
         else:
