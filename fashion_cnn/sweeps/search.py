@@ -1,5 +1,6 @@
 """Hyperparameter search with Optuna: the search space in Hydra's sweep syntax, the trials, and their pruning."""
 
+import math
 import shlex
 import warnings
 from collections import Counter
@@ -288,7 +289,7 @@ def _distribution(override: Override) -> BaseDistribution:
             return FloatDistribution(value.start, value.end, log=log)
         if isinstance(value, RangeSweep) and isinstance(value.step, int) and isinstance(value.start, int):
             # Hydra's ranges exclude their end, as Python's do.
-            return IntDistribution(value.start, int(value.stop or 0) - 1, step=value.step)
+            return IntDistribution(value.start, math.ceil(value.stop or 0) - 1, step=value.step)
         if override.is_discrete_sweep():
             return CategoricalDistribution([*override.sweep_string_iterator()])
     except ValueError as error:
