@@ -273,6 +273,11 @@ def test_values_of_a_stored_sweep_that_the_user_types_again_are_kept(tmp_path):
     assert task == ["optimizer=adamw,sgd", classes[0], "seed=0,1"]
 
 
+def test_a_resumed_sweep_keeps_values_of_the_machine_that_are_not_typed_again(tmp_path):
+    store_sweep(tmp_path, task=["threads=1,2"])
+    assert add_earlier_values(tmp_path, ["seed=0,1"], {}) == ["threads=1,2", "seed=0,1"]
+
+
 def test_a_stored_sweep_reads_no_config_files_that_the_user_did_not_name(tmp_path):
     stored = {
         "overrides": {"hydra": [], "task": ["model=own", "seed=0,1"]},
