@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fashion_cnn.analysis.verdict import training_command
-from fashion_cnn.errors import Interrupted, UserError, disk_errors_at
+from fashion_cnn.errors import UserError, disk_errors_at
 from fashion_cnn.models.hardware import restored_threads
 from fashion_cnn.plots.style import LINE_COLORS, save_figure
 from fashion_cnn.runs import create_folder, display_path, new_run, write_json
 from fashion_cnn.training import build
 from fashion_cnn.training.callbacks import SeedEachEpoch
-from fashion_cnn.training.session import check_one_device, prepare, quieten_lightning, set_threads
+from fashion_cnn.training.session import check_one_device, prepare, quieten_lightning, raise_interrupted, set_threads
 
 FOLDER = "learning_rate"
 # Weight of the earlier losses in the smoothed one.
@@ -175,10 +175,8 @@ def find_learning_rate(
     check_one_device(trainer, "range test")
     set_threads(config, trainer)
     started = time.perf_counter()
-    try:
+    with raise_interrupted("Stopped; nothing was kept."):
         trainer.fit(module, datamodule=data)
-    except (KeyboardInterrupt, SystemExit):
-        raise Interrupted("Stopped; nothing was kept.") from None
     test = evaluate_range(recorder.factors, recorder.losses)
     found = {f"optimizer.{key}": _rounded(rate * test.suggested) for key, rate in rates.items()}
     overrides = [word for word in config.overrides or () if not word.lstrip("+").startswith("range_test.")]

@@ -278,7 +278,7 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
     """Run every loop for the few batches of Lightning's `fast_dev_run`, and keep nothing."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build.trainer(config, data, Path(folder))
-        with _raise_interrupted("Stopped; nothing was kept."):
+        with raise_interrupted("Stopped; nothing was kept."):
             trainer.fit(module, datamodule=data)
             if config.test and data.has_test:
                 trainer.test(module, datamodule=data, verbose=False)
@@ -297,7 +297,7 @@ def _record_failure(run: Run, packages: Sequence[str]) -> Iterator[None]:
     run.error_file.unlink(missing_ok=True)
     command = resume_command(run.path, packages)
     try:
-        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads(run):
+        with raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads(run):
             yield
     except Exception as error:
         if missing_file(error, run.path) is None:
@@ -342,8 +342,8 @@ def _short_errors_of_threads(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _raise_interrupted(message: str) -> Iterator[None]:
-    """Turn SIGTERM, and Ctrl-C, which Lightning makes a SystemExit in `fit`, into Interrupted with `message`."""
+def raise_interrupted(message: str) -> Iterator[None]:
+    """Raise Interrupted with `message` for Ctrl-C, for which Lightning's `fit` raises SystemExit, and for SIGTERM."""
     try:
         yield
     except SIGTERMException:
