@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -334,7 +335,8 @@ class ResumableEarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at once if the run was stopped before."""
-        if self.stopped_epoch:
+        # `stopped_epoch` is 0 after a stop in the first epoch. Older checkpoints have no `stopping_reason`.
+        if self.stopped_epoch or self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
 
 
