@@ -391,6 +391,13 @@ def test_settings_that_hide_their_content_from_the_check_are_refused(tmp_path, k
         ImageClassifier.load_from_checkpoint(tmp_path / "b.ckpt")
 
 
+@pytest.mark.parametrize("content", [{"model": {}}, {"state_dict": [1]}])
+def test_a_file_without_weights_by_name_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is not a checkpoint of Lightning: it has no state_dict"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "a.pth")
+
+
 def test_a_checkpoint_with_an_instantiator_is_refused(tmp_path):
     settings = {"_instantiator": "subprocess.run", "_class_path": "os.system"}
     torch.save({"state_dict": {}, "hyper_parameters": settings}, tmp_path / "a.ckpt")
