@@ -159,7 +159,8 @@ def images_per_epoch(trainer: Trainer, data: ImageDataModule) -> int:
         trainer: the Trainer that has trained on `data`.
         data: the data module, whose `batch_size` is that of one process.
     """
-    return min(len(data.train_split), data.batch_size * trainer.num_training_batches * trainer.world_size)
+    batches = trainer.num_training_batches * trainer.world_size
+    return int(min(len(data.train_split), data.batch_size * batches))
 
 
 def _costs(trainer: Trainer, module: ImageClassifier) -> dict[str, Any]:
