@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -178,13 +179,11 @@ def test_wrong_settings_of_timm_are_refused(tmp_path, monkeypatch):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "weights.pth")
     build(weights=str(tmp_path / "weights.pth")).initialise(torch.zeros(1))
 
-    def offline(*arguments, **options):
-        raise OSError("no connection")
-
     network = build(weights="hub")
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"weights of resnet10t cannot be downloaded \(no connection\)"):
-        network.initialise(torch.zeros(1))
+    for error, reason in ((OSError("no connection"), "no connection"), (TimeoutError(), "TimeoutError")):
+        monkeypatch.setattr(timm, "create_model", Mock(side_effect=error))
+        with pytest.raises(UserError, match=rf"weights of resnet10t cannot be downloaded \({reason}\)"):
+            network.initialise(torch.zeros(1))
 
 
 def test_packaged_weights_that_were_changed_are_refused(tmp_path, monkeypatch):

@@ -27,9 +27,10 @@ def test_the_loss_equals_the_formula_computed_by_hand():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_positives_the_loss_is_zero_and_has_a_finite_gradient():
-    embeddings = torch.randn(3, 4, requires_grad=True)
-    loss = SupervisedContrastive()(embeddings, torch.arange(3))
+@pytest.mark.parametrize("images", [1, 3])
+def test_without_positives_the_loss_is_zero_and_has_a_finite_gradient(images):
+    embeddings = torch.randn(images, 4, requires_grad=True)
+    loss = SupervisedContrastive()(embeddings, torch.arange(images))
     loss.backward()
     assert loss.item() == 0
     assert torch.isfinite(embeddings.grad).all()

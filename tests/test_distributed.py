@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fashion_cnn.data.batches import Shard
 from fashion_cnn.metrics.predictions import read_predictions
 from fashion_cnn.runs import Run
 from fashion_cnn.train import main
+from fashion_cnn.training.results import images_per_epoch
 
 
 @pytest.fixture
@@ -40,6 +42,12 @@ def test_evaluation_visits_each_image_once_over_all_processes(dataset):
     shares = indices_of(dataset, 10, 4)
     indices = torch.cat([batch for share in shares for batch in share])
     assert sorted(indices.tolist()) == list(range(103))
+
+
+def test_an_epoch_trains_on_the_images_of_all_processes():
+    # Each of two processes has 63 of the 127 images: seven batches of eight.
+    data = SimpleNamespace(train_split=range(127), batch_size=8)
+    assert images_per_epoch(SimpleNamespace(num_training_batches=7, world_size=2), data) == 2 * 7 * 8
 
 
 def train(folder, *overrides):

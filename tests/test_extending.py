@@ -119,6 +119,18 @@ def test_a_weighted_loss_of_certain_probabilities_is_that_of_the_classes(setting
     assert loss(logits, functional.one_hot(targets, 2).float()).item() == pytest.approx(loss(logits, targets).item())
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_batch_of_images_without_weight_has_the_loss_zero_and_no_gradient(label_smoothing):
+    loss = CrossEntropy(class_weights=[0, 1], label_smoothing=label_smoothing)
+    logits, targets = torch.randn(3, 2, requires_grad=True), torch.zeros(3, dtype=torch.long)
+    for batch_targets in (targets, functional.one_hot(targets, 2).float()):
+        logits.grad = None
+        value = loss(logits, batch_targets)
+        value.backward()
+        assert value.item() == 0
+        assert not logits.grad.any()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -3,11 +3,14 @@
 import json
 import math
 import shlex
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_DATA
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fashion_cnn.cli.main import compose
 from fashion_cnn.errors import UserError
@@ -118,6 +121,15 @@ def test_any_optimizer_and_training_step_has_a_suggestion(command, tmp_path, set
     _, record = find(command, tmp_path, *settings)
     assert set(record["suggestion"]) == {"optimizer.lr"}
     assert 0.01 <= record["steepest"] <= record["lowest"] <= 100
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(KeyboardInterrupt, 130), (SIGTERMException, 143)])
+def test_a_stopped_test_keeps_nothing(command, tmp_path, monkeypatch, stop, expected):
+    monkeypatch.setattr(Trainer, "fit", Mock(side_effect=stop))
+    status, out, err = command(main, *TINY_DATA, f"runs_dir='{tmp_path}'")
+    assert (status, out) == (expected, "")
+    assert "Stopped; nothing was kept." in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

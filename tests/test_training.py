@@ -988,10 +988,11 @@ def test_early_stopping_ends_a_run_without_improvement(tiny):
 
 
 @pytest.mark.training
-def test_a_run_stopped_early_does_not_train_on_when_resumed(tiny, monkeypatch):
+@pytest.mark.parametrize(("criterion", "epochs"), [("patience=1", 2), ("stopping_threshold=0.0", 1)])
+def test_a_run_stopped_early_does_not_train_on_when_resumed(tiny, monkeypatch, criterion, epochs):
     from fashion_cnn.training import session
 
-    settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.0"]
+    settings = ["callbacks=early_stopping", f"++callbacks.early_stopping.{criterion}", "optimizer.lr=0.0"]
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -1000,7 +1001,7 @@ def test_a_run_stopped_early_does_not_train_on_when_resumed(tiny, monkeypatch):
         patch.setattr(session, "collect_results", interrupt)
         with pytest.raises(Interrupted):
             train(tiny(*settings, "trainer.max_epochs=6"))
-    assert train(tiny(*settings, "trainer.max_epochs=6", "resume=latest"))["epochs"] == 2
+    assert train(tiny(*settings, "trainer.max_epochs=6", "resume=latest"))["epochs"] == epochs
 
 
 @pytest.mark.training

@@ -273,6 +273,11 @@ def test_values_of_a_stored_sweep_that_the_user_types_again_are_kept(tmp_path):
     assert task == ["optimizer=adamw,sgd", classes[0], "seed=0,1"]
 
 
+def test_a_resumed_sweep_keeps_values_of_the_machine_that_are_not_typed_again(tmp_path):
+    store_sweep(tmp_path, task=["threads=1,2"])
+    assert add_earlier_values(tmp_path, ["seed=0,1"], {}) == ["threads=1,2", "seed=0,1"]
+
+
 def test_a_stored_sweep_reads_no_config_files_that_the_user_did_not_name(tmp_path):
     stored = {
         "overrides": {"hydra": [], "task": ["model=own", "seed=0,1"]},
@@ -384,6 +389,13 @@ def test_settings_that_hide_their_content_from_the_check_are_refused(tmp_path, k
     torch.save(OrderedDict(state_dict={}), tmp_path / "b.ckpt")
     with pytest.raises(UserError, match="it holds a OrderedDict"):
         ImageClassifier.load_from_checkpoint(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"state_dict": [1]}])
+def test_a_file_without_weights_by_name_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is not a checkpoint of Lightning: it has no state_dict"):
+        ImageClassifier.load_from_checkpoint(tmp_path / "a.pth")
 
 
 def test_a_checkpoint_with_an_instantiator_is_refused(tmp_path):

@@ -73,7 +73,7 @@ def test_overrides_with_open_values_are_separated_from_the_others():
 def test_hydra_sweeps_become_distributions():
     space = search_space(
         {"lr": "tag(log,interval(0.001,0.1))", "wd": "interval(0.0,1.0)"},
-        ["n=int(interval(1,9))", "w=[1],[2]", "d=range(0,5,2)", "wd=choice(a,b)"],
+        ["n=int(interval(1,9))", "w=[1],[2]", "d=range(0,5,2)", "e=range(1,4.5,1)", "wd=choice(a,b)"],
     )
     assert space == {
         "lr": FloatDistribution(0.001, 0.1, log=True),
@@ -81,6 +81,7 @@ def test_hydra_sweeps_become_distributions():
         "n": IntDistribution(1, 9),
         "w": CategoricalDistribution(["[1]", "[2]"]),
         "d": IntDistribution(0, 4, step=2),
+        "e": IntDistribution(1, 4),
     }
     with pytest.raises(UserError, match="search space is empty"):
         search_space({}, [])

@@ -28,7 +28,7 @@ from fashion_cnn.terminal import print_table, print_text, table_console, wide_co
 
 # Number of changed settings that are printed at the start of a training.
 _MAX_CHANGES = 16
-# Longest command, in characters, that each line of advice repeats.
+# Maximum length of a command, in characters, that each line of advice repeats.
 _MAX_REPEATED = 100
 
 
@@ -94,8 +94,8 @@ def print_start(
 def _describe_images(data: ImageDataModule, trainer: Trainer) -> str:
     """Describe the sizes of the splits, and what the limits of the trainer leave of them."""
     train, val = len(data.train_split), len(data.val_split)
-    in_epoch = _limited(train, data.batch_size, trainer.limit_train_batches)
-    evaluated = _limited(val, data.eval_batch_size, trainer.limit_val_batches)
+    in_epoch = _count_used(train, data.batch_size, trainer.limit_train_batches)
+    evaluated = _count_used(val, data.eval_batch_size, trainer.limit_val_batches)
     epochs, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
     last_pass = f", no validation after epoch {epochs - epochs % every} of {epochs}" if epochs % every else ""
     last_pass += f" (trainer.check_val_every_n_epoch={every})" if last_pass else ""
@@ -105,8 +105,14 @@ def _describe_images(data: ImageDataModule, trainer: Trainer) -> str:
     )
 
 
-def _limited(images: int, batch_size: int, limit: float | None) -> int:
-    """Count the images in the batches that one of Lightning's limits leaves: a number of batches, or their share."""
+def _count_used(images: int, batch_size: int, limit: float | None) -> int:
+    """Count the images in the batches that a limit of Lightning's Trainer leaves.
+
+    Args:
+        images: number of images of the split.
+        batch_size: images in a batch.
+        limit: a whole number of batches, or the fraction of all batches; None for all.
+    """
     batches = math.ceil(images / batch_size)
     kept = limit if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
     return min(images, kept * batch_size)

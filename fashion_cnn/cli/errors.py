@@ -244,7 +244,7 @@ def _section(error: Exception) -> str | None:
 
 
 def _describe_library_error(error: Exception, causes: Sequence[BaseException]) -> UserError | None:
-    """Keep the message that Lightning, torch, MLflow or Hydra wrote for its user."""
+    """Return the message of an error that Lightning, torch, MLflow or Hydra raises for a mistake of its user."""
     # Errors of Lightning and torch, by name: importing their classes takes seconds.
     for cause in causes:
         if type(cause).__name__ in ("MisconfigurationException", "OutOfMemoryError", "MlflowException"):
@@ -257,8 +257,8 @@ def _describe_library_error(error: Exception, causes: Sequence[BaseException]) -
 
 def _describe_system_error(error: Exception, causes: Iterable[BaseException]) -> UserError | None:
     """Describe an error of the disk or of another part of the operating system."""
-    if (refused := disk_error(error)) is not None:
-        return refused
+    if (described := disk_error(error)) is not None:
+        return described
     # Raised by `Path.resolve`.
     if isinstance(error, RuntimeError) and (loop := re.fullmatch(r"Symlink loop from '(.+)'", str(error))):
         return UserError(f"{loop[1]} is a link that leads to itself: remove it, or give another path.")
@@ -270,7 +270,7 @@ def _describe_system_error(error: Exception, causes: Iterable[BaseException]) ->
 
 
 def _unclosed(override: str) -> str:
-    """Say which bracket or quote of an override is not closed; an empty text if all are."""
+    """Name the first bracket or quote of an override that is not closed; an empty text if all are."""
     pairs = [*zip("[{(", "]})", strict=True), *(("'", "'"), ('"', '"'))]
     for first, last in pairs:
         is_open = override.count(first) % 2 if first == last else override.count(first) > override.count(last)
@@ -360,7 +360,7 @@ def _unknown_option(key: str, config_name: str, config_dir: str) -> UserError:
 
 
 def _suggest_override(value: str, config_name: str, config_dir: str) -> str:
-    """Overrides that fit a value typed without a key: `model=tiny`, or `images=shirt.jpg`."""
+    """Return the overrides that a value typed without a key may stand for: `model=tiny`, or `images=shirt.jpg`."""
     keys = _all_keys(config_name, config_dir)
     groups = [folder for folder in Path(config_dir).iterdir() if folder.name in keys and folder.name != "hydra"]
     choices = sorted(f"{group.name}={value}" for group in groups if (group / f"{value}.yaml").is_file())

@@ -15,7 +15,7 @@ from fashion_cnn.errors import UserError, did_you_mean
 from fashion_cnn.runs.files import dotted_items
 from fashion_cnn.runs.overrides import CONFIG_DIR, override_key, split_flags
 
-# Settings that say where and how, not what is trained: a command does the same for every user.
+# Settings of the place and the way in which commands run. None of them changes what is trained.
 _KEYS = ("data.root", "runs_dir", "logger", "hydra/launcher")
 # Options of the launcher.
 _LAUNCHER = "hydra.launcher."
@@ -42,7 +42,7 @@ def read_user_settings() -> dict[str, str]:
         for key, value in _read(file):
             if key in origin:
                 raise UserError(f"{file}: {key} is set in {origin[key]}, too: remove one of them.", status=2)
-            settings[key], origin[key] = _checked(file, key, value), file
+            settings[key], origin[key] = _check_value(file, key, value), file
     return settings
 
 
@@ -86,8 +86,8 @@ def _read(file: Path) -> Iterator[tuple[str, Any]]:
     yield from ((key, value) for key, value in dotted_items(settings) if not isinstance(value, dict))
 
 
-def _checked(file: Path, key: str, value: Any) -> str:
-    """Return the value of a setting as it is typed."""
+def _check_value(file: Path, key: str, value: Any) -> str:
+    """Return the value of a setting as it would be typed. Raises UserError if a user may not set it."""
     if key not in _KEYS and not key.startswith(_LAUNCHER):
         near = did_you_mean(key, _KEYS)
         raise UserError(f"{file}: {key} is no setting of a user.{near} Choose {', '.join(_KEYS)}.", status=2)

@@ -28,7 +28,11 @@ def _uniform(limit: float, size: tuple[int, ...], device: torch.device) -> Tenso
 
 
 class RandomFlip:
-    """Horizontal flip of each image with probability `p`."""
+    """Horizontal flip of each image.
+
+    Args:
+        p: probability of each image to be flipped.
+    """
 
     def __init__(self, p: float = 0.5) -> None:
         self.p = check_probability(self, p)
@@ -40,9 +44,13 @@ class RandomFlip:
 
 
 class RandomCrop:
-    """Shift of each image by up to `padding` pixels in each direction, filled with `fill`.
+    """Shift of each image by a random number of pixels in each direction.
 
     The same as padding on all sides and cropping to the original size at a random position.
+
+    Args:
+        padding: largest shift in pixels, 0 or more.
+        fill: value of the pixels that the shift uncovers, 0 to 255.
     """
 
     def __init__(self, padding: int = 2, fill: int = 0) -> None:

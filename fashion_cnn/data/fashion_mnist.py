@@ -162,8 +162,8 @@ class FashionMNISTDataModule(ImageDataModule):
 
     Args:
         root: folder of the data in torchvision's layout.
-        mean: as `ImageDataModule`; by default of the 60,000 training images.
-        std: as `ImageDataModule`.
+        mean: see `ImageDataModule`; by default the mean of the 60,000 training images.
+        std: see `ImageDataModule`; by default the standard deviation of the same images.
         settings: further arguments of `ImageDataModule`; see `check_download` for `download`.
     """
 

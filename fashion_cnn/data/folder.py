@@ -23,7 +23,14 @@ from fashion_cnn.data.folder_files import (
     warn_unreadable,
 )
 from fashion_cnn.data.image_datamodule import ImageDataModule
-from fashion_cnn.data.picture_cache import FileInfo, cache_folder, decode_cached, scan_files, unreadable_list
+from fashion_cnn.data.picture_cache import (
+    DecodedPictures,
+    FileInfo,
+    cache_folder,
+    decode_cached,
+    scan_files,
+    unreadable_list,
+)
 from fashion_cnn.data.splits import stratified_order
 from fashion_cnn.errors import UserError
 from fashion_cnn.pictures import Preparation
@@ -59,8 +66,8 @@ class ImageFolderDataModule(ImageDataModule):
         cache_gb: size of the cache of all folders, in GB, above which those that were used least recently are removed;
             None for no limit.
         split_seed: seed of the splits.
-        mean: as `ImageDataModule`; None computes it from the training split.
-        std: as `mean`.
+        mean: see `ImageDataModule`; None computes it from the training split.
+        std: see `ImageDataModule`; None computes it from the training split.
         detected: the property `detected` of an earlier module of the same folder; then the folder is read only when its
             images are needed.
         settings: further arguments of `ImageDataModule`.
@@ -100,12 +107,12 @@ class ImageFolderDataModule(ImageDataModule):
         for name, share in (("val_share", val_share), ("test_share", test_share)):
             if not 0 <= share < 1:
                 raise UserError(f"data.{name}={share} is not possible: give a fraction from 0 to below 1.")
+        if cache_gb is not None and cache_gb < 0:
+            raise UserError(f"data.cache_gb={cache_gb} is not possible: give a size in GB, or null for no limit.")
         self.root = Path(root).expanduser()
         self.about = f"The pictures in the folder {self.root.resolve().name}, with a sub-folder for each class."
         self._image_size, self._channels, self.background = image_size, channels, background
         self._val_share, self._test_share, self._split_seed = val_share, test_share, split_seed
-        if cache_gb is not None and cache_gb < 0:
-            raise UserError(f"data.cache_gb={cache_gb} is not possible: give a size in GB, or null for no limit.")
         self._in_memory_share, self._cache_gb = in_memory_share, cache_gb
         self._folder: _Folder | None = None
         self._detected = dict(detected) if detected else self._detect()
@@ -163,9 +170,8 @@ class ImageFolderDataModule(ImageDataModule):
         assert self._folder is not None
         return self._folder
 
-    def _detect(self) -> dict[str, Any]:
-        """Read the folder into `_folder`, and return its properties."""
-        files = find_files(self.root)
+    def _decode(self, files: Sequence[FolderFile]) -> tuple[list[FileInfo], DecodedPictures]:
+        """Return the properties and the images of all files, from the cache if they are in it."""
         paths = [file.path for file in files]
         with progress_bar("scanning files") as progress:
             infos = scan_files(self.root, paths, cache_folder(), progress)
@@ -185,6 +191,13 @@ class ImageFolderDataModule(ImageDataModule):
                 progress=progress,
             )
         warn_unreadable(self.root, paths, decoded.unreadable, unreadable_list(self.root, cache_folder()))
+        return infos, decoded
+
+    def _detect(self) -> dict[str, Any]:
+        """Read the folder into `_folder`, and return its properties."""
+        files = find_files(self.root)
+        infos, decoded = self._decode(files)
+        channels, size, _ = decoded.images.shape[1:]
         readable = [position for position in range(len(files)) if position not in decoded.unreadable]
         _require_examples(self.root, files, readable, decoded.unreadable)
         names = sorted({files[position].label for position in readable})
@@ -219,10 +232,7 @@ class ImageFolderDataModule(ImageDataModule):
             "val_size": len(members["val"]),
             "test_size": len(members["test"]),
             "pictures": _fingerprint(
-                [
-                    (paths[position], infos[position].content, split)
-                    for position, split in zip(readable, splits, strict=True)
-                ]
+                [(f.path, content, split) for f, content, split in zip(readable_files, contents, splits, strict=True)]
             ),
         }
 

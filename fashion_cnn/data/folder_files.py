@@ -26,7 +26,7 @@ class FolderFile:
     """A picture of an image folder.
 
     Attributes:
-        path: below the root.
+        path: path relative to the root.
         label: name of the class.
         split: the split whose folder holds it, or None.
         group: the group of pictures of the same item, from `groups.csv`, or None.
@@ -153,10 +153,11 @@ def item_ids(files: Sequence[FolderFile], contents: Sequence[str]) -> list[int]:
 def split_files(
     files: Sequence[FolderFile], items: Sequence[int], *, val_share: float, test_share: float, seed: int
 ) -> list[str]:
-    """Return the split of each file, `train`, `val` or `test`: that of its folder, else a random one.
+    """Choose the split of each file, `train`, `val` or `test`: that of its folder, else a random one.
 
-    A random split takes its share of the pictures of each class, at least one if the class has two, and large groups do
-    not reduce it. The pictures of an item stay together, and count for the class of the first.
+    A random split takes its share of the pictures of each class, or more where the last item has several pictures, and
+    at least one if the class has two items. The pictures of an item stay together, and count for the class of the
+    first.
 
     Args:
         files: the pictures.
@@ -164,6 +165,9 @@ def split_files(
         val_share: fraction of the pictures for validation if no folder `val` holds some.
         test_share: fraction of the pictures for testing if no folder `test` holds some.
         seed: seed of the random choice.
+
+    Returns:
+        The split of each file, in the order of `files`.
     """
     splits = [file.split or "train" for file in files]
     for name, share in (("test", test_share), ("val", val_share)):
@@ -202,9 +206,9 @@ def warn_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, s
 
     Args:
         root: the folder of the pictures.
-        paths: of all pictures.
+        paths: paths of all pictures, relative to `root`.
         unreadable: the reason of each unreadable picture by its position in `paths`.
-        list_file: is written with all reasons.
+        list_file: file to which all reasons are written.
     """
     if not unreadable:
         return
@@ -214,13 +218,13 @@ def warn_unreadable(root: Path, paths: Sequence[str], unreadable: Mapping[int, s
 
 
 def warn_shared(files: Sequence[FolderFile], items: Sequence[int], splits: Sequence[str]) -> None:
-    """Print which items are in several splits, so that a network is evaluated on what it was trained on."""
+    """Print which items are in several splits: the network would be evaluated on items that it was trained on."""
     shared = _in_several(files, items, splits)
     _warn(f"In more than one of train, val and test: {pluralize(len(shared), 'picture')}", shared)
 
 
 def warn_contradicting(files: Sequence[FolderFile], contents: Sequence[str]) -> None:
-    """Print which pictures are in several classes, of which at most one is right."""
+    """Print which pictures have copies in several classes, of which at most one is right."""
     contradicting = _in_several(files, contents, [file.label for file in files])
     _warn(f"In more than one class: {pluralize(len(contradicting), 'picture')}", contradicting)
 

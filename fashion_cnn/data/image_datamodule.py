@@ -43,9 +43,9 @@ class ImageDataModule(LightningDataModule):
     A subclass defines `class_names`, `image_shape`, `train_size` and `load`.
 
     Args:
-        mean: of each channel, of pixels scaled to [0, 1]; None computes it from all images that training and validation
-            share, so that it is the same for every split of them.
-        std: standard deviation of each channel, of pixels scaled to [0, 1]; None as for `mean`.
+        mean: mean of each channel, for pixels scaled to [0, 1]; None computes it from the training and validation
+            images together, so that it does not depend on their split.
+        std: standard deviation of each channel, for pixels scaled to [0, 1]; None computes it from the same images.
         val_size: images of the training set that are held out for validation, stratified. 0 trains on all.
         probe_size: training images that are evaluated like validation and test, all if there are fewer; None takes as
             many as for validation.
@@ -61,8 +61,8 @@ class ImageDataModule(LightningDataModule):
         subset_fraction: fraction of the images for training that are kept, in (0, 1], a random stratified subset; None
             keeps all. Unlike those of `train_fraction`, subsets of different seeds are independent.
         subset_seed: seed of that choice; None for 0.
-        subset_pairs: make subsets of half the images complementary in pairs: that of seed 1 has the images that the one
-            of seed 0 has not, that of seed 3 those that the one of seed 2 has not, and so on.
+        subset_pairs: make subsets of half the images complementary in pairs: the subset of seed 1 holds the images that
+            are not in the subset of seed 0, that of seed 3 the images that are not in that of seed 2, and so on.
         exclude: CSV file with the positions of images that are not trained on, see `fashion_cnn.data.splits`.
         relabel: CSV file with positions of training images and their new labels.
         exclude_sha256: hash of the file `exclude` that an earlier module of the same training has read.
@@ -74,8 +74,8 @@ class ImageDataModule(LightningDataModule):
         download: whether missing files are downloaded, for data sets that can be; None leaves it to the data set.
 
     Attributes:
-        class_names: of the classes in the splits.
-        all_class_names: with the classes that are left out, in the order of the data set's labels.
+        class_names: names of the classes in the splits.
+        all_class_names: names of all classes, also those that are left out, in the order of the data set's labels.
         image_shape: `(C, H, W)`.
         computed_statistics: the arguments `mean` and `std` that were None, once `setup` has computed them.
         train_size: number of images that training and validation share.
@@ -165,7 +165,7 @@ class ImageDataModule(LightningDataModule):
         self._mean, self._std = mean, std
         if mean is not None and std is not None:
             self._set_normalisation(mean, std)
-        self._check(self.train_size)
+        self._check_sizes(self.train_size)
 
     @property
     def has_statistics(self) -> bool:
@@ -261,7 +261,7 @@ class ImageDataModule(LightningDataModule):
             # Parts between two prefixes of a stratified order are stratified, too.
             start, end = (len(order) * number // self.folds for number in (self.fold, self.fold + 1))
             self.val_size = end - start
-        self._check(len(order))
+        self._check_sizes(len(order))
         end = start + self.val_size
         return torch.cat([order[end:], order[:start]]), order[start:end]
 
@@ -310,7 +310,8 @@ class ImageDataModule(LightningDataModule):
                 "subset_fraction": _class_after_prefix(targets[order], size),
                 "train_fraction": _class_after_prefix(targets[train], count),
             }
-            self._missing_class = next(((option, *label) for option, label in missing.items() if label), None)
+            # The option, the label of the class that it leaves out, and the fraction that would hold that class.
+            self._missing_class = next(((option, *outside) for option, outside in missing.items() if outside), None)
             # The splits are those of the data set: no correction moves an image into another one.
             train = self._without_excluded(train[:count], labels)
             self.training_targets = self._relabelled(targets, labels, val)
@@ -473,7 +474,7 @@ class ImageDataModule(LightningDataModule):
                 "is not: give 0.5."
             )
 
-    def _check(self, available: int) -> None:
+    def _check_sizes(self, available: int) -> None:
         """Raise UserError if `available` images, for training and validation together, are too few for the splits."""
         classes = self.num_classes
         if not (self.val_size == 0 or classes <= self.val_size <= available - classes):
@@ -489,10 +490,10 @@ class ImageDataModule(LightningDataModule):
         in_subset = round((available - self.val_size) * self.subset_fraction)
         if round(in_subset * self.train_fraction) < classes:
             option = "train_fraction" if in_subset >= classes else "subset_fraction"
-            of = in_subset if in_subset >= classes else available - self.val_size
+            total = in_subset if in_subset >= classes else available - self.val_size
             raise UserError(
-                f"data.{option}={getattr(self, option)} of {of:,} images leaves "
-                f"fewer than one per class: give at least {classes / of:.2g}."
+                f"data.{option}={getattr(self, option)} of {total:,} images leaves "
+                f"fewer than one per class: give at least {classes / total:.2g}."
             )
         if self.probe_size < 0:
             raise UserError(f"data.probe_size={self.probe_size} is not possible: give 0 or more, or null.")

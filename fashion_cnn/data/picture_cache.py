@@ -45,11 +45,11 @@ class FileInfo:
     """Properties of a picture file, stored to detect changes.
 
     Attributes:
-        size: in bytes.
+        size: size in bytes.
         changed: time of the last change in nanoseconds.
         content: SHA-256 of the content.
-        width: of the picture in pixels, 0 if its header cannot be read.
-        height: as `width`.
+        width: width of the picture in pixels, 0 if its header cannot be read.
+        height: height in pixels, 0 as for `width`.
         grey: whether the picture is grey.
     """
 
@@ -93,9 +93,9 @@ def scan_files(root: Path, paths: Sequence[str], folder: Path, progress: Progres
 
     Args:
         root: the folder of the pictures.
-        paths: of the files, below `root`.
-        folder: of the cache.
-        progress: called as files are finished.
+        paths: paths of the files, relative to `root`.
+        folder: folder of the cache.
+        progress: called after each group of files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{_hash_of(root)}.json"
@@ -153,13 +153,13 @@ def decode_cached(
 
     Args:
         root: the folder of the pictures.
-        paths: of the files, below `root`.
+        paths: paths of the files, relative to `root`.
         infos: their properties, see `scan_files`.
-        preparation: of the pictures.
-        folder: of the cache.
-        max_bytes_in_memory: a larger cache stays a file, mapped into memory.
-        max_cache_bytes: size of the whole cache above which other entries are removed; None for no limit.
-        progress: called as pictures are finished.
+        preparation: how each picture becomes an image.
+        folder: folder of the cache.
+        max_bytes_in_memory: limit in bytes above which the images stay in the file, which is mapped into memory.
+        max_cache_bytes: size of the whole cache in bytes above which other entries are removed; None for no limit.
+        progress: called after each picture.
 
     Raises:
         UserError: if the cache cannot be written.
@@ -241,7 +241,7 @@ class CacheEntry:
 
     Attributes:
         files: the pixels of a set of pictures and the reasons of the unreadable ones, or the scan of a folder.
-        size: in bytes.
+        size: size in bytes.
         used: time of the last use in seconds since 1970.
         root: folder of the pictures; None if it is not known.
     """

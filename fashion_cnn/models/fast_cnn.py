@@ -49,8 +49,9 @@ class Whitening(nn.Module):
     """A frozen 3x3 convolution whose outputs are uncorrelated and of unit variance, and the negative of each output.
 
     The filters are the principal components of image patches with the largest variance, scaled by its inverse root.
-    Before `fit` they are random. They are buffers, so the backward pass ends before this layer. From tysam-code,
-    hlb-CIFAR10, 2023, by way of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498).
+    Before `fit` they are random. They are buffers, so the backward pass ends before this layer. The layer is described
+    in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), and was introduced by
+    tysam-code, hlb-CIFAR10, 2023.
 
     Args:
         in_channels: channels of the images `(B, in_channels, H, W)`.
@@ -76,7 +77,7 @@ class Whitening(nn.Module):
 
         Args:
             images: normalised images `(N, in_channels, H, W)`.
-            smallest_variance: added to the variances, so that components of mere noise are not amplified.
+            smallest_variance: constant added to each variance, so that components of mere noise are not amplified.
         """
         if self.fitted:
             return

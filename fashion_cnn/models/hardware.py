@@ -92,7 +92,7 @@ def computes_in_bfloat16(device_type: str) -> bool:
 
 
 def _cpu_supports(unit: str) -> bool:
-    """Return whether the processor has a unit that torch tells; False with a torch that does not."""
+    """Return whether the processor has a vector unit; False if this version of torch does not report it."""
     return bool(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)())
 
 
@@ -125,8 +125,8 @@ def resolve_threads(threads: int | str, precision: str | int | None = None) -> i
     thread that was interrupted, and can be several times slower than one with fewer threads.
 
     Args:
-        threads: the number, or "auto": the fastest one at the moment, measured in a fifth of a second; PyTorch's
-            default if the environment variable OMP_NUM_THREADS is set.
+        threads: the number, or "auto" for the fastest number at the moment, which is measured in a fifth of a second;
+            with the environment variable OMP_NUM_THREADS, "auto" is PyTorch's default.
         precision: as given to the Trainer.
 
     Raises:
@@ -196,7 +196,7 @@ def _throughput_of_threads(precision: str | int | None) -> Callable[[int], float
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device's name; for a CPU, the threads in use, of how many, and its vector instructions."""
+    """Return the name of a device; for a CPU the number of threads in use and the vector instructions."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type != "cpu":

@@ -38,37 +38,43 @@ class CrossEntropy:
                 raise UserError(f"loss.class_weights={list(class_weights)} is not possible: give positive numbers.")
 
     def initialise(self, targets: Tensor, num_classes: int) -> None:
-        """Count the classes for balanced weights.
+        """Compute balanced weights from the number of training images of each class.
 
         Args:
             targets: class indices `(N,)` of the training images.
             num_classes: number of classes.
-
-        Raises:
-            UserError: if there is not one weight per class.
         """
         if self.class_weights == "balanced":
             counts = torch.bincount(targets, minlength=num_classes).clamp(min=1)
             self._weights = len(targets) / (num_classes * counts)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar.
+        """Return the loss of a batch.
 
         Args:
             logits: `(B, num_classes)`.
             targets: class indices `(B,)` or probabilities `(B, num_classes)`.
+
+        Returns:
+            A scalar; zero if the weights of all images are zero.
+
+        Raises:
+            UserError: if there is not one weight per class.
         """
-        if self._weights is not None:
-            if len(self._weights) != logits.shape[1]:
-                raise UserError(
-                    f"loss.class_weights has {len(self._weights)} weights for {logits.shape[1]} classes: give one each."
-                )
-            self._weights = self._weights.to(logits.device)
-        loss = functional.cross_entropy(logits, targets, self._weights, label_smoothing=self.label_smoothing)
-        if self._weights is not None and targets.ndim == 2:
-            # With probabilities, torch averages over the images.
-            loss = loss / (targets @ self._weights.to(targets.dtype)).mean()
-        return loss
+        if self._weights is None:
+            return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if len(self._weights) != logits.shape[1]:
+            raise UserError(
+                f"loss.class_weights has {len(self._weights)} weights for {logits.shape[1]} classes: give one each."
+            )
+        self._weights = self._weights.to(logits.device)
+        total = functional.cross_entropy(
+            logits, targets, self._weights, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        # torch's own mean of probabilities is over the images, not over their weights.
+        image_weights = self._weights[targets] if targets.ndim == 1 else targets @ self._weights.to(targets.dtype)
+        weight = image_weights.sum()
+        return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0.0)
 
 
 class SupervisedContrastive:
@@ -113,7 +119,8 @@ class SupervisedContrastive:
         with torch.autocast(embeddings.device.type, enabled=False):
             similarities = directions @ directions.T / self.temperature
         is_self = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-        others = similarities.masked_fill(is_self, -torch.inf)
+        # Not -inf: a batch of one image would get an infinite logarithm, and infinity times zero is NaN.
+        others = similarities.masked_fill(is_self, torch.finfo(similarities.dtype).min)
         log_probabilities = similarities - others.logsumexp(dim=1, keepdim=True)
         is_positive = (targets[:, None] == targets) & ~is_self
         positives = is_positive.sum(dim=1)

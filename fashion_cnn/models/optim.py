@@ -86,6 +86,12 @@ class Muon(AdamW):
 
 
 def _step_filters(group: dict[str, Any], states: dict[Tensor, Any]) -> None:
+    """Update the convolution filters of a parameter group in place.
+
+    Args:
+        group: the parameter group, with its learning rate, momentum and weight decay.
+        states: the optimizer's state of each parameter.
+    """
     by_shape: dict[torch.Size, list[Parameter]] = {}
     for filters in group["params"]:
         if filters.grad is not None:
@@ -221,17 +227,17 @@ def exponential(optimizer: Optimizer, total_steps: int, *, lowest: float, highes
     """Rise by the same factor in each step.
 
     Args:
-        optimizer: its learning rates are the unit of the others.
+        optimizer: its learning rates are multiplied by the factors.
         total_steps: number of training steps.
-        lowest: first learning rate, as a multiple of the optimizer's, above 0.
-        highest: learning rate of the last step, likewise.
+        lowest: factor of the first step, above 0.
+        highest: factor of the last step.
     """
     ratio = highest / lowest
     return LambdaLR(optimizer, lambda step: lowest * ratio ** (step / max(total_steps - 1, 1)))
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """Keep the optimizer's learning rate."""
+    """Keep the optimizer's learning rate; `total_steps` is not used."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 

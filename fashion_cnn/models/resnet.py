@@ -161,6 +161,9 @@ class WideResNet(nn.Module):
         depth: number of convolutions, 6n + 4 for n blocks a stage.
         widen_factor: multiplier of the channels.
         dropout: probability of dropping an element between the two convolutions of a block.
+
+    Raises:
+        UserError: if `depth` is not 6n + 4.
     """
 
     def __init__(
@@ -195,7 +198,7 @@ class PreActivationBlock(nn.Module):
     Args:
         in_channels: channels of the input `(B, in_channels, H, W)`.
         out_channels: channels of the output `(B, out_channels, H / stride, W / stride)`.
-        stride: of the first convolution and of the shortcut.
+        stride: stride of the first convolution and of the shortcut.
         dropout: probability of dropping an element between the convolutions.
     """
 

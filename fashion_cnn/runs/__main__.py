@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # Metrics of the CSV, by their names in results.json.
 _METRICS = ("test/accuracy", "val/accuracy", "train/accuracy", "gap/accuracy", "val/loss", "best_epoch", "seconds")
-# Least width of the terminal for a column of the settings; in a narrower one they are a line below the run.
-_WIDE = 110
-# Longest path that is not folded, and longest reason of a failure in the table.
+# Minimum width of the terminal for a column of settings; in a narrower one they are printed below the run.
+_MIN_WIDTH_FOR_SETTINGS = 110
+# Maximum length of a path that is not folded, and of the reason of a failure, in characters.
 _MAX_PATH = 48
 _MAX_REASON = 300
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
@@ -56,8 +56,8 @@ class _Row(NamedTuple):
         """The verdict of a finished run, else its state."""
         return str(self.results.get("verdict", self.state)) if self.state == "finished" else self.state
 
-    def names(self, setting: str, value: object) -> bool:
-        """Return whether the name of the directory, as that of a sweep's job, holds the value of a setting."""
+    def name_shows(self, setting: str, value: object) -> bool:
+        """Return whether the directory's name contains a setting with its value, as the names of a sweep's jobs do."""
         return f"_{setting.rpartition('.')[2]}-{value}_" in f"_{Path(self.path).name}_"
 
 
@@ -96,17 +96,17 @@ def _read(run: Run, path: str) -> _Row:
 
 
 def _differing_names(rows: Sequence[_Row]) -> list[str]:
-    """List the overrides that differ between the runs, and the settings of runs that these do not tell apart."""
+    """List the overrides that differ between runs, then the settings that differ between runs of equal overrides."""
     readable = [row for row in rows if row.settings]
-    names = [name for name in _differing([row.typed for row in readable]) if _holds_other_values(name, readable)]
+    names = [name for name in _differing([row.typed for row in readable]) if _has_effect(name, readable)]
     groups: dict[tuple[str | None, ...], list[Mapping[str, object]]] = {}
     for row in readable:
         groups.setdefault(tuple(row.typed.get(name) for name in names), []).append(row.settings)
     return [*dict.fromkeys([*names, *(name for group in groups.values() for name in _differing(group))])]
 
 
-def _holds_other_values(name: str, rows: Sequence[_Row]) -> bool:
-    """Tell an override that has an effect from one that repeats the default of the runs without it."""
+def _has_effect(name: str, rows: Sequence[_Row]) -> bool:
+    """Return whether an override has an effect: it has none if the runs without it have the same value by default."""
     held = [{key: value for key, value in row.settings.items() if f"{key}.".startswith(f"{name}.")} for row in rows]
     return not held[0] or any(settings != held[0] for settings in held)
 
@@ -120,7 +120,7 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
     from fashion_cnn.runs.overrides import round_value
     from fashion_cnn.terminal import print_table, print_text, table_console
 
-    is_wide = table_console().width >= _WIDE
+    is_wide = table_console().width >= _MIN_WIDTH_FOR_SETTINGS
     headings = ["run", "settings that differ"] if is_wide else ["run, and the settings that differ"]
     common = {name: value for row in rows if row.settings for name, value in row.typed.items() if name not in differing}
     if common and len(rows) > 1:
@@ -129,7 +129,7 @@ def _print_table(rows: Sequence[_Row], differing: Sequence[str]) -> None:
     cells = _table_cells(rows, differing, is_wide=is_wide)
     numbers = ("val", "test", "gap", "minutes")
     headings += ["outcome", *numbers]
-    # Without metrics that no run has, such as those of the test set.
+    # Leave out metrics that no run has, such as those of the test set.
     kept = [
         column for column, name in enumerate(headings) if name not in numbers or any(cell[column] for cell in cells)
     ]
@@ -188,11 +188,15 @@ def _table_cells(rows: Sequence[_Row], differing: Sequence[str], *, is_wide: boo
             cells.append(cells_of(members[0].path, shown[0], members[0].outcome, members[0].results, members[0].reason))
             continue
         # A damaged run has no settings.
-        known = [held for held in shown if held] or [{}]
+        known = [settings for settings in shown if settings] or [{}]
         shared = {name: value for name, value in known[0].items() if all(s.get(name) == value for s in known)}
         cells.append(cells_of(f"{folder}/", shared, f"{len(members)} runs", {}, ""))
-        for row, held in zip(members, shown, strict=True):
-            own = {name: value for name, value in held.items() if name not in shared and not row.names(name, value)}
+        for row, settings in zip(members, shown, strict=True):
+            own = {
+                name: value
+                for name, value in settings.items()
+                if name not in shared and not row.name_shows(name, value)
+            }
             cells.append(cells_of(f"  {Path(row.path).name}", own, row.outcome, row.results, row.reason))
     return cells
 

@@ -57,7 +57,7 @@ class ConfigLoader(YAML_LOADER):  # type: ignore[misc,valid-type]
     """Loader that refuses the keys that OmegaConf refuses: repeated ones, and others than texts and numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping. Raises ValueError for its keys."""
+        """Return a mapping. Raises ValueError if a key is repeated or is neither a text nor a number."""
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
             raise ValueError(f"it has a repeated key in line {node.start_mark.line + 1} or below")
@@ -289,13 +289,13 @@ def check_containers(settings: Any, source: Path) -> None:
 
 
 def check_references(config: Mapping[Any, Any]) -> None:
-    """Check that references such as `${data.root}` cannot expand a config to gigabytes, or to themselves.
+    """Check that references such as `${data.root}` neither expand a config to gigabytes nor refer to themselves.
 
     Args:
         config: plain containers, with the references unresolved.
 
     Raises:
-        ValueError: if they can; the message is the reason.
+        ValueError: if they do; the message is the reason.
     """
     sizes: dict[tuple[str, ...], int | None] = {}
 
@@ -358,7 +358,7 @@ def check_results(results: Any) -> dict[str, Any]:
     Metrics that are null become NaN: JSON has no other value for NaN and infinity. Accuracies are always finite.
 
     Raises:
-        ValueError: if it has not; the message is the reason.
+        ValueError: if an entry has another type; the message is the reason.
     """
     if not isinstance(results, dict) or not results:
         raise ValueError("it holds no results")

@@ -62,7 +62,7 @@ MOVED_CLASSES = {
 }
 # Keys of the section `data` in the configs of older versions, and their present names.
 _RENAMED_DATA_KEYS = {"found": "detected"}
-# Unfinished files that were not written to for this long belong to no process.
+# Partial files that were not written to for this long belong to no process.
 _STALE_SECONDS = 24 * 3600
 # Errors of opening a link, a folder or a socket in place of a lock file.
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
@@ -390,7 +390,7 @@ def lock_file(
         path: the file.
         busy: message if another process holds the lock for longer than `timeout`.
         timeout: seconds to wait; negative for any time.
-        instead: what to do where the disk cannot be mended.
+        instead: what the user can do if the disk cannot be repaired.
 
     Raises:
         LockedError: if the lock is held.

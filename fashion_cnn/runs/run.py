@@ -44,7 +44,7 @@ State = Literal["finished", "running", "failed", "pruned", "stopped", "damaged",
 _MAX_ERROR_BYTES = 1_000_000
 
 
-class _Inside:
+class _PathInRun:
     """A path below a run directory, as an attribute of `Run`."""
 
     def __init__(self, name: str) -> None:
@@ -86,29 +86,29 @@ class Run:
 
     path: Path
 
-    config_file = _Inside("config.yaml")
-    checkpoints = _Inside("checkpoints")
-    best_checkpoint = _Inside("checkpoints/best.ckpt")
-    last_checkpoint = _Inside("checkpoints/last.ckpt")
-    metrics_file = _Inside("metrics.csv")
-    results_file = _Inside("results.json")
-    trackers_file = _Inside("trackers.json")
-    error_file = _Inside("error.txt")
-    report_file = _Inside("report.md")
-    plots = _Inside("figures")
-    model_card_file = _Inside("model_card.md")
-    predictions_file = _Inside("predictions.npz")
-    logits_file = _Inside("logits.npz")
-    training_images_file = _Inside("training_images.npy")
-    examples_file = _Inside("examples.csv")
-    ambiguous_file = _Inside("ambiguous.csv")
-    training_embeddings = _Inside("training_embeddings.npz")
-    evaluation = _Inside("evaluation")
-    search_evaluation = _Inside("search_evaluation")
-    export = _Inside("export")
-    catalogue = _Inside("catalogue")
-    concepts = _Inside("concepts")
-    _lock_file = _Inside(".lock")
+    config_file = _PathInRun("config.yaml")
+    checkpoints = _PathInRun("checkpoints")
+    best_checkpoint = _PathInRun("checkpoints/best.ckpt")
+    last_checkpoint = _PathInRun("checkpoints/last.ckpt")
+    metrics_file = _PathInRun("metrics.csv")
+    results_file = _PathInRun("results.json")
+    trackers_file = _PathInRun("trackers.json")
+    error_file = _PathInRun("error.txt")
+    report_file = _PathInRun("report.md")
+    plots = _PathInRun("figures")
+    model_card_file = _PathInRun("model_card.md")
+    predictions_file = _PathInRun("predictions.npz")
+    logits_file = _PathInRun("logits.npz")
+    training_images_file = _PathInRun("training_images.npy")
+    examples_file = _PathInRun("examples.csv")
+    ambiguous_file = _PathInRun("ambiguous.csv")
+    training_embeddings = _PathInRun("training_embeddings.npz")
+    evaluation = _PathInRun("evaluation")
+    search_evaluation = _PathInRun("search_evaluation")
+    export = _PathInRun("export")
+    catalogue = _PathInRun("catalogue")
+    concepts = _PathInRun("concepts")
+    _lock_file = _PathInRun(".lock")
 
     @property
     def weights(self) -> Path:
@@ -151,7 +151,8 @@ class Run:
     def started(self) -> float:
         """The time when the run started, in seconds since 1970.
 
-        It is that in the name of the directory, else that in the results, which copies keep, else that of the config.
+        It is read from the name of the directory, otherwise from the results, which keep it in a copy; otherwise it is
+        the modification time of the config.
         """
         try:
             if match := _NAMED_TIME.match(self.path.absolute().name):

@@ -37,8 +37,9 @@ _LIBRARY_MODULES = {
     "lightning.pytorch.callbacks": "lightning.pytorch.Callback",
     "lightning.pytorch.loggers": "lightning.pytorch.loggers.Logger",
 }
-# Where a config may name which classes: names of this package, and the modules above. Everything below a place, such as
-# the activation of a network, belongs to it. Elsewhere each of them is accepted, since nothing is built from there.
+# The classes that each place of a config may name: names of this package, and the modules above. Everything below a
+# place, such as the activation of a network, belongs to it. Other places accept all of these classes, since nothing is
+# built from there.
 _PLACES = {
     "model": "ImageClassifier",
     **dict.fromkeys(
@@ -82,7 +83,7 @@ _CALLBACKS = (
 _LOGGERS = "CSVLogger CometLogger MLFlowLogger TensorBoardLogger WandbLogger"
 # Loggers whose options name servers and accounts.
 _REMOTE_LOGGERS = ("CometLogger", "MLFlowLogger", "WandbLogger")
-# Options of this package's loggers that do.
+# Options of this package's loggers that name servers and accounts.
 _REMOTE_OPTIONS = ("artifact_location", "entity", "offline_directory", "tracking_uri", "workspace")
 # Options of loggers and callbacks that name files, which must stay inside of the run directory. Positional arguments
 # may be any of them.
@@ -127,7 +128,8 @@ def trust_packages(packages: str | Iterable[str] | None) -> None:
         packages: a name, several names separated by commas, or a list of names.
 
     Raises:
-        UserError: for anything but top-level packages of other people, and for those that are not there.
+        UserError: if a name is not that of a top-level package outside the standard library, or there is no such
+            package.
     """
     words = [packages] if isinstance(packages, str) else map(str, packages or ())
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]

@@ -1,5 +1,6 @@
 """Hyperparameter search with Optuna: the search space in Hydra's sweep syntax, the trials, and their pruning."""
 
+import math
 import shlex
 import warnings
 from collections import Counter
@@ -69,12 +70,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _check_settings(config)
     name = config.tune.study or config.name
-    # Each trial needs the location of the data, although it does not identify the study. No trial reads the test set.
-    fixed = [
-        override
-        for override in config.overrides
-        if (affects_training(override) and override_key(override) != "test") or override_key(override) == "data.root"
-    ]
+    fixed = _fixed_overrides(config.overrides)
     started = {"flags": config.flags, "working_dir": config.working_dir}
     typed = [*config.flags, *map(unquote_override, HydraConfig.get().overrides.task), *swept]
     space = search_space(_chosen_params(fixed, swept), swept)
@@ -96,7 +92,7 @@ def search(config: DictConfig, swept: Sequence[str], train: Callable[..., dict[s
     )
 
     def train_trial(trial: optuna.Trial, directory: Path) -> float:
-        # The storage may hold further parameters, which nobody typed.
+        # The storage may hold parameters that are not in the search space.
         searched = {key: trial.params[key] for key in space}
         trial_config = _trial_config(name, fixed, searched, started)
         with progress_bar(f"trial {trial.number}", transient=True) as progress:
@@ -138,6 +134,16 @@ def _check_settings(config: DictConfig) -> None:
             raise UserError(f"tune.pruner.{key}={steps} is not a percent of the schedule: give 0 to 100.", status=2)
 
 
+def _fixed_overrides(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides that all trials have."""
+    # Each trial needs the location of the data, although it does not identify the study. No trial reads the test set.
+    return [
+        override
+        for override in overrides
+        if (affects_training(override) and override_key(override) != "test") or override_key(override) == "data.root"
+    ]
+
+
 def _chosen_params(fixed: Iterable[str], swept: Sequence[str]) -> dict[str, Any]:
     """Return the search space of the file in conf/sweep, without the keys that overrides fix."""
     # Values left open on the command line replace the default search space.
@@ -172,7 +178,7 @@ def _print_results(
     best = best_trial(study)
     if best is None:
         raise UserError(f"none of the {len(trials)} trials finished: see {display_path(folder / 'trials.csv')}.")
-    # The storage may hold further parameters, which nobody typed.
+    # The storage may hold parameters that are not in the search space.
     params = {key: value for key, value in best.params.items() if key in space}
     best_overrides = [f"{key}={value}" for key, value in params.items()]
     command = training_command({"overrides": [*overrides, *best_overrides], "flags": flags})
@@ -288,7 +294,7 @@ def _distribution(override: Override) -> BaseDistribution:
             return FloatDistribution(value.start, value.end, log=log)
         if isinstance(value, RangeSweep) and isinstance(value.step, int) and isinstance(value.start, int):
             # Hydra's ranges exclude their end, as Python's do.
-            return IntDistribution(value.start, int(value.stop or 0) - 1, step=value.step)
+            return IntDistribution(value.start, math.ceil(value.stop or 0) - 1, step=value.step)
         if override.is_discrete_sweep():
             return CategoricalDistribution([*override.sweep_string_iterator()])
     except ValueError as error:
@@ -308,7 +314,7 @@ class PruneTrial(Callback):
 
     Args:
         trial: the trial.
-        progress: called with the number of finished epochs and of all epochs.
+        progress: called with the number of finished epochs and the number of all epochs.
     """
 
     def __init__(
@@ -316,7 +322,7 @@ class PruneTrial(Callback):
     ) -> None:
         self.trial = trial
         self.progress = progress
-        # A trial that continues a killed one has the latter's values.
+        # A trial that continues a killed trial has the values of that trial.
         self._reported = dict(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -338,7 +344,7 @@ class PruneTrial(Callback):
             raise Pruned(f"pruned after epoch {epoch}, {percent}% of its schedule: validation {accuracy:.2%}")
 
     def _interpolate(self, percent: int, accuracy: float) -> list[tuple[int, float]]:
-        """List the percents since the last report with their accuracies, ending with those given."""
+        """List the percents after the last report with their accuracies, up to `percent` with `accuracy`."""
         if not self._reported:
             return [(percent, accuracy)]
         last = max(self._reported)

@@ -36,11 +36,12 @@ _STARTS = "starts"
 TRIAL_HEADER = "trial  val %  best (trial)  settings"
 # Number of consecutive trials with the same error that ends a search.
 _MAX_EQUAL_FAILURES = 3
-# Longest time from drawing a trial to locking its run, and from the end of the run to the report to the study, of a
-# process on another machine, whose lock of the trial is not seen here.
+# Locks of processes on another machine are not visible here. Such a process needs at most this long to lock the run of
+# a trial that it has drawn, and to report the result of a run that has ended.
 _HANDOVER_SECONDS = 60
-# Beginning of the statements in the schema of a study's SQLite file, and the words that stand before a parenthesis in
-# them. SQLite calls any other as a function, also in generated columns, whenever Optuna reads or writes a row.
+# Beginning of the statements in the schema of a study's SQLite file, and the words that may stand before a parenthesis
+# in them. Any other word there may be a function, which SQLite calls, as in generated columns, when Optuna reads or
+# writes a row.
 _PLAIN_STATEMENT = re.compile(r"CREATE (UNIQUE )?(TABLE|INDEX) ", re.IGNORECASE)
 _BEFORE_PARENTHESIS = re.compile(r"""([^\s(),"'`\[\]]+)["'`\]]?\s*\(""")
 _PLAIN_WORD = re.compile(
@@ -225,7 +226,7 @@ def run_trials(
     failed_before = {trial.number for trial in current_trials(study) if trial.state == TrialState.FAIL}
     errors: list[str] = []
     while True:
-        with ExitStack() as until_told:
+        with ExitStack() as trial_lock:
             with _locked(folder):
                 requeue_killed_trials(study, folder)
                 known = [trial for trial in current_trials(study) if trial.number not in failed_before]
@@ -233,7 +234,7 @@ def run_trials(
                 if len(known) >= trials and not waiting:
                     return
                 trial = study.ask(space)
-                until_told.enter_context(lock_file(_trial_lock(trial, folder), "the trial is run by another process"))
+                trial_lock.enter_context(lock_file(_trial_lock(trial, folder), "the trial is run by another process"))
             path = folder / _directory_name(trial)
             trial.set_user_attr(RUN, str(path))
             try:
@@ -265,12 +266,12 @@ def current_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _directory_name(trial: FrozenTrial | optuna.Trial) -> str:
-    """Name of a trial's directory in the folder of its study, whatever the storage says."""
+    """Name of a trial's directory in the folder of its study, also if the storage names another folder."""
     return Path(trial.user_attrs.get(RUN) or "").name.strip(".") or f"trial-{trial.number:04}"
 
 
 def _trial_lock(trial: FrozenTrial | optuna.Trial, folder: Path) -> Path:
-    """File that the process of a trial locks from drawing it to its report to the study."""
+    """File that a process locks from drawing the trial until it has reported the result to the study."""
     return folder / ".locks" / _directory_name(trial)
 
 
@@ -370,9 +371,9 @@ def write_results(study: optuna.Study, folder: Path) -> None:
         importances = optuna.importance.get_param_importances(study)
         names = short_names(importances)
         importances = {names[key]: value for key, value in importances.items()}
-    figures = plot_search(trials, importances, title=f"search {study.study_name}") if accuracies else {}
-    for name, figure in figures.items():
-        save_figure(figure, folder / f"{name}.png")
+    plots = plot_search(trials, importances, title=f"search {study.study_name}") if accuracies else {}
+    for name, plot in plots.items():
+        save_figure(plot, folder / f"{name}.png")
 
 
 def as_csv(study: optuna.Study) -> str:

@@ -137,8 +137,9 @@ def add_earlier_values(path: Path, task: Sequence[str], params: Mapping[str, Any
     _check_only_added_values(path, earlier, current)
     merged = {key_element(override): override for override in task}
     for key in (key for key, values in earlier.items() if len(values) > 1):
-        values = [*dict.fromkeys([*earlier[key], *current[key]])]
-        if values != current[key]:
+        # Settings of the machine, such as threads, may be missing on the new command line.
+        values = [*dict.fromkeys([*earlier[key], *current.get(key, ())])]
+        if values != current.get(key):
             merged[key] = f"{key}={','.join(values)}"
     # A job's name lists its settings in the order of the first command line.
     order = {key: position for position, key in enumerate(earlier)}

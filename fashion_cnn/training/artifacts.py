@@ -51,7 +51,7 @@ def write_artifacts(
     if has_tensorboard and "val" in best and module.embedding_size is not None:
         _write_embeddings(trainer, module, data, run, best["val"])
 
-    # By checkpoint: its predictions by split, and its epoch.
+    # For each checkpoint: the predictions by split, and the epoch.
     evaluations = {"best": (best, results["best_epoch"])}
     if results["best_epoch"] != results["epochs"]:
         module.load_state_dict(read_checkpoint(run.last_checkpoint)["state_dict"])
@@ -63,10 +63,10 @@ def write_artifacts(
     history = read_history(run)
     writer = TensorBoardWriter(run.path) if has_tensorboard else None
     best_epoch = results["best_epoch"] if results["chosen_on_validation"] else None
-    course = plot_training(history, dynamics, data, best_epoch)
-    _write_plots(evaluations, course, data, run, run_title(run, results), writer)
+    training_plots = plot_training(history, dynamics, data, best_epoch)
+    _write_plots(evaluations, training_plots, data, run, run_title(run, results), writer)
     if writer:
-        # The capital sorts it before all other texts.
+        # TensorBoard sorts capital letters first: the verdict stands above all other texts.
         writer.add_text("Verdict", results_summary(history, results), results["epochs"])
         writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(config)}```", results["epochs"])
         writer.add_results(config, history, results)
@@ -75,7 +75,7 @@ def write_artifacts(
 
 def _write_plots(
     evaluations: dict[str, tuple[dict[str, Predictions], int]],
-    course: dict[str, Figure],
+    training_plots: dict[str, Figure],
     data: ImageDataModule,
     run: Run,
     title: str,
@@ -84,8 +84,8 @@ def _write_plots(
     """Write the plots of the training and of each checkpoint's predictions, and their copies in TensorBoard.
 
     Args:
-        evaluations: for `best` and, if it is another epoch, `last`: predictions by split, and the epoch.
-        course: plots over the epochs, by file name.
+        evaluations: predictions by split and epoch of the checkpoint `best` and, if it is another epoch, `last`.
+        training_plots: plots over the epochs, by file name.
         data: the run's data.
         run: its directory.
         title: subtitle of all plots.
@@ -94,12 +94,12 @@ def _write_plots(
     run.plots.mkdir(exist_ok=True)
     for checkpoint, (splits, epoch) in evaluations.items():
         is_best = checkpoint == "best"
-        plots = {**course} if is_best else {}
+        plots = {**training_plots} if is_best else {}
         if {"train", "val"} <= splits.keys():
             plots |= plot_predictions(splits["train"], splits["val"], data)
         for name, plot in plots.items():
             path = run.plots / f"{name}{'' if is_best else '_last'}.png"
-            weights = "" if name in course else f", weights of the {checkpoint} epoch ({epoch})"
+            weights = "" if name in training_plots else f", weights of the {checkpoint} epoch ({epoch})"
             add_subtitle(plot, f"{title}{weights}")
             save_figure(plot, path)
             if writer:

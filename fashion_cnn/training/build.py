@@ -1,4 +1,4 @@
-"""Builders of the data module, the module and the Trainer from the config."""
+"""Build the data module, the LightningModule and the Trainer of a training from its config."""
 
 import inspect
 import operator
@@ -53,7 +53,7 @@ def apply_remedy(config: DictConfig) -> None:
     with open_dict(config):
         for key, value in (remedy.get("set") or {}).items():
             OmegaConf.update(config, str(key), value, merge=False)
-        for change, function in (("multiply", _multiplied), ("add", operator.add)):
+        for change, function in (("multiply", _multiply), ("add", operator.add)):
             for key, number in (remedy.get(change) or {}).items():
                 value = OmegaConf.select(config, str(key))
                 if value is None:
@@ -63,7 +63,7 @@ def apply_remedy(config: DictConfig) -> None:
             value, share = (OmegaConf.select(config, str(name)) for name in (key, divisor))
             if value is None or not share:
                 raise UserError(f"remedy: {key} divided by {divisor} is not possible: they are {value} and {share}.")
-            OmegaConf.update(config, str(key), _multiplied(value, 1 / share), merge=False)
+            OmegaConf.update(config, str(key), _multiply(value, 1 / share), merge=False)
     while keeps_last_pass and _epochs_after_last_pass(config):
         config.trainer.check_val_every_n_epoch -= 1
     fraction = OmegaConf.select(config, "data.train_fraction")
@@ -77,7 +77,7 @@ def _epochs_after_last_pass(config: DictConfig) -> int:
     return int(epochs % every) if isinstance(epochs, int) and every else 0
 
 
-def _multiplied(value: Any, factor: float) -> Any:
+def _multiply(value: Any, factor: float) -> Any:
     """Multiply a number, or each width of a network, which stays a multiple of eight; whole numbers stay whole."""
     if OmegaConf.is_list(value):
         return [max(8, round(width * factor / 8) * 8) for width in value]
@@ -198,7 +198,7 @@ def trainer(
     if config.trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches=0 leaves no training batch: give 1 or more, or a fraction.")
     _check_loggers(config.logger)
-    callbacks, loggers = _callbacks(config, datamodule), _instantiate_parts(config.logger, save_dir=str(directory))
+    callbacks, loggers = _make_callbacks(config, datamodule), _instantiate_parts(config.logger, save_dir=str(directory))
     if not any(isinstance(logger, MetricsCSV) for logger in loggers):
         raise UserError("logger.csv cannot be dropped: the report and a resumed run read metrics.csv.")
     checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
@@ -306,7 +306,7 @@ def _check_loggers(group: DictConfig | None) -> None:
             )
 
 
-def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback]:
+def _make_callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback]:
     callbacks = _instantiate_parts(config.callbacks)
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder):
@@ -318,7 +318,7 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
     if _validates(config, datamodule):
         return callbacks
     remedy = "trainer.limit_val_batches above 0" if datamodule.val_size else "data.val_size or data.val_share"
-    kept = []
+    without_validation = []
     for callback in callbacks:
         monitored = (isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor) or ""
         needs_validation = bool(monitored) and not monitored.startswith("running/")
@@ -334,8 +334,8 @@ def _callbacks(config: DictConfig, datamodule: ImageDataModule) -> list[Callback
             )
         # No score selects a best checkpoint: the last weights are the result.
         if not needs_validation:
-            kept.append(callback)
-    return kept
+            without_validation.append(callback)
+    return without_validation
 
 
 def _validates(config: DictConfig, datamodule: ImageDataModule) -> bool:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -96,15 +97,15 @@ class Stopwatch(Callback):
 
 
 class SlowdownNotice(Callback):
-    """Prints a line when the training steps on a CPU have become several times slower, which other programs cause.
+    """Prints a hint when the training steps on a CPU become several times slower because of other programs.
 
-    A training with a thread on each core waits for the one whose core another program uses. The line says how to
+    A training with a thread on each core waits for the thread whose core another program uses. The hint says how to
     continue with fewer threads; nothing is changed.
 
     Args:
         factor: how many times slower the median of the last `steps` steps must be than that of the first ones.
         steps: number of steps of both medians.
-        seconds: least duration of the slow steps together.
+        seconds: minimum total duration of the slow steps.
     """
 
     def __init__(self, factor: float = 5.0, steps: int = 20, seconds: float = 5.0) -> None:
@@ -132,7 +133,7 @@ class SlowdownNotice(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print the line, once, if the steps have become slower."""
+        """Print the hint, once, if the steps have become slower."""
         if self._is_done or not (slowdown := self.add(time.perf_counter() - self._start)):
             return
         self._is_done = True
@@ -151,7 +152,7 @@ class SlowdownNotice(Callback):
         """Add the duration of a step.
 
         Returns:
-            How many times slower the last steps are than the first ones, if that is enough for the line.
+            The ratio of the median durations of the last and the first steps if it reaches `factor`, else None.
         """
         if self._warm_up:
             self._warm_up -= 1
@@ -261,8 +262,8 @@ class EpochLines(Callback):
             _cell(metrics, "running/loss", ">8.4f"),
             f"{find_callback(trainer, Stopwatch).epoch_images_per_second:>9,.0f}",
         ]
-        own = (_cell(metrics, heading.replace(" ", "/"), f">{width}.4f") for heading, width in self._shown.items())
-        pl_module.print(" ".join(columns) + "".join(own), flush=True)
+        further = (_cell(metrics, heading.replace(" ", "/"), f">{width}.4f") for heading, width in self._shown.items())
+        pl_module.print(" ".join(columns) + "".join(further), flush=True)
 
     @staticmethod
     def _metrics_that_fit(names: Sequence[str]) -> dict[str, int]:
@@ -334,7 +335,8 @@ class ResumableEarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at once if the run was stopped before."""
-        if self.stopped_epoch:
+        # `stopped_epoch` is 0 after a stop in the first epoch. Older checkpoints have no `stopping_reason`.
+        if self.stopped_epoch or self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
 
 

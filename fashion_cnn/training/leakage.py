@@ -125,14 +125,14 @@ def check_leakage(sources: Sequence[tuple[str, Run]], config: DictConfig, data: 
                 )
 
 
-def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
+def training_images(run: Run, descendants: tuple[Path, ...] = ()) -> Hashes | None:
     """Return the hashes of the images that the weights of a run and of its ancestors were trained on.
 
     For a run of an older version they are computed from its data set.
 
     Args:
         run: the run.
-        below: paths of the runs that are derived from it, which ends cycles.
+        descendants: paths of the runs that were derived from it, none of which is visited again in a cycle.
 
     Returns:
         The hashes `(N,)`, ascending; None if a data set or an ancestor no longer exists.
@@ -147,13 +147,13 @@ def training_images(run: Run, below: tuple[Path, ...] = ()) -> Hashes | None:
             raise UserError(
                 f"{run.training_images_file} is damaged: delete it, and its content is computed anew."
             ) from error
-    if run.path in below or not run.config_file.exists():
+    if run.path in descendants or not run.config_file.exists():
         return None
     try:
         own = _hash_images(load_data(run).train_split)
     except (UserError, OSError):
         return None
-    return _join(own, [training_images(parent, (*below, run.path)) for parent in _parents(run.config())])
+    return _union(own, [training_images(parent, (*descendants, run.path)) for parent in _parents(run.config())])
 
 
 def _read_hashes(file: Path) -> Hashes:
@@ -179,14 +179,15 @@ def write_training_images(run: Run, config: DictConfig, data: ImageDataModule) -
         config: its settings.
         data: its data, with the training images loaded.
     """
-    hashes = _join(_hash_images(data.train_split), [training_images(parent) for parent in _parents(config)])
+    hashes = _union(_hash_images(data.train_split), [training_images(parent) for parent in _parents(config)])
     if hashes is not None:
         content = io.BytesIO()
         np.save(content, hashes, allow_pickle=False)
         write_atomically(run.training_images_file, content.getvalue())
 
 
-def _join(own: Hashes, inherited: Sequence[Hashes | None]) -> Hashes | None:
+def _union(own: Hashes, inherited: Sequence[Hashes | None]) -> Hashes | None:
+    """Return all hashes, ascending and each once; None if the hashes of an ancestor are unknown."""
     known = [hashes for hashes in inherited if hashes is not None]
     return np.unique(np.concatenate([own, *known])) if len(known) == len(inherited) else None
 

@@ -1,4 +1,4 @@
-"""Learning rate range test: train a few hundred steps while it rises, and suggest one from the losses."""
+"""Learning rate range test: raise the learning rate for a few hundred steps, and suggest one from the losses."""
 
 import math
 import time
@@ -14,19 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fashion_cnn.analysis.verdict import training_command
-from fashion_cnn.errors import Interrupted, UserError, disk_errors_at
+from fashion_cnn.errors import UserError, disk_errors_at
 from fashion_cnn.models.hardware import restored_threads
 from fashion_cnn.plots.style import LINE_COLORS, save_figure
 from fashion_cnn.runs import create_folder, display_path, new_run, write_json
 from fashion_cnn.training import build
 from fashion_cnn.training.callbacks import SeedEachEpoch
-from fashion_cnn.training.session import check_one_device, prepare, quieten_lightning, set_threads
+from fashion_cnn.training.session import check_one_device, prepare, quieten_lightning, raise_interrupted, set_threads
 
 FOLDER = "learning_rate"
-# Weight of the earlier losses in the smoothed one.
+# Weight of the previous average in the exponential moving average of the losses.
 _SMOOTHING = 0.95
-# The test ends at a smoothed loss of this many times the lowest one.
+# The test ends when the smoothed loss exceeds its minimum by this factor.
 _DIVERGED = 4.0
+# Number of steps with a finite loss that a suggestion needs.
 _MIN_STEPS = 20
 
 
@@ -37,7 +38,7 @@ class RangeTest:
     Attributes:
         factors: the learning rates of the steps, as multiples of those of the config.
         losses: training loss of each step.
-        smoothed: their exponential moving average, without the bias of its start.
+        smoothed: exponential moving average of the losses, corrected for its start at zero.
         steepest: the factor at which the smoothed loss falls fastest over the logarithm of the learning rate.
         lowest: the factor of the lowest smoothed loss, beyond which learning becomes unstable.
     """
@@ -96,7 +97,7 @@ def evaluate_range(factors: Sequence[float], losses: Sequence[float]) -> RangeTe
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average without the bias of its start."""
+    """Return the exponential moving average of `values`, corrected for its start at zero as in Adam."""
     average, smoothed = 0.0, []
     for step, value in enumerate(values, 1):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * value
@@ -118,7 +119,7 @@ class _Recorder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the learning rate of the step, before the schedule changes it."""
         (scheduler,) = (config.scheduler for config in trainer.lr_scheduler_configs)
-        # Any group will do: all of them have the same factor.
+        # All parameter groups have the same factor.
         pairs = zip(scheduler.get_last_lr(), scheduler.base_lrs, strict=True)
         self._next = next(float(rate) / float(base) for rate, base in pairs if base)
 
@@ -175,20 +176,18 @@ def find_learning_rate(
     check_one_device(trainer, "range test")
     set_threads(config, trainer)
     started = time.perf_counter()
-    try:
+    with raise_interrupted("Stopped; nothing was kept."):
         trainer.fit(module, datamodule=data)
-    except (KeyboardInterrupt, SystemExit):
-        raise Interrupted("Stopped; nothing was kept.") from None
     test = evaluate_range(recorder.factors, recorder.losses)
-    found = {f"optimizer.{key}": _rounded(rate * test.suggested) for key, rate in rates.items()}
+    suggestion = {f"optimizer.{key}": _round_rate(rate * test.suggested) for key, rate in rates.items()}
     overrides = [word for word in config.overrides or () if not word.lstrip("+").startswith("range_test.")]
     typed = OmegaConf.create({"overrides": overrides, "flags": config.flags})
     record = {
-        "suggestion": found,
+        "suggestion": suggestion,
         "configured": {f"optimizer.{key}": rate for key, rate in rates.items()},
-        "steepest_at": {f"optimizer.{key}": _rounded(rate * test.steepest) for key, rate in rates.items()},
-        "lowest_at": {f"optimizer.{key}": _rounded(rate * test.lowest) for key, rate in rates.items()},
-        "command": training_command(typed, [f"{key}={value}" for key, value in found.items()]),
+        "steepest_at": {f"optimizer.{key}": _round_rate(rate * test.steepest) for key, rate in rates.items()},
+        "lowest_at": {f"optimizer.{key}": _round_rate(rate * test.lowest) for key, rate in rates.items()},
+        "command": training_command(typed, [f"{key}={value}" for key, value in suggestion.items()]),
         "seconds": time.perf_counter() - started,
         **asdict(test),
     }
@@ -225,7 +224,7 @@ def _learning_rates(config: DictConfig) -> dict[str, float]:
     return rates
 
 
-def _rounded(rate: float) -> float:
+def _round_rate(rate: float) -> float:
     """Round to two significant digits: the test is no more precise."""
     return float(f"{rate:.2g}")
 

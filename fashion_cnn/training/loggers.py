@@ -39,7 +39,7 @@ class ResumableLogger(Protocol):
 
 @runtime_checkable
 class ResultsLogger(Protocol):
-    """A logger that keeps the results of a finished run: metrics, verdict, figures and report."""
+    """A logger that keeps the results of a finished run: metrics, verdict, plots and report."""
 
     def log_results(self, results: Mapping[str, Any]) -> None:
         """Store the contents of `results.json` and the files of the run."""
@@ -169,14 +169,16 @@ class MetricsCSV(Logger):
 
 
 class _EpochTracker(Logger):
-    """Sends the figures of `metrics.csv` to a tracker, each epoch once, with its number, from 1, as the step.
+    """Sends the metrics of `metrics.csv` to a tracker, those of each epoch once, at its number, from 1, as the step.
 
     `trackers.json` in the run directory holds the id of the run at the tracker, and the number of epochs that it has: a
     resumed run continues there. Metrics without an epoch are left out, as in `metrics.csv`.
     """
 
+    # Name of the tracker in `trackers.json`.
     _tracker: str
     _run: Run
+    # Number of epochs that the tracker had before this process, and that it has now.
     _sent = 0
     _epochs = 0
 
@@ -216,14 +218,14 @@ class _EpochTracker(Logger):
             state = _read_trackers(self._run) | {self._tracker: {"id": self.run_id, "epochs": self._epochs}}
             write_atomically(self._run.trackers_file, json.dumps(state, indent=1))
 
-    def _files(self) -> list[Path]:
+    def _report_files(self) -> list[Path]:
         """The plots and the texts that go to the tracker."""
         texts = (self._run.report_file, self._run.model_card_file, self._run.results_file)
         return [*sorted(self._run.plots.glob("*.png")), *(file for file in texts if file.exists())]
 
 
 class WeightsAndBiases(_EpochTracker, WandbLogger):
-    """Lightning's WandbLogger, continued by a resumed run, with the figures and the verdict at the end.
+    """Lightning's WandbLogger, continued by a resumed run, with the plots and the verdict at the end.
 
     Args:
         save_dir: the run directory. W&B writes its own files into `wandb/` in the working directory or in WANDB_DIR.
@@ -301,15 +303,16 @@ class WeightsAndBiases(_EpochTracker, WandbLogger):
 
     @rank_zero_only
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Store final metrics and verdict in the summary, the figures as images, and all files as an artifact."""
+        """Store final metrics and verdict in the summary, the plots as images, and all files as an artifact."""
         import wandb
 
         run = self.experiment
         run.summary.update(_final_values(results))
-        plots = {f"figures/{file.stem}": wandb.Image(str(file)) for file in self._files() if file.suffix == ".png"}
+        files = self._report_files()
+        plots = {f"figures/{file.stem}": wandb.Image(str(file)) for file in files if file.suffix == ".png"}
         run.log(plots, step=self._epochs)
         artifact = wandb.Artifact(f"run-{run.id}", type="report")
-        for file in self._files():
+        for file in files:
             artifact.add_file(str(file), str(file.relative_to(self._run.path)))
         run.log_artifact(artifact)
         upload = f"on this machine; wandb sync {run.settings.sync_dir} uploads it"
@@ -325,7 +328,7 @@ class WeightsAndBiases(_EpochTracker, WandbLogger):
 
 
 class MLflow(_EpochTracker, MLFlowLogger):
-    """Lightning's MLFlowLogger, continued by a resumed run, with the figures and the verdict at the end.
+    """Lightning's MLFlowLogger, continued by a resumed run, with the plots and the verdict at the end.
 
     Args:
         save_dir: the run directory.
@@ -391,10 +394,10 @@ class MLflow(_EpochTracker, MLFlowLogger):
                 client.update_run(self._run_id, status="RUNNING")
                 self._experiment_id = client.get_run(self._run_id).info.experiment_id
             else:
-                found = client.get_experiment_by_name(self._experiment_name)
+                experiment = client.get_experiment_by_name(self._experiment_name)
                 self._experiment_id = (
-                    found.experiment_id
-                    if found is not None and found.lifecycle_stage == "active"
+                    experiment.experiment_id
+                    if experiment is not None and experiment.lifecycle_stage == "active"
                     else client.create_experiment(self._experiment_name, artifact_location=self._artifact_location)
                 )
                 # Lightning's class would also make this server the default of the process and its children.
@@ -417,14 +420,14 @@ class MLflow(_EpochTracker, MLFlowLogger):
 
     @rank_zero_only
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Store final metrics and the verdict, and the figures and texts as artifacts."""
+        """Store final metrics and the verdict, and the plots and texts as artifacts."""
         client = self.experiment
         for name, value in _final_values(results).items():
             if isinstance(value, str):
                 client.set_tag(self.run_id, name, value)
             else:
                 client.log_metric(self.run_id, _mlflow_name(name), value)
-        for file in self._files():
+        for file in self._report_files():
             folder = str(file.parent.relative_to(self._run.path))
             client.log_artifact(self.run_id, str(file), None if folder == "." else folder)
         print(f"MLflow run {self.run_id} at {self._tracking_uri}", file=sys.stderr)
@@ -438,7 +441,7 @@ class MLflow(_EpochTracker, MLFlowLogger):
 
 
 class Comet(_EpochTracker):
-    """Sends a run to Comet, continued by a resumed run, with the figures and the verdict at the end.
+    """Sends a run to Comet, continued by a resumed run, with the plots and the verdict at the end.
 
     Lightning's CometLogger records nothing without a connection. Offline, Comet writes its file when the training ends:
     a killed training is sent whole by the resumed one.
@@ -478,6 +481,7 @@ class Comet(_EpochTracker):
         self._key = restored or secrets.token_hex(16)
         self._project, self._workspace = project, workspace
         self._mode = "get" if restored else "create"
+        # Number of epochs that were sent; `_epochs` also counts one whose sending failed.
         self._received = self._epochs
         self._offline = offline
         self._offline_directory = offline_directory
@@ -553,12 +557,12 @@ class Comet(_EpochTracker):
 
     @rank_zero_only
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Store final metrics and the verdict, and the figures and texts as assets."""
+        """Store final metrics and the verdict, and the plots and texts as assets."""
         experiment = self.experiment
         values = _final_values(results)
         experiment.log_others({name: value for name, value in values.items() if isinstance(value, str)})
         experiment.log_metrics({name: value for name, value in values.items() if not isinstance(value, str)})
-        for file in self._files():
+        for file in self._report_files():
             experiment.log_asset(str(file), file_name=str(file.relative_to(self._run.path)))
         place = "on this machine; comet upload sends it" if self._is_offline() else experiment.url
         print(f"Comet experiment {self._key}: {place}", file=sys.stderr)

@@ -72,8 +72,7 @@ def collect_results(
         **_costs(trainer, module),
     }
     if "train" in predictions:
-        trained = min(len(data.train_split), data.batch_size * trainer.num_training_batches)
-        lag = evaluation_lag(history, len(predictions["train"]), trained)
+        lag = evaluation_lag(history, len(predictions["train"]), images_per_epoch(trainer, data))
         results |= {"evaluation_lag": lag.estimate} if lag.low > 0 else {}
     monitors = [part for part in trainer.callbacks if isinstance(part, GapMonitor)]  # type: ignore[attr-defined]
     passes = monitors[0].passes if monitors else None
@@ -153,6 +152,17 @@ def _subset_metrics(predictions: Predictions, trained: Tensor) -> dict[str, floa
     return metrics
 
 
+def images_per_epoch(trainer: Trainer, data: ImageDataModule) -> int:
+    """Return the number of images that an epoch trains on, in all processes together.
+
+    Args:
+        trainer: the Trainer that has trained on `data`.
+        data: the data module, whose `batch_size` is that of one process.
+    """
+    batches = trainer.num_training_batches * trainer.world_size
+    return int(min(len(data.train_split), data.batch_size * batches))
+
+
 def _costs(trainer: Trainer, module: ImageClassifier) -> dict[str, Any]:
     """Time, size and machine of a training that has just ended."""
     stopwatch = find_callback(trainer, Stopwatch)
@@ -200,8 +210,8 @@ def evaluate_splits(
             mirror image.
 
     Returns:
-        Metrics by name, such as `val/accuracy`, `val_flip/accuracy` and `gap/loss`; and predictions by split, of the
-        flip-averaged ones `val_flip` alone.
+        Metrics by name, such as `val/accuracy`, `val_flip/accuracy` and `gap/loss`; and predictions by split. Of the
+        flip-averaged predictions, only those of the validation set are returned, as `val_flip`.
     """
     collector = PredictionCollector()
     module.flip_average = flip_average

@@ -47,8 +47,8 @@ def restore_config(
         others = [override for override in stored.get("overrides") or [] if override_key(override) != "data.root"]
         stored.overrides = [*others, *moved]
     elif (root := stored.data.get("root")) and (folder := stored.get("working_dir")) and not Path(root).exists():
-        started = Path(folder) / root
-        stored.data.root = str(started) if started.exists() else root
+        original_root = Path(folder) / root
+        stored.data.root = str(original_root) if original_root.exists() else root
     confine_data(stored.data, is_typed=bool(moved))
     if any(override_key(override) == "data.download" for override in overrides):
         stored.data.download = config.data.download

@@ -1,4 +1,4 @@
-"""One training from its settings to its report: prepare, fit, publish."""
+"""Run one training: prepare the data and the network, fit, evaluate, and write the results into the run directory."""
 
 import logging
 import os
@@ -177,7 +177,7 @@ def fit(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: R
 def publish(
     config: DictConfig, trainer: Trainer, module: ImageClassifier, data: ImageDataModule, run: Run
 ) -> dict[str, Any]:
-    """Evaluate the best weights and write figures, tables, report and model card into the run directory.
+    """Evaluate the best weights and write plots, tables, report and model card into the run directory.
 
     Returns:
         The results. `results.json` is written last and atomically: its presence means that the run is finished.
@@ -198,7 +198,7 @@ def publish(
         if isinstance(logger, ResultsLogger):
             try:
                 logger.log_results(results)
-            except Exception as error:  # of a server, when the run is finished
+            except Exception as error:  # Servers fail in many ways, and the run is finished.
                 print(f"{type(logger).__name__} has not stored the results: {error}", file=sys.stderr)
     return results
 
@@ -278,7 +278,7 @@ def _fast_dev_run(config: DictConfig, data: ImageDataModule, module: ImageClassi
     """Run every loop for the few batches of Lightning's `fast_dev_run`, and keep nothing."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build.trainer(config, data, Path(folder))
-        with _raise_interrupted("Stopped; nothing was kept."):
+        with raise_interrupted("Stopped; nothing was kept."):
             trainer.fit(module, datamodule=data)
             if config.test and data.has_test:
                 trainer.test(module, datamodule=data, verbose=False)
@@ -297,16 +297,16 @@ def _record_failure(run: Run, packages: Sequence[str]) -> Iterator[None]:
     run.error_file.unlink(missing_ok=True)
     command = resume_command(run.path, packages)
     try:
-        with _raise_interrupted(f"Stopped. Resume with:\n  {command}"), _short_errors_of_threads(run):
+        with raise_interrupted(f"Stopped. Resume with:\n  {command}"), _thread_errors_shortened(run):
             yield
     except Exception as error:
         if missing_file(error, run.path) is None:
             run.write_error(str(error) if isinstance(error, Pruned) else f"{type(error).__name__}: {error}")
-        if isinstance(error, UserError) or (refused := _disk_error(error, run)) is None:
+        if isinstance(error, UserError) or (described := _disk_error(error, run)) is None:
             raise
         # A run without a config could only be started again.
         resume = f" Then resume with:\n  {command}" if run.config_file.exists() else ""
-        raise UserError(f"{refused}{resume}") from error
+        raise UserError(f"{described}{resume}") from error
 
 
 def _disk_error(error: BaseException, run: Run) -> UserError | None:
@@ -319,31 +319,31 @@ def _disk_error(error: BaseException, run: Run) -> UserError | None:
 
 
 @contextmanager
-def _short_errors_of_threads(run: Run) -> Iterator[None]:
-    """Print one line for the disk errors of threads, unless the block fails.
+def _thread_errors_shortened(run: Run) -> Iterator[None]:
+    """Print one line in place of a traceback if a thread meets an error of the disk, unless the block fails too.
 
-    TensorBoard's writer also raises its error in the next call, if there is one.
+    The next call of TensorBoard's writer, if there is one, raises the error of its thread.
     """
     print_traceback = threading.excepthook
     errors: list[UserError] = []
 
     def keep_error(args: Any) -> None:
-        if args.exc_value and (refused := _disk_error(args.exc_value, run)):
-            errors.append(refused)
+        if args.exc_value and (described := _disk_error(args.exc_value, run)):
+            errors.append(described)
         else:
             print_traceback(args)
 
     threading.excepthook = keep_error
     yield
-    # After a failure it stays: other writers can fail until the process ends.
+    # After a failure of the block the hook stays: other writers can fail until the process ends.
     threading.excepthook = print_traceback
     if errors:
         print(f"A thread that writes for TensorBoard ended: {errors[0]}", file=sys.stderr)
 
 
 @contextmanager
-def _raise_interrupted(message: str) -> Iterator[None]:
-    """Turn SIGTERM, and Ctrl-C, which Lightning makes a SystemExit in `fit`, into Interrupted with `message`."""
+def raise_interrupted(message: str) -> Iterator[None]:
+    """Raise Interrupted with `message` for Ctrl-C, for which Lightning's `fit` raises SystemExit, and for SIGTERM."""
     try:
         yield
     except SIGTERMException:
@@ -362,7 +362,7 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
     # Metrics are logged at the end of each epoch.
     warnings.filterwarnings("ignore", ".*log_every_n_steps.*")
-    # Raised by Lightning's own use of torch.
+    # Lightning's own use of torch causes this warning.
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     # A resumed run writes into its existing directory.
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
