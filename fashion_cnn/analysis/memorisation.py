@@ -442,7 +442,7 @@ def compute_scores(
     high = score > RELIABILITY_THRESHOLD
     has_halves = all(len(half) and np.isfinite(half[:, 0]).any() for half in ensemble.gaps)
     finite = np.nan_to_num(score)
-    sums = np.bincount(ensemble.targets, weights=finite, minlength=len(ensemble.class_names))
+    sums = np.bincount(ensemble.targets, weights=finite, minlength=len(ensemble.class_names)).astype(float)
     tested = np.flatnonzero(finite >= threshold)
     influences = None
     if len(ensemble.pairs) and len(ensemble.test_correct):
