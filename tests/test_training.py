@@ -82,11 +82,11 @@ class StopAtEpoch(Callback):
 @pytest.fixture
 def stop(monkeypatch):
     """A function that makes the next trainings stop with an error."""
-    original = build._callbacks
+    original = build._make_callbacks
 
     def arm(epoch, error, batch=None):
         stopper = StopAtEpoch(epoch, error, batch)
-        monkeypatch.setattr(build, "_callbacks", lambda *args: [*original(*args), stopper])
+        monkeypatch.setattr(build, "_make_callbacks", lambda *args: [*original(*args), stopper])
 
     return arm
 
@@ -99,8 +99,8 @@ def undrawn(monkeypatch):
 
 @pytest.fixture
 def disarm(monkeypatch):
-    original = build._callbacks
-    return lambda: monkeypatch.setattr(build, "_callbacks", original)
+    original = build._make_callbacks
+    return lambda: monkeypatch.setattr(build, "_make_callbacks", original)
 
 
 def scalars(run):
@@ -648,8 +648,8 @@ def test_a_run_directory_removed_during_the_training_is_reported_and_stays_remov
                 while Path(trainer.default_root_dir).exists():
                     shutil.rmtree(trainer.default_root_dir, ignore_errors=True)
 
-    original = build._callbacks
-    monkeypatch.setattr(build, "_callbacks", lambda *args: [*original(*args), Remove()])
+    original = build._make_callbacks
+    monkeypatch.setattr(build, "_make_callbacks", lambda *args: [*original(*args), Remove()])
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     config = tiny("callbacks=default", "trainer.max_epochs=4")
     with pytest.raises(

@@ -20,7 +20,7 @@ from torch.nn import functional
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import UserError, causes_of, printable
 from fashion_cnn.models import ImageClassifier
-from fashion_cnn.models.classifier import load_checkpoint
+from fashion_cnn.models.checkpoint_loading import load_checkpoint
 from fashion_cnn.models.hardware import precision_context, resolve_precision, select_device
 from fashion_cnn.pictures.photographs import PretrainedSettings
 from fashion_cnn.pictures.preparation import Invert, Preparation

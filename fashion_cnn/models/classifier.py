@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from fashion_cnn.data import Batch, ImageDataModule, InMemoryDataset
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.checkpoint_loading import build_within_limits, check_content, load_checkpoint
 from fashion_cnn.models.layers import compute_in_float32
 from fashion_cnn.models.losses import CrossEntropy
 from fashion_cnn.models.optim import constant
-from fashion_cnn.runs.damage import DamagedRunError, check_checkpoint, check_containers, unpickling_errors
+from fashion_cnn.runs.damage import DamagedRunError
 from fashion_cnn.runs.files import update_class_paths
-from fashion_cnn.runs.trust import check_classes, instantiate, packages_to_trust, why_not_defined
+from fashion_cnn.runs.trust import instantiate, packages_to_trust, why_not_defined
 
 # A config from which Hydra's `instantiate` builds an object: {"_target_": "package.Class", ...}.
 TargetConfig = Mapping[str, Any]
@@ -39,12 +39,6 @@ EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Value = TypeVar("Value", Tensor, float)
 _MAX_TRIAL_LOGITS = 10_000_000
-# Limits of building a network and passing one image through it: bytes of one tensor and of all in turn beside those for
-# the weights, and operations beside those for each weight. WRN-28-10 needs 5 MB, 150 MB and 20 operations a weight.
-_MAX_TENSOR_BYTES, _MAX_TOTAL_BYTES, _MAX_USES_OF_WEIGHTS = 2_000_000_000, 20_000_000_000, 10
-_MAX_OPERATIONS, _MAX_OPERATIONS_PER_WEIGHT = 10_000, 200
-# Weights of one network that may share their memory.
-_MAX_TIED = 10
 # Metrics that every run has under these names.
 _RESERVED_METRICS = ("loss", "accuracy", "balanced_accuracy", "calibration_error")
 
@@ -391,19 +385,7 @@ class ImageClassifier(LightningModule):
             UserError: if it is no checkpoint of Lightning, or names a class that is not accepted, see
                 `fashion_cnn.runs.trust`.
         """
-        if type(checkpoint) is not dict:
-            raise UserError(f"{path} is not a checkpoint of Lightning: it holds a {type(checkpoint).__name__}.")
-        if not isinstance(checkpoint.get("state_dict"), Mapping):
-            raise UserError(f"{path} is not a checkpoint of Lightning: it has no state_dict.")
-        # Lightning's own loader passes the settings under each of these keys to the constructor.
-        for key in ("hyper_parameters", "hparams", "module_arguments"):
-            stored = checkpoint.get(key)
-            check_containers(stored, path)
-            if not isinstance(stored, dict | None):
-                raise DamagedRunError(path, f"its {key} are no mapping", "take it from a copy of the run")
-            if stored and {"_instantiator", "_class_path"} & stored.keys():
-                raise UserError(f"{path} was written by LightningCLI, which this project does not load.")
-            check_classes(update_class_paths(stored), path)
+        check_content(checkpoint, path)
         arguments = {**(checkpoint.get("hyper_parameters") or {}), **settings}
         weights: Mapping[str, Tensor] = checkpoint["state_dict"]
         # Classes of the user may do anything: they are trusted.
@@ -411,33 +393,10 @@ class ImageClassifier(LightningModule):
         if is_trusted or isinstance(arguments.get("network"), nn.Module):
             module = cls(**arguments)
         else:
-            module = cls._build_limited(arguments, weights, path, strict=strict)
+            module = build_within_limits(cls, arguments, weights, path, strict=strict)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(weights, strict=strict)
         return module.to(next(iter(weights.values())).device) if weights else module
-
-    @classmethod
-    def _build_limited(
-        cls, arguments: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path, *, strict: bool
-    ) -> Self:
-        """Build a module for stored weights, first on the meta device, where it takes neither memory nor time.
-
-        Raises:
-            UserError: if it would need far more memory than its weights.
-            RuntimeError: if the weights do not fit.
-        """
-        training = dict.fromkeys(("optimizer", "schedule", "mixing", "distillation"))
-        with _Limits(weights, path) as limits:
-            try:
-                with torch.device("meta"):
-                    module = cls(**{**arguments, **training})
-            except Exception:
-                if limits.exceeded:
-                    raise
-                # Some layers compute with values, which the meta device does not have; other errors are raised again.
-                return cls(**arguments)
-        module.load_state_dict({name: weight.to("meta") for name, weight in weights.items()}, strict=strict)
-        return cls(**arguments)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)` of normalised images `(B, C, H, W)`."""
@@ -628,77 +587,6 @@ class ImageClassifier(LightningModule):
         # A fused step would unscale float16 gradients itself, and Lightning refuses to clip scaled gradients.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return optimizer, (self._schedule or constant)(optimizer, total_steps)
-
-
-class _Limits(TorchDispatchMode):
-    """Refuses to make tensors that are far larger than the stored weights of a network, or far more of them.
-
-    Attributes:
-        exceeded: whether it refused one.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], path: Path) -> None:
-        super().__init__()
-        stored = sum(weight.numel() * weight.element_size() for weight in weights.values())
-        self._path = path
-        self._tensor_bytes = stored + _MAX_TENSOR_BYTES
-        self._bytes = _MAX_USES_OF_WEIGHTS * stored + _MAX_TOTAL_BYTES
-        self._operations = _MAX_OPERATIONS + _MAX_OPERATIONS_PER_WEIGHT * len(weights)
-        self.exceeded = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call an operation of torch and count its results."""
-        result = func(*args, **(kwargs or {}))
-        self._operations -= 1
-        for tensor in result if isinstance(result, list | tuple) else (result,):
-            size = tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else 0
-            self._bytes -= size
-            if size > self._tensor_bytes or min(self._bytes, self._operations) < 0:
-                self.exceeded = True
-                raise UserError(
-                    f"{self._path} describes a network that is far larger than its weights: take it from a copy of "
-                    "the run."
-                )
-        return result
-
-
-def load_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
-    """Load a checkpoint of Lightning, after checks of what it would allocate.
-
-    Args:
-        path: the file.
-        map_location: see `torch.load`.
-
-    Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is no checkpoint, or one that no training writes; the message is the reason.
-    """
-    check_checkpoint(path)
-    with unpickling_errors():
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if isinstance(weights, Mapping):
-        _check_weights(weights)
-    return checkpoint
-
-
-def _check_weights(weights: Mapping[Any, Any]) -> None:
-    """Raise ValueError unless weights are dense tensors by name that are stored in full."""
-    stored, total = {}, 0
-    for name, weight in weights.items():
-        if not isinstance(name, str):
-            raise ValueError(f"the name of a weight is {name!r:.40}, no text")
-        if not isinstance(weight, Tensor):
-            raise ValueError("its weights are no tensors")
-        is_dense = weight.layout == torch.strided and not (weight.is_nested or weight.is_quantized or weight.is_meta)
-        size = weight.numel() * weight.element_size()
-        if not is_dense or weight.is_conj() or weight.is_neg() or size > weight.untyped_storage().nbytes():
-            raise ValueError(f"{name:.40} is not a dense tensor that is stored in full")
-        stored[weight.untyped_storage().data_ptr()] = weight.untyped_storage().nbytes()
-        total += size
-    # Tied weights share their memory.
-    if total > _MAX_TIED * sum(stored.values()):
-        raise ValueError("its weights are the same memory many times")
 
 
 def _part_name(part: Any) -> str:

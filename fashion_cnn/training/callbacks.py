@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_avg_fn, get_ema_multi_avg_fn
 
 from fashion_cnn.data.splits import derive_seed
 from fashion_cnn.errors import UserError
@@ -316,18 +316,35 @@ class WarmedEMAWeightAveraging(WeightAveraging):
         if not 0 <= decay < 1:
             raise UserError(f"callbacks.ema.decay={decay} is not possible: give a number from 0 to below 1.")
 
-        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> Any:
+        def decay_at(updates: Tensor | int) -> float:
             count = float(updates)
-            # The average is created before Lightning converts the weights, for example to trainer.precision=bf16-true.
-            current = [weights.to(mean.dtype) for mean, weights in zip(averaged, current, strict=True)]
-            return get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, updates)
+            return min(decay, (1 + count) / (10 + count))
 
-        super().__init__(use_buffers=True, multi_avg_fn=average)
+        def average_all(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> Any:
+            return get_ema_multi_avg_fn(decay_at(updates))(averaged, current, updates)
+
+        def average_one(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+            return get_ema_avg_fn(decay_at(updates))(averaged, current.to(averaged.dtype), updates)
+
+        super().__init__(use_buffers=True, multi_avg_fn=average_all)
+        self._average_one = average_one
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Create the average on the training device, before Lightning moves the module there."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Average the weights one by one if they have another format than their average.
+
+        The average is created before Lightning converts the weights, for example to trainer.precision=bf16-true, which
+        is too coarse for an average. Older versions of torch cannot average lists of two formats.
+        """
+        average = self._average_model
+        assert average is not None
+        pairs = zip(average.module.parameters(), pl_module.parameters(), strict=True)
+        if any(averaged.dtype != weights.dtype for averaged, weights in pairs):
+            average.multi_avg_fn, average.avg_fn = None, self._average_one
 
 
 class ResumableEarlyStopping(EarlyStopping):
