@@ -16,9 +16,10 @@ _README = """# NAME
 Parts of your own for trainings with fashion_cnn. Run the commands in this folder.
 
 ```sh
-python -m pytest                                                       # the tests
+pip install pytest && python -m pytest                                 # the tests
 python -m fashion_cnn.train --config-dir conf experiment=NAME          # train
 python -m fashion_cnn.train --config-dir conf model=NAME data.root=DIR # the network on Fashion-MNIST, which is in DIR
+python -m fashion_cnn.train --config-dir conf model=NAME loss=NAME metrics=NAME data.root=DIR
 python -m fashion_cnn.train --config-dir conf experiment=NAME -m model.network.width=8,16 seed=0,1
 python -m fashion_cnn.train --config-dir conf trust=NAME resume=latest # continue a stopped run
 python -m fashion_cnn.runs                                             # list the runs

@@ -119,7 +119,7 @@ check_extras() {
   local extra known
   known=$(awk '/^\[/ { inside = /^\[project.optional-dependencies\]/ } inside && /^[a-z]+ = / { print $1 }' pyproject.toml)
   for extra in "$@"; do
-    grep -qx "$extra" <<<"$known" || fail "There is no extra '$extra'. Choose from: $(tr '\n' ' ' <<<"$known")"
+    grep -qxF -- "$extra" <<<"$known" || fail "There is no extra '$extra'. Choose from: $(tr '\n' ' ' <<<"$known")"
   done
 }
 

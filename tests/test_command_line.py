@@ -396,11 +396,11 @@ def test_a_run_with_configs_of_the_user_resumes_anywhere(command, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     with interrupted():
-        status, _, err = command(
-            main, "-cd", own_configs.name, *OWN, f"runs_dir={tmp_path / 'runs'}", "data.root=images"
-        )
+        status, _, err = command(main, "-cd", own_configs.name, *OWN, "runs_dir=all runs", "data.root=images")
     assert status == 130
     (typed,) = (line for line in err.splitlines() if "resume=" in line)
+    *typed_words, resumed = shlex.split(typed)[3:]
+    run = Run(tmp_path / resumed.removeprefix("resume="))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     # The command names the package of the class of the data.
@@ -410,13 +410,14 @@ def test_a_run_with_configs_of_the_user_resumes_anywhere(command, tmp_path, monk
     roots = []
     data = build.data
     monkeypatch.setattr(build, "data", lambda config: roots.append(config.data.root) or data(config))
-    status, out, err = command(main, *shlex.split(typed)[3:])
+    status, out, err = command(main, *typed_words, f"resume='{run.path}'")
     assert (status, err) == (0, "")
     assert roots == [str(tmp_path / "images")]
     (line,) = (line for line in out.splitlines() if "go further" in line)
     words = shlex.split(line)
     assert words[words.index("--config-dir") + 1] == str(own_configs), "as an absolute path"
-    run = Run(Path(shlex.split(typed)[-1].removeprefix("resume=")))
+    assert f"dashboard --logdir '{tmp_path / 'all runs'}'\n" in out, "the runs are not below this directory"
+    assert f"fashion_cnn.runs runs_dir='{tmp_path / 'all runs'}'\n" in out
     assert f"--config-dir '{own_configs}'" in run.model_card_file.read_text()
 
 

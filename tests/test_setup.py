@@ -192,6 +192,18 @@ def test_extras_are_installed_into_the_environment_beside_earlier_ones(machine):
     ended, calls = machine("serch", script="install")
     assert (ended.returncode, installed(calls)) == (1, [])
     assert "There is no extra 'serch'. Choose from: sweeps cluster" in ended.stderr
+    ended, calls = machine("--quiet", script="install")
+    assert (ended.returncode, installed(calls)) == (1, [])
+    assert "There is no extra '--quiet'." in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_lists_the_extras_and_installs_nothing(machine, option):
+    ended, calls = machine(option, script="install")
+    assert (ended.returncode, calls, ended.stderr) == (0, [], "")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(re.search(rf"^  {extra} +\S", ended.stdout, re.MULTILINE) for extra in extras)
+    assert re.search(r"^  PYTHON=.*\n  TORCH_INDEX_URL=", ended.stdout, re.MULTILINE)
 
 
 LOCK = REPOSITORY / "scripts" / "requirements.lock"

@@ -410,8 +410,6 @@ def _conclusions(comparison: Comparison) -> list[str]:
     sentences = []
     if baseline:
         compared = [(baseline, group) for group in groups if group is not baseline]
-    elif len(groups) == 2:
-        compared = [(groups[0], groups[1])]
     else:
         groups.sort(key=lambda group: statistics.fmean(group.values("val/accuracy")), reverse=True)
         compared = [(groups[1], groups[0])]
@@ -476,7 +474,7 @@ def _conclude_pair(first: Group, second: Group) -> str:
         f"With {better} instead of {other},{f' at {shared},' if shared else ''} the gap is {smaller}, and validation "
         f"accuracy is {lower}"
     )
-    choice = ", without the optimism of choosing the epoch" if _is_optimism_known(pairs) else ""
+    choice = " (both corrected for the choice of the best epoch)" if _is_optimism_known(pairs) else ""
     intervals = f"; {len(pairs)} pairs of equal {repetition}, 95% intervals" if has_interval else ""
     return f"{text}{choice}{intervals}."
 

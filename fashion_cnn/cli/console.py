@@ -192,8 +192,9 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
             )
         for reason, advice in zip(results["advice_reasons"], commands, strict=True):
             console.print(f"  {reason}:\n    {advice}", highlight=False, soft_wrap=True)
-    folder = shlex.quote(config.runs_dir)
-    list_option = "" if config.runs_dir == "runs" else f" runs_dir={folder}"
+    runs_dir = _runs_folder(run, config.runs_dir)
+    folder = shlex.quote(runs_dir)
+    list_option = "" if runs_dir == "runs" else f" runs_dir={folder}"
     console.print(
         f"\nRun directory: {run.path}\n"
         f"  report      {run.report_file}\n"
@@ -208,6 +209,14 @@ def print_end(results: dict[str, Any], run: Run, config: DictConfig, *, brief: b
     if python_path := python_path_of(packages, Path(config.get("working_dir") or ".")):
         text = f"These commands find {', '.join(packages)} with PYTHONPATH={shlex.quote(python_path)} in front of them."
         console.print(text, highlight=False, soft_wrap=True)
+
+
+def _runs_folder(run: Run, runs_dir: str) -> str:
+    """Return the folder of all runs as a command finds it here: a run may be resumed from another working directory."""
+    path = run.path.resolve()
+    if path.is_relative_to(Path(runs_dir).resolve()):
+        return runs_dir
+    return str(next((parent for parent in path.parents if parent.name == Path(runs_dir).name), path.parent))
 
 
 def _shorten_commands(commands: Sequence[str], repeated: str) -> list[str]:

@@ -138,7 +138,8 @@ def trust_packages(packages: str | Iterable[str] | None) -> None:
             raise UserError(f"trust={name} is not possible: give a package of your own by its first name.", status=2)
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise UserError(
-                f"trust={name}: there is no module {name}. Start the command in its folder, or add this to PYTHONPATH.",
+                f"trust={name}: there is no module {name}. Start the command in the folder that contains it, or add "
+                "this folder to PYTHONPATH.",
                 status=2,
             )
     if names:
