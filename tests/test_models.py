@@ -372,6 +372,7 @@ def test_threads_get_the_embeddings_of_their_own_images():
     assert [embedding.unique().tolist() for embedding in embeddings] == [[1.0], [2.0]]
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_float32_classifier_can_be_compiled_and_exported(autocast):
     module = family_module("fast_cnn").eval()
