@@ -630,9 +630,7 @@ def test_a_folder_of_runs_that_is_a_link_to_itself_is_refused_in_one_message(com
     status, out, err = command(main, f"runs_dir={link}")
     assert (status, out, err.count("\n")) == (1, "", 1)
     # In Python 3.13 and newer pathlib reports a link to itself as a path that does not exist.
-    assert err.startswith(
-        (f"error: {link} is a link that leads to itself: ", f"error: There are no runs in {link}: give another runs_dir")
-    )
+    assert err.startswith((f"error: {link} is a link that leads to itself: ", f"error: There are no runs in {link}: "))
 
 
 @pytest.mark.parametrize(
