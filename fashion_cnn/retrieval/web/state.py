@@ -1,5 +1,6 @@
 """State of the server: the newest version of the catalogue with its model, replaced as a whole when it changes."""
 
+import gc
 import sys
 import threading
 import time
@@ -316,6 +317,8 @@ class CatalogueState:
             raise
         problem = self._load_concepts(network)
         self._publish(searcher)
+        # With Python 3.13 LanceDB keeps the frames of its callers, and with them the former snapshot, in a cycle.
+        gc.collect()
         return problem
 
     def _check_hidden_columns(self, snapshot: Snapshot) -> None:
