@@ -114,10 +114,18 @@ install_locked() {
   pip_install "fashion_cnn" --no-deps --no-build-isolation -e .
 }
 
+# list_extras: print each extra of pyproject.toml with the comment above it.
+list_extras() {
+  awk '/^\[/ { inside = /^\[project.optional-dependencies\]/ }
+       inside && /^# / { text = substr($0, 3) }
+       inside && /^[a-z]+ = / { printf "%-12s  %s\n", $1, $1 == "dev" ? "All of these, and the tools of developers." : text }' \
+    pyproject.toml
+}
+
 # check_extras [EXTRA …]: fail unless pyproject.toml defines each extra.
 check_extras() {
   local extra known
-  known=$(awk '/^\[/ { inside = /^\[project.optional-dependencies\]/ } inside && /^[a-z]+ = / { print $1 }' pyproject.toml)
+  known=$(list_extras | cut -d ' ' -f 1)
   for extra in "$@"; do
     grep -qxF -- "$extra" <<<"$known" || fail "There is no extra '$extra'. Choose from: $(tr '\n' ' ' <<<"$known")"
   done
