@@ -306,7 +306,8 @@ class CatalogueState:
         # Loaded before the snapshot, and again at each refresh: a missing file, such as an export, may be there later.
         self._network_for(self.catalogue.metadata())
         snapshot = Snapshot(self.catalogue, self._hidden_columns)
-        if self.view is None:
+        is_first = self.view is None
+        if is_first:
             self._check_hidden_columns(snapshot)
         network = self._network_for(snapshot.metadata)
         try:
@@ -317,8 +318,9 @@ class CatalogueState:
             raise
         problem = self._load_concepts(network)
         self._publish(searcher)
-        # With Python 3.13 LanceDB keeps the frames of its callers, and with them the former snapshot, in a cycle.
-        gc.collect()
+        if not is_first:
+            # With Python 3.13 LanceDB keeps the frames of its callers, and with them the former snapshot, in a cycle.
+            gc.collect()
         return problem
 
     def _check_hidden_columns(self, snapshot: Snapshot) -> None:
