@@ -17,6 +17,7 @@ from fashion_cnn.errors import UserError
 from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, ResNet, WideResNet
 from fashion_cnn.models.backbones import TorchvisionBackbone
 from fashion_cnn.models.fast_cnn import Whitening
+from fashion_cnn.models.hardware import precision_context
 
 MAX_PARAMETERS = {
     "baseline": 241_546,
@@ -158,6 +159,22 @@ def test_whitening_makes_patches_uncorrelated_and_of_unit_variance():
     assert torch.allclose(outputs[:, 18:], -outputs[:, :18])
     whitening.fit(images * 2)
     assert torch.equal(whitening(images), outputs), "the second fit must do nothing"
+
+
+@pytest.mark.parametrize("size", [(28, 28), (9, 7)])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_whitened_images_are_pooled_as_by_torch_layers(size, precision):
+    torch.manual_seed(0)
+    images = torch.rand(3, 2, *size, dtype=torch.float64 if precision == "64-true" else torch.float32)
+    whitening = Whitening(in_channels=2, channels=16).to(images.dtype)
+    with precision_context(precision, "cpu"):
+        expected = nn.functional.max_pool2d(whitening(images), 2)
+        pooled = whitening.whiten_and_pool(images)
+        differentiable = whitening.whiten_and_pool(images.clone().requires_grad_())
+    assert pooled.dtype == expected.dtype
+    assert torch.allclose(pooled, expected, atol=1e-6)
+    assert torch.equal(differentiable, expected)
+    assert differentiable.requires_grad, "explanations need the gradient of the image"
 
 
 def test_each_ensemble_member_is_trained_on_its_part_of_the_batch():

@@ -91,6 +91,13 @@ def computes_in_bfloat16(device_type: str) -> bool:
     return device_type == "cpu" and any(map(_cpu_supports, _BFLOAT16_UNITS))
 
 
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN computes convolutions of this dtype on this CPU."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and computes_in_bfloat16("cpu"))
+
+
 def _cpu_supports(unit: str) -> bool:
     """Return whether the processor has a vector unit; False if this version of torch does not report it."""
     return bool(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)())
