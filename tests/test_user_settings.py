@@ -53,6 +53,12 @@ def test_a_folder_of_pictures_is_never_that_of_the_settings(write):
     assert compose("train", ["data=image_folder"]).data.root != "/images"
 
 
+def test_a_file_that_is_too_large_is_refused(write):
+    file = write("runs_dir: /runs\n" + "# much text\n" * 10_000)
+    with pytest.raises(UserError, match=f"{file} has more than 100,000 bytes"):
+        compose()
+
+
 def test_without_a_file_nothing_changes(write):
     before = compose()
     file = write("runs_dir: /runs\n")

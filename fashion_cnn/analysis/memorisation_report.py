@@ -526,13 +526,15 @@ def _gap_section(ensemble: SubsetEnsemble, scores: Scores, pictures: dict[str, s
 
 
 def _influence_section(analysis: Analysis, influences: metrics.Influences, pictures: dict[str, str]) -> list[str]:
+    significant = len(influences.train_rows)
+    level = f" (p up to {influences.threshold:.2g})" if significant else ""
     return [
         "## Influence on test images",
         f"{influences.tested:,} pairs of a memorised training image and a test image are tested by the exact sign test "
         f"over {len(analysis.ensemble.pairs)} pairs of networks. At a false discovery rate of "
-        f"{analysis.false_discovery_rate:g} (Benjamini and Hochberg), {len(influences.train_rows):,} influences are "
-        f"significant (p up to {influences.threshold:.2g}); with random membership, {influences.null_discoveries:,} "
-        "are. `influence.csv.gz` lists them.",
+        f"{analysis.false_discovery_rate:g} (Benjamini and Hochberg), {significant:,} influences are "
+        f"significant{level}; with random membership, {influences.null_discoveries:,} are. `influence.csv.gz` lists "
+        "them.",
         pictures.get("influence", ""),
     ]
 

@@ -76,8 +76,10 @@ def apply_user_settings(config_name: str, arguments: Sequence[str]) -> list[str]
 def _read(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         with file.open("rb") as content:
-            text = content.read(_MAX_BYTES).decode()
-        settings = OmegaConf.to_container(OmegaConf.create(text))
+            text = content.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise UserError(f"{file} has more than {_MAX_BYTES:,} bytes: no file of settings is that large.", status=2)
+        settings = OmegaConf.to_container(OmegaConf.create(text.decode()))
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{file} cannot be read: {reason}", status=2) from error

@@ -13,7 +13,7 @@ from fashion_cnn.plots.style import LINE_COLORS, escape_label, figure_inches, pl
 
 _PERCENT = 100
 # Number of images in a grid.
-_GRID = 40
+_GRID = 36
 # Memorised images in the plot of influences, and maximum number of test images beside each.
 _INFLUENCE_ROWS, _INFLUENCE_COLUMNS = 8, 5
 # Maximum length of a class name, in characters.

@@ -75,6 +75,8 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     for split, (options, sizes) in _SPLIT_OPTIONS.items():
         if any(OmegaConf.select(target, size) for size in sizes):
             for key in options:
+                if key == "val_size" and OmegaConf.select(target, "folds"):
+                    continue  # The fold is the validation set.
                 source_value, value = _option(source, key), _option(target, key)
                 # Validation images are the first of one stratified order: a larger set contains a smaller one.
                 contains = key == "val_size" and source_value is not None and source_value > value
