@@ -15,8 +15,25 @@ from PIL import Image
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
 from fashion_cnn.models import TimmBackbone, TorchvisionBackbone
+from fashion_cnn.models.backbones import fold_batch_norm
 from fashion_cnn.runs import Run
 from fashion_cnn.train import train
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_folding_batch_normalisation_keeps_the_outputs(name):
+    torch.manual_seed(0)
+    if name == "resnet18":
+        backbone = TorchvisionBackbone(in_channels=3, num_classes=2, name=name).backbone
+    else:
+        pytest.importorskip("timm")
+        backbone = TimmBackbone(in_channels=3, num_classes=2, name=name).backbone
+    images = torch.rand(4, 3, 64, 64)
+    backbone.train()(images)  # statistics other than the first ones
+    expected = backbone.eval()(images)
+    fold_batch_norm(backbone)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in backbone.modules())
+    assert torch.allclose(backbone(images), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])

@@ -108,6 +108,9 @@ def test_logits_and_embeddings_are_those_of_one_view_or_both(run):
     assert torch.allclose(averaged.embed(images), functional.normalize(directions.mean(dim=0), dim=1), atol=1e-6)
     assert torch.equal(network.with_mirror_images().logits(images), logits[0])
     assert torch.equal(network.with_mirror_images().embed(images), averaged.embed(images))
+    # Few images and their mirror images are one batch, whose sums are rounded in another order, perhaps in bfloat16.
+    assert torch.allclose(averaged.embed(images[:3]), averaged.embed(images)[:3], atol=0.02)
+    assert torch.allclose(averaged.logits(images[:3]), averaged.logits(images)[:3], atol=0.05, rtol=0.02)
 
 
 def test_ties_between_classes_keep_the_first_as_accuracy_does(run, picture_files, monkeypatch):

@@ -32,6 +32,8 @@ from fashion_cnn.runs.trust import check_classes, instantiate
 LogitsFunction = Callable[[Tensor], Tensor]
 # Maximum number of images in one pass, whatever batch size a stored run names.
 _MAX_BATCH_SIZE = 1000
+# So few images and their mirror images go through the network as one batch.
+_FEW_IMAGES = 8
 
 
 class NetworkOutput(NamedTuple):
@@ -162,7 +164,8 @@ class EmbeddingNetwork(NetworkRunner):
 
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
-        return NetworkOutput(*self._run(self.averaged_views, images))
+        function = self._averaged_views_of_few if len(images) <= _FEW_IMAGES else self.averaged_views
+        return NetworkOutput(*self._run(function, images))
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits `(N, num_classes)` and embeddings `(N, D)` of prepared pictures `(N, C, H, W)`."""
@@ -183,6 +186,17 @@ class EmbeddingNetwork(NetworkRunner):
         views = [self._view(normalised)]
         if self.flip_embeddings:
             views.append(self._view(normalised.flip(-1)))
+        return self._average(views)
+
+    def _averaged_views_of_few(self, normalised: Tensor) -> NetworkOutput:
+        """Return the same as `averaged_views` from one batch of all views, which takes less time for few images."""
+        if not self.flip_embeddings:
+            return self.averaged_views(normalised)
+        view = self._view(torch.cat([normalised, normalised.flip(-1)]))
+        halves = zip(view.logits.chunk(2), view.embeddings.chunk(2), strict=True)
+        return self._average([NetworkOutput(*half) for half in halves])
+
+    def _average(self, views: Sequence[NetworkOutput]) -> NetworkOutput:
         logits = torch.stack([view.logits for view in views[: 1 + self.flip_average]]).mean(dim=0)
         embeddings = torch.stack([view.embeddings for view in views]).mean(dim=0)
         return NetworkOutput(logits, functional.normalize(embeddings, dim=1))

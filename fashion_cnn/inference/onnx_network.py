@@ -19,6 +19,7 @@ from fashion_cnn.pictures.colour import has_item
 from fashion_cnn.pictures.photographs import (
     COLOUR_COLUMN,
     PretrainedSettings,
+    add_patchworks,
     describe_photographs,
     embedding_size,
     main_colours,
@@ -83,8 +84,9 @@ class OnnxNetwork:
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, 3, H, W)`."""
-        logits, features = self._run(pictures)
-        return logits, describe_photographs(lambda images: self._run(images)[1], features, pictures, self._settings)
+        all_pictures, positions = add_patchworks(pictures, self._settings)
+        logits, features = self._run(all_pictures)
+        return logits[: len(pictures)], describe_photographs(features, positions, pictures, self._settings)
 
     def _run(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits `(N, num_classes)` and features `(N, F)` of prepared pictures `(N, 3, H, W)`."""

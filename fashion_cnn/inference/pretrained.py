@@ -4,20 +4,21 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.errors import require
 from fashion_cnn.inference.network import EmbeddingNetwork, NetworkOutput
 from fashion_cnn.models import ImageClassifier, TimmBackbone
-from fashion_cnn.models.backbones import packaged_weights
+from fashion_cnn.models.backbones import fold_batch_norm, packaged_weights
 from fashion_cnn.models.hardware import select_device
 from fashion_cnn.pictures import Preparation
 from fashion_cnn.pictures.colour import has_item
 from fashion_cnn.pictures.photographs import (
     COLOUR_COLUMN,
     PretrainedSettings,
+    add_patchworks,
     describe_photographs,
     embedding_size,
     main_colours,
@@ -53,6 +54,7 @@ class PretrainedNetwork(EmbeddingNetwork):
         head = {name.removeprefix("classifier."): weights.pop(name) for name in [*weights] if "classifier." in name}
         network.backbone.load_state_dict(weights)
         network.classifier.load_state_dict(head)
+        fold_batch_norm(network.backbone.eval())
         module = ImageClassifier(
             network=cast("nn.Module", network),
             image_shape=photographs.image_shape,
@@ -80,14 +82,11 @@ class PretrainedNetwork(EmbeddingNetwork):
 
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
-        output = super().outputs(images)
-
-        def extract(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return super(PretrainedNetwork, self).outputs(torch.from_numpy(pictures)).embeddings.numpy()
-
-        features = output.embeddings.numpy()
-        embeddings = describe_photographs(extract, features, images.cpu(), self.pretrained)
-        return NetworkOutput(output.logits, torch.from_numpy(embeddings))
+        photographs = images.cpu().numpy()
+        pictures, positions = add_patchworks(photographs, self.pretrained)
+        output = super().outputs(torch.from_numpy(pictures))
+        embeddings = describe_photographs(output.embeddings.numpy(), positions, photographs, self.pretrained)
+        return NetworkOutput(output.logits[: len(images)], torch.from_numpy(embeddings))
 
     def finds_item(self, image: ArrayLike) -> bool:
         """Return whether a prepared photograph `(3, H, W)` shows an item on a plain background."""

@@ -4,11 +4,13 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fashion_cnn.errors import UserError, did_you_mean, require
 from fashion_cnn.pictures.photographs import PACKAGED_NETWORK, PACKAGED_SHA256
@@ -203,6 +205,20 @@ class TimmBackbone(Backbone):
                 ) from error
         config: Any = self.backbone.default_cfg
         return _without(config["classifier"], _read_file(self.weights, "timm"))
+
+
+def fold_batch_norm(backbone: nn.Module) -> None:
+    """Fold each batch normalisation into the convolution before it, for evaluation alone, in place.
+
+    Args:
+        backbone: a network in evaluation mode, whose modules list their layers in the order in which they compute.
+    """
+    for module in [*backbone.modules()]:
+        for (name, convolution), (next_name, layer) in pairwise([*module.named_children()]):
+            if isinstance(convolution, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d):
+                module.set_submodule(name, fuse_conv_bn_eval(convolution, layer))
+                # timm's batch normalisation contains the activation.
+                module.set_submodule(next_name, getattr(layer, "act", nn.Identity()))
 
 
 def packaged_weights(backbone: nn.Module) -> dict[str, Tensor]:

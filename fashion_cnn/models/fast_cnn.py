@@ -51,6 +51,7 @@ class FastCNN(nn.Module):
 
 class Whitening(nn.Module):
     """A frozen 3x3 convolution whose outputs are uncorrelated and of unit variance, and the negative of each output.
+
     The filters are the principal components of image patches with the largest variance, scaled by its inverse root.
     Before `fit` they are random. They are buffers, so the backward pass ends before this layer. The layer is described
     in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), and was introduced by

@@ -5,7 +5,6 @@ Nothing here needs torch: a server of an exported network imports none.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -115,39 +114,56 @@ def embedding_size(features: int, settings: PretrainedSettings) -> int:
     return features + (HISTOGRAM_SIZE if settings.colour_weight else 0)
 
 
+def add_patchworks(
+    images: NDArray[np.uint8], settings: PretrainedSettings
+) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+    """Add each item on a plain background on a patchwork of colours, if the settings ask for it.
+
+    Args:
+        images: prepared images `(N, 3, H, W)`.
+        settings: the settings.
+
+    Returns:
+        The pictures whose features `describe_photographs` takes, `(M, 3, H, W)`, the N images first, and the position
+        of each picture's image, `(M,)`.
+    """
+    changed: dict[int, NDArray[np.uint8]] = {}
+    if settings.vary_background:
+        changed = {row: other for row, image in enumerate(images) if (other := on_patchwork(image)) is not None}
+    pictures = np.concatenate([images, np.stack([*changed.values()])]) if changed else images
+    return pictures, np.array([*range(len(images)), *changed], dtype=np.intp)
+
+
 def describe_photographs(
-    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     features: NDArray[np.float32],
-    images: ArrayLike,
+    positions: NDArray[np.intp],
+    images: NDArray[np.uint8],
     settings: PretrainedSettings,
 ) -> NDArray[np.float32]:
     """Complete the features of photographs to embeddings, with the settings' backgrounds and colours.
 
-    With `vary_background`, the features of an item on a plain background are the mean over its own background and a
-    patchwork of colours. With a `colour_weight`, the colour histogram of the item is joined: the cosine of two
-    embeddings is `1 - colour_weight` times that of the features plus `colour_weight` times that of the histograms.
+    The features of an image are the mean over its pictures (`add_patchworks`). With a `colour_weight`, the colour
+    histogram of the item is joined: the cosine of two embeddings is `1 - colour_weight` times that of the features plus
+    `colour_weight` times that of the histograms.
 
     Args:
-        extract: returns unit features `(N, F)` of prepared images.
-        features: unit features of `images`, `(N, F)`.
-        images: prepared images `(N, 3, H, W)` uint8.
+        features: unit features of the pictures, `(M, F)`.
+        positions: position of each picture's image, `(M,)`.
+        images: prepared images `(N, 3, H, W)`.
         settings: the settings.
 
     Returns:
         Embeddings, unit vectors `(N, D)`.
     """
-    pictures = np.asarray(images)
-    if settings.vary_background:
-        changed = {row: other for row, image in enumerate(pictures) if (other := on_patchwork(image)) is not None}
-        if changed:
-            sums = features[[*changed]] + extract(np.stack([*changed.values()]))
-            features = features.copy()
-            features[[*changed]] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    means = features[: len(images)].copy()
+    if changed := positions[len(images) :].tolist():
+        sums = means[changed] + features[len(images) :]
+        means[changed] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     weight = settings.colour_weight
     if not weight:
-        return features
-    colours = np.stack([colour_histogram(image) for image in pictures])
-    joined: NDArray[np.float32] = np.hstack([(1 - weight) ** 0.5 * features, weight**0.5 * colours]).astype(np.float32)
+        return means
+    colours = np.stack([colour_histogram(image) for image in images])
+    joined: NDArray[np.float32] = np.hstack([(1 - weight) ** 0.5 * means, weight**0.5 * colours]).astype(np.float32)
     return joined
 
 
