@@ -96,6 +96,12 @@ def test_the_mean_score_is_the_mean_gap_exactly_by_class_too():
     assert metrics.gap_shares(score, score, [1.0]) == [pytest.approx(1)]
 
 
+@pytest.mark.parametrize("gap", [0.0, -0.5])
+def test_without_a_gap_there_are_no_shares_of_it(gap):
+    score = np.array([0.5, gap - 0.5])
+    assert metrics.gap_shares(score, np.array([0.5, 0.5]), [0.5, 1.0]) == []
+
+
 def test_half_of_the_networks_predicts_the_gap_of_the_other_half_within_the_standard_error():
     generator = np.random.default_rng(5)
     deviations = []
@@ -633,6 +639,11 @@ def test_one_run_is_compared_with_the_scores_and_shows_bundled_ones(sweep, comma
     assert {"epoch learned", "forgetting events", "mean margin, negative", "loss of the trained network"} <= set(
         proxies
     )
+    report = (run / "report.md").read_text()
+    assert f"memorisation scores of {len(rows)} training images" in report
+    for name, proxy in proxies.items():
+        correlation = proxy if isinstance(proxy, float) else proxy["correlation"]
+        assert (f"{name} {correlation:+.2f}" in report) == (name != "loss of the trained network")
 
 
 def test_data_sets_without_bundled_scores_have_none(tmp_path):

@@ -10,7 +10,7 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -398,7 +398,7 @@ class Scores:
             over all images, and over those with a score above `RELIABILITY_THRESHOLD`.
         checks: predicted and measured gap, with the name of the images: `all`, then each class that has scores.
         gap_shares: share of the gap that the most memorised `TOP_FRACTIONS` of the images account for; empty without
-            scores in both halves of the runs.
+            scores in both halves of the runs, or without a gap.
         class_shares: `(C,)`, share of the gap that each class accounts for.
         influences: significant influences of memorised training images on test images; None without complementary
             pairs of runs.
@@ -635,28 +635,54 @@ def compare_proxies(run: Run, data: ImageDataModule, ensemble: SubsetEnsemble, s
         or (ensemble.targets[rows] != columns["targets"]).any()
     ):
         raise UserError(f"run={run.path} was trained on other images or labels: give a run on the same data set.")
+    proxies = _proxies(columns)
+    proxies["loss of the trained network"] = _losses(run, data, indices, ensemble.targets[rows])
+    return _correlate(proxies, score[rows])
+
+
+def correlate_bundled_scores(run: Run) -> list[Proxy]:
+    """Correlate the training dynamics of a run with the memorisation scores that come with the package.
+
+    Args:
+        run: a run with `examples.csv`.
+
+    Returns:
+        One entry for each metric, see `compare_proxies`; empty if the file has no column `memorisation`.
+    """
+    with run.examples_file.open() as file:
+        if "memorisation" not in next(csv.reader(file), []):
+            return []
+    columns = _read_examples(run, (*_EXAMPLES_COLUMNS, "memorisation"))
+    return _correlate(_proxies(columns), columns["memorisation"])
+
+
+def _proxies(columns: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return the metrics of training dynamics that grow with memorisation, from the columns of `examples.csv`."""
     never_learned = columns["recognised"] == 0
     after_last_epoch = columns["seen"].max() + 1
-    proxies = {
+    return {
         "epoch learned": np.where(never_learned, after_last_epoch, columns["learned_epoch"]),
         "forgetting events": np.where(never_learned, after_last_epoch, columns["forgotten"]),
         "fraction of epochs misclassified": 1 - columns["recognised"] / np.maximum(columns["seen"], 1),
         "mean margin, negative": -columns["margin"],
         "mean probability of the label, negative": -columns["confidence"],
-        "loss of the trained network": _losses(run, data, indices, ensemble.targets[rows]),
     }
+
+
+def _correlate(proxies: Mapping[str, Floats], score: Floats) -> list[Proxy]:
+    """Correlate metrics `(N,)` with scores `(N,)`, over the images that have both."""
     return [
-        Proxy(name, metrics.spearman(values, score[rows]), len(values))
+        Proxy(name, metrics.spearman(values, score), int(known.sum()))
         for name, values in proxies.items()
-        if np.isfinite(values).any()
+        if (known := np.isfinite(values) & np.isfinite(score)).any()
     ]
 
 
-def _read_examples(run: Run) -> dict[str, Floats]:
-    """Read the columns of `examples.csv` that `compare_proxies` uses."""
+def _read_examples(run: Run, names: Sequence[str] = _EXAMPLES_COLUMNS) -> dict[str, Floats]:
+    """Read columns of `examples.csv`; an empty cell is NaN."""
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(run.examples_file, _MAX_EXAMPLES_BYTES))))
-        return {name: np.array([float(row[name]) for row in rows]) for name in _EXAMPLES_COLUMNS}
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"run={run.path}: {run.examples_file.name} cannot be read ({error}): give an ordinary run with "

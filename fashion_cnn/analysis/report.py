@@ -7,6 +7,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fashion_cnn.analysis.history import History, read_history
+from fashion_cnn.analysis.memorisation import correlate_bundled_scores
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.data import ImageDataModule
 from fashion_cnn.plots.style import add_subtitle, save_figure
@@ -62,11 +63,12 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
 
 def _report(run: Run, results: dict[str, Any], history: History) -> str:
     folder = run.plots.name
-    plots = (
+    plots = [
         f"![{caption.partition('.')[0]}]({folder}/{name}.png)\n\n{caption}\n\n"
         for name, caption in _CAPTIONS.items()
         if (run.plots / f"{name}.png").exists()
-    )
+    ]
+    sections = [*plots, *_describe_memorisation(run)]
     return f"""# {run_title(run, results)}
 
 {results_summary(history, results)}
@@ -80,13 +82,25 @@ All splits are evaluated alike: with the weights {_describe_weights(results)}, i
 augmentation, by plain cross-entropy. The running average is measured on the training batches, with augmentation, \
 dropout and changing weights; it does not measure the gap.{_describe_training_loss(results)}
 
-{"".join(plots)}\
+{"".join(sections)}\
 {results["parameters"]:,} parameters, {results["multiply_adds"]:,} multiply-adds per image. Trained in \
 {results["seconds"]:.0f} s at {results["images_per_second"]:,.0f} images/s ({results["precision"]}, \
 {results["hardware"]}; torch {results["torch"]}, lightning {results["lightning"]}). Config: \
 [{run.config_file.name}]({run.config_file.name}); metrics: [{run.metrics_file.name}]({run.metrics_file.name}), \
 [{run.results_file.name}]({run.results_file.name}).
 """
+
+
+def _describe_memorisation(run: Run) -> list[str]:
+    """Describe how well the training dynamics of the run predict the memorisation scores of the package."""
+    proxies = correlate_bundled_scores(run) if run.examples_file.exists() else []
+    if not proxies:
+        return []
+    listed = ", ".join(f"{proxy.name} {proxy.correlation:+.2f}" for proxy in proxies)
+    return [
+        f"`{run.examples_file.name}` has the memorisation scores of {proxies[0].images:,} training images, which come "
+        f"with the package. Their rank correlation (Spearman) with the metrics of this run: {listed}.\n\n"
+    ]
 
 
 def _describe_weights(results: dict[str, Any]) -> str:

@@ -278,9 +278,12 @@ def gap_shares(first: Floats, second: Floats, fractions: Sequence[float]) -> lis
         fractions: fractions of the images, most memorised first, in (0, 1].
 
     Returns:
-        For each fraction, the sum of the scores of these images over the sum of all scores.
+        For each fraction, the sum of the scores of these images over the sum of all scores. Empty if the networks of a
+        half have no gap.
     """
     first, second = np.nan_to_num(first), np.nan_to_num(second)
+    if min(first.sum(), second.sum()) <= 0:
+        return []
     results = []
     for fraction in fractions:
         count = max(1, round(fraction * len(first)))
