@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -679,11 +680,14 @@ def study(monkeypatch):
     return module
 
 
-def test_the_studys_wrong_labels_are_wrong_and_outside_the_held_out_images(study, fashion_mnist_root, tmp_path):
+def test_the_studys_wrong_labels_are_wrong_and_among_the_images_in_use(study, fashion_mnist_root, tmp_path):
+    assert study.Images(study.Options(data=fashion_mnist_root, out=tmp_path)).exclusion() == []
     options = study.Options(data=fashion_mnist_root, out=tmp_path, images=2000)
     images = study.Images(options)
-    assert len(images.held_out) == 10_000
-    assert not np.isin(images.used, images.held_out).any()
+    ((_, _, unused),) = [override.partition("=") for override in images.exclusion()]
+    excluded = {int(row["index"]) for row in csv.DictReader(Path(unused).read_text().splitlines())}
+    assert excluded | {*images.used.tolist()} == {*range(60_000)}
+    assert len(images.used) == 2000
     for kind in study.KINDS:
         file, wrong = images.noisy(kind, 0.05)
         rows = list(csv.DictReader(file.read_text().splitlines()))
@@ -703,7 +707,8 @@ def test_the_studys_summary_prints_what_is_recorded(study, tmp_path, capsys):
         **{"lists": [{"expected_precision": 0.8, **part}], "confident_learning": None},
     }
     removal = {
-        **{"kind": "removal", "images": 2000, "removed": 20, "influences": 3, "predicted": -0.01},
+        **{"kind": "removal", "images": 2000, "removed": 20, "networks": 8, "influences": 3},
+        "predicted": -0.01,
         "accuracies": {"memorised": [0.8, 0.81, 0.8], "random": [0.81, 0.82, 0.82]},
     }
     file = tmp_path / "records.jsonl"
@@ -712,5 +717,6 @@ def test_the_studys_summary_prints_what_is_recorded(study, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "| symmetric, 1%, K = 20 | memorisation | 90.0% | 0.950 |" in out
     assert "differs from that without as many random ones by -1.33 points" in out
+    assert "3 significant influences in 8 trainings on halves: -1.00 points" in out
     with pytest.raises(UserError, match="does not exist: run the study first"):
         study.summary(study.Options(records=tmp_path / "none"))
