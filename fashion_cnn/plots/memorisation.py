@@ -15,7 +15,7 @@ _PERCENT = 100
 # Number of images in a grid.
 _GRID = 36
 # Memorised images in the plot of influences, and maximum number of test images beside each.
-_INFLUENCE_ROWS, _INFLUENCE_COLUMNS = 8, 5
+_INFLUENCE_ROWS, _INFLUENCE_COLUMNS = 9, 5
 # Maximum length of a class name, in characters.
 _MAX_NAME = 12
 
@@ -36,6 +36,7 @@ def plot_scores(scores: Scores, *, threshold: float) -> Figure:
     finite = scores.score[np.isfinite(scores.score)]
     left.hist(finite, bins=np.linspace(-1, 1, 81), color=LINE_COLORS[0])
     left.axvline(threshold, color="black", linewidth=0.8, linestyle=":", label=f"memorised: {threshold:g} and above")
+    left.set_xlim(min(-0.1, float(finite.min(initial=0.0))), 1.02)
     left.set(yscale="log", xlabel="memorisation score", ylabel="training images", title="Distribution of the scores")
     left.legend(frameon=False)
     left.grid(alpha=0.3)
@@ -101,9 +102,12 @@ def plot_influences(
     chosen = list(dict.fromkeys(influences.train_rows[helpful].tolist()))[:rows]
     names = ensemble.class_names
     columns = max(min(_INFLUENCE_COLUMNS, int((influences.train_rows[helpful] == row).sum())) for row in chosen)
-    # The title needs three columns.
-    width = max(columns, 3)
-    figure = Figure(figsize=(1.9 * (width + 1), 2.1 * len(chosen) + 0.6), layout="constrained")
+    # Several training images stand side by side if they have few test images each.
+    across = min(len(chosen), max(1, (_INFLUENCE_COLUMNS + 1) // (columns + 1)))
+    lines = -(-len(chosen) // across)
+    # The title needs four columns.
+    width = max(across * (columns + 1.5), 4)
+    figure = Figure(figsize=(1.9 * width, 2.1 * lines + 0.6), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(chosen):
         image = int(scores.tested[row])
@@ -121,13 +125,15 @@ def plot_influences(
                 f"test image {ensemble.test_indices[other]}"
             )
             cells.append((test[other], caption))
+        line, place_in_line = divmod(number, across)
         for column, (pixels, caption) in enumerate(cells):
             # Space between the training image and the test images.
-            left, bottom = column + 0.05 + (0.2 if column else 0), -1.35 * number
+            left = place_in_line * (columns + 1.5) + column + 0.05 + (0.2 if column else 0)
+            bottom = -1.35 * line
             extent = (left, left + 0.9, bottom, bottom + 0.9)
             axes.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
             axes.text(left + 0.45, bottom + 0.93, escape_label(caption), fontsize=8, ha="center", va="bottom")
-    axes.set(xlim=(0, width + 1.25), ylim=(-1.35 * (len(chosen) - 1), 1.35))
+    axes.set(xlim=(0, width), ylim=(-1.35 * (lines - 1), 1.35))
     axes.set_axis_off()
     figure.suptitle("Memorised training images (left) and the test images that they influence most")
     return figure
