@@ -508,8 +508,9 @@ class LabelErrors:
 def find_label_errors(out_of_sample: Floats, targets: Integers, *, precision: float) -> LabelErrors:
     """Find likely label errors.
 
-    The probabilities are calibrated by a temperature, and a noise matrix is estimated from anchor images. Beside this,
-    the result has the label issues of confident learning (Northcutt et al., 2021), if cleanlab is installed.
+    The probabilities are calibrated by a temperature and by isotonic regression, and a noise matrix is estimated from
+    anchor images. Beside this, the result has the label issues of confident learning (Northcutt et al., 2021), if
+    cleanlab is installed.
 
     Args:
         out_of_sample: `(N, C)`, probabilities by networks that were not trained on the image.
@@ -522,7 +523,8 @@ def find_label_errors(out_of_sample: Floats, targets: Integers, *, precision: fl
     temperature = metrics.fit_temperature(out_of_sample, targets)
     calibrated = metrics.calibrate(out_of_sample, temperature)
     noise = metrics.anchor_noise_matrix(calibrated, targets)
-    probability = metrics.label_error_probability(calibrated, targets, noise)
+    isotonic = metrics.calibrate_isotonically(calibrated, targets)
+    probability = metrics.label_error_probability(isotonic, targets, noise)
     proposed = calibrated.argmax(axis=1)
     probability = np.where(proposed == targets, 0.0, probability)
     confident_noise, issues = _confident_learning(calibrated, targets)

@@ -36,6 +36,8 @@ Mask = NDArray[np.bool_]
 _CHUNK = 20_000_000
 _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 _EPSILON = 1e-12
+# Maximum number of bins of equal size in isotonic regression, and minimum number of values in one.
+_ISOTONIC_BINS, _MIN_BIN = 300, 20
 
 
 @dataclass(frozen=True)
@@ -581,35 +583,87 @@ def calibrate(mean: Floats, temperature: float) -> Floats:
     return softmax(logs).astype(np.float64)
 
 
-def anchor_noise_matrix(calibrated: Floats, targets: Integers, fraction: float = 0.2) -> Floats:
+def calibrate_isotonically(probabilities: Floats, targets: Integers) -> Floats:
+    """Calibrate probabilities by the frequency of the labels, as a monotone function (isotonic regression).
+
+    After Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", 2002,
+    with one function for the most probable class of each image, and one for all other classes. A temperature cannot
+    calibrate the small probabilities of classes that hardly occur among the labels of such images.
+
+    Args:
+        probabilities: `(N, C)`.
+        targets: `(N,)`, labels.
+
+    Returns:
+        `(N, C)`, calibrated probabilities, which sum to 1 for each image.
+    """
+    rows = np.arange(len(targets))
+    is_label, is_top = np.zeros_like(probabilities, dtype=bool), np.zeros_like(probabilities, dtype=bool)
+    is_label[rows, targets] = True
+    is_top[rows, probabilities.argmax(axis=1)] = True
+    calibrated = np.empty_like(probabilities)
+    for part in (is_top, ~is_top):
+        calibrated[part] = _fit_isotonically(probabilities[part], is_label[part])
+    result: Floats = calibrated / np.maximum(calibrated.sum(axis=1, keepdims=True), _EPSILON)
+    return result
+
+
+def _fit_isotonically(values: Floats, outcomes: Mask) -> Floats:
+    """Return the frequency of the outcomes as a non-decreasing function of the values, for each value `(n,)`."""
+    size = len(values)
+    order = np.argsort(values, kind="stable")
+    # Values are pooled in bins of equal size, and in smaller ones among the largest values, which matter most.
+    number = max(1, min(_ISOTONIC_BINS, size // _MIN_BIN))
+    smaller = size - np.geomspace(1, size, number).astype(int)
+    edges = np.unique(np.concatenate([np.linspace(0, size, number + 1).astype(int), smaller]))
+    sizes = np.diff(edges)
+    centres = np.add.reduceat(values[order], edges[:-1]) / sizes
+    frequencies = np.add.reduceat(outcomes[order], edges[:-1], dtype=np.float64) / sizes
+    # Pool adjacent violators: blocks of mean frequency, size and number of bins.
+    blocks: list[tuple[float, float, int]] = []
+    for frequency, number in zip(frequencies.tolist(), sizes.tolist(), strict=True):
+        block = (frequency, float(number), 1)
+        while blocks and blocks[-1][0] >= block[0]:
+            mean, weight, bins = blocks.pop()
+            total = weight + block[1]
+            block = ((mean * weight + block[0] * block[1]) / total, total, bins + block[2])
+        blocks.append(block)
+    means, _, bins_of_block = zip(*blocks, strict=True)
+    interpolated: Floats = np.interp(values, centres, np.repeat(means, bins_of_block))
+    return interpolated
+
+
+def anchor_noise_matrix(calibrated: Floats, targets: Integers, fraction: float = 0.5) -> Floats:
     """Estimate the noise matrix P(given label | true class) from anchor images (after Patrini et al., 2017).
 
-    The anchor images of a class are those predicted as the class whose probability of it is highest; they are taken
-    as members of the class, and their given labels are counted. To each class, C pseudo-counts are added, whose error
-    rate is that of all anchor images, spread evenly over the other classes, so that an error that no anchor image has
-    remains possible.
+    The anchor images of a class and a label are those of the images predicted as the class whose probability of the
+    label is lowest. They are taken as members of the class, and the frequency of the label among them is an entry of
+    the matrix. To the images of each class and label, C pseudo-images are added with the frequency of all classes and
+    labels, so that an error that no anchor image has remains possible.
 
     Args:
         calibrated: `(N, C)`, calibrated out-of-sample probabilities.
         targets: `(N,)`, given labels.
-        fraction: fraction of the images predicted as a class that are its anchor images, in (0, 1].
+        fraction: fraction of the images predicted as a class that are its anchor images for a label, in (0, 1].
 
     Returns:
         `(C, C)`, true classes in rows and given labels in columns; each row sums to 1.
     """
     classes = calibrated.shape[1]
     predicted = calibrated.argmax(axis=1)
-    counts = np.zeros((classes, classes))
-    for label in range(classes):
-        members = np.flatnonzero(predicted == label)
+    errors, anchors = np.zeros((classes, classes)), np.zeros((classes, classes))
+    for true in range(classes):
+        members = np.flatnonzero(predicted == true)
         number = math.ceil(fraction * len(members))
-        anchors = members[np.argsort(-calibrated[members, label], kind="stable")[:number]]
-        counts[label] = np.bincount(targets[anchors], minlength=classes)
-    wrong = 1 - np.trace(counts) / max(counts.sum(), 1)
-    prior = np.full((classes, classes), wrong / max(classes - 1, 1))
-    np.fill_diagonal(prior, 1 - wrong)
-    counts += classes * prior
-    noise: Floats = counts / counts.sum(axis=1, keepdims=True)
+        for given in set(range(classes)) - {true}:
+            chosen = members[np.argsort(calibrated[members, given], kind="stable")[:number]]
+            errors[true, given], anchors[true, given] = (targets[chosen] == given).sum(), number
+    rate = errors.sum() / max(anchors.sum(), 1)
+    noise: Floats = (errors + classes * rate) / (anchors + classes)
+    np.fill_diagonal(noise, 0)
+    # An estimate from very few images may exceed 1.
+    noise /= np.maximum(noise.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(noise, 1 - noise.sum(axis=1))
     return noise
 
 
