@@ -544,10 +544,10 @@ def _label_error_section(analysis: Analysis, pictures: dict[str, str]) -> list[s
     paragraphs = [
         "## Label errors",
         "The probability of a label error follows from the mean out-of-sample probabilities, calibrated with "
-        f"temperature {errors.temperature:.2f} and by isotonic regression, and the noise matrix of the {len(names)} classes. "
-        "`label_errors.csv` is the longest list with an expected precision, which is its mean probability, of at least "
-        f"{errors.precision:.0%}: {len(errors.listed):,} images. The unlikely label of an ambiguous image counts "
-        "as ambiguity, not as an error.",
+        f"temperature {errors.temperature:.2f} and by isotonic regression, and the noise matrix of the {len(names)} "
+        "classes. `label_errors.csv` is the longest list with an expected precision, which is its mean probability, of "
+        f"at least {errors.precision:.0%}: {len(errors.listed):,} images. The unlikely label of an ambiguous image "
+        "counts as ambiguity, not as an error.",
         _noise_table("Label noise by anchor images", errors.noise, names),
     ]
     if errors.confident_noise is not None and errors.issues is not None:
