@@ -49,14 +49,15 @@ def metadata(wheel, name):
 
 
 @pytest.mark.slow
-def test_the_wheel_contains_the_package_the_configs_the_trained_networks_and_nothing_else(wheel):
+def test_the_wheel_contains_the_package_the_configs_the_trained_networks_the_scores_and_nothing_else(wheel):
     pattern = re.compile(r".*\.(py|json|html|css|js|svg)|.*/py\.typed")
     files = [path for path in (REPOSITORY / "fashion_cnn").rglob("*") if pattern.fullmatch(str(path))]
     expected = {str(path.relative_to(REPOSITORY)) for path in files}
     configs = (path for path in (REPOSITORY / "conf").rglob("*") if path.is_file())
     expected |= {f"fashion_cnn/{path.relative_to(REPOSITORY)}" for path in configs}
-    trained = (path for path in (REPOSITORY / "fashion_cnn" / "weights").rglob("*") if path.is_file())
-    expected |= {str(path.relative_to(REPOSITORY)) for path in trained}
+    for name in ("weights", "analysis/memorisation_scores"):
+        data = (path for path in (REPOSITORY / "fashion_cnn" / name).rglob("*") if path.is_file())
+        expected |= {str(path.relative_to(REPOSITORY)) for path in data}
     assert {path for path in wheel.namelist() if ".dist-info/" not in path} == expected
 
 
