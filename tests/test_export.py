@@ -133,8 +133,9 @@ def test_the_example_without_torch_gives_the_predictions_of_predict(run, exporte
     for record, prediction in zip(map(json.loads, records), expected, strict=True):
         assert Path(record["file"]) == prediction.path
         assert [name for name, _ in record["classes"]] == [name for name, _ in prediction.classes]
+        # The run computes in bfloat16 where the processor does, the example in float32.
         assert [value for _, value in record["classes"]] == pytest.approx(
-            [value for _, value in prediction.classes], abs=1e-3
+            [value for _, value in prediction.classes], abs=1e-2
         )
 
 
