@@ -99,7 +99,8 @@ class Whitening(nn.Module):
     def whiten_and_pool(self, images: Tensor) -> Tensor:
         """Return the whitened images after a 2x2 max pooling `(B, channels, H // 2, W // 2)`."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-        is_plain_call = not (images.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        is_plain_call = not (images.requires_grad or is_traced)
         if is_plain_call and images.device.type == "cpu" and has_onednn(dtype):
             return _convolve_and_pool(images.to(dtype), self.weight.to(dtype))
         return functional.max_pool2d(self(images), 2)
