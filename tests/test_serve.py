@@ -1706,7 +1706,8 @@ def incomplete_forms():
 def test_a_damaged_form_writes_nothing_to_the_log(client, caplog):
     headers = {"content-type": "multipart/form-data; boundary=B"}
     assert client.post("/api/search", content=b"no boundary", headers=headers).status_code == 400
-    assert not caplog.records
+    # Another test may have let the client of this one log its requests.
+    assert not [record for record in caplog.records if record.name != "httpx"]
 
 
 @pytest.mark.parametrize("body", incomplete_forms())
