@@ -32,7 +32,7 @@ from fashion_cnn.runs.trust import check_classes, instantiate
 LogitsFunction = Callable[[Tensor], Tensor]
 # Maximum number of images in one pass, whatever batch size a stored run names.
 _MAX_BATCH_SIZE = 1000
-# So few images and their mirror images go through the network as one batch.
+# Up to this number, images and their mirror images go through the network as one batch.
 _FEW_IMAGES = 8
 
 
