@@ -129,13 +129,15 @@ def test_the_example_without_torch_gives_the_predictions_of_predict(run, exporte
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     *records, has_torch = done.stdout.splitlines()
     assert has_torch == "False"
-    expected = Predictor(TrainedNetwork(run), Calibration(record["temperature"])).predict(photographs)
+    network = TrainedNetwork(run)
+    # The example computes in float32, the run in bfloat16 where the processor does.
+    network.precision = "32-true"
+    expected = Predictor(network, Calibration(record["temperature"])).predict(photographs)
     for record, prediction in zip(map(json.loads, records), expected, strict=True):
         assert Path(record["file"]) == prediction.path
         assert [name for name, _ in record["classes"]] == [name for name, _ in prediction.classes]
-        # The run computes in bfloat16 where the processor does, the example in float32.
         assert [value for _, value in record["classes"]] == pytest.approx(
-            [value for _, value in prediction.classes], abs=1e-2
+            [value for _, value in prediction.classes], abs=1e-3
         )
 
 

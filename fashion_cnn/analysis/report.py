@@ -63,12 +63,11 @@ def write_report(run: Run, results: dict[str, Any]) -> None:
 
 def _report(run: Run, results: dict[str, Any], history: History) -> str:
     folder = run.plots.name
-    plots = [
+    plots = (
         f"![{caption.partition('.')[0]}]({folder}/{name}.png)\n\n{caption}\n\n"
         for name, caption in _CAPTIONS.items()
         if (run.plots / f"{name}.png").exists()
-    ]
-    sections = [*plots, *_describe_memorisation(run)]
+    )
     return f"""# {run_title(run, results)}
 
 {results_summary(history, results)}
@@ -82,7 +81,7 @@ All splits are evaluated alike: with the weights {_describe_weights(results)}, i
 augmentation, by plain cross-entropy. The running average is measured on the training batches, with augmentation, \
 dropout and changing weights; it does not measure the gap.{_describe_training_loss(results)}
 
-{"".join(sections)}\
+{"".join(plots)}{_describe_memorisation(run)}\
 {results["parameters"]:,} parameters, {results["multiply_adds"]:,} multiply-adds per image. Trained in \
 {results["seconds"]:.0f} s at {results["images_per_second"]:,.0f} images/s ({results["precision"]}, \
 {results["hardware"]}; torch {results["torch"]}, lightning {results["lightning"]}). Config: \
@@ -91,16 +90,16 @@ dropout and changing weights; it does not measure the gap.{_describe_training_lo
 """
 
 
-def _describe_memorisation(run: Run) -> list[str]:
+def _describe_memorisation(run: Run) -> str:
     """Describe how well the training dynamics of the run predict the memorisation scores of the package."""
     proxies = correlate_bundled_scores(run) if run.examples_file.exists() else []
     if not proxies:
-        return []
+        return ""
     listed = ", ".join(f"{proxy.name} {proxy.correlation:+.2f}" for proxy in proxies)
-    return [
+    return (
         f"`{run.examples_file.name}` has the memorisation scores of {proxies[0].images:,} training images, which come "
         f"with the package. Their rank correlation (Spearman) with the metrics of this run: {listed}.\n\n"
-    ]
+    )
 
 
 def _describe_weights(results: dict[str, Any]) -> str:

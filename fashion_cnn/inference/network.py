@@ -164,8 +164,8 @@ class EmbeddingNetwork(NetworkRunner):
 
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
-        function = self._averaged_views_of_few if len(images) <= _FEW_IMAGES else self.averaged_views
-        return NetworkOutput(*self._run(function, images))
+        is_one_batch = self.flip_embeddings and len(images) <= _FEW_IMAGES
+        return NetworkOutput(*self._run(self._averaged_views_at_once if is_one_batch else self.averaged_views, images))
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits `(N, num_classes)` and embeddings `(N, D)` of prepared pictures `(N, C, H, W)`."""
@@ -188,10 +188,8 @@ class EmbeddingNetwork(NetworkRunner):
             views.append(self._view(normalised.flip(-1)))
         return self._average(views)
 
-    def _averaged_views_of_few(self, normalised: Tensor) -> NetworkOutput:
-        """Return the same as `averaged_views` from one batch of all views, which takes less time for few images."""
-        if not self.flip_embeddings:
-            return self.averaged_views(normalised)
+    def _averaged_views_at_once(self, normalised: Tensor) -> NetworkOutput:
+        """Average over mirror images as `averaged_views`, in one batch, which takes less time for few images."""
         view = self._view(torch.cat([normalised, normalised.flip(-1)]))
         halves = zip(view.logits.chunk(2), view.embeddings.chunk(2), strict=True)
         return self._average([NetworkOutput(*half) for half in halves])

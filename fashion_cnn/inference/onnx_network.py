@@ -84,9 +84,9 @@ class OnnxNetwork:
 
     def embed_pictures(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits `(N, num_classes)` and embeddings `(N, E)` of prepared pictures `(N, 3, H, W)`."""
-        all_pictures, positions = add_patchworks(pictures, self._settings)
+        all_pictures, changed = add_patchworks(pictures, self._settings)
         logits, features = self._run(all_pictures)
-        return logits[: len(pictures)], describe_photographs(features, positions, pictures, self._settings)
+        return logits[: len(pictures)], describe_photographs(features, changed, pictures, self._settings)
 
     def _run(self, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return logits `(N, num_classes)` and features `(N, F)` of prepared pictures `(N, 3, H, W)`."""

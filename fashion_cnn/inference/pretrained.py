@@ -83,9 +83,9 @@ class PretrainedNetwork(EmbeddingNetwork):
     def outputs(self, images: Tensor) -> NetworkOutput:
         """Return logits and embeddings of prepared images `(N, C, H, W)` uint8, in one pass."""
         photographs = images.cpu().numpy()
-        pictures, positions = add_patchworks(photographs, self.pretrained)
+        pictures, changed = add_patchworks(photographs, self.pretrained)
         output = super().outputs(torch.from_numpy(pictures))
-        embeddings = describe_photographs(output.embeddings.numpy(), positions, photographs, self.pretrained)
+        embeddings = describe_photographs(output.embeddings.numpy(), changed, photographs, self.pretrained)
         return NetworkOutput(output.logits[: len(images)], torch.from_numpy(embeddings))
 
     def finds_item(self, image: ArrayLike) -> bool:

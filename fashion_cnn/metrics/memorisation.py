@@ -613,23 +613,23 @@ def _fit_isotonically(values: Floats, outcomes: Mask) -> Floats:
     size = len(values)
     order = np.argsort(values, kind="stable")
     # Values are pooled in bins of equal size, and in smaller ones among the largest values, which matter most.
-    number = max(1, min(_ISOTONIC_BINS, size // _MIN_BIN))
-    smaller = size - np.geomspace(1, size, number).astype(int)
-    edges = np.unique(np.concatenate([np.linspace(0, size, number + 1).astype(int), smaller]))
+    bins = max(1, min(_ISOTONIC_BINS, size // _MIN_BIN))
+    smaller = size - np.geomspace(1, size, bins).astype(int)
+    edges = np.unique(np.concatenate([np.linspace(0, size, bins + 1).astype(int), smaller]))
     sizes = np.diff(edges)
     centres = np.add.reduceat(values[order], edges[:-1]) / sizes
     frequencies = np.add.reduceat(outcomes[order], edges[:-1], dtype=np.float64) / sizes
     # Pool adjacent violators: blocks of mean frequency, size and number of bins.
-    blocks: list[tuple[float, float, int]] = []
-    for frequency, number in zip(frequencies.tolist(), sizes.tolist(), strict=True):
-        block = (frequency, float(number), 1)
-        while blocks and blocks[-1][0] >= block[0]:
-            mean, weight, bins = blocks.pop()
-            total = weight + block[1]
-            block = ((mean * weight + block[0] * block[1]) / total, total, bins + block[2])
-        blocks.append(block)
-    means, _, bins_of_block = zip(*blocks, strict=True)
-    interpolated: Floats = np.interp(values, centres, np.repeat(means, bins_of_block))
+    blocks: list[tuple[float, int, int]] = []
+    for mean, weight in zip(frequencies.tolist(), sizes.tolist(), strict=True):
+        pooled = 1
+        while blocks and blocks[-1][0] >= mean:
+            other, other_weight, other_bins = blocks.pop()
+            mean = (other * other_weight + mean * weight) / (other_weight + weight)
+            weight, pooled = other_weight + weight, other_bins + pooled
+        blocks.append((mean, weight, pooled))
+    means, _, numbers = zip(*blocks, strict=True)
+    interpolated: Floats = np.interp(values, centres, np.repeat(means, numbers))
     return interpolated
 
 

@@ -114,9 +114,7 @@ def embedding_size(features: int, settings: PretrainedSettings) -> int:
     return features + (HISTOGRAM_SIZE if settings.colour_weight else 0)
 
 
-def add_patchworks(
-    images: NDArray[np.uint8], settings: PretrainedSettings
-) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+def add_patchworks(images: NDArray[np.uint8], settings: PretrainedSettings) -> tuple[NDArray[np.uint8], list[int]]:
     """Add each item on a plain background on a patchwork of colours, if the settings ask for it.
 
     Args:
@@ -124,19 +122,19 @@ def add_patchworks(
         settings: the settings.
 
     Returns:
-        The pictures whose features `describe_photographs` takes, `(M, 3, H, W)`, the N images first, and the position
-        of each picture's image, `(M,)`.
+        The pictures whose features `describe_photographs` takes, `(N + K, 3, H, W)`, the N images first, and the
+        positions of the images of the K others.
     """
     changed: dict[int, NDArray[np.uint8]] = {}
     if settings.vary_background:
         changed = {row: other for row, image in enumerate(images) if (other := on_patchwork(image)) is not None}
     pictures = np.concatenate([images, np.stack([*changed.values()])]) if changed else images
-    return pictures, np.array([*range(len(images)), *changed], dtype=np.intp)
+    return pictures, [*changed]
 
 
 def describe_photographs(
     features: NDArray[np.float32],
-    positions: NDArray[np.intp],
+    changed: list[int],
     images: NDArray[np.uint8],
     settings: PretrainedSettings,
 ) -> NDArray[np.float32]:
@@ -147,8 +145,8 @@ def describe_photographs(
     `colour_weight` times that of the histograms.
 
     Args:
-        features: unit features of the pictures, `(M, F)`.
-        positions: position of each picture's image, `(M,)`.
+        features: unit features of the pictures, `(N + K, F)`.
+        changed: positions of the images of the K pictures that were added.
         images: prepared images `(N, 3, H, W)`.
         settings: the settings.
 
@@ -156,9 +154,8 @@ def describe_photographs(
         Embeddings, unit vectors `(N, D)`.
     """
     means = features[: len(images)].copy()
-    if changed := positions[len(images) :].tolist():
-        sums = means[changed] + features[len(images) :]
-        means[changed] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    sums = means[changed] + features[len(images) :]
+    means[changed] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     weight = settings.colour_weight
     if not weight:
         return means

@@ -75,8 +75,6 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
     for split, (options, sizes) in _SPLIT_OPTIONS.items():
         if any(OmegaConf.select(target, size) for size in sizes):
             for key in options:
-                if key == "val_size" and OmegaConf.select(target, "folds"):
-                    continue  # The fold is the validation set.
                 source_value, value = _option(source, key), _option(target, key)
                 # Validation images are the first of one stratified order: a larger set contains a smaller one.
                 contains = key == "val_size" and source_value is not None and source_value > value
@@ -86,9 +84,11 @@ def find_leakage(source: DictConfig, target: DictConfig) -> Leakage | None:
 
 
 def _option(settings: DictConfig, key: str) -> Any:
-    """Value of an option of `data`; `fold` is 0 by default in cross-validation."""
+    """Value of an option of `data`. In cross-validation `fold` is 0 by default, and `val_size` has no effect."""
     value = OmegaConf.select(settings, key)
-    return 0 if key == "fold" and value is None and OmegaConf.select(settings, "folds") else value
+    if OmegaConf.select(settings, "folds"):
+        return {"fold": value or 0, "val_size": None}.get(key, value)
+    return value
 
 
 def is_same_data_set(source: DictConfig, target: DictConfig) -> bool:
