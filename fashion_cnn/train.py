@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fashion_cnn.cli.main import run_command, sweep_job_directory
+from fashion_cnn.cli.main import paused_garbage_collection, run_command, sweep_job_directory
 from fashion_cnn.runs.overrides import CONFIG_DIR
 
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ def train(
         UserError: invalid settings.
         Interrupted: the training was stopped.
     """
-    from fashion_cnn.cli.console import print_end, print_start
-    from fashion_cnn.cli.errors import check_resumed
-    from fashion_cnn.training.session import run_training
+    with paused_garbage_collection():
+        from fashion_cnn.cli.console import print_end, print_start
+        from fashion_cnn.cli.errors import check_resumed
+        from fashion_cnn.training.session import run_training
 
     job = sweep_job_directory()
     return run_training(

@@ -137,6 +137,33 @@ def test_pooling_before_relu_equals_pooling_after_it():
     assert torch.equal(network.trunk(images.clone()), behind(images.clone()))
 
 
+@pytest.mark.parametrize("name", ["fast_cnn", "resnet"])
+def test_pooling_first_normalises_a_quarter_of_the_pixels_and_computes_the_same_in_evaluation(name):
+    data = {"in_channels": 1, "num_classes": 10}
+    former, first = NETWORKS[name](**data), NETWORKS[name](**data, pool_first=True)
+    first.load_state_dict(dict(zip(first.state_dict(), former.state_dict().values(), strict=True)))
+    images = torch.randn(4, 1, 28, 28)
+    # The running statistics differ from here on, so that evaluation is not the identity.
+    former.train()(images)
+    first.load_state_dict(dict(zip(first.state_dict(), former.state_dict().values(), strict=True)))
+    torch.testing.assert_close(first.eval()(images), former.eval()(images))
+
+    def normalised_pixels(network):
+        pixels = 0
+
+        def count(module, arguments):
+            nonlocal pixels
+            pixels += arguments[0][0, 0].numel()
+
+        hooks = [m.register_forward_pre_hook(count) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        network(images)
+        for hook in hooks:
+            hook.remove()
+        return pixels
+
+    assert normalised_pixels(first) < normalised_pixels(former)
+
+
 @pytest.mark.parametrize("whitened", [0, 7, 20])
 def test_an_impossible_number_of_whitened_channels_is_refused(whitened):
     with pytest.raises(UserError, match=f"whitened={whitened}"):

@@ -1,5 +1,7 @@
 """Entry point of the commands: composes the config with Hydra, calls the command, reports errors in one message."""
 
+import atexit
+import gc
 import io
 import logging
 import os
@@ -45,6 +47,8 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         config_name: the command's file in conf/, without the suffix.
         task: called with the config.
     """
+    # Otherwise the interpreter looks for cycles among all objects of the libraries once more before it ends.
+    atexit.register(gc.freeze)
     _reject_dashes(sys.argv[1:])
     if config_name != "train" and {"-m", "--multirun"} & set(sys.argv[1:]):
         exit_with(f"-m starts sweeps of fashion_cnn.train only: leave it out of fashion_cnn.{config_name}.", 2)
@@ -57,6 +61,18 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             return
         with _help_as_typed() if wants_help else nullcontext():
             _run(config_name, task, wants_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+
+
+@contextmanager
+def paused_garbage_collection() -> Iterator[None]:
+    """Look for no reference cycles in the block, for imports: they create objects by the million, and hardly any cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _print_help(config_name: str) -> None:

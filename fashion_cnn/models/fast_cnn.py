@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.hardware import has_onednn
+from fashion_cnn.models.layers import mean_of_pixels
 
 
 class FastCNN(nn.Module):
@@ -21,18 +22,30 @@ class FastCNN(nn.Module):
         num_classes: number of logits.
         whitened: channels of the whitening convolution, even and at most `18 * in_channels`.
         widths: channels of the convolutions; multiples of 16 suit the vector units of a CPU.
+        pool_first: whether the poolings stand before the normalisation, which then has a quarter of the work. False for
+            runs of older versions.
     """
 
-    def __init__(self, *, in_channels: int, num_classes: int, whitened: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        whitened: int,
+        widths: Sequence[int],
+        pool_first: bool = False,
+    ) -> None:
         super().__init__()
         self.whitening = Whitening(in_channels, whitened)
         layers: list[nn.Module] = []
         channels = whitened
         for width in widths:
-            # ReLU is monotonic: after the pooling it gives the same values for a quarter of the work. The first
-            # pooling is done with the whitening.
-            layers += [nn.MaxPool2d(2) if layers else nn.Identity(), nn.ReLU(inplace=True)]
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+            # The first pooling is done with the whitening.
+            pooling = nn.MaxPool2d(2) if layers else nn.Identity()
+            layers.insert(len(layers) - 1 if pool_first else len(layers), pooling)
+            # ReLU is monotonic: after the pooling it gives the same values for a quarter of the work.
+            layers += [nn.ReLU(inplace=True), nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+            layers.append(nn.BatchNorm2d(width))
             channels = width
         self.trunk = nn.Sequential(*layers, nn.ReLU(inplace=True))
         self.classifier = nn.Linear(2 * channels, num_classes)
@@ -46,7 +59,7 @@ class FastCNN(nn.Module):
         pixels = self.trunk(self.whitening.whiten_and_pool(images))
         # The backward pass of amax, which divides the gradient among equal maxima, takes longer.
         maximum = functional.max_pool2d(pixels, pixels.shape[2:])
-        return self.classifier(torch.cat([pixels.mean(dim=(2, 3)), maximum.flatten(1)], dim=1))
+        return self.classifier(torch.cat([mean_of_pixels(pixels), maximum.flatten(1)], dim=1))
 
 
 class Whitening(nn.Module):

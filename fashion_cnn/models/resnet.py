@@ -6,9 +6,10 @@ from functools import partial
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fashion_cnn.errors import UserError
-from fashion_cnn.models.layers import Dropout
+from fashion_cnn.models.layers import Dropout, mean_of_pixels
 
 Choice = TypeVar("Choice")
 
@@ -41,6 +42,8 @@ class ResNet(nn.Module):
         activation: relu, silu or gelu.
         normalisation: batch, group (8 groups) or none.
         residual: whether a block adds its input to its output.
+        pool_first: whether a pooling stands before the normalisation of the convolution that it follows, which then has
+            a quarter of the work. False for runs of older versions.
 
     Raises:
         UserError: if `widths` and `depths` differ in length, or an activation or a normalisation is unknown.
@@ -58,6 +61,7 @@ class ResNet(nn.Module):
         activation: str = "relu",
         normalisation: str = "batch",
         residual: bool = True,
+        pool_first: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != len(depths):
@@ -77,7 +81,11 @@ class ResNet(nn.Module):
             # activation: ReLU is monotonic and gives the same values for a quarter of the work.
             follows_activation = layers and not isinstance(layers[-1], ResidualBlock)
             activation_layers = [layers.pop()] if follows_activation else []
-            layers += [nn.MaxPool2d(2), *activation_layers, convolution(channels, width), make_activation()]
+            if pool_first and layers and isinstance(layers[-1], Convolution):
+                layers[-1].pools = True
+            else:
+                layers.append(nn.MaxPool2d(2))
+            layers += [*activation_layers, convolution(channels, width), make_activation()]
             layers += [ResidualBlock(width, convolution, make_activation, residual=residual) for _ in range(depth)]
             channels = width
         self.trunk = nn.Sequential(*layers)
@@ -86,7 +94,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`."""
-        return self.classifier(self.dropout(self.trunk(images).mean(dim=(2, 3))))
+        return self.classifier(self.dropout(mean_of_pixels(self.trunk(images))))
 
 
 class ResidualBlock(nn.Module):
@@ -124,7 +132,7 @@ class ResidualBlock(nn.Module):
 
 
 class Convolution(nn.Sequential):
-    """A 3x3 convolution that keeps the resolution, and its normalisation.
+    """A 3x3 convolution and its normalisation.
 
     Args:
         in_channels: channels in.
@@ -132,10 +140,20 @@ class Convolution(nn.Sequential):
         make_norm: factory of the normalisation from its channels; the convolution has a bias if it is `nn.Identity`.
     """
 
+    # Whether a 2x2 max pooling stands between them. It has no entry of its own, so that the keys of the state dict do not
+    # depend on it.
+    pools = False
+
     def __init__(self, in_channels: int, out_channels: int, *, make_norm: Callable[[int], nn.Module]) -> None:
         norm = make_norm(out_channels)
         bias = isinstance(norm, nn.Identity)
         super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias), norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return feature maps `(B, out_channels, H, W)`, of half the height and width if `pools`."""
+        convolution, norm = self
+        features = convolution(images)
+        return norm(functional.max_pool2d(features, 2) if self.pools else features)
 
     def zero_output(self) -> None:
         """Set the last parameters to zero, so that the output is zero until training changes them."""
@@ -189,7 +207,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(B, num_classes)`."""
-        return self.classifier(self.trunk(images).mean(dim=(2, 3)))
+        return self.classifier(mean_of_pixels(self.trunk(images)))
 
 
 class PreActivationBlock(nn.Module):
