@@ -1,5 +1,6 @@
 """A catalogue with a vector index: its measured recall, and its hits compared with exact search."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -214,3 +215,19 @@ def test_the_command_reports_the_recall_of_the_index(tmp_path, command):
     status, out, _ = command(index_main, f"run={run.path}", "approximate_above=0")
     assert (status, "approximate" in out) == (0, False)
     assert vector_index_of(Catalogue(str(run.catalogue)).open()) is None
+
+
+def test_a_made_catalogue_is_measured_with_an_index_and_then_exactly(script, tmp_path, capsys):
+    large = script("benchmarks/large_catalogue.py")
+    words = [str(tmp_path / "made"), "--products=2000", "--dimensions=48"]
+    large.main(words)
+    out = capsys.readouterr().out
+    assert "2,000 products made and staged" in out
+    recall = float(re.search(r"VectorIndex\(recall=([\d.]+)", out)[1])
+    assert recall > 0.9
+    assert "200 searches for 12: p50" in out
+    large.main([*words, "--exact"])
+    out = capsys.readouterr().out
+    assert "staged" not in out
+    assert "None" in out
+    assert Snapshot(Catalogue(words[0])).vectors.shape == (2000, 48)

@@ -1,6 +1,7 @@
 """The command line: help, error messages, paths."""
 
 import functools
+import gc
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from fashion_cnn import train as train_command
 from fashion_cnn.analysis.verdict import training_command
 from fashion_cnn.cli.console import print_end
 from fashion_cnn.cli.errors import describe_error
-from fashion_cnn.cli.main import CONFIG_DIR
+from fashion_cnn.cli.main import CONFIG_DIR, paused_garbage_collection
 from fashion_cnn.cli.options import install_command
 from fashion_cnn.errors import UserError
 from fashion_cnn.runs import Run, trust
@@ -622,3 +623,24 @@ def test_brackets_in_names_and_paths_are_printed_unchanged(capsys):
     assert ":smile:" in shown
     assert "data.root=[/abs/path]" in shown
     assert "Run directory: runs/[/srv]\n" in shown
+
+
+def test_garbage_collection_is_paused_for_a_block_and_left_as_it_was():
+    states = []
+
+    def fail():
+        states.append(gc.isenabled())
+        raise ImportError
+
+    assert gc.isenabled()
+    with pytest.raises(ImportError), paused_garbage_collection():
+        fail()
+    assert states == [False]
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with paused_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -65,7 +65,7 @@ def run_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
 @contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Look for no reference cycles in the block, for imports: they create objects by the million, and hardly any cycle."""
+    """Pause the search for reference cycles. Imports create objects by the million, and hardly any cycle."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

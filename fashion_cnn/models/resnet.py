@@ -140,8 +140,7 @@ class Convolution(nn.Sequential):
         make_norm: factory of the normalisation from its channels; the convolution has a bias if it is `nn.Identity`.
     """
 
-    # Whether a 2x2 max pooling stands between them. It has no entry of its own, so that the keys of the state dict do not
-    # depend on it.
+    # Whether a 2x2 max pooling stands between them. It is no module, so that the keys of the state dict stay the same.
     pools = False
 
     def __init__(self, in_channels: int, out_channels: int, *, make_norm: Callable[[int], nn.Module]) -> None:
