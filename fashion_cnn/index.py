@@ -65,6 +65,7 @@ def index(config: DictConfig) -> None:
                     catalogue,
                     network,
                     class_weight=0.0 if pretrained else config.class_weight,
+                    text_columns=as_strings(config.text_columns),
                     prune=config.prune,
                     rebuild=config.rebuild,
                     approximate_above=config.approximate_above,

@@ -61,7 +61,7 @@ def search(config: DictConfig) -> None:
         taken = f"Taken as {COLOUR_COLUMN}={' or '.join(colours.values)}: {phrases}."
         print(printable(f"{taken} For the words: text='{colours.quoted}'"), file=sys.stderr)
     if hits and result.with_all_words == 0:
-        print("No title contains all the words: these products match some of them.", file=sys.stderr)
+        print("No product has all the words: these have some of them.", file=sys.stderr)
     if config.sheet:
         _write_sheet(hits, pictures, Path(config.sheet).expanduser())
     if config.format == "json":

@@ -171,12 +171,12 @@ def test_a_rare_filter_and_a_deep_page_find_products_in_lists_that_are_not_probe
 
 def test_rankings_by_words_are_kept_within_a_limit_of_memory(catalogues, monkeypatch):
     # A title that matches takes 13 bytes: its row (8), its score (4) and a flag (1).
-    monkeypatch.setattr("fashion_cnn.retrieval.snapshot._TITLE_CACHE_BYTES", 3 * 13 * COUNT)
+    monkeypatch.setattr("fashion_cnn.retrieval.snapshot._TEXT_CACHE_BYTES", 3 * 13 * COUNT)
     snapshot = Snapshot(catalogues[1])
     texts = ["red", "blue", "shirt 7", "shirt 9", "red"]
     for text in texts:
-        assert snapshot.match_titles(text).rows is snapshot.match_titles(text).rows, "kept for the next page"
-    assert snapshot._match_titles.cache_info()[:4] == (len(texts), len(texts), 3, 3)
+        assert snapshot.match_text(text).rows is snapshot.match_text(text).rows, "kept for the next page"
+    assert snapshot._match_text.cache_info()[:4] == (len(texts), len(texts), 3, 3)
 
 
 def test_indexed_vectors_stay_on_disk_until_they_are_read(searchers):

@@ -30,7 +30,7 @@ from fashion_cnn.inference.predictor import Predictor
 from fashion_cnn.pictures import encode_thumbnail
 from fashion_cnn.predict import main as predict_main
 from fashion_cnn.retrieval.catalogue import Catalogue
-from fashion_cnn.retrieval.indexing import index_products
+from fashion_cnn.retrieval.indexing import index_products, put_product
 from fashion_cnn.retrieval.searcher import Query, Searcher, SearchHits
 from fashion_cnn.retrieval.snapshot import Snapshot
 from fashion_cnn.retrieval.tables import products_from_files
@@ -577,6 +577,56 @@ def test_invalid_options_are_reported_in_one_message(command, run, tmp_path, mai
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.fixture
+def worded_table(tmp_path):
+    path = tmp_path / "worded.csv"
+    rows = ["id,title,image,brand,size,made", "1,Blue shirt,shirts/blue_shirt-1.png,Acme,42,2024-01-01"]
+    rows += ["2,Red shirt,shirts/red shirt.png,Other,40,2024-01-02", "3,Acme bag,bags/bag.png,,,2024-01-03"]
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_words_are_searched_in_the_chosen_columns(run_index, run, shop, tmp_path, worded_table):
+    options = [f"images={shop}", f"products={worded_table}", "text_columns=[title,brand,size,category]"]
+    status, _, err, rows = run_index(*options)
+    assert (status, err, len(rows)) == (0, "", 3)
+    catalogue = Catalogue(str(tmp_path / "catalogue"))
+
+    def found(text):
+        snapshot = Snapshot(catalogue)
+        matches = snapshot.match_text(text)
+        ids = [snapshot.attributes["id"][row].as_py() for row in matches.rows.tolist()]
+        return ids[: matches.has_all_words.sum()], set(ids)
+
+    assert found("acme shirt") == (["1"], {"1", "2", "3"}), "the words stand in different columns"
+    assert found("42 blue")[0] == ["1"]
+    assert "3" in found(rows["3"]["seen_as"].split()[0])[1], "an empty category is the predicted one"
+    assert "searchable_text" not in Snapshot(catalogue).attributes.column_names
+    put_product(catalogue, TrainedNetwork(run, flip_average=True), "1", {"brand": "Green Hill"})
+    assert found("green shirt")[0] == ["1"]
+    assert found("acme")[1] == {"3"}
+    status, _, err, _ = run_index(f"images={shop}", f"products={worded_table}")
+    assert status == 1
+    assert "was indexed with 'text_columns=[title,brand,size,category]': use the same value" in err
+    assert run_index(*options, "rebuild=true")[0] == 0
+    assert found("acme shirt")[0] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("[]", "text_columns names no column"),
+        ("[title,brnd]", "the products have no column brnd"),
+        ("[made]", "column made holds"),
+    ],
+)
+def test_columns_that_cannot_be_searched_for_words_are_reported(run_index, shop, worded_table, columns, message):
+    arguments = [f"images={shop}", f"products={worded_table}", f"text_columns={columns}"]
+    status, _, err, rows = run_index(*arguments)
+    assert (status, err.count("\n"), rows) == (2, 1, {})
+    assert message in err
+
+
 def test_a_column_that_changes_its_type_is_rejected(run_index, shop, tmp_path):
     table = write_csv(tmp_path / "shop.csv", "1,Shirt,,,loose.png,blue,3")
     assert run_index(f"images={shop}", f"products={table}")[0] == 0
@@ -813,12 +863,12 @@ def test_readers_see_an_indexing_only_when_it_is_complete(run, shop, tmp_path, m
     assert set(catalogue.content_keys()) == {"bag.png", "sack.png"}
     snapshot = Snapshot(Catalogue(catalogue.uri))
     assert snapshot.table_version == catalogue.table_version() == before
-    assert len(snapshot.match_titles("shirt").rows) == len(snapshot) == len(snapshot.thumbnails([0, 1])) == 2
+    assert len(snapshot.match_text("shirt").rows) == len(snapshot) == len(snapshot.thumbnails([0, 1])) == 2
     done = index_products(bags, catalogue, network, prune=True)
     after = Snapshot(catalogue)
     assert (set(after.row_by_id), after.version) == ({"bag.png", "sack.png"}, done.version)
     assert after.version == catalogue.open_latest().version, "readers see the latest version"
-    assert len(after.match_titles("sack").rows) == 1
+    assert len(after.match_text("sack").rows) == 1
 
 
 def test_a_failed_change_is_not_published_by_the_next(run, shop, tmp_path):
@@ -1040,7 +1090,7 @@ def test_a_first_version_is_opened_only_when_it_is_complete(run, shop, tmp_path,
     look()
     index_products(products, catalogue, network)
     assert catalogue.exists()
-    assert len(Snapshot(catalogue).match_titles("shirt").rows) == 2
+    assert len(Snapshot(catalogue).match_text("shirt").rows) == 2
 
 
 def test_opening_a_missing_catalogue_fails_with_advice(tmp_path):

@@ -168,7 +168,7 @@ def test_matching_counts_only_the_fused_hits_of_text_and_picture(searcher, monke
 def test_an_unreferenced_snapshot_is_freed_at_once(run):
     snapshot = Snapshot(Catalogue(str(run.catalogue)))
     snapshot.cache_thumbnails(10**9)
-    rows = snapshot.match_titles("bottom").rows
+    rows = snapshot.match_text("bottom").rows
     assert len(rows)
     gone = weakref.ref(snapshot)
     gc.disable()

@@ -223,7 +223,7 @@ def test_titles_with_all_words_come_first_and_it_is_said_when_there_is_none(clie
         found = client.get("/api/search", params={"text": words, **like}).json()
         matches = [all(word in hit["title"].split() for word in words.split()) for hit in found["hits"]]
         assert found["with_all_words"] == sum(matches)
-    said = "No title contains all the words"
+    said = "No product has all the words"
     found = client.get("/api/search", params={"text": f"{title} nosuchword"}).json()
     assert (found["with_all_words"], found["hits"][0]["id"]) == (0, "p20")
     assert said in page(client.get("/", params={"text": f"{title} nosuchword"}))

@@ -36,7 +36,13 @@ from lancedb.index import FTS
 from fashion_cnn.errors import UserError, disk_error
 from fashion_cnn.pictures.photographs import PretrainedSettings, check_settings
 from fashion_cnn.pictures.preparation import Invert
-from fashion_cnn.retrieval.products import catalogue_schema, custom_columns, describe_type
+from fashion_cnn.retrieval.products import (
+    TEXT_COLUMNS,
+    catalogue_schema,
+    custom_columns,
+    describe_type,
+    text_column_of,
+)
 from fashion_cnn.runs import Run, display_path, find_finished_run, list_runs
 from fashion_cnn.runs.damage import read_regular
 from fashion_cnn.runs.files import check_links, lock_file
@@ -117,6 +123,7 @@ class CatalogueMetadata:
         temperature: divisor of the logits for the column `confidence`; None if it is not calibrated, as in older
             catalogues and without validation images.
         pretrained: what the vectors of a pretrained network are made of; None for the network of a run.
+        text_columns: columns that words are searched in; the title in older catalogues.
     """
 
     network: str
@@ -128,6 +135,7 @@ class CatalogueMetadata:
     class_weight: float = 0.0
     temperature: float | None = None
     pretrained: PretrainedSettings | None = None
+    text_columns: tuple[str, ...] = TEXT_COLUMNS
 
     @property
     def source(self) -> str:
@@ -152,8 +160,9 @@ def metadata_of(table: Any) -> CatalogueMetadata:
     stored = json.loads(table.schema.metadata[_METADATA_KEY])
     if stored.get("pretrained") is not None:
         stored["pretrained"] = PretrainedSettings(**stored["pretrained"])
+    stored["text_columns"] = tuple(stored.get("text_columns", TEXT_COLUMNS))
     metadata = CatalogueMetadata(**stored)
-    texts = (metadata.network, metadata.run, metadata.note)
+    texts = (metadata.network, metadata.run, metadata.note, *metadata.text_columns)
     numbers = (metadata.class_weight, 1.0 if metadata.temperature is None else metadata.temperature)
     if (
         not all(isinstance(text, str) for text in texts)
@@ -170,9 +179,9 @@ def metadata_of(table: Any) -> CatalogueMetadata:
     return metadata
 
 
-def _check_columns(schema: pa.Schema, dimensions: int) -> None:
+def _check_columns(schema: pa.Schema, metadata: CatalogueMetadata) -> None:
     """Raise ValueError if a column of every catalogue is missing or has another type."""
-    for field in catalogue_schema(dimensions, []):
+    for field in catalogue_schema(metadata.dimensions, [], metadata.text_columns):
         if field.name not in schema.names:
             raise ValueError(f"its column {field.name} is missing")
         if (kind := schema.field(field.name).type) != field.type:
@@ -210,11 +219,13 @@ def check_compatible(stored: CatalogueMetadata, new: CatalogueMetadata, uri: str
         )
     if stored.dimensions != new.dimensions and stored.class_weight == new.class_weight:
         raise UserError(f"{uri} was indexed by another version of fashion_cnn: use rebuild=true to replace it.")
-    for option in ("class_weight", "flip_average", "invert"):
+    for option in ("class_weight", "flip_average", "invert", "text_columns"):
         if (value := getattr(stored, option)) != getattr(new, option):
+            setting = f"{option}={str(value).lower()}"
+            if option == "text_columns":
+                setting = f"'text_columns=[{','.join(stored.text_columns)}]'"
             raise UserError(
-                f"{uri} was indexed with {option}={str(value).lower()}: use the same value, or rebuild=true to replace "
-                "the catalogue."
+                f"{uri} was indexed with {setting}: use the same value, or rebuild=true to replace the catalogue."
             )
     if stored.note != new.note:
         raise UserError(
@@ -373,7 +384,7 @@ class Catalogue:
                         f"{self.uri}: restore its type, or use rebuild=true."
                     )
         stored_metadata = {_METADATA_KEY: json.dumps(asdict(metadata)).encode()}
-        schema = catalogue_schema(metadata.dimensions, columns).with_metadata(stored_metadata)
+        schema = catalogue_schema(metadata.dimensions, columns, metadata.text_columns).with_metadata(stored_metadata)
         staging = self._readable_staging()
         # The metadata are compared without the path of the run, which may be written in another way.
         if (
@@ -466,7 +477,7 @@ class Catalogue:
                     return None
                 raise
             self._check_metadata(table)
-            _check_columns(table.schema, metadata_of(table).dimensions)
+            _check_columns(table.schema, metadata_of(table))
         return table
 
     def _check_metadata(self, table: Any) -> None:
@@ -644,9 +655,10 @@ def index_names(table: Any, column: str) -> list[str]:
 
 
 def _optimize(table: Any) -> None:
-    """Create the full-text index of the titles if it is missing, and merge small files into large ones."""
-    if not index_names(table, "title") and table.count_rows():
-        table.create_index("title", config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
+    """Create the full-text index if it is missing, and merge small files into large ones."""
+    column = text_column_of(table.schema)
+    if not index_names(table, column) and table.count_rows():
+        table.create_index(column, config=FTS(stem=True, remove_stop_words=True, ascii_folding=True))
     table.optimize(cleanup_older_than=_FOREVER)
 
 

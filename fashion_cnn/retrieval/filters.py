@@ -119,17 +119,17 @@ class TextColours:
     quoted: str
 
 
-def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str], bool]) -> TextColours | None:
+def find_colours(text: str, colours: Sequence[str], is_word: Callable[[str], bool]) -> TextColours | None:
     """Find the colours in a text that filter products.
 
-    A colour counts after "in", as in `dress in blue` or `in black and white`. Anywhere else it counts unless a title
-    contains it: titles that name colours are searched for them as for any word. Text in quotes names none, nor does a
-    part of a word such as `off-white`.
+    A colour counts after "in", as in `dress in blue` or `in black and white`. Anywhere else it counts unless a product
+    has it in its text: texts that name colours are searched for them as for any word. Text in quotes names none, nor
+    does a part of a word such as `off-white`.
 
     Args:
         text: what the user typed.
         colours: the colours of the catalogue's products.
-        is_title_word: returns whether any title contains a word.
+        is_word: returns whether the text of any product contains a word.
 
     Returns:
         The colours; None if the text names none.
@@ -149,7 +149,7 @@ def find_colours(text: str, colours: Sequence[str], is_title_word: Callable[[str
     for match in re.finditer(f"{_QUOTED}|{run}", text, re.IGNORECASE):
         # Regular expressions ignore more differences of case than `casefold` does, such as the dotless i.
         names = [name for name in re.findall(colour, match["run"] or "", re.IGNORECASE) if name.casefold() in by_name]
-        if not names or not (match["after_in"] or not any(map(is_title_word, names))):
+        if not names or not (match["after_in"] or not any(map(is_word, names))):
             continue
         values += [by_name[name.casefold()] for name in names]
         phrases.append(match[0])

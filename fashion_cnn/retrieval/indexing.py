@@ -22,7 +22,15 @@ from fashion_cnn.retrieval.catalogue import (
     metadata_of,
     storage_errors_reported,
 )
-from fashion_cnn.retrieval.products import PRODUCT_COLUMNS, Picture, Products, custom_columns
+from fashion_cnn.retrieval.products import (
+    PRODUCT_COLUMNS,
+    TEXT_COLUMNS,
+    Picture,
+    Products,
+    add_joined_text,
+    custom_columns,
+    describe_type,
+)
 from fashion_cnn.retrieval.tables import content_key, parse_value
 from fashion_cnn.retrieval.vectors import SearchNetwork, embed, search_vectors, vector_dimensions
 
@@ -65,6 +73,7 @@ def index_products(
     network: SearchNetwork,
     *,
     class_weight: float = 0.0,
+    text_columns: Sequence[str] = TEXT_COLUMNS,
     prune: bool = False,
     rebuild: bool = False,
     approximate_above: int | None = None,
@@ -77,14 +86,15 @@ def index_products(
         catalogue: the catalogue to update.
         network: embeds the pictures.
         class_weight: see `search_vectors`.
+        text_columns: columns of the products that words are searched in, texts or numbers.
         prune: remove products that `products` lacks.
         rebuild: replace the whole catalogue.
         approximate_above: number of products above which search is approximate; None or 0 for never.
         progress: called with the number of pictures that are done and in all.
 
     Raises:
-        UserError: if no picture can be read, the catalogue holds vectors of another network, or another process is
-            indexing into it.
+        UserError: if a text column does not exist or has another type, no picture can be read, the catalogue holds
+            vectors of another network, or another process is indexing into it.
     """
     # The confidence of later products is calibrated as that of the earlier ones.
     is_new = rebuild or not catalogue.exists()
@@ -99,8 +109,10 @@ def index_products(
         note=products.note,
         temperature=temperature,
         pretrained=network.pretrained,
+        text_columns=tuple(text_columns),
     )
     products = _with_measured_columns(products, network)
+    _check_text_columns(products.table.schema, text_columns)
     with catalogue.transaction():
         catalogue.begin(metadata, custom_columns(products.table.schema), rebuild=rebuild)
         ids = products.ids
@@ -140,6 +152,23 @@ def _with_measured_columns(products: Products, network: SearchNetwork) -> Produc
     for name in set(network.measured_columns) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), pa.string()))
     return replace(products, table=table)
+
+
+def _check_text_columns(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raise UserError for a column that does not exist, or whose values are neither texts nor numbers."""
+    if not names:
+        raise UserError("text_columns names no column: give one or more, such as text_columns=[title].", status=2)
+    for name in names:
+        if name not in schema.names:
+            known = ", ".join(schema.names)
+            raise UserError(
+                f"text_columns: the products have no column {name}. Their columns: {known}."
+                f"{did_you_mean(name, schema.names)}",
+                status=2,
+            )
+        kind = schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise UserError(f"text_columns: column {name} holds {describe_type(kind)}, not text or numbers.", status=2)
 
 
 def _stage(
@@ -228,7 +257,8 @@ def put_product(
         else:
             assert stored
             row["category"] = row["category"] or stored["seen_as"]
-            catalogue.put(pa.Table.from_pylist([stored | row | {"key": key}], table.schema))
+            changed = pa.Table.from_pylist([stored | row | {"key": key}], table.schema)
+            catalogue.put(add_joined_text(changed, metadata.text_columns))
         return stored is None
 
 
@@ -288,4 +318,5 @@ def _embed(
         if pa.types.is_string((given := table[name]).type):
             table = table.set_column(table.column_names.index(name), name, pc.coalesce(given, pa.array(values)))
     categories = pc.coalesce(table["category"], columns["seen_as"])
-    return table.set_column(table.column_names.index("category"), "category", categories)
+    table = table.set_column(table.column_names.index("category"), "category", categories)
+    return add_joined_text(table, metadata.text_columns)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 # Columns of every product; the custom columns of a shop follow them.
 PRODUCT_COLUMNS = {"id": pa.string(), "title": pa.string(), "category": pa.string(), "price": pa.float64()}
 # Columns that indexing and searching add; no custom column may have such a name.
-RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity")
+RESERVED_COLUMNS = ("key", "seen_as", "confidence", "thumbnail", "vector", "similarity", "searchable_text")
+# Column that words are searched in: the title, or another one of the joined texts of several columns.
+TEXT_COLUMNS = ("title",)
+JOINED_TEXT = "searchable_text"
 # Maximum size of a thumbnail, since a catalogue may come from someone else. Thumbnails of a data set keep its size.
 _MAX_THUMBNAIL_PIXELS, _MAX_THUMBNAIL_BYTES = 4_000_000, 4_000_000
 # Maximum size of a text of a product: tables and pages show it whole.
@@ -31,12 +34,15 @@ MAX_TEXT_BYTES = 100_000
 _THUMBNAIL_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def catalogue_schema(dimensions: int, custom: Sequence[pa.Field]) -> pa.Schema:
+def catalogue_schema(
+    dimensions: int, custom: Sequence[pa.Field], text_columns: Sequence[str] = TEXT_COLUMNS
+) -> pa.Schema:
     """Return the schema of a catalogue's table.
 
     Args:
         dimensions: length of a search vector.
         custom: the custom columns of the shop.
+        text_columns: the columns that words are searched in.
     """
     return pa.schema(
         [
@@ -47,9 +53,25 @@ def catalogue_schema(dimensions: int, custom: Sequence[pa.Field]) -> pa.Schema:
             pa.field("confidence", pa.float32()),
             pa.field("thumbnail", pa.binary()),
             pa.field("vector", pa.list_(pa.float32(), dimensions)),
+            *([] if tuple(text_columns) == TEXT_COLUMNS else [pa.field(JOINED_TEXT, pa.string())]),
             *custom,
         ]
     )
+
+
+def add_joined_text(products: pa.Table, text_columns: Sequence[str]) -> pa.Table:
+    """Add or replace the column of the joined texts of several columns; nothing is added for the title alone."""
+    if tuple(text_columns) == TEXT_COLUMNS:
+        return products
+    texts = [products[name].cast(pa.string()) for name in text_columns]
+    joined = pc.binary_join_element_wise(*texts, " ", null_handling="skip")
+    others = products.drop_columns([JOINED_TEXT]) if JOINED_TEXT in products.column_names else products
+    return others.append_column(JOINED_TEXT, joined)
+
+
+def text_column_of(schema: pa.Schema) -> str:
+    """Return the column of a catalogue that words are searched in."""
+    return JOINED_TEXT if JOINED_TEXT in schema.names else "title"
 
 
 def custom_columns(schema: pa.Schema) -> list[pa.Field]:

@@ -44,8 +44,8 @@ class Query:
         like: ids of products to be similar to.
         unlike: ids of products to be dissimilar to.
         concepts: directions `(E,)` of taught concepts in the embedding space.
-        text: words of which a title has to contain at least one; titles with all of them come first. Colours that it
-            names are a further condition, see `find_colours`.
+        text: words of which the text columns of a product have to contain at least one; products with all of them come
+            first. Colours that it names are a further condition, see `find_colours`.
         conditions: conditions on columns, all of which have to be met.
         top_k: maximum number of hits.
         offset: number of best hits to skip.
@@ -92,7 +92,7 @@ class SearchHits:
     Attributes:
         hits: the requested hits, the best first.
         matching: number of products that meet the conditions; with a text, number of those that were ranked.
-        with_all_words: number of products whose titles contain all words of the text; None without words.
+        with_all_words: number of products that contain all words of the text; None without words.
         colours: the colours that the text names, which are a condition; None if it names none.
     """
 
@@ -162,7 +162,7 @@ class Searcher:
         Raises:
             UserError: for an id that the catalogue does not hold.
         """
-        colours = find_colours(query.text, self.snapshot.colours, self._is_title_word)
+        colours = find_colours(query.text, self.snapshot.colours, self._is_word_of_products)
         if colours:
             query = replace(query, text=colours.words, conditions=allow_colours(query.conditions, colours.values))
         query_vector = self._query_vector(query, output)
@@ -225,8 +225,8 @@ class Searcher:
         unit: NDArray[np.float32] = query_vector / max(float(np.linalg.norm(query_vector)), _MIN_NORM)
         return unit
 
-    def _is_title_word(self, word: str) -> bool:
-        return len(self.snapshot.match_titles(word).rows) > 0
+    def _is_word_of_products(self, word: str) -> bool:
+        return len(self.snapshot.match_text(word).rows) > 0
 
     def _examples(
         self, pictures: NDArray[np.float32], ids: Sequence[str], concepts: Sequence[NDArray[np.float32]] = ()
@@ -244,21 +244,21 @@ class Searcher:
         allowed: NDArray[np.bool_] | None,
         exclude: Sequence[int],
     ) -> tuple[Sequence[tuple[int, float | None]], int, int]:
-        """Rank by title alone, or by title and picture with reciprocal rank fusion.
+        """Rank by text alone, or by text and picture with reciprocal rank fusion.
 
-        A product whose title has none of the words is in the ranking by picture only. Titles with equal scores share a
-        rank, so that the picture decides their order.
+        A product that has none of the words is in the ranking by picture only. Products with equal scores of the text
+        share a rank, so that the picture decides their order.
 
         Args:
             query: the query, whose text has words.
-            query_vector: unit vector `(D,)`; None for a query by title alone.
+            query_vector: unit vector `(D,)`; None for a query by text alone.
             allowed: rows that meet the conditions and are not excluded, `(N,)` bool; None for all.
             exclude: rows to leave out.
 
         Returns:
-            The best hits, at least up to the last requested one, the number of all, and that of titles with all words.
+            The best hits, at least up to the last requested one, the number of all, and that of hits with all words.
         """
-        rows, scores, has_all_words = self.snapshot.match_titles(query.text)
+        rows, scores, has_all_words = self.snapshot.match_text(query.text)
         if allowed is not None:
             kept = allowed[rows]
             rows, scores, has_all_words = rows[kept], scores[kept], has_all_words[kept]
@@ -275,7 +275,7 @@ class Searcher:
         rows, scores = rows[order], scores[order]
         text_rank = dict(zip(rows.tolist(), (np.searchsorted(-scores, -scores) + 1).tolist(), strict=True))
         nearest = list(similarity)
-        # Matching titles beyond the nearest products follow in the order of their own similarity.
+        # Matching products beyond the nearest products follow in the order of their own similarity.
         if others := sorted(set(text_rank) - set(nearest)):
             similarity |= dict(zip(others, (self.snapshot.vectors_of(others) @ query_vector).tolist(), strict=True))
             others.sort(key=lambda row: -similarity[row])

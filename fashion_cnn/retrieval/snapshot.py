@@ -24,25 +24,25 @@ from fashion_cnn.retrieval.catalogue import (
     version_of,
 )
 from fashion_cnn.retrieval.filters import Condition
-from fashion_cnn.retrieval.products import MAX_TEXT_BYTES, longest_text
+from fashion_cnn.retrieval.products import JOINED_TEXT, MAX_TEXT_BYTES, longest_text, text_column_of
 
 # Maximum absolute value of a component of a unit vector, with room for rounding.
 _MAX_COMPONENT = 1.01
 # Rankings by words are cached for the next page of results: maximum number of them, and maximum size in bytes of all.
-_TITLE_CACHE_SIZE, _TITLE_CACHE_BYTES = 32, 64_000_000
-# Bytes of a title in a ranking: row (int64), score (float32) and whether it has all words (bool).
-_TITLE_BYTES = 13
+_TEXT_CACHE_SIZE, _TEXT_CACHE_BYTES = 32, 64_000_000
+# Bytes of a product in a ranking: row (int64), score (float32) and whether it has all words (bool).
+_MATCH_BYTES = 13
 # A column with more distinct values holds no names of colours.
 _MAX_COLOURS = 200
 
 
-class TitleMatches(NamedTuple):
-    """Products whose titles match a text.
+class TextMatches(NamedTuple):
+    """Products whose texts match a query.
 
     Attributes:
-        rows: rows of the snapshot `(K,)`, the best title first.
-        scores: BM25 score of each title `(K,)`; those of titles with all words are raised above the others.
-        has_all_words: whether a title contains all words, `(K,)` bool.
+        rows: rows of the snapshot `(K,)`, the best match first.
+        scores: BM25 score of each product `(K,)`; those of products with all words are raised above the others.
+        has_all_words: whether a text contains all words, `(K,)` bool.
     """
 
     rows: NDArray[np.int64]
@@ -70,7 +70,7 @@ class Snapshot:
         hidden_columns: custom columns that are not read, so that no search shows or filters them.
 
     Attributes:
-        attributes: all columns except vector, thumbnail and the hidden ones, in the order of the ids.
+        attributes: all columns except vector, thumbnail, joined texts and the hidden ones, in the order of the ids.
         schema: all columns of the catalogue, the hidden ones too.
         metadata: network and settings of the vectors.
         table_version: version of the table.
@@ -92,7 +92,7 @@ class Snapshot:
             self.metadata = metadata_of(self._table)
             self.vector_index = approximate.vector_index_of(self._table)
             self.schema: pa.Schema = self._table.schema
-            not_read = {"thumbnail", *hidden_columns} | ({"vector"} if self.vector_index else set())
+            not_read = {"thumbnail", JOINED_TEXT, *hidden_columns} | ({"vector"} if self.vector_index else set())
             columns = [name for name in self.schema.names if name not in not_read]
             table = self._table.search().select(columns).with_row_id(True).limit(None).to_arrow().sort_by("id")
             self._row_ids = _RowIds(table["_rowid"].to_numpy())
@@ -106,10 +106,10 @@ class Snapshot:
             for name in ("id", "title", "category"):
                 if count := self.attributes[name].null_count:
                     raise DamagedCatalogueError(self.uri, f"its column {name} lacks {count:,} values")
-        # Rankings are cached for further pages: a word in half of the titles takes as long as ten vector searches.
+        # Rankings are cached for further pages: a word in half of the products takes as long as ten vector searches.
         # The cached function must not refer to the snapshot, which would then never be freed.
-        size = min(_TITLE_CACHE_SIZE, max(1, _TITLE_CACHE_BYTES // (_TITLE_BYTES * max(1, len(self)))))
-        self._match_titles = lru_cache(maxsize=size)(partial(_match_titles, self.uri, self._table, self._row_ids))
+        size = min(_TEXT_CACHE_SIZE, max(1, _TEXT_CACHE_BYTES // (_MATCH_BYTES * max(1, len(self)))))
+        self._match_text = lru_cache(maxsize=size)(partial(_match_text, self.uri, self._table, self._row_ids))
 
     def __len__(self) -> int:
         return len(self._row_ids.ids)
@@ -229,37 +229,38 @@ class Snapshot:
         mask: NDArray[np.bool_] = np.logical_and.reduce([each.mask(self.attributes) for each in conditions])
         return mask
 
-    def match_titles(self, text: str) -> TitleMatches:
-        """Return the products whose titles contain any word of `text`: those with all words first, then by BM25.
+    def match_text(self, text: str) -> TextMatches:
+        """Return the products whose texts contain any word of `text`: those with all words first, then by BM25.
 
         Ties keep the order of the rows.
 
         Raises:
-            UserError: if the index of the titles is damaged.
+            UserError: if the full-text index is damaged.
         """
-        return self._match_titles(text)
+        return self._match_text(text)
 
 
-def _match_titles(uri: str, table: Any, row_ids: _RowIds, text: str) -> TitleMatches:
+def _match_text(uri: str, table: Any, row_ids: _RowIds, text: str) -> TextMatches:
     with storage_errors_reported(uri):
         if not len(row_ids.ids):
-            return TitleMatches(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
-        if not index_names(table, "title"):
-            raise DamagedCatalogueError(uri, "the index of the titles is missing")
-        rows, scores = _title_scores(table, row_ids, text)
+            return TextMatches(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
+        column = text_column_of(table.schema)
+        if not index_names(table, column):
+            raise DamagedCatalogueError(uri, "the full-text index is missing")
+        rows, scores = _text_scores(table, row_ids, text)
         # The other arguments have defaults, which mypy does not see in pydantic's dataclass.
-        all_words = MatchQuery(text, "title", operator=FullTextOperator.AND)  # type: ignore[call-arg]
-        complete, _ = _title_scores(table, row_ids, all_words)
+        all_words = MatchQuery(text, column, operator=FullTextOperator.AND)  # type: ignore[call-arg]
+        complete, _ = _text_scores(table, row_ids, all_words)
     has_all_words = np.isin(rows, complete)
     scores += has_all_words * (scores.max(initial=0) + 1)
     order = np.lexsort((rows, -scores))
-    return TitleMatches(rows[order], scores[order], has_all_words[order])
+    return TextMatches(rows[order], scores[order], has_all_words[order])
 
 
-def _title_scores(
+def _text_scores(
     table: Any, row_ids: _RowIds, query: str | MatchQuery
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     search = table.search(query, query_type="fts").select(["_score"]).with_row_id(True).limit(len(row_ids.ids))
     hits = search.to_arrow()
-    # Scores are rounded, since those of equal titles differ in their last digits.
+    # Scores are rounded, since those of equal texts differ in their last digits.
     return row_ids.rows(hits["_rowid"]), hits["_score"].to_numpy().astype(np.float32).round(4)

@@ -64,7 +64,7 @@ def create_app(
     app = FastAPI(
         title="Visual product search",
         version="1",
-        summary="Search a product catalogue by picture, by title words, or by both.",
+        summary="Search a product catalogue by picture, by words, or by both.",
         # Swagger and ReDoc would load scripts from another host; /api is a page of this package.
         docs_url=None,
         redoc_url=None,

@@ -79,8 +79,8 @@ class SearchResponse(BaseModel):
 
     version: Annotated[int, Field(description="Version of the catalogue")]
     matching: Annotated[int, Field(description="Products that match the filters and words")]
-    with_all_words: Annotated[int | None, Field(description="Those whose titles have all words; null without words")]
-    words: Annotated[str | None, Field(description="Words that titles were searched for; null without any")]
+    with_all_words: Annotated[int | None, Field(description="Those that have all words; null without words")]
+    words: Annotated[str | None, Field(description="Words that were searched for; null without any")]
     colours: Annotated[
         list[str],
         Field(

@@ -109,7 +109,7 @@ class SearchQuery(BaseModel):
     text: str = Field(
         default="",
         max_length=200,
-        description="Words, at least one of which is in the title; titles with all come first. A colour, as in "
+        description="Words, at least one of which a product has; products with all come first. A colour, as in "
         "`dress in blue`, filters by main_colour if the catalogue has this column; in quotes it is a word",
     )
     category: list[Value] = Field(default=[], max_length=MAX_VALUES, description="Only products of these categories")

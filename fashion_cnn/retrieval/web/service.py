@@ -74,7 +74,7 @@ class SearchResult:
     Attributes:
         hits: the products of the requested page.
         matching: number of products that match the filters and words.
-        with_all_words: number of products whose titles contain all words; None without words.
+        with_all_words: number of products that have all words; None without words.
         colours: the colours that the text names, which are a filter; None if it names none.
         pictures: pictures that hits should be similar to, `(C, H, W)` uint8.
         unlike_pictures: pictures that hits should not be similar to.

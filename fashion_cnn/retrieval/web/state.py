@@ -274,7 +274,6 @@ class CatalogueState:
                 return
             if self.view is None or newest != self.view.snapshot.table_version:
                 problem = self._load_newest()
-                self.updated_at = time.time()
                 print(f"{self.catalogue.uri}: loaded version {newest.version}.", file=sys.stderr)
             elif self._concepts_changed != self._concepts_time():
                 problem = self._load_concepts(self.view.searcher.network)
@@ -317,6 +316,9 @@ class CatalogueState:
             self._rejected = snapshot.table_version
             raise
         problem = self._load_concepts(network)
+        if not is_first:
+            # Before the new version is visible: a page of it says that the catalogue was updated.
+            self.updated_at = time.time()
         self._publish(searcher)
         if not is_first:
             # With Python 3.13 LanceDB keeps the frames of its callers, and with them the former snapshot, in a cycle.
