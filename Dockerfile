@@ -1,7 +1,8 @@
 # The product search in a container, with the CPU version of PyTorch:
 #   docker build -t fashion-cnn .
 #   docker run -p 8000:8000 -v /srv/shop:/shop:ro fashion-cnn
-# /srv/shop holds the run and the catalogue. Options replace the last line: docker run … fashion-cnn serve port=9000 …
+# /srv/shop holds the run and the catalogue. Options replace the last line, such as those for a catalogue of
+# embedding=pretrained, which has no run: docker run … fashion-cnn serve host=0.0.0.0 catalogue=/shop/catalogue
 FROM python:3.11-slim AS build
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
@@ -12,7 +13,7 @@ ENV PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/fashion-cnn \
     && /opt/fashion-cnn/bin/pip install --index-url https://download.pytorch.org/whl/cpu \
        --constraint scripts/constraints.txt torch torchvision \
-    && /opt/fashion-cnn/bin/pip install --constraint scripts/constraints.txt ".[search]"
+    && /opt/fashion-cnn/bin/pip install --constraint scripts/constraints.txt ".[search,photos]"
 
 FROM python:3.11-slim
 COPY --from=build /opt/fashion-cnn /opt/fashion-cnn

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Fewer products say too little about what a concept has to stand out from.
 _MIN_PRODUCTS = 12
+# Examples that are embedded between two reports of the progress.
+_BATCH_SIZE = 32
 
 
 def teach(config: DictConfig) -> None:
@@ -121,17 +123,25 @@ def _embed_examples(images: str | Sequence[str], network: EmbeddingNetwork) -> T
 
     from fashion_cnn.pictures import UnreadablePictureError, find_pictures, read_pictures
     from fashion_cnn.pictures.decoding import silence_pillow
+    from fashion_cnn.terminal import progress_bar
 
     pictures = []
-    with silence_pillow():
-        for path, picture in read_pictures(find_pictures(images).paths, network.preparation):
+    paths = find_pictures(images).paths
+    with silence_pillow(), progress_bar("reading") as progress:
+        for number, (path, picture) in enumerate(read_pictures(paths, network.preparation), start=1):
+            progress(number, len(paths))
             if isinstance(picture, UnreadablePictureError):
                 print(printable(f"{path}: {picture}"), file=sys.stderr)
             else:
                 pictures.append(picture)
     if not pictures:
         raise UserError(f"images={images}: none of the pictures could be read.")
-    return network.embed(torch.stack(pictures))
+    embeddings = []
+    with progress_bar("embedding") as progress:
+        for start in range(0, len(pictures), _BATCH_SIZE):
+            embeddings.append(network.embed(torch.stack(pictures[start : start + _BATCH_SIZE])))
+            progress(min(start + _BATCH_SIZE, len(pictures)), len(pictures))
+    return torch.cat(embeddings)
 
 
 def _reliability(concept: Concept) -> str:
