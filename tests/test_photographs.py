@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, REPOSITORY
 from PIL import Image, ImageDraw, ImageFilter
 from tiny_shop import served
 
@@ -549,6 +549,35 @@ with TestClient(build_app(compose("serve", sys.argv[1:]), "127.0.0.1"), base_url
     page = client.get("/").status_code
 print(json.dumps([answer, put.status_code, page, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
+
+
+def test_the_examples_classify_photographs_by_the_network_of_a_catalogue(indexed, tmp_path):
+    pytest.importorskip("onnxruntime", reason=install_command("export"))
+    pytest.importorskip("onnxscript", reason=install_command("export"))
+    export(compose("export", ["embedding=pretrained", f"catalogue='{indexed}/c'", f"out='{tmp_path}'"]))
+    metadata = metadata_of(Catalogue(f"{indexed}/c").open())
+    network = pretrained.PretrainedNetwork(Run(indexed / "c"), metadata.pretrained, flip_average=metadata.flip_average)
+    # A ball on noise is not trimmed, as the example in JavaScript never does.
+    scene = Image.fromarray(np.random.default_rng(3).integers(0, 255, (120, 160, 3), dtype=np.uint8))
+    scene.paste(drawn("ball", COLOURS["red"]).resize((60, 60)), (50, 30))
+    scene.save(tmp_path / "scene.png")
+    outputs = network.outputs(network.preparation(scene)[None])
+    best = int(outputs.logits[0].argmax())
+    expected = float(torch.as_tensor(outputs.logits[0]).softmax(dim=0)[best])
+    examples = REPOSITORY / "docs" / "examples"
+    classify = [sys.executable, examples / "classify.py", tmp_path / "network.onnx"]
+    answers = [subprocess.run([*classify, tmp_path / "scene.png"], capture_output=True, text=True, check=True)]
+    described = subprocess.run([*classify, "--metadata"], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "metadata.json").write_text(described)
+    packages = "['onnxruntime-web', 'pngjs', 'jpeg-js'].forEach((name) => require.resolve(name))"
+    if shutil.which("node") and not subprocess.run(["node", "-e", packages], capture_output=True).returncode:
+        files = [tmp_path / "network.onnx", tmp_path / "metadata.json", tmp_path / "scene.png"]
+        command = ["node", examples / "classify.js", *files]
+        answers.append(subprocess.run(command, capture_output=True, text=True, check=True))
+    # In JavaScript the graph resizes, which rounds once where Pillow rounds twice.
+    for answer, tolerance in zip(answers, (1e-3, 1e-2), strict=False):
+        (name, probability), *_ = json.loads(answer.stdout)["classes"]
+        assert (name, probability) == (network.class_names[best], pytest.approx(expected, abs=tolerance))
 
 
 def test_a_server_without_torch_gives_the_answers_of_the_server_with_it(indexed, command, tmp_path):

@@ -7,7 +7,9 @@
 // an ONNX file. Items are prepared like those of Fashion-MNIST (fashion_cnn/pictures/preparation.py), to 3 of 255 levels for a
 // PNG; decoders of JPEG differ by more at edges. Unlike there, an orientation in EXIF is ignored, the background behind
 // transparent pixels is white for light items too, and invert is always auto. Networks that were trained on items that are
-// not cut out, or on colour images, need another preparation, and are refused.
+// not cut out, or on colour images, need another preparation, and are refused. The network of a catalogue of
+// embedding=pretrained takes photographs as they are: its file resizes them. Items on a plain background are not trimmed
+// here, as they are there.
 "use strict";
 
 const fs = require("fs");
@@ -204,19 +206,37 @@ function prepare(channels, size, { tolerance, sharpening }) {
   return Uint8Array.from(framed.data, (v) => (brightest <= limit ? v : Math.round((v * 255) / brightest)));
 }
 
-async function main([networkFile, metadataFile, ...files]) {
-  const metadata = JSON.parse(fs.readFileSync(metadataFile, "utf8"));
-  const { preparation, class_names: names } = metadata;
+/** Classify a photograph by the network of a run. */
+async function classify(session, preparation, file) {
   const [channels, height, width] = preparation.image_shape;
   if (!preparation.cut_out || preparation.photograph || channels !== 1 || height !== width) {
     throw new Error("This example prepares grey images of cut out items only; classify.py prepares all.");
   }
+  const pixels = prepare(decode(file), height, preparation);
+  const output = await session.run({ images: new ort.Tensor("uint8", pixels, [1, 1, height, width]) });
+  return [...output.probabilities.data];
+}
+
+/** Classify a photograph by the network of a catalogue, whose graph resizes and normalises it. */
+async function classifyPhotograph(session, file) {
+  const channels = decode(file);
+  const { width, height } = channels[0];
+  const pixels = new Uint8Array(3 * width * height);
+  channels.forEach(({ data }, c) => data.forEach((value, i) => (pixels[3 * i + c] = value)));
+  const output = await session.run({ photographs: new ort.Tensor("uint8", pixels, [1, height, width, 3]) });
+  const logits = [...output.logits.data];
+  const highest = logits.reduce((a, b) => Math.max(a, b));
+  const odds = logits.map((value) => Math.exp(value - highest));
+  const total = odds.reduce((a, b) => a + b);
+  return odds.map((value) => value / total);
+}
+
+async function main([networkFile, metadataFile, ...files]) {
+  const { preparation, settings, class_names: names } = JSON.parse(fs.readFileSync(metadataFile, "utf8"));
   ort.env.wasm.numThreads = 1;
   const session = await ort.InferenceSession.create(fs.readFileSync(networkFile));
   for (const file of files) {
-    const pixels = prepare(decode(file), height, preparation);
-    const output = await session.run({ images: new ort.Tensor("uint8", pixels, [1, 1, height, width]) });
-    const probabilities = [...output.probabilities.data];
+    const probabilities = await (settings ? classifyPhotograph(session, file) : classify(session, preparation, file));
     const best = probabilities.map((value, label) => [names[label], value]).sort((a, b) => b[1] - a[1]);
     console.log(JSON.stringify({ file, classes: best.slice(0, 3) }));
   }
