@@ -53,12 +53,13 @@ def index(config: DictConfig) -> None:
     if config.remove is not None:
         _remove(catalogue, as_strings(config.remove))
         return
-    network = _network(config, run, pretrained)
     before = _version(catalogue)
     try:
         with silence_pillow():
             with progress_bar("reading") as progress:
                 products = _products(config, run, catalogue, progress)
+            # After the table: a mistake in it is reported before seconds of loading.
+            network = _network(config, run, pretrained)
             with progress_bar("embedding") as progress:
                 result = index_products(
                     products,
@@ -108,6 +109,7 @@ def _pretrained_settings(config: DictConfig) -> PretrainedSettings | None:
         raise UserError("embedding=pretrained belongs to no run: add catalogue=DIR, such as catalogue=shop/.", status=2)
     if config.images is None and config.products is None and config.remove is None:
         raise UserError("embedding=pretrained has no data set: give images=photos/ or products=shop.csv.", status=2)
+    require("photos", "timm")
     if config.run != "latest":
         raise UserError(f"embedding=pretrained takes no run: omit run={config.run} or embedding=.", status=2)
     if config.invert == "always":

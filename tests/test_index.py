@@ -5,6 +5,8 @@ import io
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -1096,6 +1098,17 @@ def test_a_first_version_is_opened_only_when_it_is_complete(run, shop, tmp_path,
 def test_opening_a_missing_catalogue_fails_with_advice(tmp_path):
     with pytest.raises(UserError, match=r"no catalogue at .*fashion_cnn.index makes one"):
         Catalogue(str(tmp_path)).open()
+
+
+@pytest.mark.parametrize("module", ["approximate", "catalogue", "filters", "snapshot"])
+def test_a_new_table_is_not_logged_whatever_is_imported_first(module, tmp_path):
+    code = (
+        f"import fashion_cnn.retrieval.{module}, lancedb\n"
+        f"lancedb.connect({str(tmp_path)!r}).create_table('t', [{{'a': 1}}], mode='overwrite')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LANCEDB_LOG"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""
 
 
 def test_missing_lancedb_is_reported_with_the_install_command(command, monkeypatch):

@@ -25,9 +25,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-# Without this setting, which lancedb reads when it is imported, it logs every new table.
-os.environ.setdefault("LANCEDB_LOG", "error")
-
 import lancedb
 import pyarrow as pa
 from lancedb.expr import col
@@ -738,7 +735,12 @@ def find_run_and_catalogue(run: str | None, catalogue: str | None, runs_dir: Pat
             ) from error
         _check_run_of_catalogue(path, catalogue, runs_dir)
         run = str(path)
-    return find_finished_run("latest" if run is None else run, runs_dir), named
+    try:
+        return find_finished_run("latest" if run is None else run, runs_dir), named
+    except UserError:
+        if run is None:
+            named.open()  # fails: without a catalogue there, a missing run is not what is wrong
+        raise
 
 
 def find_network_of_catalogue(run: str, catalogue: str, runs_dir: Path) -> tuple[Run, CatalogueMetadata | None]:
