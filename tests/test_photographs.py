@@ -674,7 +674,9 @@ def test_it_is_said_if_no_item_stands_out(indexed, command, tmp_path):
             picture.save(file, "PNG")
             result = browser.post("/api/search", files={"picture": file.getvalue()}).json()
             assert result["pictures"][0]["item_found"] is found
-            assert ("No item stands out" in browser.get(result["link"]).text) is not found
+            page = browser.get(result["link"]).text
+            assert ("No item stands out" in page) is not found
+            assert "<h3>Your picture</h3>" in page, "a class of ImageNet is no answer for a shopper"
             picture.save(tmp_path / "query.png")
             status, _, err = command(search_main, f"catalogue='{indexed}/c'", f"image='{tmp_path}/query.png'")
             assert status == 0
