@@ -935,6 +935,14 @@ def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):
     assert benchmark.draw(drawings["simple-icons"]["mybrand"], 8).getpixel((4, 4)) == (255, 0, 0, 255)
 
 
+def test_the_benchmark_reads_the_categories_of_products(script, tmp_path):
+    table = tmp_path / "products.csv"
+    rows = ["name   ,assets        ,facets  ", "Lamp   ,b.jpg|c.jpg   ,category:Home|category:Lamps|brand:X"]
+    table.write_text("\n".join([*rows, "       ,              ,", "Boot   ,a.jpg         ,category:Shoes"]), "utf-8-sig")
+    files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    assert script("benchmark_photos").read_categories(table, files) == ["Shoes", "Lamps"]
+
+
 def test_changes_of_the_benchmark_keep_the_item(script):
     photo_changes = script("benchmarks/photo_changes.py")
     background = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8))
