@@ -938,7 +938,9 @@ def test_logos_of_a_benchmark_are_found_by_brand(script, tmp_path):
 def test_the_benchmark_reads_the_categories_of_products(script, tmp_path):
     table = tmp_path / "products.csv"
     rows = ["name   ,assets        ,facets  ", "Lamp   ,b.jpg|c.jpg   ,category:Home|category:Lamps|brand:X"]
-    table.write_text("\n".join([*rows, "       ,              ,", "Boot   ,a.jpg         ,category:Shoes"]), "utf-8-sig")
+    table.write_text(
+        "\n".join([*rows, "       ,              ,", "Boot   ,a.jpg         ,category:Shoes"]), "utf-8-sig"
+    )
     files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     assert script("benchmark_photos").read_categories(table, files) == ["Shoes", "Lamps"]
 
