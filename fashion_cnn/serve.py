@@ -37,10 +37,10 @@ def serve(config: DictConfig) -> None:
 
     with open_socket(config.host, config.port) as listener:
         if config.backend == "torch":
-            import torch
+            from fashion_cnn.models.hardware import DEFAULT_THREADS
 
-            # Searches run in parallel: more threads per search would compete for the same cores.
-            torch.set_num_threads(1)
+            # One thread for everything but a search that runs alone.
+            _share_torch_threads(DEFAULT_THREADS)
         address, port = listener.getsockname()[:2]
         host = f"[{address}]" if ":" in address else address
         server = create_server(
@@ -139,6 +139,8 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
     has_test_set = config.samples == "test" and run.config_file.exists()
     samples = samples_of_test_set(run, config.data.root) if has_test_set else ()
     service = SearchService(state, Limits(**config.limits), samples, top_k=config.top_k, is_writable=config.writable)
+    if config.backend == "torch":
+        service.share_threads = _share_torch_threads
     return create_app(
         service,
         access=access,
@@ -146,6 +148,15 @@ def build_app(config: DictConfig, address: str) -> ASGIApp:
         display=Display(config.developer, config.show_similarity, config.currency or "", needs_key=bool(keys)),
         log_requests=config.log_requests,
     )
+
+
+def _share_torch_threads(running: int) -> None:
+    """Let the calling thread compute with its share of the cores: searches that run in parallel compete for them."""
+    import torch
+
+    from fashion_cnn.models.hardware import DEFAULT_THREADS
+
+    torch.set_num_threads(max(1, DEFAULT_THREADS // max(1, running)))
 
 
 def _check(config: DictConfig) -> None:

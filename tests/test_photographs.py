@@ -24,6 +24,7 @@ from fashion_cnn.export import main as export_main
 from fashion_cnn.index import index
 from fashion_cnn.index import main as index_main
 from fashion_cnn.inference import onnx_network, pretrained
+from fashion_cnn.models.hardware import DEFAULT_THREADS, restored_threads
 from fashion_cnn.pictures import Box, Preparation, parse_box, photographs
 from fashion_cnn.pictures.colour import (
     COLOUR_NAMES,
@@ -661,6 +662,26 @@ def test_a_part_of_a_photograph_is_searched_on_the_command_line(indexed, command
         )
         assert status == 0
         assert json.loads(out)[0]["id"] == expected
+
+
+def test_a_search_that_runs_alone_computes_with_all_threads(indexed, monkeypatch):
+    client = pytest.importorskip("starlette.testclient", reason=install_command("search"))
+    threads, compute = [], pretrained.PretrainedNetwork.outputs
+
+    def outputs(network, images):
+        threads.append(torch.get_num_threads())
+        return compute(network, images)
+
+    monkeypatch.setattr(pretrained.PretrainedNetwork, "outputs", outputs)
+    file = io.BytesIO()
+    drawn("ball", COLOURS["red"]).save(file, "PNG")
+    app = build_app(compose("serve", [f"catalogue='{indexed}/c'"]), "127.0.0.1")
+    with restored_threads(), client.TestClient(app, base_url="http://127.0.0.1") as browser:
+        for running in (1, DEFAULT_THREADS):
+            if running > 1:
+                monkeypatch.setattr("fashion_cnn.retrieval.web.service.Workers.running", running)
+            assert browser.post("/api/search", files={"picture": file.getvalue()}).status_code == 200
+            assert threads[-1] == DEFAULT_THREADS // running
 
 
 def test_it_is_said_if_no_item_stands_out(indexed, command, tmp_path):

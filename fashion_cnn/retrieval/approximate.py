@@ -14,8 +14,9 @@ from operator import and_
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from lancedb.index import IvfSq
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fashion_cnn.retrieval.catalogue import index_names
 from fashion_cnn.retrieval.filters import Condition
@@ -27,6 +28,8 @@ _PROBES = (8, 16, 32, 64, 128)
 _TARGET_RECALL = 0.99
 # Recall at this k is measured on this number of products.
 _TOP_K, _SAMPLE_SIZE = 12, 200
+# Rows that are compared with that sample at once.
+_SCAN_ROWS = 4096
 _METADATA_KEY = "approximate"
 
 
@@ -94,15 +97,21 @@ def nearest(
             conditions; None compares all vectors exactly.
         conditions: conditions that products have to meet.
     """
-    query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
-    if probes:
-        # `nprobes` would set the maximum as well; a maximum of 0 means no limit.
-        query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(_REFINE_FACTOR)
-    else:
-        query = query.bypass_vector_index()
-    if conditions:
-        query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
-    hits = query.select(["id", "_distance"]).limit(top_k).to_arrow()
+
+    def search(*, max_probes: int | None) -> pa.Table:
+        query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
+        if probes:
+            query = query.minimum_nprobes(probes).maximum_nprobes(max_probes).refine_factor(_REFINE_FACTOR)
+        else:
+            query = query.bypass_vector_index()
+        if conditions:
+            query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
+        return query.select(["id", "_distance"]).limit(top_k).to_arrow()
+
+    hits = search(max_probes=probes)
+    if probes and len(hits) < top_k:
+        # No maximum, which takes ten times as long even where these lists would be enough.
+        hits = search(max_probes=0)
     pairs = zip(hits["id"].to_pylist(), hits["_distance"].to_pylist(), strict=True)
     return [(product_id, 1 - distance) for product_id, distance in pairs]
 
@@ -114,15 +123,29 @@ def _measure(table: Any) -> VectorIndex:
     sample = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()
     queries = np.stack(sample["vector"].to_numpy(zero_copy_only=False))
 
-    def nearest_ids(probes: int | None) -> list[set[str]]:
-        hits = (nearest(table, query, _TOP_K, probes=probes) for query in queries)
-        return [{product_id for product_id, _ in pairs} for pairs in hits]
-
-    exact = nearest_ids(None)
+    exact = _exact_nearest(table, queries)
     recall, probes = 0.0, _PROBES[0]
     for probes in _PROBES:
-        shares = [len(ids & truth) / len(truth) for ids, truth in zip(nearest_ids(probes), exact, strict=True)]
+        found = ({each for each, _ in nearest(table, query, _TOP_K, probes=probes)} for query in queries)
+        shares = [len(ids & truth) / len(truth) for ids, truth in zip(found, exact, strict=True)]
         recall = float(np.mean(shares))
         if recall >= _TARGET_RECALL:
             break
     return VectorIndex(recall=recall, probes=probes, sample=len(queries), products=count)
+
+
+def _exact_nearest(table: Any, queries: NDArray[np.float32]) -> list[set[str]]:
+    """Return the ids of the most similar products of each query, `(Q, D)` unit vectors.
+
+    All queries are compared in one pass over the table, which a search for each would read as often.
+    """
+    similarity = np.empty((len(queries), 0), np.float32)
+    ids = np.empty((len(queries), 0), object)
+    for batch in table.search().select(["id", "vector"]).limit(None).to_batches(_SCAN_ROWS):
+        vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+        rows = np.broadcast_to(batch["id"].to_numpy(zero_copy_only=False), (len(queries), len(batch)))
+        similarity = np.concatenate([similarity, queries @ vectors.T], axis=1)
+        ids = np.concatenate([ids, rows], axis=1)
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, :_TOP_K]
+        similarity, ids = np.take_along_axis(similarity, best, axis=1), np.take_along_axis(ids, best, axis=1)
+    return [set(row) for row in ids]

@@ -48,6 +48,11 @@ class Workers:
         self._max_jobs = threads + waiting
         self._jobs = 0
 
+    @property
+    def running(self) -> int:
+        """Number of jobs that run at the moment."""
+        return self._limiter.borrowed_tokens
+
     async def run(self, job: Callable[[], Result], *, is_accepted: bool = False) -> Result:
         """Run a job in a thread and return its result.
 
@@ -207,6 +212,7 @@ class SearchService:
         test_samples: sample searches with images of the run's test set; empty if it is not on this machine.
         top_k: number of products per page.
         is_writable: whether clients whose API keys allow it may change products.
+        share_threads: called in the thread of each search before it, with the number of searches that run then.
         workers: threads for everything that takes time, except picture files.
         uploads: reads picture files.
         latencies: durations of recent searches.
@@ -217,6 +223,7 @@ class SearchService:
     test_samples: tuple[Sample, ...]
     top_k: int = 12
     is_writable: bool = False
+    share_threads: Callable[[int], None] = lambda running: None
     workers: Workers = field(init=False)
     uploads: Uploads = field(init=False)
     latencies: Latencies = field(init=False, default_factory=Latencies)
@@ -259,9 +266,12 @@ class SearchService:
         """
         view.require([*query.like, *query.unlike])
         seconds, uploads = await self.prepare(view, files or {}, boxes)
-        result = await self.workers.run(
-            lambda: search_catalogue(view, query, top_k=top_k or self.top_k, uploads=uploads)
-        )
+
+        def run() -> SearchResult:
+            self.share_threads(self.workers.running)
+            return search_catalogue(view, query, top_k=top_k or self.top_k, uploads=uploads)
+
+        result = await self.workers.run(run)
         if uploads:
             result.milliseconds[DECODING] += 1000 * seconds
         # Listing the whole catalogue is not a search.
