@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from fashion_cnn.inference.prediction import softmax
 from fashion_cnn.pictures import Preparation, decode
 from fashion_cnn.pictures.photographs import PretrainedSettings
 
@@ -39,8 +40,7 @@ def main(file: str, *paths: str) -> None:
         image = prepare.array(decode(Path(path), min_pixels=prepare.min_pixels))
         if of_catalogue:  # the graph takes photographs of any size, with the channels last
             (logits,) = network.run(["logits"], {"photographs": np.ascontiguousarray(image.transpose(1, 2, 0))[None]})
-            odds = np.exp(logits[0] - logits[0].max())
-            probabilities = odds / odds.sum()
+            probabilities = softmax(logits)[0]
         else:
             probabilities = network.run(["probabilities"], {"images": image[None]})[0][0]
         best = [(names[label], float(probabilities[label])) for label in probabilities.argsort()[::-1][:3]]

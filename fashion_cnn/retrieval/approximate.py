@@ -14,7 +14,6 @@ from operator import and_
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from lancedb.index import IvfSq
 from numpy.typing import ArrayLike, NDArray
 
@@ -84,7 +83,7 @@ def nearest(
     query_vector: ArrayLike,
     top_k: int,
     *,
-    probes: int | None,
+    probes: int,
     conditions: Sequence[Condition] = (),
 ) -> list[tuple[str, float]]:
     """Return the ids of the most similar products with their cosines, the most similar first.
@@ -94,24 +93,17 @@ def nearest(
         query_vector: unit vector `(D,)`.
         top_k: maximum number of products.
         probes: number of lists of the index to scan, more if these hold fewer than `top_k` products that meet the
-            conditions; None compares all vectors exactly.
+            conditions.
         conditions: conditions that products have to meet.
     """
-
-    def search(*, max_probes: int | None) -> pa.Table:
-        query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
-        if probes:
-            query = query.minimum_nprobes(probes).maximum_nprobes(max_probes).refine_factor(_REFINE_FACTOR)
-        else:
-            query = query.bypass_vector_index()
-        if conditions:
-            query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
-        return query.select(["id", "_distance"]).limit(top_k).to_arrow()
-
-    hits = search(max_probes=probes)
-    if probes and len(hits) < top_k:
-        # No maximum, which takes ten times as long even where these lists would be enough.
-        hits = search(max_probes=0)
+    query = table.search(np.asarray(query_vector), vector_column_name="vector").distance_type("cosine")
+    query = query.minimum_nprobes(probes).refine_factor(_REFINE_FACTOR).select(["id", "_distance"]).limit(top_k)
+    if conditions:
+        query = query.where(reduce(and_, (each.expression() for each in conditions)), prefilter=True)
+    hits = query.maximum_nprobes(probes).to_arrow()
+    if len(hits) < top_k:
+        # 0 is no maximum, which takes ten times as long even where these lists would be enough.
+        hits = query.maximum_nprobes(0).to_arrow()
     pairs = zip(hits["id"].to_pylist(), hits["_distance"].to_pylist(), strict=True)
     return [(product_id, 1 - distance) for product_id, distance in pairs]
 
