@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.convolution import AMXConv2d
 from fashion_cnn.models.hardware import has_onednn
 from fashion_cnn.models.layers import mean_of_pixels
 
@@ -44,7 +45,7 @@ class FastCNN(nn.Module):
             pooling = nn.MaxPool2d(2) if layers else nn.Identity()
             layers.insert(len(layers) - 1 if pool_first else len(layers), pooling)
             # ReLU is monotonic: after the pooling it gives the same values for a quarter of the work.
-            layers += [nn.ReLU(inplace=True), nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+            layers += [nn.ReLU(inplace=True), AMXConv2d(channels, width, bias=False)]
             layers.append(nn.BatchNorm2d(width))
             channels = width
         self.trunk = nn.Sequential(*layers, nn.ReLU(inplace=True))

@@ -98,6 +98,11 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and computes_in_bfloat16("cpu"))
 
 
+def has_amx() -> bool:
+    """Return whether this CPU multiplies matrices in the tile units of Intel's AMX."""
+    return _cpu_supports("amx_tile")
+
+
 def _cpu_supports(unit: str) -> bool:
     """Return whether the processor has a vector unit; False if this version of torch does not report it."""
     return bool(getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fashion_cnn.errors import UserError
+from fashion_cnn.models.convolution import AMXConv2d
 from fashion_cnn.models.layers import Dropout, mean_of_pixels
 
 Choice = TypeVar("Choice")
@@ -146,7 +147,7 @@ class Convolution(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, *, make_norm: Callable[[int], nn.Module]) -> None:
         norm = make_norm(out_channels)
         bias = isinstance(norm, nn.Identity)
-        super().__init__(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias), norm)
+        super().__init__(AMXConv2d(in_channels, out_channels, bias=bias), norm)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return feature maps `(B, out_channels, H, W)`, of half the height and width if `pools`."""
