@@ -8,8 +8,8 @@
 // PNG; decoders of JPEG differ by more at edges. Unlike there, an orientation in EXIF is ignored, the background behind
 // transparent pixels is white for light items too, and invert is always auto. Networks that were trained on items that are
 // not cut out, or on colour images, need another preparation, and are refused. The network of a catalogue of
-// embedding=pretrained takes photographs as they are: its file resizes them. Items on a plain background are not trimmed
-// here, as they are there.
+// embedding=pretrained takes photographs as they are: its file resizes them, and items on a plain background are trimmed
+// here first (fashion_cnn/pictures/colour.py).
 "use strict";
 
 const fs = require("fs");
@@ -48,15 +48,15 @@ function grey([red, green, blue]) {
   return result;
 }
 
-/** Mean of blocks of factor x factor pixels; those at the right and at the bottom may be smaller. */
-function reduce(source, factor) {
-  const result = plane(Math.ceil(source.width / factor), Math.ceil(source.height / factor));
+/** Mean of blocks of `across` x `down` pixels; those at the right and at the bottom may be smaller. */
+function reduce(source, across, down = across) {
+  const result = plane(Math.ceil(source.width / across), Math.ceil(source.height / down));
   for (let y = 0; y < result.height; y++) {
     for (let x = 0; x < result.width; x++) {
       let sum = 0;
       let count = 0;
-      for (let v = y * factor; v < Math.min((y + 1) * factor, source.height); v++) {
-        for (let u = x * factor; u < Math.min((x + 1) * factor, source.width); u++, count++) {
+      for (let v = y * down; v < Math.min((y + 1) * down, source.height); v++) {
+        for (let u = x * across; u < Math.min((x + 1) * across, source.width); u++, count++) {
           sum += source.data[v * source.width + u];
         }
       }
@@ -90,10 +90,10 @@ const bicubic = (x) => {
   return t < 2 ? ((-0.5 * t + 2.5) * t - 4) * t + 2 : 0;
 };
 
-/** Resize the width as Pillow does: the filter is as wide as the pixels of the result. */
-function resizeWidth(source, width, filter, support) {
+/** Resize the first `length` columns as Pillow does: the filter is as wide as the pixels of the result. */
+function resizeWidth(source, width, filter, support, length = source.width) {
   const result = plane(width, source.height);
-  const scale = source.width / width;
+  const scale = length / width;
   const stretch = Math.max(1, scale);
   for (let x = 0; x < width; x++) {
     const centre = (x + 0.5) * scale;
@@ -217,9 +217,121 @@ async function classify(session, preparation, file) {
   return [...output.probabilities.data];
 }
 
+/** Round halves to even numbers, as Python does. */
+const roundHalfEven = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
+
+/** A copy whose longer side has 112 pixels, as Pillow's thumbnail with a reducing gap of 2; smaller pictures as they are. */
+function thumbnail(channels, side = 112) {
+  const { width, height } = channels[0];
+  if (Math.max(width, height) <= side) return channels;
+  const aspect = width / height;
+  const nearest = (value, distance) =>
+    Math.max(1, distance(Math.floor(value)) <= distance(Math.ceil(value)) ? Math.floor(value) : Math.ceil(value));
+  const newWidth = aspect <= 1 ? nearest(side * aspect, (n) => Math.abs(aspect - n / side)) : side;
+  const newHeight = aspect <= 1 ? side : nearest(side / aspect, (n) => (n ? Math.abs(aspect - side / n) : 0));
+  const [across, down] = [width / newWidth, height / newHeight].map((ratio) => Math.max(1, Math.floor(ratio / 2)));
+  return channels.map((channel) => {
+    const narrow = resizeWidth(reduce(channel, across, down), newWidth, bicubic, 2, width / across);
+    return transpose(resizeWidth(transpose(narrow), newHeight, bicubic, 2, height / down));
+  });
+}
+
+/** CIELAB planes of red, green and blue planes, white point D65. */
+function toLab(channels) {
+  const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const root = (t) => (t > (6 / 29) ** 3 ? Math.cbrt(t) : (t * (29 / 6) ** 2) / 3 + 4 / 29);
+  const [red, green, blue] = channels.map(({ data }) => data.map(linear));
+  const xyz = [
+    [0.433953, 0.376219, 0.189828],
+    [0.212673, 0.715152, 0.072175],
+    [0.017758, 0.109477, 0.872765],
+  ].map(([r, g, b]) => red.map((value, i) => root(r * value + g * green[i] + b * blue[i])));
+  return [
+    xyz[1].map((y) => 116 * y - 16),
+    xyz[0].map((x, i) => 500 * (x - xyz[1][i])),
+    xyz[1].map((y, i) => 200 * (y - xyz[2][i])),
+  ];
+}
+
+/** Solve a 3x3 system by Cramer's rule. */
+function solve(m, b) {
+  const det = ([[a, c, d], [e, f, g], [h, i, j]]) => a * (f * j - g * i) - c * (e * j - g * h) + d * (e * i - f * h);
+  const whole = det(m);
+  return [0, 1, 2].map((k) => det(m.map((row, r) => row.map((value, c) => (c === k ? b[r] : value)))) / whole);
+}
+
+/** Mask of the item on a plain or evenly shaded background; null if the border is not plain or nothing differs from it. */
+function foreground(lab, width, height) {
+  const places = [];
+  const border = [];
+  const edge = Math.max(1, Math.floor(Math.min(width, height) / 50));
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      if (x < edge || y < edge || x >= width - edge || y >= height - edge) border.push(places.length);
+      places.push([1, height > 1 ? (2 * y) / (height - 1) - 1 : -1, width > 1 ? (2 * x) / (width - 1) - 1 : -1]);
+    }
+  }
+  // The background is linear in the position: least absolute deviations, by iteratively reweighted least squares.
+  let fit = lab.map((values) => [median(border.map((i) => values[i])), 0, 0]);
+  const fitted = (c, i) => fit[c].reduce((sum, value, k) => sum + value * places[i][k], 0);
+  const distance = (i) => Math.hypot(...lab.map((values, c) => values[i] - fitted(c, i)));
+  for (let round = 0; round < 8; round++) {
+    const weights = border.map((i) => 1 / Math.max(distance(i), 1));
+    const sum = (term) => border.reduce((total, i, n) => total + weights[n] * term(i), 0);
+    const axes = [0, 1, 2];
+    const moments = axes.map((j) => axes.map((k) => sum((i) => places[i][j] * places[i][k]) + (j === k ? 1e-3 : 0)));
+    fit = lab.map((values) => solve(moments, axes.map((k) => sum((i) => places[i][k] * values[i]))));
+  }
+  const distances = places.map((_, i) => distance(i));
+  const limit = Math.min(18, Math.max(9, 4 * median(border.map((i) => distances[i]))));
+  if (border.filter((i) => distances[i] <= limit).length < 0.7 * border.length) return null;
+  const at = (x, y) => distances[Math.min(height - 1, Math.max(0, y)) * width + Math.min(width - 1, Math.max(0, x))];
+  const near = [-1, 0, 1].flatMap((down) => [-1, 0, 1].map((right) => [right, down]));
+  const mask = places.map((_, i) => {
+    const [x, y] = [i % width, Math.floor(i / width)];
+    return near.filter(([right, down]) => at(x + right, y + down) > limit).length > 4;
+  });
+  return mask.filter(Boolean).length >= 0.003 * mask.length ? mask : null;
+}
+
+/** The item on a plain background with a margin, in a square of `size` pixels; any other photograph as it is. */
+function trim(channels, size) {
+  const { width, height } = channels[0];
+  const small = thumbnail(channels);
+  const [smallWidth, smallHeight] = [small[0].width, small[0].height];
+  const mask = foreground(toLab(small), smallWidth, smallHeight);
+  if (!mask) return channels;
+  const found = [...mask.keys()].filter((i) => mask[i]);
+  const spans = [
+    [found.map((i) => i % smallWidth), width / smallWidth, width],
+    [found.map((i) => Math.floor(i / smallWidth)), height / smallHeight, height],
+  ].map(([values, scale, length]) => {
+    const [first, last] = values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -1]);
+    return [first * scale, (last + 1) * scale, length];
+  });
+  const margin = 0.1 * Math.max(...spans.map(([start, end]) => end - start));
+  const [[left, right], [top, bottom]] = spans.map(([start, end, length]) => [
+    Math.max(0, roundHalfEven(start - margin)),
+    Math.min(length, roundHalfEven(end + margin)),
+  ]);
+  const ratio = (right - left) / (bottom - top);
+  const newWidth = ratio < 1 ? roundHalfEven(ratio * size) : size;
+  const newHeight = ratio > 1 ? roundHalfEven(size / ratio) : size;
+  const [startX, startY] = [roundHalfEven((size - newWidth) / 2), roundHalfEven((size - newHeight) / 2)];
+  return channels.map((channel) => {
+    const item = resize(crop(channel, left, top, right, bottom), newWidth, newHeight, bicubic, 2);
+    const framed = plane(size, size, Math.floor(median(border(channel))));
+    for (let y = 0; y < newHeight; y++) {
+      framed.data.set(item.data.subarray(y * newWidth, (y + 1) * newWidth), (y + startY) * size + startX);
+    }
+    return framed;
+  });
+}
+
 /** Classify a photograph by the network of a catalogue, whose graph resizes and normalises it. */
-async function classifyPhotograph(session, file) {
-  const channels = decode(file);
+async function classifyPhotograph(session, settings, file) {
+  const photograph = decode(file);
+  const channels = settings.trim ? trim(photograph, settings.size) : photograph;
   const { width, height } = channels[0];
   const pixels = new Uint8Array(3 * width * height);
   channels.forEach(({ data }, c) => data.forEach((value, i) => (pixels[3 * i + c] = value)));
@@ -236,13 +348,13 @@ async function main([networkFile, metadataFile, ...files]) {
   ort.env.wasm.numThreads = 1;
   const session = await ort.InferenceSession.create(fs.readFileSync(networkFile));
   for (const file of files) {
-    const probabilities = await (settings ? classifyPhotograph(session, file) : classify(session, preparation, file));
+    const probabilities = await (settings ? classifyPhotograph(session, settings, file) : classify(session, preparation, file));
     const best = probabilities.map((value, label) => [names[label], value]).sort((a, b) => b[1] - a[1]);
     console.log(JSON.stringify({ file, classes: best.slice(0, 3) }));
   }
 }
 
-module.exports = { decode, prepare };
+module.exports = { decode, prepare, trim };
 if (require.main === module) {
   main(process.argv.slice(2)).catch((error) => {
     console.error(error.message);
