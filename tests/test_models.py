@@ -18,6 +18,7 @@ from fashion_cnn.models import Ensemble, FastCNN, ImageClassifier, KerasCNN, Res
 from fashion_cnn.models.backbones import TorchvisionBackbone
 from fashion_cnn.models.fast_cnn import Whitening
 from fashion_cnn.models.hardware import precision_context
+from fashion_cnn.models.resnet import ResidualBlock
 
 MAX_PARAMETERS = {
     "baseline": 241_546,
@@ -135,6 +136,39 @@ def test_pooling_before_relu_equals_pooling_after_it():
     behind = nn.Sequential(*layers[:pooling], layers[pooling + 1], layers[pooling], *layers[pooling + 2 :])
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(network.trunk(images.clone()), behind(images.clone()))
+
+
+@pytest.mark.parametrize("side", [28, 27, 8])
+def test_a_strided_stem_halves_the_resolution_as_a_pooling_does(side):
+    data = {"in_channels": 3, "num_classes": 10, "stem": [8, 16], "widths": [16, 24], "depths": [1, 0]}
+    sides = {}
+    for strided in (False, True):
+        network = ResNet(**data, pool_first=True, strided_stem=strided)
+        seen = sides.setdefault(strided, [])
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output.shape[-1]))
+        assert network(torch.randn(2, 3, side, side)).shape == (2, 10)
+    half, quarter = side // 2, side // 4
+    assert sides[False] == [side, side, half, half, half, quarter]
+    assert sides[True] == [half, half, half, half, half, quarter]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_block_starts_as_the_identity_with_its_output_normalised_or_not(normalised):
+    network = ResNet(in_channels=1, num_classes=10, stem=[8], widths=[16], depths=[1], norm_block_output=normalised)
+    block = next(layer for layer in network.trunk if isinstance(layer, ResidualBlock))
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in block.modules())
+    images = torch.randn(2, 16, 6, 6).abs()
+    assert norms == 1 + normalised
+    assert torch.equal(block(images), images)
+    block.train()(images).square().sum().backward()
+    assert any(parameter.grad.abs().sum() > 0 for parameter in block.branch[2].parameters())
+
+
+def test_a_strided_stem_without_a_convolution_is_refused():
+    with pytest.raises(UserError, match="strided_stem=true needs a convolution"):
+        ResNet(in_channels=1, num_classes=10, stem=[], widths=[8], depths=[0], strided_stem=True)
 
 
 @pytest.mark.parametrize("name", ["fast_cnn", "resnet"])

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from fashion_cnn.models.hardware import has_amx
 
-# Pixels of a packed row. The units of AMX multiply 32 pixels at once; longer rows gained nothing more.
+# Pixels of a packed row, at most. Longer ones gained nothing more.
 _ROW_PIXELS = 64
-# Packing fewer images than this into a row costs as much as it saves, as it does with fewer channels.
-_MIN_IMAGES = 4
+# With fewer images in a row, or fewer channels, packing took as long as it saved.
+_MIN_IMAGES = 8
 _MIN_CHANNELS = 32
 
 

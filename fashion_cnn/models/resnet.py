@@ -45,9 +45,14 @@ class ResNet(nn.Module):
         residual: whether a block adds its input to its output.
         pool_first: whether a pooling stands before the normalisation of the convolution that it follows, which then has
             a quarter of the work. False for runs of older versions.
+        strided_stem: whether the first convolution is a 4x4 convolution of stride 2, in place of a 3x3 convolution and
+            of the pooling after the stem. False for runs of older versions.
+        norm_block_output: whether the second convolution of a block is normalised, too. Without it a block takes less
+            time; it starts as the identity either way.
 
     Raises:
-        UserError: if `widths` and `depths` differ in length, or an activation or a normalisation is unknown.
+        UserError: if `widths` and `depths` differ in length, an activation or a normalisation is unknown, or
+            `strided_stem` is set without a convolution in the stem.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class ResNet(nn.Module):
         normalisation: str = "batch",
         residual: bool = True,
         pool_first: bool = False,
+        strided_stem: bool = False,
+        norm_block_output: bool = True,
     ) -> None:
         super().__init__()
         if len(widths) != len(depths):
@@ -70,24 +77,31 @@ class ResNet(nn.Module):
                 f"model.network.widths={list(widths)} and depths={list(depths)} differ in length: "
                 "give each stage a width and a depth."
             )
+        if strided_stem and not stem:
+            raise UserError("model.network.strided_stem=true needs a convolution in model.network.stem: it has none.")
         make_activation = _choose("activation", activation, ACTIVATIONS)
         convolution = partial(Convolution, make_norm=_choose("normalisation", normalisation, NORMALISATIONS))
+        last_of_block = convolution if norm_block_output else partial(convolution, make_norm=NORMALISATIONS["none"])
         layers: list[nn.Module] = []
         channels = in_channels
         for width in stem:
-            layers += [convolution(channels, width), make_activation()]
+            layers += [convolution(channels, width, halves=strided_stem and not layers), make_activation()]
             channels = width
-        for width, depth in zip(widths, depths, strict=True):
-            # Pool first: the widening convolution then works at the lower resolution. Pool before a preceding
-            # activation: ReLU is monotonic and gives the same values for a quarter of the work.
-            follows_activation = layers and not isinstance(layers[-1], ResidualBlock)
-            activation_layers = [layers.pop()] if follows_activation else []
-            if pool_first and layers and isinstance(layers[-1], Convolution):
-                layers[-1].pools = True
-            else:
-                layers.append(nn.MaxPool2d(2))
-            layers += [*activation_layers, convolution(channels, width), make_activation()]
-            layers += [ResidualBlock(width, convolution, make_activation, residual=residual) for _ in range(depth)]
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            if stage or not strided_stem:
+                # Pool first: the widening convolution then works at the lower resolution. Pool before a preceding
+                # activation: ReLU is monotonic and gives the same values for a quarter of the work.
+                follows_activation = layers and not isinstance(layers[-1], ResidualBlock)
+                activation_layers = [layers.pop()] if follows_activation else []
+                if pool_first and layers and isinstance(layers[-1], Convolution):
+                    layers[-1].pools = True
+                else:
+                    layers.append(nn.MaxPool2d(2))
+                layers += activation_layers
+            layers += [convolution(channels, width), make_activation()]
+            for _ in range(depth):
+                first, second = convolution(width, width), last_of_block(width, width)
+                layers.append(ResidualBlock(first, second, make_activation, residual=residual))
             channels = width
         self.trunk = nn.Sequential(*layers)
         self.dropout = Dropout(dropout)
@@ -99,25 +113,23 @@ class ResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity, `(B, width, H, W)` in and out.
+    """Two 3x3 convolutions beside the identity, `(B, C, H, W)` in and out.
 
     Args:
-        width: channels in and out.
-        convolution: factory of a convolution from its channels in and out.
+        first, second: the convolutions, of C channels in and out.
         make_activation: factory of an activation.
         residual: whether to add the input to the output.
     """
 
     def __init__(
         self,
-        width: int,
-        convolution: Callable[[int, int], "Convolution"],
+        first: "Convolution",
+        second: "Convolution",
         make_activation: Callable[[], nn.Module],
         *,
         residual: bool = True,
     ) -> None:
         super().__init__()
-        first, second = convolution(width, width), convolution(width, width)
         self.branch = nn.Sequential(first, make_activation(), second)
         self.activation = make_activation()
         self.residual = residual
@@ -127,7 +139,7 @@ class ResidualBlock(nn.Module):
             second.zero_output()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return feature maps `(B, width, H, W)`."""
+        """Return feature maps `(B, C, H, W)`."""
         branch = self.branch(images)
         return self.activation(images + branch if self.residual else branch)
 
@@ -139,15 +151,23 @@ class Convolution(nn.Sequential):
         in_channels: channels in.
         out_channels: channels out.
         make_norm: factory of the normalisation from its channels; the convolution has a bias if it is `nn.Identity`.
+        halves: whether it is a 4x4 convolution of stride 2 instead, which halves height and width.
     """
 
     # Whether a 2x2 max pooling stands between them. It is no module, so that the keys of the state dict stay the same.
     pools = False
 
-    def __init__(self, in_channels: int, out_channels: int, *, make_norm: Callable[[int], nn.Module]) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, make_norm: Callable[[int], nn.Module], halves: bool = False
+    ) -> None:
         norm = make_norm(out_channels)
         bias = isinstance(norm, nn.Identity)
-        super().__init__(AMXConv2d(in_channels, out_channels, bias=bias), norm)
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1, bias=bias)
+            if halves
+            else AMXConv2d(in_channels, out_channels, bias=bias),
+            norm,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return feature maps `(B, out_channels, H, W)`, of half the height and width if `pools`."""
