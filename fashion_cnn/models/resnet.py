@@ -116,7 +116,8 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside the identity, `(B, C, H, W)` in and out.
 
     Args:
-        first, second: the convolutions, of C channels in and out.
+        first: the first convolution, of C channels in and out.
+        second: the second one.
         make_activation: factory of an activation.
         residual: whether to add the input to the output.
     """
