@@ -289,6 +289,14 @@ def test_a_row_has_records_of_one_recipe(reproduce, monkeypatch):
     assert [(line["recipe"], line["results"]["seed"]) for line in reproduce.recorded("speedrun_93")] == [("new", 1)]
 
 
+def test_a_setting_that_was_added_later_changes_the_hash_only_if_it_changes_the_training(reproduce):
+    def digest(*overrides):
+        return reproduce.hash_settings(compose(overrides=["model=small", *overrides]))
+
+    assert digest("~model.network.strided_stem") == digest()
+    assert digest("model.network.strided_stem=true") != digest()
+
+
 @pytest.fixture
 def typed(command, reproduce, monkeypatch):
     """Return a function that runs scripts/reproduce with arguments and the real records."""

@@ -74,7 +74,8 @@ def images_per_row(images_shape: torch.Size, weight_shape: torch.Size) -> int:
     """
     batch, width = images_shape[0], images_shape[3]
     fitting = max(1, _ROW_PIXELS // (width + 1))
-    number = min(1 << (fitting.bit_length() - 1), batch & -batch)  # The largest powers of two, that divides the batch.
+    # The largest power of two that fits, and the largest that divides the batch.
+    number = min(1 << (fitting.bit_length() - 1), batch & -batch)
     return number if number >= _MIN_IMAGES and min(weight_shape[:2]) >= _MIN_CHANNELS else 1
 
 
