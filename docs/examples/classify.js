@@ -75,6 +75,14 @@ function crop(source, left, top, right, bottom) {
   return result;
 }
 
+/** Put a plane into another, at these pixels. */
+function paste(target, source, left, top) {
+  for (let y = 0; y < source.height; y++) {
+    const row = source.data.subarray(y * source.width, (y + 1) * source.width);
+    target.data.set(row, (y + top) * target.width + left);
+  }
+}
+
 const transpose = (source) => {
   const result = plane(source.height, source.width);
   for (let y = 0; y < source.height; y++) {
@@ -198,9 +206,7 @@ function prepare(channels, size, { tolerance, sharpening }) {
   const resized = scale < 1 ? resize(item, newWidth, newHeight, box, 0.5) : resize(item, newWidth, newHeight, bicubic, 2);
   let framed = plane(size, size);
   const [left, top] = [(size - newWidth + 1) >> 1, (size - newHeight + 1) >> 1];
-  for (let y = 0; y < newHeight; y++) {
-    framed.data.set(resized.data.subarray(y * newWidth, (y + 1) * newWidth), (y + top) * size + left);
-  }
+  paste(framed, resized, left, top);
   if (Math.max(item.width, item.height) > size) framed = sharpen(framed, sharpening);
   const brightest = framed.data.reduce((a, b) => Math.max(a, b));
   return Uint8Array.from(framed.data, (v) => (brightest <= limit ? v : Math.round((v * 255) / brightest)));
@@ -321,9 +327,7 @@ function trim(channels, size) {
   return channels.map((channel) => {
     const item = resize(crop(channel, left, top, right, bottom), newWidth, newHeight, bicubic, 2);
     const framed = plane(size, size, Math.floor(median(border(channel))));
-    for (let y = 0; y < newHeight; y++) {
-      framed.data.set(item.data.subarray(y * newWidth, (y + 1) * newWidth), (y + startY) * size + startX);
-    }
+    paste(framed, item, startX, startY);
     return framed;
   });
 }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fashion_cnn.models.hardware import has_amx
+from fashion_cnn.models.layers import is_traced
 
 # Pixels of a packed row, at most. Longer ones gained nothing more.
 _ROW_PIXELS = 64
@@ -41,8 +42,7 @@ class AMXConv2d(nn.Conv2d):
 
     def _packs(self, input: Tensor) -> bool:
         """Return whether the weight gradient is needed, and faster if images are packed."""
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if is_traced or not (torch.is_grad_enabled() and self.weight.requires_grad) or input.device.type != "cpu":
+        if is_traced() or not (torch.is_grad_enabled() and self.weight.requires_grad) or input.device.type != "cpu":
             return False
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         return dtype == torch.bfloat16 and has_amx() and images_per_row(input.shape, self.weight.shape) > 1

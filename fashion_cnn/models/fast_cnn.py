@@ -9,7 +9,7 @@ from torch.nn import functional
 from fashion_cnn.errors import UserError
 from fashion_cnn.models.convolution import AMXConv2d
 from fashion_cnn.models.hardware import has_onednn
-from fashion_cnn.models.layers import mean_of_pixels
+from fashion_cnn.models.layers import is_traced, mean_of_pixels
 
 
 class FastCNN(nn.Module):
@@ -113,8 +113,7 @@ class Whitening(nn.Module):
     def whiten_and_pool(self, images: Tensor) -> Tensor:
         """Return the whitened images after a 2x2 max pooling `(B, channels, H // 2, W // 2)`."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        is_plain_call = not (images.requires_grad or is_traced)
+        is_plain_call = not (images.requires_grad or is_traced())
         if is_plain_call and images.device.type == "cpu" and has_onednn(dtype):
             return _convolve_and_pool(images.to(dtype), self.weight.to(dtype))
         return functional.max_pool2d(self(images), 2)

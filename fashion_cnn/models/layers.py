@@ -13,6 +13,11 @@ def is_nonlinearity(layer: nn.Module) -> bool:
     return is_activation and not isinstance(layer, nn.MultiheadAttention)
 
 
+def is_traced() -> bool:
+    """Return whether the present call is compiled or exported, and not computed."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
 class Float32Linear(nn.Linear):
     """`nn.Linear` that computes in float32 whatever the precision of the layers before it.
 
